@@ -1,0 +1,58 @@
+"""kvray measures which KV-cache configuration of an LLM is best for a model, a machine and a workload.
+
+The public names, imported lazily: `import kvray` costs nothing. Modules inside the package never import from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Candidate": "kvray.candidate",
+    "DType": "kvray.candidate",
+    "DeviceType": "kvray.candidate",
+    "KvrayError": "kvray.errors",
+    "PlanBuilder": "kvray.plan.builder",
+    "TransformersAdapter": "kvray.engines.transformers",
+    "TuneConfig": "kvray.config",
+    "TuningSearch": "kvray.search",
+    "WorkloadProfile": "kvray.workload",
+    "create_custom_profile": "kvray.workload",
+    "get_profile": "kvray.workload",
+    "list_profiles": "kvray.workload",
+    "load_plan": "kvray.plan.session",
+    "load_profile": "kvray.workload",
+    "save_profile": "kvray.workload",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (names are strings; the linter cannot see it)
+
+if TYPE_CHECKING:
+    from kvray.candidate import Candidate as Candidate
+    from kvray.candidate import DeviceType as DeviceType
+    from kvray.candidate import DType as DType
+    from kvray.config import TuneConfig as TuneConfig
+    from kvray.engines.transformers import TransformersAdapter as TransformersAdapter
+    from kvray.errors import KvrayError as KvrayError
+    from kvray.plan.builder import PlanBuilder as PlanBuilder
+    from kvray.plan.session import load_plan as load_plan
+    from kvray.search import TuningSearch as TuningSearch
+    from kvray.workload import WorkloadProfile as WorkloadProfile
+    from kvray.workload import create_custom_profile as create_custom_profile
+    from kvray.workload import get_profile as get_profile
+    from kvray.workload import list_profiles as list_profiles
+    from kvray.workload import load_profile as load_profile
+    from kvray.workload import save_profile as save_profile
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'kvray' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

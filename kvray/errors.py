@@ -1,0 +1,117 @@
+"""Every error a user can meet: what failed, the value, what is allowed, the next step, and an exit code of its own.
+
+Raised anywhere, shown as one line by `kvray.cli`. A trial that fails is not an error: it is a record with a status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class KvrayError(Exception):
+    """Base of all errors that kvray raises on purpose.
+
+    Args:
+        message: what failed, naming the offending value.
+        hint: the next step, as an imperative sentence; shown after the message.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class InvalidValueError(KvrayError):
+    """An option, field or argument has a value that is not allowed."""
+
+    exit_code = 2
+
+    @classmethod
+    def not_one_of(cls, what: str, value: object, allowed: Iterable[str]) -> InvalidValueError:
+        """The error for a `value` of `what` that is not among `allowed`."""
+        return cls(f"Unknown {what} {str(value)!r}.", hint=f"Allowed: {', '.join(allowed)}.")
+
+
+class ProfileError(KvrayError):
+    """A workload profile is unknown, malformed, or keeps no context length for the model."""
+
+    exit_code = 3
+
+
+class ModelError(KvrayError):
+    """A model cannot be found, read or downloaded, or is gated."""
+
+    exit_code = 4
+
+
+class EngineError(KvrayError):
+    """An engine is unknown, or what it needs is not installed."""
+
+    exit_code = 5
+
+
+class PlanError(KvrayError):
+    """A plan is missing, malformed, or of a version that this kvray cannot read."""
+
+    exit_code = 6
+
+
+class OutputError(KvrayError):
+    """A folder or file cannot be written."""
+
+    exit_code = 7
+
+
+class NoCandidatesError(KvrayError):
+    """Rules and options leave nothing to measure."""
+
+    exit_code = 8
+
+
+class AllTrialsFailedError(KvrayError):
+    """Every trial ended without a complete measurement."""
+
+    exit_code = 9
+
+
+class ResultsError(KvrayError):
+    """A results folder is missing, holds no records, or holds records that do not fit the request."""
+
+    exit_code = 10
+
+
+class SweepError(KvrayError):
+    """Ray cannot be started, reached, or lacks the resources that the sweep asks for."""
+
+    exit_code = 11
+
+
+class SweepInterrupted(KvrayError):
+    """The user stopped the sweep; what had been recorded is kept."""
+
+    exit_code = 130
+
+
+def describe_problems(error: ValidationError) -> str:
+    """All problems that pydantic found, on one line: `field: problem (got value)`."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'value'}: "
+        f"{problem['msg'].removeprefix('Value error, ')}"
+        + ("" if problem["type"] in ("missing", "value_error") else f" (got {_short(problem['input'])})")
+        for problem in error.errors(include_url=False)
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

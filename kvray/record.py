@@ -1,0 +1,245 @@
+"""What is remembered: `Run` (one timed generation), `TrialRecord` (one candidate in one process), `TrialStatus`.
+
+Field names are the Parquet column names. `None` means "not measured".
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.workload import Cell
+
+
+class TrialStatus(enum.StrEnum):
+    """How a trial ended. Every trial ends in exactly one."""
+
+    OK = "ok"
+    STOPPED = "stopped"
+    """Ended early by the scheduler; its measurements so far are kept."""
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    UNSUPPORTED = "unsupported"
+    """The engine refused the configuration, in its own words."""
+    SUBSTITUTED = "substituted"
+    """Something other than the asked-for kernel or cache ran."""
+    QUALITY = "quality"
+    REJECTED = "rejected"
+    """Never launched: a rule or the forecast excluded it."""
+    SKIPPED = "skipped"
+    """Never launched: the search gave it no chance."""
+    ERROR = "error"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the trial was launched and could not deliver what it was asked for."""
+        return self in _FAILURES
+
+    @property
+    def was_launched(self) -> bool:
+        """Whether a process was started for it."""
+        return self not in (TrialStatus.REJECTED, TrialStatus.SKIPPED)
+
+
+_FAILURES = frozenset(
+    {
+        TrialStatus.OOM,
+        TrialStatus.TIMEOUT,
+        TrialStatus.CRASHED,
+        TrialStatus.UNSUPPORTED,
+        TrialStatus.SUBSTITUTED,
+        TrialStatus.QUALITY,
+        TrialStatus.ERROR,
+    }
+)
+
+
+class Role(enum.StrEnum):
+    """Why a trial was run."""
+
+    BASELINE = "baseline"
+    SEARCH = "search"
+    CONFIRM = "confirm"
+
+
+class Phase(enum.StrEnum):
+    """Where in a trial something happened."""
+
+    START = "start"
+    PREPARE = "prepare"
+    LOAD = "load"
+    WARMUP = "warmup"
+    MEASURE = "measure"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One timed generation of one cell, raw.
+
+    Attributes:
+        rung: the fidelity step that asked for it.
+        repeat: number of the run within its rung and cell, from 0.
+        ttft_ms: from submitted prompt to first token on the host.
+        itl_ms: the `output_tokens - 1` gaps between successive tokens.
+        decode_tok_s: `(output_tokens - 1) * batch_size / decode seconds`.
+        peak_mib: device allocator peak (CUDA) or resident-set high water (CPU) within the run.
+        disturbed: whether the environment changed during the run, so that aggregates leave it out.
+    """
+
+    run_id: str
+    trial_id: str
+    candidate_id: str
+    context_tokens: int
+    output_tokens: int
+    batch_size: int
+    rung: int
+    repeat: int
+    ttft_ms: float
+    itl_ms: tuple[float, ...]
+    decode_tok_s: float
+    peak_mib: float | None = None
+    disturbed: bool = False
+    started_at: dt.datetime
+
+    @property
+    def cell(self) -> Cell:
+        """The cell it measured."""
+        return Cell(self.context_tokens, self.output_tokens, self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What one trial leaves: identity, candidate, end, aggregated metrics, cold costs, what was observed, environment.
+
+    Metrics are geometric means over the cells of the highest rung completed, each cell by the median of its runs.
+
+    Attributes:
+        rung: highest rung completed, `None` if none was.
+        phase: where it ended when it failed.
+        log_tail: last lines that the process printed, kept where they explain a failure.
+        wall_s: seconds from the fork to the end.
+        busy_s: of these, seconds spent loading, warming up and measuring.
+        load_s: seconds to put the model on the device.
+        compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
+        first_call_s: seconds of the very first generation.
+        warmup_s: seconds of all warm-up calls together.
+        niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
+    """
+
+    run_id: str
+    trial_id: str
+    candidate_id: str
+    role: Role
+    model_id: str
+    engine: str
+    profile: str
+    cache: CacheStrategy
+    cache_params: tuple[tuple[str, bool | int | float | str], ...] = ()
+    attention: AttentionBackend
+    dtype: DType
+    compile: CompileMode
+    batch_size: int
+    parallelism: int
+
+    status: TrialStatus
+    phase: Phase | None = None
+    message: str | None = None
+    log_tail: str | None = None
+    rung: int | None = None
+    wall_s: float | None = None
+    busy_s: float | None = None
+    started_at: dt.datetime | None = None
+    ended_at: dt.datetime | None = None
+    host: str | None = None
+    pid: int | None = None
+
+    ttft_ms: float | None = None
+    itl_p50_ms: float | None = None
+    itl_p95_ms: float | None = None
+    itl_p99_ms: float | None = None
+    decode_tok_s: float | None = None
+    peak_mib: float | None = None
+    device_peak_mib: float | None = None
+    kv_cache_mib: float | None = None
+    energy_j_per_tok: float | None = None
+
+    load_s: float | None = None
+    compile_s: float | None = None
+    first_call_s: float | None = None
+    warmup_s: float | None = None
+
+    kl_mean: float | None = None
+    nll_delta: float | None = None
+    top1_agreement: float | None = None
+
+    cache_class: str | None = None
+    cache_layers: str | None = None
+    kernel_prefill: str | None = None
+    kernel_decode: str | None = None
+    graph_breaks: int | None = None
+    recompiles: int | None = None
+    kv_dtype: str | None = None
+
+    forecast_ttft_ms: float | None = None
+    forecast_decode_tok_s: float | None = None
+    forecast_peak_mib: float | None = None
+    roofline_share: float | None = None
+
+    device_name: str | None = None
+    driver_version: str | None = None
+    torch_version: str | None = None
+    transformers_version: str | None = None
+    kvray_version: str | None = None
+    niceness: int | None = None
+    threads: int | None = None
+    cpus: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        candidate: Candidate,
+        *,
+        run_id: str,
+        trial_id: str,
+        role: Role,
+        model_id: str,
+        profile: str,
+        status: TrialStatus,
+        **values: Any,
+    ) -> TrialRecord:
+        """A record of `candidate`; `values` are further fields by name."""
+        return cls(
+            run_id=run_id,
+            trial_id=trial_id,
+            candidate_id=candidate.candidate_id,
+            role=role,
+            model_id=model_id,
+            profile=profile,
+            status=status,
+            **{name: getattr(candidate, name) for name in _CANDIDATE_FIELDS},
+            **values,
+        )
+
+    @property
+    def candidate(self) -> Candidate:
+        """The configuration that was measured."""
+        return Candidate(**{name: getattr(self, name) for name in _CANDIDATE_FIELDS})
+
+    def with_(self, **changes: Any) -> TrialRecord:
+        """A copy with `changes` applied."""
+        return replace(self, **changes)
+
+
+_CANDIDATE_FIELDS = tuple(spec.name for spec in fields(Candidate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """A trial's record together with its raw runs, as it travels from a slot to the store."""
+
+    record: TrialRecord
+    runs: tuple[Run, ...] = field(default_factory=tuple)

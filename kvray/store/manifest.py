@@ -1,0 +1,45 @@
+"""`SweepManifest`: what a sweep was asked and found out before its first trial, so that records can be read again later."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pydantic import BaseModel, ConfigDict
+
+from kvray.workload import WorkloadProfile
+
+MANIFEST_VERSION = 1
+
+
+class SweepManifest(BaseModel):
+    """Written to `sweeps/<run_id>.json` when the sweep starts.
+
+    Attributes:
+        profile: as measured, after overrides and after contexts beyond the model's limit were dropped.
+        dropped_contexts: context lengths (tokens) that the model cannot hold.
+        device_name: of the device that was measured.
+        memory_note: what `peak_mib` means on that device.
+        quality_note: why quality is not measured, if so.
+        seed: of the bootstrap.
+        arguments: the `kvray tune` arguments that repeat this sweep, without `--resume`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    manifest_version: int = MANIFEST_VERSION
+    kvray_version: str
+    run_id: str
+    created_at: dt.datetime
+    model_id: str
+    model_revision: str
+    architecture: str
+    engine: str
+    device: str
+    device_name: str
+    profile: WorkloadProfile
+    dropped_contexts: tuple[int, ...] = ()
+    baseline_id: str
+    memory_note: str
+    quality_note: str | None = None
+    seed: int = 0
+    arguments: tuple[str, ...] = ()

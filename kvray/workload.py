@@ -1,0 +1,265 @@
+"""What a user's traffic looks like: `WorkloadProfile`, its cells, the built-in profiles, and their JSON files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kvray.errors import OutputError, ProfileError, describe_problems
+
+PositiveInt = Annotated[int, Field(gt=0)]
+RUNG0_OUTPUT_TOKENS = 16
+
+
+class Cell(NamedTuple):
+    """One point of a workload: prompt tokens and generated tokens per sequence, and sequences at once."""
+
+    context_tokens: int
+    output_tokens: int
+    batch_size: int
+
+    @property
+    def label(self) -> str:
+        """E.g. `512→32` or `512→32 ×4`."""
+        batch = f" ×{self.batch_size}" if self.batch_size > 1 else ""
+        return f"{self.context_tokens}→{self.output_tokens}{batch}"
+
+
+class Limits(BaseModel):
+    """What a candidate must keep to be ranked; `None` asks nothing. Compared with means over the profile's cells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_ttft_ms: Annotated[float, Field(gt=0)] | None = None
+    min_decode_tok_s: Annotated[float, Field(gt=0)] | None = None
+    max_peak_mib: Annotated[float, Field(gt=0)] | None = None
+
+
+class WorkloadProfile(BaseModel):
+    """Context and output lengths (tokens), repeats, scoring weights (they sum to 1) and limits of one workload.
+
+    Raises:
+        pydantic.ValidationError: on construction. `create_custom_profile` and `load_profile` raise `ProfileError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    description: str = ""
+    context_lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    output_lengths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
+    repeats: PositiveInt = 3
+    weight_ttft: Annotated[float, Field(ge=0, le=1)]
+    weight_throughput: Annotated[float, Field(ge=0, le=1)]
+    weight_memory: Annotated[float, Field(ge=0, le=1)]
+    limits: Limits = Limits()
+
+    @field_validator("context_lengths", "output_lengths", "batch_sizes")
+    @classmethod
+    def _sorted_unique(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(values)))
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> Self:
+        total = self.weight_ttft + self.weight_throughput + self.weight_memory
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"weight_ttft + weight_throughput + weight_memory is {total:g}, it must be 1")
+        return self
+
+    def cells(self, batch_size: int, *, rung: int) -> tuple[Cell, ...]:
+        """The cells that a candidate of `batch_size` is measured on at `rung`.
+
+        Rung 0 has every context length once with 16 output tokens (fewer where the profile asks for fewer);
+        rungs 1 and 2 have every cell at full length.
+        """
+        if rung == 0:
+            outputs: tuple[int, ...] = (min(RUNG0_OUTPUT_TOKENS, max(self.output_lengths)),)
+        else:
+            outputs = self.output_lengths
+        return tuple(Cell(context, output, batch_size) for context in self.context_lengths for output in outputs)
+
+    def fit_to_context_limit(self, max_context: int | None) -> tuple[WorkloadProfile, tuple[int, ...]]:
+        """This profile without the context lengths that leave no room for its longest output in `max_context` tokens.
+
+        Returns:
+            The fitted profile and the dropped context lengths.
+
+        Raises:
+            ProfileError: nothing is left.
+        """
+        if max_context is None:
+            return self, ()
+        room = max_context - max(self.output_lengths)
+        dropped = tuple(context for context in self.context_lengths if context > room)
+        kept = tuple(context for context in self.context_lengths if context <= room)
+        if not kept:
+            raise ProfileError(
+                f"Profile {self.name!r} keeps no context length: the model holds {max_context} tokens, the profile asks "
+                f"for prompts of {_listed(self.context_lengths)} and up to {max(self.output_lengths)} new tokens.",
+                hint="Pass shorter ones with --context and --output-len.",
+            )
+        return self.model_copy(update={"context_lengths": kept}), dropped
+
+
+_BUILT_IN = {
+    profile.name: profile
+    for profile in (
+        WorkloadProfile(
+            name="chat-agent",
+            description="Many short turns: the first token matters most.",
+            context_lengths=(2048, 4096, 8192),
+            output_lengths=(64, 128, 256),
+            weight_ttft=0.50,
+            weight_throughput=0.35,
+            weight_memory=0.15,
+        ),
+        WorkloadProfile(
+            name="rag",
+            description="Long retrieved prompts, medium answers: memory counts.",
+            context_lengths=(8192, 16384, 32768),
+            output_lengths=(256, 512),
+            weight_ttft=0.35,
+            weight_throughput=0.35,
+            weight_memory=0.30,
+        ),
+        WorkloadProfile(
+            name="longform",
+            description="Long answers: throughput counts.",
+            context_lengths=(4096, 8192),
+            output_lengths=(1024, 2048),
+            weight_ttft=0.25,
+            weight_throughput=0.50,
+            weight_memory=0.25,
+        ),
+        WorkloadProfile(
+            name="ci-micro",
+            description="One small cell, for trying kvray and for CI.",
+            context_lengths=(512,),
+            output_lengths=(32,),
+            weight_ttft=0.40,
+            weight_throughput=0.40,
+            weight_memory=0.20,
+        ),
+    )
+}
+
+
+def list_profiles() -> tuple[str, ...]:
+    """Names of the built-in profiles."""
+    return tuple(_BUILT_IN)
+
+
+def get_profile(name: str) -> WorkloadProfile:
+    """The built-in profile called `name`, or the one in the JSON file at that path (a name ending in `.json`).
+
+    Raises:
+        ProfileError: unknown name, or the file is missing or malformed.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    if name.endswith(".json"):
+        return load_profile(name)
+    raise ProfileError(
+        f"Unknown profile {name!r}.", hint=f"Allowed: {', '.join(_BUILT_IN)}, or the path of a profile's .json file."
+    )
+
+
+def create_custom_profile(
+    name: str,
+    *,
+    context_lengths: list[int] | tuple[int, ...],
+    output_lengths: list[int] | tuple[int, ...],
+    weight_ttft: float,
+    weight_throughput: float,
+    weight_memory: float,
+    description: str = "",
+    batch_sizes: list[int] | tuple[int, ...] = (1,),
+    repeats: int = 3,
+    limits: Limits | None = None,
+) -> WorkloadProfile:
+    """A profile of one's own: lengths in tokens, weights that sum to 1, runs per cell.
+
+    Raises:
+        ProfileError: a value is not allowed; all problems are named at once.
+    """
+    return _validated(
+        {
+            "name": name,
+            "description": description,
+            "context_lengths": tuple(context_lengths),
+            "output_lengths": tuple(output_lengths),
+            "batch_sizes": tuple(batch_sizes),
+            "repeats": repeats,
+            "weight_ttft": weight_ttft,
+            "weight_throughput": weight_throughput,
+            "weight_memory": weight_memory,
+            "limits": limits or Limits(),
+        },
+        source=f"Profile {name!r}",
+    )
+
+
+def load_profile(path: str | Path) -> WorkloadProfile:
+    """Read a profile from the JSON file at `path`.
+
+    Raises:
+        ProfileError: the file is missing, not JSON, or not a profile.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"Cannot read profile {str(path)!r}: {error.strerror}.") from error
+    except ValueError as error:
+        raise ProfileError(f"Profile {str(path)!r} is not valid JSON: {error}.") from error
+    return _validated(data, source=f"Profile file {str(path)!r}")
+
+
+def save_profile(profile: WorkloadProfile, path: str | Path) -> None:
+    """Write `profile` as JSON to `path`; `load_profile` reads it back equal.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        Path(path).write_text(profile.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write profile {str(path)!r}: {error.strerror}.") from error
+
+
+def override_profile(
+    profile: WorkloadProfile,
+    *,
+    context_lengths: tuple[int, ...] = (),
+    output_lengths: tuple[int, ...] = (),
+    batch_sizes: tuple[int, ...] = (),
+    repeats: int | None = None,
+) -> WorkloadProfile:
+    """`profile` with what is given replaced (empty and `None` keep the profile's own).
+
+    Raises:
+        ProfileError: a value is not allowed.
+    """
+    given = {
+        "context_lengths": context_lengths,
+        "output_lengths": output_lengths,
+        "batch_sizes": batch_sizes,
+        "repeats": repeats,
+    }
+    changes = {field: value for field, value in given.items() if value not in ((), None)}
+    return _validated({**profile.model_dump(), **changes}, source=f"Profile {profile.name!r}") if changes else profile
+
+
+def _validated(data: object, *, source: str) -> WorkloadProfile:
+    try:
+        return WorkloadProfile.model_validate(data)
+    except ValidationError as error:
+        raise ProfileError(f"{source} is not valid: {describe_problems(error)}.") from error
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(str(value) for value in values)
