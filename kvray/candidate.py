@@ -1,4 +1,4 @@
-"""What can be chosen: the enums of each axis and `Candidate`, one frozen configuration with an id over all its fields."""
+"""What can be chosen: the enums of each axis, and `Candidate`: one frozen configuration, its id over every field."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from typing import Any
 from kvray.errors import InvalidValueError
 
 CACHE_PARAM_TYPES = (bool, int, float, str)
+_AXIS_NAMES = {
+    "DeviceType": "device",
+    "DType": "dtype",
+    "CacheStrategy": "cache strategy",
+    "AttentionBackend": "attention backend",
+    "CompileMode": "compile mode",
+}
 
 
 class Choice(enum.StrEnum):
@@ -27,12 +34,12 @@ class Choice(enum.StrEnum):
         try:
             return cls(value.strip().lower())
         except ValueError:
-            raise InvalidValueError.not_one_of(cls.label(), value, [member.value for member in cls]) from None
+            raise InvalidValueError.not_one_of(cls.axis_name(), value, list(cls)) from None
 
     @classmethod
-    def label(cls) -> str:
-        """What the axis is called in messages."""
-        return cls.__name__.lower()
+    def axis_name(cls) -> str:
+        """What messages call this axis."""
+        return _AXIS_NAMES[cls.__name__]
 
 
 class DeviceType(Choice):
@@ -40,10 +47,6 @@ class DeviceType(Choice):
 
     CPU = "cpu"
     CUDA = "cuda"
-
-    @classmethod
-    def label(cls) -> str:
-        return "device"
 
 
 class DType(Choice):
@@ -62,10 +65,6 @@ class CacheStrategy(Choice):
     STATIC = "static"
     """Allocated once at the cell's full length and written in place (`StaticCache`); what compiled graphs need."""
 
-    @classmethod
-    def label(cls) -> str:
-        return "cache strategy"
-
 
 class AttentionBackend(Choice):
     """Which attention implementation runs. `sdpa` is the library's own choice among its kernels; `sdpa_*` force one."""
@@ -76,10 +75,6 @@ class AttentionBackend(Choice):
     SDPA_EFFICIENT = "sdpa_efficient"
     SDPA_MATH = "sdpa_math"
     SDPA_CUDNN = "sdpa_cudnn"
-
-    @classmethod
-    def label(cls) -> str:
-        return "attention backend"
 
     @property
     def forces_a_kernel(self) -> bool:
@@ -93,11 +88,6 @@ class CompileMode(Choice):
     OFF = "off"
     DEFAULT = "default"
     REDUCE_OVERHEAD = "reduce-overhead"
-    MAX_AUTOTUNE_NO_CUDAGRAPHS = "max-autotune-no-cudagraphs"
-
-    @classmethod
-    def label(cls) -> str:
-        return "compile mode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +111,10 @@ class Candidate:
     cache_params: tuple[tuple[str, bool | int | float | str], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InvalidValueError(f"Batch size {self.batch_size} is not positive.", hint="Use 1 or more.")
-        if self.parallelism < 1:
-            raise InvalidValueError(f"Parallelism {self.parallelism} is not positive.", hint="Use 1 or more.")
+        for name in ("batch_size", "parallelism"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InvalidValueError(f"{name} {value!r} is not a positive whole number.")
         object.__setattr__(self, "cache_params", tuple(sorted(self.cache_params)))
 
     @property

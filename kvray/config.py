@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ class TuneConfig(BaseModel):
         model_id: a hub id, a local folder, a `.gguf` file, or `random:<folder or config.json>`.
         profile: the workload, or the name of a built-in one.
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
-        output_dir: results folder (local path).
+        output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
         caches, attentions, dtypes: narrow an axis of the space; empty means all that the device supports.
         compile: whether `torch.compile` candidates are added.
         address: address of a running Ray cluster; `None` starts a private local Ray.
@@ -38,7 +39,7 @@ class TuneConfig(BaseModel):
     profile: WorkloadProfile
     device: DeviceType | None = None
     engine: str = "transformers"
-    output_dir: Path = Path("kvray_results")
+    output_dir: str = "kvray_results"
     caches: tuple[CacheStrategy, ...] = ()
     attentions: tuple[AttentionBackend, ...] = ()
     dtypes: tuple[DType, ...] = ()
@@ -56,7 +57,20 @@ class TuneConfig(BaseModel):
         except ValidationError as error:
             raise InvalidValueError(f"The configuration is not valid: {describe_problems(error)}.") from error
 
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, Path) else value
+
     @field_validator("profile", mode="before")
     @classmethod
     def _profile_by_name(cls, value: object) -> object:
         return get_profile(value) if isinstance(value, str) else value
+
+
+def cache_dir() -> Path:
+    """Where kvray keeps what it can make again (converted weights, compiled kernels): `$KVRAY_CACHE`, else
+    `kvray` under `$XDG_CACHE_HOME`, else `~/.cache/kvray`. Not created here."""
+    if own := os.environ.get("KVRAY_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvray"

@@ -96,7 +96,7 @@ class SweepError(KvrayError):
     exit_code = 11
 
 
-class SweepInterrupted(KvrayError):
+class SweepInterruptedError(KvrayError):
     """The user stopped the sweep; what had been recorded is kept."""
 
     exit_code = 130
@@ -115,3 +115,9 @@ def describe_problems(error: ValidationError) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text, with its type where the text is empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from kvray.record import Run
 from kvray.workload import Cell
 
 
@@ -21,8 +28,98 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class CellMetrics:
-    """What one candidate did on one cell."""
+    """What one candidate did on one cell; `runs` counts those that the metrics rest on."""
 
     cell: Cell
     metrics: Metrics
     runs: int
+
+
+def runs_at_rung(runs: Iterable[Run], rung: int) -> tuple[Run, ...]:
+    """The runs that a trial is judged by once `rung` is complete.
+
+    Rung 0 measures cells of its own (16 output tokens). Rungs 1 and 2 share the full-length cells: the run of rung 1
+    is the first repeat, so rung 2 is judged by both.
+    """
+    rungs = (1, 2) if rung == 2 else (rung,)
+    return tuple(run for run in runs if run.rung in rungs)
+
+
+def undisturbed(runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs whose environment stayed calm, or all of them when none did."""
+    return [run for run in runs if not run.disturbed] or runs
+
+
+def aggregate_cell(runs: Sequence[Run]) -> Metrics:
+    """Metrics of one cell from its `runs`, of which disturbed ones are left out unless all are.
+
+    TTFT, throughput and peak are medians over the runs (peak `None` if a run lacks it); the ITL percentiles are those
+    of all token gaps of these runs together.
+
+    Raises:
+        ValueError: there are no runs.
+    """
+    if not runs:
+        raise ValueError("a cell without runs has no metrics")
+    used = undisturbed(runs)
+    gaps = np.concatenate([np.asarray(run.itl_ms, dtype=float) for run in used])
+    p50, p95, p99 = (float(value) for value in np.percentile(gaps, (50, 95, 99)))
+    peaks = [run.peak_mib for run in used if run.peak_mib is not None]
+    return Metrics(
+        ttft_ms=statistics.median(run.ttft_ms for run in used),
+        itl_p50_ms=p50,
+        itl_p95_ms=p95,
+        itl_p99_ms=p99,
+        decode_tok_s=statistics.median(run.decode_tok_s for run in used),
+        peak_mib=statistics.median(peaks) if len(peaks) == len(used) else None,
+    )
+
+
+def aggregate_cells(runs: Iterable[Run]) -> tuple[CellMetrics, ...]:
+    """Metrics of every cell that `runs` measured, in the order of the cells. Pass the runs of one rung's cells."""
+    by_cell: defaultdict[Cell, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_cell[run.cell].append(run)
+    return tuple(
+        CellMetrics(cell=cell, metrics=aggregate_cell(by_cell[cell]), runs=len(undisturbed(by_cell[cell])))
+        for cell in sorted(by_cell)
+    )
+
+
+def aggregate(cells: Sequence[CellMetrics]) -> Metrics:
+    """Geometric mean of each metric over `cells`: every cell weighs the same, whatever its scale. Peak is `None` if a
+    cell lacks it.
+
+    Raises:
+        ValueError: there are no cells.
+    """
+    if not cells:
+        raise ValueError("a candidate without cells has no metrics")
+    metrics = [cell.metrics for cell in cells]
+    peaks = [one.peak_mib for one in metrics if one.peak_mib is not None]
+    return Metrics(
+        ttft_ms=_geometric_mean(one.ttft_ms for one in metrics),
+        itl_p50_ms=_geometric_mean(one.itl_p50_ms for one in metrics),
+        itl_p95_ms=_geometric_mean(one.itl_p95_ms for one in metrics),
+        itl_p99_ms=_geometric_mean(one.itl_p99_ms for one in metrics),
+        decode_tok_s=_geometric_mean(one.decode_tok_s for one in metrics),
+        peak_mib=_geometric_mean(peaks) if len(peaks) == len(metrics) else None,
+    )
+
+
+def highest_peak_mib(cells: Iterable[CellMetrics]) -> float | None:
+    """Memory (MiB) that lets every one of `cells` run: the highest of their peaks, `None` if one lacks it.
+
+    Not `Metrics.peak_mib`, which is a mean over cells, made for comparing and not for fitting.
+    """
+    peaks = [cell.metrics.peak_mib for cell in cells]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known and len(known) == len(peaks) else None
+
+
+def _geometric_mean(values: Iterable[float]) -> float:
+    """Of non-negative values; 0 if one is 0 (token gaps below the clock's resolution)."""
+    listed = list(values)
+    if min(listed) == 0:
+        return 0.0
+    return math.exp(math.fsum(math.log(value) for value in listed) / len(listed))

@@ -2,15 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.record import TrialRecord
+
+MEMORY_STEP = 0.02
+MAX_FALLBACKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fallback:
-    """A measured candidate that ran with less peak memory than the one before it in the chain."""
+    """A measured candidate that ran with less peak memory than the one before it in the chain.
+
+    Attributes:
+        peak_mib: its highest peak over all cells: what must be free for any of them to run.
+        cells: what it measured.
+    """
 
     record: TrialRecord
     peak_mib: float
     reason: str
+    metrics: Metrics | None = None
+    cells: tuple[CellMetrics, ...] = ()
+
+
+def fallback_chain(ranking: Ranking, start: RankedCandidate | None = None) -> tuple[Fallback, ...]:
+    """Up to three candidates to try in turn when `start` (default: the winner) does not fit in memory.
+
+    Each needs at least 2 % less than the one before it and is the best by utility of those that do. They have the batch
+    size of `start` and measured every full-length cell; those that miss a limit or were stopped late count, failures
+    do not. Of a longer chain the first two and the leanest are kept. Empty without a winner or memory figures.
+    """
+    if not ranking.entries:
+        return ()
+    origin = start or ranking.winner
+    pool = _options(ranking, origin)
+    chain: list[Fallback] = []
+    label, peak = origin.record.candidate.label, highest_peak_mib(origin.cells)
+    while peak is not None and (option := _best_below(pool, peak * (1 - MEMORY_STEP))) is not None:
+        chain.append(option.as_fallback(label, peak))
+        label, peak = option.record.candidate.label, option.peak_mib
+    return tuple(chain) if len(chain) <= MAX_FALLBACKS else (*chain[: MAX_FALLBACKS - 1], chain[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Option:
+    record: TrialRecord
+    utility: float
+    metrics: Metrics
+    cells: tuple[CellMetrics, ...]
+    peak_mib: float
+
+    def as_fallback(self, before: str, peak_before: float) -> Fallback:
+        return Fallback(
+            record=self.record,
+            peak_mib=self.peak_mib,
+            reason=(
+                f"Peaks at {self.peak_mib:,.0f} MiB, {1 - self.peak_mib / peak_before:.0%} less than {before}; "
+                f"TTFT {self.metrics.ttft_ms:,.1f} ms, {self.metrics.decode_tok_s:,.1f} tok/s."
+            ),
+            metrics=self.metrics,
+            cells=self.cells,
+        )
+
+
+def _options(ranking: Ranking, origin: RankedCandidate) -> tuple[_Option, ...]:
+    """Measured candidates of `origin`'s batch size, one option each; a ranked entry goes before a stopped trial."""
+    found: dict[str, _Option] = {}
+    for one in ranking.listed:
+        peak = highest_peak_mib(one.cells)
+        if one.metrics is None or one.utility is None or peak is None:
+            continue
+        if one.record.batch_size == origin.record.batch_size:
+            option = _Option(
+                record=one.record, utility=one.utility, metrics=one.metrics, cells=one.cells, peak_mib=peak
+            )
+            found.setdefault(one.record.candidate_id, option)
+    return tuple(found.values())
+
+
+def _best_below(options: Iterable[_Option], limit_mib: float) -> _Option | None:
+    fitting = [option for option in options if option.peak_mib <= limit_mib]
+    return min(fitting, key=lambda one: (-one.utility, one.peak_mib, one.record.candidate.label), default=None)

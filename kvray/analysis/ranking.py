@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvray.analysis.aggregate import CellMetrics, Metrics
-from kvray.record import TrialRecord
+from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate
+from kvray.analysis.pareto import pareto_front
+from kvray.analysis.pooling import full_length_cells, missing_cells, pool_complete_trials
+from kvray.analysis.reasons import missed_limits, status_reason
+from kvray.analysis.score import ideal_utility, score, utility
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.workload import Limits, WorkloadProfile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """A candidate against the baseline; 0.10 means 10 % better (faster first token, more tok/s, less memory)."""
+    """A candidate against the baseline, as relative changes; 0 is the same, positive is better.
+
+    Attributes:
+        ttft: `baseline TTFT / TTFT - 1`; 1.0 is a first token in half the time.
+        throughput: `tok/s / baseline tok/s - 1`; 1.0 is twice the tokens per second.
+        memory: `baseline peak / peak - 1`; 1.0 is half the memory. `None` where a peak is not known.
+    """
 
     ttft: float
     throughput: float
@@ -23,8 +36,10 @@ class RankedCandidate:
 
     Attributes:
         rank: 1 is the winner.
+        record: of its baseline or search trial; confirming trials add runs, not entries.
         score: `100 * exp(utility - ideal utility)`; 100 would be the best of every metric at once.
         utility: weighted sum of logarithms (DESIGN: section 6).
+        metrics: geometric means over `cells`, from the runs of all its complete trials.
         gain: against the baseline; `None` when there is no complete baseline.
         on_pareto_front: no other ranked candidate is at least as good in TTFT, throughput and memory and better in one.
         break_even_tokens: generated tokens after which cold costs beyond the baseline's are earned back;
@@ -44,20 +59,209 @@ class RankedCandidate:
 
 @dataclass(frozen=True, kw_only=True)
 class UnrankedTrial:
-    """A trial that is listed and not ranked: it failed, was stopped or rejected, lacks a cell, or misses a limit."""
+    """A trial that is listed and not ranked: it failed, was stopped or rejected, lacks a cell, or misses a limit.
+
+    `utility`, `metrics` and `cells` are those of a candidate that measured every full-length cell all the same (it
+    misses a limit, or was stopped late), else empty.
+    """
 
     record: TrialRecord
     reason: str
+    utility: float | None = None
+    metrics: Metrics | None = None
+    cells: tuple[CellMetrics, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """All trials of a sweep, best first, then those without a rank."""
+    """All trials of a sweep, best first, then those without a rank (by status, then label).
+
+    Attributes:
+        baseline_id: candidate that gains are against; `None` when no baseline is complete.
+    """
 
     entries: tuple[RankedCandidate, ...]
     unranked: tuple[UnrankedTrial, ...]
+    baseline_id: str | None = None
 
     @property
     def winner(self) -> RankedCandidate:
         """The first entry. Only call it when there are entries."""
         return self.entries[0]
+
+    @property
+    def listed(self) -> tuple[RankedCandidate | UnrankedTrial, ...]:
+        """Everything, the ranked ones first."""
+        return (*self.entries, *self.unranked)
+
+    @property
+    def baseline(self) -> RankedCandidate | UnrankedTrial | None:
+        """The complete baseline, ranked or not."""
+        for one in self.listed:
+            if one.record.candidate_id == self.baseline_id and one.metrics is not None:
+                return one
+        return None
+
+
+def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
+    """Rank the candidates of a sweep by utility; equal ones by lower memory, then by label.
+
+    Ranked are candidates with a trial that ended ok, measured every full-length cell of `profile` for their batch size,
+    and keeps its limits. Several such trials of one candidate are pooled. The order of `results` does not matter.
+    """
+    pools = pool_complete_trials(results, profile)
+    measured = {candidate_id: _Measured.of(pool, profile) for candidate_id, pool in pools.items()}
+    obstacles = _obstacles(measured, profile.limits)
+    baseline = _find_baseline(results, measured)
+    return Ranking(
+        entries=_entries(measured, obstacles, baseline, profile),
+        unranked=_sorted_unranked(
+            (
+                *(one.unranked(obstacles[key]) for key, one in measured.items() if key in obstacles),
+                *_unpooled(results, pools, profile),
+            )
+        ),
+        baseline_id=baseline.record.candidate_id if baseline else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """A candidate with every cell measured; `cold_s` is the median over its trials of load plus warm-up."""
+
+    record: TrialRecord
+    cells: tuple[CellMetrics, ...]
+    metrics: Metrics
+    utility: float
+    cold_s: float | None
+
+    @classmethod
+    def of(cls, pool: Sequence[TrialResult], profile: WorkloadProfile) -> _Measured:
+        cells = full_length_cells(pool, profile)
+        metrics = aggregate(cells)
+        return cls(
+            record=pool[0].record,
+            cells=cells,
+            metrics=metrics,
+            utility=utility(metrics, profile),
+            cold_s=_cold_s(trial.record for trial in pool),
+        )
+
+    @property
+    def order(self) -> tuple[float, float, str, str]:
+        peak = self.metrics.peak_mib
+        return -self.utility, float("inf") if peak is None else peak, self.record.candidate.label, self.record.trial_id
+
+    def unranked(self, reason: str) -> UnrankedTrial:
+        return UnrankedTrial(
+            record=self.record, reason=reason, utility=self.utility, metrics=self.metrics, cells=self.cells
+        )
+
+
+def _entries(
+    measured: Mapping[str, _Measured],
+    obstacles: Mapping[str, str],
+    baseline: _Measured | None,
+    profile: WorkloadProfile,
+) -> tuple[RankedCandidate, ...]:
+    """The ranked ones. The ideal is over all complete candidates, whether they keep the limits or not."""
+    ranked = sorted((one for key, one in measured.items() if key not in obstacles), key=lambda one: one.order)
+    if not ranked:
+        return ()
+    ideal = ideal_utility((one.metrics for one in measured.values()), profile)
+    front = pareto_front([one.metrics for one in ranked])
+    return tuple(
+        RankedCandidate(
+            rank=place,
+            record=one.record,
+            score=score(one.utility, ideal),
+            utility=one.utility,
+            metrics=one.metrics,
+            cells=one.cells,
+            gain=gain_over(baseline.metrics, one.metrics) if baseline else None,
+            on_pareto_front=on_front,
+            break_even_tokens=_break_even_tokens(one, baseline),
+        )
+        for place, (one, on_front) in enumerate(zip(ranked, front, strict=True), start=1)
+    )
+
+
+def gain_over(baseline: Metrics, metrics: Metrics) -> Gain:
+    """The gain of `metrics` over `baseline`."""
+    peaks = baseline.peak_mib, metrics.peak_mib
+    return Gain(
+        ttft=baseline.ttft_ms / metrics.ttft_ms - 1,
+        throughput=metrics.decode_tok_s / baseline.decode_tok_s - 1,
+        memory=None if peaks[0] is None or peaks[1] is None else peaks[0] / peaks[1] - 1,
+    )
+
+
+def _find_baseline(results: Iterable[TrialResult], measured: Mapping[str, _Measured]) -> _Measured | None:
+    ids = {result.record.candidate_id for result in results if result.record.role is Role.BASELINE}
+    complete = [one for key, one in measured.items() if key in ids]
+    return min(complete, key=lambda one: (one.record.batch_size, one.record.candidate_id), default=None)
+
+
+def _cold_s(records: Iterable[TrialRecord]) -> float | None:
+    known = [one.load_s + one.warmup_s for one in records if one.load_s is not None and one.warmup_s is not None]
+    return statistics.median(known) if known else None
+
+
+def _break_even_tokens(one: _Measured, baseline: _Measured | None) -> float | None:
+    """Extra cold seconds over seconds saved per generated token. What a faster first token saves is left out."""
+    if baseline is None:
+        return None
+    if one.record.candidate_id == baseline.record.candidate_id:
+        return 0.0
+    if one.cold_s is None or baseline.cold_s is None:
+        return None
+    extra_s = one.cold_s - baseline.cold_s
+    if extra_s <= 0:
+        return 0.0
+    saved_s = 1 / baseline.metrics.decode_tok_s - 1 / one.metrics.decode_tok_s
+    return extra_s / saved_s if saved_s > 0 else None
+
+
+def _obstacles(measured: Mapping[str, _Measured], limits: Limits) -> dict[str, str]:
+    """Why a complete candidate is not ranked, by candidate id; absent if nothing stands in the way."""
+    some_have_peak = any(one.metrics.peak_mib is not None for one in measured.values())
+    found = {}
+    for key, one in measured.items():
+        misses = missed_limits(one.metrics, limits)
+        if some_have_peak and one.metrics.peak_mib is None:
+            misses = ("its peak memory was not measured, unlike that of others", *misses)
+        if misses:
+            found[key] = "; ".join(misses)
+    return found
+
+
+def _unpooled(
+    results: Iterable[TrialResult], pools: Mapping[str, tuple[TrialResult, ...]], profile: WorkloadProfile
+) -> Iterable[UnrankedTrial]:
+    """Trials that did not end ok, or ended ok and lack a cell."""
+    pooled = {trial.record.trial_id for pool in pools.values() for trial in pool}
+    for result in results:
+        if result.record.trial_id in pooled:
+            continue
+        missing = missing_cells(result, profile)
+        if result.record.status is TrialStatus.STOPPED and not missing:
+            yield _Measured.of((result,), profile).unranked(status_reason(result.record))
+        elif result.record.status is TrialStatus.OK:
+            cells = ", ".join(cell.label for cell in missing)
+            yield UnrankedTrial(record=result.record, reason=f"not every cell was measured; missing: {cells}")
+        else:
+            yield UnrankedTrial(record=result.record, reason=status_reason(result.record))
+
+
+def _sorted_unranked(trials: Iterable[UnrankedTrial]) -> tuple[UnrankedTrial, ...]:
+    statuses = list(TrialStatus)
+    return tuple(
+        sorted(
+            trials,
+            key=lambda one: (
+                statuses.index(one.record.status),
+                one.record.candidate.label,
+                one.record.trial_id,
+            ),
+        )
+    )

@@ -1,0 +1,1 @@
+"""The decision as a file that a program can apply."""

@@ -1,0 +1,1 @@
+"""What people read: computed as plain data first, then rendered."""

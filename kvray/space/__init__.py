@@ -1,0 +1,1 @@
+"""Which configurations exist for a model on a device, and why others do not."""

@@ -1,0 +1,1 @@
+"""Parquet records and the sweep's manifest; the only importer of pyarrow."""

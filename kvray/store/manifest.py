@@ -1,10 +1,8 @@
-"""`SweepManifest`: what a sweep was asked and found out before its first trial, so that records can be read again later."""
+"""`SweepManifest`: what a sweep was asked and found out before its first trial; what makes its records readable."""
 
 from __future__ import annotations
 
-import datetime as dt
-
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from kvray.workload import WorkloadProfile
 
@@ -29,7 +27,7 @@ class SweepManifest(BaseModel):
     manifest_version: int = MANIFEST_VERSION
     kvray_version: str
     run_id: str
-    created_at: dt.datetime
+    created_at: AwareDatetime
     model_id: str
     model_revision: str
     architecture: str
@@ -41,5 +39,6 @@ class SweepManifest(BaseModel):
     baseline_id: str
     memory_note: str
     quality_note: str | None = None
+    trust_remote_code: bool = False
     seed: int = 0
     arguments: tuple[str, ...] = ()

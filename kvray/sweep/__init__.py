@@ -1,0 +1,1 @@
+"""Runs trials under Ray Tune; the only importer of ray."""

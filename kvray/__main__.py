@@ -1,0 +1,5 @@
+"""`python -m kvray`."""
+
+from kvray.cli.app import main
+
+main()

@@ -1,0 +1,49 @@
+"""Which trials count towards a candidate: those that ended ok with every full-length cell measured."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from kvray.analysis.aggregate import CellMetrics, aggregate_cells, runs_at_rung
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.workload import Cell, WorkloadProfile
+
+FULL_RUNG = 2
+_ROLE_ORDER = (Role.BASELINE, Role.SEARCH, Role.CONFIRM)
+
+
+def pool_complete_trials(
+    results: Iterable[TrialResult], profile: WorkloadProfile
+) -> dict[str, tuple[TrialResult, ...]]:
+    """Complete trials by candidate id, each a fresh process; the same for any order of `results`.
+
+    Within a candidate the baseline's or the search's trial comes first, confirming ones follow.
+    """
+    pools: defaultdict[str, list[TrialResult]] = defaultdict(list)
+    for result in sorted(results, key=_trial_order):
+        if result.record.status is TrialStatus.OK and not missing_cells(result, profile):
+            pools[result.record.candidate_id].append(result)
+    return {candidate_id: tuple(pool) for candidate_id, pool in sorted(pools.items())}
+
+
+def missing_cells(result: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
+    """Full-length cells of `profile` that the trial did not measure."""
+    measured = {run.cell for run in runs_at_rung(result.runs, FULL_RUNG)}
+    return tuple(cell for cell in _cells(result.record, profile) if cell not in measured)
+
+
+def full_length_cells(pool: Iterable[TrialResult], profile: WorkloadProfile) -> tuple[CellMetrics, ...]:
+    """Metrics of the profile's full-length cells over the runs of all trials in `pool` (one candidate's)."""
+    trials = tuple(pool)
+    wanted = frozenset(cell for trial in trials for cell in _cells(trial.record, profile))
+    runs = (run for trial in trials for run in runs_at_rung(trial.runs, FULL_RUNG))
+    return aggregate_cells(run for run in runs if run.cell in wanted)
+
+
+def _cells(record: TrialRecord, profile: WorkloadProfile) -> tuple[Cell, ...]:
+    return profile.cells(record.batch_size, rung=FULL_RUNG)
+
+
+def _trial_order(result: TrialResult) -> tuple[int, str]:
+    return _ROLE_ORDER.index(result.record.role), result.record.trial_id

@@ -1,0 +1,45 @@
+"""`kvray apply`: the code that applies a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from kvray.errors import OutputError
+from kvray.plan.plan import load_plan_file
+from kvray.plan.snippet import render_snippet
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def apply(
+    plan: Annotated[Path, typer.Argument(help="best_plan.json of a sweep.")],
+    print_snippet: Annotated[bool, typer.Option("--print-snippet", help="Print the code to stdout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the code to this file.")] = None,
+) -> None:
+    """Say what a plan decides, and print or save the code that applies it: torch and transformers alone."""
+    loaded = load_plan_file(plan)
+    snippet = render_snippet(loaded)
+    if out is not None:
+        try:
+            out.write_text(snippet, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"Cannot write {str(out)!r}: {error.strerror}.") from error
+    if print_snippet:
+        typer.echo(snippet)
+        return
+    console = Console()
+    console.print(Text(f"model    {loaded.model_id}"), soft_wrap=True)
+    console.print(Text(f"use      {loaded.winner.candidate.label}", style="bold"), soft_wrap=True)
+    for rule in loaded.rules:
+        use = loaded.candidates[rule.use].candidate.label
+        console.print(Text(f"rule     {rule.when.describe()}: {use}. {rule.evidence}"), soft_wrap=True)
+    if out is not None:
+        console.print(Text(f"snippet  {out}"), soft_wrap=True)
+    else:
+        console.print("Add --print-snippet or --out FILE for the code.", style="dim")

@@ -1,0 +1,31 @@
+"""`kvray compare`: two sweeps side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kvray.report.compare import compare_info, render_comparison
+from kvray.report.info import ReportInfo, report_info
+from kvray.search import read_result
+from kvray.store.parquet import ResultsStore
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="Results folder or URI of the first sweep, as FOLDER or FOLDER#RUN_ID.")],
+    b: Annotated[str, typer.Argument(help="The second one.")],
+) -> None:
+    """Compare two sweeps candidate by candidate; what differs between them is said first."""
+    Console().print(render_comparison(compare_info(_read(a), _read(b))))
+
+
+def _read(place: str) -> ReportInfo:
+    folder, _, run = place.partition("#")
+    store = ResultsStore(folder)
+    result = read_result(store, run or store.latest_run_id())
+    return report_info(result.manifest, result.results, result.analysis)

@@ -1,0 +1,51 @@
+"""`kvray info`: what this machine offers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvray.candidate import DeviceType
+from kvray.engines.registry import get_engine, list_engines
+from kvray.preview import detect_device
+from kvray.probes.environment import capture_environment
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def info(
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = None,
+) -> None:
+    """Say what this machine offers: versions, device, and every value of every axis, or why not."""
+    console = Console()
+    facts = detect_device(None if device is None else DeviceType.parse(device))
+    environment = capture_environment(facts.device)
+    rows = {
+        "kvray": environment.kvray_version,
+        "device": f"{facts.device_name} ({facts.device})" + (f" ×{facts.gpu_count}" if facts.gpu_count > 1 else ""),
+        "driver": environment.driver_version,
+        "torch": environment.torch_version,
+        "transformers": environment.transformers_version,
+        "Python": environment.python_version,
+        "CPUs": str(environment.cpus),
+    }
+    for name, value in rows.items():
+        if value is not None:
+            console.print(Text(f"{name:<14}{value}"), soft_wrap=True)
+    for engine in list_engines():
+        console.print(Text(f"\nEngine {engine}", style="bold"))
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+        for heading in ("axis", "value", "here"):
+            table.add_column(heading)
+        for entry in get_engine(engine).menu(facts):
+            if entry.obstacle is not None:
+                table.add_row(entry.axis, entry.value, Text(f"no: {entry.obstacle}", style="yellow"))
+            else:
+                note = f"yes; {entry.on_request}" if entry.on_request else "yes"
+                table.add_row(entry.axis, entry.value, Text(note, style="green"))
+        console.print(table)

@@ -1,0 +1,78 @@
+"""The end of a sweep for people (tables, paths) and for programs (one JSON object)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from kvray.analysis.aggregate import Metrics
+from kvray.analysis.ranking import RankedCandidate
+from kvray.report.info import report_info
+from kvray.report.terminal import render_terminal
+from kvray.search import TuneResult
+
+
+def print_report(result: TuneResult) -> None:
+    """Ranking and headline on stdout, then where plan and reports are."""
+    console = Console()
+    console.print(render_terminal(report_info(result.manifest, result.results, result.analysis)))
+    print_paths(result, console)
+
+
+def print_paths(result: TuneResult, console: Console) -> None:
+    """Where the files of a sweep lie."""
+    paths = result.paths
+    files = {"report": paths.report_html, "as Markdown": paths.report_markdown}
+    if result.analysis.ranking.entries:
+        files = {"plan": paths.best_plan, "snippet": paths.optimized_config, **files}
+    for name, path in files.items():
+        console.print(Text(f"{name + ':':<12} {path}"), soft_wrap=True)
+
+
+def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any]:
+    """What `--json` prints: ids, winner, baseline, confidence, trials by status, files. Units are in the names."""
+    analysis, paths = result.analysis, result.paths
+    ranking = analysis.ranking
+    baseline = next((e for e in ranking.entries if e.record.candidate_id == result.manifest.baseline_id), None)
+    statuses = [one.record.status.value for one in result.results]
+    confidence = analysis.confidence
+    return {
+        "run_id": result.manifest.run_id,
+        "model_id": result.manifest.model_id,
+        "profile": result.manifest.profile.name,
+        "device": result.manifest.device_name,
+        "wall_s": None if wall_s is None else round(wall_s, 3),
+        "busy_s": round(sum(one.record.busy_s or 0.0 for one in result.results), 3),
+        "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "winner": _entry(ranking.entries[0]) if ranking.entries else None,
+        "baseline": None if baseline is None else _entry(baseline),
+        "confidence": None
+        if confidence is None
+        else {
+            "winner_share": confidence.winner_share,
+            "processes": confidence.processes,
+            "runs": confidence.runs,
+            "ties": list(confidence.ties),
+        },
+        "records_sha256": result.records_sha256,
+        "files": {
+            "plan": str(paths.best_plan) if ranking.entries else None,
+            "snippet": str(paths.optimized_config) if ranking.entries else None,
+            "report_markdown": str(paths.report_markdown),
+            "report_html": str(paths.report_html),
+        },
+    }
+
+
+def _entry(entry: RankedCandidate) -> dict[str, Any]:
+    metrics: Metrics = entry.metrics
+    return {
+        "candidate_id": entry.record.candidate_id,
+        "label": entry.record.candidate.label,
+        "score": entry.score,
+        **vars(metrics),
+        "gain": None if entry.gain is None else vars(entry.gain),
+        "break_even_tokens": entry.break_even_tokens,
+    }

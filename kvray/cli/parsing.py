@@ -1,0 +1,42 @@
+"""Values of options: comma-separated lists and axis values, with errors that say what is allowed."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from kvray.candidate import Choice
+from kvray.errors import InvalidValueError
+
+C = TypeVar("C", bound=Choice)
+
+
+def parse_choices(text: str | None, kind: type[C]) -> tuple[C, ...]:
+    """`"dynamic,static"` as members of `kind`; empty for `None`.
+
+    Raises:
+        InvalidValueError: a part is not a member, or there is none.
+    """
+    parts = _parts(text)
+    if text is not None and not parts:
+        raise InvalidValueError.not_one_of(kind.axis_name(), text, list(kind))
+    return tuple(dict.fromkeys(kind.parse(part) for part in parts))
+
+
+def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:
+    """`"512,1024"` as positive integers; empty for `None`.
+
+    Raises:
+        InvalidValueError: a part is not a positive integer, or there is none.
+    """
+    parts = _parts(text)
+    if text is not None and (
+        not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
+    ):
+        raise InvalidValueError(
+            f"{option} {text!r} is not a list of positive integers.", hint="Write it like 512 or 512,1024."
+        )
+    return tuple(int(part) for part in parts)
+
+
+def _parts(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -1,0 +1,75 @@
+"""`kvray tune --dry-run`: candidates, rejections with reasons, cells."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvray.preview import Preview
+
+
+def print_preview(preview: Preview, *, as_json: bool) -> None:
+    """Show what a sweep would measure."""
+    if as_json:
+        typer.echo(json.dumps(_as_dict(preview), indent=2))
+        return
+    console = Console()
+    model, device, space = preview.model, preview.device, preview.space
+    console.print(
+        Text(f"{model.model_id} ({model.architecture}) on {device.device_name} ({device.device})", style="bold")
+    )
+    cells = sorted({cell.label for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
+    console.print(
+        Text(f"profile {preview.profile.name}, {preview.profile.repeats} runs of each cell: {', '.join(cells)}")
+    )
+    _print_candidates(console, preview)
+    if space.rejected:
+        _print_pairs(
+            console,
+            f"Rejected ({len(space.rejected)})",
+            [(one.candidate.label, one.reason) for one in space.rejected],
+        )
+    if preview.left_out:
+        _print_pairs(
+            console,
+            "Not in this space",
+            [(f"{one.axis} {one.value}", one.on_request or "") for one in preview.left_out],
+        )
+    console.print("Nothing was started.", style="dim")
+
+
+def _print_candidates(console: Console, preview: Preview) -> None:
+    space = preview.space
+    console.print(Text(f"\nCandidates ({len(space.candidates)})", style="bold"))
+    for candidate in space.candidates:
+        mark = "  baseline" if candidate == space.baseline else ""
+        console.print(Text(f"  {candidate.candidate_id}  {candidate.label}{mark}"), soft_wrap=True)
+
+
+def _print_pairs(console: Console, title: str, pairs: list[tuple[str, str]]) -> None:
+    console.print(Text(f"\n{title}", style="bold"))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    for name, reason in pairs:
+        table.add_row(Text(f"  {name}"), Text(reason))
+    console.print(table)
+
+
+def _as_dict(preview: Preview) -> dict[str, object]:
+    profile, space = preview.profile, preview.space
+    return {
+        "model": {**vars(preview.model)},
+        "device": preview.device.device_name,
+        "profile": profile.model_dump(),
+        "dropped_contexts": list(preview.dropped_contexts),
+        "cells": [list(cell) for size in profile.batch_sizes for cell in profile.cells(size, rung=2)],
+        "baseline": space.baseline.candidate_id,
+        "candidates": [
+            {"candidate_id": one.candidate_id, "label": one.label, **one.to_dict()} for one in space.candidates
+        ],
+        "rejected": [{"label": one.candidate.label, "reason": one.reason} for one in space.rejected],
+        "not_in_space": [{"axis": one.axis, "value": one.value, "reason": one.on_request} for one in preview.left_out],
+    }

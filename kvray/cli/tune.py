@@ -1,0 +1,160 @@
+"""`kvray tune`: the main command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.cli.output import print_report, summary
+from kvray.cli.parsing import parse_choices, parse_integers
+from kvray.cli.preview import print_preview
+from kvray.cli.progress import LineProgress, LiveProgress
+from kvray.config import TuneConfig
+from kvray.search import SearchObserver, TuningSearch
+from kvray.workload import WorkloadProfile, get_profile, override_profile
+
+app = typer.Typer(add_completion=False)
+
+_WHAT = "What to measure"
+_HOW = "How to measure"
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str,
+        typer.Argument(help="A hub id, a local folder, a .gguf file, or random:<folder or config.json>."),
+    ],
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="Built-in profile, or a profile's .json file.", rich_help_panel=_WHAT)
+    ] = "chat-agent",
+    context: Annotated[
+        str | None, typer.Option(help="Prompt lengths in tokens, e.g. 512,2048.", rich_help_panel=_WHAT)
+    ] = None,
+    output_len: Annotated[
+        str | None, typer.Option(help="Numbers of generated tokens, e.g. 64,256.", rich_help_panel=_WHAT)
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=_WHAT)
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_WHAT)] = None,
+    cache: Annotated[str | None, typer.Option(help="Cache strategies: dynamic, static.", rich_help_panel=_WHAT)] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention: eager, sdpa, sdpa_flash, sdpa_efficient, sdpa_math, sdpa_cudnn.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Dtypes: float32, float16, bfloat16.", rich_help_panel=_WHAT)
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Add torch.compile candidates (slow to warm up).", rich_help_panel=_WHAT)
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.", rich_help_panel=_HOW)
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Inference engine.", rich_help_panel=_HOW)] = "transformers",
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Results folder or URI (s3://…).", rich_help_panel=_HOW)
+    ] = "./kvray_results",
+    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.", rich_help_panel=_HOW)] = None,
+    slots: Annotated[int | None, typer.Option(help="Trials at the same time.", min=1, rich_help_panel=_HOW)] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that one phase of a trial may take.", min=1.0, rich_help_panel=_HOW)
+    ] = 600.0,
+    resume: Annotated[
+        str | None, typer.Option(help="Id of a sweep in the results folder to go on with.", rich_help_panel=_HOW)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_HOW)] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show candidates, rejections and cells; start nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure a model's KV-cache configurations, each in a fresh process, and decide.
+
+    Leaves Parquet records, a plan, a code snippet and reports in the results folder.
+    """
+    config = TuneConfig(
+        model_id=model,
+        profile=_workload(profile, context, output_len, batch_sizes, repeats),
+        device=None if device is None else DeviceType.parse(device),
+        engine=engine,
+        output_dir=output,
+        caches=parse_choices(cache, CacheStrategy),
+        attentions=parse_choices(attention, AttentionBackend),
+        dtypes=parse_choices(dtype, DType),
+        compile=compile_,
+        trust_remote_code=trust_remote_code,
+        address=address,
+        slots=slots,
+        timeout_s=timeout,
+        resume=resume,
+        seed=seed,
+    )
+    _log_warnings()
+    if dry_run:
+        print_preview(TuningSearch(config=config).preview(), as_json=as_json)
+        return
+    _tune(config, as_json=as_json)
+
+
+def _tune(config: TuneConfig, *, as_json: bool) -> None:
+    started = time.monotonic()
+    with _progress() as observer:
+        result = TuningSearch(config=config, observer=observer, arguments=_typed_arguments()).run()
+    if as_json:
+        typer.echo(json.dumps(summary(result, wall_s=time.monotonic() - started), indent=2))
+    else:
+        print_report(result)
+
+
+def _workload(
+    name: str, context: str | None, output_len: str | None, batch_sizes: str | None, repeats: int | None
+) -> WorkloadProfile:
+    return override_profile(
+        get_profile(name),
+        context_lengths=parse_integers(context, option="--context"),
+        output_lengths=parse_integers(output_len, option="--output-len"),
+        batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
+        repeats=repeats,
+    )
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[SearchObserver]:
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with LiveProgress(console) as live:
+            yield live
+    else:
+        yield LineProgress(console)
+
+
+def _typed_arguments() -> tuple[str, ...]:
+    """What follows `kvray tune` on the command line."""
+    arguments = sys.argv[1:]
+    return tuple(arguments[arguments.index("tune") + 1 :]) if "tune" in arguments else ()
+
+
+def _log_warnings() -> None:
+    """Show what kvray's own modules warn about, one line each, on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("kvray: warning: %(message)s"))
+    logger = logging.getLogger("kvray")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False

@@ -1,0 +1,250 @@
+"""The contract of an engine: what the driver asks before a sweep, and what a measurement process does with it.
+
+`EngineAdapter` lives in the driver and travels to each trial; it holds no model and imports its library only inside
+methods. `LoadedModel` lives in one measurement process: load, prepare a cell, generate with time stamps, say what ran.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from kvray.candidate import Candidate, DeviceType, DType
+from kvray.errors import KvrayError
+from kvray.space.constraints import Rule
+from kvray.space.search_space import Axes
+from kvray.workload import Cell, WorkloadProfile
+
+StartMethod = Literal["forkserver", "spawn"]
+
+
+class UnsupportedError(KvrayError):
+    """The engine refuses a configuration; the message carries the engine's own words."""
+
+
+class SubstitutedError(KvrayError):
+    """The engine ran something other than what the candidate asks for."""
+
+
+class OutOfMemoryError(KvrayError):
+    """The engine ran out of device or host memory; `allocate less` is the only cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """Which model a user asked for."""
+
+    model_id: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What is known of a model before its weights are touched.
+
+    Attributes:
+        model_id: as the user wrote it.
+        revision: what identifies these very weights (a commit, a file's hash), `unknown` where nothing does.
+        architecture: class or family name, for people.
+        max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
+        native_dtype: the dtype that the checkpoint asks for.
+        random_weights: whether speed and memory are real and quality is not.
+    """
+
+    model_id: str
+    revision: str
+    architecture: str
+    max_context: int | None
+    native_dtype: DType
+    random_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """The device a sweep runs on, as far as the driver knows it without initialising it.
+
+    Attributes:
+        compute_capability: of the oldest visible GPU, `None` on a CPU.
+    """
+
+    device: DeviceType
+    device_name: str
+    gpu_count: int = 0
+    compute_capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisValue:
+    """One line of the engine's menu.
+
+    Attributes:
+        axis: name of a field of `Candidate`.
+        obstacle: why it cannot be had on this machine and what would make it so; `None`: it can be had.
+        on_request: why it can be had but is not in the default space; `None`: it is.
+    """
+
+    axis: str
+    value: str
+    obstacle: str | None = None
+    on_request: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One generation with the instants at which its tokens were on the host.
+
+    Attributes:
+        started_s: `time.perf_counter()` at the moment the prompt was submitted.
+        token_s: the same clock when the n-th token of every sequence was on the host; its length is the number of
+            tokens that each sequence got.
+        tokens: generated token ids, one tuple per sequence.
+    """
+
+    started_s: float
+    token_s: tuple[float, ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What really ran, seen from inside the process. `None`: the engine cannot tell.
+
+    Attributes:
+        kernel_prefill, kernel_decode: names of the attention operators.
+        cache_class, cache_layers: class of the cache object, and the classes of its layers.
+        threads: intra-op threads that the engine computes with.
+        substitutions: differences from what the candidate asked for, one sentence each.
+    """
+
+    cache_class: str | None = None
+    cache_layers: str | None = None
+    kernel_prefill: str | None = None
+    kernel_decode: str | None = None
+    graph_breaks: int | None = None
+    recompiles: int | None = None
+    kv_dtype: str | None = None
+    threads: int | None = None
+    substitutions: tuple[str, ...] = ()
+
+
+class LoadedModel(ABC):
+    """A model with one candidate applied, in the process that measures it. Used by one thread, in this order:
+    `prepare` a cell, then `generate` as often as wanted, then the next cell; `observe` after a `prepare`; `close` once.
+    """
+
+    @abstractmethod
+    def prepare(self, cell: Cell) -> None:
+        """Make prompts of exactly `cell.context_tokens` tokens and the cache that the cell needs; drop the last cell's.
+
+        Raises:
+            UnsupportedError, OutOfMemoryError
+        """
+
+    @abstractmethod
+    def generate(self, output_tokens: int) -> Generation:
+        """Generate exactly `output_tokens` (at least 1, at most the cell's) per sequence for the prepared cell.
+
+        Every call starts from an empty cache: nothing is reused from an earlier call but memory and compiled code.
+
+        Raises:
+            UnsupportedError, SubstitutedError, OutOfMemoryError
+        """
+
+    @abstractmethod
+    def observe(self) -> Observed:
+        """Generate a few tokens under a profiler for the prepared cell and say what ran. Never timed."""
+
+    @abstractmethod
+    def kv_cache_bytes(self) -> int | None:
+        """Bytes that the prepared cell's cache holds after the last `generate`; `None` if the engine cannot tell."""
+
+    @abstractmethod
+    def reset_peak_memory(self) -> None:
+        """Start a new window for `peak_memory_mib`."""
+
+    @abstractmethod
+    def peak_memory_mib(self) -> float | None:
+        """Highest memory since `reset_peak_memory`: the device allocator's on CUDA, the resident set on a CPU."""
+
+    @abstractmethod
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` as a prompt."""
+
+    @abstractmethod
+    def complete(self, text: str, max_new_tokens: int) -> str:
+        """The continuation of `text` with the candidate applied, ending at the model's end-of-sequence token.
+
+        For use after a measurement, by a plan's session; needs no `prepare`.
+
+        Raises:
+            UnsupportedError, OutOfMemoryError
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model and its caches."""
+
+
+class EngineAdapter(ABC):
+    """What an engine brings. Subclasses are stateless, picklable by reference, and cheap to construct and import."""
+
+    name: ClassVar[str]
+    start_method: ClassVar[StartMethod] = "forkserver"
+    preload: ClassVar[tuple[str, ...]] = ()
+    """Modules that the fork server imports once for all trials; they must not touch the GPU when imported."""
+
+    @abstractmethod
+    def describe_model(self, request: ModelRequest) -> ModelInfo:
+        """Read the model's configuration: no weights, no GPU.
+
+        Raises:
+            ModelError: missing, gated, unreadable, or offline and not cached.
+        """
+
+    @abstractmethod
+    def fetch_weights(self, request: ModelRequest) -> None:
+        """Make the weights available on this machine's disk, ready for a fast load (download, convert once).
+
+        Raises:
+            ModelError: they cannot be had.
+        """
+
+    @abstractmethod
+    def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
+        """The candidate a user has today: what the engine does with nothing set."""
+
+    @abstractmethod
+    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
+        """Every value of every axis this engine knows, with what stands in the way of it on this machine."""
+
+    @abstractmethod
+    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
+        """The axes of the default space."""
+
+    def process_environment(self) -> Mapping[str, str]:
+        """Environment variables for the measurement processes, set before any library is imported; a user's own win."""
+        return {}
+
+    def rules(self) -> Sequence[Rule]:
+        """Rules beyond those that hold for every engine."""
+        return ()
+
+    @abstractmethod
+    def load(
+        self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
+    ) -> LoadedModel:
+        """Load the model with `candidate` applied. Called once, in the measurement process.
+
+        Raises:
+            UnsupportedError, OutOfMemoryError, ModelError
+        """
+
+    @abstractmethod
+    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
+        """Python source that applies `candidate` with the engine's library alone, sized for `cell`."""
+
+    @abstractmethod
+    def memory_note(self, device: DeviceType) -> str:
+        """One sentence: what `peak_memory_mib` means on `device`."""

@@ -1,0 +1,254 @@
+"""An engine without a model: it sleeps as long as a made-up formula says, and misbehaves on command. For tests only.
+
+The model id is `fake:` followed by comma-separated `WHERE=HOW`: in every candidate whose label contains WHERE, do HOW
+(see `Misbehaviour`) while measuring, or in the phase given as `HOW@load`. Example: `fake:static=segv,eager=hang@load`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import ClassVar
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.engines.base import (
+    AxisValue,
+    DeviceFacts,
+    EngineAdapter,
+    Generation,
+    LoadedModel,
+    ModelInfo,
+    ModelRequest,
+    Observed,
+    OutOfMemoryError,
+    SubstitutedError,
+    UnsupportedError,
+)
+from kvray.errors import ModelError
+from kvray.space.search_space import Axes
+from kvray.workload import Cell, WorkloadProfile
+
+PREFIX = "fake:"
+PREFILL_S_PER_TOKEN = 2e-6
+DECODE_S_PER_TOKEN = 5e-4
+MAX_CONTEXT = 4096
+_SPEED: Mapping[str, float] = {
+    "static": 0.8,
+    "dynamic": 1.0,
+    "eager": 1.6,
+    "sdpa": 1.0,
+    "sdpa_flash": 0.9,
+    "sdpa_efficient": 1.2,
+    "sdpa_math": 1.4,
+    "sdpa_cudnn": 1.1,
+    "float32": 1.5,
+    "float16": 1.0,
+    "bfloat16": 0.9,
+}
+
+
+class Misbehaviour(enum.StrEnum):
+    """What a candidate can be told to do."""
+
+    RAISE = "raise"
+    OOM = "oom"
+    UNSUPPORTED = "unsupported"
+    SUBSTITUTED = "substituted"
+    EXIT = "exit"
+    SEGV = "segv"
+    KILL = "kill"
+    HANG = "hang"
+    STUBBORN = "stubborn"
+    """Hangs and ignores SIGTERM."""
+    CHILDREN = "children"
+    """Leaves a process behind in its own process group."""
+
+    def act(self) -> None:
+        """Do it."""
+        match self:
+            case Misbehaviour.RAISE:
+                raise RuntimeError("told to raise")
+            case Misbehaviour.OOM:
+                raise OutOfMemoryError("told to run out of memory")
+            case Misbehaviour.UNSUPPORTED:
+                raise UnsupportedError("told to be unsupported")
+            case Misbehaviour.SUBSTITUTED:
+                raise SubstitutedError("told to run something else")
+            case Misbehaviour.EXIT:
+                sys.stderr.write("last words\n")
+                sys.stderr.flush()
+                os._exit(7)
+            case Misbehaviour.SEGV:
+                ctypes.string_at(0)
+            case Misbehaviour.KILL:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case Misbehaviour.HANG:
+                time.sleep(3600)
+            case Misbehaviour.STUBBORN:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                while True:
+                    time.sleep(3600)
+            case Misbehaviour.CHILDREN:
+                if os.fork() == 0:
+                    time.sleep(3600)
+                    os._exit(0)
+
+
+class FakeAdapter(EngineAdapter):
+    """The engine `fake`."""
+
+    name: ClassVar[str] = "fake"
+
+    def describe_model(self, request: ModelRequest) -> ModelInfo:
+        """See `EngineAdapter.describe_model`."""
+        _misbehaviours(request.model_id)
+        return ModelInfo(
+            model_id=request.model_id,
+            revision="1",
+            architecture="Fake",
+            max_context=MAX_CONTEXT,
+            native_dtype=DType.FLOAT32,
+        )
+
+    def fetch_weights(self, request: ModelRequest) -> None:
+        """Nothing to fetch."""
+
+    def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
+        """See `EngineAdapter.baseline`."""
+        del device
+        return Candidate(
+            engine=self.name,
+            cache=CacheStrategy.DYNAMIC,
+            attention=AttentionBackend.SDPA,
+            dtype=model.native_dtype,
+            batch_size=batch_size,
+        )
+
+    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
+        """See `EngineAdapter.menu`."""
+        del device
+        return (
+            *(AxisValue(axis="cache", value=cache.value) for cache in CacheStrategy),
+            *(AxisValue(axis="attention", value=attention.value) for attention in AttentionBackend),
+            *(AxisValue(axis="dtype", value=dtype.value) for dtype in DType),
+        )
+
+    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
+        """See `EngineAdapter.axes`."""
+        del model, device
+        return Axes(
+            caches=tuple(CacheStrategy),
+            attentions=(AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.SDPA_MATH),
+            dtypes=(DType.FLOAT32, DType.BFLOAT16),
+            compiles=(CompileMode.OFF, CompileMode.DEFAULT) if compile else (CompileMode.OFF,),
+            batch_sizes=profile.batch_sizes,
+        )
+
+    def load(
+        self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
+    ) -> LoadedModel:
+        """See `EngineAdapter.load`."""
+        del device, profile
+        model = FakeModel(request, candidate)
+        model.misbehave("load")
+        return model
+
+    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
+        """See `EngineAdapter.render_snippet`."""
+        del trust_remote_code
+        return f"print({model_id!r}, {candidate.label!r}, {cell.label!r})\n"
+
+    def memory_note(self, device: DeviceType) -> str:
+        """See `EngineAdapter.memory_note`."""
+        del device
+        return "Memory is made up."
+
+
+class FakeModel(LoadedModel):
+    """Sleeps; see the module."""
+
+    def __init__(self, request: ModelRequest, candidate: Candidate) -> None:
+        self._candidate = candidate
+        self._todo = [
+            (how, phase) for where, how, phase in _misbehaviours(request.model_id) if where in candidate.label
+        ]
+        self._factor = _SPEED[candidate.cache] * _SPEED[candidate.attention] * _SPEED[candidate.dtype]
+        self._cell = Cell(1, 1, 1)
+
+    def misbehave(self, phase: str) -> None:
+        """Do what was commanded for this phase, once."""
+        now = [entry for entry in self._todo if entry[1] == phase]
+        self._todo = [entry for entry in self._todo if entry[1] != phase]
+        for how, _ in now:
+            how.act()
+
+    def prepare(self, cell: Cell) -> None:
+        """See `LoadedModel.prepare`."""
+        self._cell = cell
+
+    def generate(self, output_tokens: int) -> Generation:
+        """See `LoadedModel.generate`."""
+        self.misbehave("measure")
+        started = time.perf_counter()
+        time.sleep(self._cell.context_tokens * PREFILL_S_PER_TOKEN * self._factor)
+        stamps = []
+        for _ in range(output_tokens):
+            time.sleep(DECODE_S_PER_TOKEN * self._factor)
+            stamps.append(time.perf_counter())
+        row = tuple(range(output_tokens))
+        return Generation(started_s=started, token_s=tuple(stamps), tokens=(row,) * self._cell.batch_size)
+
+    def observe(self) -> Observed:
+        """See `LoadedModel.observe`."""
+        return Observed(
+            cache_class=f"Fake{self._candidate.cache.title()}",
+            cache_layers="FakeLayer×1",
+            kernel_prefill=self._candidate.attention.value,
+            kernel_decode=self._candidate.attention.value,
+            kv_dtype=self._candidate.dtype.value,
+            threads=1,
+        )
+
+    def kv_cache_bytes(self) -> int | None:
+        """See `LoadedModel.kv_cache_bytes`."""
+        bytes_per_token = 4 if self._candidate.dtype is DType.FLOAT32 else 2
+        return self._cell.batch_size * (self._cell.context_tokens + self._cell.output_tokens) * bytes_per_token * 1024
+
+    def reset_peak_memory(self) -> None:
+        """See `LoadedModel.reset_peak_memory`."""
+
+    def peak_memory_mib(self) -> float | None:
+        """See `LoadedModel.peak_memory_mib`."""
+        held = self.kv_cache_bytes() or 0
+        return 100.0 + held / 2**20 * (1.25 if self._candidate.cache is CacheStrategy.STATIC else 1.0)
+
+    def count_tokens(self, text: str) -> int:
+        """Words."""
+        return len(text.split())
+
+    def complete(self, text: str, max_new_tokens: int) -> str:
+        """As many times `fake` as asked for."""
+        del text
+        self.misbehave("measure")
+        return " ".join(["fake"] * max_new_tokens)
+
+    def close(self) -> None:
+        """See `LoadedModel.close`."""
+
+
+def _misbehaviours(model_id: str) -> list[tuple[str, Misbehaviour, str]]:
+    """Parse the commands in a model id into (label part, what, phase)."""
+    if not model_id.startswith(PREFIX):
+        raise ModelError(f"The fake engine knows no model {model_id!r}.", hint="Use fake:ok.")
+    commands = []
+    for part in model_id.removeprefix(PREFIX).split(","):
+        where, separator, how = part.partition("=")
+        if separator:
+            name, _, phase = how.partition("@")
+            commands.append((where, Misbehaviour(name), phase or "measure"))
+    return commands

@@ -1,0 +1,85 @@
+"""GGUF files: dequantised once into a safetensors folder in the cache, keyed by the file's hash.
+
+`python -m kvray.engines.transformers.gguf FILE` does it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from kvray.config import cache_dir
+from kvray.errors import KvrayError, ModelError, first_line
+
+_HASH_BLOCK = 1 << 20
+
+
+def converted_gguf(gguf: Path) -> Path:
+    """The safetensors folder made from `gguf`, converted now if it was not before; keyed by the file's hash.
+
+    Raises:
+        ModelError: the file cannot be read or converted.
+    """
+    from filelock import FileLock
+
+    target = cache_dir() / "gguf" / file_sha256(gguf)[:16]
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").is_file():
+            _convert_gguf(gguf, target)
+    return target
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Dequantise into a temporary folder beside `target`, then rename it: a half-made folder is never seen."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # A model read from GGUF refuses save_pretrained ("quantized with gguf and is not serializable") until both
+        # traces of the quantizer are gone; its weights are plain tensors by now.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(staging)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
+        staging.rename(target)
+    except KvrayError:
+        raise
+    except Exception as error:
+        raise ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, remembered in the cache folder by path, size and modification time."""
+    stat = path.stat()
+    identity = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    memo = cache_dir() / "hashes" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
+    if memo.is_file():
+        return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK):
+            digest.update(block)
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    partial = memo.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps({"path": str(path), "sha256": digest.hexdigest()}), encoding="utf-8")
+    partial.replace(memo)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    try:
+        converted_gguf(Path(sys.argv[1]))
+    except KvrayError as error:
+        sys.exit(str(error))

@@ -1,0 +1,264 @@
+"""`TransformersModel`: one candidate loaded in one process, timed through the library's own `generate`.
+
+`model.generate()` itself runs the decode loop, because that is what a user gets; a streamer takes the time stamps. Each
+streamed token has been copied to the host, and `generate` waits for the device at every step anyway to decide whether
+to stop, so the stamps force nothing that a plain call does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompileConfig, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from kvray.candidate import Candidate, DeviceType
+from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed, OutOfMemoryError, UnsupportedError
+from kvray.engines.prompts import prompt_text, tile_tokens
+from kvray.engines.transformers import models
+from kvray.engines.transformers.arguments import CallArguments, call_arguments
+from kvray.engines.transformers.attention import forced_kernel
+from kvray.engines.transformers.caches import cache_bytes, make_cache
+from kvray.engines.transformers.observed import OBSERVED_TOKENS, observe
+from kvray.errors import KvrayError, first_line
+from kvray.probes.cpu import PeakRss
+from kvray.workload import Cell
+
+_MIB = 1024 * 1024
+_RANDOM_PROMPT_SEED = 1
+_RANDOM_WEIGHTS_SEED = 2
+
+
+class StampingStreamer(BaseStreamer):
+    """Notes the clock each time tokens are on the host. `generate` puts the prompt first, then every new token."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+
+    def put(self, value: Any) -> None:  # noqa: ARG002  (the library's signature)
+        """Called by `generate` with a tensor on the host."""
+        self.stamps.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called by `generate` when it is done."""
+
+
+class TransformersModel(LoadedModel):
+    """See `LoadedModel`. Raises what the contract says, with the library's own words inside."""
+
+    def __init__(self, request: ModelRequest, candidate: Candidate, device: DeviceType) -> None:
+        self._candidate = candidate
+        self._device = torch.device(device.value)
+        self._arguments = call_arguments(candidate)
+        self._rss = PeakRss()
+        with _translated_errors():
+            folder = models.weights_path(request)
+            self._model = _load(request, folder, self._arguments, self._device)
+            self._tokenizer = _load_tokenizer(request, folder)
+        self._model.eval()
+        # EOS would end a generation early; without it exactly the asked-for tokens come, at no cost per token.
+        self._eos_token_id = self._model.generation_config.eos_token_id
+        self._model.generation_config.eos_token_id = None
+        self._generation_configs: dict[int, GenerationConfig] = {}
+        self._cell: Cell | None = None
+        self._prompt: torch.Tensor | None = None
+        self._cache: Any = None
+
+    def prepare(self, cell: Cell) -> None:
+        """See `LoadedModel.prepare`."""
+        self._cache = None
+        self._release_memory()
+        self._cell = cell
+        rows = self._prompt_rows(cell)
+        self._prompt = torch.tensor(rows, dtype=torch.long, device=self._device)
+        if self._arguments.static_cache:
+            with _translated_errors():
+                self._cache = make_cache(self._arguments, self._text_config, cell)
+
+    def generate(self, output_tokens: int) -> Generation:
+        """See `LoadedModel.generate`. The clock starts before the cache is made or emptied: a user pays for that."""
+        streamer = StampingStreamer()
+        self._generation_config(output_tokens)
+        with _translated_errors():
+            started = time.perf_counter()
+            sequences = self._generate(output_tokens, streamer)
+        prompt_tokens = self._prompt_tensor.shape[1]
+        tokens = tuple(tuple(row) for row in sequences[:, prompt_tokens:].tolist())
+        # The first stamp is the prompt's own.
+        return Generation(started_s=started, token_s=tuple(streamer.stamps[1:]), tokens=tokens)
+
+    def observe(self) -> Observed:
+        """See `LoadedModel.observe`."""
+        with _translated_errors():
+            return observe(
+                lambda streamer: self._generate(OBSERVED_TOKENS, streamer),
+                asked=self._candidate.attention,
+                arguments=self._arguments,
+                cache_of=lambda: self._cache,
+            )
+
+    def kv_cache_bytes(self) -> int | None:
+        """See `LoadedModel.kv_cache_bytes`."""
+        return None if self._cache is None else cache_bytes(self._cache)
+
+    def reset_peak_memory(self) -> None:
+        """See `LoadedModel.reset_peak_memory`."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            self._rss.reset()
+
+    def peak_memory_mib(self) -> float | None:
+        """See `LoadedModel.peak_memory_mib`."""
+        if self._device.type == "cuda":
+            return float(torch.cuda.max_memory_allocated()) / _MIB
+        return self._rss.read_mib()
+
+    def count_tokens(self, text: str) -> int:
+        """See `LoadedModel.count_tokens`."""
+        return len(self._text_tokenizer(text)["input_ids"])
+
+    def complete(self, text: str, max_new_tokens: int) -> str:
+        """See `LoadedModel.complete`. Greedy, like what was measured."""
+        inputs = self._text_tokenizer(text, return_tensors="pt").to(self._device)
+        prompt_tokens = inputs["input_ids"].shape[1]
+        cell = Cell(prompt_tokens, max_new_tokens, 1)
+        config = copy.deepcopy(self._generation_config(max_new_tokens))
+        config.eos_token_id = self._eos_token_id
+        with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
+            cache = make_cache(self._arguments, self._text_config, cell)
+            sequences = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
+        return str(self._text_tokenizer.decode(sequences[0, prompt_tokens:], skip_special_tokens=True))
+
+    def close(self) -> None:
+        """See `LoadedModel.close`."""
+        self._cache = self._prompt = None
+        self._model = None
+        self._release_memory()
+
+    def _generate(self, output_tokens: int, streamer: BaseStreamer) -> torch.Tensor:
+        self._fresh_cache()
+        prompt = self._prompt_tensor
+        with forced_kernel(self._arguments.sdpa_kernel):
+            sequences: torch.Tensor = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                past_key_values=self._cache,
+                generation_config=self._generation_config(output_tokens),
+                streamer=streamer,
+            )
+        return sequences
+
+    def _generation_config(self, output_tokens: int) -> GenerationConfig:
+        """The model's own settings, greedy, for exactly `output_tokens`; made once per length, outside timed calls."""
+        if output_tokens in self._generation_configs:
+            return self._generation_configs[output_tokens]
+        config = copy.deepcopy(self._model.generation_config)
+        config.update(
+            do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=output_tokens, max_length=None
+        )
+        config.disable_compile = self._arguments.compile_mode is None
+        if self._arguments.compile_mode is not None:
+            config.compile_config = CompileConfig(mode=self._arguments.compile_mode, fullgraph=False)
+            # `generate` compiles on accelerators only, unless this private switch is set.
+            config.compile_config._compile_all_devices = True
+        self._generation_configs[output_tokens] = config
+        return config
+
+    def _fresh_cache(self) -> None:
+        if self._arguments.static_cache:
+            self._cache.reset()
+        else:
+            self._cache = make_cache(self._arguments, self._text_config, self._prepared_cell)
+
+    def _prompt_rows(self, cell: Cell) -> list[list[int]]:
+        if self._tokenizer is None:
+            generator = torch.Generator().manual_seed(_RANDOM_PROMPT_SEED)
+            vocabulary = int(self._text_config.vocab_size)
+            shape = (cell.batch_size, cell.context_tokens)
+            rows: list[list[int]] = torch.randint(0, vocabulary, shape, generator=generator).tolist()
+            return rows
+        ids = list(self._tokenizer(prompt_text(), add_special_tokens=False)["input_ids"])
+        bos = self._tokenizer.bos_token_id
+        adds_bos = bos is not None and self._tokenizer("a")["input_ids"][:1] == [bos]
+        return tile_tokens(
+            ids, context_tokens=cell.context_tokens, rows=cell.batch_size, prefix=(bos,) if adds_bos else ()
+        )
+
+    @property
+    def _text_config(self) -> Any:
+        return self._model.config.get_text_config(decoder=True)
+
+    @property
+    def _prepared_cell(self) -> Cell:
+        if self._cell is None:
+            raise RuntimeError("prepare() was not called")
+        return self._cell
+
+    @property
+    def _text_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise UnsupportedError("this model has no tokenizer")
+        return self._tokenizer
+
+    @property
+    def _prompt_tensor(self) -> torch.Tensor:
+        if self._prompt is None:
+            raise RuntimeError("prepare() was not called")
+        return self._prompt
+
+    def _release_memory(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _load(request: ModelRequest, folder: Path, arguments: CallArguments, device: torch.device) -> Any:
+    options = {
+        "dtype": getattr(torch, arguments.dtype),
+        "attn_implementation": arguments.attn_implementation,
+        "trust_remote_code": request.trust_remote_code,
+    }
+    if request.model_id.startswith(models.RANDOM_PREFIX):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+        torch.manual_seed(_RANDOM_WEIGHTS_SEED)
+        with device:
+            return AutoModelForCausalLM.from_config(config, **options)
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
+
+
+def _load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
+    """The model's tokenizer, or `None` for a bare config with random weights."""
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    if request.model_id.startswith(models.RANDOM_PREFIX) and not has_tokenizer:
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turn what torch and Transformers raise into the contract's errors; anything else passes as it is."""
+    try:
+        yield
+    except KvrayError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(first_line(error)) from error
+    except (ImportError, NotImplementedError, ValueError, AssertionError, AttributeError) as error:
+        raise UnsupportedError(first_line(error)) from error
+    except RuntimeError as error:
+        text = first_line(error)
+        if "can't allocate memory" in text or "not enough memory" in text:
+            raise OutOfMemoryError(text) from error
+        if "No available kernel" in text:
+            raise UnsupportedError(f"PyTorch: {text}") from error
+        raise

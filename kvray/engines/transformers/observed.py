@@ -1,0 +1,108 @@
+"""What really ran: attention operators of prefill and decode under the profiler, compiled graphs, cache classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
+from transformers.generation.streamers import BaseStreamer
+
+from kvray.candidate import AttentionBackend
+from kvray.engines.base import Observed
+from kvray.engines.transformers.arguments import CallArguments
+from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
+from kvray.engines.transformers.caches import cache_layers, kv_dtype
+
+OBSERVED_TOKENS = 3
+"""One token of prefill and two of decode."""
+
+
+class PhaseProfiler(BaseStreamer):
+    """A streamer that profiles a generation in two parts: up to the first token (prefill), and after it (decode)."""
+
+    def __init__(self) -> None:
+        self.prefill: frozenset[str] = frozenset()
+        self.decode: frozenset[str] = frozenset()
+        self._profile: Any = None
+        self._calls = 0
+
+    def put(self, value: Any) -> None:  # noqa: ARG002  (the library's signature)
+        """Called with the prompt, then with each new token."""
+        if self._calls == 0:
+            self._profile = _start_profile()
+        elif self._calls == 1:
+            self.prefill = _stop_profile(self._profile)
+            self._profile = _start_profile()
+        self._calls += 1
+
+    def end(self) -> None:
+        """Called when generation is over."""
+        if self._calls > 1:
+            self.decode = _stop_profile(self._profile)
+
+
+def observe(
+    generate: Callable[[BaseStreamer], object],
+    *,
+    asked: AttentionBackend,
+    arguments: CallArguments,
+    cache_of: Callable[[], Any],
+) -> Observed:
+    """Run `generate` with a profiling streamer and compare what ran with what was asked for.
+
+    Args:
+        generate: generates `OBSERVED_TOKENS` tokens with the given streamer.
+        cache_of: the cache that the generation used, asked for afterwards.
+    """
+    profiler = PhaseProfiler()
+    generate(profiler)
+    cache = cache_of()
+    prefill, decode = kernels_seen(profiler.prefill), kernels_seen(profiler.decode)
+    graphs = _compiled_graphs()
+    differences = [
+        kernel_substitution(asked, "prefill", prefill),
+        kernel_substitution(asked, "decode", decode),
+        _cache_substitution(arguments, cache),
+        "asked for torch.compile, nothing was compiled" if arguments.compile_mode and graphs == 0 else None,
+    ]
+    return Observed(
+        cache_class=type(cache).__name__,
+        cache_layers=cache_layers(cache),
+        kernel_prefill=" + ".join(prefill) or None,
+        kernel_decode=" + ".join(decode) or None,
+        graph_breaks=_graph_breaks() if arguments.compile_mode else None,
+        recompiles=max(0, graphs - 1) if arguments.compile_mode else None,
+        kv_dtype=kv_dtype(cache),
+        threads=torch.get_num_threads(),
+        substitutions=tuple(text for text in differences if text is not None),
+    )
+
+
+def _cache_substitution(arguments: CallArguments, cache: Any) -> str | None:
+    ran = type(cache).__name__
+    return None if ran == arguments.cache_class else f"asked for {arguments.cache_class}, {ran} was used"
+
+
+def _start_profile() -> Any:
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    running = profile(activities=activities, acc_events=True)
+    running.start()
+    return running
+
+
+def _stop_profile(running: Any) -> frozenset[str]:
+    running.stop()
+    return frozenset(event.key for event in running.key_averages())
+
+
+def _compiled_graphs() -> int:
+    return int(counters["stats"].get("unique_graphs", 0))
+
+
+def _graph_breaks() -> int:
+    return int(sum(counters["graph_break"].values()))

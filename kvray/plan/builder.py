@@ -1,0 +1,168 @@
+"""`PlanBuilder`: from what a sweep found to a `Plan`. Rules come from measured facts only."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from kvray.analysis import Analysis
+from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.ranking import RankedCandidate, Ranking
+from kvray.candidate import DeviceType
+from kvray.errors import AllTrialsFailedError
+from kvray.plan.plan import (
+    Fingerprint,
+    GainInterval,
+    Plan,
+    PlannedCandidate,
+    PlannedConfidence,
+    PlannedGain,
+    PlannedMetrics,
+    PlannedWinner,
+)
+from kvray.plan.rules import derive_rules
+from kvray.plan.snippet import render_snippet
+from kvray.probes.environment import kvray_version
+from kvray.record import TrialRecord, TrialResult
+from kvray.store.manifest import SweepManifest
+
+
+class TunedSweep(Protocol):
+    """What a plan is made from; `TuningSearch.run()` returns one."""
+
+    @property
+    def results(self) -> Sequence[TrialResult]:
+        """Every trial of the sweep."""
+
+    @property
+    def manifest(self) -> SweepManifest:
+        """What the sweep was asked."""
+
+    @property
+    def analysis(self) -> Analysis:
+        """What the results say."""
+
+    @property
+    def records_sha256(self) -> str:
+        """Digest of the stored records."""
+
+
+class PlanBuilder:
+    """Turns the result of a sweep into a plan, and the plan into code."""
+
+    def __init__(self, result: TunedSweep) -> None:
+        self._result = result
+
+    def build(self) -> Plan:
+        """The plan of the sweep; its `created_at` is now.
+
+        Raises:
+            AllTrialsFailedError: nothing is ranked, so there is no winner.
+        """
+        manifest, ranking = self._result.manifest, self._result.analysis.ranking
+        if not ranking.entries:
+            raise AllTrialsFailedError(f"Run {manifest.run_id!r} has no winner to plan for: no candidate is ranked.")
+        device = DeviceType(manifest.device)
+        rules = derive_rules(self._result.analysis, manifest.profile, device=device)
+        winner = _winner(self._result.analysis)
+        used = {winner.candidate.candidate_id, *winner.ties, *(rule.use for rule in rules)}
+        return Plan(
+            kvray_version=kvray_version(),
+            created_at=dt.datetime.now(dt.UTC),
+            measured_at=manifest.created_at,
+            run_id=manifest.run_id,
+            model_id=manifest.model_id,
+            architecture=manifest.architecture,
+            engine=manifest.engine,
+            device=device,
+            trust_remote_code=manifest.trust_remote_code,
+            profile=manifest.profile,
+            winner=winner,
+            baseline=_baseline(ranking),
+            candidates=_table(ranking, used),
+            rules=rules,
+            fingerprint=_fingerprint(ranking.winner.record, manifest),
+            records_sha256=self._result.records_sha256,
+        )
+
+    def generate_code_snippet(self) -> str:
+        """Python source that applies the winner without kvray.
+
+        Raises:
+            AllTrialsFailedError: nothing is ranked, so there is no winner.
+        """
+        return render_snippet(self.build())
+
+
+def _winner(analysis: Analysis) -> PlannedWinner:
+    entry, confidence = analysis.ranking.winner, analysis.confidence
+    return PlannedWinner(
+        candidate=entry.record.candidate,
+        metrics=_metrics(entry.metrics, entry.cells),
+        score=entry.score,
+        gain=_gain(entry, analysis),
+        confidence=PlannedConfidence(
+            winner_share=confidence.winner_share,
+            replicates=confidence.replicates,
+            processes=confidence.processes,
+            runs=confidence.runs,
+            assumed_process_noise=confidence.assumed_process_noise,
+        )
+        if confidence
+        else None,
+        ties=confidence.ties if confidence else (),
+        break_even_tokens=entry.break_even_tokens,
+    )
+
+
+def _gain(entry: RankedCandidate, analysis: Analysis) -> PlannedGain | None:
+    if entry.gain is None:
+        return None
+    ttft = analysis.confidence and analysis.confidence.ttft_gain
+    throughput = analysis.confidence and analysis.confidence.throughput_gain
+    return PlannedGain(
+        ttft=entry.gain.ttft,
+        throughput=entry.gain.throughput,
+        memory=entry.gain.memory,
+        ttft_interval=GainInterval(low=ttft.low, high=ttft.high) if ttft else None,
+        throughput_interval=GainInterval(low=throughput.low, high=throughput.high) if throughput else None,
+    )
+
+
+def _baseline(ranking: Ranking) -> PlannedCandidate | None:
+    baseline = ranking.baseline
+    if baseline is None or baseline.metrics is None:
+        return None
+    return PlannedCandidate(candidate=baseline.record.candidate, metrics=_metrics(baseline.metrics, baseline.cells))
+
+
+def _table(ranking: Ranking, used: Iterable[str]) -> dict[str, PlannedCandidate]:
+    table: dict[str, PlannedCandidate] = {}
+    for one in ranking.listed:
+        key = one.record.candidate_id
+        if key in used and one.metrics is not None and key not in table:
+            table[key] = PlannedCandidate(candidate=one.record.candidate, metrics=_metrics(one.metrics, one.cells))
+    return table
+
+
+def _metrics(metrics: Metrics, cells: Sequence[CellMetrics]) -> PlannedMetrics:
+    return PlannedMetrics(
+        ttft_ms=metrics.ttft_ms,
+        itl_p50_ms=metrics.itl_p50_ms,
+        itl_p95_ms=metrics.itl_p95_ms,
+        itl_p99_ms=metrics.itl_p99_ms,
+        decode_tok_s=metrics.decode_tok_s,
+        peak_mib=metrics.peak_mib,
+        highest_peak_mib=highest_peak_mib(cells),
+    )
+
+
+def _fingerprint(record: TrialRecord, manifest: SweepManifest) -> Fingerprint:
+    return Fingerprint(
+        device_name=record.device_name or manifest.device_name,
+        driver_version=record.driver_version,
+        torch_version=record.torch_version,
+        transformers_version=record.transformers_version,
+        kvray_version=record.kvray_version or manifest.kvray_version,
+    )

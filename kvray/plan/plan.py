@@ -1,0 +1,325 @@
+"""`Plan`: the versioned JSON that says which candidate to use when, and on which measurements that rests.
+
+Written by `PlanBuilder`, read by whoever applies it. Every value is validated on the way in: plans are edited by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from kvray.candidate import Candidate, DeviceType
+from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
+from kvray.workload import WorkloadProfile
+
+PLAN_VERSION: Literal[1] = 1
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _to_candidate(value: Any) -> Candidate:
+    if isinstance(value, Candidate):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a candidate")  # noqa: TRY004  (pydantic lets a TypeError through)
+    try:
+        return Candidate.from_dict(value)
+    except InvalidValueError as error:
+        raise ValueError(str(error)) from error
+
+
+CandidateField = Annotated[
+    Candidate, PlainValidator(_to_candidate), PlainSerializer(Candidate.to_dict, return_type=dict[str, Any])
+]
+
+
+class _PlanPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PlannedMetrics(_PlanPart):
+    """What a candidate measured: geometric means over the profile's cells.
+
+    Attributes:
+        highest_peak_mib: peak of its hungriest cell: what must be free for every cell to run.
+    """
+
+    ttft_ms: Positive
+    itl_p50_ms: NotNegative
+    itl_p95_ms: NotNegative
+    itl_p99_ms: NotNegative
+    decode_tok_s: Positive
+    peak_mib: Positive | None
+    highest_peak_mib: Positive | None
+
+
+class PlannedCandidate(_PlanPart):
+    """A candidate and what it measured."""
+
+    candidate: CandidateField
+    metrics: PlannedMetrics
+
+
+class GainInterval(_PlanPart):
+    """95 % interval of a relative gain."""
+
+    low: float
+    high: float
+
+
+class PlannedGain(_PlanPart):
+    """The winner against the baseline; positive is better, 1.0 is twice as good (as `kvray.analysis.ranking.Gain`)."""
+
+    ttft: float
+    throughput: float
+    memory: float | None
+    ttft_interval: GainInterval | None = None
+    throughput_interval: GainInterval | None = None
+
+
+class PlannedConfidence(_PlanPart):
+    """How sure the winner is (as `kvray.analysis.confidence.Confidence`)."""
+
+    winner_share: Share
+    replicates: Annotated[int, Field(gt=0)]
+    processes: Annotated[int, Field(gt=0)]
+    runs: Annotated[int, Field(gt=0)]
+    assumed_process_noise: bool
+
+
+class PlannedWinner(PlannedCandidate):
+    """The decision.
+
+    Attributes:
+        ties: ids of candidates that cannot be told apart from it; they are in the plan's `candidates`.
+        break_even_tokens: generated tokens that earn its extra cold cost back; 0 without such cost, `None` if never.
+    """
+
+    score: NotNegative
+    gain: PlannedGain | None
+    confidence: PlannedConfidence | None
+    ties: tuple[str, ...] = ()
+    break_even_tokens: NotNegative | None
+
+
+class Range(_PlanPart):
+    """Both ends belong to it; `None` is open."""
+
+    min: NotNegative | None = None
+    max: NotNegative | None = None
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("a range needs a min or a max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+    def describe(self) -> str:
+        """E.g. `512 to 2048`, `at most 900`."""
+        if self.min is None:
+            return f"at most {self.max:g}"
+        if self.max is None:
+            return f"at least {self.min:g}"
+        return f"{self.min:g}" if self.min == self.max else f"{self.min:g} to {self.max:g}"
+
+    def holds(self, value: float | None) -> bool:
+        """Whether `value` lies within; an unknown value does not."""
+        return value is not None and (self.min is None or value >= self.min) and (self.max is None or value <= self.max)
+
+
+class RuleCondition(_PlanPart):
+    """All given parts must hold; with none given it always does. `on` waits for an event instead of a request."""
+
+    context_tokens: Range | None = None
+    batch_size: Range | None = None
+    free_vram_mib: Range | None = None
+    on: Literal["oom"] | None = None
+
+    def describe(self) -> str:
+        """E.g. `context_tokens 512 to 2048, batch_size 1`, `on oom`, `otherwise`."""
+        ranges = {name: getattr(self, name) for name in ("context_tokens", "batch_size", "free_vram_mib")}
+        parts = [f"{name} {wanted.describe()}" for name, wanted in ranges.items() if wanted is not None]
+        if self.on is not None:
+            parts.append(f"on {self.on}")
+        return ", ".join(parts) or "otherwise"
+
+    @property
+    def is_always(self) -> bool:
+        """Whether every request meets it."""
+        return self == RuleCondition()
+
+    def holds(self, *, context_tokens: int, batch_size: int, free_vram_mib: float | None) -> bool:
+        """Whether a request meets it. What waits for an event is met by no request."""
+        return self.on is None and all(
+            wanted is None or wanted.holds(value)
+            for wanted, value in (
+                (self.context_tokens, context_tokens),
+                (self.batch_size, batch_size),
+                (self.free_vram_mib, free_vram_mib),
+            )
+        )
+
+
+class Rule(_PlanPart):
+    """Use the candidate with id `use` when `when` holds; `evidence` is the measurement it rests on, as a sentence."""
+
+    when: RuleCondition
+    use: str
+    evidence: str
+
+
+class Fingerprint(_PlanPart):
+    """What was measured on: elsewhere the plan is a guess."""
+
+    device_name: str | None
+    driver_version: str | None
+    torch_version: str | None
+    transformers_version: str | None
+    kvray_version: str | None
+
+
+class Plan(_PlanPart):
+    """What to run, when to run something else, and why.
+
+    Attributes:
+        kvray_version: that wrote the plan; the one that measured is in `fingerprint`.
+        created_at: when the plan was written; `measured_at` is when its sweep began.
+        device: the kind of device that was measured.
+        baseline: what a user has today, `None` if it did not complete.
+        candidates: by candidate id, every one that rules or ties name.
+        rules: first match wins; the last one always matches.
+        records_sha256: of the records that it was made from.
+    """
+
+    plan_version: Literal[1] = PLAN_VERSION
+    kvray_version: str
+    created_at: AwareDatetime
+    measured_at: AwareDatetime
+    run_id: str
+    model_id: Annotated[str, Field(min_length=1)]
+    architecture: str
+    engine: Annotated[str, Field(min_length=1)]
+    device: DeviceType
+    trust_remote_code: bool = False
+    profile: WorkloadProfile
+    winner: PlannedWinner
+    baseline: PlannedCandidate | None
+    candidates: dict[str, PlannedCandidate]
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    fingerprint: Fingerprint
+    records_sha256: str
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for key, planned in self.candidates.items():
+            if planned.candidate.candidate_id != key:
+                raise ValueError(
+                    f"candidate {key!r} does not match its fields, whose id is {planned.candidate.candidate_id!r}"
+                )
+        named = (self.winner.candidate.candidate_id, *self.winner.ties, *(rule.use for rule in self.rules))
+        unknown = sorted(set(named) - set(self.candidates))
+        if unknown:
+            raise ValueError(f"candidates lacks {', '.join(unknown)}, which the winner, a tie or a rule names")
+        if not self.rules[-1].when.is_always:
+            raise ValueError("the last rule must hold always: its `when` must be empty")
+        return self
+
+    def choose(self, context_tokens: int, batch_size: int = 1, free_vram_mib: float | None = None) -> Candidate:
+        """The candidate for a request: that of the first rule that holds.
+
+        Args:
+            context_tokens: prompt tokens of each sequence.
+            free_vram_mib: device memory that the model may take (nothing of it loaded yet); `None` if unknown, and then
+                no rule about it holds.
+        """
+        request = {"context_tokens": context_tokens, "batch_size": batch_size}
+        rule = next(rule for rule in self.rules if rule.when.holds(**request, free_vram_mib=free_vram_mib))
+        return self.candidates[rule.use].candidate
+
+    def fallback_after(self, candidate_id: str) -> Candidate | None:
+        """What to try after `candidate_id` ran out of memory: the first `on: oom` rule whose candidate has the same
+        batch size and a lower highest peak. `None` if there is none.
+
+        Raises:
+            InvalidValueError: the plan does not know `candidate_id`.
+        """
+        if candidate_id not in self.candidates:
+            raise InvalidValueError.not_one_of("candidate of the plan", candidate_id, self.candidates)
+        failed = self.candidates[candidate_id]
+        options = (self.candidates[rule.use] for rule in self.rules if rule.when.on == "oom")
+        return next((option.candidate for option in options if _is_leaner(option, failed)), None)
+
+
+def _is_leaner(option: PlannedCandidate, failed: PlannedCandidate) -> bool:
+    peak, limit = option.metrics.highest_peak_mib, failed.metrics.highest_peak_mib
+    if option.candidate.batch_size != failed.candidate.batch_size or peak is None or limit is None:
+        return False
+    return peak < limit
+
+
+def load_plan_file(path: str | Path) -> Plan:
+    """Read the plan at `path`.
+
+    Raises:
+        PlanError: missing, not JSON, not a valid plan, or of a version that this kvray does not read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        data = json.loads(text)
+    except OSError as error:
+        raise PlanError(
+            f"Cannot read plan {str(path)!r}: {error.strerror}.", hint="`kvray tune` writes one as best_plan.json."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"Plan {str(path)!r} is not valid JSON: {error}.") from error
+    _check_version(data, path)
+    try:
+        return Plan.model_validate_json(text)
+    except ValidationError as error:
+        raise PlanError(f"Plan {str(path)!r} is not valid: {describe_problems(error)}.") from error
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Write `plan` as JSON to `path`, whole or not at all; `load_plan_file` reads it back equal.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"Cannot write plan {str(path)!r}: {error.strerror}.") from error
+
+
+def _check_version(data: object, path: str | Path) -> None:
+    if not isinstance(data, dict):
+        raise PlanError(f"Plan {str(path)!r} is not valid: it holds a {type(data).__name__}, not an object.")
+    version = data.get("plan_version")
+    if version == PLAN_VERSION and not isinstance(version, bool):
+        return
+    newer = isinstance(version, int) and version > PLAN_VERSION
+    raise PlanError(
+        f"Plan {str(path)!r} has plan_version {version!r}; this kvray reads version {PLAN_VERSION}.",
+        hint="Upgrade kvray, or tune again." if newer else "Tune again to get a plan.",
+    )

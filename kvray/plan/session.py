@@ -1,0 +1,114 @@
+"""`load_plan(…).load()`: a plan at work. Picks by rule, falls back when memory runs out, warns when the machine differs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from kvray.candidate import Candidate, DeviceType
+from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, OutOfMemoryError
+from kvray.engines.registry import get_engine
+from kvray.plan.plan import Fingerprint, Plan, load_plan_file
+from kvray.probes.environment import capture_environment
+from kvray.probes.gpu import list_gpus, used_memory_mib
+
+
+class FingerprintWarning(UserWarning):
+    """The machine or its software is not what the plan was measured on."""
+
+
+def load_plan(path: str | Path) -> PlanLoader:
+    """The plan in the file at `path`, ready to load its model.
+
+    Raises:
+        PlanError: the file is missing, malformed, or of a newer version.
+    """
+    return PlanLoader(load_plan_file(path))
+
+
+class PlanLoader:
+    """A validated plan; `load` turns it into a session."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def load(self, *, device: DeviceType | None = None) -> Session:
+        """Load the model as the winner has it, on `device` (by default the kind that the plan was measured on).
+
+        Warns with `FingerprintWarning` where device, driver or library versions differ from the plan's.
+
+        Raises:
+            EngineError, ModelError: the engine or the model is not there.
+        """
+        target = device or self.plan.device
+        for difference in _differences(self.plan.fingerprint, target):
+            warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
+        return Session(self.plan, get_engine(self.plan.engine), target)
+
+
+class Session:
+    """A model that answers as the plan decides. Not for several threads at once.
+
+    Changing the candidate loads the model anew, so a request for which another rule holds takes a load longer. What ran
+    out of memory once is not tried again.
+    """
+
+    def __init__(self, plan: Plan, adapter: EngineAdapter, device: DeviceType) -> None:
+        self._plan = plan
+        self._adapter = adapter
+        self._device = device
+        self._request = ModelRequest(model_id=plan.model_id, trust_remote_code=plan.trust_remote_code)
+        self._free_vram_mib = _free_vram_mib() if device is DeviceType.CUDA else None
+        self._too_big: set[str] = set()
+        self._adapter.fetch_weights(self._request)
+        self.candidate = plan.winner.candidate
+        self._model: LoadedModel | None = None
+
+    def generate(self, prompt: str, *, max_new_tokens: int) -> str:
+        """The greedy continuation of `prompt`, of at most `max_new_tokens` tokens.
+
+        Raises:
+            OutOfMemoryError: not even the leanest candidate of the fallback chain fits.
+        """
+        candidate = self._plan.choose(self._count_tokens(prompt), 1, self._free_vram_mib)
+        while True:
+            if candidate.candidate_id not in self._too_big:
+                try:
+                    return self._loaded(candidate).complete(prompt, max_new_tokens)
+                except OutOfMemoryError:
+                    self._too_big.add(candidate.candidate_id)
+            leaner = self._plan.fallback_after(candidate.candidate_id)
+            if leaner is None:
+                raise OutOfMemoryError(f"{candidate.label} runs out of memory and the plan has no leaner candidate")
+            candidate = leaner
+
+    def close(self) -> None:
+        """Free the model; the next `generate` loads it again."""
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
+
+    def _loaded(self, candidate: Candidate) -> LoadedModel:
+        if self._model is None or candidate != self.candidate:
+            self.close()
+            self._model = self._adapter.load(self._request, candidate, self._device, self._plan.profile)
+            self.candidate = candidate
+        return self._model
+
+    def _count_tokens(self, prompt: str) -> int:
+        return (self._model or self._loaded(self.candidate)).count_tokens(prompt)
+
+
+def _differences(fingerprint: Fingerprint, device: DeviceType) -> list[str]:
+    here = capture_environment(device)
+    return [
+        f"{name.replace('_', ' ')} {then}, here it is {getattr(here, name)}"
+        for name, then in fingerprint.model_dump().items()
+        if then is not None and getattr(here, name) != then
+    ]
+
+
+def _free_vram_mib() -> float | None:
+    """Free memory of the first visible GPU, before the model is loaded."""
+    gpu = next(iter(list_gpus()), None)
+    return None if gpu is None else gpu.memory_total_mib - used_memory_mib(gpu)

@@ -1,0 +1,158 @@
+"""Two sweeps side by side, for before and after: shared candidates with ratios, and every way the sweeps differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from kvray.report import formats
+from kvray.report.info import ReportInfo
+from kvray.report.rows import Row
+from kvray.report.stats import memory, speed
+from kvray.report.terminal import new_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRow:
+    """One candidate that both sweeps rank. Gains are of B over A; positive is better."""
+
+    label: str
+    a: Row
+    b: Row
+    ttft_gain: float
+    throughput_gain: float
+    memory_saved: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Sweep A against sweep B.
+
+    Attributes:
+        warnings: every difference that makes ratios mean something else than the same sweep run twice.
+        verdict: what became of the winner, and the mean change of the shared candidates.
+        rows: shared candidates in the order of B's ranking.
+        only_a, only_b: labels that the other sweep does not rank.
+    """
+
+    name_a: str
+    name_b: str
+    warnings: tuple[str, ...]
+    verdict: tuple[str, ...]
+    rows: tuple[ComparedRow, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+
+def compare_info(a: ReportInfo, b: ReportInfo) -> Comparison:
+    """What changed from sweep `a` to sweep `b`."""
+    before = {row.candidate_id: row for row in a.rows}
+    after = {row.candidate_id: row for row in b.rows}
+    rows = tuple(_compared(before[row.candidate_id], row) for row in b.rows if row.candidate_id in before)
+    return Comparison(
+        name_a=_name(a),
+        name_b=_name(b),
+        warnings=_warnings(a, b),
+        verdict=(*_winners(a, b), *_mean_change(rows)),
+        rows=rows,
+        only_a=tuple(row.label for row in a.rows if row.candidate_id not in after),
+        only_b=tuple(row.label for row in b.rows if row.candidate_id not in before),
+    )
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """Print it with `rich.console.Console().print(...)`."""
+    return Group(*_parts(comparison))
+
+
+def _compared(a: Row, b: Row) -> ComparedRow:
+    return ComparedRow(
+        label=b.label,
+        a=a,
+        b=b,
+        ttft_gain=a.ttft_ms / b.ttft_ms - 1,
+        throughput_gain=b.decode_tok_s / a.decode_tok_s - 1,
+        memory_saved=None if not a.peak_mib or b.peak_mib is None else 1 - b.peak_mib / a.peak_mib,
+    )
+
+
+def _name(info: ReportInfo) -> str:
+    return f"{info.run_id} ({info.title}, {info.subtitle})"
+
+
+def _warnings(a: ReportInfo, b: ReportInfo) -> tuple[str, ...]:
+    before = {fact.name: fact.text for fact in a.comparable}
+    after = {fact.name: fact.text for fact in b.comparable}
+    return tuple(
+        f"The {name} differs: {before.get(name) or 'unknown'} in A, {after.get(name) or 'unknown'} in B."
+        for name in dict.fromkeys((*before, *after))
+        if before.get(name, "") != after.get(name, "")
+    )
+
+
+def _winners(a: ReportInfo, b: ReportInfo) -> tuple[str, ...]:
+    if a.winner is None or b.winner is None:
+        empty = "Neither sweep" if a.winner is b.winner else "Sweep A" if a.winner is None else "Sweep B"
+        return (f"{empty} ranks {'anything' if empty.startswith('Neither') else 'nothing'}.",)
+    if a.winner.candidate_id == b.winner.candidate_id:
+        return (f"The winner is the same: {a.winner.label}.",)
+    tied = a.winner.is_tied or b.winner.is_tied
+    doubt = " In at least one sweep it is tied, so this may be chance." if tied else ""
+    return (f"The winner changed from {a.winner.label} to {b.winner.label}.{doubt}",)
+
+
+def _mean_change(rows: Sequence[ComparedRow]) -> tuple[str, ...]:
+    if not rows:
+        return ("No candidate is ranked in both.",)
+    changes = [
+        f"first token {speed(_mean([row.ttft_gain for row in rows]))}",
+        f"{formats.gain(_mean([row.throughput_gain for row in rows]))} tok/s",
+    ]
+    saved = [row.memory_saved for row in rows if row.memory_saved is not None]
+    if len(saved) == len(rows):
+        changes.append(memory(-_mean([-share for share in saved])))
+    return (f"B against A, mean of {formats.plural(len(rows), 'shared candidate')}: {formats.listed(changes)}.",)
+
+
+def _mean(gains: Sequence[float]) -> float:
+    """Geometric mean of relative changes."""
+    return math.exp(sum(math.log1p(gain) for gain in gains) / len(gains)) - 1
+
+
+def _parts(comparison: Comparison) -> Iterator[RenderableType]:
+    yield Text(f"A  {comparison.name_a}", style="bold")
+    yield Text(f"B  {comparison.name_b}", style="bold")
+    yield Text()
+    if comparison.warnings:
+        yield Text("These sweeps are not alike; read the ratios with care.", style="bold yellow")
+        yield from (Text(f"- {warning}", style="yellow") for warning in comparison.warnings)
+        yield Text()
+    yield from (Text(sentence) for sentence in comparison.verdict)
+    if comparison.rows:
+        yield Text()
+        yield _table(comparison.rows)
+    for name, labels in (("A", comparison.only_a), ("B", comparison.only_b)):
+        if labels:
+            yield Text(f"Ranked only in {name}: {formats.listed(labels)}.", style="dim")
+
+
+def _table(rows: Sequence[ComparedRow]) -> RenderableType:
+    table = new_table()
+    table.add_column("candidate", overflow="fold", ratio=1)
+    for name in ("rank\nA→B", "TTFT ms\nA→B", "gain", "tok/s\nA→B", "gain", "memory\nsaved"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.label,
+            f"{row.a.rank}→{row.b.rank}",
+            f"{formats.quantity(row.a.ttft_ms)}→{formats.quantity(row.b.ttft_ms)}",
+            formats.gain(row.ttft_gain),
+            f"{formats.quantity(row.a.decode_tok_s)}→{formats.quantity(row.b.decode_tok_s)}",
+            formats.gain(row.throughput_gain),
+            formats.gain(row.memory_saved),
+        )
+    return table

@@ -1,0 +1,181 @@
+"""How it was measured, on what, and how to repeat it: sentences for people, from what the records say."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kvray.record import Role, TrialRecord, TrialResult
+from kvray.report import formats
+from kvray.store.manifest import SweepManifest
+from kvray.workload import RUNG0_OUTPUT_TOKENS, WorkloadProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A name and what is known of it."""
+
+    name: str
+    text: str
+
+
+def method_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
+    """How the figures came about, and what each of them means."""
+    records = _launched(results)
+    facts = [
+        ("Workload", workload_text(manifest.profile)),
+        ("Dropped contexts", _dropped(manifest)),
+        ("Isolation", "Every trial is one candidate in one fresh process, which loads the model and exits."),
+        ("Repeated processes", _confirmed(results)),
+        ("Rungs", _rungs(manifest.profile)),
+        (
+            "Warm-up",
+            "Each cell is run until two successive runs agree; that time is a cold cost and in no other figure.",
+        ),
+        (
+            "First token (TTFT)",
+            "From the submitted prompt to the first token on the host, prefilled through the candidate's own cache.",
+        ),
+        ("Between tokens (ITL)", "Gaps between successive tokens of a sequence; the end-of-text token is suppressed."),
+        ("Throughput", "(output tokens − 1) × batch size / seconds of decoding."),
+        ("Peak memory", formats.clean_line(manifest.memory_note)),
+        ("Aggregation", "Median of a cell's undisturbed runs, then the geometric mean over the profile's cells."),
+        ("Score", _score(manifest.profile)),
+        ("Quality", _quality(manifest, records)),
+        ("Disturbed runs", _disturbed(results)),
+        ("Scheduling", _scheduling(records)),
+        ("Kernels in prefill", _values(record.kernel_prefill for record in records)),
+        ("Kernels in decode", _values(record.kernel_decode for record in records)),
+        ("Cache classes", _values(record.cache_class for record in records)),
+    ]
+    return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
+    """Model, machine, versions, and the command that repeats the sweep."""
+    records = _launched(results)
+    facts = [
+        ("Model", formats.clean_line(manifest.model_id)),
+        ("Revision", formats.clean_line(manifest.model_revision)),
+        ("Architecture", formats.clean_line(manifest.architecture)),
+        ("Engine", formats.clean_line(manifest.engine)),
+        ("Device", f"{formats.clean_line(manifest.device_name)} ({formats.clean_line(manifest.device)})"),
+        ("Host", _values(record.host for record in records)),
+        *((fact.name, fact.text) for fact in version_facts(manifest, results)),
+        ("Run", formats.clean_line(manifest.run_id)),
+        ("Started", formats.timestamp(manifest.created_at)),
+        ("Seed", str(manifest.seed)),
+        ("Repeat it with", formats.clean_line(shlex.join(("kvray", "tune", *manifest.arguments)))),
+    ]
+    return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def version_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
+    """Versions that the figures depend on; several where the records differ."""
+    records = _launched(results)
+    facts = [
+        ("Driver", _values(record.driver_version for record in records)),
+        ("torch", _values(record.torch_version for record in records)),
+        ("transformers", _values(record.transformers_version for record in records)),
+        ("kvray", formats.clean_line(manifest.kvray_version)),
+    ]
+    return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def comparable_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
+    """What must be equal for two sweeps to be compared fairly."""
+    records = _launched(results)
+    facts = [
+        ("model", formats.clean_line(manifest.model_id)),
+        ("model revision", formats.clean_line(manifest.model_revision)),
+        ("engine", formats.clean_line(manifest.engine)),
+        ("profile", f"{formats.clean_line(manifest.profile.name)}: {workload_text(manifest.profile)}"),
+        ("score", _score(manifest.profile)),
+        ("device", f"{formats.clean_line(manifest.device_name)} ({formats.clean_line(manifest.device)})"),
+        ("host", _values(record.host for record in records)),
+        ("scheduling", _scheduling(records)),
+        ("meaning of peak memory", formats.clean_line(manifest.memory_note)),
+        *((f"{fact.name} version", fact.text) for fact in version_facts(manifest, results)),
+    ]
+    return tuple(Fact(name=name, text=text) for name, text in facts)
+
+
+def workload_text(profile: WorkloadProfile) -> str:
+    """Lengths, batch sizes, repeats and limits in one line."""
+    limits = {
+        "first token at most {} ms": profile.limits.max_ttft_ms,
+        "at least {} tok/s": profile.limits.min_decode_tok_s,
+        "peak memory at most {} MiB": profile.limits.max_peak_mib,
+    }
+    parts = [
+        f"prompts of {_numbers(profile.context_lengths)} tokens",
+        f"answers of {_numbers(profile.output_lengths)}",
+        f"batch size {_numbers(profile.batch_sizes)}",
+        f"{formats.plural(profile.repeats, 'run')} of each cell",
+        *(text.format(formats.quantity(limit)) for text, limit in limits.items() if limit is not None),
+    ]
+    return "; ".join(parts)
+
+
+def _launched(results: Sequence[TrialResult]) -> list[TrialRecord]:
+    return [result.record for result in results if result.record.status.was_launched]
+
+
+def _dropped(manifest: SweepManifest) -> str:
+    if not manifest.dropped_contexts:
+        return ""
+    return f"Prompts of {_numbers(manifest.dropped_contexts)} tokens, which the model cannot hold."
+
+
+def _confirmed(results: Sequence[TrialResult]) -> str:
+    number = sum(result.record.role is Role.CONFIRM for result in results)
+    if not number:
+        return "None: no candidate was measured again in a second process."
+    processes = formats.plural(number, "confirming process", "confirming processes")
+    return f"{processes} for the winner, its rivals and the baseline."
+
+
+def _rungs(profile: WorkloadProfile) -> str:
+    return (
+        f"0: every prompt length once, up to {RUNG0_OUTPUT_TOKENS} tokens. 1: every cell once, at full length. "
+        f"2: every cell, {formats.plural(profile.repeats, 'run')} each. Candidates are compared on equal rungs only."
+    )
+
+
+def _score(profile: WorkloadProfile) -> str:
+    return (
+        f"Weighted geometric mean of first token ({profile.weight_ttft:g}), throughput ({profile.weight_throughput:g}) "
+        f"and memory ({profile.weight_memory:g}); 100 would be the best of each at once."
+    )
+
+
+def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
+    if any(record.kl_mean is not None for record in records):
+        return "A fixed text, teacher-forced through the candidate's cache, against the reference."
+    return formats.clean_line(manifest.quality_note or "Not measured.")
+
+
+def _disturbed(results: Sequence[TrialResult]) -> str:
+    runs = [run for result in results for run in result.runs]
+    disturbed = sum(run.disturbed for run in runs)
+    if not disturbed:
+        return f"None of {formats.plural(len(runs), 'run')}." if runs else ""
+    return f"{formats.count(disturbed)} of {formats.plural(len(runs), 'run')}; they count in no figure."
+
+
+def _scheduling(records: Sequence[TrialRecord]) -> str:
+    parts = {
+        "niceness": _values(record.niceness for record in records),
+        "threads": _values(record.threads for record in records),
+        "usable CPUs": _values(record.cpus for record in records),
+    }
+    return "; ".join(f"{name} {text}" for name, text in parts.items() if text)
+
+
+def _values(values: Iterable[object]) -> str:
+    return ", ".join(sorted({formats.clean_line(str(value)) for value in values if value is not None}))
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(formats.count(value) for value in values)

@@ -1,0 +1,121 @@
+"""How numbers and outside strings look in every report: one place, independent of the locale.
+
+Thousands are set off by commas, decimals by a point, a missing value is an en dash, a minus is a real minus sign.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable, Sequence
+
+MISSING = "–"
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+def quantity(value: float | None) -> str:
+    """Three significant digits, whole from 100 on: `0.123`, `4.56`, `78.9`, `1,234`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    size = abs(value)
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 or size == 0 else 3
+    return _signed(f"{value:,.{digits}f}")
+
+
+def count(value: int | None) -> str:
+    """A whole number: `12,400`."""
+    return MISSING if value is None else _signed(f"{value:,}")
+
+
+def rounded_count(value: float | None) -> str:
+    """A whole number of which only the first three digits mean something: `12,437` becomes `12,400`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    step = 10 ** max(0, math.floor(math.log10(abs(value))) - 2)
+    return count(round(value / step) * step)
+
+
+def share(value: float | None) -> str:
+    """A share of 0 to 1 as whole per cent; never rounded up to certainty or down to nothing."""
+    if value is None:
+        return MISSING
+    if 0.995 <= value < 1:
+        return "over 99 %"
+    if 0 < value < 0.005:
+        return "under 1 %"
+    return f"{value * 100:.0f} %"
+
+
+def gain(value: float | None) -> str:
+    """A relative gain as signed per cent: `+12 %`, `−3 %`, `±0 %`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    percent = round(value * 100)
+    return "±0 %" if percent == 0 else _signed(f"{percent:+,d} %")
+
+
+def multiple(value: float | None) -> str:
+    """A ratio: `1.92×`, `12.3×`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:.2f}×" if value < 9.995 else f"{value:,.1f}×"
+
+
+def small(value: float | None) -> str:
+    """A number that may be tiny or negative, as a quality loss is: `0`, `0.0125`, `2.1e−04`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return _signed(f"{value:.3g}")
+    return _signed(f"{value:.1e}")
+
+
+def precise_share(value: float | None) -> str:
+    """A share with one decimal: `99.8 %`."""
+    return MISSING if value is None else f"{value * 100:.1f} %"
+
+
+def score(value: float) -> str:
+    """A score of 0 to 100: `98.7`."""
+    return f"{value:.1f}"
+
+
+def timestamp(value: dt.datetime) -> str:
+    """Minutes in UTC; a time without a zone is taken to be UTC already."""
+    moment = value if value.tzinfo is None else value.astimezone(dt.UTC)
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """`1 run`, `2 runs`, `1,200 processes`."""
+    return f"{count(number)} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def clean(text: str) -> str:
+    """`text` from outside without terminal escapes and invisible characters that could reorder or hide what is read."""
+    return _INVISIBLE.sub("", _ANSI.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
+
+
+def clean_line(text: str) -> str:
+    """`clean` text on one line."""
+    return " ".join(clean(text).split())
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (quantity, count, rounded_count, share, precise_share, gain, multiple, small, score)
+}
+"""What templates may call, by name."""
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")

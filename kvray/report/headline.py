@@ -1,0 +1,149 @@
+"""The verdict in words: what is best, by how much, and how sure that is. Never surer than what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvray.analysis import Analysis
+from kvray.analysis.confidence import Confidence
+from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
+from kvray.report import formats
+from kvray.report.rows import Row, label_of
+from kvray.report.stats import NOTICEABLE, Stat, memory, speed, winner_stats
+from kvray.store.manifest import SweepManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """What a reader in a hurry takes away.
+
+    Attributes:
+        sentence: the verdict.
+        confidence: how sure it is and what that rests on; empty when nothing is ranked.
+        notes: ties, a missing baseline, break-even: one sentence each.
+        stats: of the winner; empty when nothing is ranked.
+    """
+
+    sentence: str
+    confidence: str
+    notes: tuple[str, ...]
+    stats: tuple[Stat, ...]
+
+
+def headline(manifest: SweepManifest, analysis: Analysis, rows: Sequence[Row]) -> Headline:
+    """The headline of a sweep."""
+    baseline_note = _baseline_note(manifest.baseline_id, analysis.ranking)
+    if not rows:
+        return Headline(sentence=_nothing_ranked(analysis.ranking), confidence="", notes=baseline_note, stats=())
+    winner, baseline = rows[0], analysis.ranking.baseline
+    return Headline(
+        sentence=_verdict(rows, baseline, profile=formats.clean_line(manifest.profile.name)),
+        confidence=confidence_sentence(analysis.confidence, ranked=len(rows)),
+        notes=(*_tie_note(rows), *_break_even_note(winner), *baseline_note),
+        stats=winner_stats(winner, baseline.metrics if baseline else None, analysis.confidence),
+    )
+
+
+def confidence_sentence(confidence: Confidence | None, *, ranked: int) -> str:
+    """How sure the ranking is, and what that rests on."""
+    if ranked == 1:
+        return "Only one candidate could be ranked, so there is nothing to compare it with."
+    if confidence is None:
+        return "How sure this order is was not computed."
+    share = f"Confidence {formats.share(confidence.winner_share)}"
+    replicates = formats.plural(confidence.replicates, "bootstrap replicate")
+    stays = f"{share}: the winner stays first in that share of {replicates}"
+    runs = formats.plural(confidence.runs, "timed run")
+    if confidence.processes > 1 and not confidence.assumed_process_noise:
+        return (
+            f"{stays}. The winner, what ties with it and the baseline were each measured in at least "
+            f"{confidence.processes} fresh processes, with {runs} of each cell or more."
+        )
+    return (
+        f"{stays}. Repeats come from one process (at least {runs} of each cell), so the spread between processes is "
+        "only assumed, not measured."
+    )
+
+
+def _nothing_ranked(ranking: Ranking) -> str:
+    statuses = [trial.record.status for trial in ranking.unranked]
+    launched = sum(status.was_launched for status in statuses)
+    if not launched:
+        return "Nothing was measured: no candidate was launched."
+    failed = sum(status.is_failure for status in statuses)
+    if failed == launched:
+        who = "the one trial" if launched == 1 else f"all {launched} trials"
+        return f"Nothing could be ranked: {who} that ran failed."
+    return (
+        f"Nothing could be ranked: of {formats.plural(launched, 'launched trial')}, {failed} failed and "
+        f"{launched - failed} lack a complete measurement or miss a limit."
+    )
+
+
+def _verdict(rows: Sequence[Row], baseline: RankedCandidate | UnrankedTrial | None, *, profile: str) -> str:
+    winner = rows[0]
+    if winner.is_baseline:
+        if len(rows) == 1:
+            return f"{winner.label}, the baseline, is the only candidate that could be ranked for {profile}."
+        return f"Nothing beats the baseline here: {winner.label} is the best of {len(rows)} for {profile}."
+    place = _place(winner, rows, profile)
+    if baseline is None or winner.ttft_gain is None or winner.throughput_gain is None:
+        return (
+            f"{winner.label} is {place}: first token in {formats.quantity(winner.ttft_ms)} ms, "
+            f"{formats.quantity(winner.decode_tok_s)} tok/s."
+        )
+    if any(row.is_baseline and row.is_tied for row in rows):
+        return f"No clear gain here: {winner.label} ranks first but cannot be told apart from the baseline."
+    gains = [f"first token {speed(winner.ttft_gain)}", f"{formats.gain(winner.throughput_gain)} tok/s"]
+    if winner.memory_saved is not None and abs(winner.memory_saved) >= NOTICEABLE:
+        gains.append(memory(winner.memory_saved))
+    return f"{winner.label} is {place}: {formats.listed(gains)} compared with the baseline {label_of(baseline.record)}."
+
+
+def _place(winner: Row, rows: Sequence[Row], profile: str) -> str:
+    if len(rows) == 1:
+        return "the only candidate that could be ranked"
+    is_fastest = winner.ttft_ms <= min(row.ttft_ms for row in rows) and winner.decode_tok_s >= max(
+        row.decode_tok_s for row in rows
+    )
+    return "fastest here" if is_fastest else f"best here for {profile}"
+
+
+def _tie_note(rows: Sequence[Row]) -> tuple[str, ...]:
+    tied = [row for row in rows if row.is_tied]
+    if len(tied) < 2:
+        return ()
+    names = formats.listed([row.label for row in tied])
+    return (f"{names} cannot be told apart on this machine{_leanest(tied)}.",)
+
+
+def _leanest(tied: Sequence[Row]) -> str:
+    peaks = sorted((row.peak_mib, row.label) for row in tied if row.peak_mib is not None)
+    if len(peaks) < len(tied):
+        return ""
+    (least, label), (most, _) = peaks[0], peaks[-1]
+    saved = 1 - least / most
+    if saved < NOTICEABLE:
+        return "; they use the same memory"
+    if len(tied) == 2:
+        return f"; {label} uses {saved * 100:.0f} % less memory"
+    return f"; {label} uses the least memory, {formats.quantity(least)} MiB"
+
+
+def _break_even_note(winner: Row) -> tuple[str, ...]:
+    if winner.is_baseline or not winner.break_even_tokens:
+        return ()
+    tokens = formats.rounded_count(winner.break_even_tokens)
+    return (f"It starts slower than the baseline and pays after {tokens} generated tokens.",)
+
+
+def _baseline_note(baseline_id: str, ranking: Ranking) -> tuple[str, ...]:
+    if any(entry.record.candidate_id == ranking.baseline_id for entry in ranking.entries):
+        return ()
+    for trial in ranking.unranked:
+        if trial.record.candidate_id == (ranking.baseline_id or baseline_id):
+            so = "it is compared with all the same" if ranking.baseline else "there is nothing to compare with"
+            reason = formats.clean_line(trial.reason).rstrip(".")
+            return (f"The baseline {label_of(trial.record)} is not ranked, {so}: {reason}.",)
+    return ("The baseline was not measured, so there is nothing to compare with.",)

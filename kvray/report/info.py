@@ -1,0 +1,158 @@
+"""`ReportInfo`: what is shown of a sweep, as plain data that can be tested. Rendered by markdown, html and terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvray.analysis import Analysis
+from kvray.record import TrialResult, TrialStatus
+from kvray.report import formats
+from kvray.report.cells import CellGrid, cell_grids
+from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
+from kvray.report.headline import Headline, headline
+from kvray.report.listing import StatusGroup, status_groups
+from kvray.report.rows import (
+    ColdCost,
+    Observation,
+    Quality,
+    Row,
+    cold_costs,
+    label_of,
+    observations,
+    qualities,
+    ranking_rows,
+)
+from kvray.store.manifest import SweepManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many trials there were and how they ended."""
+
+    trials: int
+    launched: int
+    ranked: int
+    failed: int
+    stopped: int
+    rejected: int
+    skipped: int
+
+    @property
+    def sentence(self) -> str:
+        """E.g. `14 trials launched, 9 candidates ranked, 2 failed, 3 rejected before launch.`"""
+        parts = [
+            f"{formats.plural(self.launched, 'trial')} launched",
+            f"{formats.plural(self.ranked, 'candidate')} ranked",
+            *(
+                f"{formats.count(number)} {what}"
+                for number, what in (
+                    (self.failed, "failed"),
+                    (self.stopped, "stopped early"),
+                    (self.rejected, "rejected before launch"),
+                    (self.skipped, "not launched by the search"),
+                )
+                if number
+            ),
+        ]
+        return ", ".join(parts) + "."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallbackStep:
+    """A leaner candidate that ran, for when what stands before it does not fit."""
+
+    label: str
+    peak_mib: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportInfo:
+    """Everything a report shows. Strings from outside are already cleaned of control characters, not escaped.
+
+    Attributes:
+        subtitle: profile, device and time.
+        rows: the ranking, best first.
+        front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
+        grids: first token and throughput, cell by cell.
+        groups: what is listed and not ranked.
+        comparable: what must be equal for another sweep to be compared with this one.
+    """
+
+    title: str
+    subtitle: str
+    run_id: str
+    headline: Headline
+    counts: Counts
+    rows: tuple[Row, ...]
+    front: tuple[tuple[float, float], ...]
+    grids: tuple[CellGrid, ...]
+    fallbacks: tuple[FallbackStep, ...]
+    groups: tuple[StatusGroup, ...]
+    cold: tuple[ColdCost, ...]
+    observations: tuple[Observation, ...]
+    qualities: tuple[Quality, ...]
+    method: tuple[Fact, ...]
+    environment: tuple[Fact, ...]
+    comparable: tuple[Fact, ...]
+
+    @property
+    def winner(self) -> Row | None:
+        """The first row, `None` when nothing is ranked."""
+        return self.rows[0] if self.rows else None
+
+    @property
+    def baseline(self) -> Row | None:
+        """The baseline's row, `None` when it is not ranked."""
+        return next((row for row in self.rows if row.is_baseline), None)
+
+
+def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis) -> ReportInfo:
+    """What a report of the sweep shows. Pure: no clock, no file."""
+    baseline_id = analysis.ranking.baseline_id or manifest.baseline_id
+    rows = ranking_rows(analysis, results, manifest.profile, baseline_id)
+    model, profile = formats.clean_line(manifest.model_id), formats.clean_line(manifest.profile.name)
+    return ReportInfo(
+        title=f"KV cache of {model}",
+        subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {formats.timestamp(manifest.created_at)}",
+        run_id=formats.clean_line(manifest.run_id),
+        headline=headline(manifest, analysis, rows),
+        counts=_counts(results, ranked=len(rows)),
+        rows=rows,
+        front=_front(rows),
+        grids=cell_grids(analysis.ranking),
+        fallbacks=tuple(
+            FallbackStep(label=label_of(step.record), peak_mib=step.peak_mib, reason=formats.clean_line(step.reason))
+            for step in analysis.fallbacks
+        ),
+        groups=status_groups(analysis.ranking.unranked),
+        cold=cold_costs(analysis),
+        observations=observations(analysis),
+        qualities=qualities(analysis),
+        method=method_facts(manifest, results),
+        environment=environment_facts(manifest, results),
+        comparable=comparable_facts(manifest, results),
+    )
+
+
+def _counts(results: Sequence[TrialResult], *, ranked: int) -> Counts:
+    statuses = Counter(result.record.status for result in results)
+    return Counts(
+        trials=len(results),
+        launched=sum(number for status, number in statuses.items() if status.was_launched),
+        ranked=ranked,
+        failed=sum(number for status, number in statuses.items() if status.is_failure),
+        stopped=statuses[TrialStatus.STOPPED],
+        rejected=statuses[TrialStatus.REJECTED],
+        skipped=statuses[TrialStatus.SKIPPED],
+    )
+
+
+def _front(rows: Sequence[Row]) -> tuple[tuple[float, float], ...]:
+    front: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: (row.ttft_ms, -row.decode_tok_s)):
+        if not front or row.decode_tok_s > front[-1][1]:
+            front.append((row.ttft_ms, row.decode_tok_s))
+    return tuple(front)

@@ -1,0 +1,85 @@
+"""What is listed and not ranked: failed, stopped, rejected and skipped trials, grouped by how they ended."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvray.analysis.ranking import UnrankedTrial
+from kvray.record import Role, TrialRecord, TrialStatus
+from kvray.report.formats import clean, clean_line
+from kvray.report.rows import label_of
+
+_TITLES = {
+    TrialStatus.OK: ("Measured, not ranked", "Ran to the end, and lacks a cell or misses a limit of the profile."),
+    TrialStatus.OOM: ("Out of memory", "Needed more memory than the device had."),
+    TrialStatus.TIMEOUT: ("Timed out", "A phase took longer than allowed; the process was ended."),
+    TrialStatus.CRASHED: ("Crashed", "The process died by a signal or an exit code."),
+    TrialStatus.UNSUPPORTED: ("Not supported", "The engine refused it, in its own words."),
+    TrialStatus.SUBSTITUTED: (
+        "Substituted",
+        "Something other than what was asked for ran, so its figures do not count.",
+    ),
+    TrialStatus.QUALITY: ("Quality too low", "The output strays further from the reference than the limit allows."),
+    TrialStatus.ERROR: ("Error", "Ended by an unexpected error."),
+    TrialStatus.STOPPED: ("Stopped early", "Was behind the others at an early rung; the time went to better ones."),
+    TrialStatus.REJECTED: ("Rejected before launch", "A rule or the forecast excluded it; no process was started."),
+    TrialStatus.SKIPPED: ("Not launched", "The search gave it no chance to win; no process was started."),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedTrials:
+    """Candidates that share one reason, and the last lines their process printed."""
+
+    labels: tuple[str, ...]
+    reason: str
+    log_tail: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatusGroup:
+    """All unranked trials of one status."""
+
+    status: str
+    title: str
+    meaning: str
+    count: int
+    is_failure: bool
+    items: tuple[ListedTrials, ...]
+
+
+def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:
+    """Groups in the order of interest: measured, failures, stopped, never launched. Equal reasons are merged."""
+    groups = []
+    for status, (title, meaning) in _TITLES.items():
+        trials = [trial for trial in unranked if trial.record.status is status]
+        if trials:
+            groups.append(
+                StatusGroup(
+                    status=status.value,
+                    title=title,
+                    meaning=meaning,
+                    count=len(trials),
+                    is_failure=status.is_failure,
+                    items=_merge(trials),
+                )
+            )
+    return tuple(groups)
+
+
+def _merge(trials: Sequence[UnrankedTrial]) -> tuple[ListedTrials, ...]:
+    labels: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    for trial in trials:
+        log_tail = clean(trial.record.log_tail or "").strip("\n") or None
+        labels[clean_line(trial.reason), log_tail].append(_name(trial.record))
+    return tuple(
+        ListedTrials(labels=tuple(names), reason=reason, log_tail=log_tail)
+        for (reason, log_tail), names in labels.items()
+    )
+
+
+def _name(record: TrialRecord) -> str:
+    role = {Role.BASELINE: " (baseline)", Role.CONFIRM: " (confirming process)"}.get(record.role, "")
+    return f"{label_of(record)}{role}"

@@ -1,0 +1,50 @@
+// Draws the charts from the page's JSON and makes tables sortable. Without it the page still carries every figure.
+"use strict";
+
+function drawCharts() {
+  const source = document.getElementById("plots");
+  if (!source || !window.Plotly) return;
+  const plots = JSON.parse(source.textContent);
+  for (const [name, plot] of Object.entries(plots)) {
+    const place = document.getElementById("plot-" + name);
+    Plotly.newPlot(place, plot.data, plot.layout, { responsive: true, displayModeBar: false, scrollZoom: false });
+  }
+}
+
+function sortValue(row, column) {
+  const cell = row.cells[column];
+  const number = Number(cell.dataset.v);
+  return cell.dataset.v === "" ? null : Number.isNaN(number) ? cell.textContent.trim() : number;
+}
+
+function compare(a, b, sign) {
+  if (a === null || b === null) return (a === null) - (b === null); // missing values last, whichever way
+  return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
+}
+
+function sortBy(table, header, column) {
+  const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+  for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+  const body = table.tBodies[0];
+  const rows = [...body.rows].sort((a, b) => compare(sortValue(a, column), sortValue(b, column), sign));
+  body.append(...rows);
+}
+
+function makeSortable(table) {
+  [...table.tHead.rows[0].cells].forEach((header, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = "Sort by this column";
+    button.append(...header.childNodes);
+    button.addEventListener("click", () => sortBy(table, header, column));
+    header.append(button);
+  });
+}
+
+document.documentElement.classList.add("js");
+document.querySelectorAll("table.sortable").forEach(makeSortable);
+drawCharts();
+window.addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((details) => { details.open = true; });
+});

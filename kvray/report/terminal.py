@@ -1,0 +1,98 @@
+"""The report for a terminal of 80 columns or more: the verdict, the ranking, what failed. Plain text in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kvray.report import formats
+from kvray.report.info import ReportInfo
+from kvray.report.listing import StatusGroup
+from kvray.report.rows import Row
+
+MAX_LISTED = 3
+"""Failures shown per status; the files have them all."""
+
+
+def render_terminal(info: ReportInfo) -> RenderableType:
+    """Print it with `rich.console.Console().print(...)`. Outside strings are never read as markup."""
+    return Group(*_parts(info))
+
+
+def _parts(info: ReportInfo) -> Iterator[RenderableType]:
+    yield Text(info.title, style="bold")
+    yield Text(info.subtitle, style="dim")
+    yield Text()
+    yield Text(info.headline.sentence, style="bold green" if info.rows else "bold yellow")
+    for note in info.headline.notes:
+        yield Text(f"Note: {note}", style="yellow")
+    if info.headline.confidence:
+        yield Text(info.headline.confidence)
+    if info.rows:
+        yield Text()
+        yield _ranking(info)
+    yield from _unranked(info.groups)
+    yield Text(info.counts.sentence, style="dim")
+
+
+def _ranking(info: ReportInfo) -> Table:
+    table = new_table()
+    table.add_column("#", justify="right")
+    table.add_column("candidate", overflow="fold", ratio=1)
+    for name in ("score", "TTFT\nms", "tok/s", "peak\nMiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    has_gains = any(row.ttft_gain is not None for row in info.rows)
+    if has_gains:
+        for name in ("TTFT\ngain", "tok/s\ngain"):
+            table.add_column(name, justify="right", no_wrap=True)
+    for row in info.rows:
+        gains = (_gain(row.ttft_gain), _gain(row.throughput_gain)) if has_gains else ()
+        table.add_row(
+            str(row.rank),
+            _label(row),
+            formats.score(row.score),
+            formats.quantity(row.ttft_ms),
+            formats.quantity(row.decode_tok_s),
+            formats.quantity(row.peak_mib),
+            *gains,
+            style="bold" if row.is_winner else "",
+        )
+    return table
+
+
+def new_table() -> Table:
+    """A table as all of kvray's are in a terminal: a rule under the header and nothing else."""
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=True)
+
+
+def _label(row: Row) -> Text:
+    label = Text(row.label)
+    if row.is_baseline:
+        label.append(" baseline", style="yellow")
+    if row.is_tied and not row.is_winner:
+        label.append(" tied", style="dim")
+    return label
+
+
+def _gain(value: float | None) -> Text:
+    if value is None or abs(value) < 0.005:
+        return Text(formats.gain(value), style="dim")
+    return Text(formats.gain(value), style="green" if value > 0 else "red")
+
+
+def _unranked(groups: tuple[StatusGroup, ...]) -> Iterator[RenderableType]:
+    shown = [group for group in groups if group.is_failure or group.status == "ok"]
+    if shown:
+        yield Text()
+    for group in shown:
+        yield Text(f"{group.title} ({formats.count(group.count)})", style="bold red" if group.is_failure else "bold")
+        for item in group.items[:MAX_LISTED]:
+            yield Padding(Text(f"{formats.listed(item.labels)}: {item.reason}"), (0, 0, 0, 2))
+        if len(group.items) > MAX_LISTED:
+            yield Padding(Text(f"and {len(group.items) - MAX_LISTED} more reasons", style="dim"), (0, 0, 0, 2))
+    yield Text()

@@ -1,0 +1,205 @@
+"""Whole files in a results folder, local or in an object store: written so that no reader ever sees half of one.
+
+Locally: a temporary file in `.partial/` of the results folder, fsync, rename, fsync of the target's folder. Not beside
+the target: Polars refuses to scan a folder that holds anything but Parquet. In an object store an object appears only
+when its upload is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import ArrowException
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from kvray.errors import InvalidValueError, OutputError, ResultsError
+
+_PARTIAL = ".partial"
+_FAILURES = (OSError, ArrowException)
+
+
+class ResultsFiles:
+    """The files under `root`: a local path, or a `pyarrow.fs` URI such as `s3://bucket/prefix` or `gs://bucket/prefix`.
+
+    Constructing touches nothing. Methods that write raise `OutputError`, those that read `ResultsError`; the message
+    names the path and the file system's reason.
+
+    Raises:
+        InvalidValueError: on first use, where `root` is a URI of an unknown kind.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = str(root)
+        self._opened: tuple[FileSystem, Path] | None = None
+
+    @property
+    def display_name(self) -> str:
+        """`root` for messages: without the credentials and options that a URI may carry."""
+        return _without_secrets(self._root) if _is_uri(self._root) else self._root
+
+    @property
+    def root(self) -> Path:
+        """The folder within its file system; absolute where that is local."""
+        return self._open()[1]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether paths name files that any program on this machine can open."""
+        return isinstance(self._filesystem, LocalFileSystem)
+
+    def check_writable(self) -> None:
+        """Make the folder, write a probe file into it and remove it."""
+        probe = self.root / f".write-check-{uuid.uuid4().hex}"
+        try:
+            self._put(probe, b"")
+            self._filesystem.delete_file(probe.as_posix())
+        except _FAILURES as error:
+            raise OutputError(
+                f"Cannot write to results folder {self.display_name!r}: {reason(error)}.",
+                hint="Choose another one with --output-dir.",
+            ) from error
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Put `data` at `path`, whole or not at all, in place of what was there. Folders are made."""
+        try:
+            self._put(path, data)
+        except _FAILURES as error:
+            raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
+
+    def delete(self, path: Path) -> None:
+        """Remove the file at `path`; nothing happens where there is none."""
+        try:
+            self._filesystem.delete_file(path.as_posix())
+        except FileNotFoundError:
+            return
+        except _FAILURES as error:
+            raise OutputError(f"Cannot delete {path.as_posix()!r}: {reason(error)}.") from error
+
+    def delete_leftovers(self, folder: Path) -> None:
+        """Remove what killed writers left half-written for `folder`; nobody may be writing there."""
+        for path in self._files(self.root / _PARTIAL):
+            if path.name.startswith(_partial_prefix(folder)):
+                self.delete(path)
+
+    def read(self, path: Path) -> bytes:
+        """What lies at `path`.
+
+        Raises:
+            FileNotFoundError: nothing does.
+        """
+        try:
+            with self._filesystem.open_input_stream(path.as_posix()) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            raise
+        except _FAILURES as error:
+            raise ResultsError(f"Cannot read {path.as_posix()!r}: {reason(error)}.") from error
+
+    def list(self, folder: Path, suffix: str) -> list[Path]:
+        """Visible files directly in `folder` whose names end in `suffix`, by name; empty where there is no folder."""
+        return [path for path in self._files(folder) if path.name.endswith(suffix) and path.name[0] not in "._"]
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        try:
+            found = self._filesystem.get_file_info(FileSelector(folder.as_posix(), allow_not_found=True))
+        except _FAILURES as error:
+            raise ResultsError(f"Cannot list {folder.as_posix()!r}: {reason(error)}.") from error
+        return iter(sorted(Path(info.path) for info in found if info.type == FileType.File))
+
+    def _put(self, path: Path, data: bytes) -> None:
+        if self.is_local:
+            _write_local(path, data, self.root / _PARTIAL)
+            return
+        with self._filesystem.open_output_stream(path.as_posix()) as stream:
+            stream.write(data)
+
+    @property
+    def _filesystem(self) -> FileSystem:
+        return self._open()[0]
+
+    def _open(self) -> tuple[FileSystem, Path]:
+        """Opened on first use: for S3 this may ask the service for the bucket's region."""
+        if self._opened is None:
+            self._opened = _open_uri(self._root) if _is_uri(self._root) else _open_local(self._root)
+        return self._opened
+
+
+def reason(error: BaseException) -> str:
+    """Why `error` happened, on one line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def _is_uri(root: str) -> bool:
+    return "://" in root
+
+
+def _open_local(root: str) -> tuple[FileSystem, Path]:
+    return LocalFileSystem(), Path(root).expanduser().absolute()
+
+
+def _open_uri(uri: str) -> tuple[FileSystem, Path]:
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except (ArrowException, ValueError, OSError) as error:
+        shown = _without_secrets(uri)
+        raise InvalidValueError(
+            f"Results folder {shown!r} cannot be opened: {reason(error).replace(uri, shown)}.",
+            hint="Use a local path, or a URI such as s3://bucket/prefix or gs://bucket/prefix.",
+        ) from error
+    return filesystem, Path(path)
+
+
+def _without_secrets(uri: str) -> str:
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _write_local(path: Path, data: bytes, partial: Path) -> None:
+    _make_folder(path.parent)
+    _make_folder(partial)
+    temporary = partial / f"{_partial_prefix(path.parent)}{path.name}.{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # gone already, if all went well
+            temporary.unlink()
+    _sync_folder(path.parent)
+
+
+def _partial_prefix(folder: Path) -> str:
+    """E.g. `trials.run_id=…~`; ids hold no `~`, so that no prefix of one run is one of another's."""
+    return f"{folder.parent.name}.{folder.name}~"
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and its parents; each new name is synced into the folder above, or a power cut could undo it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows has no handle for a folder to sync
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,108 @@
+"""`ResultsPaths`: where everything of one sweep lies under a results folder, and which ids may name files there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvray.errors import InvalidValueError
+
+SWEEPS = "sweeps"
+PART = "part-0.parquet"
+NOT_LAUNCHED = "not_launched.parquet"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_RESERVED = frozenset({PART.removesuffix(".parquet"), NOT_LAUNCHED.removesuffix(".parquet")})
+
+
+def check_id(value: str, *, what: str = "run id") -> str:
+    """`value`, if it may name a run or a trial: it becomes a part of file names and a Hive partition.
+
+    All digits are refused because readers of Hive partitions take them for a number and `run_id` for an integer column.
+
+    Raises:
+        InvalidValueError: it is not of that form.
+    """
+    if not _ID.fullmatch(value) or value.isdigit() or value in _RESERVED:
+        raise InvalidValueError(
+            f"Invalid {what} {value!r}.",
+            hint="Use up to 80 letters, digits, '.', '_' or '-', starting with a letter or digit, not digits alone.",
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class ResultsPaths:
+    """The paths of one sweep. In an object store they are keys (bucket first) that only `ResultsStore` can open.
+
+    Raises:
+        InvalidValueError: `run_id` cannot name files.
+    """
+
+    root: Path
+    run_id: str
+
+    def __post_init__(self) -> None:
+        check_id(self.run_id)
+
+    @property
+    def trials(self) -> Path:
+        """Folder of the trial rows: one Parquet file a trial until the sweep is compacted."""
+        return self.root / "trials" / f"run_id={self.run_id}"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the raw runs, with the same file names as `trials`."""
+        return self.root / "runs" / f"run_id={self.run_id}"
+
+    @property
+    def manifest(self) -> Path:
+        """The sweep's manifest (JSON)."""
+        return self.root / SWEEPS / f"{self.run_id}.json"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of what is derived from the records, and the log."""
+        return self.root / "reports" / self.run_id
+
+    @property
+    def best_plan(self) -> Path:
+        """The plan (JSON)."""
+        return self.reports / "best_plan.json"
+
+    @property
+    def optimized_config(self) -> Path:
+        """The snippet that applies the winner (Python)."""
+        return self.reports / "optimized_config.py"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report as Markdown."""
+        return self.reports / "report.md"
+
+    @property
+    def report_html(self) -> Path:
+        """The report as one HTML page."""
+        return self.reports / "report.html"
+
+    @property
+    def sweep_log(self) -> Path:
+        """What libraries and processes said during the sweep."""
+        return self.reports / "sweep.log"
+
+    def trial_file(self, trial_id: str) -> Path:
+        """The file of one trial's row.
+
+        Raises:
+            InvalidValueError: `trial_id` cannot name a file.
+        """
+        return self.trials / f"{check_id(trial_id, what='trial id')}.parquet"
+
+    def runs_file(self, trial_id: str) -> Path:
+        """The file of one trial's raw runs.
+
+        Raises:
+            InvalidValueError: `trial_id` cannot name a file.
+        """
+        return self.runs / f"{check_id(trial_id, what='trial id')}.parquet"

@@ -1,0 +1,236 @@
+"""Arrow schemas of the `trials` and `runs` tables, and the translation between their rows and the dataclasses.
+
+Columns are the fields of `TrialRecord` and `Run` by name. `run_id` is dictionary-encoded like the enums, because
+pandas infers that type for the Hive partition of the same name and refuses a file that says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DType
+from kvray.record import Phase, Role, Run, TrialRecord, TrialStatus
+
+SCHEMA_VERSION = 1
+VERSION_KEY = b"kvray_schema_version"
+
+T = TypeVar("T", Run, TrialRecord)
+
+_TEXT = pa.string()
+_INT = pa.int64()
+_FLOAT = pa.float64()
+_CATEGORY = pa.dictionary(pa.int32(), pa.string())
+_INSTANT = pa.timestamp("us", tz="UTC")
+_METADATA = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
+
+TRIALS_SCHEMA = pa.schema(
+    [
+        ("run_id", _CATEGORY),
+        ("trial_id", _TEXT),
+        ("candidate_id", _TEXT),
+        ("role", _CATEGORY),
+        ("model_id", _TEXT),
+        ("engine", _TEXT),
+        ("profile", _TEXT),
+        ("cache", _CATEGORY),
+        ("cache_params", _TEXT),
+        ("attention", _CATEGORY),
+        ("dtype", _CATEGORY),
+        ("compile", _CATEGORY),
+        ("batch_size", _INT),
+        ("parallelism", _INT),
+        ("status", _CATEGORY),
+        ("phase", _CATEGORY),
+        ("message", _TEXT),
+        ("log_tail", _TEXT),
+        ("rung", _INT),
+        ("wall_s", _FLOAT),
+        ("busy_s", _FLOAT),
+        ("started_at", _INSTANT),
+        ("ended_at", _INSTANT),
+        ("host", _TEXT),
+        ("pid", _INT),
+        ("ttft_ms", _FLOAT),
+        ("itl_p50_ms", _FLOAT),
+        ("itl_p95_ms", _FLOAT),
+        ("itl_p99_ms", _FLOAT),
+        ("decode_tok_s", _FLOAT),
+        ("peak_mib", _FLOAT),
+        ("device_peak_mib", _FLOAT),
+        ("kv_cache_mib", _FLOAT),
+        ("energy_j_per_tok", _FLOAT),
+        ("load_s", _FLOAT),
+        ("compile_s", _FLOAT),
+        ("first_call_s", _FLOAT),
+        ("warmup_s", _FLOAT),
+        ("kl_mean", _FLOAT),
+        ("nll_delta", _FLOAT),
+        ("top1_agreement", _FLOAT),
+        ("cache_class", _TEXT),
+        ("cache_layers", _TEXT),
+        ("kernel_prefill", _TEXT),
+        ("kernel_decode", _TEXT),
+        ("graph_breaks", _INT),
+        ("recompiles", _INT),
+        ("kv_dtype", _TEXT),
+        ("forecast_ttft_ms", _FLOAT),
+        ("forecast_decode_tok_s", _FLOAT),
+        ("forecast_peak_mib", _FLOAT),
+        ("roofline_share", _FLOAT),
+        ("device_name", _TEXT),
+        ("driver_version", _TEXT),
+        ("torch_version", _TEXT),
+        ("transformers_version", _TEXT),
+        ("kvray_version", _TEXT),
+        ("niceness", _INT),
+        ("threads", _INT),
+        ("cpus", _INT),
+    ],
+    metadata=_METADATA,
+)
+
+RUNS_SCHEMA = pa.schema(
+    [
+        ("run_id", _CATEGORY),
+        ("trial_id", _TEXT),
+        ("candidate_id", _TEXT),
+        ("context_tokens", _INT),
+        ("output_tokens", _INT),
+        ("batch_size", _INT),
+        ("rung", _INT),
+        ("repeat", _INT),
+        ("ttft_ms", _FLOAT),
+        ("itl_ms", pa.list_(pa.field("element", _FLOAT))),
+        ("decode_tok_s", _FLOAT),
+        ("peak_mib", _FLOAT),
+        ("disturbed", pa.bool_()),
+        ("started_at", _INSTANT),
+    ],
+    metadata=_METADATA,
+)
+
+_SCHEMAS: Mapping[type, pa.Schema] = {TrialRecord: TRIALS_SCHEMA, Run: RUNS_SCHEMA}
+
+
+class SchemaError(ValueError):
+    """A table is of a newer schema version, or is not a table of these records at all."""
+
+
+def schema_of(kind: type[Run] | type[TrialRecord]) -> pa.Schema:
+    """The schema of the table that holds `kind`."""
+    return _SCHEMAS[kind]
+
+
+def to_table(items: Iterable[T], kind: type[T]) -> pa.Table:
+    """A table of `items`, in order.
+
+    Raises:
+        KeyError: a field of `kind` has no column.
+        ValueError: a datetime has no time zone.
+    """
+    rows = [encode(item) for item in items]
+    names = [field.name for field in dataclasses.fields(kind)]
+    schema = schema_of(kind)
+    columns = {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in names}
+    return pa.table(columns).select(schema.names).replace_schema_metadata(_METADATA)
+
+
+def from_table(table: pa.Table, kind: type[T]) -> list[T]:
+    """The rows of `table` as objects: columns that it lacks take the field's default, unknown ones are ignored.
+
+    Raises:
+        SchemaError: newer version, a required column is missing or null, or a value that does not fit.
+    """
+    fitting = conform(table, kind)
+    try:
+        return [_decode(row, kind) for row in fitting.select(schema_of(kind).names).to_pylist()]
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"a row does not fit: {error}") from error
+
+
+def conform(table: pa.Table, kind: type[Run] | type[TrialRecord]) -> pa.Table:
+    """`table` with exactly the current columns and types first, then any unknown ones as they are.
+
+    Raises:
+        SchemaError: newer version, a required column is missing, or a column cannot be converted.
+    """
+    _check_version(table)
+    schema = schema_of(kind)
+    required = [field.name for field in dataclasses.fields(kind) if not _has_default(field)]
+    if missing := [name for name in required if name not in table.column_names]:
+        raise SchemaError(f"required columns are missing: {', '.join(missing)}")
+    try:
+        known = {field.name: _column(table, field) for field in schema}
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SchemaError(f"a column has another type: {error}") from error
+    unknown = {name: table.column(name) for name in table.column_names if name not in known}
+    return pa.table({**known, **unknown}).replace_schema_metadata(_METADATA)
+
+
+def encode(item: Run | TrialRecord) -> dict[str, Any]:
+    """`item` as plain values by column name, the way they are stored.
+
+    Raises:
+        ValueError: a datetime has no time zone.
+    """
+    return {field.name: _plain(field.name, getattr(item, field.name)) for field in dataclasses.fields(item)}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, dt.datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"{name} {value.isoformat()} has no time zone")
+        return value.astimezone(dt.UTC)
+    if name == "cache_params":
+        return json.dumps(dict(value), sort_keys=True)
+    if isinstance(value, str):  # a log's undecodable bytes must not cost the record
+        return str(value).encode(errors="replace").decode()
+    return list(value) if isinstance(value, tuple) else value
+
+
+_FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
+    "role": Role,
+    "status": TrialStatus,
+    "phase": Phase,
+    "cache": CacheStrategy,
+    "attention": AttentionBackend,
+    "dtype": DType,
+    "compile": CompileMode,
+    "cache_params": lambda text: tuple(sorted(json.loads(text).items())),
+    "itl_ms": tuple,
+    "started_at": lambda instant: instant.astimezone(dt.UTC),
+    "ended_at": lambda instant: instant.astimezone(dt.UTC),
+}
+
+
+def _decode(row: Mapping[str, Any], kind: type[T]) -> T:
+    """Null is left to the field's default; a required field without a value makes the constructor raise."""
+    return kind(**{name: _FROM_PLAIN.get(name, _same)(value) for name, value in row.items() if value is not None})
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    if field.name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, field.type)], field.type)
+    return table.column(field.name).cast(field.type)
+
+
+def _check_version(table: pa.Table) -> None:
+    text = (table.schema.metadata or {}).get(VERSION_KEY)
+    if text is None:
+        raise SchemaError(f"no {VERSION_KEY.decode()} in its metadata: not written by kvray")
+    if not text.isdigit() or int(text) > SCHEMA_VERSION:
+        raise SchemaError(f"schema version {text.decode(errors='replace')}, this kvray reads up to {SCHEMA_VERSION}")
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING

@@ -1,0 +1,62 @@
+"""What a sweep tells while it runs: Tune's callbacks become calls of a `SweepObserver`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ray import tune
+
+from kvray.record import TrialResult, TrialStatus
+from kvray.sweep.recording import blank_record
+from kvray.sweep.slot import ORDER, RESULT
+from kvray.trial.spec import TrialSpec
+
+
+class SweepObserver(Protocol):
+    """Hears of every trial, in the driver's process, in order. What it raises ends the sweep."""
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        """A slot took the trial."""
+
+    def rung_finished(self, result: TrialResult) -> None:
+        """The trial completed `result.record.rung` and may go on or be stopped."""
+
+    def trial_finished(self, result: TrialResult) -> None:
+        """The trial ended, with its final status. Called exactly once per trial that was started."""
+
+
+class ObserverCallback(tune.Callback):
+    """Translates Tune's callbacks."""
+
+    def __init__(self, observer: SweepObserver) -> None:
+        self._observer = observer
+        self._latest: dict[str, TrialResult] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks into a state that nobody reads, and consoles do not pickle."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`."""
+        self._observer.trial_started(trial.config[ORDER].spec)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """See `tune.Callback`."""
+        self._latest[trial.trial_id] = result[RESULT]
+        if not result.get("done"):
+            self._observer.rung_finished(result[RESULT])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`. A trial that was stopped ends with its last rung's result."""
+        latest = self._latest.pop(trial.trial_id, None)
+        if latest is not None:
+            self._observer.trial_finished(latest)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """See `tune.Callback`. Only the loss of the slot itself comes here; a trial's own failure is a result."""
+        latest = self._latest.pop(trial.trial_id, None)
+        record = latest.record if latest else blank_record(trial.config[ORDER].spec, TrialStatus.CRASHED)
+        record = record.with_(status=TrialStatus.CRASHED, message="the slot that ran the trial died")
+        self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))

@@ -1,0 +1,92 @@
+"""Puts a trial's record together from what its process said and what the machine is."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from kvray.analysis.aggregate import Metrics, aggregate, aggregate_cells, runs_at_rung
+from kvray.probes.environment import Environment
+from kvray.record import Phase, Run, TrialRecord, TrialStatus
+from kvray.trial.events import TrialFacts
+from kvray.trial.spec import TrialSpec
+
+
+def rung_metrics(runs: Sequence[Run], rung: int | None) -> Metrics | None:
+    """Metrics over the cells of `rung`, `None` before the first rung is complete."""
+    if rung is None:
+        return None
+    return aggregate(aggregate_cells(runs_at_rung(runs, rung)))
+
+
+def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = None) -> TrialRecord:
+    """The record of a trial of which nothing but its end is known."""
+    return TrialRecord.of(
+        spec.candidate,
+        run_id=spec.run_id,
+        trial_id=spec.trial_id,
+        role=spec.role,
+        model_id=spec.request.model_id,
+        profile=spec.profile.name,
+        status=status,
+        message=message,
+    )
+
+
+def measured_record(
+    spec: TrialSpec,
+    *,
+    status: TrialStatus,
+    phase: Phase | None,
+    message: str | None,
+    rung: int | None,
+    runs: Sequence[Run],
+    facts: TrialFacts | None,
+    environment: Environment,
+    started_at: dt.datetime,
+    log_tail: str | None,
+) -> TrialRecord:
+    """The record of a trial that was launched, as far as it has come."""
+    ended_at = dt.datetime.now(dt.UTC)
+    record = blank_record(spec, status, message=message).with_(
+        phase=phase,
+        log_tail=log_tail,
+        rung=rung,
+        started_at=started_at,
+        ended_at=ended_at,
+        wall_s=(ended_at - started_at).total_seconds(),
+        host=environment.host,
+        device_name=environment.device_name,
+        driver_version=environment.driver_version,
+        torch_version=environment.torch_version,
+        transformers_version=environment.transformers_version,
+        kvray_version=environment.kvray_version,
+    )
+    metrics = rung_metrics(runs, rung)
+    if metrics is not None:
+        record = record.with_(**vars(metrics))
+    return record if facts is None else _with_facts(record, facts)
+
+
+def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
+    observed = facts.observed
+    return record.with_(
+        pid=facts.pid,
+        niceness=facts.niceness,
+        cpus=facts.cpus,
+        busy_s=facts.busy_s,
+        load_s=facts.load_s,
+        compile_s=facts.compile_s,
+        first_call_s=facts.first_call_s,
+        warmup_s=facts.warmup_s,
+        kv_cache_mib=facts.kv_cache_mib,
+        device_peak_mib=facts.device_peak_mib,
+        threads=observed.threads,
+        cache_class=observed.cache_class,
+        cache_layers=observed.cache_layers,
+        kernel_prefill=observed.kernel_prefill,
+        kernel_decode=observed.kernel_decode,
+        graph_breaks=observed.graph_breaks,
+        recompiles=observed.recompiles,
+        kv_dtype=observed.kv_dtype,
+    )

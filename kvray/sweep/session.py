@@ -1,0 +1,116 @@
+"""Ray, started and stopped: a private one on this machine, or a client of a running cluster. Quiet in both cases."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from kvray.errors import SweepError, first_line
+
+_QUIET: Mapping[str, str] = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Ctrl-C must reach us as KeyboardInterrupt; Tune's own handler waits for the running step.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Tune's experiment state is of no use here: a sweep resumes from its records.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class RaySession:
+    """Ray for the length of a `with`: starting in the background from its first line, gone after its last.
+
+    A Ray to which this process is connected already is used and left running.
+    """
+
+    def __init__(self, *, address: str | None) -> None:
+        self._address = address
+        self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
+        self._connected = threading.Event()
+        self._closing = threading.Event()
+        self._error: BaseException | None = None
+        self._is_ours = True
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._connected.wait()
+        if self._is_ours:
+            import ray
+
+            ray.shutdown()
+        self._closing.set()
+        self._thread.join()
+
+    def resources(self) -> Mapping[str, float]:
+        """Wait for Ray; returns what the cluster has, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
+
+        Raises:
+            SweepError: it cannot be started or reached.
+        """
+        self._connected.wait()
+        if self._error is not None:
+            where = f"The Ray cluster at {self._address!r} cannot be reached" if self._address else "Ray cannot start"
+            raise SweepError(f"{where}: {first_line(self._error)}") from self._error
+        import ray
+
+        resources: Mapping[str, float] = ray.cluster_resources()
+        return resources
+
+    def _hold(self) -> None:
+        """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
+        try:
+            self._connect()
+        except BaseException as error:  # noqa: BLE001  (raised by `resources`, in the caller's thread)
+            self._error = error
+        finally:
+            self._connected.set()
+        self._closing.wait()
+
+    def _connect(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            self._is_ours = False
+            return
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address:
+            ray.init(address=self._address, **quiet)
+        else:
+            # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
+            # 15 by default; a measurement must not lose to every other process on the machine.
+            ray.init(address="local", include_dashboard=False, _system_config={"worker_niceness": 0}, **quiet)
+
+
+@contextmanager
+def quiet_ray(log: Path) -> Iterator[None]:
+    """Environment and loggers under which Ray prints nothing here; what it has to say goes to the file `log`."""
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update(_QUIET)
+    handler = logging.FileHandler(log, delay=True, encoding="utf-8")
+    logger = logging.getLogger("ray")
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.propagate = propagated
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

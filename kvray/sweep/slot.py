@@ -1,0 +1,142 @@
+"""The trial actor: a Ray Tune `Trainable` that holds a GPU (or the CPU) and forks one process per trial.
+
+One step of the Trainable is one rung. The actor is reused from trial to trial and never imports the engine's libraries.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from kvray.analysis.score import utility
+from kvray.engines.base import EngineAdapter
+from kvray.probes.environment import capture_environment
+from kvray.probes.gpu import wait_until_released
+from kvray.record import TrialResult, TrialStatus
+from kvray.sweep.recording import measured_record, rung_metrics
+from kvray.trial.events import RungFinished, TrialEnded, TrialFacts
+from kvray.trial.process import Launcher, TrialProcess
+from kvray.trial.spec import LAST_RUNG, TrialSpec
+
+ORDER = "order"
+"""Key of a trial's Tune config."""
+RESULT = "kvray_result"
+"""Key of a step's result under which the `TrialResult` so far travels to the driver."""
+UTILITY = "utility"
+"""Key of what the scheduler compares; absent when the trial failed."""
+FIDELITY = "fidelity"
+"""Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
+REDUCTION_FACTOR = 3
+_GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
+"""How a trial has ended if no further step is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOrder:
+    """What a slot is given for one trial.
+
+    Attributes:
+        threads: intra-op threads for the measurement process; `None` leaves the choice to its library, as in a user's
+            own process.
+    """
+
+    spec: TrialSpec
+    adapter: EngineAdapter
+    threads: int | None = None
+
+
+class Slot(tune.Trainable):
+    """See the module. Ray calls `setup` once, `reset_config` for each further trial, `step` per rung."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Prepare the environment of all processes to come, and start the fork server."""
+        order: TrialOrder = config[ORDER]
+        self._process: TrialProcess | None = None
+        self._logs = tempfile.TemporaryDirectory(prefix="kvray-slot-")
+        self._environment = capture_environment(order.spec.device)
+        _set_process_environment(order)
+        self._launcher = Launcher(order.adapter)
+        self._launcher.warm()
+        self._order = order
+        self._rung: int | None = None
+        self._facts: TrialFacts | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next trial; the last one's process is ended and its memory released first."""
+        self._end_process()
+        self._order = new_config[ORDER]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run one rung."""
+        if self._process is None:
+            self._begin()
+        process = self._process
+        if process is None:
+            raise RuntimeError("no process after it was begun")
+        event = process.advance()
+        if isinstance(event, RungFinished):
+            self._rung, self._facts = event.rung, event.facts
+            if event.rung < LAST_RUNG:
+                return self._report(process, _GOING_ON, done=False)
+            event = process.advance()
+        if isinstance(event, RungFinished):
+            raise RuntimeError(f"a rung {event.rung} after the last one")
+        self._facts = event.facts or self._facts
+        self._end_process()
+        return self._report(process, event, done=True)
+
+    def cleanup(self) -> None:
+        """End what is left when the actor is let go."""
+        self._end_process()
+        self._logs.cleanup()
+
+    def _begin(self) -> None:
+        spec = self._order.spec
+        self._rung, self._facts = None, None
+        self._started_at = dt.datetime.now(dt.UTC)
+        self._process = TrialProcess(self._launcher, spec, Path(self._logs.name) / f"{spec.trial_id}.log")
+
+    def _end_process(self) -> None:
+        if self._process is not None:
+            self._process.close()
+            wait_until_released(self._process.pid)
+            self._process = None
+
+    def _report(self, process: TrialProcess, end: TrialEnded, *, done: bool) -> dict[str, Any]:
+        spec = process.spec
+        runs = tuple(process.runs)
+        record = measured_record(
+            spec,
+            status=end.status,
+            phase=end.phase,
+            message=end.message,
+            rung=self._rung,
+            runs=runs,
+            facts=self._facts,
+            environment=self._environment,
+            started_at=self._started_at,
+            log_tail=process.log_tail() if end.status.is_failure else None,
+        )
+        report: dict[str, Any] = {RESULT: TrialResult(record=record, runs=runs), "done": done}
+        metrics = rung_metrics(runs, self._rung)
+        if metrics is not None and not end.status.is_failure:
+            report[UTILITY] = utility(metrics, spec.profile)
+            report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
+        return report
+
+
+def _set_process_environment(order: TrialOrder) -> None:
+    """Ray caps a worker's threads at its share of CPUs; a user's own process has no such cap."""
+    if order.threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(order.threads)
+    for name, value in order.adapter.process_environment().items():
+        os.environ.setdefault(name, value)

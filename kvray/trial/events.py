@@ -1,0 +1,61 @@
+"""What a measurement process says to its slot, over a pipe, in the order in which it happens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvray.engines.base import Observed
+from kvray.record import Phase, Run, TrialStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted:
+    """A new phase began: the watchdog's clock starts again."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished:
+    """One timed generation."""
+
+    run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFacts:
+    """What a trial has learned beside its runs, as far as it has come. Seconds and MiB; see `TrialRecord`."""
+
+    pid: int
+    host: str
+    niceness: int
+    cpus: int
+    load_s: float | None = None
+    first_call_s: float | None = None
+    warmup_s: float = 0.0
+    compile_s: float | None = None
+    busy_s: float = 0.0
+    kv_cache_mib: float | None = None
+    device_peak_mib: float | None = None
+    observed: Observed = field(default_factory=Observed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungFinished:
+    """Every cell of a rung is measured; the process waits for a word whether to go on."""
+
+    rung: int
+    facts: TrialFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """The process has nothing more to say, and why."""
+
+    status: TrialStatus
+    phase: Phase | None
+    message: str | None
+    facts: TrialFacts | None
+
+
+Event = PhaseStarted | RunFinished | RungFinished | TrialEnded

@@ -1,0 +1,74 @@
+"""From time stamps to a `Run`: the only place where TTFT, ITL and throughput are computed from clocks."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+
+from kvray.engines.base import Generation, LoadedModel
+from kvray.errors import KvrayError
+from kvray.record import Run
+from kvray.trial.spec import TrialSpec
+from kvray.workload import Cell
+
+
+class MeasurementError(KvrayError):
+    """A generation did not deliver what was asked, so its times mean nothing."""
+
+
+def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, repeat: int) -> Run:
+    """Time one generation of the prepared `cell`, with its own window of peak memory.
+
+    Raises:
+        MeasurementError: the engine produced another number of tokens or sequences than the cell has.
+    """
+    model.reset_peak_memory()
+    started_at = dt.datetime.now(dt.UTC)
+    generation = model.generate(cell.output_tokens)
+    peak_mib = model.peak_memory_mib()
+    check_generation(generation, cell.output_tokens, cell.batch_size)
+    return Run(
+        run_id=spec.run_id,
+        trial_id=spec.trial_id,
+        candidate_id=spec.candidate.candidate_id,
+        **cell._asdict(),
+        rung=rung,
+        repeat=repeat,
+        ttft_ms=ttft_ms(generation),
+        itl_ms=itl_ms(generation),
+        decode_tok_s=decode_tok_s(generation, cell.batch_size),
+        peak_mib=peak_mib,
+        started_at=started_at,
+    )
+
+
+def check_generation(generation: Generation, output_tokens: int, batch_size: int) -> None:
+    """Refuse a generation that is not `batch_size` sequences of exactly `output_tokens` with a stamp for each token.
+
+    Raises:
+        MeasurementError
+    """
+    lengths = {len(row) for row in generation.tokens}
+    if len(generation.tokens) != batch_size or lengths != {output_tokens}:
+        raise MeasurementError(
+            f"asked for {batch_size} × {output_tokens} tokens, got {len(generation.tokens)} × {sorted(lengths)}"
+        )
+    if len(generation.token_s) != output_tokens:
+        raise MeasurementError(f"{output_tokens} tokens came with {len(generation.token_s)} time stamps")
+
+
+def ttft_ms(generation: Generation) -> float:
+    """Milliseconds from the submitted prompt to the first token on the host."""
+    return (generation.token_s[0] - generation.started_s) * 1e3
+
+
+def itl_ms(generation: Generation) -> tuple[float, ...]:
+    """Milliseconds between successive tokens; one fewer than tokens."""
+    stamps = generation.token_s
+    return tuple((later - earlier) * 1e3 for earlier, later in itertools.pairwise(stamps))
+
+
+def decode_tok_s(generation: Generation, batch_size: int) -> float:
+    """`(tokens - 1) * batch_size / decode seconds`."""
+    stamps = generation.token_s
+    return (len(stamps) - 1) * batch_size / (stamps[-1] - stamps[0])

@@ -1,0 +1,175 @@
+"""The course of a trial inside its process: fetch, load, then rung by rung prepare, warm up, measure, report.
+
+Rung 0 measures every context length once with few tokens, rung 1 every cell once, rung 2 the remaining repeats. After
+each rung the slot says whether to go on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from kvray.engines.base import EngineAdapter, LoadedModel, SubstitutedError
+from kvray.probes.cpu import available_cpus
+from kvray.record import Phase
+from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialFacts
+from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
+from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.workload import Cell
+
+WARMUP_TOKENS = 8
+WARMUP_TOLERANCE = 0.10
+"""Two successive warm-up calls agree when TTFT and tok/s both differ by less; within one process repeats of a steady
+configuration differ by a few per cent."""
+MAX_WARMUP_CALLS = 6
+_MIB = 1024 * 1024
+
+
+class TrialProtocol:
+    """Runs one trial. `phase` and `facts` say how far it came, also after an exception."""
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        adapter: EngineAdapter,
+        *,
+        emit: Callable[[Event], None],
+        may_continue: Callable[[], bool],
+        device_memory_mib: Callable[[], float | None],
+    ) -> None:
+        self.phase = Phase.START
+        self.facts = TrialFacts(
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            niceness=os.getpriority(os.PRIO_PROCESS, 0),
+            cpus=available_cpus(),
+        )
+        self._spec = spec
+        self._adapter = adapter
+        self._emit = emit
+        self._may_continue = may_continue
+        self._device_memory_mib = device_memory_mib
+        self._prepared: Cell | None = None
+        self._steady: dict[tuple[int, int], tuple[float, float]] = {}
+        self._observed = False
+
+    def run(self) -> bool:
+        """Run rung after rung until the last one is done (`True`) or the slot says stop (`False`)."""
+        self._enter(Phase.PREPARE)
+        self._adapter.fetch_weights(self._spec.request)
+        model = self._load()
+        try:
+            for rung in range(LAST_RUNG + 1):
+                self._run_rung(model, rung)
+                self._emit(RungFinished(rung=rung, facts=self.facts))
+                if rung < LAST_RUNG and not self._may_continue():
+                    return False
+            return True
+        finally:
+            model.close()
+
+    def _load(self) -> LoadedModel:
+        self._enter(Phase.LOAD)
+        started = time.perf_counter()
+        with self._busy():
+            model = self._adapter.load(self._spec.request, self._spec.candidate, self._spec.device, self._spec.profile)
+        self.facts = replace(self.facts, load_s=time.perf_counter() - started)
+        return model
+
+    def _run_rung(self, model: LoadedModel, rung: int) -> None:
+        for cell in self._cells(rung):
+            self._make_ready(model, cell)
+            self._enter(Phase.MEASURE)
+            for repeat in self._repeats(rung):
+                with self._busy():
+                    run = measure_run(model, self._spec, cell, rung=rung, repeat=repeat)
+                self._note_memory(model)
+                self._emit(RunFinished(run=run))
+
+    def _cells(self, rung: int) -> list[Cell]:
+        """The rung's cells, the one that is prepared already first."""
+        cells = self._spec.profile.cells(self._spec.candidate.batch_size, rung=rung)
+        return sorted(cells, key=lambda cell: cell != self._prepared)
+
+    def _repeats(self, rung: int) -> range:
+        """Rung 1's run is the first of a cell's repeats, so rung 2 adds the others."""
+        return range(1, self._spec.profile.repeats) if rung == LAST_RUNG else range(1)
+
+    def _make_ready(self, model: LoadedModel, cell: Cell) -> None:
+        if cell == self._prepared:
+            return
+        self._enter(Phase.WARMUP)
+        started = time.perf_counter()
+        with self._busy():
+            model.prepare(cell)
+            self._prepared = cell
+            self._warm_up(model, cell)
+        self.facts = replace(self.facts, warmup_s=self.facts.warmup_s + time.perf_counter() - started)
+
+    def _warm_up(self, model: LoadedModel, cell: Cell) -> None:
+        """Call until two successive calls at this context agree; observe once what runs."""
+        tokens = min(WARMUP_TOKENS, cell.output_tokens)
+        shape = (cell.context_tokens, cell.batch_size)
+        spent: list[float] = []
+        for _ in range(MAX_WARMUP_CALLS):
+            before, started = self._steady.get(shape), time.perf_counter()
+            now = _warmup_call(model, tokens, cell.batch_size)
+            spent.append(time.perf_counter() - started)
+            self._steady[shape] = now
+            self._observe_once(model, first_call_s=spent[0])
+            if before is not None and _agree(before, now):
+                break
+        self._note_compile_time(spent)
+
+    def _observe_once(self, model: LoadedModel, *, first_call_s: float) -> None:
+        if self._observed:
+            return
+        self._observed = True
+        self.facts = replace(self.facts, first_call_s=first_call_s, observed=model.observe())
+        if self.facts.observed.substitutions:
+            raise SubstitutedError("; ".join(self.facts.observed.substitutions))
+
+    def _note_compile_time(self, spent: list[float]) -> None:
+        if self.facts.observed.graph_breaks is None:
+            return
+        beyond_steady = sum(seconds - min(spent) for seconds in spent)
+        self.facts = replace(self.facts, compile_s=(self.facts.compile_s or 0.0) + beyond_steady)
+
+    def _note_memory(self, model: LoadedModel) -> None:
+        held, device = model.kv_cache_bytes(), self._device_memory_mib()
+        self.facts = replace(
+            self.facts,
+            kv_cache_mib=_highest(self.facts.kv_cache_mib, None if held is None else held / _MIB),
+            device_peak_mib=_highest(self.facts.device_peak_mib, device),
+        )
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._emit(PhaseStarted(phase=phase))
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.facts = replace(self.facts, busy_s=self.facts.busy_s + time.perf_counter() - started)
+
+
+def _warmup_call(model: LoadedModel, tokens: int, batch_size: int) -> tuple[float, float]:
+    """(TTFT ms, tok/s) of an unrecorded generation."""
+    generation = model.generate(tokens)
+    check_generation(generation, tokens, batch_size)
+    return ttft_ms(generation), decode_tok_s(generation, batch_size)
+
+
+def _agree(before: tuple[float, float], now: tuple[float, float]) -> bool:
+    return all(abs(a - b) <= WARMUP_TOLERANCE * max(a, b) for a, b in zip(before, now, strict=True))
+
+
+def _highest(known: float | None, new: float | None) -> float | None:
+    return new if known is None else known if new is None else max(known, new)

@@ -1,0 +1,32 @@
+"""`TrialSpec`: everything a measurement process needs to know, complete in itself, so that it can travel anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvray.candidate import Candidate, DeviceType
+from kvray.engines.base import ModelRequest
+from kvray.record import Role
+from kvray.workload import WorkloadProfile
+
+LAST_RUNG = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One trial.
+
+    Attributes:
+        timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
+        fetch_timeout_s: seconds that making the weights available may take.
+    """
+
+    run_id: str
+    trial_id: str
+    role: Role
+    request: ModelRequest
+    candidate: Candidate
+    profile: WorkloadProfile
+    device: DeviceType
+    timeout_s: float
+    fetch_timeout_s: float = 3600.0

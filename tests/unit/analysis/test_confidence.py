@@ -1,0 +1,221 @@
+"""What the bootstrap says, and whether it can be believed."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from analysis_samples import make_candidate, make_profile, make_record, make_result
+
+from kvray.analysis import Analysis, analyse
+from kvray.analysis.confidence import Confidence, estimate_confidence
+from kvray.analysis.ranking import rank
+from kvray.candidate import Candidate
+from kvray.record import Role, TrialResult, TrialStatus
+from kvray.workload import WorkloadProfile
+
+PROFILE = make_profile()
+BASELINE, RIVAL, WINNER = make_candidate(0), make_candidate(1), make_candidate(2)
+
+
+def estimate(
+    *results: TrialResult, profile: WorkloadProfile = PROFILE, seed: int = 0, replicates: int = 400
+) -> Confidence:
+    confidence = estimate_confidence(rank(results, profile), results, profile, seed=seed, replicates=replicates)
+    assert confidence is not None
+    return confidence
+
+
+def noisy_trials(
+    candidate: Candidate,
+    generator: np.random.Generator,
+    *,
+    processes: int,
+    ttft_ms: float = 100.0,
+    decode_tok_s: float = 50.0,
+    process_sd: tuple[float, float] = (0.06, 0.015),
+) -> list[TrialResult]:
+    """Fresh processes that differ by `process_sd` (TTFT, decode), with runs that differ by a third of that."""
+    trials = []
+    for _ in range(processes):
+        shift = generator.normal(0.0, process_sd)
+        trials.append(
+            make_result(
+                candidate,
+                PROFILE,
+                ttft_ms=ttft_ms * float(np.exp(shift[0])),
+                decode_tok_s=decode_tok_s * float(np.exp(shift[1])),
+                ttft_factor=lambda cell, repeat: float(np.exp(generator.normal(0.0, process_sd[0] / 3))),
+                decode_factor=lambda cell, repeat: float(np.exp(generator.normal(0.0, process_sd[1] / 3))),
+            )
+        )
+    return trials
+
+
+def test_nothing_ranked_has_no_confidence() -> None:
+    results = [TrialResult(record=make_record(WINNER, status=TrialStatus.OOM))]
+
+    assert estimate_confidence(rank(results, PROFILE), results, PROFILE, seed=0) is None
+
+
+def test_a_single_candidate_is_always_first() -> None:
+    confidence = estimate(make_result(WINNER, PROFILE))
+
+    assert (confidence.winner_share, confidence.ties) == (1.0, ())
+    assert confidence.ttft_gain is None
+    assert confidence.throughput_gain is None
+
+
+def test_a_winner_far_ahead_is_certain_and_has_no_ties() -> None:
+    confidence = estimate(make_result(RIVAL, PROFILE), make_result(WINNER, PROFILE, ttft_ms=30.0))
+
+    assert (confidence.winner_share, confidence.ties) == (1.0, ())
+
+
+def test_equal_candidates_are_ties_and_share_the_lead() -> None:
+    third = make_candidate(3)
+    confidence = estimate(*(make_result(one, PROFILE) for one in (RIVAL, WINNER, third)))
+
+    assert confidence.winner_share == pytest.approx(1 / 3, abs=0.1)
+    assert set(confidence.ties) == {WINNER.candidate_id, third.candidate_id}
+
+
+def test_one_process_each_assumes_the_noise_between_processes() -> None:
+    confidence = estimate(
+        make_result(BASELINE, PROFILE, role=Role.BASELINE), make_result(WINNER, PROFILE, ttft_ms=95.0)
+    )
+
+    assert (confidence.processes, confidence.runs, confidence.assumed_process_noise) == (1, 3, True)
+    assert confidence.ttft_gain is not None
+    assert confidence.throughput_gain is not None
+    # sd of a ratio of two: 0.06·√2 = 8.5 % and 0.015·√2 = 2.1 %; the interval is ± 1.96 of them.
+    assert confidence.ttft_gain.high - confidence.ttft_gain.low == pytest.approx(0.35, abs=0.06)
+    assert confidence.throughput_gain.high - confidence.throughput_gain.low == pytest.approx(0.083, abs=0.015)
+
+
+def test_confirmed_candidates_rest_on_their_own_processes() -> None:
+    results = [
+        *(make_result(BASELINE, PROFILE, role=role) for role in (Role.BASELINE, Role.CONFIRM, Role.CONFIRM)),
+        *(make_result(WINNER, PROFILE, ttft_ms=60.0, role=role) for role in (Role.SEARCH, Role.CONFIRM)),
+        make_result(RIVAL, PROFILE, ttft_ms=400.0),
+    ]
+
+    confidence = estimate(*results)
+
+    assert (confidence.processes, confidence.runs, confidence.assumed_process_noise) == (2, 6, False)
+
+
+def test_more_processes_narrow_the_interval() -> None:
+    def width(processes: int) -> float:
+        generator = np.random.default_rng(7)
+        baseline = noisy_trials(BASELINE, generator, processes=processes)
+        winner = noisy_trials(WINNER, generator, processes=processes, ttft_ms=60.0)
+        first = TrialResult(record=baseline[0].record.with_(role=Role.BASELINE), runs=baseline[0].runs)
+        gain = estimate(first, *baseline[1:], *winner).ttft_gain
+        assert gain is not None
+        return gain.high - gain.low
+
+    assert width(8) < width(1) * 0.6
+
+
+def test_the_winner_that_is_the_baseline_gains_exactly_nothing() -> None:
+    confidence = estimate(make_result(BASELINE, PROFILE, role=Role.BASELINE))
+
+    assert confidence.ttft_gain is not None
+    assert (confidence.ttft_gain.low, confidence.ttft_gain.high) == (0.0, 0.0)
+
+
+def test_the_interval_holds_the_measured_gain() -> None:
+    results = [make_result(BASELINE, PROFILE, role=Role.BASELINE), make_result(WINNER, PROFILE, ttft_ms=50.0)]
+    gain = rank(results, PROFILE).winner.gain
+    interval = estimate(*results).ttft_gain
+
+    assert gain is not None
+    assert interval is not None
+    assert interval.low < gain.ttft < interval.high
+
+
+def test_unequal_numbers_of_runs_per_process_are_all_used() -> None:
+    generator = np.random.default_rng(1)
+    results = [
+        make_result(WINNER, PROFILE, repeats=repeats, ttft_factor=lambda *_: float(generator.uniform(0.9, 1.1)))
+        for repeats in (1, 4, 2)
+    ]
+
+    confidence = estimate(*results)
+
+    assert (confidence.processes, confidence.runs) == (3, 7)
+    assert confidence.winner_share == 1.0
+
+
+def test_the_median_of_an_even_number_of_runs_lies_between_the_middle_two() -> None:
+    # Two runs of 100 and 200 ms: replicates have medians of 100, 150 and 200 ms (shares 1 : 2 : 1); the rival has 180.
+    one_cell = make_profile(context_lengths=(128,), weight_ttft=1.0, weight_throughput=0.0, weight_memory=0.0)
+    wavering = make_result(WINNER, one_cell, repeats=2, ttft_factor=lambda cell, repeat: 1.0 + repeat)
+    rival = make_result(RIVAL, one_cell, repeats=2, ttft_ms=180.0)
+
+    assert estimate(wavering, rival, profile=one_cell).winner_share == pytest.approx(0.77, abs=0.08)
+
+
+def test_candidates_without_peaks_can_be_compared() -> None:
+    confidence = estimate(make_result(RIVAL, PROFILE, peak_mib=None), make_result(WINNER, PROFILE, peak_mib=None))
+
+    assert 0.3 < confidence.winner_share < 0.7
+
+
+def test_the_answer_depends_on_the_seed_and_not_on_the_order() -> None:
+    generator = np.random.default_rng(3)
+    results = [trial for one in (RIVAL, WINNER, BASELINE) for trial in noisy_trials(one, generator, processes=2)]
+    shuffled = list(results)
+    random.Random(5).shuffle(shuffled)
+
+    assert estimate(*results, seed=1) == estimate(*shuffled, seed=1)
+    assert estimate(*results, seed=1) != estimate(*results, seed=2)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_share_is_right_as_often_as_it_says(processes: int) -> None:
+    """Simulated sweeps of four close candidates: mean stated share ≈ how often the true best is named."""
+    generator = np.random.default_rng(processes)
+    candidates = [make_candidate(name) for name in range(4)]
+    stated, right, confident = [], [], []
+    for _ in range(250):
+        truth = generator.normal(0.0, 0.06, size=len(candidates))
+        trials = [
+            noisy_trials(one, generator, processes=processes, ttft_ms=100.0 * float(np.exp(-gain)))
+            for one, gain in zip(candidates, truth, strict=True)
+        ]
+        results = list(itertools.chain.from_iterable(trials))
+        ranking = rank(results, PROFILE)
+        confidence = estimate_confidence(ranking, results, PROFILE, seed=0, replicates=200)
+        assert confidence is not None
+        best = candidates[int(np.argmax(truth))].candidate_id
+        stated.append(confidence.winner_share)
+        right.append(ranking.winner.record.candidate_id == best)
+        if confidence.winner_share > 0.85:
+            confident.append(right[-1])
+
+    assert np.mean(stated) == pytest.approx(np.mean(right), abs=0.08)
+    assert np.mean(confident) > 0.8
+
+
+def test_analyse_gathers_ranking_confidence_and_fallbacks() -> None:
+    results = [
+        make_result(BASELINE, PROFILE, role=Role.BASELINE, peak_mib=500.0),
+        make_result(WINNER, PROFILE, ttft_ms=20.0),
+    ]
+
+    analysis = analyse(results, PROFILE, seed=4)
+
+    assert isinstance(analysis, Analysis)
+    assert analysis.ranking == rank(results, PROFILE)
+    assert analysis.confidence == estimate_confidence(analysis.ranking, results, PROFILE, seed=4)
+    assert [one.record.candidate_id for one in analysis.fallbacks] == [BASELINE.candidate_id]
+
+
+def test_a_sweep_in_which_all_failed_can_be_analysed() -> None:
+    analysis = analyse([TrialResult(record=make_record(WINNER, status=TrialStatus.CRASHED))], PROFILE)
+
+    assert (analysis.confidence, analysis.fallbacks, len(analysis.ranking.unranked)) == (None, (), 1)

@@ -1,0 +1,134 @@
+"""The snippet's header, and that nothing from outside can break out of it."""
+
+from __future__ import annotations
+
+import ast
+import tokenize
+from io import BytesIO
+from typing import Any
+
+import pytest
+from plan_samples import make_candidate, make_plan, make_profile, make_result, make_sweep
+
+from kvray.candidate import Candidate, DeviceType
+from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, LoadedModel, ModelInfo, ModelRequest
+from kvray.errors import EngineError
+from kvray.plan import snippet
+from kvray.plan.builder import PlanBuilder
+from kvray.plan.snippet import render_snippet
+from kvray.record import Role
+from kvray.space.search_space import Axes
+from kvray.workload import Cell, WorkloadProfile
+
+
+class StubEngine(EngineAdapter):
+    """Renders the arguments that it is asked to render."""
+
+    name = "stub"
+
+    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
+        return f"\nasked = {(model_id, candidate.candidate_id, tuple(cell), trust_remote_code)!r}\n\n"
+
+    def describe_model(self, request: ModelRequest) -> ModelInfo:
+        raise NotImplementedError
+
+    def fetch_weights(self, request: ModelRequest) -> None:
+        raise NotImplementedError
+
+    def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
+        raise NotImplementedError
+
+    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
+        raise NotImplementedError
+
+    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
+        raise NotImplementedError
+
+    def load(
+        self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
+    ) -> LoadedModel:
+        raise NotImplementedError
+
+    def memory_note(self, device: DeviceType) -> str:
+        raise NotImplementedError
+
+
+def find_engine(name: str) -> EngineAdapter:
+    if name != "fake":
+        raise EngineError(f"Unknown engine {name!r}.")
+    return StubEngine()
+
+
+@pytest.fixture(autouse=True)
+def _only_the_stub_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snippet, "get_engine", find_engine)
+
+
+def run(source: str) -> Any:
+    scope: dict[str, Any] = {}
+    exec(compile(source, "snippet", "exec"), scope)
+    return scope["asked"]
+
+
+def test_the_engine_renders_the_winner_for_the_largest_cell() -> None:
+    source = render_snippet(make_plan(arguments=("--trust-remote-code",)))
+
+    assert run(source) == ("org/model", make_candidate(1).candidate_id, (2048, 32, 1), True)
+
+
+def test_the_header_has_the_evidence() -> None:
+    header = render_snippet(make_plan()).split("\n\n")[0]
+
+    for part in (
+        "Model: org/model (LlamaForCausalLM)",
+        f"Winner: {make_candidate(1).label}",
+        "Measured: TTFT 50.0 ms, 50.0 tok/s, peak 1,000 MiB",
+        f"Gain over {make_candidate(0).label}: TTFT +100.0% [+",
+        "Confidence: first in 100% of bootstrap replicates (one process each: the spread between processes is assumed)",
+        "Where: A GPU, 2026-01-02, run r1",
+    ):
+        assert part in header
+    assert all(line.startswith("#") for line in header.splitlines())
+
+
+def test_the_header_does_not_claim_a_gain_that_is_unknown() -> None:
+    profile = make_profile()
+    source = PlanBuilder(make_sweep(make_result(1, profile, peak_mib=None), profile=profile)).generate_code_snippet()
+
+    assert "Gain: unknown, the baseline was not measured completely" in source
+    assert "peak" not in source
+
+
+def test_the_header_says_when_the_baseline_won_and_who_ties() -> None:
+    profile = make_profile()
+    sweep = make_sweep(make_result(0, profile, role=Role.BASELINE), make_result(1, profile), profile=profile)
+    source = PlanBuilder(sweep).generate_code_snippet()
+
+    assert "Gain: none, the winner is the baseline" in source
+    assert "1 cannot be told apart from it" in source
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\x00", "\ud800"])
+def test_no_outside_string_breaks_out_of_the_comment(line_end: str) -> None:
+    evil = f"model{line_end}asked = 'broken out'{line_end}#"
+    plan = make_plan()
+    fingerprint = plan.fingerprint.model_copy(update={"device_name": evil})
+    profile = plan.profile.model_copy(update={"name": evil})
+    update = {"architecture": evil, "run_id": evil, "profile": profile, "fingerprint": fingerprint}
+
+    source = render_snippet(plan.model_copy(update=update))
+
+    assert isinstance(run(source), tuple)
+    assert len(ast.parse(source).body) == 1
+    assert source.encode("utf-8")
+
+
+def test_a_name_cannot_change_the_encoding_of_the_file() -> None:
+    source = render_snippet(make_plan(model_id="coding: utf-16", architecture="coding: utf-16"))
+
+    assert tokenize.detect_encoding(BytesIO(source.encode()).readline)[0] == "utf-8"
+
+
+def test_an_unknown_engine_is_an_engine_error() -> None:
+    with pytest.raises(EngineError, match="Unknown engine 'abacus'"):
+        render_snippet(make_plan().model_copy(update={"engine": "abacus"}))

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import pytest
+from report_sweeps import (
+    BASELINE,
+    PROFILE,
+    WINNER,
+    candidate,
+    ended,
+    info_of,
+    manifest,
+    measured,
+    realistic_results,
+    unsuccessful_results,
+)
+
+from kvray.analysis import Analysis
+from kvray.analysis.confidence import Confidence
+from kvray.analysis.ranking import Ranking
+from kvray.record import Role, TrialResult, TrialStatus
+from kvray.report.headline import confidence_sentence
+from kvray.report.info import ReportInfo, report_info
+from kvray.workload import Limits
+
+CONFIRMED = Confidence(
+    winner_share=0.97, replicates=2000, processes=3, runs=9, ties=(), ttft_gain=None, throughput_gain=None
+)
+ONE_PROCESS = Confidence(
+    winner_share=0.97,
+    replicates=2000,
+    processes=1,
+    runs=3,
+    ties=(),
+    ttft_gain=None,
+    throughput_gain=None,
+    assumed_process_noise=True,
+)
+
+
+def baseline(**values: float | None) -> TrialResult:
+    return measured(BASELINE, role=Role.BASELINE, **{"peak_mib": 900.0, **values})  # type: ignore[arg-type]
+
+
+def test_the_headline_names_winner_gains_and_baseline(realistic: ReportInfo) -> None:
+    sentence = realistic.headline.sentence
+    assert sentence.startswith("dynamic/sdpa_flash/bfloat16 is best here for chat-agent: first token 2.00× as fast, ")
+    assert sentence.endswith("less memory compared with the baseline dynamic/sdpa/float32.")
+
+
+def test_only_a_winner_that_leads_both_speeds_is_called_fastest() -> None:
+    fastest = info_of([baseline(), measured(WINNER, speed=1.5)])
+    leanest = info_of(
+        [baseline(), measured(WINNER, speed=1.5), measured(candidate("static"), speed=1.6, peak_mib=9000)]
+    )
+    assert "is fastest here: first token" in fastest.headline.sentence
+    assert "is best here for chat-agent" in leanest.headline.sentence
+
+
+def test_a_winning_baseline_is_said_to_be_unbeaten() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=0.5)])
+    assert info.headline.sentence == (
+        "Nothing beats the baseline here: dynamic/sdpa/float32 is the best of 2 for chat-agent."
+    )
+    assert [stat.change for stat in info.headline.stats] == [None, None, None]
+
+
+def test_a_tie_with_the_baseline_claims_no_gain() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=1.001)])
+    assert "cannot be told apart" in " ".join((info.headline.sentence, *info.headline.notes))
+    assert "is fastest here" not in info.headline.sentence
+
+
+def test_ties_are_named_with_the_leaner_one() -> None:
+    rival = candidate("dynamic", "sdpa", "bfloat16")
+    info = info_of([baseline(), measured(WINNER, speed=1.9, peak_mib=600), measured(rival, speed=1.92, peak_mib=609)])
+    (note,) = info.headline.notes
+    assert note.endswith("cannot be told apart on this machine; dynamic/sdpa_flash/bfloat16 uses 1 % less memory.")
+    assert [row.is_tied for row in info.rows] == [True, True, False]
+
+
+def test_confidence_of_repeated_processes_says_how_many() -> None:
+    sentence = confidence_sentence(CONFIRMED, ranked=5)
+    assert sentence.startswith("Confidence 97 %: the winner stays first in that share of 2,000 bootstrap replicates.")
+    assert "at least 3 fresh processes, with 9 timed runs of each cell" in sentence
+    assert "assumed" not in sentence
+
+
+def test_confidence_of_one_process_says_that_the_spread_is_assumed() -> None:
+    sentence = confidence_sentence(ONE_PROCESS, ranked=5)
+    assert "Repeats come from one process" in sentence
+    assert "the spread between processes is only assumed, not measured" in sentence
+
+
+def test_one_ranked_candidate_is_compared_with_nothing() -> None:
+    info = info_of([measured(WINNER)])
+    assert "the only candidate that could be ranked: first token in" in info.headline.sentence
+    assert info.headline.confidence == "Only one candidate could be ranked, so there is nothing to compare it with."
+    assert info.headline.notes == ("The baseline was not measured, so there is nothing to compare with.",)
+
+
+def test_a_failed_baseline_is_named_with_its_reason() -> None:
+    failed = ended(BASELINE, TrialStatus.OOM, "Needed 9 GiB.")
+    info = info_of([failed, measured(WINNER), measured(candidate("static"), speed=0.5)])
+    (note,) = info.headline.notes
+    assert note.startswith("The baseline dynamic/sdpa/float32 is not ranked, there is nothing to compare with: ran out")
+    assert info.baseline is None
+    assert {row.ttft_gain for row in info.rows} == {None}
+    assert {grid.reference for grid in info.grids} == {"the best of each cell"}
+
+
+def test_a_baseline_beyond_a_limit_is_compared_with_all_the_same() -> None:
+    profile = PROFILE.model_copy(update={"limits": Limits(min_decode_tok_s=30)})
+    info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
+    assert "compared with the baseline dynamic/sdpa/float32" in info.headline.sentence
+    assert "is not ranked, it is compared with all the same: decode throughput" in info.headline.notes[0]
+    assert {grid.reference for grid in info.grids} == {"the baseline"}
+
+
+def test_when_everything_failed_the_report_says_so() -> None:
+    info = info_of([ended(BASELINE, TrialStatus.OOM, "a"), ended(WINNER, TrialStatus.CRASHED, "b")])
+    assert info.headline.sentence == "Nothing could be ranked: all 2 trials that ran failed."
+    assert (info.winner, info.rows, info.grids, info.front) == (None, (), (), ())
+
+
+def test_when_nothing_was_launched_the_report_says_so() -> None:
+    info = info_of([ended(BASELINE, TrialStatus.REJECTED, "needs CUDA")])
+    assert info.headline.sentence == "Nothing was measured: no candidate was launched."
+
+
+def test_an_analysis_without_confidence_is_said_to_have_none() -> None:
+    results = [baseline(), measured(WINNER, speed=1.9)]
+    full = info_of(results)
+    assert full.headline.confidence.startswith("Confidence ")
+    assert confidence_sentence(None, ranked=2) == "How sure this order is was not computed."
+    assert report_info(
+        manifest(), [], Analysis(ranking=Ranking(entries=(), unranked=()), confidence=None, fallbacks=())
+    )
+
+
+def test_missing_memory_leaves_speed_to_be_reported() -> None:
+    info = info_of([baseline(peak_mib=None), measured(WINNER, speed=1.9, peak_mib=None)])
+    assert [stat.name for stat in info.headline.stats] == ["First token", "Throughput"]
+    assert {row.peak_mib for row in info.rows} == {None}
+    assert info.fallbacks == ()
+
+
+def test_break_even_is_told_for_a_slow_starter() -> None:
+    compiled = measured(WINNER, speed=1.5, load_s=0.2, warmup_s=60.0)
+    info = info_of([baseline(), compiled])
+    (note,) = info.headline.notes
+    assert note.startswith("It starts slower than the baseline and pays after ")
+    assert info.rows[0].pays_after in note
+
+
+def test_what_is_slower_than_the_baseline_never_pays() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=0.5)])
+    assert [row.pays_after for row in info.rows] == ["–", "–"]
+
+
+def test_rows_count_the_processes_and_runs_they_rest_on(realistic: ReportInfo) -> None:
+    assert (realistic.rows[0].processes, realistic.rows[0].runs) == (3, 54)
+    assert (realistic.rows[-1].processes, realistic.rows[-1].runs) == (1, 18)
+
+
+def test_memory_saved_is_a_share_of_the_baselines(realistic: ReportInfo) -> None:
+    winner, base = realistic.rows[0], realistic.baseline
+    assert base is not None
+    assert base.peak_mib is not None
+    assert winner.peak_mib is not None
+    assert winner.memory_saved == pytest.approx(1 - winner.peak_mib / base.peak_mib)
+
+
+def test_cells_are_shown_against_the_baseline(realistic: ReportInfo) -> None:
+    ttft, throughput = realistic.grids
+    assert ttft.columns == ("512→32", "512→64", "1024→32", "1024→64", "2048→32", "2048→64")
+    base = next(row for row in ttft.rows if row.is_baseline)
+    assert [cell.times_as_good for cell in base.values if cell] == [1.0] * 6
+    assert all(cell and cell.times_as_good == pytest.approx(2, rel=0.1) for cell in ttft.rows[0].values)
+    assert all(cell and cell.times_as_good == pytest.approx(1.31, rel=0.1) for cell in throughput.rows[0].values)
+
+
+def test_the_front_rises_with_ttft_and_throughput(realistic: ReportInfo) -> None:
+    assert list(realistic.front) == sorted(realistic.front)
+    assert len({tok_s for _, tok_s in realistic.front}) == len(realistic.front) > 1
+    assert [tok_s for _, tok_s in realistic.front] == sorted(tok_s for _, tok_s in realistic.front)
+
+
+def test_every_end_is_listed_with_its_reason_and_log(realistic: ReportInfo) -> None:
+    groups = {group.status: group for group in realistic.groups}
+    assert list(groups) == ["oom", "timeout", "crashed", "substituted", "stopped", "rejected", "skipped"]
+    assert "8.0 GiB" in groups["oom"].items[0].reason
+    assert "alloc_cpu.cpp" in (groups["oom"].items[0].log_tail or "")
+    assert sum(group.count for group in groups.values()) == len(unsuccessful_results())
+
+
+def test_equal_reasons_are_listed_once(realistic: ReportInfo) -> None:
+    rejected = next(group for group in realistic.groups if group.status == "rejected")
+    assert [len(item.labels) for item in rejected.items] == [4, 4]
+
+
+def test_a_failed_confirmation_is_told_from_the_candidates_own_trial() -> None:
+    results = [baseline(), measured(WINNER, speed=1.9)]
+    results.append(ended(WINNER, TrialStatus.CRASHED, "Signal 9.", role=Role.CONFIRM, trial_id="confirm-1"))
+    (group,) = info_of(results).groups
+    assert group.items[0].labels == ("dynamic/sdpa_flash/bfloat16 (confirming process)",)
+
+
+def test_counts_add_up(realistic: ReportInfo) -> None:
+    counts = realistic.counts
+    assert counts.trials == len(realistic_results())
+    assert counts.trials == counts.launched + counts.rejected + counts.skipped
+    assert counts.sentence.startswith("25 trials launched, 13 candidates ranked, 4 failed, 2 stopped early, 8 rejected")
+
+
+def test_the_method_says_what_memory_means_and_what_ran(realistic: ReportInfo) -> None:
+    facts = {fact.name: fact.text for fact in realistic.method}
+    assert facts["Peak memory"] == manifest().memory_note
+    assert facts["Scheduling"] == "niceness 0; threads 2; usable CPUs 2"
+    assert "aten::bmm" in facts["Kernels in decode"]
+    assert "candidate's own cache" in facts["First token (TTFT)"]
+    assert facts["Repeated processes"].startswith("6 confirming processes")
+
+
+def test_quality_that_was_not_measured_is_explained() -> None:
+    results = [measured(BASELINE, role=Role.BASELINE, kl_mean=None, top1_agreement=None)]
+    info = info_of(results, quality_note="Not measured: the weights are random.")
+    assert info.qualities == ()
+    assert "Not measured: the weights are random." in [fact.text for fact in info.method]
+
+
+def test_candidates_that_ran_alike_are_observed_together(realistic: ReportInfo) -> None:
+    first = realistic.observations[0]
+    assert first.cache_class == "DynamicCache[DynamicLayer]"
+    assert set(first.labels) >= {"dynamic/sdpa_flash/bfloat16", "dynamic/sdpa/float32"}
+    assert len(realistic.observations) < len(realistic.rows)
+
+
+def test_cold_costs_include_those_of_trials_that_failed_later(realistic: ReportInfo) -> None:
+    labels = [cost.label for cost in realistic.cold]
+    assert labels[0] == "dynamic/sdpa_flash/bfloat16"
+    assert "static/eager/float32" in labels
+
+
+def test_the_command_that_repeats_the_sweep_is_quoted_for_a_shell() -> None:
+    info = info_of([baseline()], arguments=("a model", "--profile", "rag"))
+    assert "kvray tune 'a model' --profile rag" in [fact.text for fact in info.environment]

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, measured
+from rich.console import Console, RenderableType
+
+from kvray.record import Role, TrialStatus
+from kvray.report.info import ReportInfo
+from kvray.report.terminal import render_terminal
+
+
+def printed(renderable: RenderableType, *, width: int = 80, terminal: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_eighty_columns_hold_the_ranking_and_every_label(realistic: ReportInfo) -> None:
+    lines = printed(render_terminal(realistic)).splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in realistic.rows:
+        start = f"{row.rank:>2}  {row.label}"
+        assert any(line.startswith(start[:32]) for line in lines), start
+
+
+def test_a_pipe_gets_plain_text(realistic: ReportInfo) -> None:
+    assert "\x1b" not in printed(render_terminal(realistic))
+    assert "\x1b" in printed(render_terminal(realistic), terminal=True)
+
+
+def test_failures_are_summed_up_with_their_reasons(realistic: ReportInfo) -> None:
+    text = " ".join(printed(render_terminal(realistic)).split())
+    assert "Out of memory (1) static/eager/float32: ran out of memory while measuring: Needed 8.0 GiB" in text
+    assert "8 rejected before launch, 1 not launched by the search." in text
+
+
+def test_many_failures_are_cut_short() -> None:
+    failures = [
+        ended(candidate("static", cache_params=(("size", size),)), TrialStatus.ERROR, f"reason {size}")
+        for size in range(5)
+    ]
+    text = printed(render_terminal(info_of(failures)))
+    assert "reason 2" in text
+    assert "reason 3" not in text
+    assert "and 2 more reasons" in text
+
+
+@pytest.mark.parametrize("message", ["[bold]not markup[/bold]", "\x1b[31mred"])
+def test_messages_are_never_markup(message: str) -> None:
+    text = printed(render_terminal(info_of([ended(WINNER, TrialStatus.ERROR, message)])), terminal=True)
+    assert "\x1b[31mred" not in text
+    assert message.removeprefix("\x1b[31m") in text
+
+
+def test_without_a_baseline_there_are_no_gain_columns() -> None:
+    with_baseline = printed(render_terminal(info_of([measured(BASELINE, role=Role.BASELINE)])))
+    without = printed(render_terminal(info_of([measured(WINNER)])))
+    assert "gain" in with_baseline
+    assert "gain" not in without

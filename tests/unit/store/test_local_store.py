@@ -1,0 +1,345 @@
+"""What a local results folder adds to the contract: kills, torn files, old files, and readers that are not kvray."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
+from kvray.errors import InvalidValueError, OutputError, ResultsError
+from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.store.parquet import ResultsStore
+
+OLD_RESULTS = Path(__file__).parents[2] / "assets" / "results_v1"
+RUN_ID = "20260101-120000-abcd"
+NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)
+
+
+def result_of(trial_id: str, *, run_id: str = RUN_ID, **values: Any) -> TrialResult:
+    record = TrialRecord.of(
+        Candidate(engine="fake", cache=CacheStrategy.STATIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32),
+        run_id=run_id,
+        trial_id=trial_id,
+        role=Role.SEARCH,
+        model_id="org/model",
+        profile="ci-micro",
+        status=TrialStatus.OK,
+        started_at=NOON,
+        **values,
+    )
+    run = Run(
+        run_id=run_id,
+        trial_id=trial_id,
+        candidate_id=record.candidate_id,
+        context_tokens=512,
+        output_tokens=3,
+        batch_size=1,
+        rung=2,
+        repeat=0,
+        ttft_ms=100.0,
+        itl_ms=(10.0, 30.0),
+        decode_tok_s=50.0,
+        started_at=NOON,
+    )
+    return TrialResult(record=record, runs=(run,))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ResultsStore:
+    return ResultsStore(tmp_path)
+
+
+def visible_files(folder: Path) -> list[str]:
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not path.as_posix().startswith("."))
+
+
+def partial_files(folder: Path) -> list[Path]:
+    return list((folder / ".partial").iterdir())
+
+
+# Kills
+
+
+def run_killed(tmp_path: Path, *, at: str, action: str) -> None:
+    """Run `action` on a store in a process that is killed at the call of `at`, as a power cut would."""
+    script = f"""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_local_store import ResultsStore, result_of, RUN_ID
+        from kvray.store.files import ResultsFiles
+        store = ResultsStore({str(tmp_path)!r})
+        {at} = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+        {action}
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False)
+    assert done.returncode == -9
+
+
+def test_a_kill_between_write_and_rename_leaves_no_visible_file(store: ResultsStore, tmp_path: Path) -> None:
+    run_killed(tmp_path, at="Path.replace", action="store.append(result_of('t-1'))")
+    assert visible_files(tmp_path) == []
+    assert store.read(RUN_ID) == []
+    assert len(partial_files(tmp_path)) == 1
+
+
+def test_what_a_killed_writer_left_half_written_goes_with_the_next_compaction(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    run_killed(tmp_path, at="Path.replace", action="store.append(result_of('t-1'))")
+    store.append(result_of("t-1"))
+    store.compact(RUN_ID)
+    assert partial_files(tmp_path) == []
+
+
+def test_a_kill_within_a_compaction_leaves_duplicates_that_read_drops_and_compact_cleans(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    results = [result_of("t-1"), result_of("t-2")]
+    for result in results:
+        store.append(result)
+    digest = store.records_sha256(RUN_ID)
+    run_killed(tmp_path, at="ResultsFiles.delete", action="store.compact(RUN_ID)")
+    assert f"runs/run_id={RUN_ID}/part-0.parquet" in visible_files(tmp_path)
+    assert f"runs/run_id={RUN_ID}/t-1.parquet" in visible_files(tmp_path)
+    assert store.read(RUN_ID) == results
+    assert store.records_sha256(RUN_ID) == digest
+    store.compact(RUN_ID)
+    assert visible_files(tmp_path) == [f"{table}/run_id={RUN_ID}/part-0.parquet" for table in ("runs", "trials")]
+    assert store.read(RUN_ID) == results
+
+
+def test_a_trial_row_is_written_after_its_runs(store: ResultsStore, tmp_path: Path) -> None:
+    (tmp_path / "trials").write_text("in the way")
+    with pytest.raises(OutputError, match=r"Cannot write '.*t-1\.parquet': .*trials is a file, not a folder"):
+        store.append(result_of("t-1"))
+    assert visible_files(tmp_path) == [f"runs/run_id={RUN_ID}/t-1.parquet", "trials"]
+
+
+def test_a_write_that_fails_leaves_no_temporary_file(store: ResultsStore, tmp_path: Path) -> None:
+    target = store.paths(RUN_ID).runs_file("t-1")
+    target.mkdir(parents=True)
+    with pytest.raises(OutputError, match="Is a directory"):
+        store.append(result_of("t-1"))
+    assert partial_files(tmp_path) == []
+
+
+# Files that are not ours
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"torn"])
+def test_a_torn_or_foreign_file_is_passed_over_with_a_warning_that_names_it(
+    store: ResultsStore, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append(result_of("t-1"))
+    whole = store.paths(RUN_ID).trial_file("t-1").read_bytes()
+    bad = store.paths(RUN_ID).trial_file("t-bad")
+    bad.write_bytes(content if content != b"torn" else whole[: len(whole) // 2])
+    with caplog.at_level(logging.WARNING, logger="kvray.store"):
+        assert store.read(RUN_ID) == [result_of("t-1")]
+    assert [record.getMessage().startswith(f"Skipped {bad}: ") for record in caplog.records] == [True]
+
+
+def test_a_file_with_flipped_bits_is_passed_over(store: ResultsStore, caplog: pytest.LogCaptureFixture) -> None:
+    store.append(result_of("t-1"))
+    store.append(result_of("t-2"))
+    path = store.paths(RUN_ID).trial_file("t-2")
+    path.write_bytes(path.read_bytes().replace(b"org/model", b"org/mOdel", 1))
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    assert "CRC checksum" in caplog.text
+
+
+def test_compaction_keeps_what_it_cannot_read(store: ResultsStore) -> None:
+    store.append(result_of("t-1"))
+    store.append(result_of("t-2"))
+    paths = store.paths(RUN_ID)
+    rewrite(paths.trial_file("t-2"), cache="telepathic")
+    unreadable = paths.trial_file("t-2").read_bytes()
+    store.compact(RUN_ID)
+    assert sorted(path.name for path in paths.trials.iterdir()) == ["part-0.parquet", "t-2.parquet"]
+    assert paths.trial_file("t-2").read_bytes() == unreadable
+
+
+def test_compaction_never_overwrites_a_compacted_file_that_it_cannot_read(store: ResultsStore) -> None:
+    store.append(result_of("t-1"))
+    store.compact(RUN_ID)
+    part = store.paths(RUN_ID).trials / "part-0.parquet"
+    rewrite(part, cache="telepathic")
+    unreadable = part.read_bytes()
+    store.append(result_of("t-2"))
+    store.compact(RUN_ID)
+    assert part.read_bytes() == unreadable
+    assert store.read(RUN_ID) == [result_of("t-2")]
+
+
+def test_compaction_keeps_columns_that_this_kvray_does_not_know(store: ResultsStore) -> None:
+    for trial_id in ("t-1", "t-2"):
+        store.append(result_of(trial_id))
+    paths = store.paths(RUN_ID)
+    rewrite(paths.trial_file("t-2"), colour="red")
+    store.compact(RUN_ID)
+    table = pq.ParquetFile(paths.trials / "part-0.parquet").read()
+    assert table.column("colour").to_pylist() == [None, "red"]
+
+
+def rewrite(path: Path, **columns: str) -> None:
+    """The file with columns set to a constant, metadata kept: what a newer kvray could have written."""
+    import pyarrow as pa
+
+    table = pq.ParquetFile(path).read()
+    for name, value in columns.items():
+        values = pa.array([value] * table.num_rows)
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, values)
+        else:
+            table = table.append_column(name, values)
+    pq.write_table(table, path)
+
+
+def test_a_results_folder_of_schema_version_1_with_fewer_columns_is_read() -> None:
+    """The files lack niceness, threads, cpus, busy_s, log_tail and disturbed."""
+    store = ResultsStore(OLD_RESULTS)
+    run_id = store.latest_run_id()
+    first, second = store.read(run_id)
+    assert store.read_manifest(run_id).model_id == "org/model"
+    assert (first.record.status, first.record.decode_tok_s, first.record.threads) == (TrialStatus.OK, 50.5, None)
+    assert first.record.candidate.cache_params == (("window", 256),)
+    assert [(run.itl_ms, run.disturbed, run.started_at) for run in first.runs] == [((10.0, 30.0), False, NOON)]
+    assert (second.record.status, second.record.message, second.runs) == (TrialStatus.OOM, "no memory", ())
+    assert store.records_sha256(run_id) == "61fa4ec37672e5e174fb45f1fc73e9a6b0a18aa71c4803c3f45669cbdeeb4c8a"
+
+
+# Errors that a user meets
+
+
+def test_a_folder_that_is_a_file_is_not_writable(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    path.write_text("")
+    with pytest.raises(OutputError, match=r"Cannot write to results folder '.*results': .*results is a file, not a"):
+        ResultsStore(path).check_writable()
+
+
+@pytest.fixture
+def forbidden_folder() -> Iterator[Path]:
+    """A folder that this process may read and not write; root drops its privileges meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+def test_a_folder_without_permission_is_not_writable(forbidden_folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"Cannot write to results folder '.*': Permission denied\.") as error:
+        ResultsStore(forbidden_folder / "results").check_writable()
+    assert "\n" not in str(error.value)
+
+
+def test_the_writable_check_leaves_nothing_behind(store: ResultsStore, tmp_path: Path) -> None:
+    store.check_writable()
+    assert visible_files(tmp_path) == []
+
+
+def test_constructing_a_store_touches_nothing(tmp_path: Path) -> None:
+    ResultsStore(tmp_path / "new")
+    ResultsStore("s3://no-such-bucket-anywhere/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"There is no results folder '.*nowhere'"):
+        ResultsStore(tmp_path / "nowhere").latest_run_id()
+
+
+def test_a_uri_of_an_unknown_kind_is_refused_without_repeating_its_secret() -> None:
+    with pytest.raises(InvalidValueError, match="Results folder 'ftp://host/x' cannot be opened") as error:
+        ResultsStore("ftp://me:secret@host/x").check_writable()
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a JSON object"),
+        ("[]", "is not a JSON object"),
+        ('{"manifest_version": 99}', "has version 99, this kvray reads up to 1. Use a newer kvray"),
+        ('{"run_id": "r-1"}', "is not valid: kvray_version: Field required"),
+    ],
+)
+def test_a_bad_manifest_is_refused_and_not_listed(
+    store: ResultsStore, content: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write_text(store.paths("r-1").manifest, content)
+    with pytest.raises(ResultsError, match=f"The manifest of sweep 'r-1' {message}"):
+        store.read_manifest("r-1")
+    assert store.run_ids() == []
+    assert "r-1.json" in caplog.text
+
+
+# Readers that are not kvray: the partition column `run_id` is also a column of the files
+
+
+@pytest.fixture
+def two_runs(store: ResultsStore, tmp_path: Path) -> Path:
+    """One compacted run, one not, and what a killed writer left."""
+    for run_id in ("20260101-120000-abcd", "2026-01-02"):
+        store.append(result_of("t-1", run_id=run_id))
+        store.append(result_of("t-2", run_id=run_id))
+    store.compact("2026-01-02")
+    run_killed(tmp_path, at="Path.replace", action="store.append(result_of('t-3'))")
+    return tmp_path
+
+
+EXPECTED = [("2026-01-02", "static", 2), ("20260101-120000-abcd", "static", 2)]
+
+
+@pytest.mark.parametrize("options", ["", ", hive_partitioning = true", ", union_by_name = true"])
+def test_duckdb_reads_all_trials(two_runs: Path, options: str) -> None:
+    query = f"""
+        SELECT run_id, cache, count(*) FROM read_parquet('{two_runs}/trials/**/*.parquet'{options})
+        WHERE run_id LIKE '2026%' GROUP BY ALL ORDER BY ALL
+    """
+    assert duckdb.sql(query).fetchall() == EXPECTED
+
+
+def test_duckdb_unnests_the_token_latencies(two_runs: Path) -> None:
+    query = f"SELECT unnest(itl_ms) AS itl FROM read_parquet('{two_runs}/runs/*/*.parquet') ORDER BY itl"
+    assert [row[0] for row in duckdb.sql(query).fetchall()] == [10.0] * 4 + [30.0] * 4
+
+
+@pytest.mark.parametrize("hive", [None, True, False])
+def test_polars_reads_all_trials_by_folder_and_by_glob(two_runs: Path, hive: bool | None) -> None:
+    for source in (two_runs / "trials", two_runs / "trials/**/*.parquet"):
+        frame = pl.scan_parquet(source, hive_partitioning=hive).filter(pl.col("run_id") != "x")
+        counted = frame.group_by(pl.col("run_id", "cache").cast(pl.String)).len().sort("run_id").collect()
+        assert counted.rows() == EXPECTED
+
+
+def test_pandas_reads_all_trials(two_runs: Path) -> None:
+    frame = pd.read_parquet(two_runs / "trials")
+    counted = frame.astype({"run_id": str, "cache": str}).groupby(["run_id", "cache"]).size()
+    assert [(*key, count) for key, count in counted.items()] == EXPECTED
+    filtered = pd.read_parquet(two_runs / "trials", filters=[("run_id", "==", "2026-01-02")])
+    assert list(filtered["trial_id"]) == ["t-1", "t-2"]

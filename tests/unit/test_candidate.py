@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.errors import InvalidValueError
+
+BASE = Candidate(
+    engine="transformers", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
+)
+candidates = st.builds(
+    Candidate,
+    engine=st.sampled_from(["transformers", "llama_cpp"]),
+    cache=st.sampled_from(CacheStrategy),
+    attention=st.sampled_from(AttentionBackend),
+    dtype=st.sampled_from(DType),
+    compile=st.sampled_from(CompileMode),
+    batch_size=st.integers(1, 64),
+    parallelism=st.integers(1, 8),
+    cache_params=st.dictionaries(st.text(max_size=5), st.one_of(st.booleans(), st.integers(), st.text(max_size=5))).map(
+        lambda params: tuple(params.items())
+    ),
+)
+
+
+@given(candidates)
+def test_a_candidate_survives_its_dictionary(candidate: Candidate) -> None:
+    again = Candidate.from_dict(candidate.to_dict())
+    assert again == candidate
+    assert again.candidate_id == candidate.candidate_id
+
+
+@given(candidates, candidates)
+def test_ids_differ_exactly_when_candidates_differ(one: Candidate, other: Candidate) -> None:
+    assert (one.candidate_id == other.candidate_id) == (one.to_dict() == other.to_dict())
+
+
+def test_the_id_is_the_same_on_every_machine() -> None:
+    assert BASE.candidate_id == "c402dc00dc99"
+
+
+def test_every_field_changes_the_id() -> None:
+    others = [
+        replace(BASE, engine="vllm"),
+        replace(BASE, cache=CacheStrategy.STATIC),
+        replace(BASE, attention=AttentionBackend.EAGER),
+        replace(BASE, dtype=DType.BFLOAT16),
+        replace(BASE, compile=CompileMode.DEFAULT),
+        replace(BASE, batch_size=2),
+        replace(BASE, parallelism=2),
+        replace(BASE, cache_params=(("nbits", 4),)),
+    ]
+    assert len({candidate.candidate_id for candidate in (BASE, *others)}) == len(others) + 1
+
+
+def test_the_order_of_cache_parameters_does_not_matter() -> None:
+    assert replace(BASE, cache_params=(("b", 1), ("a", 2))) == replace(BASE, cache_params=(("a", 2), ("b", 1)))
+
+
+def test_labels_name_what_differs_from_the_plain_case() -> None:
+    assert BASE.label == "dynamic/sdpa/float32"
+    full = replace(BASE, compile=CompileMode.DEFAULT, batch_size=4, cache_params=(("nbits", 4),))
+    assert full.label == "dynamic(nbits=4)/sdpa/float32+compile:default×4"
+
+
+def test_an_unknown_value_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(InvalidValueError, match=r"Unknown dtype 'int8'\. Allowed: float32, float16, bfloat16\."):
+        DType.parse("int8")
+    assert DType.parse(" BFloat16 ") is DType.BFLOAT16
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cache": "paged-out"},
+        {"dtype": None},
+        {"surprise": 1},
+        {"batch_size": 0},
+        {"cache_params": [1]},
+        {"cache_params": {"x": []}},
+        {"parallelism": -1},
+    ],
+)
+def test_a_dictionary_that_is_no_candidate_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidValueError):
+        Candidate.from_dict({**BASE.to_dict(), **change})
+
+
+def test_a_dictionary_that_lacks_a_field_is_refused() -> None:
+    data = BASE.to_dict()
+    del data["cache"]
+    with pytest.raises(InvalidValueError, match="cache"):
+        Candidate.from_dict(data)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "parallelism"])
+@pytest.mark.parametrize("value", ["4", 2.5, True, None])
+def test_a_count_that_is_no_whole_number_is_refused(field: str, value: object) -> None:
+    with pytest.raises(InvalidValueError, match="is not a positive whole number"):
+        Candidate.from_dict({**BASE.to_dict(), field: value})
