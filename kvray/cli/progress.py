@@ -78,7 +78,7 @@ class SweepState:
         return max(complete, key=lambda one: one.utility or 0.0, default=None)
 
     def best_line(self) -> str:
-        """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26 tok/s · over the baseline: first token +98%, tok/s +5%`."""
+        """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26 tok/s · over the baseline: first token +98%, …`."""
         best = self.best()
         if best is None or best.metrics is None:
             return "best: none yet"

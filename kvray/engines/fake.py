@@ -207,7 +207,7 @@ class FakeModel(LoadedModel):
         """See `LoadedModel.observe`."""
         return Observed(
             cache_class=f"Fake{self._candidate.cache.title()}",
-            cache_layers="FakeLayer×1",
+            cache_layers=f"FakeLayer×1 on GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'none'}",
             kernel_prefill=self._candidate.attention.value,
             kernel_decode=self._candidate.attention.value,
             kv_dtype=self._candidate.dtype.value,

@@ -1,9 +1,11 @@
-"""`load_plan(…).load()`: a plan at work. Picks by rule, falls back when memory runs out, warns when the machine differs."""
+"""`load_plan(…).load()`: a plan at work. Picks by rule, falls back when memory runs out, warns of another machine."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, OutOfMemoryError
@@ -11,6 +13,8 @@ from kvray.engines.registry import get_engine
 from kvray.plan.plan import Fingerprint, Plan, load_plan_file
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import list_gpus, used_memory_mib
+
+T = TypeVar("T")
 
 
 class FingerprintWarning(UserWarning):
@@ -61,7 +65,7 @@ class Session:
         self._free_vram_mib = _free_vram_mib() if device is DeviceType.CUDA else None
         self._too_big: set[str] = set()
         self._adapter.fetch_weights(self._request)
-        self.candidate = plan.winner.candidate
+        self.candidate = plan.choose(1, 1, self._free_vram_mib)
         self._model: LoadedModel | None = None
 
     def generate(self, prompt: str, *, max_new_tokens: int) -> str:
@@ -70,17 +74,9 @@ class Session:
         Raises:
             OutOfMemoryError: not even the leanest candidate of the fallback chain fits.
         """
-        candidate = self._plan.choose(self._count_tokens(prompt), 1, self._free_vram_mib)
-        while True:
-            if candidate.candidate_id not in self._too_big:
-                try:
-                    return self._loaded(candidate).complete(prompt, max_new_tokens)
-                except OutOfMemoryError:
-                    self._too_big.add(candidate.candidate_id)
-            leaner = self._plan.fallback_after(candidate.candidate_id)
-            if leaner is None:
-                raise OutOfMemoryError(f"{candidate.label} runs out of memory and the plan has no leaner candidate")
-            candidate = leaner
+        context = self._with_what_fits(self.candidate, lambda model: model.count_tokens(prompt))
+        chosen = self._plan.choose(context, 1, self._free_vram_mib)
+        return self._with_what_fits(chosen, lambda model: model.complete(prompt, max_new_tokens))
 
     def close(self) -> None:
         """Free the model; the next `generate` loads it again."""
@@ -88,15 +84,25 @@ class Session:
         if model is not None:
             model.close()
 
+    def _with_what_fits(self, candidate: Candidate, use: Callable[[LoadedModel], T]) -> T:
+        """The answer of `use` with `candidate`, or with the first of its fallbacks that does not run out of memory."""
+        while True:
+            if candidate.candidate_id not in self._too_big:
+                try:
+                    return use(self._loaded(candidate))
+                except OutOfMemoryError:
+                    self._too_big.add(candidate.candidate_id)
+            leaner = self._plan.fallback_after(candidate.candidate_id)
+            if leaner is None:
+                raise OutOfMemoryError(f"{candidate.label} runs out of memory and the plan has no leaner candidate")
+            candidate = leaner
+
     def _loaded(self, candidate: Candidate) -> LoadedModel:
         if self._model is None or candidate != self.candidate:
             self.close()
             self._model = self._adapter.load(self._request, candidate, self._device, self._plan.profile)
             self.candidate = candidate
         return self._model
-
-    def _count_tokens(self, prompt: str) -> int:
-        return (self._model or self._loaded(self.candidate)).count_tokens(prompt)
 
 
 def _differences(fingerprint: Fingerprint, device: DeviceType) -> list[str]:

@@ -1,48 +1,63 @@
-"""The CPU side of a machine: name, cores, memory, priority, and a process's peak of resident memory."""
+"""CPU and host memory as a measuring process sees them: affinity and cgroup limits included, priority, peak RSS.
+
+Works on Linux in full; elsewhere psutil answers what it can.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-_KIB_PER_MIB = 1024
-_MIB = 1024 * 1024
-_RESET_PEAK = "5"
-"""Written to clear_refs, it resets VmHWM to the present resident set. Source: proc(5)."""
+MIB = 2**20
+
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+_RESET_PEAK = "5"  # proc_pid_clear_refs(5): "reset the peak resident set size to the current resident set size"
+_PEAK_SLACK_MIB = 8.0  # the kernel counts RSS in batches per CPU: peak and current may differ by some pages at once
 
 
 def cpu_name() -> str:
-    """The processor's model name, or its architecture where the system does not tell."""
+    """The processor's marketing name, or its architecture where the system does not tell."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE):
+            return found.group(1).strip()
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def physical_cores() -> int:
+    """Cores of this machine without hyper-threads; logical ones where the system does not tell them apart."""
+    return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
 
 
 def available_cpus() -> int:
-    """Logical CPUs that this process may use: its affinity, capped by a cgroup quota (rounded up)."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota_cpus()
-    return max(1, allowed if quota is None else min(allowed, quota))
+    """CPUs that this process may keep busy: its affinity, less what a cgroup quota takes away; at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    quotas = [_cpu_quota(folder) for folder in _cgroup_folders("cpu")]
+    return max(1, min([affinity, *(int(quota) for quota in quotas if quota is not None)]))
 
 
 def total_memory_mib() -> float:
-    """Physical memory of the machine."""
-    return float(psutil.virtual_memory().total) / _MIB
+    """Memory of this machine, or the lower limit of a cgroup."""
+    limits = [_memory_limit_mib(folder) for folder in _cgroup_folders("memory")]
+    return min([float(psutil.virtual_memory().total) / MIB, *(limit for limit in limits if limit is not None)])
 
 
 def set_normal_priority() -> int:
-    """Give this process the priority of a user's own (niceness 0) where that is permitted.
+    """Undo a raised niceness (Ray's workers have 15), so that a measurement competes as a user's process would.
+
+    Lowering it again takes a privilege; without it the niceness stays.
 
     Returns:
-        The niceness that it has now.
+        The niceness that holds now; 0 where the system knows none.
     """
+    if not hasattr(os, "getpriority"):
+        return 0
     if os.getpriority(os.PRIO_PROCESS, 0) > 0:
         with contextlib.suppress(PermissionError):
             os.setpriority(os.PRIO_PROCESS, 0, 0)
@@ -50,51 +65,107 @@ def set_normal_priority() -> int:
 
 
 class PeakRss:
-    """Highest resident set of this process since `reset`.
+    """Highest resident set of this process within a window, not within its life.
 
-    On Linux the kernel's own high-water mark is reset, so that the peak belongs to one measurement and not to the
-    process's life. Where that is refused, it is the highest value seen by `reset` and `read_mib`: a lower bound.
+    On Linux the kernel's own high-water mark is set back (`/proc/self/clear_refs`), so that no peak between two
+    looks is missed. Elsewhere, or where a sandbox forbids it, it is the highest resident set seen at `reset` and
+    `read_mib`.
     """
 
     def __init__(self) -> None:
         self._highest_seen_mib = 0.0
-        self.is_exact = False
+        self._is_exact = False
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the current window's peak is the kernel's; `False` before the first `reset`."""
+        return self._is_exact
 
     def reset(self) -> None:
-        """Start a new window."""
-        self._highest_seen_mib = _resident_mib()
-        try:
-            Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
-            self.is_exact = _high_water_mib() is not None
-        except OSError:
-            self.is_exact = False
+        """Begin a window."""
+        self._highest_seen_mib = _current_rss_mib()
+        self._is_exact = _reset_high_water()
 
     def read_mib(self) -> float:
-        """The peak so far."""
-        high_water = _high_water_mib() if self.is_exact else None
-        if high_water is not None:
-            return high_water
-        self._highest_seen_mib = max(self._highest_seen_mib, _resident_mib())
-        return self._highest_seen_mib
+        """The peak since `reset`, in MiB. The window stays open."""
+        self._highest_seen_mib = max(self._highest_seen_mib, _current_rss_mib())
+        high_water = _high_water_mib() if self._is_exact else None
+        return self._highest_seen_mib if high_water is None else max(high_water[0], self._highest_seen_mib)
 
 
-def _resident_mib() -> float:
-    return float(psutil.Process().memory_info().rss) / _MIB
+def _reset_high_water() -> bool:
+    """Whether the kernel's mark was set back; some sandboxes take the order and do nothing."""
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    marks = _high_water_mib()
+    return marks is not None and marks[0] <= marks[1] + _PEAK_SLACK_MIB
 
 
-def _high_water_mib() -> float | None:
-    """VmHWM of /proc/self/status."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / _KIB_PER_MIB
+def _high_water_mib() -> tuple[float, float] | None:
+    """The kernel's peak and current resident set, both read in one go."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    kib = {name: int(value) for name, value in re.findall(r"^(VmHWM|VmRSS):\s*(\d+) kB$", status, flags=re.MULTILINE)}
+    return (kib["VmHWM"] / 1024, kib["VmRSS"] / 1024) if len(kib) == 2 else None
+
+
+def _current_rss_mib() -> float:
+    return float(psutil.Process().memory_info().rss) / MIB
+
+
+def _cgroup_folders(controller: str, own: Path = Path("/proc/self/cgroup"), mount: Path = _CGROUP_MOUNT) -> list[Path]:
+    """The folders that may limit this process: its cgroup and all above it, of version 2 and of `controller`'s own.
+
+    A container often sees itself at the mount's root while `own` shows the host's path: folders that are not there
+    limit nothing.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    folders: dict[Path, None] = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            folders.update(dict.fromkeys(_with_parents(mount, path)))
+        elif controller in controllers.split(","):
+            folders.update(dict.fromkeys(_with_parents(mount / controller, path)))
+    return list(folders)
+
+
+def _with_parents(mount: Path, path: str) -> Iterator[Path]:
+    folder = mount / path.strip("/")
+    while folder != mount:
+        yield folder
+        folder = folder.parent
+    yield mount
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    """CPUs' worth of time per period; `None` for no limit."""
+    v2 = _read_words(folder / "cpu.max")
+    v1 = _read_words(folder / "cpu.cfs_quota_us") + _read_words(folder / "cpu.cfs_period_us")
+    for words in (v2, v1):
+        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]) > 0:
+            return int(words[0]) / int(words[1])
     return None
 
 
-def _cgroup_quota_cpus() -> int | None:
-    """CPUs that the cgroup (version 2) grants, rounded up; `None` without a quota."""
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            return -(-int(quota) // int(period))
+def _memory_limit_mib(folder: Path) -> float | None:
+    """`None` for no limit; version 1 says a number near 2**63 instead, which no machine's memory exceeds."""
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        words = _read_words(folder / name)
+        if words and words[0].isdigit():
+            return int(words[0]) / MIB
     return None
+
+
+def _read_words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").split()
+    except OSError:
+        return []

@@ -1,20 +1,26 @@
-"""What a measurement was made on: device, driver, versions. Read without importing any of the libraries."""
+"""`Environment`: on what, and with which software, something was measured. Imports none of the libraries it names."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import platform
 import socket
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from kvray.candidate import DeviceType
 from kvray.probes.cpu import available_cpus, cpu_name
-from kvray.probes.gpu import list_gpus
+from kvray.probes.gpu import visible_gpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """`None`: not installed, or not applicable to the device."""
+    """One machine as a measurement on one device sees it. `None`: there is no such thing here.
+
+    Attributes:
+        driver_version: of the NVIDIA driver, for a CUDA device.
+        cpus: that this process may keep busy.
+    """
 
     device_name: str
     driver_version: str | None
@@ -26,12 +32,12 @@ class Environment:
     cpus: int
 
 
-def capture_environment(device: DeviceType) -> Environment:
-    """The environment of this process when it computes on `device` (the first visible GPU for CUDA)."""
-    gpu = next(iter(list_gpus()), None) if device is DeviceType.CUDA else None
+def capture_environment(device: DeviceType, gpu_index: int = 0) -> Environment:
+    """What holds here and now for `device`; of several GPUs the `gpu_index`-th that `CUDA_VISIBLE_DEVICES` shows."""
+    device_name, driver_version = _describe(device, gpu_index)
     return Environment(
-        device_name=gpu.name if gpu else cpu_name(),
-        driver_version=gpu.driver_version if gpu else None,
+        device_name=device_name,
+        driver_version=driver_version,
         torch_version=_version("torch"),
         transformers_version=_version("transformers"),
         kvray_version=kvray_version(),
@@ -42,12 +48,23 @@ def capture_environment(device: DeviceType) -> Environment:
 
 
 def kvray_version() -> str:
-    """The version of the installed kvray; `unknown` when it runs from a source tree that was never installed."""
+    """The version of the installed kvray."""
     return _version("kvray") or "unknown"
 
 
+def _describe(device: DeviceType, gpu_index: int) -> tuple[str, str | None]:
+    if device is DeviceType.CPU:
+        return cpu_name(), None
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpu_index < len(gpus):
+        return gpus[gpu_index].name, gpus[gpu_index].driver_version
+    return "CUDA device unknown to NVML", None
+
+
 def _version(package: str) -> str | None:
+    """As the package's metadata has it. `package.__version__` may add a build, such as `+cu128`, at the cost of an
+    import."""
     try:
-        return version(package)
-    except PackageNotFoundError:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None

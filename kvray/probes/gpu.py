@@ -1,27 +1,38 @@
-"""NVIDIA GPUs through NVML, which sees them without creating a CUDA context. Everything is empty without a driver.
+"""GPUs by NVML: what is there, who holds memory on it, what energy it used. Without a driver: nothing, and no error.
 
-Never call it in a process that forks measurement processes afterwards: each caller initialises NVML for itself.
+NVML is initialised on the first question a process asks and never in a fork server: what a parent initialised is of
+no use to a forked child, which asks anew (the cache is keyed by the process id).
+
+NVML ignores `CUDA_VISIBLE_DEVICES` and counts GPUs in PCI order, as CUDA does under `CUDA_DEVICE_ORDER=PCI_BUS_ID`. It
+knows processes by the ids of the host's namespace: in a container with its own, own processes may not be found.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import pynvml
+logger = logging.getLogger("kvray.probes")
 
-T = TypeVar("T")
-_MIB = 1024 * 1024
-_POLL_S = 0.1
+MIB = 2**20
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuInfo:
-    """One GPU that this process may use."""
+    """One GPU of this machine.
+
+    Attributes:
+        index: NVML's, in PCI order.
+        uuid: `GPU-…`, the same on every boot.
+        compute_capability: (major, minor).
+    """
 
     index: int
     uuid: str
@@ -32,107 +43,155 @@ class GpuInfo:
 
 
 def list_gpus() -> tuple[GpuInfo, ...]:
-    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves to this process (all where it is unset); empty without a driver."""
-    with _nvml() as usable:
-        return tuple(_info(index) for index in _visible_indices()) if usable else ()
+    """All GPUs of this machine, whatever `CUDA_VISIBLE_DEVICES` says; empty where there is no driver."""
+    nvml = _nvml()
+    if nvml is None:
+        return ()
+    count = _ask(nvml, nvml.nvmlDeviceGetCount) or 0
+    described = (_ask(nvml, _describe, nvml, index) for index in range(count))
+    return tuple(gpu for gpu in described if gpu is not None)
 
 
-def used_memory_mib(gpu: GpuInfo) -> float:
-    """Memory in use on `gpu`, by whichever process."""
-    with _nvml():
-        return float(pynvml.nvmlDeviceGetMemoryInfo(_handle(gpu.index)).used) / _MIB
+def visible_gpus(cuda_visible_devices: str | None) -> tuple[GpuInfo, ...]:
+    """The GPUs that a process with that value of `CUDA_VISIBLE_DEVICES` can use, in CUDA's order; `None`: all."""
+    return select_visible(list_gpus(), cuda_visible_devices)
 
 
-def process_memory_mib(pid: int) -> float | None:
-    """Device memory that `pid` holds on all visible GPUs; `None` without a driver, or where NVML cannot tell."""
-    with _nvml() as usable:
-        if not usable:
-            return None
-        held = [_process_memory(_handle(index), pid) for index in _visible_indices()]
-        known = [memory for memory in held if memory is not None]
-        return sum(known) / _MIB if known else None
+def select_visible(gpus: Sequence[GpuInfo], cuda_visible_devices: str | None) -> tuple[GpuInfo, ...]:
+    """Those of `gpus` that `cuda_visible_devices` names by index or by (the beginning of a) UUID.
+
+    As in CUDA, an entry that names none ends the list. Parts of a GPU (`MIG-…`) are not known here.
+    Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
+    """
+    if cuda_visible_devices is None:
+        return tuple(gpus)
+    chosen: list[GpuInfo] = []
+    for entry in cuda_visible_devices.split(","):
+        gpu = _named(gpus, entry.strip())
+        if gpu is None:
+            break
+        chosen.append(gpu)
+    return tuple(chosen)
 
 
-def wait_until_released(pid: int, *, timeout_s: float = 20.0) -> bool:
-    """Wait until process `pid`, which has ended, holds no device memory any more; whether it came to that."""
+def used_memory_mib(gpu: GpuInfo) -> float | None:
+    """Memory in use on the whole of `gpu`, by anyone; `None` if NVML cannot tell."""
+    used = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle).used)
+    return None if used is None else float(used) / MIB
+
+
+def process_memory_mib(pid: int, gpus: Sequence[GpuInfo] | None = None) -> float | None:
+    """Memory that process `pid` holds on `gpus` together (by default those visible to this process), CUDA context
+    included; `None` if NVML does not list it there or does not know its memory."""
+    held = [process.used_mib for gpu in _given_or_visible(gpus) for process in _processes(gpu) if process.pid == pid]
+    known = [mib for mib in held if mib is not None]
+    return sum(known) if held and len(known) == len(held) else None
+
+
+def other_processes(gpu: GpuInfo, own_pids: Collection[int]) -> tuple[int, ...]:
+    """Ids of the processes that compute on `gpu` and are not among `own_pids`."""
+    return tuple(sorted({process.pid for process in _processes(gpu)} - set(own_pids)))
+
+
+def wait_until_released(pid: int, *, gpus: Sequence[GpuInfo] | None = None, timeout_s: float = 10.0) -> bool:
+    """Wait until process `pid`, which has ended, is gone from `gpus` (by default those visible to this process).
+
+    The driver takes memory back a moment after a process ends.
+
+    Returns:
+        Whether it is gone. `True` at once without a driver.
+    """
+    watched = _given_or_visible(gpus)
     deadline = time.monotonic() + timeout_s
-    while process_memory_mib(pid) is not None:
-        if time.monotonic() > deadline:
+    while any(process.pid == pid for gpu in watched for process in _processes(gpu)):
+        if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_S)
     return True
 
 
-@contextmanager
-def _nvml() -> Iterator[bool]:
-    """NVML for the length of a `with`; whether there is one."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        pynvml.nvmlShutdown()
+def energy_mj(gpu: GpuInfo) -> int | None:
+    """Energy in millijoules that `gpu` used since the driver was loaded; `None` before Volta or if NVML cannot tell."""
+    energy = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    return None if energy is None else int(energy)
 
 
-def _visible_indices() -> tuple[int, ...]:
-    count = int(pynvml.nvmlDeviceGetCount())
-    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if setting is None:
-        return tuple(range(count))
-    uuids = [_text(pynvml.nvmlDeviceGetUUID(_handle(index))) for index in range(count)]
-    return select_devices(setting, uuids)
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    used_mib: float | None
 
 
-def select_devices(setting: str, uuids: list[str]) -> tuple[int, ...]:
-    """Indices that a value of `CUDA_VISIBLE_DEVICES` selects among GPUs with `uuids`.
-
-    As CUDA does it: entries are indices or beginnings of UUIDs, and the first invalid one ends the list.
-    Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
-    """
-    chosen: list[int] = []
-    for entry in (part.strip() for part in setting.split(",")):
-        if entry.isdigit() and int(entry) < len(uuids):
-            chosen.append(int(entry))
-            continue
-        matching = [index for index, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
-        if len(matching) != 1:
-            break
-        chosen.extend(matching)
-    return tuple(chosen)
+def _processes(gpu: GpuInfo) -> list[_Process]:
+    found = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+    return [_Process(int(p.pid), None if p.usedGpuMemory is None else float(p.usedGpuMemory) / MIB) for p in found]
 
 
-def _info(index: int) -> GpuInfo:
-    handle = _handle(index)
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+def _given_or_visible(gpus: Sequence[GpuInfo] | None) -> Sequence[GpuInfo]:
+    return visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if gpus is None else gpus
+
+
+def _named(gpus: Sequence[GpuInfo], entry: str) -> GpuInfo | None:
+    if entry.isdecimal():
+        return next((gpu for gpu in gpus if gpu.index == int(entry)), None)
+    return next((gpu for gpu in gpus if entry.startswith("GPU-") and gpu.uuid.startswith(entry)), None)
+
+
+def _describe(nvml: Any, index: int) -> GpuInfo:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     return GpuInfo(
         index=index,
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        memory_total_mib=float(pynvml.nvmlDeviceGetMemoryInfo(handle).total) / _MIB,
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        memory_total_mib=float(nvml.nvmlDeviceGetMemoryInfo(handle).total) / MIB,
         compute_capability=(int(major), int(minor)),
-        driver_version=_text(pynvml.nvmlSystemGetDriverVersion()),
+        driver_version=_text(nvml.nvmlSystemGetDriverVersion()),
     )
 
 
-def _process_memory(handle: Any, pid: int) -> int | None:
-    processes = _supported(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-    return next((process.usedGpuMemory for process in processes if process.pid == pid), None)
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _supported(query: Callable[[], T]) -> T | None:
-    """The answer, or `None` where this GPU or driver does not offer the query."""
+def _of_device(gpu: GpuInfo, question: Callable[[Any, Any], Any]) -> Any:
+    """The answer for the device of that UUID, `None` if NVML has none."""
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    return _ask(nvml, lambda: question(nvml, nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)))
+
+
+def _ask(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer, or `None`: a question that a card or driver does not support must not end a measurement."""
     try:
-        return query()
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+        return question(*arguments)
+    except nvml.NVMLError as error:
+        logger.debug("NVML: %s", error)
         return None
 
 
-def _handle(index: int) -> Any:
-    return pynvml.nvmlDeviceGetHandleByIndex(index)
+def _nvml() -> Any:
+    """The module `pynvml`, initialised in this process, or `None` without a driver."""
+    return _initialised(os.getpid())
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+@functools.cache
+def _initialised(pid: int) -> Any:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        return None
+    except pynvml.NVMLError as error:
+        logger.warning("NVML cannot be used: %s", error)
+        return None
+    atexit.register(_shut_down, pynvml, pid)
+    return pynvml
+
+
+def _shut_down(nvml: Any, pid: int) -> None:
+    """A forked child inherits this exit handler, but not the initialisation that it would undo."""
+    if os.getpid() == pid:
+        _ask(nvml, nvml.nvmlShutdown)

@@ -65,8 +65,7 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
     layout = {
         **_layout(height_px=440),
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
+        "showlegend": False,
         "xaxis": _axis("first token, ms (left is better)", [row.ttft_ms for row in info.rows]),
         "yaxis": _axis("throughput, tok/s (up is better)", [row.decode_tok_s for row in info.rows]),
     }
@@ -75,7 +74,7 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         title="What is traded for what",
         caption=(
             "Each point is a candidate, numbered by rank; a larger one needs more memory. The Pareto front is over "
-            "first token, throughput and memory; the line joins those that nothing beats in the first two."
+            "first token, throughput and memory; the dotted line joins those that nothing beats in the first two."
         ),
         height_px=440,
         plot={"data": data, "layout": layout},
@@ -169,7 +168,6 @@ def _front_line(front: Iterable[tuple[float, float]]) -> dict[str, Any]:
         "y": [tok_s for _, tok_s in points],
         "line": {"color": FRONT, "width": 1.5, "dash": "dot", "shape": "hv"},
         "hoverinfo": "skip",
-        "showlegend": len(points) > 1,
     }
 
 

@@ -101,7 +101,11 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` from outside without terminal escapes and invisible characters that could reorder or hide what is read."""
+    """`text` from outside without terminal escapes and invisible characters that could reorder or hide what is read.
+
+    What is not valid Unicode (bytes of an odd file name) becomes question marks, so that it can be written.
+    """
+    text = text.encode(errors="replace").decode()
     return _INVISIBLE.sub("", _ANSI.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 

@@ -10,7 +10,7 @@ from kvray.analysis.confidence import Confidence
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
 from kvray.report import formats
 from kvray.report.rows import Row, label_of
-from kvray.report.stats import NOTICEABLE, Stat, memory, speed, winner_stats
+from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
 from kvray.store.manifest import SweepManifest
 
 
@@ -38,7 +38,7 @@ def headline(manifest: SweepManifest, analysis: Analysis, rows: Sequence[Row]) -
         return Headline(sentence=_nothing_ranked(analysis.ranking), confidence="", notes=baseline_note, stats=())
     winner, baseline = rows[0], analysis.ranking.baseline
     return Headline(
-        sentence=_verdict(rows, baseline, profile=formats.clean_line(manifest.profile.name)),
+        sentence=_verdict(rows, baseline, analysis.confidence, profile=formats.clean_line(manifest.profile.name)),
         confidence=confidence_sentence(analysis.confidence, ranked=len(rows)),
         notes=(*_tie_note(rows), *_break_even_note(winner), *baseline_note),
         stats=winner_stats(winner, baseline.metrics if baseline else None, analysis.confidence),
@@ -81,13 +81,19 @@ def _nothing_ranked(ranking: Ranking) -> str:
     )
 
 
-def _verdict(rows: Sequence[Row], baseline: RankedCandidate | UnrankedTrial | None, *, profile: str) -> str:
+def _verdict(
+    rows: Sequence[Row],
+    baseline: RankedCandidate | UnrankedTrial | None,
+    confidence: Confidence | None,
+    *,
+    profile: str,
+) -> str:
     winner = rows[0]
     if winner.is_baseline:
         if len(rows) == 1:
             return f"{winner.label}, the baseline, is the only candidate that could be ranked for {profile}."
         return f"Nothing beats the baseline here: {winner.label} is the best of {len(rows)} for {profile}."
-    place = _place(winner, rows, profile)
+    place = _place(rows, confidence, profile)
     if baseline is None or winner.ttft_gain is None or winner.throughput_gain is None:
         return (
             f"{winner.label} is {place}: first token in {formats.quantity(winner.ttft_ms)} ms, "
@@ -95,19 +101,30 @@ def _verdict(rows: Sequence[Row], baseline: RankedCandidate | UnrankedTrial | No
         )
     if any(row.is_baseline and row.is_tied for row in rows):
         return f"No clear gain here: {winner.label} ranks first but cannot be told apart from the baseline."
-    gains = [f"first token {speed(winner.ttft_gain)}", f"{formats.gain(winner.throughput_gain)} tok/s"]
-    if winner.memory_saved is not None and abs(winner.memory_saved) >= NOTICEABLE:
-        gains.append(memory(winner.memory_saved))
+    gains = _gains(winner.ttft_gain, winner.throughput_gain, winner.memory_saved, confidence)
     return f"{winner.label} is {place}: {formats.listed(gains)} compared with the baseline {label_of(baseline.record)}."
 
 
-def _place(winner: Row, rows: Sequence[Row], profile: str) -> str:
+def _gains(ttft: float, throughput: float, saved: float | None, confidence: Confidence | None) -> list[str]:
+    ttft_between, throughput_between = (confidence.ttft_gain, confidence.throughput_gain) if confidence else (None,) * 2
+    gains = [
+        "first token no different within noise" if in_noise(ttft_between) else f"first token {speed(ttft)}",
+        "tok/s no different within noise" if in_noise(throughput_between) else f"{formats.gain(throughput)} tok/s",
+    ]
+    if saved is not None and abs(saved) >= NOTICEABLE:
+        gains.append(memory(saved))
+    return gains
+
+
+def _place(rows: Sequence[Row], confidence: Confidence | None, profile: str) -> str:
     if len(rows) == 1:
         return "the only candidate that could be ranked"
+    winner = rows[0]
     is_fastest = winner.ttft_ms <= min(row.ttft_ms for row in rows) and winner.decode_tok_s >= max(
         row.decode_tok_s for row in rows
     )
-    return "fastest here" if is_fastest else f"best here for {profile}"
+    is_clear = confidence is None or not (in_noise(confidence.ttft_gain) or in_noise(confidence.throughput_gain))
+    return "fastest here" if is_fastest and is_clear else f"best here for {profile}"
 
 
 def _tie_note(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -143,7 +160,7 @@ def _baseline_note(baseline_id: str, ranking: Ranking) -> tuple[str, ...]:
         return ()
     for trial in ranking.unranked:
         if trial.record.candidate_id == (ranking.baseline_id or baseline_id):
-            so = "it is compared with all the same" if ranking.baseline else "there is nothing to compare with"
+            so = "but still what gains are against" if ranking.baseline else "so there is nothing to compare with"
             reason = formats.clean_line(trial.reason).rstrip(".")
-            return (f"The baseline {label_of(trial.record)} is not ranked, {so}: {reason}.",)
+            return (f"The baseline {label_of(trial.record)} is not ranked ({reason}), {so}.",)
     return ("The baseline was not measured, so there is nothing to compare with.",)

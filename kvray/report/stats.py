@@ -23,7 +23,7 @@ class Stat:
         before: the baseline's; `None` without one, or when the baseline won.
         change: in words, e.g. `1.92× as fast`.
         interval: of the change, 95 %, as per cents.
-        is_better: `None` where nothing changed or there is nothing to compare with.
+        is_better: `None` where nothing changed beyond noise or there is nothing to compare with.
     """
 
     name: str
@@ -70,6 +70,11 @@ def speed(gain: float) -> str:
     return f"{abs(gain) * 100:.0f} % {'faster' if gain > 0 else 'slower'}"
 
 
+def in_noise(interval: Interval | None) -> bool:
+    """Whether a gain with this 95 % interval may as well be none."""
+    return interval is not None and interval.low <= 0 <= interval.high
+
+
 def memory(saved: float) -> str:
     """A share of memory saved as a phrase: `12 % less memory`, `3 % more memory`, `the same memory`."""
     if abs(saved) < NOTICEABLE:
@@ -87,9 +92,9 @@ def _speed_stat(
         unit=unit,
         value=formats.quantity(value),
         before=formats.quantity(before),
-        change=speed(gain),
+        change=f"{speed(gain)}, within noise" if in_noise(interval) else speed(gain),
         interval=f"{formats.gain(interval.low)} to {formats.gain(interval.high)}" if interval else None,
-        is_better=_is_better(gain),
+        is_better=None if in_noise(interval) else _is_better(gain),
     )
 
 

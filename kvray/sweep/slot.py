@@ -81,13 +81,11 @@ class Slot(tune.Trainable):
         if process is None:
             raise RuntimeError("no process after it was begun")
         event = process.advance()
-        if isinstance(event, RungFinished):
+        while isinstance(event, RungFinished):
             self._rung, self._facts = event.rung, event.facts
             if event.rung < LAST_RUNG:
                 return self._report(process, _GOING_ON, done=False)
             event = process.advance()
-        if isinstance(event, RungFinished):
-            raise RuntimeError(f"a rung {event.rung} after the last one")
         self._facts = event.facts or self._facts
         self._end_process()
         return self._report(process, event, done=True)

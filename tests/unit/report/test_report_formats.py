@@ -69,3 +69,7 @@ def test_cleaning_takes_away_terminal_escapes_and_invisible_characters() -> None
     dirty = "\x1b[31mred\x1b[0m \x1b]0;title\x07and\r\nplain\x00 \u202eevil\u2066 \x9b"
     assert formats.clean(dirty) == "red and\nplain evil "
     assert formats.clean_line(dirty) == "red and plain evil"
+
+
+def test_what_is_not_unicode_can_still_be_written() -> None:
+    assert formats.clean("models/\udcff") == "models/?"

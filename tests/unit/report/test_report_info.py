@@ -64,6 +64,18 @@ def test_a_winning_baseline_is_said_to_be_unbeaten() -> None:
     assert [stat.change for stat in info.headline.stats] == [None, None, None]
 
 
+def test_a_gain_within_noise_is_not_claimed() -> None:
+    leaner = measured(candidate("static"), speed=1.005, prefill=1.5, peak_mib=500)
+    info = info_of([baseline(), leaner])
+    assert info.headline.sentence.startswith(
+        "static/sdpa/float32 is best here for chat-agent: first token 1.52× as fast, tok/s no different within noise "
+    )
+    throughput = info.headline.stats[1]
+    assert throughput.change is not None
+    assert throughput.change.endswith(", within noise")
+    assert throughput.is_better is None
+
+
 def test_a_tie_with_the_baseline_claims_no_gain() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.001)])
     assert "cannot be told apart" in " ".join((info.headline.sentence, *info.headline.notes))
@@ -102,7 +114,7 @@ def test_a_failed_baseline_is_named_with_its_reason() -> None:
     failed = ended(BASELINE, TrialStatus.OOM, "Needed 9 GiB.")
     info = info_of([failed, measured(WINNER), measured(candidate("static"), speed=0.5)])
     (note,) = info.headline.notes
-    assert note.startswith("The baseline dynamic/sdpa/float32 is not ranked, there is nothing to compare with: ran out")
+    assert note.startswith("The baseline dynamic/sdpa/float32 is not ranked (ran out of memory: Needed")
     assert info.baseline is None
     assert {row.ttft_gain for row in info.rows} == {None}
     assert {grid.reference for grid in info.grids} == {"the best of each cell"}
@@ -112,7 +124,8 @@ def test_a_baseline_beyond_a_limit_is_compared_with_all_the_same() -> None:
     profile = PROFILE.model_copy(update={"limits": Limits(min_decode_tok_s=30)})
     info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
     assert "compared with the baseline dynamic/sdpa/float32" in info.headline.sentence
-    assert "is not ranked, it is compared with all the same: decode throughput" in info.headline.notes[0]
+    assert "is not ranked (decode throughput" in info.headline.notes[0]
+    assert info.headline.notes[0].endswith("but still what gains are against.")
     assert {grid.reference for grid in info.grids} == {"the baseline"}
 
 

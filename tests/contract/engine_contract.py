@@ -1,0 +1,170 @@
+"""The kit that every engine must pass: subclass it, name the adapter and a small model."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from kvray.candidate import Candidate, DeviceType
+from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelRequest
+from kvray.engines.registry import get_engine
+from kvray.errors import ModelError
+from kvray.space.constraints import SpaceFacts
+from kvray.space.search_space import SearchSpace, build_space
+from kvray.workload import Cell, WorkloadProfile, create_custom_profile
+
+CPU = DeviceFacts(device=DeviceType.CPU, device_name="the CPU of a test")
+
+
+class EngineContract:
+    """What trial, space and plan rely on, engine by engine."""
+
+    engine: str
+    missing_model: str
+
+    @pytest.fixture
+    def model_id(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def adapter(self) -> EngineAdapter:
+        return get_engine(self.engine)
+
+    @pytest.fixture
+    def request_(self, model_id: str) -> ModelRequest:
+        return ModelRequest(model_id=model_id)
+
+    @pytest.fixture
+    def profile(self) -> WorkloadProfile:
+        return create_custom_profile(
+            "contract",
+            context_lengths=(24, 40),
+            output_lengths=(4, 6),
+            weight_ttft=0.4,
+            weight_throughput=0.4,
+            weight_memory=0.2,
+        )
+
+    @pytest.fixture
+    def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
+        model = adapter.describe_model(request_)
+        dtypes = frozenset(adapter.axes(model, CPU, profile, compile=False).dtypes)
+        return build_space(
+            adapter.axes(model, CPU, profile, compile=False),
+            baseline=adapter.baseline(model, CPU, batch_size=1),
+            facts=SpaceFacts(device=DeviceType.CPU, dtypes=dtypes),
+            engine_rules=adapter.rules(),
+        )
+
+    @pytest.fixture
+    def loaded(
+        self, adapter: EngineAdapter, request_: ModelRequest, space: SearchSpace, profile: WorkloadProfile
+    ) -> Iterator[LoadedModel]:
+        adapter.fetch_weights(request_)
+        model = adapter.load(request_, space.baseline, DeviceType.CPU, profile)
+        yield model
+        model.close()
+
+    def test_the_registry_finds_the_engine_under_its_name(self, adapter: EngineAdapter) -> None:
+        assert adapter.name == self.engine
+
+    def test_importing_and_constructing_the_adapter_loads_no_heavy_library(self) -> None:
+        code = (
+            "import sys; from kvray.engines.registry import get_engine; "
+            f"get_engine({self.engine!r}); print({{'torch', 'transformers', 'ray'}} & set(sys.modules))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "set()"
+
+    def test_the_adapter_travels_to_another_process(self, adapter: EngineAdapter) -> None:
+        assert type(pickle.loads(pickle.dumps(adapter))) is type(adapter)
+
+    def test_a_missing_model_is_a_model_error(self, adapter: EngineAdapter) -> None:
+        with pytest.raises(ModelError):
+            adapter.describe_model(ModelRequest(model_id=self.missing_model))
+
+    def test_the_baseline_is_a_candidate_of_this_engine_with_nothing_forced(
+        self, adapter: EngineAdapter, request_: ModelRequest
+    ) -> None:
+        baseline = adapter.baseline(adapter.describe_model(request_), CPU, batch_size=1)
+        assert baseline.engine == self.engine
+        assert not baseline.attention.forces_a_kernel
+
+    def test_the_menu_covers_what_the_axes_use(
+        self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile
+    ) -> None:
+        axes = adapter.axes(adapter.describe_model(request_), CPU, profile, compile=False)
+        menu = {(entry.axis, entry.value) for entry in adapter.menu(CPU)}
+        assert {("cache", cache.value) for cache in axes.caches} <= menu
+        assert {("attention", attention.value) for attention in axes.attentions} <= menu
+        assert {("dtype", dtype.value) for dtype in axes.dtypes} <= menu
+
+    def test_a_generation_has_exactly_the_asked_for_tokens_each_with_a_stamp(self, loaded: LoadedModel) -> None:
+        loaded.prepare(Cell(24, 6, 2))
+        for tokens in (6, 3, 1):
+            generation = loaded.generate(tokens)
+            assert [len(row) for row in generation.tokens] == [tokens, tokens]
+            assert len(generation.token_s) == tokens
+            assert list(generation.token_s) == sorted(generation.token_s)
+            assert generation.started_s < generation.token_s[0]
+
+    def test_every_generation_starts_from_an_empty_cache(self, loaded: LoadedModel) -> None:
+        loaded.prepare(Cell(24, 6, 1))
+        first = loaded.generate(6)
+        assert loaded.generate(6).tokens == first.tokens
+        loaded.prepare(Cell(40, 4, 1))
+        loaded.generate(4)
+        loaded.prepare(Cell(24, 6, 1))
+        assert loaded.generate(6).tokens == first.tokens
+
+    def test_every_candidate_of_the_default_space_produces_the_asked_for_tokens(
+        self,
+        adapter: EngineAdapter,
+        request_: ModelRequest,
+        space: SearchSpace,
+        profile: WorkloadProfile,
+    ) -> None:
+        for candidate in space.candidates:
+            model = adapter.load(request_, candidate, DeviceType.CPU, profile)
+            model.prepare(Cell(24, 6, 1))
+            assert [len(row) for row in model.generate(6).tokens] == [6], candidate.label
+            observed = model.observe()
+            assert not observed.substitutions, candidate.label
+            self.check_observed(candidate, observed)
+            model.close()
+
+    def check_observed(self, candidate: Candidate, observed: object) -> None:
+        """What this engine can tell about what ran."""
+
+    def test_the_cache_holds_more_for_a_longer_cell(self, loaded: LoadedModel) -> None:
+        held = []
+        for cell in (Cell(24, 4, 1), Cell(40, 4, 1)):
+            loaded.prepare(cell)
+            loaded.generate(4)
+            held.append(loaded.kv_cache_bytes())
+        assert held[0] is None or held[1] is None or 0 < held[0] < held[1]
+
+    def test_peak_memory_is_a_positive_amount_or_unknown(self, loaded: LoadedModel) -> None:
+        loaded.prepare(Cell(24, 4, 1))
+        loaded.reset_peak_memory()
+        loaded.generate(4)
+        peak = loaded.peak_memory_mib()
+        assert peak is None or peak > 0
+
+    def test_a_snippet_is_python_and_keeps_a_hostile_model_id_inside_its_string(
+        self, adapter: EngineAdapter, space: SearchSpace
+    ) -> None:
+        hostile = 'x"); import os; os.system("echo hacked"); print("\n{folder}'
+        source = adapter.render_snippet(
+            model_id=hostile, candidate=space.baseline, cell=Cell(24, 4, 1), trust_remote_code=False
+        )
+        compile(source, "snippet", "exec")
+        assert repr(hostile) in source
+        assert hostile not in source
+
+    def test_the_memory_note_is_a_sentence(self, adapter: EngineAdapter) -> None:
+        assert adapter.memory_note(DeviceType.CPU).endswith(".")

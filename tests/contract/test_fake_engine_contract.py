@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+from engine_contract import EngineContract
+
+
+class TestFakeEngine(EngineContract):
+    engine = "fake"
+    missing_model = "not-a-fake"
+
+    @pytest.fixture
+    def model_id(self) -> str:
+        return "fake:ok"

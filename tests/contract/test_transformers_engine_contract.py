@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_contract import EngineContract
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate
+from kvray.engines.base import Observed
+
+TINY = Path(__file__).parent.parent / "assets" / "tiny_llama"
+CLASSES = {CacheStrategy.DYNAMIC: "DynamicCache", CacheStrategy.STATIC: "StaticCache"}
+LAYERS = {CacheStrategy.DYNAMIC: "DynamicLayer×2", CacheStrategy.STATIC: "StaticLayer×2"}
+
+
+class TestTransformersEngine(EngineContract):
+    engine = "transformers"
+    missing_model = "random:nowhere"
+
+    @pytest.fixture
+    def model_id(self) -> str:
+        return f"random:{TINY}"
+
+    def check_observed(self, candidate: Candidate, observed: object) -> None:
+        assert isinstance(observed, Observed)
+        assert observed.cache_class == CLASSES[candidate.cache]
+        assert observed.cache_layers == LAYERS[candidate.cache]
+        assert observed.kv_dtype == candidate.dtype.value
+        # Plain SDPA on a CPU is PyTorch's flash kernel unless it is told otherwise.
+        ran = "sdpa_flash" if candidate.attention is AttentionBackend.SDPA else candidate.attention.value
+        assert (observed.kernel_prefill, observed.kernel_decode) == (ran, ran)

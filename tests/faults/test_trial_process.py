@@ -1,0 +1,197 @@
+"""Real processes and real signals: whatever a trial does, it ends in one status and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.engines.base import ModelRequest
+from kvray.engines.fake import FakeAdapter
+from kvray.record import Phase, Role, TrialStatus
+from kvray.trial.events import RungFinished, TrialEnded
+from kvray.trial.process import Launcher, TrialProcess
+from kvray.trial.spec import TrialSpec
+from kvray.workload import create_custom_profile
+
+PROFILE = create_custom_profile(
+    "fast", context_lengths=(64,), output_lengths=(4,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Launcher:
+    return Launcher(FakeAdapter())
+
+
+def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
+    candidate = Candidate(
+        engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
+    )
+    return TrialSpec(
+        run_id="20260101-000000-test",
+        trial_id="0000-x",
+        role=Role.SEARCH,
+        request=ModelRequest(model_id=f"fake:{commands}"),
+        candidate=candidate,
+        profile=PROFILE,
+        device=DeviceType.CPU,
+        timeout_s=timeout_s,
+    )
+
+
+@pytest.fixture
+def start(launcher: Launcher, tmp_path: Path) -> Iterator[object]:
+    started: list[TrialProcess] = []
+
+    def begin(commands: str, *, timeout_s: float = 30.0) -> TrialProcess:
+        process = TrialProcess(launcher, spec_of(commands, timeout_s=timeout_s), tmp_path / "trial.log")
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.close()
+
+
+def group_members(leader: int) -> list[int]:
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return members
+
+
+def wait_until_gone(leader: int) -> list[int]:
+    deadline = time.monotonic() + 10
+    while (left := group_members(leader)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def ended(process: TrialProcess) -> TrialEnded:
+    event = process.advance()
+    assert isinstance(event, TrialEnded), event
+    return event
+
+
+def test_a_healthy_trial_reports_every_rung_then_its_end(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("ok")
+    for rung in (0, 1, 2):
+        event = process.advance()
+        assert isinstance(event, RungFinished)
+        assert event.rung == rung
+    assert ended(process).status is TrialStatus.OK
+    assert [run.rung for run in process.runs] == [0, 1, 2, 2]
+    assert event.facts.pid == process.pid != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        ("raise", TrialStatus.ERROR, "RuntimeError: told to raise"),
+        ("oom", TrialStatus.OOM, "told to run out of memory"),
+        ("unsupported", TrialStatus.UNSUPPORTED, "told to be unsupported"),
+        ("substituted", TrialStatus.SUBSTITUTED, "told to run something else"),
+        ("exit", TrialStatus.CRASHED, "exited with code 7 without a word"),
+        ("segv", TrialStatus.CRASHED, "killed by SIGSEGV"),
+        ("kill", TrialStatus.CRASHED, "killed by SIGKILL"),
+    ],
+)
+def test_every_way_to_fail_becomes_one_status(start, command: str, status: TrialStatus, message: str) -> None:  # type: ignore[no-untyped-def]
+    process = start(f"dynamic={command}")
+    event = ended(process)
+    assert event.status is status
+    assert event.message is not None
+    assert event.message.startswith(message)
+    assert event.phase is Phase.WARMUP
+    process.close()
+    assert wait_until_gone(process.pid) == []
+
+
+def test_the_phase_of_a_failure_is_known(start) -> None:  # type: ignore[no-untyped-def]
+    assert ended(start("dynamic=raise@load")).phase is Phase.LOAD
+    assert ended(start("dynamic=segv@load")).phase is Phase.LOAD
+
+
+def test_last_words_are_kept(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("dynamic=exit")
+    ended(process)
+    assert process.log_tail() == "last words"
+
+
+def test_a_traceback_is_kept(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("dynamic=raise")
+    ended(process)
+    tail = process.log_tail()
+    assert tail is not None
+    assert tail.startswith("Traceback")
+    assert tail.endswith("RuntimeError: told to raise")
+
+
+@pytest.mark.parametrize("command", ["hang", "stubborn"])
+def test_a_hung_trial_becomes_a_timeout_and_is_killed(start, command: str) -> None:  # type: ignore[no-untyped-def]
+    process = start(f"dynamic={command}", timeout_s=1.0)
+    event = ended(process)
+    assert event.status is TrialStatus.TIMEOUT
+    assert event.message == "no end of phase warmup within 1 s; killed"
+    process.close()
+    assert wait_until_gone(process.pid) == []
+
+
+def test_processes_that_a_trial_leaves_behind_are_killed_with_it(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("dynamic=children")
+    process.advance()
+    assert len(group_members(process.pid)) == 2
+    process.close()
+    assert wait_until_gone(process.pid) == []
+
+
+def test_a_stopped_trial_ends_when_its_process_is_closed(start) -> None:  # type: ignore[no-untyped-def]
+    process = start("ok")
+    assert isinstance(process.advance(), RungFinished)
+    process.close()
+    assert wait_until_gone(process.pid) == []
+
+
+def test_the_next_trial_starts_clean_after_a_crash(start) -> None:  # type: ignore[no-untyped-def]
+    ended(start("dynamic=segv"))
+    assert isinstance(start("ok").advance(), RungFinished)
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = {path!r}
+from test_trial_process import spec_of
+from kvray.engines.fake import FakeAdapter
+from kvray.trial.process import Launcher, TrialProcess
+process = TrialProcess(Launcher(FakeAdapter()), spec_of("dynamic=hang"), Path({log!r}))
+print(process.pid, flush=True)
+process.advance()
+"""
+
+
+def test_no_process_outlives_a_killed_owner(tmp_path: Path) -> None:
+    code = OWNER.format(path=[str(Path(__file__).parent)], log=str(tmp_path / "log"))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        leader = int(owner.stdout.readline())
+        server = psutil.Process(leader).ppid()
+        owner.kill()
+        owner.wait()
+    assert wait_until_gone(leader) == []
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(server) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE

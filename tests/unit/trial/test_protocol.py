@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from trial_samples import Scripted, ScriptedAdapter, profile_of, spec_of
+
+from kvray.engines.base import Observed, SubstitutedError
+from kvray.record import Phase, Run
+from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
+from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol
+from kvray.trial.spec import TrialSpec
+from kvray.workload import Cell
+
+
+def protocol_of(
+    model: Scripted,
+    *,
+    spec: TrialSpec | None = None,
+    may_continue: Callable[[], bool] = lambda: True,
+) -> tuple[TrialProtocol, list[Event]]:
+    events: list[Event] = []
+    protocol = TrialProtocol(
+        spec or spec_of(),
+        ScriptedAdapter(model),
+        emit=events.append,
+        may_continue=may_continue,
+        device_memory_mib=lambda: None,
+    )
+    return protocol, events
+
+
+def runs_of(events: list[Event]) -> list[Run]:
+    return [event.run for event in events if isinstance(event, RunFinished)]
+
+
+def test_each_rung_measures_what_the_design_says() -> None:
+    protocol, events = protocol_of(Scripted())
+    assert protocol.run() is True
+    by_rung = {rung: [run.cell for run in runs_of(events) if run.rung == rung] for rung in (0, 1, 2)}
+    assert sorted(by_rung[0]) == [Cell(24, 16, 1), Cell(48, 16, 1)]
+    full = [Cell(24, 4, 1), Cell(24, 20, 1), Cell(48, 4, 1), Cell(48, 20, 1)]
+    assert sorted(by_rung[1]) == full
+    assert sorted(by_rung[2]) == sorted(full * 2), "rung 1 was the first of three repeats"
+
+
+def test_repeats_of_a_cell_are_numbered_over_both_rungs() -> None:
+    protocol, events = protocol_of(Scripted())
+    protocol.run()
+    repeats = sorted(run.repeat for run in runs_of(events) if run.cell == Cell(24, 4, 1) and run.rung > 0)
+    assert repeats == [0, 1, 2]
+
+
+def test_after_each_rung_but_the_last_the_slot_is_asked() -> None:
+    answers = iter([True, False])
+    protocol, events = protocol_of(Scripted(), may_continue=lambda: next(answers))
+    assert protocol.run() is False
+    assert [event.rung for event in events if isinstance(event, RungFinished)] == [0, 1]
+    assert not [run for run in runs_of(events) if run.rung == 2]
+
+
+def test_the_model_is_closed_whatever_happens() -> None:
+    model = Scripted(observed=Observed(substitutions=("asked for A, B ran",)))
+    protocol, _ = protocol_of(model)
+    with pytest.raises(SubstitutedError, match="asked for A, B ran"):
+        protocol.run()
+    assert model.calls[-1] == "close"
+
+
+def test_a_substitution_is_found_before_anything_is_measured_and_what_ran_is_kept() -> None:
+    observed = Observed(kernel_decode="sdpa_math", substitutions=("asked for flash, math ran",))
+    protocol, events = protocol_of(Scripted(observed=observed))
+    with pytest.raises(SubstitutedError):
+        protocol.run()
+    assert runs_of(events) == []
+    assert protocol.facts.observed.kernel_decode == "sdpa_math"
+    assert protocol.phase is Phase.WARMUP
+
+
+def test_warm_up_goes_on_until_two_successive_calls_agree() -> None:
+    model = Scripted(ttfts=(9.0, 4.0, 1.0, 1.02, 1.0))
+    protocol, events = protocol_of(model, may_continue=lambda: False)
+    protocol.run()
+    before_first_run = model.calls[: model.calls.index("reset_peak")]
+    assert [call for call in before_first_run if call.startswith("generate")] == ["generate 8"] * 4
+    assert protocol.facts.first_call_s is not None
+    assert runs_of(events)[0].ttft_ms == pytest.approx(1000.0)
+
+
+def test_warm_up_is_bounded_when_calls_never_agree() -> None:
+    model = Scripted(ttfts=[2.0**n for n in range(40)])
+    protocol, _ = protocol_of(model, spec=spec_of(profile=profile_of(context_lengths=(24,))), may_continue=lambda: False)
+    protocol.run()
+    before_first_run = model.calls[: model.calls.index("reset_peak")]
+    assert sum(call.startswith("generate") for call in before_first_run) == MAX_WARMUP_CALLS
+
+
+def test_what_is_steady_at_a_context_needs_one_call_at_the_next_cell() -> None:
+    model = Scripted()
+    protocol, _ = protocol_of(model, spec=spec_of(profile=profile_of(context_lengths=(24,), output_lengths=(4, 20))))
+    protocol.run()
+    second_cell = model.calls[model.calls.index("prepare 24→4") :]
+    assert second_cell[1:3] == ["generate 4", "reset_peak"]
+
+
+def test_a_cell_is_prepared_once_when_the_next_rung_starts_with_it() -> None:
+    profile = profile_of(context_lengths=(24,), output_lengths=(20,))
+    model = Scripted()
+    protocol, _ = protocol_of(model, spec=spec_of(profile=profile))
+    protocol.run()
+    assert [call for call in model.calls if call.startswith("prepare")] == ["prepare 24→16", "prepare 24→20"]
+
+
+def test_what_runs_is_observed_once_per_trial() -> None:
+    model = Scripted()
+    protocol, _ = protocol_of(model)
+    protocol.run()
+    assert model.calls.count("observe") == 1
+
+
+def test_cold_costs_are_kept_apart_from_each_other() -> None:
+    protocol, _ = protocol_of(Scripted())
+    protocol.run()
+    facts = protocol.facts
+    assert facts.load_s is not None
+    assert facts.first_call_s is not None
+    assert facts.first_call_s <= facts.warmup_s
+    assert facts.compile_s is None, "nothing was compiled"
+    assert facts.kv_cache_mib == 2.0
+
+
+def test_compile_time_is_noted_where_something_was_compiled() -> None:
+    protocol, _ = protocol_of(Scripted(observed=Observed(graph_breaks=0)))
+    protocol.run()
+    assert protocol.facts.compile_s is not None
+
+
+def test_every_phase_is_announced_before_it_begins() -> None:
+    protocol, events = protocol_of(Scripted(), may_continue=lambda: False)
+    protocol.run()
+    phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    assert phases[:4] == [Phase.PREPARE, Phase.LOAD, Phase.WARMUP, Phase.MEASURE]

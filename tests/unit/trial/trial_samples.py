@@ -1,0 +1,105 @@
+"""A scripted model and a trial specification, for tests of the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed
+from kvray.engines.fake import FakeAdapter
+from kvray.record import Role
+from kvray.trial.spec import TrialSpec
+from kvray.workload import Cell, WorkloadProfile, create_custom_profile
+
+
+def profile_of(**changes: Any) -> WorkloadProfile:
+    values: dict[str, Any] = {
+        "name": "sample",
+        "context_lengths": (24, 48),
+        "output_lengths": (4, 20),
+        "repeats": 3,
+        "weight_ttft": 0.4,
+        "weight_throughput": 0.4,
+        "weight_memory": 0.2,
+    }
+    return create_custom_profile(**{**values, **changes})
+
+
+def candidate_of(**changes: Any) -> Candidate:
+    values: dict[str, Any] = {
+        "engine": "fake",
+        "cache": CacheStrategy.DYNAMIC,
+        "attention": AttentionBackend.SDPA,
+        "dtype": DType.FLOAT32,
+    }
+    return Candidate(**{**values, **changes})
+
+
+def spec_of(
+    model_id: str = "fake:ok", *, timeout_s: float = 20.0, profile: WorkloadProfile | None = None, **changes: Any
+) -> TrialSpec:
+    candidate = candidate_of(**changes)
+    return TrialSpec(
+        run_id="20260101-000000-test",
+        trial_id=f"0000-{candidate.candidate_id}",
+        role=Role.SEARCH,
+        request=ModelRequest(model_id=model_id),
+        candidate=candidate,
+        profile=profile or profile_of(),
+        device=DeviceType.CPU,
+        timeout_s=timeout_s,
+    )
+
+
+class Scripted(LoadedModel):
+    """A model on a clock of its own: first tokens take `ttfts` seconds in turn (the last one for ever after)."""
+
+    def __init__(self, ttfts: Iterable[float] = (1.0,), observed: Observed | None = None) -> None:
+        self.calls: list[str] = []
+        self._ttfts = list(ttfts)
+        self._observed = observed or Observed(cache_class="Scripted")
+        self._rows = 1
+
+    def prepare(self, cell: Cell) -> None:
+        self.calls.append(f"prepare {cell.label}")
+        self._rows = cell.batch_size
+
+    def generate(self, output_tokens: int) -> Generation:
+        self.calls.append(f"generate {output_tokens}")
+        ttft = self._ttfts.pop(0) if len(self._ttfts) > 1 else self._ttfts[0]
+        stamps = tuple(ttft + 0.1 * number for number in range(output_tokens))
+        return Generation(started_s=0.0, token_s=stamps, tokens=(tuple(range(output_tokens)),) * self._rows)
+
+    def observe(self) -> Observed:
+        self.calls.append("observe")
+        return self._observed
+
+    def kv_cache_bytes(self) -> int | None:
+        return 2 * 1024 * 1024
+
+    def reset_peak_memory(self) -> None:
+        self.calls.append("reset_peak")
+
+    def peak_memory_mib(self) -> float | None:
+        self.calls.append("peak")
+        return 64.0
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+    def complete(self, text: str, max_new_tokens: int) -> str:
+        return text
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class ScriptedAdapter(FakeAdapter):
+    """Loads the scripted model it was given."""
+
+    def __init__(self, model: Scripted) -> None:
+        self.model = model
+
+    def load(self, *arguments: object, **options: object) -> LoadedModel:
+        return self.model
