@@ -115,6 +115,7 @@ def _differences(fingerprint: Fingerprint, device: DeviceType) -> list[str]:
 
 
 def _free_vram_mib() -> float | None:
-    """Free memory of the first visible GPU, before the model is loaded."""
+    """Free memory of the first visible GPU, before the model is loaded; `None` where NVML cannot tell."""
     gpu = next(iter(list_gpus()), None)
-    return None if gpu is None else gpu.memory_total_mib - used_memory_mib(gpu)
+    used = None if gpu is None else used_memory_mib(gpu)
+    return None if gpu is None or used is None else gpu.memory_total_mib - used

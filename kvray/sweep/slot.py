@@ -6,6 +6,7 @@ One step of the Trainable is one rung. The actor is reused from trial to trial a
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import tempfile
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ UTILITY = "utility"
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 REDUCTION_FACTOR = 3
+_logger = logging.getLogger("kvray.sweep")
 _GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
 """How a trial has ended if no further step is asked for."""
 
@@ -104,7 +106,8 @@ class Slot(tune.Trainable):
     def _end_process(self) -> None:
         if self._process is not None:
             self._process.close()
-            wait_until_released(self._process.pid)
+            if not wait_until_released(self._process.pid):
+                _logger.warning("trial %s ended but its GPU memory is still held", self._process.spec.trial_id)
             self._process = None
 
     def _report(self, process: TrialProcess, end: TrialEnded, *, done: bool) -> dict[str, Any]:
@@ -136,5 +139,7 @@ def _set_process_environment(order: TrialOrder) -> None:
         os.environ.pop("OMP_NUM_THREADS", None)
     else:
         os.environ["OMP_NUM_THREADS"] = str(order.threads)
+    # NVML numbers GPUs by bus; CUDA does so only when told, and Ray hands out such numbers.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     for name, value in order.adapter.process_environment().items():
         os.environ.setdefault(name, value)

@@ -89,7 +89,9 @@ def test_warm_up_goes_on_until_two_successive_calls_agree() -> None:
 
 def test_warm_up_is_bounded_when_calls_never_agree() -> None:
     model = Scripted(ttfts=[2.0**n for n in range(40)])
-    protocol, _ = protocol_of(model, spec=spec_of(profile=profile_of(context_lengths=(24,))), may_continue=lambda: False)
+    protocol, _ = protocol_of(
+        model, spec=spec_of(profile=profile_of(context_lengths=(24,))), may_continue=lambda: False
+    )
     protocol.run()
     before_first_run = model.calls[: model.calls.index("reset_peak")]
     assert sum(call.startswith("generate") for call in before_first_run) == MAX_WARMUP_CALLS
