@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
@@ -243,3 +244,10 @@ class TrialResult:
 
     record: TrialRecord
     runs: tuple[Run, ...] = field(default_factory=tuple)
+
+
+def short_model_name(model_id: str) -> str:
+    """For titles: the last part of a local path, e.g. `model.gguf` or `random:llama`; a hub id as it is."""
+    prefix, separator, rest = model_id.rpartition(":")
+    path = PurePath(rest)
+    return f"{prefix}{separator}{path.name}" if path.is_absolute() else model_id

@@ -112,10 +112,10 @@ class TuningSearch:
     def _measure(self, store: ResultsStore, run_id: str) -> bool:
         """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
         config, adapter = self._config, self._adapter or get_engine(self._config.engine)
-        request = ModelRequest(model_id=config.model_id, trust_remote_code=config.trust_remote_code)
         with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
+            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
             adapter.fetch_weights(request)
             slots = plan_slots(
                 ray.resources(), device=preview.device.device, slots=config.slots, user_threads=_user_threads()
@@ -276,7 +276,8 @@ def _failures(results: Sequence[TrialResult]) -> str:
     failed = [result.record for result in results if result.record.status.was_launched]
     by_status = {record.status: [other for other in failed if other.status is record.status] for record in failed}
     return "; ".join(
-        f"{status} ({len(records)}): {records[0].message or 'no message'}" for status, records in by_status.items()
+        f"{status} ({len(records)}): {(records[0].message or 'no message').rstrip('.')}"
+        for status, records in by_status.items()
     )
 
 

@@ -51,7 +51,7 @@ class SweepState:
         self.started = self.clock()
         self.total = total
         model, device = preview.model, preview.device
-        self.title = f"{model.model_id} · {preview.profile.name} · {device.device_name} ({device.device})"
+        self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
 
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""

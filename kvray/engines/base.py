@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from kvray.candidate import Candidate, DeviceType, DType
 from kvray.errors import KvrayError
+from kvray.record import short_model_name
 from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
@@ -45,7 +46,7 @@ class ModelInfo:
     """What is known of a model before its weights are touched.
 
     Attributes:
-        model_id: as the user wrote it.
+        model_id: what names the model wherever the trial runs: a hub id, or an absolute path.
         revision: what identifies these very weights (a commit, a file's hash), `unknown` where nothing does.
         architecture: class or family name, for people.
         max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
@@ -59,6 +60,11 @@ class ModelInfo:
     max_context: int | None
     native_dtype: DType
     random_weights: bool = False
+
+    @property
+    def name(self) -> str:
+        """For titles: a path's last part, e.g. `model.gguf` or `random:llama`; a hub id as it is."""
+        return short_model_name(self.model_id)
 
 
 @dataclass(frozen=True, kw_only=True)

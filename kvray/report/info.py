@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis
-from kvray.record import TrialResult, TrialStatus
+from kvray.record import TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
 from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
@@ -113,7 +113,7 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
     """What a report of the sweep shows. Pure: no clock, no file."""
     baseline_id = analysis.ranking.baseline_id or manifest.baseline_id
     rows = ranking_rows(analysis, results, manifest.profile, baseline_id)
-    model, profile = formats.clean_line(manifest.model_id), formats.clean_line(manifest.profile.name)
+    model, profile = short_model_name(formats.clean_line(manifest.model_id)), formats.clean_line(manifest.profile.name)
     return ReportInfo(
         title=f"KV cache of {model}",
         subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {formats.timestamp(manifest.created_at)}",

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ from kvray.trial.process import Launcher, TrialProcess
 from kvray.trial.spec import TrialSpec
 from kvray.workload import create_custom_profile
 
+Start = Callable[..., TrialProcess]
 PROFILE = create_custom_profile(
     "fast", context_lengths=(64,), output_lengths=(4,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
 )
@@ -48,7 +49,7 @@ def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
 
 
 @pytest.fixture
-def start(launcher: Launcher, tmp_path: Path) -> Iterator[object]:
+def start(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
     started: list[TrialProcess] = []
 
     def begin(commands: str, *, timeout_s: float = 30.0) -> TrialProcess:
@@ -85,7 +86,7 @@ def ended(process: TrialProcess) -> TrialEnded:
     return event
 
 
-def test_a_healthy_trial_reports_every_rung_then_its_end(start) -> None:  # type: ignore[no-untyped-def]
+def test_a_healthy_trial_reports_every_rung_then_its_end(start: Start) -> None:
     process = start("ok")
     for rung in (0, 1, 2):
         event = process.advance()
@@ -108,7 +109,7 @@ def test_a_healthy_trial_reports_every_rung_then_its_end(start) -> None:  # type
         ("kill", TrialStatus.CRASHED, "killed by SIGKILL"),
     ],
 )
-def test_every_way_to_fail_becomes_one_status(start, command: str, status: TrialStatus, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_every_way_to_fail_becomes_one_status(start: Start, command: str, status: TrialStatus, message: str) -> None:
     process = start(f"dynamic={command}")
     event = ended(process)
     assert event.status is status
@@ -119,18 +120,18 @@ def test_every_way_to_fail_becomes_one_status(start, command: str, status: Trial
     assert wait_until_gone(process.pid) == []
 
 
-def test_the_phase_of_a_failure_is_known(start) -> None:  # type: ignore[no-untyped-def]
+def test_the_phase_of_a_failure_is_known(start: Start) -> None:
     assert ended(start("dynamic=raise@load")).phase is Phase.LOAD
     assert ended(start("dynamic=segv@load")).phase is Phase.LOAD
 
 
-def test_last_words_are_kept(start) -> None:  # type: ignore[no-untyped-def]
+def test_last_words_are_kept(start: Start) -> None:
     process = start("dynamic=exit")
     ended(process)
     assert process.log_tail() == "last words"
 
 
-def test_a_traceback_is_kept(start) -> None:  # type: ignore[no-untyped-def]
+def test_a_traceback_is_kept(start: Start) -> None:
     process = start("dynamic=raise")
     ended(process)
     tail = process.log_tail()
@@ -140,7 +141,7 @@ def test_a_traceback_is_kept(start) -> None:  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("command", ["hang", "stubborn"])
-def test_a_hung_trial_becomes_a_timeout_and_is_killed(start, command: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_hung_trial_becomes_a_timeout_and_is_killed(start: Start, command: str) -> None:
     process = start(f"dynamic={command}", timeout_s=1.0)
     event = ended(process)
     assert event.status is TrialStatus.TIMEOUT
@@ -149,7 +150,7 @@ def test_a_hung_trial_becomes_a_timeout_and_is_killed(start, command: str) -> No
     assert wait_until_gone(process.pid) == []
 
 
-def test_processes_that_a_trial_leaves_behind_are_killed_with_it(start) -> None:  # type: ignore[no-untyped-def]
+def test_processes_that_a_trial_leaves_behind_are_killed_with_it(start: Start) -> None:
     process = start("dynamic=children")
     process.advance()
     assert len(group_members(process.pid)) == 2
@@ -157,14 +158,14 @@ def test_processes_that_a_trial_leaves_behind_are_killed_with_it(start) -> None:
     assert wait_until_gone(process.pid) == []
 
 
-def test_a_stopped_trial_ends_when_its_process_is_closed(start) -> None:  # type: ignore[no-untyped-def]
+def test_a_stopped_trial_ends_when_its_process_is_closed(start: Start) -> None:
     process = start("ok")
     assert isinstance(process.advance(), RungFinished)
     process.close()
     assert wait_until_gone(process.pid) == []
 
 
-def test_the_next_trial_starts_clean_after_a_crash(start) -> None:  # type: ignore[no-untyped-def]
+def test_the_next_trial_starts_clean_after_a_crash(start: Start) -> None:
     ended(start("dynamic=segv"))
     assert isinstance(start("ok").advance(), RungFinished)
 

@@ -74,16 +74,16 @@ class TransformersAdapter(EngineAdapter):
         )
 
     def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
-        """See `EngineAdapter.axes`: everything on the menu that is not on request only, and the model's own dtype."""
+        """See `EngineAdapter.axes`: all that is not on request only, and in any case the model's own dtype."""
         menu = self.menu(device)
-        available = {(entry.axis, entry.value) for entry in menu if entry.obstacle is None}
-        default = {(entry.axis, entry.value) for entry in menu if not (entry.obstacle or entry.on_request)}
-        dtypes = tuple(t for t in DType if ("dtype", t.value) in default or t is model.native_dtype)
-        modes = tuple(mode for mode in CompileMode if ("compile", mode.value) in available)
+        on_request = {(entry.axis, entry.value) for entry in menu if entry.on_request}
+        available = {(entry.axis, entry.value) for entry in menu if not entry.obstacle}
+        dtypes = {dtype for dtype in DType if ("dtype", dtype) in available and ("dtype", dtype) not in on_request}
+        modes = tuple(mode for mode in CompileMode if ("compile", mode) in available)
         return Axes(
             caches=tuple(CacheStrategy),
-            attentions=tuple(AttentionBackend),
-            dtypes=dtypes,
+            attentions=tuple(one for one in AttentionBackend if ("attention", one) not in on_request),
+            dtypes=tuple(dtype for dtype in DType if dtype in dtypes | {model.native_dtype}),
             compiles=modes if compile else (CompileMode.OFF,),
             batch_sizes=profile.batch_sizes,
         )
@@ -126,13 +126,13 @@ class TransformersAdapter(EngineAdapter):
 
 
 def _attention_value(attention: AttentionBackend, device: DeviceFacts) -> AxisValue:
-    obstacle = None
-    if device.device is DeviceType.CPU and attention in (
-        AttentionBackend.SDPA_EFFICIENT,
-        AttentionBackend.SDPA_CUDNN,
-    ):
-        obstacle = "PyTorch has this kernel for CUDA only"
-    return AxisValue(axis="attention", value=attention.value, obstacle=obstacle)
+    obstacle = on_request = None
+    if device.device is DeviceType.CPU:
+        if attention in (AttentionBackend.SDPA_EFFICIENT, AttentionBackend.SDPA_CUDNN):
+            obstacle = "PyTorch has this kernel for CUDA only"
+        if attention is AttentionBackend.SDPA_FLASH:
+            on_request = "it is what sdpa runs on a CPU (records name the kernel): measured with --attention sdpa_flash"
+    return AxisValue(axis="attention", value=attention.value, obstacle=obstacle, on_request=on_request)
 
 
 def _dtype_value(dtype: DType, device: DeviceFacts) -> AxisValue:

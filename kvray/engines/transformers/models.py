@@ -39,6 +39,13 @@ class ModelSource:
     path: Path | None = None
 
     @property
+    def portable_id(self) -> str:
+        """The id with an absolute path: it means the same in a process that runs in another folder."""
+        if self.path is None:
+            return self.model_id
+        return f"{RANDOM_PREFIX if self.kind is SourceKind.RANDOM else ''}{self.path}"
+
+    @property
     def local_path(self) -> Path:
         """The path of a source that has one."""
         if self.path is None:
@@ -129,7 +136,7 @@ def describe(request: ModelRequest) -> ModelInfo:
     text_config = config.get_text_config(decoder=True)
     architectures = getattr(config, "architectures", None) or [config.model_type]
     return ModelInfo(
-        model_id=request.model_id,
+        model_id=source.portable_id,
         revision=_revision(source, folder),
         architecture=str(architectures[0]),
         max_context=getattr(text_config, "max_position_embeddings", None),
