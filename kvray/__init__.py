@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AttentionBackend": "kvray.candidate",
+    "CacheStrategy": "kvray.candidate",
     "Candidate": "kvray.candidate",
     "DType": "kvray.candidate",
     "DeviceType": "kvray.candidate",
@@ -31,6 +33,8 @@ _HOME = {
 __all__ = [*sorted(_HOME), "__version__"]  # noqa: PLE0604  (names are strings; the linter cannot see it)
 
 if TYPE_CHECKING:
+    from kvray.candidate import AttentionBackend as AttentionBackend
+    from kvray.candidate import CacheStrategy as CacheStrategy
     from kvray.candidate import Candidate as Candidate
     from kvray.candidate import DeviceType as DeviceType
     from kvray.candidate import DType as DType

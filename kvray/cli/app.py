@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -22,6 +22,8 @@ COMMANDS = {
     "report": "Write the reports of a sweep again.",
 }
 VERBOSE = "--verbose"
+_UsageProblem: Any = typer.BadParameter.__mro__[2]
+"""`ClickException`: click's own, or since typer 0.26 that of the copy of click inside typer, which is private."""
 
 
 class LazyGroup(TyperGroup):
@@ -49,11 +51,12 @@ class LazyGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False, no_args_is_help=True)
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False)
 
 
 @app.callback(invoke_without_command=True)
 def kvray(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     verbose: Annotated[
         bool, typer.Option(VERBOSE, help="Show a traceback with an error (anywhere in the line).")
@@ -66,6 +69,9 @@ def kvray(
 
         typer.echo(f"kvray {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,17 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str], *, verbose: bool) -> int:
     """Run one command line; returns its exit code. Errors go to stderr, as one line unless `verbose`."""
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="kvray", standalone_mode=False)
-    except click.exceptions.Abort:
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except KeyboardInterrupt:
+        # Not `command.main`: it turns Ctrl-C and what a closed pipe raises into exit codes without a word.
+        with command.make_context("kvray", arguments) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return int(end.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("Interrupted before anything was measured.", 130, verbose=verbose)
     except BrokenPipeError:
-        return 0
+        return _reader_gone()
+    except _UsageProblem as error:
+        return _fail(_usage_message(error, arguments), 2, verbose=verbose)
     except Exception as error:  # noqa: BLE001  (the boundary: a user sees a line, never a traceback unasked)
         from kvray.errors import KvrayError, first_line
 
@@ -95,7 +104,20 @@ def run(arguments: list[str], *, verbose: bool) -> int:
             return _fail(str(error), error.exit_code, verbose=verbose)
         text = f"internal error: {type(error).__name__}: {first_line(error)} Please report it, with {VERBOSE}."
         return _fail(text, 1, verbose=verbose)
-    return int(code or 0)
+    return 0
+
+
+def _usage_message(error: Any, arguments: Sequence[str]) -> str:
+    """What is wrong with the line, and where to read on: `No such option: --contxt. See kvray tune --help.`"""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return f"{message}. See kvray {f'{command} ' if command in COMMANDS else ''}--help."
+
+
+def _reader_gone() -> int:
+    """End quietly when whoever reads the output (`| head`) has left; Python's own last flush must not fail either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:

@@ -20,6 +20,7 @@ from kvray.engines.base import (
     ModelRequest,
 )
 from kvray.engines.transformers import models, snippet
+from kvray.engines.transformers.gguf import is_converted
 from kvray.errors import ModelError
 from kvray.space.constraints import Rule, SpaceFacts
 from kvray.space.search_space import Axes
@@ -43,14 +44,13 @@ class TransformersAdapter(EngineAdapter):
     )
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
-        """See `EngineAdapter.describe_model`. A GGUF file is converted first, in a process of its own."""
-        source = models.parse_model_id(request.model_id)
-        if source.kind is models.SourceKind.GGUF:
-            _convert_apart(source.local_path)
+        """See `EngineAdapter.describe_model`. A GGUF file is converted first."""
+        _convert_if_gguf(request)
         return models.describe(request)
 
     def fetch_weights(self, request: ModelRequest) -> None:
         """See `EngineAdapter.fetch_weights`."""
+        _convert_if_gguf(request)
         models.weights_path(request)
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
@@ -161,8 +161,14 @@ def _compile_needs_static_cache(candidate: Candidate, facts: SpaceFacts) -> str 
     return f"generate() compiles the decode step only with a static cache, not with {candidate.cache}"
 
 
+def _convert_if_gguf(request: ModelRequest) -> None:
+    """Convert in a process of its own, so that neither the driver nor a measurement holds the weights a second time."""
+    source = models.parse_model_id(request.model_id)
+    if source.kind is models.SourceKind.GGUF and not is_converted(source.local_path):
+        _convert_apart(source.local_path)
+
+
 def _convert_apart(gguf: Path) -> None:
-    """Convert in a process of its own, so that the driver neither imports torch nor keeps the weights in memory."""
     command = [sys.executable, "-m", "kvray.engines.transformers.gguf", str(gguf)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,20 +28,44 @@ def converted_gguf(gguf: Path) -> Path:
     """
     from filelock import FileLock
 
-    target = cache_dir() / "gguf" / file_sha256(gguf)[:16]
-    if (target / "config.json").is_file():
+    target = _target(gguf)
+    if _is_complete(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not (target / "config.json").is_file():
-            _convert_gguf(gguf, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not _is_complete(target):
+                _convert_gguf(gguf, target)
+    except OSError as error:
+        raise ModelError(
+            f"GGUF file {str(gguf)!r} cannot be converted into {str(target.parent)!r}: {first_line(error).rstrip('.')}.",
+            hint="Set KVRAY_CACHE to a folder with room for the weights.",
+        ) from error
     return target
 
 
+def is_converted(gguf: Path) -> bool:
+    """Whether `converted_gguf` would return at once."""
+    return _is_complete(_target(gguf))
+
+
+def _target(gguf: Path) -> Path:
+    return cache_dir() / "gguf" / file_sha256(gguf)[:16]
+
+
+def _is_complete(target: Path) -> bool:
+    return (target / "config.json").is_file()
+
+
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Dequantise into a temporary folder beside `target`, then rename it: a half-made folder is never seen."""
+    """Dequantise into a temporary folder beside `target`, then rename it: a half-made folder is never seen.
+
+    The caller holds the lock, so what an interrupted conversion has left is nobody's and goes first.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -52,10 +77,8 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         model.save_pretrained(staging)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
         staging.rename(target)
-    except KvrayError:
-        raise
     except Exception as error:
-        raise ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error)}") from error
+        raise ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error).rstrip('.')}.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -63,18 +86,19 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, remembered in the cache folder by path, size and modification time."""
     stat = path.stat()
-    identity = f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     memo = cache_dir() / "hashes" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
-    if memo.is_file():
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):
             digest.update(block)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    partial = memo.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"path": str(path), "sha256": digest.hexdigest()}), encoding="utf-8")
-    partial.replace(memo)
+    with contextlib.suppress(OSError):  # the memo saves seconds; a cache that cannot be written costs no more than them
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        partial = memo.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({"path": str(path), "sha256": digest.hexdigest()}), encoding="utf-8")
+        partial.replace(memo)
     return digest.hexdigest()
 
 

@@ -1,24 +1,28 @@
 """Where a model's files are: hub id, local folder, `.gguf` file or `random:<folder or config.json>`.
 
-Resolves a user's words into a folder that `from_pretrained` reads. Downloads happen here and nowhere else.
+Resolves a user's words into a folder that `from_pretrained` reads; `hub` downloads, `gguf` converts.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvray.candidate import DType
 from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
 from kvray.errors import ModelError, first_line
 
 RANDOM_PREFIX = "random:"
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "*.py")
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 class SourceKind(enum.Enum):
@@ -61,8 +65,8 @@ def parse_model_id(model_id: str) -> ModelSource:
     """
     if model_id.startswith(RANDOM_PREFIX):
         return ModelSource(kind=SourceKind.RANDOM, model_id=model_id, path=_config_folder(model_id))
-    path = Path(model_id).expanduser()
-    if model_id.endswith(".gguf"):
+    path = _as_path(model_id)
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelError(f"GGUF file {model_id!r} does not exist.")
         return ModelSource(kind=SourceKind.GGUF, model_id=model_id, path=path.resolve())
@@ -78,8 +82,24 @@ def parse_model_id(model_id: str) -> ModelSource:
     return ModelSource(kind=SourceKind.HUB, model_id=model_id)
 
 
+def _as_path(text: str) -> Path:
+    """`text` as a path that can be asked whether it exists.
+
+    Raises:
+        ModelError: it cannot be a path here (an unknown user's home, too long, no right to look).
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"Model {text!r} cannot be looked up: {first_line(error).rstrip('.')}.") from error
+    return path
+
+
 def _config_folder(model_id: str) -> Path:
-    path = Path(model_id.removeprefix(RANDOM_PREFIX)).expanduser()
+    path = _as_path(model_id.removeprefix(RANDOM_PREFIX))
     folder = path.parent if path.name.endswith(".json") else path
     config = path if path.name.endswith(".json") else path / "config.json"
     if not config.is_file():
@@ -99,40 +119,81 @@ def config_path(request: ModelRequest) -> Path:
     """
     source = parse_model_id(request.model_id)
     if source.kind is SourceKind.HUB:
-        return _download(source.model_id, SMALL_FILES)
+        return hub.snapshot(source.model_id, SMALL_FILES)
     if source.kind is SourceKind.GGUF:
         return converted_gguf(source.local_path)
     return source.local_path
 
 
 def weights_path(request: ModelRequest) -> Path:
-    """The folder that `from_pretrained` loads from (for `random:`, the folder with the config).
+    """The folder that `from_pretrained` loads from (for `random:`, the folder with the config), fetched if need be.
 
     Raises:
-        ModelError: it cannot be had, or holds only pickled weights.
+        ModelError: it cannot be had, or lacks safetensors weights or a tokenizer.
     """
     source = parse_model_id(request.model_id)
+    folder = config_path(request)
     if source.kind is SourceKind.HUB:
-        folder = _download(source.model_id, (*SMALL_FILES, *WEIGHT_FILES))
-    else:
-        folder = config_path(request)
-    if source.kind is not SourceKind.RANDOM and not any(folder.glob("*.safetensors")):
+        # Exactly the files that `from_pretrained` reads: many repositories hold their weights twice.
+        folder = hub.snapshot(source.model_id, (*SMALL_FILES, *_weight_files(folder)))
+    if source.kind is not SourceKind.RANDOM:
+        _check_complete(request, folder)
+    return folder
+
+
+def fetched_path(request: ModelRequest) -> Path:
+    """`weights_path` without a word to the hub where everything is here already: for loading, which is timed."""
+    source = parse_model_id(request.model_id)
+    if source.kind is SourceKind.HUB:
+        folder = hub.cached_snapshot(source.model_id, SMALL_FILES)
+        if folder is not None and not _missing_weights(folder):
+            return folder
+    return weights_path(request)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` holds a tokenizer. Without one Transformers builds an empty tokenizer rather than complain."""
+    return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
+
+
+def _check_complete(request: ModelRequest, folder: Path) -> None:
+    if missing := _missing_weights(folder):
         raise ModelError(
-            f"Model {request.model_id!r} has no .safetensors weights; kvray loads no pickled ones.",
+            f"Model {request.model_id!r} has no {missing[0]}: kvray loads safetensors weights only, no pickled ones.",
             hint="Save it with save_pretrained, which writes safetensors.",
         )
-    return folder
+    if not has_tokenizer(folder):
+        raise ModelError(
+            f"Model {request.model_id!r} has no tokenizer.", hint="Put it beside the weights with save_pretrained."
+        )
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    return [name for name in _weight_files(folder) if not (folder / name).is_file()]
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files that `from_pretrained` reads from `folder`, by the index that lies there, if any."""
+    index = folder / WEIGHTS_INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return (WEIGHTS,)
+    try:
+        return tuple(sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error).rstrip('.')}.") from error
 
 
 def describe(request: ModelRequest) -> ModelInfo:
     """What the model's config says.
 
     Raises:
-        ModelError: the config is missing or cannot be read.
+        ModelError: the config is missing or cannot be read, or a local folder lacks weights or a tokenizer.
     """
     source = parse_model_id(request.model_id)
     folder = config_path(request)
     config = _read_config(request, folder)
+    if source.kind is SourceKind.FOLDER:
+        _check_complete(request, folder)
     text_config = config.get_text_config(decoder=True)
     architectures = getattr(config, "architectures", None) or [config.model_type]
     return ModelInfo(
@@ -147,16 +208,24 @@ def describe(request: ModelRequest) -> ModelInfo:
 
 def _read_config(request: ModelRequest, folder: Path) -> Any:
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+    except Exception as error:  # a config is outside input, and every architecture checks its own in its own way
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"Model {request.model_id!r} brings its own Python code.",
                 hint="If you trust its author, pass --trust-remote-code.",
             ) from error
-        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error).rstrip('.')}.") from error
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None):
+        raise ModelError(
+            f"Model {request.model_id!r} is of type {config.model_type!r}, which Transformers has no causal language "
+            "model for.",
+            hint="Give a decoder-only model, or update transformers.",
+        )
+    return config
 
 
 def _native_dtype(config: Any) -> DType:
@@ -170,38 +239,9 @@ def _revision(source: ModelSource, folder: Path) -> str:
         return folder.name
     if source.kind is SourceKind.GGUF:
         return f"sha256:{file_sha256(source.local_path)}"
-    return f"sha256:{hashlib.sha256((folder / 'config.json').read_bytes()).hexdigest()}"
-
-
-def _download(repo_id: str, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns)))
-    except HFValidationError as error:
-        raise ModelError(f"{repo_id!r} is not a valid hub id.", hint="Use the form org/name.") from error
-    except GatedRepoError as error:
-        raise ModelError(
-            f"Model {repo_id!r} is gated: the hub wants you to accept its terms first.",
-            hint="Accept them on the model's page and log in with `hf auth login`.",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"Model {repo_id!r} does not exist on the hub, or is private.",
-            hint="Check the spelling, or log in with `hf auth login`.",
-        ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise ModelError(
-            f"Model {repo_id!r} is not in the local hub cache and the hub cannot be reached (offline?).",
-            hint="Download it where there is a network, or give a local folder.",
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"Model {repo_id!r} cannot be downloaded: {first_line(error)}") from error
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    if source.kind is SourceKind.FOLDER:
+        # Fine-tuned models share their config: only the weights tell them apart.
+        for name in _weight_files(folder):
+            digest.update(file_sha256(folder / name).encode())
+    return f"sha256:{digest.hexdigest()}"

@@ -52,7 +52,7 @@ def test_the_plan_carries_the_decision_and_what_it_rests_on() -> None:
 
 def test_remote_code_is_trusted_only_if_the_sweep_did() -> None:
     assert not make_plan().trust_remote_code
-    assert make_plan(arguments=("org/model", "--trust-remote-code")).trust_remote_code
+    assert make_plan(trust_remote_code=True).trust_remote_code
 
 
 def test_without_a_winner_there_is_no_plan() -> None:

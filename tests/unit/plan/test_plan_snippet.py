@@ -71,7 +71,7 @@ def run(source: str) -> Any:
 
 
 def test_the_engine_renders_the_winner_for_the_largest_cell() -> None:
-    source = render_snippet(make_plan(arguments=("--trust-remote-code",)))
+    source = render_snippet(make_plan(trust_remote_code=True))
 
     assert run(source) == ("org/model", make_candidate(1).candidate_id, (2048, 32, 1), True)
 

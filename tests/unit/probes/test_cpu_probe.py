@@ -12,6 +12,8 @@ import pytest
 
 from kvray.probes import cpu
 
+pytestmark = pytest.mark.spawns
+
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 
 

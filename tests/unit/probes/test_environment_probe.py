@@ -12,6 +12,8 @@ from kvray.candidate import DeviceType
 from kvray.probes.cpu import available_cpus, cpu_name
 from kvray.probes.environment import capture_environment, kvray_version
 
+pytestmark = pytest.mark.spawns
+
 
 def test_a_cpu_s_environment_names_it_and_has_no_driver() -> None:
     environment = capture_environment(DeviceType.CPU)

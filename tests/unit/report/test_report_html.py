@@ -14,6 +14,8 @@ from kvray.report.cells import CellValue
 from kvray.report.html import breakable, content_security_policy, heat, render_html
 from kvray.report.info import ReportInfo
 
+pytestmark = pytest.mark.spawns
+
 EVIL = "<script>alert(1)</script>"
 CHROMIUM = shutil.which("chromium")
 

@@ -25,6 +25,8 @@ from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.parquet import ResultsStore
 
+pytestmark = pytest.mark.spawns
+
 OLD_RESULTS = Path(__file__).parents[2] / "assets" / "results_v1"
 RUN_ID = "20260101-120000-abcd"
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.UTC)

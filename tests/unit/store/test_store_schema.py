@@ -19,7 +19,9 @@ from kvray.store.schema import RUNS_SCHEMA, TRIALS_SCHEMA, VERSION_KEY, SchemaEr
 
 floats = st.floats(allow_nan=False)
 counts = st.integers(0, 2**62)
-instants = st.datetimes(timezones=st.sampled_from([dt.UTC, dt.timezone(dt.timedelta(hours=5, minutes=30))]))
+instants = st.datetimes(
+    dt.datetime(1970, 1, 2), timezones=st.sampled_from([dt.UTC, dt.timezone(dt.timedelta(hours=5, minutes=30))])
+)
 params = st.dictionaries(st.text(min_size=1), st.booleans() | counts | floats | st.text()).map(
     lambda values: tuple(sorted(values.items()))
 )

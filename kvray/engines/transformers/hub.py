@@ -1,0 +1,98 @@
+"""The Hugging Face hub: a repository's files on this disk, or one clear error within seconds.
+
+Downloads happen here and nowhere else. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they always do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvray.errors import ModelError, first_line
+
+ANSWER_TIMEOUT_S = 10.0
+"""For the hub's first answer. The hub's client sets no limit of its own there, so a silent hub would hang a sweep."""
+
+
+def snapshot(repo_id: str, patterns: Iterable[str]) -> Path:
+    """The folder with the newest files of `repo_id` that match `patterns`: downloaded, or as cached where the hub
+    refuses, fails or cannot be reached. Its name is the commit.
+
+    Raises:
+        ModelError: they are neither on the hub nor cached; says why and what to do.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+    wanted = list(patterns)
+    try:
+        HfApi().model_info(repo_id, timeout=ANSWER_TIMEOUT_S)
+    except (HTTPError, OSError, ValueError) as error:
+        found = cached_snapshot(repo_id, wanted)
+        if found is None:
+            raise _explained(repo_id, error) from error
+        return found
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:
+        raise _explained(repo_id, error.__cause__ or error) from error
+    except (HTTPError, OSError, ValueError) as error:
+        raise _explained(repo_id, error) from error
+
+
+def cached_snapshot(repo_id: str, patterns: Iterable[str]) -> Path | None:
+    """The cached folder of `repo_id`, without asking the hub; `None` where there is none or it is known to lack files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _explained(repo_id: str, error: BaseException) -> ModelError:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    match error:
+        case HFValidationError():
+            return ModelError(f"{repo_id!r} is not a valid hub id.", hint="Use the form org/name.")
+        case GatedRepoError():
+            return ModelError(
+                f"Model {repo_id!r} is gated: the hub wants you to accept its terms first.",
+                hint="Accept them on the model's page and log in with `hf auth login`.",
+            )
+        case RepositoryNotFoundError():
+            return ModelError(
+                f"Model {repo_id!r} does not exist on the hub, or is private.",
+                hint="Check the spelling, or log in with `hf auth login`.",
+            )
+        case OfflineModeIsEnabled():
+            return ModelError(
+                f"Model {repo_id!r} is not in the local hub cache, and HF_HUB_OFFLINE forbids to download it.",
+                hint="Unset HF_HUB_OFFLINE, or give a local folder.",
+            )
+        case HfHubHTTPError() if error.response.status_code in (401, 403):
+            return ModelError(
+                f"The hub refuses model {repo_id!r}: {first_line(error).rstrip('.')}.", hint="Log in with `hf auth login`."
+            )
+        case HfHubHTTPError():
+            return ModelError(
+                f"Model {repo_id!r} is not in the local hub cache, and the hub fails: {first_line(error).rstrip('.')}.",
+                hint="Try again later, or give a local folder.",
+            )
+        case ValueError():
+            return ModelError(
+                f"Model {repo_id!r} cannot be looked up: what answers is not a hub ({first_line(error)}).",
+                hint="Check HF_ENDPOINT, and whether a proxy or a login page stands between.",
+            )
+    return ModelError(
+        f"Model {repo_id!r} is not in the local hub cache and cannot be downloaded: {first_line(error).rstrip('.')}.",
+        hint="Check the network and the free disk space, or give a local folder.",
+    )

@@ -1,0 +1,44 @@
+"""The examples of the Python API, run as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("api") / "results"
+
+
+@pytest.fixture(scope="module")
+def tuned(results: Path, demo_model: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / "tune_api.py"), str(demo_model), str(results)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=280)
+
+
+def test_the_api_example_prints_a_ranking_and_a_program(tuned: subprocess.CompletedProcess[str]) -> None:
+    first = tuned.stdout.splitlines()[0]
+    assert first.startswith(" 1  ")
+    assert "tok/s" in first
+    program = tuned.stdout[tuned.stdout.index("#") :]
+    compile(program, "snippet", "exec")
+
+
+def test_the_api_says_nothing_on_its_own(tuned: subprocess.CompletedProcess[str]) -> None:
+    assert tuned.stderr == ""
+
+
+def test_the_plan_example_answers_sensibly(
+    tuned: subprocess.CompletedProcess[str], results: Path, environment: dict[str, str]
+) -> None:
+    (plan,) = results.glob("reports/*/best_plan.json")
+    command = [sys.executable, str(EXAMPLES / "use_plan.py"), str(plan), "The capital of France is"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=200)
+    assert "Paris" in done.stdout
+    assert "answered by " in done.stderr
