@@ -107,7 +107,7 @@ def test_plotly_is_inside_once_and_only_with_charts(realistic: ReportInfo) -> No
 
 def test_names_may_break_where_a_reader_would_break_them() -> None:
     assert breakable("static/sdpa_math+compile:x<") == "static/<wbr>sdpa_<wbr>math<wbr>+compile:<wbr>x&lt;"
-    assert breakable("12 % at 1,200: fine") == "12 % at 1,200: fine"
+    assert breakable("12 % at 1,200: fine, +3 % tok/s") == "12 % at 1,200: fine, +3 % tok/s"
 
 
 def test_a_tint_grows_with_the_difference_in_either_direction() -> None:
