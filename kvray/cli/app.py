@@ -72,6 +72,7 @@ def kvray(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
+    _show_warnings()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,7 +93,7 @@ def run(arguments: list[str], *, verbose: bool) -> int:
     except typer.Exit as end:
         return int(end.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("Interrupted before anything was measured.", 130, verbose=verbose)
+        return _fail("Interrupted.", 130, verbose=verbose)
     except BrokenPipeError:
         return _reader_gone()
     except _UsageProblem as error:
@@ -109,7 +110,11 @@ def run(arguments: list[str], *, verbose: bool) -> int:
 
 def _usage_message(error: Any, arguments: Sequence[str]) -> str:
     """What is wrong with the line, and where to read on: `No such option: --contxt. See kvray tune --help.`"""
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = error.format_message().rstrip(".")
+    problems: Any = getattr(error.__cause__, "errors", list)()
+    if problems:
+        # typer from 0.26 on has pydantic convert values, and its messages do not repeat the value.
+        message += f" (got {problems[0]['input']!r})"
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     return f"{message}. See kvray {f'{command} ' if command in COMMANDS else ''}--help."
 
@@ -123,5 +128,19 @@ def _reader_gone() -> int:
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:
     if verbose:
         traceback.print_exc()
-    typer.echo(f"kvray: {text}", err=True)
+    typer.echo(f"kvray: {' '.join(text.split())}", err=True)
     return exit_code
+
+
+def _show_warnings() -> None:
+    """Show what kvray's own modules warn about, one line each, on stderr."""
+    import logging
+
+    class Warnings(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # `echo` looks stderr up anew each time: the live view replaces it while it is on the screen.
+            typer.echo(f"kvray: warning: {' '.join(record.getMessage().split())}", err=True)
+
+    logger = logging.getLogger("kvray")
+    logger.handlers = [Warnings(logging.WARNING)]
+    logger.propagate = False

@@ -29,9 +29,11 @@ def apply(
         try:
             out.write_text(snippet, encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"Cannot write {str(out)!r}: {error.strerror}.") from error
+            raise OutputError(
+                f"Cannot write {str(out)!r}: {error.strerror}.", hint="Name a file in a folder that exists."
+            ) from error
     if print_snippet:
-        typer.echo(snippet)
+        typer.echo(snippet, nl=False)
         return
     console = Console()
     console.print(Text(f"model    {loaded.model_id}"), soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from kvray.errors import InvalidValueError
 from kvray.report.compare import compare_info, render_comparison
 from kvray.report.info import ReportInfo, report_info
 from kvray.search import read_result
@@ -26,6 +27,8 @@ def compare(
 
 def _read(place: str) -> ReportInfo:
     folder, _, run = place.partition("#")
+    if not folder:
+        raise InvalidValueError(f"{place!r} names no results folder.", hint="Write FOLDER or FOLDER#RUN_ID.")
     store = ResultsStore(folder)
     result = read_result(store, run or store.latest_run_id())
     return report_info(result.manifest, result.results, result.analysis)

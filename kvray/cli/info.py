@@ -25,9 +25,11 @@ def info(
     console = Console()
     facts = detect_device(None if device is None else DeviceType.parse(device))
     environment = capture_environment(facts.device)
+    missing = facts.device is DeviceType.CUDA and facts.gpu_count == 0
+    name = "no GPU here; what follows holds for one of Ampere or later" if missing else facts.device_name
     rows = {
         "kvray": environment.kvray_version,
-        "device": f"{facts.device_name} ({facts.device})" + (f" ×{facts.gpu_count}" if facts.gpu_count > 1 else ""),
+        "device": f"{name} ({facts.device})" + (f" ×{facts.gpu_count}" if facts.gpu_count > 1 else ""),
         "driver": environment.driver_version,
         "torch": environment.torch_version,
         "transformers": environment.transformers_version,

@@ -6,6 +6,7 @@ import json
 
 import typer
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,11 +29,7 @@ def print_preview(preview: Preview, *, as_json: bool) -> None:
     )
     _print_candidates(console, preview)
     if space.rejected:
-        _print_pairs(
-            console,
-            f"Rejected ({len(space.rejected)})",
-            [(one.candidate.label, one.reason) for one in space.rejected],
-        )
+        _print_rejected(console, preview)
     if preview.left_out:
         _print_pairs(
             console,
@@ -48,6 +45,16 @@ def _print_candidates(console: Console, preview: Preview) -> None:
     for candidate in space.candidates:
         mark = "  baseline" if candidate == space.baseline else ""
         console.print(Text(f"  {candidate.candidate_id}  {candidate.label}{mark}"), soft_wrap=True)
+
+
+def _print_rejected(console: Console, preview: Preview) -> None:
+    """Each reason once, above those whom it concerns."""
+    rejected = preview.space.rejected
+    console.print(Text(f"\nRejected ({len(rejected)})", style="bold"))
+    for reason in dict.fromkeys(one.reason for one in rejected):
+        labels = [one.candidate.label for one in rejected if one.reason == reason]
+        console.print(Padding(Text(reason), (0, 0, 0, 2), expand=False))
+        console.print(Padding(Text(", ".join(labels), style="dim"), (0, 0, 0, 4), expand=False))
 
 
 def _print_pairs(console: Console, title: str, pairs: list[tuple[str, str]]) -> None:

@@ -22,8 +22,9 @@ def profiles(
         typer.echo(get_profile(name).model_dump_json(indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for heading in ("profile", "contexts", "outputs", "runs", "TTFT/tok/s/memory %", "for"):
-        table.add_column(heading)
+    for heading in ("profile", "contexts", "outputs", "runs", "weights*"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("for")
     for known in list_profiles():
         profile = get_profile(known)
         weights = (profile.weight_ttft, profile.weight_throughput, profile.weight_memory)
@@ -35,4 +36,6 @@ def profiles(
             "/".join(f"{weight * 100:.0f}" for weight in weights),
             profile.description,
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print("* of TTFT, throughput and memory in the score, in per cent", style="dim")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,7 @@ from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
 from kvray.preview import Preview
 from kvray.record import Role, TrialResult, TrialStatus
+from kvray.report.formats import clean_line, gain, plural, quantity
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.recording import rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
@@ -60,9 +61,10 @@ class SweepState:
         )
 
     def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> Standing:
-        """A trial completed a rung, or ended."""
+        """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
         record = result.record
-        standing = self.standings[record.trial_id]
+        unknown = Standing(label=record.candidate.label, state="running", is_baseline=record.role is Role.BASELINE)
+        standing = self.standings.setdefault(record.trial_id, unknown)
         standing.rung = record.rung
         standing.metrics = rung_metrics(result.runs, record.rung)
         if standing.metrics is not None:
@@ -78,18 +80,22 @@ class SweepState:
         return max(complete, key=lambda one: one.utility or 0.0, default=None)
 
     def best_line(self) -> str:
-        """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26 tok/s · over the baseline: first token +98%, …`."""
+        """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
         best = self.best()
-        if best is None or best.metrics is None:
-            return "best: none yet"
-        text = f"best: {best.label} · TTFT {best.metrics.ttft_ms:,.0f} ms · {best.metrics.decode_tok_s:,.1f} tok/s"
+        return f"best: {'none yet' if best is None else _figures(best)}"
+
+    def gain_line(self) -> str | None:
+        """E.g. `over the baseline: first token +98 %, tok/s +12 %`; `None` while there is nothing to compare."""
+        best = self.best()
         baseline = next((one for one in self.standings.values() if one.is_baseline), None)
+        if best is None or best.metrics is None:
+            return None
         if baseline is best:
-            return text + " · this is the baseline"
+            return "this is the baseline"
         if baseline is None or baseline.metrics is None or baseline.rung != LAST_RUNG:
-            return text
-        gain = gain_over(baseline.metrics, best.metrics)
-        return text + f" · over the baseline: first token {gain.ttft:+.0%}, tok/s {gain.throughput:+.0%}"
+            return None
+        over = gain_over(baseline.metrics, best.metrics)
+        return f"over the baseline: first token {gain(over.ttft)}, tok/s {gain(over.throughput)}"
 
     def time_line(self) -> str:
         """Trials done, time passed, and how long the rest takes at the pace so far."""
@@ -107,12 +113,14 @@ class LineProgress:
         self._console = console
         self._state = SweepState()
         self._preview: Preview | None = None
+        self.run_id: str | None = None
 
     def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
         """See `SearchObserver`."""
         self._preview = preview
+        self.run_id = manifest.run_id
         self._state.start(preview, len(todo))
-        self._print(f"sweep {manifest.run_id}: {self._state.title} · {len(todo)} trials")
+        self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(len(todo), 'trial')}")
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -126,9 +134,10 @@ class LineProgress:
     def trial_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
         standing = self._update(result, ended=True)
-        why = f" · {result.record.message}" if result.record.message else ""
+        why = f" · {clean_line(result.record.message)}" if result.record.message else ""
         self._print(f"{standing.state:<7} {_figures(standing)}{why}")
-        self._print(f"        {self._state.time_line()} · {self._state.best_line()}")
+        parts = (self._state.time_line(), self._state.best_line(), self._state.gain_line())
+        self._print(f"        {' · '.join(part for part in parts if part)}")
 
     def _update(self, result: TrialResult, *, ended: bool) -> Standing:
         if self._preview is None:
@@ -145,6 +154,7 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._state = SweepState()
         self._preview: Preview | None = None
+        self.run_id: str | None = None
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveProgress:
@@ -155,8 +165,8 @@ class LiveProgress:
 
     def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
         """See `SearchObserver`."""
-        del manifest
         self._preview = preview
+        self.run_id = manifest.run_id
         self._state.start(preview, len(todo))
         self._live.start()
 
@@ -184,26 +194,36 @@ def render_state(state: SweepState) -> RenderableType:
     """The live view: title, the latest trials, the best so far, time."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "candidate", "rung", "TTFT ms", "tok/s", "peak MiB"):
-        table.add_column(heading, justify="left" if heading in ("", "candidate") else "right", no_wrap=True)
+        # Only the candidate gives way where the terminal is narrow; its cells are shortened, not wrapped.
+        justify: JustifyMethod = "left" if heading in ("", "candidate") else "right"
+        table.add_column(heading, justify=justify, no_wrap=heading != "candidate")
     best = state.best()
     for standing in list(state.standings.values())[-SHOWN_TRIALS:]:
         metrics = standing.metrics
         table.add_row(
             Text(standing.state, style=_style(standing.state)),
-            Text(standing.label, style="bold green" if standing is best else ""),
+            Text(standing.label, "bold green" if standing is best else "", no_wrap=True, overflow="ellipsis"),
             "" if standing.rung is None else f"{standing.rung}/{LAST_RUNG}",
-            "" if metrics is None else f"{metrics.ttft_ms:,.0f}",
-            "" if metrics is None else f"{metrics.decode_tok_s:,.1f}",
-            "" if metrics is None or metrics.peak_mib is None else f"{metrics.peak_mib:,.0f}",
+            "" if metrics is None else quantity(metrics.ttft_ms),
+            "" if metrics is None else quantity(metrics.decode_tok_s),
+            "" if metrics is None else quantity(metrics.peak_mib),
         )
-    return Group(Text(state.title, style="bold"), table, Text(state.best_line()), Text(state.time_line(), style="dim"))
+    lines: list[RenderableType] = [
+        Text(state.title, style="bold", no_wrap=True, overflow="ellipsis"),
+        table,
+        Text(state.best_line()),
+    ]
+    gain_line = state.gain_line()
+    if gain_line is not None:
+        lines.append(Text(f"      {gain_line}"))
+    return Group(*lines, Text(state.time_line(), style="dim"))
 
 
 def _figures(standing: Standing) -> str:
     metrics = standing.metrics
     if metrics is None:
         return standing.label
-    return f"{standing.label} · TTFT {metrics.ttft_ms:,.1f} ms · {metrics.decode_tok_s:,.1f} tok/s"
+    return f"{standing.label} · TTFT {quantity(metrics.ttft_ms)} ms · {quantity(metrics.decode_tok_s)} tok/s"
 
 
 def _style(state: str) -> str:

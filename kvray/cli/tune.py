@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -14,12 +13,18 @@ import typer
 from rich.console import Console
 
 from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.output import print_report, summary
 from kvray.cli.parsing import parse_choices, parse_integers
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import TuneConfig
-from kvray.search import SearchObserver, TuningSearch
+from kvray.engines.base import EngineAdapter
+from kvray.engines.registry import get_engine
+from kvray.errors import SweepInterruptedError
+from kvray.preview import check_request
+from kvray.search import TuningSearch
+from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile, get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
@@ -105,21 +110,39 @@ def tune(
         resume=resume,
         seed=seed,
     )
-    _log_warnings()
+    adapter = get_engine(config.engine)
+    check_request(config, adapter)
     if dry_run:
-        print_preview(TuningSearch(config=config).preview(), as_json=as_json)
+        print_preview(TuningSearch(config=config, adapter=adapter).preview(), as_json=as_json)
         return
-    _tune(config, as_json=as_json)
+    if config.resume is not None:
+        ResultsStore(config.output_dir).read_manifest(config.resume)  # before Ray starts: is there such a sweep?
+    _tune(config, adapter, as_json=as_json)
 
 
-def _tune(config: TuneConfig, *, as_json: bool) -> None:
+def _tune(config: TuneConfig, adapter: EngineAdapter, *, as_json: bool) -> None:
     started = time.monotonic()
-    with _progress() as observer:
-        result = TuningSearch(config=config, observer=observer, arguments=_typed_arguments()).run()
+    with _progress() as progress, patient_interrupts(lambda: str(_interrupted(config, progress))):
+        search = TuningSearch(config=config, adapter=adapter, observer=progress, arguments=_typed_arguments())
+        try:
+            result = search.run()
+        except KeyboardInterrupt:
+            raise _interrupted(config, progress) from None
     if as_json:
         typer.echo(json.dumps(summary(result, wall_s=time.monotonic() - started), indent=2))
     else:
         print_report(result)
+
+
+def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> SweepInterruptedError:
+    """For an interruption outside the trials, where `TuningSearch` does not know better."""
+    run_id = progress.run_id or config.resume
+    if run_id is None:
+        return SweepInterruptedError("Interrupted before anything was measured.")
+    return SweepInterruptedError(
+        f"Interrupted; what was measured is kept in {config.output_dir}.",
+        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
+    )
 
 
 def _workload(
@@ -135,7 +158,7 @@ def _workload(
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[SearchObserver]:
+def _progress() -> Iterator[LineProgress | LiveProgress]:
     console = Console(stderr=True)
     if console.is_terminal:
         with LiveProgress(console) as live:
@@ -148,13 +171,3 @@ def _typed_arguments() -> tuple[str, ...]:
     """What follows `kvray tune` on the command line."""
     arguments = sys.argv[1:]
     return tuple(arguments[arguments.index("tune") + 1 :]) if "tune" in arguments else ()
-
-
-def _log_warnings() -> None:
-    """Show what kvray's own modules warn about, one line each, on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("kvray: warning: %(message)s"))
-    logger = logging.getLogger("kvray")
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False

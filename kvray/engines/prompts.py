@@ -14,7 +14,7 @@ ROW_STRIDE = 97
 
 
 def prompt_text() -> str:
-    """The whole text, about 7,500 characters."""
+    """The whole text, about 6,400 characters."""
     return files("kvray.engines").joinpath("prompt_text.txt").read_text(encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, OutOfMe
 from kvray.engines.registry import get_engine
 from kvray.plan.plan import Fingerprint, Plan, load_plan_file
 from kvray.probes.environment import capture_environment
-from kvray.probes.gpu import list_gpus, used_memory_mib
+from kvray.probes.gpu import used_memory_mib, visible_gpus
 
 T = TypeVar("T")
 
@@ -116,6 +117,6 @@ def _differences(fingerprint: Fingerprint, device: DeviceType) -> list[str]:
 
 def _free_vram_mib() -> float | None:
     """Free memory of the first visible GPU, before the model is loaded; `None` where NVML cannot tell."""
-    gpu = next(iter(list_gpus()), None)
+    gpu = next(iter(visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))), None)
     used = None if gpu is None else used_memory_mib(gpu)
     return None if gpu is None or used is None else gpu.memory_total_mib - used

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ _QUIET: Mapping[str, str] = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+_KNOCK_S = 10.0
+"""Seconds in which a cluster must accept a connection."""
 
 
 class RaySession:
@@ -87,11 +91,23 @@ class RaySession:
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address:
+            _check_reachable(self._address)
             ray.init(address=self._address, **quiet)
         else:
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
             ray.init(address="local", include_dashboard=False, _system_config={"worker_niceness": 0}, **quiet)
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at `host:port` first: of a host that does not answer, Ray 2.60 despairs after minutes, talking to stderr.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 @contextmanager

@@ -96,6 +96,7 @@ class TransformersAdapter(EngineAdapter):
             "TRITON_CACHE_DIR": str(compiled / "triton"),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "KINETO_LOG_LEVEL": "99",
         }
 
     def rules(self) -> Sequence[Rule]:

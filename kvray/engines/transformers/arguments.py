@@ -22,6 +22,8 @@ _FORCED_KERNEL = {
     AttentionBackend.SDPA_MATH: "MATH",
     AttentionBackend.SDPA_CUDNN: "CUDNN_ATTENTION",
 }
+RANDOM_WEIGHTS_SEED = 2
+"""So that a `random:` model has the same weights in every process."""
 _CACHE_CLASS = {CacheStrategy.DYNAMIC: "DynamicCache", CacheStrategy.STATIC: "StaticCache"}
 
 
@@ -44,6 +46,22 @@ class CallArguments:
     cache_class: str
     static_cache: bool
     compile_mode: str | None
+
+    @property
+    def generate_options(self) -> dict[str, bool | int | None]:
+        """Given to every `generate`, against what the checkpoint's generation config may say: one greedy sequence
+        through the cache object that is passed.
+
+        `use_cache=False` would leave that object empty with no more than a warning, and a `cache_implementation`
+        beside it is an error. Whatever else the checkpoint asks for holds, such as its `repetition_penalty`.
+        """
+        return {
+            "do_sample": False,
+            "num_beams": 1,
+            "use_cache": True,
+            "cache_implementation": None,
+            "disable_compile": self.compile_mode is None,
+        }
 
 
 def call_arguments(candidate: Candidate) -> CallArguments:

@@ -25,6 +25,11 @@ def cache_bytes(cache: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
 
 
+def tokens_held(cache: Any) -> int:
+    """Tokens of each sequence in the cache, at most the window of a sliding layer."""
+    return int(cache.get_seq_length())
+
+
 def cache_layers(cache: Any) -> str:
     """Classes of the layers with their counts, e.g. `StaticLayer×30`."""
     counts = Counter(type(layer).__name__ for layer in cache.layers)

@@ -38,7 +38,7 @@ def converted_gguf(gguf: Path) -> Path:
                 _convert_gguf(gguf, target)
     except OSError as error:
         raise ModelError(
-            f"GGUF file {str(gguf)!r} cannot be converted into {str(target.parent)!r}: {first_line(error).rstrip('.')}.",
+            f"GGUF file {str(gguf)!r} cannot be converted into {str(target.parent)!r} ({first_line(error)}).",
             hint="Set KVRAY_CACHE to a folder with room for the weights.",
         ) from error
     return target
@@ -78,7 +78,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
         staging.rename(target)
     except Exception as error:
-        raise ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error).rstrip('.')}.") from error
+        raise ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error)}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

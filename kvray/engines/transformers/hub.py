@@ -1,6 +1,6 @@
 """The Hugging Face hub: a repository's files on this disk, or one clear error within seconds.
 
-Downloads happen here and nowhere else. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they always do.
+Downloads happen here and nowhere else. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE` mean what they always do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def snapshot(repo_id: str, patterns: Iterable[str]) -> Path:
 
 
 def cached_snapshot(repo_id: str, patterns: Iterable[str]) -> Path | None:
-    """The cached folder of `repo_id`, without asking the hub; `None` where there is none or it is known to lack files."""
+    """The cached folder of `repo_id`, the hub not being asked; `None`: there is none, or it is known to lack files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -80,11 +80,12 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
             )
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return ModelError(
-                f"The hub refuses model {repo_id!r}: {first_line(error).rstrip('.')}.", hint="Log in with `hf auth login`."
+                f"The hub refuses model {repo_id!r} ({first_line(error)}).",
+                hint="Log in with `hf auth login`.",
             )
         case HfHubHTTPError():
             return ModelError(
-                f"Model {repo_id!r} is not in the local hub cache, and the hub fails: {first_line(error).rstrip('.')}.",
+                f"Model {repo_id!r} is not in the local hub cache, and the hub fails ({first_line(error)}).",
                 hint="Try again later, or give a local folder.",
             )
         case ValueError():
@@ -92,7 +93,12 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
                 f"Model {repo_id!r} cannot be looked up: what answers is not a hub ({first_line(error)}).",
                 hint="Check HF_ENDPOINT, and whether a proxy or a login page stands between.",
             )
+        case OSError() if not isinstance(error, ConnectionError):
+            return ModelError(
+                f"Model {repo_id!r} cannot be stored ({first_line(error)}).",
+                hint="Make room, or set HF_HOME to a folder with more.",
+            )
     return ModelError(
-        f"Model {repo_id!r} is not in the local hub cache and cannot be downloaded: {first_line(error).rstrip('.')}.",
-        hint="Check the network and the free disk space, or give a local folder.",
+        f"Model {repo_id!r} is not in the local hub cache and the hub cannot be reached ({first_line(error)}).",
+        hint="Download it where there is a network, or give a local folder.",
     )

@@ -12,28 +12,28 @@ import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, CompileConfig, GenerationConfig
+from transformers import CompileConfig, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed, OutOfMemoryError, UnsupportedError
 from kvray.engines.prompts import prompt_text, tile_tokens
 from kvray.engines.transformers import models
-from kvray.engines.transformers.arguments import CallArguments, call_arguments
+from kvray.engines.transformers.arguments import cache_length, call_arguments
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
-from kvray.engines.transformers.observed import OBSERVED_TOKENS, observe
+from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
+from kvray.engines.transformers.observed import OBSERVED_TOKENS, forget_compiled_graphs, observe
 from kvray.errors import KvrayError, first_line
 from kvray.probes.cpu import PeakRss
 from kvray.workload import Cell
 
 _MIB = 1024 * 1024
 _RANDOM_PROMPT_SEED = 1
-_RANDOM_WEIGHTS_SEED = 2
+_TEXT_CACHE_STEP = 256
 
 
 class StampingStreamer(BaseStreamer):
@@ -51,25 +51,32 @@ class StampingStreamer(BaseStreamer):
 
 
 class TransformersModel(LoadedModel):
-    """See `LoadedModel`. Raises what the contract says, with the library's own words inside."""
+    """See `LoadedModel`. Raises what the contract says, with the library's own words inside.
+
+    Of the checkpoint's generation config, what shapes the choice of a token is honoured (`repetition_penalty`,
+    `no_repeat_ngram_size`, `suppress_tokens`, …): a user's own `generate` does that work at every token too. Set aside
+    are sampling (generation is greedy, so that equal weights give equal tokens), beams, a cache of the checkpoint's
+    choice, and, while measuring, everything that ends a sequence early or late.
+    """
 
     def __init__(self, request: ModelRequest, candidate: Candidate, device: DeviceType) -> None:
         self._candidate = candidate
         self._device = torch.device(device.value)
         self._arguments = call_arguments(candidate)
         self._rss = PeakRss()
+        forget_compiled_graphs()
         with _translated_errors():
-            folder = models.weights_path(request)
-            self._model = _load(request, folder, self._arguments, self._device)
-            self._tokenizer = _load_tokenizer(request, folder)
+            folder = models.fetched_path(request)
+            self._model = load_model(request, folder, self._arguments, self._device)
+            self._tokenizer = load_tokenizer(request, folder)
         self._model.eval()
-        # EOS would end a generation early; without it exactly the asked-for tokens come, at no cost per token.
         self._eos_token_id = self._model.generation_config.eos_token_id
-        self._model.generation_config.eos_token_id = None
+        self._model.generation_config = measured_settings(self._model.generation_config, self._arguments)
         self._generation_configs: dict[int, GenerationConfig] = {}
         self._cell: Cell | None = None
         self._prompt: torch.Tensor | None = None
         self._cache: Any = None
+        self._text_cache: tuple[int, Any] | None = None
 
     def prepare(self, cell: Cell) -> None:
         """See `LoadedModel.prepare`."""
@@ -102,6 +109,7 @@ class TransformersModel(LoadedModel):
                 asked=self._candidate.attention,
                 arguments=self._arguments,
                 cache_of=lambda: self._cache,
+                attn_implementation=str(self._text_config._attn_implementation),
             )
 
     def kv_cache_bytes(self) -> int | None:
@@ -123,23 +131,23 @@ class TransformersModel(LoadedModel):
 
     def count_tokens(self, text: str) -> int:
         """See `LoadedModel.count_tokens`."""
-        return len(self._text_tokenizer(text)["input_ids"])
+        return len(self._text_tokenizer(text, verbose=False)["input_ids"])
 
     def complete(self, text: str, max_new_tokens: int) -> str:
-        """See `LoadedModel.complete`. Greedy, like what was measured."""
+        """See `LoadedModel.complete`. Greedy, like what was measured; of all that may end a text only EOS does."""
         inputs = self._text_tokenizer(text, return_tensors="pt").to(self._device)
         prompt_tokens = inputs["input_ids"].shape[1]
         cell = Cell(prompt_tokens, max_new_tokens, 1)
         config = copy.deepcopy(self._generation_config(max_new_tokens))
         config.eos_token_id = self._eos_token_id
         with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
-            cache = make_cache(self._arguments, self._text_config, cell)
+            cache = self._cache_for_text(cell)
             sequences = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
         return str(self._text_tokenizer.decode(sequences[0, prompt_tokens:], skip_special_tokens=True))
 
     def close(self) -> None:
         """See `LoadedModel.close`."""
-        self._cache = self._prompt = None
+        self._cache = self._prompt = self._text_cache = None
         self._model = None
         self._release_memory()
 
@@ -157,14 +165,11 @@ class TransformersModel(LoadedModel):
         return sequences
 
     def _generation_config(self, output_tokens: int) -> GenerationConfig:
-        """The model's own settings, greedy, for exactly `output_tokens`; made once per length, outside timed calls."""
+        """The settings for exactly `output_tokens`; made once per length, outside timed calls."""
         if output_tokens in self._generation_configs:
             return self._generation_configs[output_tokens]
         config = copy.deepcopy(self._model.generation_config)
-        config.update(
-            do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=output_tokens, max_length=None
-        )
-        config.disable_compile = self._arguments.compile_mode is None
+        config.max_new_tokens = output_tokens
         if self._arguments.compile_mode is not None:
             config.compile_config = CompileConfig(mode=self._arguments.compile_mode, fullgraph=False)
             # `generate` compiles on accelerators only, unless this private switch is set.
@@ -178,6 +183,18 @@ class TransformersModel(LoadedModel):
         else:
             self._cache = make_cache(self._arguments, self._text_config, self._prepared_cell)
 
+    def _cache_for_text(self, cell: Cell) -> Any:
+        """A cache of exactly the cell's size. Compiled code is made for a size, so with it the largest one is kept."""
+        if self._arguments.compile_mode is None or not self._arguments.static_cache:
+            return make_cache(self._arguments, self._text_config, cell)
+        tokens = -(-cache_length(cell) // _TEXT_CACHE_STEP) * _TEXT_CACHE_STEP
+        if self._text_cache is None or self._text_cache[0] < tokens:
+            rounded = cell._replace(context_tokens=tokens - cell.output_tokens)
+            self._text_cache = (tokens, make_cache(self._arguments, self._text_config, rounded))
+        cache = self._text_cache[1]
+        cache.reset()
+        return cache
+
     def _prompt_rows(self, cell: Cell) -> list[list[int]]:
         if self._tokenizer is None:
             generator = torch.Generator().manual_seed(_RANDOM_PROMPT_SEED)
@@ -185,7 +202,8 @@ class TransformersModel(LoadedModel):
             shape = (cell.batch_size, cell.context_tokens)
             rows: list[list[int]] = torch.randint(0, vocabulary, shape, generator=generator).tolist()
             return rows
-        ids = list(self._tokenizer(prompt_text(), add_special_tokens=False)["input_ids"])
+        # `verbose=False`: the text may be longer than the model takes; what a prompt gets of it is cut to size.
+        ids = list(self._tokenizer(prompt_text(), add_special_tokens=False, verbose=False)["input_ids"])
         bos = self._tokenizer.bos_token_id
         adds_bos = bos is not None and self._tokenizer("a")["input_ids"][:1] == [bos]
         return tile_tokens(
@@ -220,30 +238,6 @@ class TransformersModel(LoadedModel):
             torch.cuda.empty_cache()
 
 
-def _load(request: ModelRequest, folder: Path, arguments: CallArguments, device: torch.device) -> Any:
-    options = {
-        "dtype": getattr(torch, arguments.dtype),
-        "attn_implementation": arguments.attn_implementation,
-        "trust_remote_code": request.trust_remote_code,
-    }
-    if request.model_id.startswith(models.RANDOM_PREFIX):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-        torch.manual_seed(_RANDOM_WEIGHTS_SEED)
-        with device:
-            return AutoModelForCausalLM.from_config(config, **options)
-    if device.type == "cuda":
-        options["device_map"] = {"": device}
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **options)
-
-
-def _load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
-    """The model's tokenizer, or `None` for a bare config with random weights."""
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    if request.model_id.startswith(models.RANDOM_PREFIX) and not has_tokenizer:
-        return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-
-
 @contextmanager
 def _translated_errors() -> Iterator[None]:
     """Turn what torch and Transformers raise into the contract's errors; anything else passes as it is."""
@@ -259,6 +253,6 @@ def _translated_errors() -> Iterator[None]:
         text = first_line(error)
         if "can't allocate memory" in text or "not enough memory" in text:
             raise OutOfMemoryError(text) from error
-        if "No available kernel" in text:
+        if "No available kernel" in text or "No viable backend" in text:
             raise UnsupportedError(f"PyTorch: {text}") from error
         raise

@@ -94,7 +94,7 @@ def _as_path(text: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"Model {text!r} cannot be looked up: {first_line(error).rstrip('.')}.") from error
+        raise ModelError(f"Model {text!r} cannot be looked up: {first_line(error)}") from error
     return path
 
 
@@ -180,7 +180,7 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
     try:
         return tuple(sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error).rstrip('.')}.") from error
+        raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
 
 
 def describe(request: ModelRequest) -> ModelInfo:
@@ -218,7 +218,7 @@ def _read_config(request: ModelRequest, folder: Path) -> Any:
                 f"Model {request.model_id!r} brings its own Python code.",
                 hint="If you trust its author, pass --trust-remote-code.",
             ) from error
-        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error).rstrip('.')}.") from error
+        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None):
         raise ModelError(
             f"Model {request.model_id!r} is of type {config.model_type!r}, which Transformers has no causal language "

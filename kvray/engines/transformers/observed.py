@@ -14,7 +14,7 @@ from kvray.candidate import AttentionBackend
 from kvray.engines.base import Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
-from kvray.engines.transformers.caches import cache_layers, kv_dtype
+from kvray.engines.transformers.caches import cache_layers, kv_dtype, tokens_held
 
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode; reading the profiler's events costs more than running them."""
@@ -50,12 +50,14 @@ def observe(
     asked: AttentionBackend,
     arguments: CallArguments,
     cache_of: Callable[[], Any],
+    attn_implementation: str,
 ) -> Observed:
     """Run `generate` with a profiling streamer and compare what ran with what was asked for.
 
     Args:
         generate: generates `OBSERVED_TOKENS` tokens with the given streamer.
         cache_of: the cache that the generation used, asked for afterwards.
+        attn_implementation: what the model's config says it runs.
     """
     profiler = PhaseProfiler()
     generate(profiler)
@@ -66,6 +68,7 @@ def observe(
         kernel_substitution(asked, "prefill", prefill),
         kernel_substitution(asked, "decode", decode),
         _cache_substitution(arguments, cache),
+        _attention_substitution(arguments, attn_implementation),
         "asked for torch.compile, nothing was compiled" if arguments.compile_mode and graphs == 0 else None,
     ]
     return Observed(
@@ -81,9 +84,21 @@ def observe(
     )
 
 
+def forget_compiled_graphs() -> None:
+    """Start counting graphs and graph breaks from zero, so that an earlier model's do not count for the next."""
+    counters.clear()
+
+
 def _cache_substitution(arguments: CallArguments, cache: Any) -> str | None:
     ran = type(cache).__name__
-    return None if ran == arguments.cache_class else f"asked for {arguments.cache_class}, {ran} was used"
+    if ran != arguments.cache_class:
+        return f"asked for {arguments.cache_class}, {ran} was used"
+    return None if tokens_held(cache) else f"asked for {ran}, it was left empty: generation ran without a cache"
+
+
+def _attention_substitution(arguments: CallArguments, ran: str) -> str | None:
+    asked = arguments.attn_implementation
+    return None if ran == asked else f"asked for attn_implementation={asked!r}, the model has {ran!r}"
 
 
 def _start_profile() -> Any:

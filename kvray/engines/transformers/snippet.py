@@ -1,104 +1,236 @@
 """The generated program: applies one candidate with torch and transformers alone.
 
-It is printed from the same `CallArguments` that the measurement executed.
+It is printed from the same `CallArguments` that the measurement executed. Every outside string enters through `repr`,
+so it cannot leave its quotes.
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvray.candidate import Candidate
-from kvray.engines.transformers.arguments import CallArguments, cache_length, call_arguments
-from kvray.engines.transformers.models import RANDOM_PREFIX, SourceKind, parse_model_id
+from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, CallArguments, cache_length, call_arguments
+from kvray.engines.transformers.models import RANDOM_PREFIX, has_tokenizer
 from kvray.workload import Cell
 
 
 def render(*, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
     """Python source with `load()` and `generate(model, tokenizer, prompt, max_new_tokens)`, runnable as a script.
 
-    Every outside string enters through `repr`, so it cannot leave its quotes.
+    A candidate with a batch size takes a list of prompts instead of one. Where a `random:` model has no tokenizer, the
+    source brings a stand-in, so that it runs. Needs none of the model's files.
     """
-    arguments = call_arguments(candidate)
-    blocks = [
-        _imports(arguments),
-        f'MODEL = {model_id!r}\nDEVICE = "cuda" if torch.cuda.is_available() else "cpu"',
-        _load_function(model_id, arguments, trust_remote_code),
-        _generate_function(arguments, cell),
-        _MAIN.format(new_tokens=cell.output_tokens),
-    ]
-    return "\n\n".join(blocks[:2]) + "\n\n\n" + "\n\n\n".join(blocks[2:])
+    model, random_weights = model_id.removeprefix(RANDOM_PREFIX), model_id.startswith(RANDOM_PREFIX)
+    if random_weights:
+        model = model.removesuffix("/config.json")
+    return _Program(
+        model=_absolute(model),
+        random_weights=random_weights,
+        arguments=call_arguments(candidate),
+        batch_size=candidate.batch_size,
+        cell=cell,
+        trust=("trust_remote_code=True",) if trust_remote_code else (),
+    ).source()
 
 
-def _imports(arguments: CallArguments) -> str:
-    lines = ["import sys", "", "import torch"]
-    if arguments.sdpa_kernel is not None:
-        lines.append("from torch.nn.attention import SDPBackend, sdpa_kernel")
-    names = ["AutoModelForCausalLM", "AutoTokenizer", arguments.cache_class]
-    if arguments.compile_mode is not None:
-        names.append("CompileConfig")
-    lines.append(f"from transformers import {', '.join(sorted(names))}")
-    return "\n".join(lines)
+def _absolute(model: str) -> str:
+    """A path that exists here as an absolute one; a hub id, or a path of another machine, as it is."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        path = Path(model).expanduser()
+        if path.exists():
+            return str(path.resolve())
+    return model
 
 
-def _load_function(model_id: str, arguments: CallArguments, trust_remote_code: bool) -> str:
-    trust = ", trust_remote_code=True" if trust_remote_code else ""
-    common = f"dtype=torch.{arguments.dtype}, attn_implementation={arguments.attn_implementation!r}{trust}"
-    if model_id.startswith(RANDOM_PREFIX):
-        folder = str(parse_model_id(model_id).local_path)
-        return _RANDOM_LOAD.format(folder=folder, common=common, trust=trust)
-    where, file_argument = "MODEL", ""
-    if model_id.endswith(".gguf") and parse_model_id(model_id).kind is SourceKind.GGUF:
-        path = Path(model_id).expanduser().resolve()
-        where, file_argument = repr(str(path.parent)), f", gguf_file={path.name!r}"
-    return _LOAD.format(where=where, file_argument=file_argument, common=common, trust=trust)
+@dataclass(frozen=True, kw_only=True)
+class _Program:
+    """What the source depends on, and its parts from top to bottom."""
+
+    model: str
+    random_weights: bool
+    arguments: CallArguments
+    batch_size: int
+    cell: Cell
+    trust: tuple[str, ...]
+
+    def source(self) -> str:
+        functions = [
+            *([_BYTES] if self._lacks_tokenizer else []),
+            self._load_random() if self.random_weights else self._load(),
+            *([_KEPT_CACHE.format(cache=self._cache("tokens"))] if self._keeps_cache else []),
+            self._generate(),
+            (_MAIN if self.batch_size == 1 else _MAIN_BATCH).format(
+                new_tokens=self.cell.output_tokens, rows=self.batch_size
+            ),
+        ]
+        return "\n\n\n".join([f"{self._imports()}\n\n{self._constants()}", *functions])
+
+    @property
+    def _is_gguf(self) -> bool:
+        return self.model.lower().endswith(".gguf") and not self.random_weights
+
+    @property
+    def _lacks_tokenizer(self) -> bool:
+        return self.random_weights and not has_tokenizer(Path(self.model))
+
+    @property
+    def _keeps_cache(self) -> bool:
+        """Compiled code is made for the tensors of one cache; making a new one per call would compile again."""
+        return self.arguments.static_cache and self.arguments.compile_mode is not None
+
+    def _imports(self) -> str:
+        names = {"AutoModelForCausalLM", self.arguments.cache_class}
+        names.add("BatchEncoding" if self._lacks_tokenizer else "AutoTokenizer")
+        if self.random_weights:
+            names.add("AutoConfig")
+        if self.arguments.compile_mode is not None:
+            names.add("CompileConfig")
+        lines = ["import functools"] if self._keeps_cache else []
+        lines += ["import sys", "", "import torch"]
+        if self.arguments.sdpa_kernel is not None:
+            lines.append("from torch.nn.attention import SDPBackend, sdpa_kernel")
+        lines.append(f"from transformers import {', '.join(sorted(names))}")
+        return "\n".join(lines)
+
+    def _constants(self) -> str:
+        lines = [f"MODEL = {self.model!r}"]
+        if self._is_gguf:
+            path = Path(self.model)
+            lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}"]
+        lines.append('DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
+        if self._keeps_cache:
+            lines.append(f"CACHE_TOKENS = {cache_length(self.cell)}  # prompt and output of the longest measured call")
+        if self.arguments.compile_mode is not None:
+            lines += [
+                f'COMPILE = CompileConfig(mode="{self.arguments.compile_mode}", fullgraph=False)',
+                "COMPILE._compile_all_devices = True  # generate() compiles on accelerators only, unless told so",
+            ]
+        return "\n".join(lines)
+
+    def _load(self) -> str:
+        where = ["MODEL", "gguf_file=GGUF_FILE"] if self._is_gguf else ["MODEL"]
+        weights = [] if self._is_gguf else ["use_safetensors=True"]  # as measured: pickled weights can run code
+        return _LOAD.format(
+            tokenizer=self._tokenizer(where),
+            options=_listed([*where, *weights, *self._precision, "device_map=DEVICE"], indent=8),
+        )
+
+    def _load_random(self) -> str:
+        return _LOAD_RANDOM.format(
+            tokenizer=self._tokenizer(["MODEL"]),
+            config=", ".join(["MODEL", *self.trust]),
+            seed=RANDOM_WEIGHTS_SEED,
+            options=_listed(["config", *self._precision], indent=12),
+        )
+
+    @property
+    def _precision(self) -> list[str]:
+        attention = f'attn_implementation="{self.arguments.attn_implementation}"'
+        return [f"dtype=torch.{self.arguments.dtype}", attention, *self.trust]
+
+    def _tokenizer(self, where: list[str]) -> str:
+        if self._lacks_tokenizer:
+            return "    tokenizer = Bytes()"
+        made = f"    tokenizer = AutoTokenizer.from_pretrained({', '.join([*where, *self.trust])})"
+        return made if self.batch_size == 1 else f"{made}\n{_LEFT_PADDING}"
+
+    def _generate(self) -> str:
+        inset = 4 if self.arguments.sdpa_kernel is None else 8
+        options = [f"{name}={value!r}" for name, value in self.arguments.generate_options.items()]
+        if self.arguments.compile_mode is not None:
+            options.append("compile_config=COMPILE")
+        call = ["**inputs", "past_key_values=cache", "max_new_tokens=max_new_tokens"]
+        return "\n".join(
+            [
+                (_GENERATE if self.batch_size == 1 else _GENERATE_BATCH),
+                *self._cache_lines(),
+                *([f"    with sdpa_kernel([SDPBackend.{self.arguments.sdpa_kernel}]):"] if inset == 8 else []),
+                f"{' ' * inset}return model.generate(",
+                _listed(call, indent=inset + 4),
+                f"{' ' * (inset + 4)}# Whatever the checkpoint's generation_config.json says of these:",
+                _listed(options, indent=inset + 4),
+                f"{' ' * inset})",
+            ]
+        )
+
+    def _cache_lines(self) -> list[str]:
+        length = 'inputs["input_ids"].shape[1] + max_new_tokens'
+        if not self._keeps_cache:
+            return [f"    cache = {self._cache(length)}"]
+        return [
+            f"    length = max({length}, CACHE_TOKENS)",
+            '    cache = kept_cache(model, inputs["input_ids"].shape[0], length)',
+            "    cache.reset()",
+        ]
+
+    def _cache(self, length: str) -> str:
+        config = "config=model.config.get_text_config(decoder=True)"
+        if not self.arguments.static_cache:
+            return f"{self.arguments.cache_class}({config})"
+        options = [config, f"max_cache_len={length}"]
+        return f"{self.arguments.cache_class}(\n{_listed(options, indent=8)}\n    )"
 
 
-def _generate_function(arguments: CallArguments, cell: Cell) -> str:
-    if arguments.static_cache:
-        cache = f"{arguments.cache_class}(config=config, max_cache_len=max(length, {cache_length(cell)}))"
-    else:
-        cache = f"{arguments.cache_class}(config=config)"
-    lines = [
-        "def generate(model, tokenizer, prompt, max_new_tokens):",
-        '    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)',
-        "    config = model.config.get_text_config(decoder=True)",
-    ]
-    if arguments.static_cache:
-        lines.append('    length = inputs["input_ids"].shape[1] + max_new_tokens')
-    lines += [f"    cache = {cache}", *_options(arguments)]
-    call = "model.generate(**inputs, past_key_values=cache, **options)"
-    if arguments.sdpa_kernel is not None:
-        lines += [f"    with sdpa_kernel([SDPBackend.{arguments.sdpa_kernel}]):", f"        tokens = {call}"]
-    else:
-        lines.append(f"    tokens = {call}")
-    return "\n".join([*lines, "    return tokens"])
+def _listed(arguments: list[str], *, indent: int) -> str:
+    return "\n".join(f"{' ' * indent}{argument}," for argument in arguments)
 
 
-def _options(arguments: CallArguments) -> list[str]:
-    if arguments.compile_mode is None:
-        return ['    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "disable_compile": True}']
-    return [
-        f"    compile_config = CompileConfig(mode={arguments.compile_mode!r}, fullgraph=False)",
-        "    compile_config._compile_all_devices = True  # generate() compiles on accelerators only, unless told so",
-        '    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "compile_config": compile_config}',
-    ]
-
-
-_LOAD = """\
+_LOAD = '''\
 def load():
-    tokenizer = AutoTokenizer.from_pretrained({where}{file_argument}{trust})
-    model = AutoModelForCausalLM.from_pretrained({where}{file_argument}, {common})
-    return model.to(DEVICE).eval(), tokenizer"""
+    """Model and tokenizer, ready to generate."""
+{tokenizer}
+    model = AutoModelForCausalLM.from_pretrained(
+{options}
+    )
+    return model, tokenizer'''
 
-_RANDOM_LOAD = """\
+_LOAD_RANDOM = '''\
 def load():
-    # Random weights: what was tuned is the speed and memory of the architecture, so replace this by your model.
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained({folder!r}{trust})
+    """Model and tokenizer. The weights are random, for the architecture was measured: load your own model instead."""
+{tokenizer}
+    config = AutoConfig.from_pretrained({config})
+    torch.manual_seed({seed})
     with torch.device(DEVICE):
-        model = AutoModelForCausalLM.from_config(config, {common})
-    return model.eval(), AutoTokenizer.from_pretrained({folder!r}{trust})"""
+        model = AutoModelForCausalLM.from_config(
+{options}
+        )
+    return model.eval(), tokenizer'''
+
+_LEFT_PADDING = """\
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token"""
+
+_BYTES = '''\
+class Bytes:
+    """Stands in for the tokenizer that the model's folder lacks: bytes of text as token ids."""
+
+    def __call__(self, text, return_tensors="pt", padding=True):
+        rows = [list(one.encode()) for one in ([text] if isinstance(text, str) else text)]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+    def decode(self, tokens, skip_special_tokens=True):
+        return " ".join(map(str, tokens.tolist()))'''
+
+_KEPT_CACHE = '''\
+@functools.lru_cache(maxsize=1)
+def kept_cache(model, rows, tokens):
+    """The same cache for all calls of a size, because compiled code is made for its tensors. One call at a time."""
+    return {cache}'''
+
+_GENERATE = '''\
+def generate(model, tokenizer, prompt, max_new_tokens):
+    """Continue the prompt greedily; the tokens returned begin with the prompt's."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)'''
+
+_GENERATE_BATCH = '''\
+def generate(model, tokenizer, prompts, max_new_tokens):
+    """Continue each prompt greedily; the tokens returned begin with the prompt's, padded on the left."""
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)'''
 
 _MAIN = """\
 if __name__ == "__main__":
@@ -106,4 +238,12 @@ if __name__ == "__main__":
     prompt = sys.argv[1] if len(sys.argv) > 1 else "The capital of France is"
     tokens = generate(model, tokenizer, prompt, max_new_tokens={new_tokens})
     print(tokenizer.decode(tokens[0], skip_special_tokens=True))
+"""
+
+_MAIN_BATCH = """\
+if __name__ == "__main__":
+    model, tokenizer = load()
+    prompts = sys.argv[1:] or ["The capital of France is"] * {rows}
+    for tokens in generate(model, tokenizer, prompts, max_new_tokens={new_tokens}):
+        print(tokenizer.decode(tokens, skip_special_tokens=True))
 """

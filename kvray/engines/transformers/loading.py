@@ -1,0 +1,75 @@
+"""From a folder to a model, its tokenizer, and the settings that every measured generation shares."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from kvray.engines.base import ModelRequest
+from kvray.engines.transformers import models
+from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, CallArguments
+from kvray.errors import ModelError, first_line
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_ENDS = (
+    "eos_token_id",
+    "forced_eos_token_id",
+    "stop_strings",
+    "max_time",
+    "max_length",
+    "min_length",
+    "min_new_tokens",
+)
+
+
+def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, device: torch.device) -> Any:
+    """The model on `device`, as `arguments` say.
+
+    Raises:
+        ModelError: weights are damaged, or some are missing. Anything else that the library raises passes as it is.
+    """
+    options = {
+        "dtype": getattr(torch, arguments.dtype),
+        "attn_implementation": arguments.attn_implementation,
+        "trust_remote_code": request.trust_remote_code,
+    }
+    if request.model_id.startswith(models.RANDOM_PREFIX):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+        torch.manual_seed(RANDOM_WEIGHTS_SEED)
+        with device:
+            return AutoModelForCausalLM.from_config(config, **options)
+    if device.type == "cuda":
+        options["device_map"] = {"": device}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"The weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        # Transformers would make them up at random and say so in its log only.
+        raise ModelError(f"The weights in {str(folder)!r} lack {len(missing)} tensors of the model: {missing[0]}, …")
+    return model
+
+
+def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) -> GenerationConfig:
+    """What holds for every call: greedy, and exactly as many tokens as asked for. Without EOS no token costs more."""
+    settings = copy.deepcopy(checkpoint)
+    settings.update(**arguments.generate_options, **dict.fromkeys((*_SAMPLING, *_ENDS)), return_dict_in_generate=False)
+    if settings.pad_token_id is None:
+        # `generate` does the same at every call, with a warning.
+        ids = checkpoint.eos_token_id
+        settings.pad_token_id = ids[0] if isinstance(ids, list) else ids
+    return settings
+
+
+def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
+    """The model's tokenizer, or `None` for a bare config with random weights."""
+    if request.model_id.startswith(models.RANDOM_PREFIX) and not models.has_tokenizer(folder):
+        return None
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)

@@ -1,0 +1,189 @@
+"""Ctrl-C, as a terminal sends it: to the whole process group."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kvray.record import TrialResult, TrialStatus
+from kvray.store.parquet import ResultsStore
+
+Kvray = Callable[..., "subprocess.CompletedProcess[str]"]
+SMALL = ("--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--repeats", "1")
+
+
+class Terminal:
+    """`kvray tune` in a process group of its own, and every process that was seen below it."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kvray", "tune", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.seen: dict[int, psutil.Process] = {}
+
+    def wait_for(self, text: str) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if text in line:
+                self.seen.update({child.pid: child for child in self._children()})
+                return
+        pytest.fail(f"{text!r} was never said")
+
+    def interrupt(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def left(self) -> list[psutil.Process]:
+        """Processes of the sweep that are still there, after a while for those that are on their way out."""
+        psutil.wait_procs(self.seen.values(), timeout=20)
+        return [one for one in self.seen.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def _children(self) -> list[psutil.Process]:
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+
+@pytest.fixture
+def terminal(environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def open_(*arguments: str | Path) -> Terminal:
+        opened.append(Terminal(tuple(map(str, arguments)), environment))
+        return opened[-1]
+
+    yield open_
+    for one in opened:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.communicate()
+
+
+def recorded(folder: Path, run_id: str) -> dict[str, TrialResult]:
+    return {one.record.trial_id: one for one in ResultsStore(folder).read(run_id)}
+
+
+def test_an_interrupted_sweep_keeps_what_it_has_and_resumes_with_the_rest(
+    terminal: Callable[..., Terminal], kvray: Kvray, tmp_path: Path
+) -> None:
+    model, dynamic = "fake:dynamic/sdpa_math/f=hang", ("--cache", "dynamic", "--output", str(tmp_path))
+    sweep = terminal(model, *SMALL, *dynamic)
+    sweep.wait_for("start   dynamic/sdpa_math/float32")
+    assert len(sweep.seen) >= 3, "Ray and a slot are running"
+    sweep.interrupt()
+    out, err = sweep.process.communicate(timeout=60)
+
+    assert (sweep.process.returncode, out) == (130, "")
+    said = re.fullmatch(
+        r"kvray: Interrupted; what was measured is kept in (\S+)\. "
+        r"Repeat the command with --resume (\S+) to measure the rest\.\n",
+        err,
+    )
+    assert said, err
+    folder, run_id = said.groups()
+    assert folder == str(tmp_path)
+    assert sweep.left() == []
+    before = recorded(tmp_path, run_id)
+    assert sorted(one.record.candidate.label for one in before.values()) == [
+        "dynamic/eager/float32",
+        "dynamic/sdpa/float32",
+    ]
+    assert (tmp_path / "reports" / run_id / "report.md").is_file()
+
+    again = kvray("tune", model, *SMALL, *dynamic, "--timeout", "1", "--resume", run_id)
+    assert again.returncode == 0
+    assert sum(line.startswith("start ") for line in again.stderr.splitlines()) == 4
+    after = recorded(tmp_path, run_id)
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    assert [one.record.candidate.label for one in after.values() if one.record.status is TrialStatus.TIMEOUT] == [
+        "dynamic/sdpa_math/float32"
+    ]
+
+
+def test_a_second_interrupt_neither_breaks_the_end_nor_shows_a_traceback(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    sweep = terminal("fake:/=hang", *SMALL, "--output", tmp_path)
+    sweep.wait_for("start   ")
+    sweep.interrupt()
+    sweep.interrupt()
+    out, err = sweep.process.communicate(timeout=60)
+    assert (sweep.process.returncode, out) == (130, "")
+    # Two signals that arrive before Python looks are one; so the middle line may be missing.
+    *middle, last = err.splitlines()
+    assert [line for line in middle if not line.startswith("kvray: Ending already")] == []
+    assert re.fullmatch(r"kvray: Interrupted; what was measured is kept in \S+\. Repeat .* --resume \S+ to .*", last)
+    assert sweep.left() == []
+
+
+PATIENT = """
+import os, signal, sys, time
+from kvray.cli.interrupts import patient_interrupts
+
+def press():
+    os.kill(os.getpid(), signal.SIGINT)
+
+with patient_interrupts(lambda: "Farewell."):
+    try:
+        press()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("ending", flush=True)
+    for _ in range(int(sys.argv[1])):
+        press()
+    print("ended", flush=True)
+try:
+    press()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("as before", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("presses", "code", "out", "err"),
+    [
+        (0, 0, ["ending", "ended", "as before"], []),
+        (1, 0, ["ending", "ended", "as before"], ["Ending already"]),
+        (2, 130, ["ending"], ["Ending already", "Farewell."]),
+    ],
+)
+def test_ctrl_c_once_ends_twice_says_so_and_a_third_time_leaves(
+    presses: int, code: int, out: list[str], err: list[str], environment: dict[str, str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PATIENT, str(presses)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert done.stdout.splitlines() == out
+    assert [line.removeprefix("kvray: ").partition(";")[0] for line in done.stderr.splitlines()] == err
+
+
+def test_an_interrupt_before_the_first_trial_says_that_nothing_was_measured(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    sweep = terminal("fake:ok", *SMALL, "--output", tmp_path / "out")
+    while not (tmp_path / "out").exists():  # made when the arguments have been checked, before Ray starts
+        assert sweep.process.poll() is None
+        time.sleep(0.01)
+    sweep.interrupt()
+    out, err = sweep.process.communicate(timeout=60)
+    assert (sweep.process.returncode, out) == (130, "")
+    assert err == "kvray: Interrupted before anything was measured.\n"

@@ -1,0 +1,322 @@
+"""The command line as a user meets it: one sweep, and every command that reads what it left."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvray.cli.app import COMMANDS
+from kvray.plan.plan import load_plan_file
+from kvray.workload import get_profile, load_profile
+
+Done = subprocess.CompletedProcess[str]
+Kvray = Callable[..., Done]
+
+SMALL = ("--engine", "fake", "--device", "cpu", "--context", "16,5000", "--output-len", "4", "--repeats", "1")
+PROGRESS = re.compile(r"(sweep \S+: |start   |rung \d  |ok      |stopped |        \d+/\d+ trials · )\S")
+DROPPED = (
+    "kvray: warning: Prompts of 5000 tokens are left out: with up to 4 new ones they are more than the 4096 that the "
+    "model holds."
+)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Two sweeps in one folder: the first shown to people, the second, smaller one, as JSON."""
+
+    folder: Path
+    shown: Done
+    as_json: Done
+
+    @property
+    def run_ids(self) -> tuple[str, str]:
+        first, second = sorted(path.stem for path in (self.folder / "sweeps").iterdir())
+        return first, second
+
+    @property
+    def reports(self) -> Path:
+        return self.folder / "reports" / self.run_ids[0]
+
+
+@pytest.fixture(scope="module")
+def swept(kvray: Kvray, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("swept")
+    shown = kvray("tune", "fake:ok", *SMALL, "--output", folder)
+    narrow = ("--cache", "dynamic", "--dtype", "float32", "--json")
+    return Swept(folder=folder, shown=shown, as_json=kvray("tune", "fake:ok", *SMALL, *narrow, "--output", folder))
+
+
+def in_python(code: str, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+    return done.stdout
+
+
+# Without a sweep
+
+
+def test_help_lists_every_command(kvray: Kvray) -> None:
+    done = kvray("--help")
+    assert done.returncode == 0
+    listed = re.findall(r"^  (\w+) {2,}[A-Z]", done.stdout.partition("Commands:")[2], re.MULTILINE)
+    assert listed == list(COMMANDS)
+    assert done.stderr == ""
+
+
+def test_the_frame_of_the_command_line_imports_nothing_heavy(environment: dict[str, str]) -> None:
+    code = (
+        "import sys, kvray.cli.app as app; app.run(['--help'], verbose=False);"
+        "print('loaded', sorted({'torch', 'ray', 'pydantic', 'pyarrow', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    assert in_python(code, environment).endswith("loaded []\n")
+
+
+def test_commands_that_only_read_import_neither_torch_nor_ray(environment: dict[str, str]) -> None:
+    code = (
+        "import sys, kvray.cli.app as app\n"
+        "for line in (['profiles'], ['info'], ['apply', '--help']): assert app.run(line, verbose=False) == 0\n"
+        "print('loaded', sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
+    )
+    assert in_python(code, environment).endswith("loaded []\n")
+
+
+def test_version_is_that_of_the_package(kvray: Kvray) -> None:
+    from importlib.metadata import version
+
+    assert kvray("--version").stdout == f"kvray {version('kvray')}\n"
+
+
+def test_profiles_are_listed_whole_on_eighty_columns(kvray: Kvray) -> None:
+    done = kvray("profiles", COLUMNS="80")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, contexts in (("chat-agent", "2048/4096/8192"), ("rag", "8192/16384/32768"), ("ci-micro", "512")):
+        assert re.search(rf"^{name} +{contexts} ", done.stdout, re.MULTILINE)
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_a_profile_is_printed_as_json_that_tune_accepts_back(kvray: Kvray, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(kvray("profiles", "ci-micro").stdout.replace('"ci-micro"', '"mine"'))
+    assert load_profile(file).model_copy(update={"name": "ci-micro"}) == get_profile("ci-micro")
+    done = kvray("tune", "fake:ok", "--engine", "fake", "--profile", file, "--dry-run", "--json")
+    assert json.loads(done.stdout)["profile"]["name"] == "mine"
+
+
+def test_info_says_of_every_value_whether_it_can_be_had_and_why_not(kvray: Kvray) -> None:
+    done = kvray("info", "--device", "cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    table = done.stdout.partition("Engine transformers")[2].splitlines()
+    rows = {tuple(line.split()[:2]): " ".join(line.split()[2:]) for line in table}
+    assert rows["attention", "sdpa"] == "yes"
+    assert rows["attention", "sdpa_cudnn"] == "no: PyTorch has this kernel for CUDA only"
+    assert rows["dtype", "float16"].startswith("yes; float16 is emulated on a CPU")
+
+
+def test_info_on_cuda_without_a_gpu_does_not_pretend_to_have_one(kvray: Kvray) -> None:
+    done = kvray("info", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert re.search(r"^device +no GPU here", done.stdout, re.MULTILINE)
+
+
+# A dry run
+
+
+@pytest.fixture
+def dry(kvray: Kvray, tmp_path: Path) -> Callable[..., Done]:
+    """A dry run that must leave no trace: neither results nor a Ray session."""
+
+    def run(*arguments: str) -> Done:
+        done = kvray("tune", "fake:ok", *SMALL, "--dry-run", *arguments, cwd=tmp_path, RAY_TMPDIR=str(tmp_path / "ray"))
+        assert done.returncode == 0
+        assert list(tmp_path.iterdir()) == []
+        return done
+
+    return run
+
+
+def test_a_dry_run_shows_the_space_and_leaves_no_trace(dry: Callable[..., Done]) -> None:
+    done = dry("--attention", "sdpa,sdpa_cudnn")
+    assert done.stderr == DROPPED + "\n"
+    lines = done.stdout.splitlines()
+    assert lines[1] == "profile chat-agent, 1 runs of each cell: 16→4"
+    assert "Candidates (4)" in lines
+    assert sum(line.endswith("dynamic/sdpa/float32  baseline") for line in lines) == 1
+    rejected = lines.index("Rejected (4)")
+    assert lines[rejected + 1] == "  PyTorch has no cudnn attention kernel for the CPU (kernel-on-device)"
+    assert " ".join(" ".join(lines[rejected + 2 : -1]).split()) == ", ".join(
+        f"{cache}/sdpa_cudnn/{dtype}" for dtype in ("float32", "bfloat16") for cache in ("dynamic", "static")
+    )
+    assert lines[-1] == "Nothing was started."
+
+
+def test_a_dry_run_as_json_is_one_object(dry: Callable[..., Done]) -> None:
+    done = dry("--json", "--cache", "static")
+    assert done.stderr == DROPPED + "\n"
+    shown = json.loads(done.stdout)
+    assert set(shown) == {
+        "model",
+        "device",
+        "profile",
+        "dropped_contexts",
+        "cells",
+        "baseline",
+        "candidates",
+        "rejected",
+        "not_in_space",
+    }
+    assert shown["dropped_contexts"] == [5000]
+    assert shown["cells"] == [[16, 4, 1]]
+    assert [one["label"] for one in shown["candidates"]][:2] == ["dynamic/sdpa/float32", "static/eager/float32"]
+    assert shown["baseline"] == shown["candidates"][0]["candidate_id"]
+
+
+# tune
+
+
+def test_tune_shows_ranking_and_files_on_stdout(swept: Swept) -> None:
+    assert swept.shown.returncode == 0
+    out = swept.shown.stdout
+    assert re.search(r"^1 +static/sdpa/bfloat16 .*100\.0", out, re.MULTILINE)
+    assert re.search(r"dynamic/sdpa/float32 baseline", out)
+    for name, file in (("plan", "best_plan.json"), ("snippet", "optimized_config.py"), ("report", "report.html")):
+        assert re.search(rf"^{name}: +{re.escape(str(swept.reports / file))}$", out, re.MULTILINE)
+        assert (swept.reports / file).is_file()
+
+
+def test_progress_goes_to_stderr_and_nothing_else_does(swept: Swept) -> None:
+    for done in (swept.shown, swept.as_json):
+        first, *lines = done.stderr.splitlines()
+        assert first == DROPPED
+        assert [line for line in lines if not PROGRESS.match(line)] == []
+        assert lines[0].startswith("sweep ")
+        assert sum(line.startswith("start ") for line in lines) in (12, 3)
+
+
+def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Swept) -> None:
+    assert swept.as_json.returncode == 0
+    shown = json.loads(swept.as_json.stdout, parse_constant=pytest.fail)
+    assert set(shown) == {
+        "run_id",
+        "model_id",
+        "profile",
+        "device",
+        "wall_s",
+        "busy_s",
+        "trials",
+        "winner",
+        "baseline",
+        "confidence",
+        "records_sha256",
+        "files",
+    }
+    assert set(shown["winner"]) >= {
+        "candidate_id",
+        "label",
+        "score",
+        "ttft_ms",
+        "itl_p50_ms",
+        "itl_p95_ms",
+        "itl_p99_ms",
+        "decode_tok_s",
+        "peak_mib",
+        "gain",
+        "break_even_tokens",
+    }
+    assert set(shown["winner"]["gain"]) == {"ttft", "throughput", "memory"}
+    assert set(shown["confidence"]) == {"winner_share", "processes", "runs", "ties"}
+    assert shown["run_id"] == swept.run_ids[1]
+    assert sum(shown["trials"].values()) == 3
+    assert shown["wall_s"] > shown["busy_s"] > 0
+    assert all(Path(path).is_file() for path in shown["files"].values())
+
+
+# What reads a sweep
+
+
+def test_rank_shows_the_newest_sweep_and_on_request_another(kvray: Kvray, swept: Swept) -> None:
+    newest, first = kvray("rank", swept.folder), kvray("rank", swept.folder, "--run", swept.run_ids[0])
+    assert (newest.returncode, newest.stderr) == (first.returncode, first.stderr) == (0, "")
+    assert "3 trials launched" in newest.stdout
+    assert "12 trials launched" in first.stdout
+    assert swept.shown.stdout.startswith(first.stdout), "the ranking is what tune showed"
+
+
+def test_rank_as_json_says_what_tune_said(kvray: Kvray, swept: Swept) -> None:
+    ranked, tuned = json.loads(kvray("rank", swept.folder, "--json").stdout), json.loads(swept.as_json.stdout)
+    assert ranked.pop("wall_s") is None
+    tuned.pop("wall_s")
+    assert ranked == tuned
+
+
+def test_report_writes_again_what_was_deleted(kvray: Kvray, swept: Swept, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(swept.folder, copy)
+    reports = copy / "reports" / swept.run_ids[0]
+    before = {path.name: path.read_text() for path in reports.iterdir()}
+    shutil.rmtree(copy / "reports")
+    done = kvray("report", copy, "--run", swept.run_ids[0])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in reports.iterdir()} == set(before)
+    assert (reports / "optimized_config.py").read_text() == before["optimized_config.py"]
+    same = {"created_at": None}
+    plan, again = json.loads(before["best_plan.json"]), json.loads((reports / "best_plan.json").read_text())
+    assert {**again, **same} == {**plan, **same}
+
+
+def test_compare_shows_two_sweeps_of_one_folder(kvray: Kvray, swept: Swept) -> None:
+    a, b = swept.run_ids
+    done = kvray("compare", f"{swept.folder}#{a}", f"{swept.folder}#{b}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(rf"^A  {a} .*\n(.*\n)?B  {b} ", done.stdout)
+    assert "dynamic/sdpa/float32" in done.stdout
+
+
+def test_compare_takes_the_newest_sweep_of_a_folder(kvray: Kvray, swept: Swept) -> None:
+    done = kvray("compare", swept.folder, swept.folder)
+    assert done.stdout.count(swept.run_ids[1]) == 2
+
+
+def test_apply_says_what_the_plan_decides(kvray: Kvray, swept: Swept) -> None:
+    done = kvray("apply", swept.reports / "best_plan.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["model    fake:ok", "use      static/sdpa/bfloat16"]
+    assert lines[-2].startswith("rule     otherwise: static/sdpa/bfloat16. Winner of ")
+    assert lines[-1] == "Add --print-snippet or --out FILE for the code."
+
+
+def test_apply_prints_and_writes_the_same_code(kvray: Kvray, swept: Swept, tmp_path: Path) -> None:
+    plan, file = swept.reports / "best_plan.json", tmp_path / "config.py"
+    printed = kvray("apply", plan, "--print-snippet")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    written = kvray("apply", plan, "--out", file)
+    assert f"snippet  {file}" in written.stdout
+    assert printed.stdout == file.read_text() == (swept.reports / "optimized_config.py").read_text()
+    winner = load_plan_file(plan).winner.candidate.label
+    run: Any = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True, timeout=60)
+    assert winner in run.stdout
+
+
+def test_code_is_not_written_where_there_is_no_folder(kvray: Kvray, swept: Swept, tmp_path: Path) -> None:
+    done = kvray("apply", swept.reports / "best_plan.json", "--out", "nope/x.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (7, "")
+    assert done.stderr == (
+        "kvray: Cannot write 'nope/x.py': No such file or directory. Name a file in a folder that exists.\n"
+    )
+
+
+def test_a_reader_that_leaves_early_is_no_error(swept: Swept, environment: dict[str, str]) -> None:
+    command = f"{sys.executable} -m kvray rank {swept.folder} --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, env=environment, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("{", "")

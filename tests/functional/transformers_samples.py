@@ -1,0 +1,121 @@
+"""Small real models, saved as Transformers and GGUF save them: real files for tests that must not take minutes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.engines.base import ModelRequest
+from kvray.engines.transformers.loaded import TransformersModel
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 16
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+VOCABULARY = ["<s>", "</s>", *BYTES, BYTES[0] + BYTES[1]]
+MERGES = [(BYTES[0], BYTES[1])]
+BOS, EOS = 0, 1
+
+
+def make_candidate(
+    cache: str = "dynamic",
+    attention: str = "sdpa",
+    dtype: str = "float32",
+    *,
+    compile: str = "off",
+    batch_size: int = 1,
+) -> Candidate:
+    return Candidate(
+        engine="transformers",
+        cache=CacheStrategy(cache),
+        attention=AttentionBackend(attention),
+        dtype=DType(dtype),
+        compile=CompileMode(compile),
+        batch_size=batch_size,
+    )
+
+
+def load(model_id: str | Path, candidate: Candidate | None = None) -> TransformersModel:
+    return TransformersModel(ModelRequest(model_id=str(model_id)), candidate or make_candidate(), DeviceType.CPU)
+
+
+def save_tiny_model(folder: Path, *, adds_bos: bool = False, max_shard_size: str = "1GB", **generation: Any) -> Path:
+    """A two-layer Llama over bytes with random weights; `generation` goes into its generation_config.json."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=HEADS * HEAD_DIM,
+        intermediate_size=128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=2048,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=max_shard_size)
+    settings = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, **generation}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    _tokenizer(adds_bos=adds_bos).save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(*, adds_bos: bool) -> Any:
+    tokenizer = Tokenizer(BPE(vocab={token: number for number, token in enumerate(VOCABULARY)}, merges=MERGES))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def write_tiny_gguf(path: Path) -> Path:
+    """The GGUF file of such a model, in float32."""
+    torch.manual_seed(7)
+    hidden, inner = HEADS * HEAD_DIM, 128
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(512)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(VOCABULARY))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(VOCABULARY)
+    writer.add_token_merges([" ".join(pair) for pair in MERGES])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    block = {
+        "attn_q": (hidden, hidden),
+        "attn_k": (KV_HEADS * HEAD_DIM, hidden),
+        "attn_v": (KV_HEADS * HEAD_DIM, hidden),
+        "attn_output": (hidden, hidden),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+        "attn_norm": (hidden,),
+        "ffn_norm": (hidden,),
+    }
+    shapes: dict[str, tuple[int, ...]] = {f"blk.0.{name}.weight": shape for name, shape in block.items()}
+    shapes |= {
+        "token_embd.weight": (len(VOCABULARY), hidden),
+        "output.weight": (len(VOCABULARY), hidden),
+        "output_norm.weight": (hidden,),
+    }
+    for name, shape in shapes.items():
+        writer.add_tensor(name, torch.randn(shape).mul(0.3).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

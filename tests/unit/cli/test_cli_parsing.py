@@ -1,0 +1,45 @@
+"""Comma-separated option values."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, DType
+from kvray.cli.parsing import parse_choices, parse_integers
+from kvray.errors import InvalidValueError
+
+
+def test_an_option_that_is_not_given_narrows_nothing() -> None:
+    assert parse_choices(None, DType) == ()
+    assert parse_integers(None, option="--context") == ()
+
+
+def test_choices_keep_their_order_and_come_once() -> None:
+    assert parse_choices("static,dynamic,static", CacheStrategy) == (CacheStrategy.STATIC, CacheStrategy.DYNAMIC)
+
+
+def test_choices_may_be_spaced_and_in_capitals() -> None:
+    assert parse_choices(" SDPA , eager,", AttentionBackend) == (AttentionBackend.SDPA, AttentionBackend.EAGER)
+
+
+def test_an_unknown_choice_is_named_with_what_is_allowed() -> None:
+    with pytest.raises(InvalidValueError, match=r"^Unknown dtype 'int4'\. Allowed: float32, float16, bfloat16\.$"):
+        parse_choices("float32,int4", DType)
+
+
+@pytest.mark.parametrize("text", ["", ",", " , "])
+def test_an_option_without_a_value_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"Unknown cache strategy .* Allowed: dynamic, static\."):
+        parse_choices(text, CacheStrategy)
+    with pytest.raises(InvalidValueError, match=r"--context .* is not a list of positive integers"):
+        parse_integers(text, option="--context")
+
+
+def test_integers_keep_their_order() -> None:
+    assert parse_integers("1024, 512,", option="--context") == (1024, 512)
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-5", "16.5", "1e3", "512;1024", "512,x", "²", "٣"])
+def test_what_is_no_positive_integer_is_named_with_the_form_that_is_wanted(text: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"is not a list of positive integers\. Write it like 512 or 512,1024"):
+        parse_integers(text, option="--context")

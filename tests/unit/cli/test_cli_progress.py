@@ -1,0 +1,314 @@
+"""What is said while a sweep runs, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.cli.progress import SHOWN_TRIALS, LineProgress, LiveProgress, SweepState, render_state
+from kvray.config import TuneConfig
+from kvray.engines.base import ModelRequest
+from kvray.engines.fake import FakeAdapter
+from kvray.preview import Preview, preview_sweep
+from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.store.manifest import SweepManifest
+from kvray.trial.spec import TrialSpec
+from kvray.workload import WorkloadProfile
+
+NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+PROFILE = WorkloadProfile(
+    name="small",
+    context_lengths=(16,),
+    output_lengths=(4,),
+    weight_ttft=0.4,
+    weight_throughput=0.4,
+    weight_memory=0.2,
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def preview() -> Preview:
+    config = TuneConfig(model_id="fake:ok", profile=PROFILE, device=DeviceType.CPU, engine="fake")
+    return preview_sweep(config, FakeAdapter())
+
+
+@pytest.fixture
+def manifest(preview: Preview) -> SweepManifest:
+    return SweepManifest(
+        kvray_version="0",
+        run_id="r1",
+        created_at=NOW,
+        model_id="fake:ok",
+        model_revision="1",
+        architecture="Fake",
+        engine="fake",
+        device="cpu",
+        device_name="A CPU",
+        profile=PROFILE,
+        baseline_id=preview.space.baseline.candidate_id,
+        memory_note="note",
+    )
+
+
+def specs_of(preview: Preview) -> list[TrialSpec]:
+    return [spec_of(candidate, preview) for candidate in preview.space.candidates]
+
+
+def spec_of(candidate: Candidate, preview: Preview) -> TrialSpec:
+    return TrialSpec(
+        run_id="r1",
+        trial_id=f"t-{candidate.candidate_id}",
+        role=Role.BASELINE if candidate == preview.space.baseline else Role.SEARCH,
+        request=ModelRequest(model_id="fake:ok"),
+        candidate=candidate,
+        profile=PROFILE,
+        device=DeviceType.CPU,
+        timeout_s=60.0,
+    )
+
+
+def result_of(
+    spec: TrialSpec,
+    *,
+    ttft_ms: float = 100.0,
+    tok_s: float = 50.0,
+    rung: int | None = 2,
+    status: TrialStatus = TrialStatus.OK,
+    message: str | None = None,
+) -> TrialResult:
+    record = TrialRecord.of(
+        spec.candidate,
+        run_id="r1",
+        trial_id=spec.trial_id,
+        role=spec.role,
+        model_id="fake:ok",
+        profile="small",
+        status=status,
+        rung=rung,
+        message=message,
+    )
+    runs = tuple(
+        Run(
+            run_id="r1",
+            trial_id=spec.trial_id,
+            candidate_id=record.candidate_id,
+            context_tokens=cell.context_tokens,
+            output_tokens=cell.output_tokens,
+            batch_size=1,
+            rung=done,
+            repeat=0,
+            ttft_ms=ttft_ms,
+            itl_ms=(20.0, 20.0, 20.0),
+            decode_tok_s=tok_s,
+            peak_mib=1000.0,
+            started_at=NOW,
+        )
+        for done in range(0 if rung is None else rung + 1)
+        for cell in PROFILE.cells(1, rung=done)
+    )
+    return TrialResult(record=record, runs=runs)
+
+
+def state_of(preview: Preview, *, total: int = 12, clock: Clock | None = None) -> SweepState:
+    state = SweepState(clock=clock or Clock())
+    state.start(preview, total)
+    return state
+
+
+def finish(state: SweepState, preview: Preview, spec: TrialSpec, **values: float) -> None:
+    state.begin(spec)
+    state.update(result_of(spec, **values), preview, ended=True)  # type: ignore[arg-type]
+
+
+# SweepState
+
+
+def test_nothing_is_best_before_a_trial_is_complete(preview: Preview) -> None:
+    state, (baseline, *_) = state_of(preview), specs_of(preview)
+    state.begin(baseline)
+    state.update(result_of(baseline, rung=1), preview, ended=False)
+    assert state.best() is None
+    assert state.best_line() == "best: none yet"
+    assert state.gain_line() is None
+
+
+def test_the_baseline_alone_is_the_best_and_says_so(preview: Preview) -> None:
+    state, (baseline, *_) = state_of(preview), specs_of(preview)
+    finish(state, preview, baseline, ttft_ms=100.0, tok_s=50.0)
+    assert state.best_line() == "best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s"
+    assert state.gain_line() == "this is the baseline"
+
+
+def test_the_best_is_compared_with_the_baseline(preview: Preview) -> None:
+    state, (baseline, other, *_) = state_of(preview), specs_of(preview)
+    finish(state, preview, baseline, ttft_ms=100.0, tok_s=50.0)
+    finish(state, preview, other, ttft_ms=50.0, tok_s=49.0)
+    assert state.best_line() == "best: dynamic/eager/float32 · TTFT 50.0 ms · 49.0 tok/s"
+    assert state.gain_line() == "over the baseline: first token +100 %, tok/s −2 %"
+
+
+def test_without_a_complete_baseline_nothing_is_compared(preview: Preview) -> None:
+    state, (baseline, other, *_) = state_of(preview), specs_of(preview)
+    state.begin(baseline)
+    state.update(result_of(baseline, rung=None, status=TrialStatus.OOM), preview, ended=True)
+    finish(state, preview, other)
+    assert state.best_line().startswith("best: dynamic/eager/float32")
+    assert state.gain_line() is None
+
+
+def test_a_stopped_trial_is_never_the_best(preview: Preview) -> None:
+    state, (baseline, fast, *_) = state_of(preview), specs_of(preview)
+    finish(state, preview, baseline)
+    state.begin(fast)
+    state.update(result_of(fast, ttft_ms=1.0, tok_s=999.0, rung=0, status=TrialStatus.STOPPED), preview, ended=True)
+    assert state.best_line().startswith("best: dynamic/sdpa/float32")
+
+
+def test_a_trial_whose_slot_died_before_it_began_is_still_counted(preview: Preview) -> None:
+    state, (baseline, *_) = state_of(preview), specs_of(preview)
+    standing = state.update(result_of(baseline, rung=None, status=TrialStatus.CRASHED), preview, ended=True)
+    assert (standing.label, standing.state, state.finished) == ("dynamic/sdpa/float32", "crashed", 1)
+
+
+def test_the_time_left_follows_the_pace_so_far(preview: Preview) -> None:
+    clock = Clock()
+    state, (baseline, *_) = state_of(preview, total=4, clock=clock), specs_of(preview)
+    clock.now += 9
+    assert state.time_line() == "0/4 trials · 9 s passed"
+    finish(state, preview, baseline)
+    clock.now += 21
+    assert state.time_line() == "1/4 trials · 30 s passed · about 1:30 min left"
+
+
+def test_nothing_is_left_when_all_trials_have_ended(preview: Preview) -> None:
+    clock = Clock()
+    state, (baseline, *_) = state_of(preview, total=1, clock=clock), specs_of(preview)
+    clock.now += 59.7
+    finish(state, preview, baseline)
+    assert state.time_line() == "1/1 trials · 1:00 min passed"
+
+
+# LineProgress
+
+
+def test_lines_tell_every_event_once(preview: Preview, manifest: SweepManifest) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    progress, (baseline, other, *_) = LineProgress(console), specs_of(preview)
+    progress.search_started(preview, manifest, [baseline, other])
+    progress.trial_started(baseline)
+    progress.rung_finished(result_of(baseline, rung=0))
+    progress.trial_finished(result_of(baseline))
+    progress.trial_started(other)
+    progress.trial_finished(result_of(other, rung=None, status=TrialStatus.OOM, message="no\nmemory"))
+    lines = printed(console)
+    assert lines[0] == f"sweep r1: fake:ok · small · {preview.device.device_name} (cpu) · 2 trials"
+    assert lines[1:4] == [
+        "start   dynamic/sdpa/float32",
+        "rung 0  dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s",
+        "ok      dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s",
+    ]
+    assert lines[4].startswith("        1/2 trials · ")
+    assert lines[4].endswith("best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s · this is the baseline")
+    assert lines[5:7] == ["start   dynamic/eager/float32", "oom     dynamic/eager/float32 · no memory"]
+    assert len(lines) == 8
+
+
+def test_the_run_id_is_known_from_the_start_of_the_search(preview: Preview, manifest: SweepManifest) -> None:
+    progress = LineProgress(Console(file=io.StringIO()))
+    assert progress.run_id is None
+    progress.search_started(preview, manifest, [])
+    assert progress.run_id == "r1"
+
+
+def test_brackets_in_a_message_are_text_not_markup(preview: Preview, manifest: SweepManifest) -> None:
+    console = Console(file=io.StringIO())
+    progress, (baseline, *_) = LineProgress(console), specs_of(preview)
+    progress.search_started(preview, manifest, [baseline])
+    progress.trial_started(baseline)
+    progress.trial_finished(result_of(baseline, rung=None, status=TrialStatus.ERROR, message="[red]x[/red]"))
+    assert "error   dynamic/sdpa/float32 · [red]x[/red]" in printed(console)
+
+
+def printed(console: Console) -> list[str]:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+# The live view
+
+
+def rendered(state: SweepState, width: int = 80) -> list[str]:
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(render_state(state))
+    return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+def test_the_live_view_fits_eighty_columns_without_a_wrapped_line(preview: Preview) -> None:
+    state, specs = state_of(preview), specs_of(preview)
+    state.title = "model · profile · a device whose name is far longer than the eighty columns of a terminal (cuda)"
+    for number, spec in enumerate(specs):
+        finish(state, preview, spec, ttft_ms=12345.0 + number, tok_s=0.5)
+    lines = rendered(state)
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) == len(("title", "header", *specs, "best", "gain", "time"))
+    assert lines[0].endswith("…")
+    assert lines[1].split() == ["candidate", "rung", "TTFT", "ms", "tok/s", "peak", "MiB"]
+    assert lines[2].split() == ["ok", "dynamic/sdpa/float32", "2/2", "12,345", "0.500", "1,000"]
+    assert lines[-3] == "best: dynamic/sdpa/float32 · TTFT 12,345 ms · 0.500 tok/s"
+    assert lines[-2] == "      this is the baseline"
+    assert lines[-1].startswith("12/12 trials · ")
+
+
+def test_a_long_label_is_shortened_rather_than_wrapped(preview: Preview) -> None:
+    longest = Candidate(
+        engine="fake",
+        cache=CacheStrategy.DYNAMIC,
+        attention=AttentionBackend.SDPA_EFFICIENT,
+        dtype=DType.BFLOAT16,
+        compile=CompileMode.REDUCE_OVERHEAD,
+        cache_params=(("window", 4096),),
+    )
+    state = state_of(preview)
+    state.begin(spec_of(longest, preview))
+    _, header, row, *rest = rendered(state)
+    assert header.split() == ["candidate", "rung", "TTFT", "ms", "tok/s", "peak", "MiB"]
+    assert row.startswith("running  dynamic(window=4096)/sdpa_efficient")
+    assert row.endswith("…")
+    assert rest == ["best: none yet", "0/12 trials · 0 s passed"]
+
+
+def test_only_the_latest_trials_are_shown(preview: Preview) -> None:
+    state = state_of(preview)
+    for repeat in range(2):
+        for spec in specs_of(preview):
+            state.begin(replace(spec, trial_id=f"{repeat}-{spec.trial_id}"))
+    rows = [line for line in rendered(state) if line.startswith("running")]
+    assert len(rows) == SHOWN_TRIALS < len(state.standings)
+
+
+def test_the_live_view_is_gone_when_the_sweep_ends(preview: Preview, manifest: SweepManifest) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    baseline = specs_of(preview)[0]
+    with LiveProgress(console) as progress:
+        progress.search_started(preview, manifest, [baseline])
+        progress.trial_started(baseline)
+        progress.rung_finished(result_of(baseline, rung=0))
+        progress.trial_finished(result_of(baseline))
+        assert progress.run_id == "r1"
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "dynamic/sdpa/float32" in text
+    assert text.rstrip().endswith("\x1b[2K"), "the last thing written erases the view"

@@ -1,0 +1,144 @@
+"""The snippet as text: what enters it stays in its quotes, and it is what a person would write. Others run it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.engines.transformers import TransformersAdapter
+from kvray.engines.transformers.arguments import call_arguments
+from kvray.workload import Cell
+
+TINY = Path(__file__).parents[2] / "assets" / "tiny_llama"
+HOSTILE = 'x"); import os; os.system("echo hacked"); print("\n{folder}\'\\'
+
+
+def candidate(**changes: object) -> Candidate:
+    values: dict[str, object] = {
+        "cache": CacheStrategy.DYNAMIC,
+        "attention": AttentionBackend.SDPA,
+        "dtype": DType.FLOAT32,
+    }
+    return Candidate(engine="transformers", **{**values, **changes})  # type: ignore[arg-type]
+
+
+def render(model_id: str = "org/name", *, trust: bool = False, **changes: object) -> str:
+    return TransformersAdapter().render_snippet(
+        model_id=model_id, candidate=candidate(**changes), cell=Cell(512, 64, 1), trust_remote_code=trust
+    )
+
+
+def strings(source: str) -> set[str]:
+    constants = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return {value for value in constants if isinstance(value, str)}
+
+
+def calls(source: str, name: str) -> list[dict[str, str]]:
+    """The keyword arguments of every call of `….name(…)`, as source."""
+    return [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg}
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name
+    ]
+
+
+@pytest.mark.parametrize("prefix", ["", "random:", "/models/", "random:/models/"])
+@pytest.mark.parametrize("suffix", ["", ".gguf", "/config.json"])
+def test_a_hostile_model_id_stays_inside_its_strings(prefix: str, suffix: str) -> None:
+    plain = render(f"{prefix}name{suffix}", trust=True)
+    hostile = render(f"{prefix}{HOSTILE}{suffix}", trust=True)
+
+    assert len(hostile.splitlines()) == len(plain.splitlines())
+    same_but_strings = [ast.dump(_without_strings(ast.parse(source))) for source in (plain, hostile)]
+    assert same_but_strings[0] == same_but_strings[1]
+    assert any(HOSTILE in value for value in strings(hostile))
+
+
+def _without_strings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    return tree
+
+
+@pytest.mark.parametrize("attention", AttentionBackend)
+@pytest.mark.parametrize("cache", CacheStrategy)
+@pytest.mark.parametrize("mode", CompileMode)
+def test_the_source_says_what_the_arguments_say(
+    attention: AttentionBackend, cache: CacheStrategy, mode: CompileMode
+) -> None:
+    source = render(attention=attention, cache=cache, compile=mode, dtype=DType.BFLOAT16)
+    arguments = call_arguments(candidate(attention=attention, cache=cache, compile=mode, dtype=DType.BFLOAT16))
+
+    (load,) = calls(source, "from_pretrained")[1:]
+    assert load["dtype"] == "torch.bfloat16"
+    assert load["attn_implementation"] == repr(arguments.attn_implementation)
+    assert load["use_safetensors"] == "True"
+    (generate,) = [call for call in calls(source, "generate") if "past_key_values" in call]
+    assert arguments.generate_options == {name: ast.literal_eval(generate[name]) for name in arguments.generate_options}
+    assert ("compile_config" in generate) == (arguments.compile_mode is not None)
+    assert [call["mode"] for call in calls(source, "CompileConfig")] == (
+        [repr(arguments.compile_mode)] if arguments.compile_mode else []
+    )
+    assert len(calls(source, arguments.cache_class)) == 1
+    assert (f"sdpa_kernel([SDPBackend.{arguments.sdpa_kernel}])" in source) == (arguments.sdpa_kernel is not None)
+
+
+def test_it_stands_alone_and_fits_a_screen() -> None:
+    for model_id in ("org/name", "/models/a.gguf", f"random:{TINY}", f"random:{TINY}/config.json"):
+        for mode in CompileMode:
+            source = render(model_id, cache=CacheStrategy.STATIC, compile=mode, attention=AttentionBackend.SDPA_MATH)
+            lines = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
+            imported = {line.split()[1].split(".")[0] for line in lines}
+            assert imported <= {"sys", "functools", "torch", "transformers"}
+            assert max(map(len, source.splitlines())) <= 120 + len(str(TINY))
+            assert "trust_remote_code" not in source
+
+
+def test_foreign_code_is_run_only_where_it_was_measured() -> None:
+    for model_id in ("org/name", "/models/a.gguf", "random:/models/a"):
+        assert all(
+            call["trust_remote_code"] == "True" for call in calls(render(model_id, trust=True), "from_pretrained")
+        )
+        assert "trust_remote_code" not in render(model_id)
+
+
+def test_a_path_becomes_absolute_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a.gguf").touch()
+    assert f"MODEL = {str(tmp_path / 'model')!r}" in render("model")
+    assert f"MODEL = {str(tmp_path / 'model')!r}" in render("random:./model")
+    assert f"MODEL = {str(tmp_path)!r}\nGGUF_FILE = 'a.gguf'" in render("a.gguf")
+
+
+def test_no_file_of_the_model_is_needed_to_write_it() -> None:
+    assert "MODEL = '/gone/model'" in render("/gone/model")
+    assert "MODEL = '/gone'\nGGUF_FILE = 'a.gguf'" in render("/gone/a.gguf")
+    assert "MODEL = '/gone'" in render("random:/gone/config.json")
+
+
+def test_a_model_without_tokenizer_gets_a_stand_in(tmp_path: Path) -> None:
+    assert "class Bytes" in render(f"random:{TINY}")
+    assert "class Bytes" not in render("org/name")
+    (tmp_path / "tokenizer.json").touch()
+    assert "class Bytes" not in render(f"random:{tmp_path}")
+
+
+def test_a_batch_is_padded_on_the_left() -> None:
+    source = render(batch_size=4)
+    assert "def generate(model, tokenizer, prompts, max_new_tokens)" in source
+    assert 'tokenizer.padding_side = "left"' in source
+    assert "padding" not in render(batch_size=1)
+
+
+def test_only_compiled_code_keeps_its_cache() -> None:
+    kept = render(cache=CacheStrategy.STATIC, compile=CompileMode.DEFAULT)
+    assert "CACHE_TOKENS = 576" in kept
+    assert "cache.reset()" in kept
+    plain = render(cache=CacheStrategy.STATIC)
+    assert 'max_cache_len=inputs["input_ids"].shape[1] + max_new_tokens' in plain
+    assert "CACHE_TOKENS" not in plain

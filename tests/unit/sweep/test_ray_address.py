@@ -1,0 +1,45 @@
+"""A cluster that does not answer is found out in seconds; Ray alone takes minutes, with noise on stderr."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from kvray.errors import SweepError
+from kvray.sweep.session import RaySession
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port at which nobody listens: bound while the test runs, so that nobody else takes it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield int(bound.getsockname()[1])
+
+
+def connect(address: str) -> None:
+    with RaySession(address=address) as ray:
+        ray.resources()
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "[::1]:{}", "ray://127.0.0.1:{}"])
+def test_an_address_at_which_nobody_listens_is_refused(
+    form: str, closed_port: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = form.format(closed_port)
+    with pytest.raises(SweepError) as caught:
+        connect(address)
+    assert str(caught.value).startswith(f"The Ray cluster at {address!r} cannot be reached: ")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_host_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SweepError, match=r"The Ray cluster at 'nohost\.invalid:6379' cannot be reached: .*[Nn]ame"):
+        connect("nohost.invalid:6379")
+
+
+def test_what_is_no_address_is_refused_by_ray_itself() -> None:
+    with pytest.raises(SweepError, match=r"The Ray cluster at 'nonsense' cannot be reached: Invalid address format"):
+        connect("nonsense")

@@ -1,0 +1,57 @@
+"""How a machine is divided into slots."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvray.candidate import DeviceType
+from kvray.errors import SweepError
+from kvray.sweep.driver import SlotPlan, plan_slots
+
+
+def plan(
+    cpus: float, gpus: float = 0, *, device: DeviceType = DeviceType.CPU, slots: int | None = None, threads: int = 0
+) -> SlotPlan:
+    return plan_slots({"CPU": cpus, "GPU": gpus}, device=device, slots=slots, user_threads=threads or None)
+
+
+def test_one_trial_has_the_whole_cpu_and_the_library_chooses_its_threads() -> None:
+    divided = plan(8)
+    assert (divided.slots, divided.cpus_per_slot, divided.gpus_per_slot, divided.threads) == (1, 8.0, 0, None)
+    assert divided.resources == {"CPU": 8.0, "GPU": 0.0}
+
+
+def test_several_trials_share_cpus_and_threads_evenly() -> None:
+    divided = plan(8, slots=3)
+    assert (divided.slots, divided.cpus_per_slot, divided.threads) == (3, 2.0, 2)
+
+
+def test_a_user_s_own_thread_count_wins() -> None:
+    assert plan(8, threads=5).threads == 5
+    assert plan(8, slots=4, threads=5).threads == 5
+
+
+def test_each_gpu_is_a_slot() -> None:
+    divided = plan(8, 4, device=DeviceType.CUDA)
+    assert (divided.slots, divided.gpus_per_slot, divided.cpus_per_slot) == (4, 1, 2.0)
+
+
+def test_a_cpu_sweep_on_a_machine_with_gpus_takes_none() -> None:
+    assert plan(8, 4).resources["GPU"] == 0.0
+
+
+def test_more_slots_than_fit_are_refused_with_the_most_that_do() -> None:
+    with pytest.raises(SweepError, match=r"99 slots do not fit: Ray offers 2 CPUs and 0 GPUs\. At most 2\."):
+        plan(2, slots=99)
+    with pytest.raises(SweepError, match=r"3 slots do not fit: Ray offers 8 CPUs and 2 GPUs\. At most 2\."):
+        plan(8, 2, device=DeviceType.CUDA, slots=3)
+
+
+def test_cuda_on_a_ray_without_gpus_is_refused() -> None:
+    with pytest.raises(SweepError, match=r"The sweep needs 1 GPU, Ray offers 0\. Pass --device cpu"):
+        plan(8, device=DeviceType.CUDA)
+
+
+def test_a_ray_without_a_cpu_is_refused() -> None:
+    with pytest.raises(SweepError, match="Ray offers no CPU"):
+        plan(0)

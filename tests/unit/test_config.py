@@ -1,0 +1,79 @@
+"""`TuneConfig`: one place where a sweep's settings are checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.config import TuneConfig, cache_dir
+from kvray.errors import InvalidValueError, ProfileError
+from kvray.workload import get_profile
+
+
+def config(**values: Any) -> TuneConfig:
+    return TuneConfig(**{"model_id": "org/model", "profile": get_profile("ci-micro"), **values})
+
+
+def test_an_unknown_field_is_refused_by_name() -> None:
+    with pytest.raises(
+        InvalidValueError, match=r"The configuration is not valid: chaches: Extra inputs .* \(got \(\)\)"
+    ):
+        config(chaches=())
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InvalidValueError, match="profile: Field required"):
+        TuneConfig(model_id="org/model")
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        config(model_id="", device="tpu", slots=0, timeout_s=-1, dtypes=("int4",))
+    text = str(caught.value)
+    assert all(name in text for name in ("model_id: ", "device: ", "slots: ", "timeout_s: ", "dtypes.0: "))
+    assert "(got 'tpu')" in text
+    assert "'cpu' or 'cuda'" in text
+    assert caught.value.exit_code == 2
+    assert "\n" not in text
+
+
+def test_a_profile_may_be_given_by_name() -> None:
+    assert config(profile="rag").profile == get_profile("rag")
+
+
+def test_an_unknown_profile_name_lists_the_known_ones() -> None:
+    with pytest.raises(ProfileError, match=r"Unknown profile 'nope'\. Allowed: chat-agent, rag, longform, ci-micro"):
+        config(profile="nope")
+
+
+def test_a_results_folder_may_be_a_path(tmp_path: Path) -> None:
+    assert config(output_dir=tmp_path).output_dir == str(tmp_path)
+
+
+def test_axes_may_be_given_as_text_and_as_members() -> None:
+    given = config(caches=("static",), attentions=(AttentionBackend.SDPA,), dtypes=["bfloat16"], device="cuda")
+    assert given.caches == (CacheStrategy.STATIC,)
+    assert given.attentions == (AttentionBackend.SDPA,)
+    assert given.dtypes == (DType.BFLOAT16,)
+    assert given.device is DeviceType.CUDA
+
+
+def test_nothing_of_a_configuration_can_be_changed() -> None:
+    given = config()
+    with pytest.raises(ValueError, match="frozen"):
+        given.seed = 1  # type: ignore[misc]
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("KVRAY_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_dir() == tmp_path / ".cache" / "kvray"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "kvray"
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own"
+    assert not cache_dir().exists()

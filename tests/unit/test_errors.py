@@ -1,0 +1,70 @@
+"""Every error: one line of text, an exit code of its own."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kvray import errors
+from kvray.errors import InvalidValueError, KvrayError, describe_problems, first_line
+
+
+def test_every_error_has_an_exit_code_of_its_own() -> None:
+    classes = [
+        one
+        for _, one in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(one, KvrayError) and one is not KvrayError
+    ]
+    codes = {one.__name__: one.exit_code for one in classes}
+    assert len(set(codes.values())) == len(codes) == 11
+    assert all(code > 1 for code in codes.values()), "1 is for what nobody foresaw"
+
+
+def test_the_hint_follows_the_message() -> None:
+    assert str(KvrayError("It failed.", hint="Do that.")) == "It failed. Do that."
+    assert str(KvrayError("It failed.")) == "It failed."
+
+
+def test_what_is_not_allowed_is_named_with_what_is() -> None:
+    error = InvalidValueError.not_one_of("colour", 7, ["red", "blue"])
+    assert str(error) == "Unknown colour '7'. Allowed: red, blue."
+
+
+class Sample(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+    names: tuple[str, ...] = ()
+
+
+def problems(**values: object) -> str:
+    with pytest.raises(ValidationError) as caught:
+        Sample.model_validate(values)
+    return describe_problems(caught.value)
+
+
+def test_all_problems_stand_on_one_line_with_field_and_value() -> None:
+    text = problems(number="x", names=("a", 2), more=1)
+    assert [part.partition(":")[0] for part in text.split("; ")] == ["number", "names.1", "more"]
+    assert text.endswith("more: Extra inputs are not permitted (got 1)")
+    assert "(got 'x')" in text
+
+
+def test_a_missing_field_is_not_shown_with_the_whole_input() -> None:
+    assert problems() == "number: Field required"
+
+
+def test_a_long_value_is_shortened() -> None:
+    text = problems(number="x" * 1000)
+    assert text.endswith("xxx...)")
+    assert len(text) < 200
+
+
+def test_the_first_line_of_an_error_is_its_first_line_with_text() -> None:
+    assert first_line(ValueError("\n\n  one\ntwo")) == "one"
+
+
+def test_an_error_without_text_is_named_by_its_type() -> None:
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -1,0 +1,247 @@
+"""What a sweep would do, and what is refused before one is started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import kvray.preview
+from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
+from kvray.config import TuneConfig
+from kvray.engines.base import AxisValue, DeviceFacts, ModelInfo
+from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
+from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
+from kvray.preview import Preview, check_request, detect_device, preview_sweep
+from kvray.probes.gpu import GpuInfo, select_visible
+from kvray.space.search_space import Axes
+from kvray.workload import WorkloadProfile, create_custom_profile
+
+GPUS = tuple(
+    GpuInfo(
+        index=index,
+        uuid=f"GPU-{index}",
+        name=name,
+        memory_total_mib=1000.0,
+        compute_capability=capability,
+        driver_version="1",
+    )
+    for index, (name, capability) in enumerate([("New", (9, 0)), ("Old", (7, 5))])
+)
+
+
+class ChoosyAdapter(FakeAdapter):
+    """An engine whose menu has every kind of line."""
+
+    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
+        return (
+            AxisValue(axis="cache", value="dynamic"),
+            AxisValue(axis="cache", value="static", obstacle="no room"),
+            AxisValue(axis="attention", value="eager"),
+            AxisValue(axis="attention", value="sdpa"),
+            AxisValue(axis="attention", value="sdpa_flash", on_request="it is slow"),
+            AxisValue(axis="attention", value="sdpa_cudnn", obstacle="CUDA only", on_request="it is rare"),
+            AxisValue(axis="dtype", value="float32"),
+            AxisValue(axis="dtype", value="float16", on_request="it is emulated"),
+            AxisValue(axis="dtype", value="bfloat16", obstacle="too old"),
+        )
+
+    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
+        axes = super().axes(model, device, profile, compile=compile)
+        return replace(axes, dtypes=(DType.FLOAT32,), compiles=(CompileMode.OFF,))
+
+
+@pytest.fixture(autouse=True)
+def logger_as_by_default() -> Iterator[None]:
+    logger = logging.getLogger("kvray")
+    handlers, propagate = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [], True
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+
+
+def config(*, contexts: tuple[int, ...] = (64,), **values: Any) -> TuneConfig:
+    profile = create_custom_profile(
+        "small",
+        context_lengths=contexts,
+        output_lengths=(4, 8),
+        batch_sizes=values.pop("batch_sizes", (1,)),
+        weight_ttft=0.4,
+        weight_throughput=0.4,
+        weight_memory=0.2,
+    )
+    given: dict[str, Any] = {"model_id": "fake:ok", "profile": profile, "device": DeviceType.CPU, "engine": "fake"}
+    return TuneConfig(**{**given, **values})
+
+
+def labels(preview: Preview) -> list[str]:
+    return [candidate.label for candidate in preview.space.candidates]
+
+
+# What would be measured
+
+
+def test_the_whole_space_of_the_engine_is_previewed_baseline_first() -> None:
+    preview = preview_sweep(config(), FakeAdapter())
+    assert len(labels(preview)) == 12
+    assert labels(preview)[0] == preview.space.baseline.label == "dynamic/sdpa/float32"
+    assert preview.dropped_contexts == ()
+
+
+def test_each_axis_can_be_narrowed() -> None:
+    narrowed = config(
+        caches=(CacheStrategy.STATIC,), attentions=(AttentionBackend.SDPA_FLASH,), dtypes=(DType.FLOAT16,)
+    )
+    preview = preview_sweep(narrowed, FakeAdapter())
+    assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa_flash/float16"]
+    assert preview.space.asked_for == 1
+
+
+def test_the_baseline_has_the_smallest_batch_that_is_asked_for() -> None:
+    preview = preview_sweep(config(batch_sizes=(4, 2), attentions=(AttentionBackend.SDPA,)), FakeAdapter())
+    assert preview.space.baseline.batch_size == 2
+    assert {candidate.batch_size for candidate in preview.space.candidates} == {2, 4}
+
+
+def test_compiling_is_added_when_asked_for() -> None:
+    preview = preview_sweep(config(compile=True), FakeAdapter())
+    assert {candidate.compile for candidate in preview.space.candidates} == {CompileMode.OFF, CompileMode.DEFAULT}
+
+
+def test_an_engine_that_compiles_nothing_refuses_to() -> None:
+    with pytest.raises(NoCandidatesError, match=r"Engine 'fake' compiles nothing on cpu\. Leave --compile out\."):
+        preview_sweep(config(compile=True), ChoosyAdapter())
+
+
+def test_contexts_that_the_model_cannot_hold_are_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    fits = MAX_CONTEXT - 8
+    preview = preview_sweep(config(contexts=(64, fits, fits + 1, 9000)), FakeAdapter())
+    assert preview.profile.context_lengths == (64, fits)
+    assert preview.dropped_contexts == (fits + 1, 9000)
+    assert [record.getMessage() for record in caplog.records if record.name == "kvray.preview"] == [
+        "Prompts of 4089, 9000 tokens are left out: with up to 8 new ones they are more than the 4096 that the model "
+        "holds."
+    ]
+
+
+def test_without_dropped_contexts_there_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    preview_sweep(config(contexts=(64, MAX_CONTEXT - 8)), FakeAdapter())
+    assert caplog.records == []
+
+
+def test_a_profile_of_which_no_context_fits_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"keeps no context length: the model holds 4096 tokens"):
+        preview_sweep(config(contexts=(9000,)), FakeAdapter())
+
+
+def test_a_model_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"knows no model 'nope'"):
+        preview_sweep(config(model_id="nope"), FakeAdapter())
+
+
+# Menus and obstacles
+
+
+def test_a_narrowedfor_nothing_that_can_be_had_gives_each_reason_and_what_there_is() -> None:
+    request = config(attentions=(AttentionBackend.SDPA_CUDNN, AttentionBackend.SDPA_MATH))
+    expected = (
+        r"^No valid candidate is left: sdpa_cudnn: CUDA only; sdpa_math: unknown to this engine\. "
+        r"Available here: eager, sdpa, sdpa_flash\.$"
+    )
+    with pytest.raises(NoCandidatesError, match=expected):
+        check_request(request, ChoosyAdapter())
+    with pytest.raises(NoCandidatesError, match=expected):
+        preview_sweep(request, ChoosyAdapter())
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "reason"),
+    [
+        (config(caches=(CacheStrategy.STATIC,)), "static: no room"),
+        (config(dtypes=(DType.BFLOAT16,)), "bfloat16: too old"),
+    ],
+)
+def test_every_axis_is_looked_at(narrowed: TuneConfig, reason: str) -> None:
+    with pytest.raises(NoCandidatesError, match=reason):
+        check_request(narrowed, ChoosyAdapter())
+
+
+def test_a_narrowedof_which_something_can_be_had_goes_on_with_that() -> None:
+    request = config(dtypes=(DType.FLOAT32, DType.BFLOAT16), attentions=(AttentionBackend.SDPA,))
+    check_request(request, ChoosyAdapter())
+    preview = preview_sweep(request, ChoosyAdapter())
+    assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32"]
+    assert {one.reason for one in preview.space.rejected} == {"bfloat16 is not supported on this cpu (dtype-on-device)"}
+
+
+def test_when_rules_reject_all_that_was_asked_for_their_reasons_are_given() -> None:
+    request = config(attentions=(AttentionBackend.SDPA_CUDNN,))
+    check_request(request, FakeAdapter())
+    with pytest.raises(NoCandidatesError, match=r"left: PyTorch has no cudnn attention kernel for the CPU .*Widen"):
+        preview_sweep(request, FakeAdapter())
+
+
+def left_out(preview: Preview) -> list[str]:
+    return [entry.value for entry in preview.left_out]
+
+
+def test_what_could_be_measured_on_narrowedis_listed_as_left_out() -> None:
+    assert left_out(preview_sweep(config(), ChoosyAdapter())) == ["sdpa_flash", "float16"]
+
+
+def test_what_was_asked_for_is_not_left_out() -> None:
+    preview = preview_sweep(config(dtypes=(DType.FLOAT16,)), ChoosyAdapter())
+    assert left_out(preview) == ["sdpa_flash"]
+
+
+# Devices
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None = None) -> None:
+    monkeypatch.setattr(kvray.preview, "visible_gpus", lambda value: select_visible(GPUS, value))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+
+def test_gpus_are_taken_by_default_and_the_oldest_sets_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch)
+    assert detect_device(None) == DeviceFacts(
+        device=DeviceType.CUDA, device_name="New", gpu_count=2, compute_capability=(7, 5)
+    )
+
+
+def test_only_gpus_that_programs_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, "1")
+    assert (detect_device(None).device_name, detect_device(None).gpu_count) == ("Old", 1)
+
+
+def test_hidden_gpus_leave_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, "")
+    assert detect_device(None).device is DeviceType.CPU
+
+
+def test_the_cpu_can_be_asked_for_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch)
+    facts = detect_device(DeviceType.CPU)
+    assert (facts.device, facts.gpu_count, facts.compute_capability) == (DeviceType.CPU, 0, None)
+
+
+def test_cuda_without_a_gpu_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, "")
+    with pytest.raises(SweepError, match=r"Device 'cuda' was asked for, and this machine has no GPU"):
+        check_request(config(device=DeviceType.CUDA), FakeAdapter())
+
+
+def test_cuda_without_a_gpu_here_is_left_to_the_cluster_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, "")
+    check_request(config(device=DeviceType.CUDA, address="head:6379"), FakeAdapter())
+
+
+def test_cuda_with_a_gpu_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch)
+    check_request(config(device=DeviceType.CUDA), FakeAdapter())
