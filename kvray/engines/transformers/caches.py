@@ -25,9 +25,13 @@ def cache_bytes(cache: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
 
 
-def tokens_held(cache: Any) -> int:
-    """Tokens of each sequence in the cache, at most the window of a sliding layer."""
-    return int(cache.get_seq_length())
+def tokens_taken(cache: Any) -> int | None:
+    """Tokens of each sequence that went into the cache since it was empty, also those that a sliding window has
+    dropped; `None` where no layer counts them."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # linear attention only
+        return None
 
 
 def cache_layers(cache: Any) -> str:

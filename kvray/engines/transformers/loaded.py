@@ -110,6 +110,7 @@ class TransformersModel(LoadedModel):
                 arguments=self._arguments,
                 cache_of=lambda: self._cache,
                 attn_implementation=str(self._text_config._attn_implementation),
+                prompt_tokens=int(self._prompt_tensor.shape[1]),
             )
 
     def kv_cache_bytes(self) -> int | None:

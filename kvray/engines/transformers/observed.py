@@ -14,7 +14,7 @@ from kvray.candidate import AttentionBackend
 from kvray.engines.base import Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
-from kvray.engines.transformers.caches import cache_layers, kv_dtype, tokens_held
+from kvray.engines.transformers.caches import cache_layers, kv_dtype, tokens_taken
 
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode; reading the profiler's events costs more than running them."""
@@ -51,6 +51,7 @@ def observe(
     arguments: CallArguments,
     cache_of: Callable[[], Any],
     attn_implementation: str,
+    prompt_tokens: int,
 ) -> Observed:
     """Run `generate` with a profiling streamer and compare what ran with what was asked for.
 
@@ -67,7 +68,7 @@ def observe(
     differences = [
         kernel_substitution(asked, "prefill", prefill),
         kernel_substitution(asked, "decode", decode),
-        _cache_substitution(arguments, cache),
+        _cache_substitution(arguments, cache, prompt_tokens),
         _attention_substitution(arguments, attn_implementation),
         "asked for torch.compile, nothing was compiled" if arguments.compile_mode and graphs == 0 else None,
     ]
@@ -89,11 +90,16 @@ def forget_compiled_graphs() -> None:
     counters.clear()
 
 
-def _cache_substitution(arguments: CallArguments, cache: Any) -> str | None:
+def _cache_substitution(arguments: CallArguments, cache: Any, prompt_tokens: int) -> str | None:
     ran = type(cache).__name__
     if ran != arguments.cache_class:
         return f"asked for {arguments.cache_class}, {ran} was used"
-    return None if tokens_held(cache) else f"asked for {ran}, it was left empty: generation ran without a cache"
+    # Each token is fed once; the last one has not been fed back yet. Without `use_cache` the library feeds all of them
+    # again at every step, into the very cache that it does not use.
+    taken, fed = tokens_taken(cache), prompt_tokens + OBSERVED_TOKENS - 1
+    if taken is not None and taken != fed:
+        return f"asked for {ran}, it took {taken} tokens where {fed} were fed: it was not used as a cache"
+    return None
 
 
 def _attention_substitution(arguments: CallArguments, ran: str) -> str | None:
