@@ -18,7 +18,7 @@ from output import parse_arguments, print_table, write_figures
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
-from kvray.search import read_result
+from kvray.result import read_result
 from kvray.store.parquet import ResultsStore
 
 TINY = Path(__file__).parent.parent / "tests" / "assets" / "tiny_llama"

@@ -39,7 +39,7 @@ class TuneConfig(BaseModel):
     profile: WorkloadProfile
     device: DeviceType | None = None
     engine: str = "transformers"
-    output_dir: str = "kvray_results"
+    output_dir: Annotated[str, Field(min_length=1)] = "kvray_results"
     caches: tuple[CacheStrategy, ...] = ()
     attentions: tuple[AttentionBackend, ...] = ()
     dtypes: tuple[DType, ...] = ()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class KvrayError(Exception):
@@ -104,12 +105,17 @@ class SweepInterruptedError(KvrayError):
 
 def describe_problems(error: ValidationError) -> str:
     """All problems that pydantic found, on one line: `field: problem (got value)`."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc']) or 'value'}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
-        + ("" if problem["type"] in ("missing", "value_error") else f" (got {_short(problem['input'])})")
-        for problem in error.errors(include_url=False)
-    )
+    problems = error.errors(include_url=False)
+    places = [problem["loc"] for problem in problems]
+    # A bad item of a list makes the whole list bad too; only the item tells something.
+    roots = [p for p in problems if not any(q != p["loc"] and q[: len(p["loc"])] == p["loc"] for q in places)]
+    return "; ".join(_describe_problem(problem) for problem in roots or problems)
+
+
+def _describe_problem(problem: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    got = "" if problem["type"] in ("missing", "value_error") else f" (got {_short(problem['input'])})"
+    return f"{place}{': ' if place else ''}{problem['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _short(value: object) -> str:

@@ -14,6 +14,9 @@ from typing import Any
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 from kvray.workload import Cell
 
+RANDOM_PREFIX = "random:"
+"""Begins the id of a model whose architecture is real and whose weights are random."""
+
 
 class TrialStatus(enum.StrEnum):
     """How a trial ended. Every trial ends in exactly one."""
@@ -248,6 +251,6 @@ class TrialResult:
 
 def short_model_name(model_id: str) -> str:
     """For titles: the last part of a local path, e.g. `model.gguf` or `random:llama`; a hub id as it is."""
-    prefix, separator, rest = model_id.rpartition(":")
-    path = PurePath(rest)
-    return f"{prefix}{separator}{path.name}" if path.is_absolute() else model_id
+    prefix = RANDOM_PREFIX if model_id.startswith(RANDOM_PREFIX) else ""
+    path = PurePath(model_id.removeprefix(prefix))
+    return prefix + path.name if path.is_absolute() else model_id

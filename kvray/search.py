@@ -8,25 +8,19 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kvray.analysis import Analysis, analyse
 from kvray.config import TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import AllTrialsFailedError, ResultsError, SweepInterruptedError
-from kvray.plan.builder import PlanBuilder
-from kvray.preview import Preview, preview_sweep
+from kvray.preview import Preview, check_request, preview_sweep
 from kvray.probes.environment import kvray_version
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.report.html import render_html
-from kvray.report.info import report_info
-from kvray.report.markdown import render_markdown
+from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.store.paths import ResultsPaths
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.progress import SweepObserver
 from kvray.sweep.session import RaySession, quiet_ray
@@ -39,17 +33,6 @@ class SearchObserver(SweepObserver, Protocol):
 
     def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
         """Everything is known and checked; `todo` are the trials to come."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneResult:
-    """A sweep as its records tell it, what they mean, and where its files are."""
-
-    manifest: SweepManifest
-    results: tuple[TrialResult, ...]
-    analysis: Analysis
-    records_sha256: str
-    paths: ResultsPaths
 
 
 class TuningSearch:
@@ -81,7 +64,9 @@ class TuningSearch:
         Raises:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
-        return preview_sweep(self._config, self._adapter or get_engine(self._config.engine))
+        adapter = self._engine()
+        check_request(self._config, adapter)
+        return preview_sweep(self._config, adapter)
 
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
@@ -90,10 +75,14 @@ class TuningSearch:
             KvrayError: before any trial for what can be known before; afterwards `AllTrialsFailedError`, or
                 `SweepInterruptedError` when the user pressed Ctrl-C. Records are kept in either case.
         """
-        store = ResultsStore(self._config.output_dir)
+        config, adapter = self._config, self._engine()
+        store = ResultsStore(config.output_dir)
+        check_request(config, adapter)
+        if config.resume is not None:
+            store.read_manifest(config.resume)
         store.check_writable()
-        run_id = self._config.resume or _new_run_id()
-        interrupted = self._measure(store, run_id)
+        run_id = config.resume or _new_run_id()
+        interrupted = self._measure(store, run_id, adapter)
         store.compact(run_id)
         result = read_result(store, run_id)
         write_artefacts(store, result)
@@ -109,9 +98,12 @@ class TuningSearch:
             )
         return result
 
-    def _measure(self, store: ResultsStore, run_id: str) -> bool:
+    def _engine(self) -> EngineAdapter:
+        return self._adapter or get_engine(self._config.engine)
+
+    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> bool:
         """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
-        config, adapter = self._config, self._adapter or get_engine(self._config.engine)
+        config = self._config
         with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
@@ -124,7 +116,9 @@ class TuningSearch:
             todo = _missing_trials(store, _trial_specs(config, preview, request, run_id))
             recorder = _Recorder(store, self._observer)
             recorder.search_started(preview, manifest, todo)
-            orders = [TrialOrder(spec=spec, adapter=adapter, threads=slots.threads) for spec in todo]
+            orders = [
+                TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in todo
+            ]
             try:
                 run_sweep(orders, slots=slots, observer=recorder)
             except KeyboardInterrupt:
@@ -152,38 +146,6 @@ class TuningSearch:
             seed=self._config.seed,
             arguments=self._arguments,
         )
-
-
-def read_result(store: ResultsStore, run_id: str) -> TuneResult:
-    """The sweep `run_id` as it lies in `store`, analysed anew.
-
-    Raises:
-        ResultsError: there is no such sweep.
-    """
-    manifest = store.read_manifest(run_id)
-    results = tuple(store.read(run_id))
-    return TuneResult(
-        manifest=manifest,
-        results=results,
-        analysis=analyse(results, manifest.profile, seed=manifest.seed),
-        records_sha256=store.records_sha256(run_id),
-        paths=store.paths(run_id),
-    )
-
-
-def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
-    """Write reports, and plan and snippet where there is a winner, beside the records.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    info = report_info(result.manifest, result.results, result.analysis)
-    store.write_text(result.paths.report_markdown, render_markdown(info))
-    store.write_text(result.paths.report_html, render_html(info))
-    if result.analysis.ranking.entries:
-        builder = PlanBuilder(result)
-        store.write_text(result.paths.best_plan, builder.build().model_dump_json(indent=2) + "\n")
-        store.write_text(result.paths.optimized_config, builder.generate_code_snippet())
 
 
 class _Recorder:

@@ -214,7 +214,7 @@ def load_profile(path: str | Path) -> WorkloadProfile:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"Cannot read profile {str(path)!r}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"Profile {str(path)!r} is not valid JSON: {error}.") from error
     return _validated(data, source=f"Profile file {str(path)!r}")
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from kvray.errors import InvalidValueError
 from kvray.report.compare import compare_info, render_comparison
 from kvray.report.info import ReportInfo, report_info
-from kvray.search import read_result
+from kvray.result import read_result
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)

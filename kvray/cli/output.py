@@ -11,7 +11,7 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.ranking import RankedCandidate
 from kvray.report.info import report_info
 from kvray.report.terminal import render_terminal
-from kvray.search import TuneResult
+from kvray.result import TuneResult
 
 
 def print_report(result: TuneResult) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from kvray.cli.output import summary
 from kvray.report.info import report_info
 from kvray.report.terminal import render_terminal
-from kvray.search import read_result
+from kvray.result import read_result
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kvray.cli.output import print_paths
-from kvray.search import read_result, write_artefacts
+from kvray.result import read_result, write_artefacts
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)

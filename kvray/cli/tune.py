@@ -19,12 +19,8 @@ from kvray.cli.parsing import parse_choices, parse_integers
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import TuneConfig
-from kvray.engines.base import EngineAdapter
-from kvray.engines.registry import get_engine
 from kvray.errors import SweepInterruptedError
-from kvray.preview import check_request
 from kvray.search import TuningSearch
-from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile, get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
@@ -110,20 +106,16 @@ def tune(
         resume=resume,
         seed=seed,
     )
-    adapter = get_engine(config.engine)
-    check_request(config, adapter)
     if dry_run:
-        print_preview(TuningSearch(config=config, adapter=adapter).preview(), as_json=as_json)
+        print_preview(TuningSearch(config=config).preview(), as_json=as_json)
         return
-    if config.resume is not None:
-        ResultsStore(config.output_dir).read_manifest(config.resume)  # before Ray starts: is there such a sweep?
-    _tune(config, adapter, as_json=as_json)
+    _tune(config, as_json=as_json)
 
 
-def _tune(config: TuneConfig, adapter: EngineAdapter, *, as_json: bool) -> None:
+def _tune(config: TuneConfig, *, as_json: bool) -> None:
     started = time.monotonic()
     with _progress() as progress, patient_interrupts(lambda: str(_interrupted(config, progress))):
-        search = TuningSearch(config=config, adapter=adapter, observer=progress, arguments=_typed_arguments())
+        search = TuningSearch(config=config, observer=progress, arguments=_typed_arguments())
         try:
             result = search.run()
         except KeyboardInterrupt:

@@ -201,6 +201,13 @@ class EngineAdapter(ABC):
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the fork server imports once for all trials; they must not touch the GPU when imported."""
 
+    def check_model_id(self, model_id: str) -> None:  # noqa: B027  (a hook: an engine may have nothing to check)
+        """Refuse an id that names nothing, as far as that shows at once: no library imported, no network.
+
+        Raises:
+            ModelError
+        """
+
     @abstractmethod
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """Read the model's configuration: no weights, no GPU.

@@ -104,9 +104,13 @@ class FakeAdapter(EngineAdapter):
 
     name: ClassVar[str] = "fake"
 
+    def check_model_id(self, model_id: str) -> None:
+        """See `EngineAdapter.check_model_id`."""
+        _misbehaviours(model_id)
+
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """See `EngineAdapter.describe_model`."""
-        _misbehaviours(request.model_id)
+        self.check_model_id(request.model_id)
         return ModelInfo(
             model_id=request.model_id,
             revision="1",
@@ -136,6 +140,7 @@ class FakeAdapter(EngineAdapter):
             *(AxisValue(axis="cache", value=cache.value) for cache in CacheStrategy),
             *(AxisValue(axis="attention", value=attention.value) for attention in AttentionBackend),
             *(AxisValue(axis="dtype", value=dtype.value) for dtype in DType),
+            *(AxisValue(axis="compile", value=mode.value) for mode in (CompileMode.OFF, CompileMode.DEFAULT)),
         )
 
     def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
@@ -250,5 +255,7 @@ def _misbehaviours(model_id: str) -> list[tuple[str, Misbehaviour, str]]:
         where, separator, how = part.partition("=")
         if separator:
             name, _, phase = how.partition("@")
+            if name not in set(Misbehaviour):
+                raise ModelError(f"The fake engine cannot {name!r}.", hint=f"It can {', '.join(Misbehaviour)}.")
             commands.append((where, Misbehaviour(name), phase or "measure"))
     return commands

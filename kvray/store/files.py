@@ -62,7 +62,7 @@ class ResultsFiles:
         except _FAILURES as error:
             raise OutputError(
                 f"Cannot write to results folder {self.display_name!r}: {reason(error)}.",
-                hint="Choose another one with --output-dir.",
+                hint="Choose another one with --output.",
             ) from error
 
     def write(self, path: Path, data: bytes) -> None:

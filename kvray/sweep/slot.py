@@ -46,11 +46,14 @@ class TrialOrder:
     Attributes:
         threads: intra-op threads for the measurement process; `None` leaves the choice to its library, as in a user's
             own process.
+        scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
+            slot makes one of its own.
     """
 
     spec: TrialSpec
     adapter: EngineAdapter
     threads: int | None = None
+    scratch: Path | None = None
 
 
 class Slot(tune.Trainable):
@@ -60,7 +63,9 @@ class Slot(tune.Trainable):
         """Prepare the environment of all processes to come, and start the fork server."""
         order: TrialOrder = config[ORDER]
         self._process: TrialProcess | None = None
-        self._logs = tempfile.TemporaryDirectory(prefix="kvray-slot-")
+        self._logs = tempfile.TemporaryDirectory(
+            prefix="kvray-slot-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None
+        )
         self._environment = capture_environment(order.spec.device)
         _set_process_environment(order)
         self._launcher = Launcher(order.adapter)

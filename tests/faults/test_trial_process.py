@@ -94,6 +94,7 @@ def test_a_healthy_trial_reports_every_rung_then_its_end(start: Start) -> None:
         assert event.rung == rung
     assert ended(process).status is TrialStatus.OK
     assert [run.rung for run in process.runs] == [0, 1, 2, 2]
+    assert event.facts is not None
     assert event.facts.pid == process.pid != os.getpid()
 
 

@@ -16,7 +16,8 @@ from kvray.config import TuneConfig
 from kvray.errors import AllTrialsFailedError
 from kvray.plan.plan import load_plan_file
 from kvray.record import Role, TrialStatus
-from kvray.search import TuneResult, TuningSearch, read_result
+from kvray.result import TuneResult, read_result
+from kvray.search import TuningSearch
 from kvray.store.parquet import ResultsStore
 from kvray.workload import create_custom_profile
 

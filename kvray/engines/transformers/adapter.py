@@ -43,6 +43,10 @@ class TransformersAdapter(EngineAdapter):
         "kvray.engines.transformers.loaded",
     )
 
+    def check_model_id(self, model_id: str) -> None:
+        """See `EngineAdapter.check_model_id`."""
+        models.parse_model_id(model_id)
+
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """See `EngineAdapter.describe_model`. A GGUF file is converted first."""
         _convert_if_gguf(request)

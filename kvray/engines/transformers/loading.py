@@ -14,6 +14,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, CallArguments
 from kvray.errors import ModelError, first_line
+from kvray.record import RANDOM_PREFIX
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _ENDS = (
@@ -38,7 +39,7 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         "attn_implementation": arguments.attn_implementation,
         "trust_remote_code": request.trust_remote_code,
     }
-    if request.model_id.startswith(models.RANDOM_PREFIX):
+    if request.model_id.startswith(RANDOM_PREFIX):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         with device:
@@ -70,6 +71,6 @@ def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) ->
 
 def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
     """The model's tokenizer, or `None` for a bare config with random weights."""
-    if request.model_id.startswith(models.RANDOM_PREFIX) and not models.has_tokenizer(folder):
+    if request.model_id.startswith(RANDOM_PREFIX) and not models.has_tokenizer(folder):
         return None
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)

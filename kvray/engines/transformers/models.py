@@ -17,8 +17,8 @@ from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
 from kvray.errors import ModelError, first_line
+from kvray.record import RANDOM_PREFIX
 
-RANDOM_PREFIX = "random:"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kvray.candidate import Candidate
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, CallArguments, cache_length, call_arguments
-from kvray.engines.transformers.models import RANDOM_PREFIX, has_tokenizer
+from kvray.engines.transformers.models import has_tokenizer
+from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
 
 

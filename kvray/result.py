@@ -1,0 +1,58 @@
+"""A sweep read back from its records: what it measured, what that means, and the files made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvray.analysis import Analysis, analyse
+from kvray.plan.builder import PlanBuilder
+from kvray.record import TrialResult
+from kvray.report.html import render_html
+from kvray.report.info import report_info
+from kvray.report.markdown import render_markdown
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore
+from kvray.store.paths import ResultsPaths
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """A sweep as its records tell it, what they mean, and where its files are."""
+
+    manifest: SweepManifest
+    results: tuple[TrialResult, ...]
+    analysis: Analysis
+    records_sha256: str
+    paths: ResultsPaths
+
+
+def read_result(store: ResultsStore, run_id: str) -> TuneResult:
+    """The sweep `run_id` as it lies in `store`, analysed anew.
+
+    Raises:
+        ResultsError: there is no such sweep.
+    """
+    manifest = store.read_manifest(run_id)
+    results = tuple(store.read(run_id))
+    return TuneResult(
+        manifest=manifest,
+        results=results,
+        analysis=analyse(results, manifest.profile, seed=manifest.seed),
+        records_sha256=store.records_sha256(run_id),
+        paths=store.paths(run_id),
+    )
+
+
+def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
+    """Write reports, and plan and snippet where there is a winner, beside the records.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    info = report_info(result.manifest, result.results, result.analysis)
+    store.write_text(result.paths.report_markdown, render_markdown(info))
+    store.write_text(result.paths.report_html, render_html(info))
+    if result.analysis.ranking.entries:
+        builder = PlanBuilder(result)
+        store.write_text(result.paths.best_plan, builder.build().model_dump_json(indent=2) + "\n")
+        store.write_text(result.paths.optimized_config, builder.generate_code_snippet())
