@@ -69,7 +69,12 @@ def outcomes(
         text=True,
         check=False,
         timeout=280,
-        env={**environment, **TransformersAdapter().process_environment(), "KVRAY_CACHE": str(cache_folder)},
+        env={
+            **environment,
+            **TransformersAdapter().process_environment(),
+            "KVRAY_CACHE": str(cache_folder),
+            "OMP_NUM_THREADS": "1",
+        },
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(chosen, json.loads(done.stdout), strict=True))

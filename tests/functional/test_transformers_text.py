@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers_samples import BOS, EOS, load, make_candidate, save_tiny_model
 
@@ -24,10 +25,19 @@ from kvray.workload import Cell
 QUESTION = "The capital of France is"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads on a machine with other work wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def demo_folder(demo_model: Path, cache_folder: Path) -> Path:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("KVRAY_CACHE", str(cache_folder))
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("KVRAY_CACHE", str(cache_folder))
         return converted_gguf(demo_model)
 
 
@@ -136,7 +146,12 @@ def test_nothing_is_said_on_the_way(real: bool, demo_folder: Path, tmp_path: Pat
         text=True,
         check=False,
         timeout=120,
-        env={**environment, **TransformersAdapter().process_environment(), "KVRAY_CACHE": os.fspath(tmp_path)},
+        env={
+            **environment,
+            **TransformersAdapter().process_environment(),
+            "KVRAY_CACHE": os.fspath(tmp_path),
+            "OMP_NUM_THREADS": "1",
+        },
     )
     assert (done.stdout, [line for line in done.stderr.splitlines() if not _is_of_python(line)]) == ("done\n", [])
 
