@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kvray.analysis import Analysis
 from kvray.analysis.confidence import Confidence
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
+from kvray.record import TrialStatus
 from kvray.report import formats
 from kvray.report.rows import Row, label_of
 from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
@@ -39,14 +40,18 @@ def headline(manifest: SweepManifest, analysis: Analysis, rows: Sequence[Row]) -
     winner, baseline = rows[0], analysis.ranking.baseline
     return Headline(
         sentence=_verdict(rows, baseline, analysis.confidence, profile=formats.clean_line(manifest.profile.name)),
-        confidence=confidence_sentence(analysis.confidence, ranked=len(rows)),
+        confidence=confidence_sentence(
+            analysis.confidence,
+            ranked=len(rows),
+            stopped=sum(one.record.status is TrialStatus.STOPPED for one in analysis.ranking.unranked),
+        ),
         notes=(*_tie_note(rows), *_break_even_note(winner), *baseline_note),
         stats=winner_stats(winner, baseline.metrics if baseline else None, analysis.confidence),
     )
 
 
-def confidence_sentence(confidence: Confidence | None, *, ranked: int) -> str:
-    """How sure the ranking is, and what that rests on."""
+def confidence_sentence(confidence: Confidence | None, *, ranked: int, stopped: int = 0) -> str:
+    """How sure the ranking is, what that rests on, and whom it leaves out."""
     if ranked == 1:
         return "Only one candidate could be ranked, so there is nothing to compare it with."
     if confidence is None:
@@ -56,14 +61,17 @@ def confidence_sentence(confidence: Confidence | None, *, ranked: int) -> str:
     stays = f"{share}: the winner stays first in that share of {replicates}"
     runs = formats.plural(confidence.runs, "timed run")
     if confidence.processes > 1 and not confidence.assumed_process_noise:
-        return (
-            f"{stays}. The winner, what ties with it and the baseline were each measured in at least "
+        basis = (
+            f"The winner, what ties with it and the baseline were each measured in at least "
             f"{confidence.processes} fresh processes, with {runs} of each cell or more."
         )
-    return (
-        f"{stays}. Repeats come from one process (at least {runs} of each cell), so the spread between processes is "
-        "only assumed, not measured."
-    )
+    else:
+        basis = (
+            f"Repeats come from one process (at least {runs} of each cell), so the spread between processes is "
+            "only assumed, not measured."
+        )
+    left_out = f" It says nothing of the {stopped} stopped early." if stopped else ""
+    return f"{stays}. {basis}{left_out}"
 
 
 def _nothing_ranked(ranking: Ranking) -> str:

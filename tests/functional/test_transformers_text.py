@@ -133,7 +133,7 @@ print("done")
 def test_nothing_is_said_on_the_way(real: bool, demo_folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     if real:
         folder = demo_folder
-        candidates = [make_candidate(), make_candidate("static", "sdpa_math", "bfloat16")]
+        candidates = [make_candidate("static", "sdpa_math", "bfloat16")]
     else:
         sampling: dict[str, Any] = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_length": 64}
         folder = save_tiny_model(tmp_path / "model", **sampling, pad_token_id=None)
@@ -153,9 +153,10 @@ def test_nothing_is_said_on_the_way(real: bool, demo_folder: Path, tmp_path: Pat
             "OMP_NUM_THREADS": "1",
         },
     )
-    assert (done.stdout, [line for line in done.stderr.splitlines() if not _is_of_python(line)]) == ("done\n", [])
+    assert (done.stdout, [line for line in done.stderr.splitlines() if not _is_harmless(line)]) == ("done\n", [])
 
 
-def _is_of_python(line: str) -> bool:
-    """Deprecations that libraries show one another; none is about this model or this call."""
-    return "DeprecationWarning" in line or line.startswith("  ")
+def _is_harmless(line: str) -> bool:
+    """Deprecations that libraries show one another, with the line of code below each; and that Transformers 5.16 leaves
+    out a cleaning of decoded text which 5.23 leaves out in silence."""
+    return "DeprecationWarning" in line or line.startswith("  ") or "clean_up_tokenization_spaces=True" in line

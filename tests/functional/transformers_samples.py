@@ -18,8 +18,8 @@ from kvray.engines.transformers.loaded import TransformersModel
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 16
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-VOCABULARY = ["<s>", "</s>", *BYTES, BYTES[0] + BYTES[1]]
-MERGES = [(BYTES[0], BYTES[1])]
+MERGES = [(BYTES[0], BYTES[1]), (BYTES[2], BYTES[3])]  # with a single one Transformers 5.16 cannot read the GGUF file
+VOCABULARY = ["<s>", "</s>", *BYTES, *map("".join, MERGES)]
 BOS, EOS = 0, 1
 
 
