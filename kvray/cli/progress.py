@@ -158,6 +158,7 @@ class LiveProgress:
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveProgress:
+        self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -168,7 +169,6 @@ class LiveProgress:
         self._preview = preview
         self.run_id = manifest.run_id
         self._state.start(preview, len(todo))
-        self._live.start()
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -192,6 +192,8 @@ class LiveProgress:
 
 def render_state(state: SweepState) -> RenderableType:
     """The live view: title, the latest trials, the best so far, time."""
+    if not state.title:
+        return Text("Reading the model and starting Ray …", style="dim")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("", "candidate", "rung", "TTFT ms", "tok/s", "peak MiB"):
         # Only the candidate gives way where the terminal is narrow; its cells are shortened, not wrapped.
