@@ -88,7 +88,7 @@ class TuningSearch:
         write_artefacts(store, result)
         if interrupted:
             raise SweepInterruptedError(
-                f"Interrupted; what was measured is kept in {store.display_name}.",
+                f"Interrupted; the trials that had ended are kept in {store.display_name}.",
                 hint=f"Repeat the command with --resume {run_id} to measure the rest.",
             )
         if not result.analysis.ranking.entries:

@@ -132,7 +132,7 @@ def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> S
     if run_id is None:
         return SweepInterruptedError("Interrupted before anything was measured.")
     return SweepInterruptedError(
-        f"Interrupted; what was measured is kept in {config.output_dir}.",
+        f"Interrupted; the trials that had ended are kept in {config.output_dir}.",
         hint=f"Repeat the command with --resume {run_id} to measure the rest.",
     )
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import platform
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,3 +170,34 @@ def _read_words(path: Path) -> list[str]:
         return path.read_text(encoding="ascii").split()
     except OSError:
         return []
+
+
+SHORTEST_LOAD_S = 0.2
+"""Twenty ticks of the kernel's clock."""
+
+
+class OtherLoad:
+    """CPU time taken by all but this process since this was made: other programs, and what a hypervisor withheld."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._before = _machine_busy_s() - _own_busy_s()
+
+    def cpus(self) -> float | None:
+        """Average number of CPUs that others used; `None` below `SHORTEST_LOAD_S`, where ticks tell nothing."""
+        passed = time.perf_counter() - self._started
+        if passed < SHORTEST_LOAD_S:
+            return None
+        return max(0.0, _machine_busy_s() - _own_busy_s() - self._before) / passed
+
+
+def _machine_busy_s() -> float:
+    """Seconds of all CPUs together that were not idle; guest time is part of user time already. Source: proc(5)."""
+    times = psutil.cpu_times()
+    names = ("user", "nice", "system", "irq", "softirq", "steal")
+    return float(sum(getattr(times, name, 0.0) for name in names))
+
+
+def _own_busy_s() -> float:
+    times = os.times()
+    return times.user + times.system

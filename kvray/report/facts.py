@@ -159,9 +159,13 @@ def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
 def _disturbed(results: Sequence[TrialResult]) -> str:
     runs = [run for result in results for run in result.runs]
     disturbed = sum(run.disturbed for run in runs)
-    if not disturbed:
-        return f"None of {formats.plural(len(runs), 'run')}." if runs else ""
-    return f"{formats.count(disturbed)} of {formats.plural(len(runs), 'run')}; they count in no figure."
+    if not runs:
+        return ""
+    found = formats.count(disturbed) if disturbed else "None"
+    return (
+        f"{found} of {formats.plural(len(runs), 'run')}, by the CPU time of other programs; such runs count in a "
+        "cell's figure only where it has no others."
+    )
 
 
 def _scheduling(records: Sequence[TrialRecord]) -> str:

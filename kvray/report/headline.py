@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from kvray.analysis import Analysis
 from kvray.analysis.confidence import Confidence
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
-from kvray.record import TrialStatus
+from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
 from kvray.report.rows import Row, label_of
 from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
 from kvray.store.manifest import SweepManifest
+
+DISTURBED_RUNS_WORTH_A_NOTE = 0.2
+"""Share of a sweep's runs; fewer are outvoted by the median of their cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,9 @@ class Headline:
     stats: tuple[Stat, ...]
 
 
-def headline(manifest: SweepManifest, analysis: Analysis, rows: Sequence[Row]) -> Headline:
+def headline(
+    manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis, rows: Sequence[Row]
+) -> Headline:
     """The headline of a sweep."""
     baseline_note = _baseline_note(manifest.baseline_id, analysis.ranking)
     if not rows:
@@ -45,7 +50,7 @@ def headline(manifest: SweepManifest, analysis: Analysis, rows: Sequence[Row]) -
             ranked=len(rows),
             stopped=sum(one.record.status is TrialStatus.STOPPED for one in analysis.ranking.unranked),
         ),
-        notes=(*_tie_note(rows), *_break_even_note(winner), *baseline_note),
+        notes=(*_disturbance_note(results), *_tie_note(rows), *_break_even_note(winner), *baseline_note),
         stats=winner_stats(winner, baseline.metrics if baseline else None, analysis.confidence),
     )
 
@@ -133,6 +138,17 @@ def _place(rows: Sequence[Row], confidence: Confidence | None, profile: str) -> 
     )
     is_clear = confidence is None or not (in_noise(confidence.ttft_gain) or in_noise(confidence.throughput_gain))
     return "fastest here" if is_fastest and is_clear else f"best here for {profile}"
+
+
+def _disturbance_note(results: Sequence[TrialResult]) -> tuple[str, ...]:
+    runs = [run for result in results for run in result.runs]
+    disturbed = sum(run.disturbed for run in runs)
+    if disturbed <= DISTURBED_RUNS_WORTH_A_NOTE * len(runs):
+        return ()
+    return (
+        f"Other programs kept the machine busy in {formats.count(disturbed)} of {formats.plural(len(runs), 'run')}: "
+        "these figures are not to be trusted; measure again when it is quiet.",
+    )
 
 
 def _tie_note(rows: Sequence[Row]) -> tuple[str, ...]:

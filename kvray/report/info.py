@@ -118,7 +118,7 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
         title=f"KV cache of {model}",
         subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {formats.timestamp(manifest.created_at)}",
         run_id=formats.clean_line(manifest.run_id),
-        headline=headline(manifest, analysis, rows),
+        headline=headline(manifest, results, analysis, rows),
         counts=_counts(results, ranked=len(rows)),
         rows=rows,
         front=_front(rows),

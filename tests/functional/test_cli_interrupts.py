@@ -91,7 +91,7 @@ def test_a_sweep_interrupted_twice_keeps_what_it_has_and_resumes_with_the_rest(
     # Two signals that arrive before Python looks are one; so this line may be missing.
     assert [line for line in middle if not line.startswith("kvray: Ending already; this takes seconds.")] == []
     said = re.fullmatch(
-        r"kvray: Interrupted; what was measured is kept in (\S+)\. "
+        r"kvray: Interrupted; the trials that had ended are kept in (\S+)\. "
         r"Repeat the command with --resume (\S+) to measure the rest\.",
         last,
     )

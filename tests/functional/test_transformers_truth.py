@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +215,30 @@ def test_a_compilation_that_did_not_happen_is_a_substitution(
         TrialStatus.SUBSTITUTED,
         "asked for torch.compile, nothing was compiled",
     )
+
+
+FAIL_WHILE_OBSERVED = """
+import sys
+from transformers_samples import load
+from kvray.workload import Cell
+model = load(sys.argv[1])
+model.prepare(Cell(24, 2, 1))
+model._model.lm_head.register_forward_hook(lambda *_: sys.exit("failed as planned"))
+model.observe()
+"""
+
+
+def test_a_failure_while_the_profiler_runs_does_not_crash_the_process(tiny_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAIL_WHILE_OBSERVED, str(tiny_folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert done.returncode == 1, "a negative one is a signal"
+    assert "failed as planned" in done.stderr
 
 
 def test_what_the_library_refuses_is_unsupported_in_its_own_words(

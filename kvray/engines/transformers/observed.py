@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -34,14 +35,24 @@ class PhaseProfiler(BaseStreamer):
         if self._calls == 0:
             self._profile = _start_profile()
         elif self._calls == 1:
-            self.prefill = _stop_profile(self._profile)
+            self.prefill = self._stop()
             self._profile = _start_profile()
         self._calls += 1
 
     def end(self) -> None:
         """Called when generation is over."""
         if self._calls > 1:
-            self.decode = _stop_profile(self._profile)
+            self.decode = self._stop()
+
+    def close(self) -> None:
+        """Stop what still runs after a generation that failed: a process with a running profiler crashes at its end."""
+        if self._profile is not None:
+            self._stop()
+
+    def _stop(self) -> frozenset[str]:
+        running, self._profile = self._profile, None
+        running.stop()
+        return frozenset(event.key for event in running.key_averages())
 
 
 def observe(
@@ -61,7 +72,8 @@ def observe(
         attn_implementation: what the model's config says it runs.
     """
     profiler = PhaseProfiler()
-    generate(profiler)
+    with contextlib.closing(profiler):
+        generate(profiler)
     cache = cache_of()
     prefill, decode = kernels_seen(profiler.prefill), kernels_seen(profiler.decode)
     graphs = _compiled_graphs()
@@ -114,11 +126,6 @@ def _start_profile() -> Any:
     running = profile(activities=activities, acc_events=True)
     running.start()
     return running
-
-
-def _stop_profile(running: Any) -> frozenset[str]:
-    running.stop()
-    return frozenset(event.key for event in running.key_averages())
 
 
 def _compiled_graphs() -> int:

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kvray.probes import cpu
@@ -183,3 +185,34 @@ def test_memory_limits_are_found_in_the_own_cgroup_and_above(
 
 def test_a_system_without_cgroups_limits_nothing(tmp_path: Path) -> None:
     assert cpu._cgroup_folders("cpu", tmp_path / "none", tmp_path) == []
+
+
+BUSY = "import time\nend = time.time() + 3\nwhile time.time() < end: pass"
+
+
+def test_a_program_beside_this_one_shows_as_the_load_of_others() -> None:
+    with subprocess.Popen([sys.executable, "-c", BUSY]) as other:
+        time.sleep(0.5)
+        load = cpu.OtherLoad()
+        time.sleep(1.0)
+        seen = load.cpus()
+        other.kill()
+    assert seen is not None
+    assert seen > 0.2, "one busy loop, however many others share the machine"
+
+
+def test_this_program_is_not_its_own_disturbance() -> None:
+    load = cpu.OtherLoad()
+    own = os.times()
+    end = time.perf_counter() + 0.5
+    while time.perf_counter() < end:
+        pass
+    spent = os.times().user - own.user
+    seen = load.cpus()
+    assert seen is not None
+    total = psutil.cpu_count() or 1
+    assert seen <= total - spent / 0.6, "its own seconds are not among those of others"
+
+
+def test_what_is_over_in_a_moment_is_not_judged() -> None:
+    assert cpu.OtherLoad().cpus() is None

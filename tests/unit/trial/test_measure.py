@@ -10,6 +10,7 @@ from kvray.trial.measure import (
     MeasurementError,
     check_generation,
     decode_tok_s,
+    is_disturbed,
     itl_ms,
     measure_run,
     ttft_ms,
@@ -57,3 +58,13 @@ def test_a_run_carries_its_cell_its_raw_gaps_and_its_own_peak() -> None:
     assert run.peak_mib == 64.0
     assert run.started_at.tzinfo is dt.UTC
     assert model.calls[-3:] == ["reset_peak", "generate 4", "peak"]
+
+
+@pytest.mark.parametrize(
+    ("others", "available", "disturbed"),
+    [(None, 2, False), (0.05, 2, False), (0.9, 2, True), (0.9, 64, False), (0.31, 2, True)],
+)
+def test_a_run_is_disturbed_when_others_take_a_good_part_of_the_machine(
+    others: float | None, available: int, disturbed: bool
+) -> None:
+    assert is_disturbed(others, available) is disturbed
