@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvray.analysis import Analysis, analyse
 from kvray.plan.builder import PlanBuilder
+from kvray.plan.snippet import render_snippet
 from kvray.record import TrialResult
 from kvray.report.html import render_html
 from kvray.report.info import report_info
@@ -53,6 +54,6 @@ def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
     store.write_text(result.paths.report_markdown, render_markdown(info))
     store.write_text(result.paths.report_html, render_html(info))
     if result.analysis.ranking.entries:
-        builder = PlanBuilder(result)
-        store.write_text(result.paths.best_plan, builder.build().model_dump_json(indent=2) + "\n")
-        store.write_text(result.paths.optimized_config, builder.generate_code_snippet())
+        plan = PlanBuilder(result).build()
+        store.write_text(result.paths.best_plan, plan.to_json())
+        store.write_text(result.paths.optimized_config, render_snippet(plan))

@@ -87,10 +87,7 @@ class TuningSearch:
         result = read_result(store, run_id)
         write_artefacts(store, result)
         if interrupted:
-            raise SweepInterruptedError(
-                f"Interrupted; the trials that had ended are kept in {store.display_name}.",
-                hint=f"Repeat the command with --resume {run_id} to measure the rest.",
-            )
+            raise interruption(store, run_id)
         if not result.analysis.ranking.entries:
             raise AllTrialsFailedError(
                 f"No candidate was measured completely: {_failures(result.results)}.",
@@ -146,6 +143,14 @@ class TuningSearch:
             seed=self._config.seed,
             arguments=self._arguments,
         )
+
+
+def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
+    """The error that tells the user where the ended trials of `run_id` are and how to go on."""
+    return SweepInterruptedError(
+        f"Interrupted; the trials that had ended are kept in {store.display_name}.",
+        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
+    )
 
 
 class _Recorder:

@@ -20,7 +20,8 @@ from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import TuneConfig
 from kvray.errors import SweepInterruptedError
-from kvray.search import TuningSearch
+from kvray.search import TuningSearch, interruption
+from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile, get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
@@ -131,10 +132,7 @@ def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> S
     run_id = progress.run_id or config.resume
     if run_id is None:
         return SweepInterruptedError("Interrupted before anything was measured.")
-    return SweepInterruptedError(
-        f"Interrupted; the trials that had ended are kept in {config.output_dir}.",
-        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
-    )
+    return interruption(ResultsStore(config.output_dir), run_id)
 
 
 def _workload(

@@ -241,6 +241,10 @@ class Plan(_PlanPart):
             raise ValueError("the last rule must hold always: its `when` must be empty")
         return self
 
+    def to_json(self) -> str:
+        """The text of a plan's file; `load_plan_file` reads it back equal."""
+        return self.model_dump_json(indent=2) + "\n"
+
     def choose(self, context_tokens: int, batch_size: int = 1, free_vram_mib: float | None = None) -> Candidate:
         """The candidate for a request: that of the first rule that holds.
 
@@ -305,7 +309,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(plan.to_json(), encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from report_sweeps import (
     BASELINE,
@@ -257,3 +259,32 @@ def test_cold_costs_include_those_of_trials_that_failed_later(realistic: ReportI
 def test_the_command_that_repeats_the_sweep_is_quoted_for_a_shell() -> None:
     info = info_of([baseline()], arguments=("a model", "--profile", "rag"))
     assert "kvray tune 'a model' --profile rag" in [fact.text for fact in info.environment]
+
+
+def disturbed(result: TrialResult, runs: int) -> TrialResult:
+    """`result` with its first `runs` runs marked."""
+    marked = tuple(replace(run, disturbed=number < runs) for number, run in enumerate(result.runs))
+    return replace(result, runs=marked)
+
+
+def facts_of(info: ReportInfo) -> dict[str, str]:
+    return {fact.name: fact.text for fact in info.method}
+
+
+def test_a_sweep_that_others_disturbed_says_so_first_and_counts_the_runs() -> None:
+    info = info_of([disturbed(one, runs=9) for one in realistic_results()])
+    assert info.headline.notes[0].startswith("Other programs kept the machine busy in ")
+    assert "not to be trusted" in info.headline.notes[0]
+    runs = [run for one in realistic_results() for run in one.runs]
+    assert not facts_of(info)["Disturbed runs"].startswith("None")
+    assert f" of {len(runs):,} runs" in facts_of(info)["Disturbed runs"]
+
+
+def test_a_calm_sweep_has_no_such_note(realistic: ReportInfo) -> None:
+    assert not [note for note in realistic.headline.notes if "Other programs" in note]
+    assert facts_of(realistic)["Disturbed runs"].startswith("None of ")
+
+
+def test_the_confidence_says_how_many_it_leaves_out() -> None:
+    assert "It says nothing of the 3 stopped early." in confidence_sentence(ONE_PROCESS, ranked=5, stopped=3)
+    assert "stopped early" not in confidence_sentence(ONE_PROCESS, ranked=5, stopped=0)
