@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvray.errors import InvalidValueError
 
+ParamValue = bool | int | float | str
 CACHE_PARAM_TYPES = (bool, int, float, str)
 _AXIS_NAMES = {
     "DeviceType": "device",
@@ -64,6 +66,21 @@ class CacheStrategy(Choice):
     """Grows by concatenation at every token (`DynamicCache`)."""
     STATIC = "static"
     """Allocated once at the cell's full length and written in place (`StaticCache`); what compiled graphs need."""
+    SLIDING_WINDOW = "sliding_window"
+    """Holds the first tokens and the most recent ones, drops the rest. Changes what the model sees."""
+    OFFLOADED = "offloaded"
+    """Like `dynamic`, all layers but the one at work in host memory."""
+    OFFLOADED_STATIC = "offloaded_static"
+    """Like `static`, all layers but the one at work in host memory."""
+    QUANTIZED = "quantized"
+    """Keys and values in 8 bits or fewer. Changes what the model sees."""
+    PAGED = "paged"
+    """In pages that requests share (continuous batching); the engine schedules them by itself."""
+
+    @property
+    def has_fixed_size(self) -> bool:
+        """Whether it is allocated for a number of tokens before the first one comes."""
+        return self in (CacheStrategy.STATIC, CacheStrategy.OFFLOADED_STATIC)
 
 
 class AttentionBackend(Choice):
@@ -75,6 +92,12 @@ class AttentionBackend(Choice):
     SDPA_EFFICIENT = "sdpa_efficient"
     SDPA_MATH = "sdpa_math"
     SDPA_CUDNN = "sdpa_cudnn"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+    FLASH_ATTENTION_3 = "flash_attention_3"
+    FLEX_ATTENTION = "flex_attention"
+    XFORMERS = "xformers"
+    HUB_KERNEL = "hub_kernel"
+    """A kernel from a model hub; its name is in `Candidate.hub_kernel`."""
 
     @property
     def forces_a_kernel(self) -> bool:
@@ -88,6 +111,68 @@ class CompileMode(Choice):
     OFF = "off"
     DEFAULT = "default"
     REDUCE_OVERHEAD = "reduce-overhead"
+    MAX_AUTOTUNE_NO_CUDAGRAPHS = "max-autotune-no-cudagraphs"
+
+
+@dataclass(frozen=True)
+class CacheChoice:
+    """A cache strategy with its settings, written `quantized(backend=hqq,nbits=4)`.
+
+    Attributes:
+        params: sorted (name, value) pairs; which ones a strategy knows is the engine's to say.
+    """
+
+    strategy: CacheStrategy
+    params: tuple[tuple[str, ParamValue], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "params", tuple(sorted(self.params)))
+
+    def __str__(self) -> str:
+        settings = ",".join(f"{name}={value}" for name, value in self.params)
+        return f"{self.strategy}({settings})" if settings else self.strategy.value
+
+    @classmethod
+    def parse(cls, text: str) -> CacheChoice:
+        """The inverse of `str`. A value of digits is a whole number, `true` and `false` are truth values.
+
+        Raises:
+            InvalidValueError: the strategy is unknown, or the text has another form.
+        """
+        match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text)
+        if match is None:
+            raise InvalidValueError(f"Cache {text!r} is not of the form name or name(setting=value,…).")
+        pairs = [part.partition("=") for part in (match[2] or "").split(",") if part.strip()]
+        if any(not (name.strip() and equals and value.strip()) for name, equals, value in pairs):
+            raise InvalidValueError(f"Cache {text!r} has a setting that is not of the form name=value.")
+        strategy = CacheStrategy.parse(match[1])
+        return cls(strategy, tuple((name.strip(), _param_value(value.strip())) for name, _, value in pairs))
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """An attention backend; a kernel from a hub is written by its name, `owner/kernel`."""
+
+    backend: AttentionBackend
+    hub_kernel: str | None = None
+
+    def __str__(self) -> str:
+        return self.hub_kernel or self.backend.value
+
+    @classmethod
+    def parse(cls, text: str) -> AttentionChoice:
+        """The inverse of `str`.
+
+        Raises:
+            InvalidValueError: neither a backend nor a kernel's name.
+        """
+        name = text.strip()
+        if "/" in name:
+            return cls(AttentionBackend.HUB_KERNEL, _checked_kernel_name(name))
+        backend = AttentionBackend.parse(name)
+        if backend is AttentionBackend.HUB_KERNEL:
+            raise InvalidValueError("A kernel from a hub is chosen by its name, e.g. kernels-community/flash-attn2.")
+        return cls(backend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +182,12 @@ class Candidate:
     Attributes:
         engine: name of the engine in the registry.
         cache_params: further settings of the cache strategy as sorted (name, value) pairs.
+        hub_kernel: `owner/kernel` if `attention` is `hub_kernel`, else `None`.
         batch_size: sequences generated together, all of the same prompt length.
         parallelism: GPUs that one copy of the model is spread over.
+        prefill_chunk: prompt tokens that are worked on at once; `None`: all.
+        weights_limit_mib: device memory (MiB) that the weights may take, the others staying in host memory; `None`:
+            no limit.
     """
 
     engine: str
@@ -108,13 +197,22 @@ class Candidate:
     compile: CompileMode = CompileMode.OFF
     batch_size: int = 1
     parallelism: int = 1
-    cache_params: tuple[tuple[str, bool | int | float | str], ...] = ()
+    cache_params: tuple[tuple[str, ParamValue], ...] = ()
+    hub_kernel: str | None = None
+    prefill_chunk: int | None = None
+    weights_limit_mib: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "parallelism"):
+        for name in ("batch_size", "parallelism", "prefill_chunk", "weights_limit_mib"):
             value = getattr(self, name)
+            if name in _LATER_FIELDS and value is None:
+                continue
             if type(value) is not int or value < 1:
                 raise InvalidValueError(f"{name} {value!r} is not a positive whole number.")
+        if (self.attention is AttentionBackend.HUB_KERNEL) != (self.hub_kernel is not None):
+            raise InvalidValueError(f"attention {self.attention} does not go with hub_kernel {self.hub_kernel!r}.")
+        if self.hub_kernel is not None:
+            _checked_kernel_name(self.hub_kernel)
         object.__setattr__(self, "cache_params", tuple(sorted(self.cache_params)))
 
     @property
@@ -125,17 +223,26 @@ class Candidate:
     @property
     def label(self) -> str:
         """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default×4`."""
-        params = ",".join(f"{name}={value}" for name, value in self.cache_params)
-        text = f"{self.cache}{f'({params})' if params else ''}/{self.attention}/{self.dtype}"
+        text = f"{self.cache_choice}/{AttentionChoice(self.attention, self.hub_kernel)}/{self.dtype}"
         if self.compile is not CompileMode.OFF:
             text += f"+compile:{self.compile}"
+        if self.prefill_chunk is not None:
+            text += f"+chunk:{self.prefill_chunk}"
+        if self.weights_limit_mib is not None:
+            text += f"+weights:{self.weights_limit_mib}MiB"
         if self.batch_size > 1:
             text += f"×{self.batch_size}"
         return text
 
+    @property
+    def cache_choice(self) -> CacheChoice:
+        """The cache strategy with its settings."""
+        return CacheChoice(self.cache, self.cache_params)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
-        return {**asdict(self), "cache_params": dict(self.cache_params)}
+        values = {**asdict(self), "cache_params": dict(self.cache_params)}
+        return {name: value for name, value in values.items() if not (name in _LATER_FIELDS and value is None)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -160,3 +267,19 @@ class Candidate:
             )
         except (KeyError, TypeError) as error:
             raise InvalidValueError(f"Not a candidate: {error}.") from error
+
+
+_LATER_FIELDS = ("hub_kernel", "prefill_chunk", "weights_limit_mib")
+"""Left out of `to_dict` where they are not used, so that candidates keep the ids that earlier records know."""
+
+
+def _param_value(text: str) -> ParamValue:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _checked_kernel_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(@\w[\w.-]*)?(:\w[\w.-]*)?", name, flags=re.ASCII):
+        raise InvalidValueError(f"Kernel {name!r} is not of the form owner/kernel.")
+    return name

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.candidate import AttentionChoice, CacheChoice, CompileMode, DeviceType, DType
 from kvray.errors import InvalidValueError, describe_problems
 from kvray.workload import WorkloadProfile, get_profile
+
+DEFAULT_SPACE = "default"
+FULL_SPACE = "full"
 
 
 class TuneConfig(BaseModel):
@@ -21,8 +25,11 @@ class TuneConfig(BaseModel):
         profile: the workload, or the name of a built-in one.
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
         output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
-        caches, attentions, dtypes: narrow an axis of the space; empty means all that the device supports.
-        compile: whether `torch.compile` candidates are added.
+        space: `default`, `full`, or the path of a YAML file (see `space.space_file`).
+        caches, attentions, dtypes, compiles, prefill_chunks, weights_limits_mib: narrow an axis, so that one product of
+            axes is measured; empty means those of the space's first block. Of the last two `None` is a value: all of
+            the prompt at once, and no limit. Not together with a space file.
+        static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
         address: address of a running Ray cluster; `None` starts a private local Ray.
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
@@ -40,10 +47,14 @@ class TuneConfig(BaseModel):
     device: DeviceType | None = None
     engine: str = "transformers"
     output_dir: Annotated[str, Field(min_length=1)] = "kvray_results"
-    caches: tuple[CacheStrategy, ...] = ()
-    attentions: tuple[AttentionBackend, ...] = ()
+    space: Annotated[str, Field(min_length=1)] = DEFAULT_SPACE
+    caches: tuple[CacheChoice, ...] = ()
+    attentions: tuple[AttentionChoice, ...] = ()
     dtypes: tuple[DType, ...] = ()
-    compile: bool = False
+    compiles: tuple[CompileMode, ...] = ()
+    prefill_chunks: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
+    weights_limits_mib: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
+    static_len: Annotated[int, Field(ge=1)] | None = None
     trust_remote_code: bool = False
     address: str | None = None
     slots: Annotated[int, Field(ge=1)] | None = None
@@ -62,10 +73,41 @@ class TuneConfig(BaseModel):
     def _path_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, Path) else value
 
+    @field_validator("caches", mode="before")
+    @classmethod
+    def _caches_by_name(cls, values: object) -> object:
+        return _each(values, lambda value: CacheChoice.parse(value) if isinstance(value, str) else value)
+
+    @field_validator("attentions", mode="before")
+    @classmethod
+    def _attentions_by_name(cls, values: object) -> object:
+        return _each(values, lambda value: AttentionChoice.parse(value) if isinstance(value, str) else value)
+
+    @model_validator(mode="after")
+    def _one_source_of_axes(self) -> Self:
+        if self.has_space_file and self.narrows:
+            raise ValueError("a space file and options that narrow an axis exclude each other")
+        return self
+
+    @property
+    def has_space_file(self) -> bool:
+        """Whether `space` is a file's path."""
+        return self.space not in (DEFAULT_SPACE, FULL_SPACE)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether any axis is narrowed."""
+        axes = (self.caches, self.attentions, self.dtypes, self.compiles)
+        return any((*axes, self.prefill_chunks, self.weights_limits_mib))
+
     @field_validator("profile", mode="before")
     @classmethod
     def _profile_by_name(cls, value: object) -> object:
         return get_profile(value) if isinstance(value, str) else value
+
+
+def _each(values: object, convert: Callable[[Any], Any]) -> object:
+    return tuple(convert(value) for value in values) if isinstance(values, list | tuple) else values
 
 
 def cache_dir() -> Path:

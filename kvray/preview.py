@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvray.candidate import CompileMode, DeviceType, DType
-from kvray.config import TuneConfig
+from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
+from kvray.config import FULL_SPACE, TuneConfig
 from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.errors import NoCandidatesError, SweepError
 from kvray.probes.cpu import cpu_name
 from kvray.probes.gpu import visible_gpus
-from kvray.space.constraints import SpaceFacts
+from kvray.space.constraints import Rule, SpaceFacts
 from kvray.space.search_space import Axes, SearchSpace, build_space
+from kvray.space.space_file import load_space
 from kvray.workload import WorkloadProfile
 
 _logger = logging.getLogger("kvray.preview")
@@ -37,17 +38,14 @@ class Preview:
     menu: tuple[AxisValue, ...]
 
     @property
-    def left_out(self) -> tuple[AxisValue, ...]:
-        """Values that could be measured but were not asked for. What was, and cannot be, is in `space.rejected`."""
-        asked_for = {
-            (axis, str(getattr(candidate, axis)))
-            for candidate in (*self.space.candidates, *(rejected.candidate for rejected in self.space.rejected))
-            for axis in ("cache", "attention", "dtype", "compile")
-        }
+    def left_out(self) -> tuple[tuple[str, str, str], ...]:
+        """(axis, value, reason) of everything on the menu that is neither measured nor rejected."""
+        points = (*self.space.candidates, *(rejected.candidate for rejected in self.space.rejected))
+        asked_for = {pair for candidate in points for pair in _axis_values(candidate)}
         return tuple(
-            entry
+            (entry.axis, entry.value, entry.obstacle or entry.on_request or "not asked for")
             for entry in self.menu
-            if entry.on_request and entry.obstacle is None and (entry.axis, entry.value) not in asked_for
+            if (entry.axis, entry.value) not in asked_for
         )
 
 
@@ -83,21 +81,17 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if dropped:
         _logger.warning("%s", _dropped_line(profile, dropped, model.max_context))
-    axes = _narrow(adapter.axes(model, device, profile, compile=config.compile), config)
-    if config.compile and not set(axes.compiles) - {CompileMode.OFF}:
-        raise NoCandidatesError(
-            f"Engine {adapter.name!r} compiles nothing on {device.device}.", hint="Leave --compile out."
-        )
     space = build_space(
-        axes,
+        _blocks(config, adapter, model, device, profile),
         baseline=adapter.baseline(model, device, batch_size=min(profile.batch_sizes)),
         facts=SpaceFacts(device=device.device, dtypes=_available_dtypes(menu), gpu_count=device.gpu_count),
-        engine_rules=adapter.rules(),
+        engine_rules=(available_here(menu), *adapter.rules(request, model, profile)),
     )
     if space.asked_for == 0:
         reasons = sorted({rejected.reason for rejected in space.rejected})
         raise NoCandidatesError(
-            f"No valid candidate is left: {'; '.join(reasons)}.", hint="Widen --cache, --attention or --dtype."
+            f"No valid candidate is left: {'; '.join(reasons)}.",
+            hint="Widen --cache, --attention or another axis.",
         )
     return Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, menu=menu)
 
@@ -118,25 +112,98 @@ def detect_device(asked: DeviceType | None) -> DeviceFacts:
     )
 
 
+def available_here(menu: Sequence[AxisValue]) -> Rule:
+    """Rejects what the menu has an obstacle for, with that obstacle."""
+    obstacles = {(entry.axis, entry.value): entry.obstacle for entry in menu if entry.obstacle}
+
+    def check(candidate: Candidate, facts: SpaceFacts) -> str | None:
+        del facts
+        values = [pair for pair in _axis_values(candidate) if pair in obstacles]
+        return f"{values[0][1]}: {obstacles[values[0]]}" if values else None
+
+    return Rule(name="available-here", check=check)
+
+
+def _axis_values(candidate: Candidate) -> tuple[tuple[str, str], ...]:
+    """The lines of a menu that a candidate stands for; a cache is on it with its settings or without."""
+    return (
+        ("cache", str(candidate.cache_choice)),
+        ("cache", candidate.cache.value),
+        ("attention", candidate.attention.value),
+        ("dtype", candidate.dtype.value),
+        ("compile", candidate.compile.value),
+        *((("prefill_chunk", "tokens"),) if candidate.prefill_chunk is not None else ()),
+        *((("weights_limit_mib", "MiB"),) if candidate.weights_limit_mib is not None else ()),
+    )
+
+
+def _blocks(
+    config: TuneConfig, adapter: EngineAdapter, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile
+) -> tuple[Axes, ...]:
+    """The blocks that `config` asks for, with nothing left open."""
+    full = config.space == FULL_SPACE
+    blocks = (adapter.full_space if full else adapter.default_space)(model, device, profile)
+    if config.has_space_file:
+        blocks = load_space(config.space, otherwise=blocks[0])
+    elif config.narrows:
+        blocks = (_narrow(blocks[0], config),)
+    return tuple(replace(axes, caches=_resolved(axes.caches, config, adapter, device, profile)) for axes in blocks)
+
+
 def _narrow(axes: Axes, config: TuneConfig) -> Axes:
     return replace(
         axes,
         caches=config.caches or axes.caches,
         attentions=config.attentions or axes.attentions,
         dtypes=config.dtypes or axes.dtypes,
+        compiles=config.compiles or axes.compiles,
+        prefill_chunks=config.prefill_chunks or axes.prefill_chunks,
+        weights_limits_mib=config.weights_limits_mib or axes.weights_limits_mib,
     )
+
+
+def _resolved(
+    caches: Sequence[CacheChoice],
+    config: TuneConfig,
+    adapter: EngineAdapter,
+    device: DeviceFacts,
+    profile: WorkloadProfile,
+) -> tuple[CacheChoice, ...]:
+    resolved = [one for choice in caches for one in adapter.resolve_cache(choice, device, profile)]
+    if config.static_len is not None:
+        length = (("max_cache_len", config.static_len),)
+        resolved = [
+            replace(one, params=length) if one.strategy.has_fixed_size and not one.params else one for one in resolved
+        ]
+    return tuple(dict.fromkeys(resolved))
 
 
 def _check_obstacles(config: TuneConfig, menu: Sequence[AxisValue]) -> None:
     """Refuse an explicitly narrowed axis of which nothing can be had here, with the reasons."""
-    for axis, asked in (("cache", config.caches), ("attention", config.attentions), ("dtype", config.dtypes)):
+    # A family's name, such as a bare `quantized`, stands for several lines of the menu.
+    families = {entry.value.partition("(")[0] for entry in menu if entry.axis == "cache" and "(" in entry.value}
+    asked: dict[str, list[str]] = {
+        "cache": [] if families & set(map(str, config.caches)) else list(map(str, config.caches)),
+        "attention": [choice.backend.value for choice in config.attentions],
+        "dtype": [dtype.value for dtype in config.dtypes],
+        "compile": [mode.value for mode in config.compiles],
+    }
+    for axis, values in asked.items():
         obstacles = {entry.value: entry.obstacle for entry in menu if entry.axis == axis}
-        reasons = [f"{value}: {obstacles.get(value, 'unknown to this engine')}" for value in asked]
-        if asked and all(obstacles.get(value, "unknown") for value in asked):
+        reasons = {value: _obstacle(value, obstacles) for value in values}
+        if values and all(reasons.values()):
             available = ", ".join(value for value, obstacle in obstacles.items() if obstacle is None)
-            raise NoCandidatesError(
-                f"No valid candidate is left: {'; '.join(reasons)}.", hint=f"Available here: {available}."
-            )
+            told = "; ".join(f"{value}: {reason}" for value, reason in reasons.items())
+            raise NoCandidatesError(f"No valid candidate is left: {told}.", hint=f"Available here: {available}.")
+
+
+def _obstacle(value: str, obstacles: Mapping[str, str | None]) -> str | None:
+    """Of a value with other settings than the menu's, the obstacle is that of its bare name, if any."""
+    bare = value.partition("(")[0]
+    if value in obstacles or bare in obstacles:
+        return obstacles.get(value) or obstacles.get(bare)
+    related = [obstacle for name, obstacle in obstacles.items() if name.partition("(")[0] == bare]
+    return None if None in related else (related or ["unknown to this engine"])[0]
 
 
 def _available_dtypes(menu: Sequence[AxisValue]) -> frozenset[DType]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType, ParamValue
 from kvray.workload import Cell
 
 RANDOM_PREFIX = "random:"
@@ -142,12 +142,15 @@ class TrialRecord:
     engine: str
     profile: str
     cache: CacheStrategy
-    cache_params: tuple[tuple[str, bool | int | float | str], ...] = ()
+    cache_params: tuple[tuple[str, ParamValue], ...] = ()
     attention: AttentionBackend
+    hub_kernel: str | None = None
     dtype: DType
     compile: CompileMode
     batch_size: int
     parallelism: int
+    prefill_chunk: int | None = None
+    weights_limit_mib: int | None = None
 
     status: TrialStatus
     phase: Phase | None = None

@@ -42,12 +42,13 @@ def info(
     for engine in list_engines():
         console.print(Text(f"\nEngine {engine}", style="bold"))
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-        for heading in ("axis", "value", "here"):
-            table.add_column(heading)
+        for heading in ("axis", "value"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("here")
         for entry in get_engine(engine).menu(facts):
             if entry.obstacle is not None:
                 table.add_row(entry.axis, entry.value, Text(f"no: {entry.obstacle}", style="yellow"))
             else:
-                note = f"yes; {entry.on_request}" if entry.on_request else "yes"
+                note = f"yes, on request: {entry.on_request}" if entry.on_request else "yes"
                 table.add_row(entry.axis, entry.value, Text(note, style="green"))
         console.print(table)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
-from kvray.candidate import Choice
+from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, Choice
 from kvray.errors import InvalidValueError
 
 C = TypeVar("C", bound=Choice)
@@ -20,6 +21,43 @@ def parse_choices(text: str | None, kind: type[C]) -> tuple[C, ...]:
     if text is not None and not parts:
         raise InvalidValueError.not_one_of(kind.axis_name(), text, list(kind))
     return tuple(dict.fromkeys(kind.parse(part) for part in parts))
+
+
+def parse_caches(text: str | None) -> tuple[CacheChoice, ...]:
+    """`"static,quantized(backend=hqq,nbits=4)"` as choices: commas in parentheses belong to the settings.
+
+    Raises:
+        InvalidValueError: a part is not a cache, or there is none.
+    """
+    parts = [part.strip() for part in re.split(r",(?![^(]*\))", text or "") if part.strip()]
+    if text is not None and not parts:
+        raise InvalidValueError.not_one_of(CacheStrategy.axis_name(), text, list(CacheStrategy))
+    return tuple(dict.fromkeys(CacheChoice.parse(part) for part in parts))
+
+
+def parse_attentions(text: str | None) -> tuple[AttentionChoice, ...]:
+    """`"sdpa,kernels-community/flash-attn2"` as choices; empty for `None`.
+
+    Raises:
+        InvalidValueError: a part is neither a backend nor a kernel's name, or there is none.
+    """
+    parts = _parts(text)
+    if text is not None and not parts:
+        raise InvalidValueError.not_one_of(AttentionBackend.axis_name(), text, list(AttentionBackend))
+    return tuple(dict.fromkeys(AttentionChoice.parse(part) for part in parts))
+
+
+def parse_optional_integers(text: str | None, *, option: str) -> tuple[int | None, ...]:
+    """`"none,512"` as positive integers or `None`; empty for `None`.
+
+    Raises:
+        InvalidValueError: a part is neither, or there is none.
+    """
+    parts = _parts(text)
+    numbers = iter(parse_integers(",".join(part for part in parts if part != "none") or None, option=option))
+    if text is not None and not parts:
+        raise InvalidValueError(f"{option} {text!r} names no value.", hint="Write it like 512 or none,512.")
+    return tuple(dict.fromkeys(None if part == "none" else next(numbers) for part in parts))
 
 
 def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ def print_preview(preview: Preview, *, as_json: bool) -> None:
         _print_pairs(
             console,
             "Not in this space",
-            [(f"{one.axis} {one.value}", one.on_request or "") for one in preview.left_out],
+            [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out],
         )
     console.print("Nothing was started.", style="dim")
 
@@ -60,6 +60,7 @@ def _print_rejected(console: Console, preview: Preview) -> None:
 def _print_pairs(console: Console, title: str, pairs: list[tuple[str, str]]) -> None:
     console.print(Text(f"\n{title}", style="bold"))
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
+    table.add_column(no_wrap=True)
     for name, reason in pairs:
         table.add_row(Text(f"  {name}"), Text(reason))
     console.print(table)
@@ -78,5 +79,5 @@ def _as_dict(preview: Preview) -> dict[str, object]:
             {"candidate_id": one.candidate_id, "label": one.label, **one.to_dict()} for one in space.candidates
         ],
         "rejected": [{"label": one.candidate.label, "reason": one.reason} for one in space.rejected],
-        "not_in_space": [{"axis": one.axis, "value": one.value, "reason": one.on_request} for one in preview.left_out],
+        "not_in_space": [{"axis": axis, "value": value, "reason": reason} for axis, value, reason in preview.left_out],
     }

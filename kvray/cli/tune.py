@@ -12,13 +12,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.output import print_report, summary
-from kvray.cli.parsing import parse_choices, parse_integers
+from kvray.cli.parsing import (
+    parse_attentions,
+    parse_caches,
+    parse_choices,
+    parse_integers,
+    parse_optional_integers,
+)
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
-from kvray.config import TuneConfig
+from kvray.config import DEFAULT_SPACE, TuneConfig
 from kvray.errors import SweepInterruptedError
 from kvray.search import TuningSearch, interruption
 from kvray.store.parquet import ResultsStore
@@ -27,7 +33,9 @@ from kvray.workload import WorkloadProfile, get_profile, override_profile
 app = typer.Typer(add_completion=False)
 
 _WHAT = "What to measure"
+_AXES = "Which configurations"
 _HOW = "How to measure"
+_ATTENTIONS = [one.value for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]
 
 
 @app.command()
@@ -49,19 +57,39 @@ def tune(
         str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=_WHAT)
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_WHAT)] = None,
-    cache: Annotated[str | None, typer.Option(help="Cache strategies: dynamic, static.", rich_help_panel=_WHAT)] = None,
-    attention: Annotated[
+    space: Annotated[
+        str, typer.Option(help="default, full, or a YAML file with blocks of axes.", rich_help_panel=_AXES)
+    ] = DEFAULT_SPACE,
+    cache: Annotated[
         str | None,
         typer.Option(
-            help="Attention: eager, sdpa, sdpa_flash, sdpa_efficient, sdpa_math, sdpa_cudnn.", rich_help_panel=_WHAT
+            help=f"Caches: {', '.join(CacheStrategy)}; with settings as in 'sliding_window(window=1024,sinks=4)'.",
+            rich_help_panel=_AXES,
         ),
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Dtypes: float32, float16, bfloat16.", rich_help_panel=_WHAT)
+    attention: Annotated[
+        str | None,
+        typer.Option(help=f"Attention: {', '.join(_ATTENTIONS)}, or a hub kernel's name.", rich_help_panel=_AXES),
     ] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"Dtypes: {', '.join(DType)}.", rich_help_panel=_AXES)] = None,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Add torch.compile candidates (slow to warm up).", rich_help_panel=_WHAT)
-    ] = False,
+        str | None,
+        typer.Option("--compile", help=f"torch.compile modes: {', '.join(CompileMode)}.", rich_help_panel=_AXES),
+    ] = None,
+    prefill_chunk: Annotated[
+        str | None,
+        typer.Option(help="Prompt tokens worked on at once, e.g. none,512; none: all.", rich_help_panel=_AXES),
+    ] = None,
+    weights_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="MiB of GPU memory for weights, e.g. none,8000; the rest stays in host memory.", rich_help_panel=_AXES
+        ),
+    ] = None,
+    static_len: Annotated[
+        int | None,
+        typer.Option(help="Tokens that static caches hold, instead of the cell's.", min=1, rich_help_panel=_AXES),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.", rich_help_panel=_HOW)
     ] = None,
@@ -96,10 +124,14 @@ def tune(
         device=None if device is None else DeviceType.parse(device),
         engine=engine,
         output_dir=output,
-        caches=parse_choices(cache, CacheStrategy),
-        attentions=parse_choices(attention, AttentionBackend),
+        space=space,
+        caches=parse_caches(cache),
+        attentions=parse_attentions(attention),
         dtypes=parse_choices(dtype, DType),
-        compile=compile_,
+        compiles=parse_choices(compile_, CompileMode),
+        prefill_chunks=parse_optional_integers(prefill_chunk, option="--prefill-chunk"),
+        weights_limits_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
+        static_len=static_len,
         trust_remote_code=trust_remote_code,
         address=address,
         slots=slots,

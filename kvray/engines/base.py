@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from kvray.candidate import Candidate, DeviceType, DType
+from kvray.candidate import AttentionBackend, CacheChoice, Candidate, DeviceType, DType
 from kvray.errors import KvrayError
 from kvray.record import short_model_name
 from kvray.space.constraints import Rule
@@ -52,6 +52,8 @@ class ModelInfo:
         max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
         native_dtype: the dtype that the checkpoint asks for.
         random_weights: whether speed and memory are real and quality is not.
+        layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
+        missing_attentions: those that the engine has no code for in this architecture.
     """
 
     model_id: str
@@ -60,6 +62,8 @@ class ModelInfo:
     max_context: int | None
     native_dtype: DType
     random_weights: bool = False
+    layer_kinds: tuple[str, ...] = ()
+    missing_attentions: tuple[AttentionBackend, ...] = ()
 
     @property
     def name(self) -> str:
@@ -87,6 +91,7 @@ class AxisValue:
 
     Attributes:
         axis: name of a field of `Candidate`.
+        value: as a user writes it; a cache may come with its settings.
         obstacle: why it cannot be had on this machine and what would make it so; `None`: it can be had.
         on_request: why it can be had but is not in the default space; `None`: it is.
     """
@@ -233,15 +238,30 @@ class EngineAdapter(ABC):
         """Every value of every axis this engine knows, with what stands in the way of it on this machine."""
 
     @abstractmethod
-    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
-        """The axes of the default space."""
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        """The space to measure when nothing is asked for, as blocks whose union it is.
+
+        Where a user narrows an axis, the others take the values of the first block.
+        """
+
+    @abstractmethod
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        """All that can be had on `device`, as blocks."""
+
+    def resolve_cache(
+        self, choice: CacheChoice, device: DeviceFacts, profile: WorkloadProfile
+    ) -> tuple[CacheChoice, ...]:
+        """The caches that a user means by `choice`: with open settings filled in, or every variant of a family."""
+        del device, profile
+        return (choice,)
 
     def process_environment(self) -> Mapping[str, str]:
         """Environment variables for the measurement processes, set before any library is imported; a user's own win."""
         return {}
 
-    def rules(self) -> Sequence[Rule]:
+    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
         """Rules beyond those that hold for every engine."""
+        del request, model, profile
         return ()
 
     @abstractmethod

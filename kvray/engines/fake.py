@@ -13,9 +13,19 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.candidate import (
+    AttentionBackend,
+    AttentionChoice,
+    CacheChoice,
+    CacheStrategy,
+    Candidate,
+    CompileMode,
+    DeviceType,
+    DType,
+)
 from kvray.engines.base import (
     AxisValue,
     DeviceFacts,
@@ -137,22 +147,31 @@ class FakeAdapter(EngineAdapter):
         """See `EngineAdapter.menu`."""
         del device
         return (
-            *(AxisValue(axis="cache", value=cache.value) for cache in CacheStrategy),
-            *(AxisValue(axis="attention", value=attention.value) for attention in AttentionBackend),
+            *(AxisValue(axis="cache", value=cache.value) for cache in CacheStrategy if cache in _SPEED),
+            *(AxisValue(axis="attention", value=one.value) for one in AttentionBackend if one in _SPEED),
             *(AxisValue(axis="dtype", value=dtype.value) for dtype in DType),
             *(AxisValue(axis="compile", value=mode.value) for mode in (CompileMode.OFF, CompileMode.DEFAULT)),
         )
 
-    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
-        """See `EngineAdapter.axes`."""
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        """See `EngineAdapter.default_space`."""
         del model, device
-        return Axes(
-            caches=tuple(CacheStrategy),
-            attentions=(AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.SDPA_MATH),
-            dtypes=(DType.FLOAT32, DType.BFLOAT16),
-            compiles=(CompileMode.OFF, CompileMode.DEFAULT) if compile else (CompileMode.OFF,),
-            batch_sizes=profile.batch_sizes,
+        return (
+            Axes(
+                caches=(CacheChoice(CacheStrategy.DYNAMIC), CacheChoice(CacheStrategy.STATIC)),
+                attentions=tuple(
+                    AttentionChoice(one)
+                    for one in (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.SDPA_MATH)
+                ),
+                dtypes=(DType.FLOAT32, DType.BFLOAT16),
+                batch_sizes=profile.batch_sizes,
+            ),
         )
+
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        """See `EngineAdapter.full_space`: the default space, compiled as well."""
+        (axes,) = self.default_space(model, device, profile)
+        return (replace(axes, compiles=(CompileMode.OFF, CompileMode.DEFAULT)),)
 
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile

@@ -1,4 +1,4 @@
-"""From axes to candidates: the product of all axes, each point either kept or rejected with its reason."""
+"""From axes to candidates: each point of a product of axes is either kept or rejected with its reason."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.candidate import AttentionChoice, CacheChoice, Candidate, CompileMode, DType
 from kvray.space.constraints import RULES, Rule, SpaceFacts, first_objection
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """The values that each field of a candidate may take."""
+    """A block of a space: the values that each field of a candidate may take, in every combination."""
 
-    caches: tuple[CacheStrategy, ...]
-    attentions: tuple[AttentionBackend, ...]
+    caches: tuple[CacheChoice, ...]
+    attentions: tuple[AttentionChoice, ...]
     dtypes: tuple[DType, ...]
     compiles: tuple[CompileMode, ...] = (CompileMode.OFF,)
+    prefill_chunks: tuple[int | None, ...] = (None,)
+    weights_limits_mib: tuple[int | None, ...] = (None,)
     batch_sizes: tuple[int, ...] = (1,)
 
 
@@ -34,8 +36,8 @@ class SearchSpace:
     """What will be measured, baseline first, and what will not.
 
     Attributes:
-        candidates: baseline, then the others in the order of the axes.
-        asked_for: how many of `candidates` the axes ask for; the baseline is measured even where they do not.
+        candidates: baseline, then the others in the order of the blocks and their axes.
+        asked_for: how many of `candidates` the blocks ask for; the baseline is measured even where they do not.
     """
 
     baseline: Candidate
@@ -45,14 +47,15 @@ class SearchSpace:
 
 
 def build_space(
-    axes: Axes, *, baseline: Candidate, facts: SpaceFacts, engine_rules: Sequence[Rule] = ()
+    blocks: Sequence[Axes], *, baseline: Candidate, facts: SpaceFacts, engine_rules: Sequence[Rule] = ()
 ) -> SearchSpace:
-    """Enumerate `axes` for the baseline's engine; the baseline is part of the space whatever the axes say."""
+    """Enumerate `blocks` for the baseline's engine, what several have once; the baseline is part of the space whatever
+    they say."""
     rules = (*RULES, *engine_rules)
     kept: list[Candidate] = [baseline]
     rejected: list[RejectedCandidate] = []
     asked_for = 0
-    for candidate in _product(axes, baseline.engine):
+    for candidate in dict.fromkeys(itertools.chain.from_iterable(_product(axes, baseline.engine) for axes in blocks)):
         reason = first_objection(candidate, facts, rules)
         if reason is not None:
             rejected.append(RejectedCandidate(candidate=candidate, reason=reason))
@@ -66,9 +69,24 @@ def build_space(
 def _product(axes: Axes, engine: str) -> list[Candidate]:
     return [
         Candidate(
-            engine=engine, cache=cache, attention=attention, dtype=dtype, compile=compile_mode, batch_size=batch_size
+            engine=engine,
+            cache=cache.strategy,
+            cache_params=cache.params,
+            attention=attention.backend,
+            hub_kernel=attention.hub_kernel,
+            dtype=dtype,
+            compile=compile_mode,
+            batch_size=batch_size,
+            prefill_chunk=prefill_chunk,
+            weights_limit_mib=weights_limit_mib,
         )
-        for batch_size, dtype, compile_mode, cache, attention in itertools.product(
-            axes.batch_sizes, axes.dtypes, axes.compiles, axes.caches, axes.attentions
+        for batch_size, dtype, compile_mode, weights_limit_mib, prefill_chunk, cache, attention in itertools.product(
+            axes.batch_sizes,
+            axes.dtypes,
+            axes.compiles,
+            axes.weights_limits_mib,
+            axes.prefill_chunks,
+            axes.caches,
+            axes.attentions,
         )
     ]

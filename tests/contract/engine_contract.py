@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvray.candidate import Candidate, DeviceType
+from kvray.candidate import Candidate, DeviceType, DType
 from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
@@ -52,12 +52,11 @@ class EngineContract:
     @pytest.fixture
     def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
         model = adapter.describe_model(request_)
-        dtypes = frozenset(adapter.axes(model, CPU, profile, compile=False).dtypes)
         return build_space(
-            adapter.axes(model, CPU, profile, compile=False),
+            adapter.default_space(model, CPU, profile),
             baseline=adapter.baseline(model, CPU, batch_size=1),
-            facts=SpaceFacts(device=DeviceType.CPU, dtypes=dtypes),
-            engine_rules=adapter.rules(),
+            facts=SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType)),
+            engine_rules=adapter.rules(request_, model, profile),
         )
 
     @pytest.fixture
@@ -97,11 +96,20 @@ class EngineContract:
     def test_the_menu_covers_what_the_axes_use(
         self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile
     ) -> None:
-        axes = adapter.axes(adapter.describe_model(request_), CPU, profile, compile=False)
-        menu = {(entry.axis, entry.value) for entry in adapter.menu(CPU)}
-        assert {("cache", cache.value) for cache in axes.caches} <= menu
-        assert {("attention", attention.value) for attention in axes.attentions} <= menu
-        assert {("dtype", dtype.value) for dtype in axes.dtypes} <= menu
+        model, menu = adapter.describe_model(request_), {(entry.axis, entry.value) for entry in adapter.menu(CPU)}
+        for axes in (*adapter.default_space(model, CPU, profile), *adapter.full_space(model, CPU, profile)):
+            assert all({("cache", str(one)), ("cache", one.strategy.value)} & menu for one in axes.caches)
+            assert {("attention", choice.backend.value) for choice in axes.attentions} <= menu
+            assert {("dtype", dtype.value) for dtype in axes.dtypes} <= menu
+            assert {("compile", mode.value) for mode in axes.compiles} <= menu
+
+    def test_nothing_is_left_open_in_the_spaces(
+        self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile
+    ) -> None:
+        model = adapter.describe_model(request_)
+        for axes in (*adapter.default_space(model, CPU, profile), *adapter.full_space(model, CPU, profile)):
+            for choice in axes.caches:
+                assert adapter.resolve_cache(choice, CPU, profile) == (choice,)
 
     def test_a_generation_has_exactly_the_asked_for_tokens_each_with_a_stamp(self, loaded: LoadedModel) -> None:
         loaded.prepare(Cell(24, 6, 2))

@@ -9,8 +9,12 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate
 from kvray.engines.base import Observed
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny_llama"
-CLASSES = {CacheStrategy.DYNAMIC: "DynamicCache", CacheStrategy.STATIC: "StaticCache"}
-LAYERS = {CacheStrategy.DYNAMIC: "DynamicLayer×2", CacheStrategy.STATIC: "StaticLayer×2"}
+CLASSES = {
+    CacheStrategy.DYNAMIC: ("DynamicCache", "DynamicLayer×2"),
+    CacheStrategy.STATIC: ("StaticCache", "StaticLayer×2"),
+    CacheStrategy.SLIDING_WINDOW: ("SlidingWindowCache", "SinkWindowLayer×2"),
+    CacheStrategy.QUANTIZED: ("QuantizedCache", "Fp8QuantizedLayer×2"),
+}
 
 
 class TestTransformersEngine(EngineContract):
@@ -23,9 +27,9 @@ class TestTransformersEngine(EngineContract):
 
     def check_observed(self, candidate: Candidate, observed: object) -> None:
         assert isinstance(observed, Observed)
-        assert observed.cache_class == CLASSES[candidate.cache]
-        assert observed.cache_layers == LAYERS[candidate.cache]
-        assert observed.kv_dtype == candidate.dtype.value
+        assert (observed.cache_class, observed.cache_layers) == CLASSES[candidate.cache]
+        quantized = candidate.cache is CacheStrategy.QUANTIZED
+        assert observed.kv_dtype == ("float8_e4m3fn" if quantized else candidate.dtype.value)
         # Plain SDPA on a CPU is PyTorch's flash kernel unless it is told otherwise.
         ran = "sdpa_flash" if candidate.attention is AttentionBackend.SDPA else candidate.attention.value
         assert (observed.kernel_prefill, observed.kernel_decode) == (ran, ran)

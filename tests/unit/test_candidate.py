@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, CompileMode, DType
 from kvray.errors import InvalidValueError
 
 BASE = Candidate(
@@ -16,7 +16,9 @@ candidates = st.builds(
     Candidate,
     engine=st.sampled_from(["transformers", "llama_cpp"]),
     cache=st.sampled_from(CacheStrategy),
-    attention=st.sampled_from(AttentionBackend),
+    attention=st.sampled_from([one for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]),
+    prefill_chunk=st.one_of(st.none(), st.integers(1, 4096)),
+    weights_limit_mib=st.one_of(st.none(), st.integers(1, 4096)),
     dtype=st.sampled_from(DType),
     compile=st.sampled_from(CompileMode),
     batch_size=st.integers(1, 64),
@@ -102,3 +104,27 @@ def test_a_dictionary_that_lacks_a_field_is_refused() -> None:
 def test_a_count_that_is_no_whole_number_is_refused(field: str, value: object) -> None:
     with pytest.raises(InvalidValueError, match="is not a positive whole number"):
         Candidate.from_dict({**BASE.to_dict(), field: value})
+
+
+def test_an_id_from_before_a_field_existed_stays_the_same() -> None:
+    plain = Candidate(
+        engine="transformers", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
+    )
+    assert not {"hub_kernel", "prefill_chunk", "weights_limit_mib"} & set(plain.to_dict())
+    assert plain.candidate_id == "c402dc00dc99"
+
+
+@pytest.mark.parametrize(
+    "text", ["dynamic", "static(max_cache_len=64)", "quantized(backend=hqq,nbits=4)", "paged(a=True)"]
+)
+def test_a_cache_is_read_back_from_its_name(text: str) -> None:
+    assert str(CacheChoice.parse(text)) == text
+
+
+def test_a_hub_kernel_goes_with_its_name_and_nothing_else_does() -> None:
+    values = {"engine": "e", "cache": "dynamic", "dtype": "float32"}
+    kernel = Candidate.from_dict({**values, "attention": "hub_kernel", "hub_kernel": "kernels-community/flash-attn2"})
+    assert kernel.label == "dynamic/kernels-community/flash-attn2/float32"
+    for attention, name in (("hub_kernel", None), ("sdpa", "a/b"), ("hub_kernel", "a/b c"), ("hub_kernel", "../b")):
+        with pytest.raises(InvalidValueError, match=r"hub_kernel|owner/kernel"):
+            Candidate.from_dict({**values, "attention": attention, "hub_kernel": name})

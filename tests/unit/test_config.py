@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, DeviceType, DType
 from kvray.config import TuneConfig, cache_dir
 from kvray.errors import InvalidValueError, ProfileError
 from kvray.workload import get_profile
@@ -55,10 +55,17 @@ def test_a_results_folder_may_be_a_path(tmp_path: Path) -> None:
 
 def test_axes_may_be_given_as_text_and_as_members() -> None:
     given = config(caches=("static",), attentions=(AttentionBackend.SDPA,), dtypes=["bfloat16"], device="cuda")
-    assert given.caches == (CacheStrategy.STATIC,)
-    assert given.attentions == (AttentionBackend.SDPA,)
+    assert given.caches == (CacheChoice(CacheStrategy.STATIC),)
+    assert given.attentions == (AttentionChoice(AttentionBackend.SDPA),)
     assert given.dtypes == (DType.BFLOAT16,)
     assert given.device is DeviceType.CUDA
+
+
+def test_a_space_file_and_a_narrowed_axis_exclude_each_other() -> None:
+    with pytest.raises(InvalidValueError, match="a space file and options that narrow an axis exclude each other"):
+        config(space="space.yaml", dtypes=("bfloat16",))
+    assert config(space="full", dtypes=("bfloat16",)).narrows
+    assert config(space="space.yaml").has_space_file
 
 
 def test_nothing_of_a_configuration_can_be_changed() -> None:

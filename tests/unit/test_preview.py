@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,9 +50,9 @@ class ChoosyAdapter(FakeAdapter):
             AxisValue(axis="dtype", value="bfloat16", obstacle="too old"),
         )
 
-    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
-        axes = super().axes(model, device, profile, compile=compile)
-        return replace(axes, dtypes=(DType.FLOAT32,), compiles=(CompileMode.OFF,))
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        (axes,) = super().default_space(model, device, profile)
+        return (replace(axes, dtypes=(DType.FLOAT32,)),)
 
 
 @pytest.fixture(autouse=True)
@@ -106,14 +107,41 @@ def test_the_baseline_has_the_smallest_batch_that_is_asked_for() -> None:
     assert {candidate.batch_size for candidate in preview.space.candidates} == {2, 4}
 
 
-def test_compiling_is_added_when_asked_for() -> None:
-    preview = preview_sweep(config(compile=True), FakeAdapter())
+def test_compiling_is_an_axis_like_the_others() -> None:
+    preview = preview_sweep(config(compiles=("off", "default")), FakeAdapter())
     assert {candidate.compile for candidate in preview.space.candidates} == {CompileMode.OFF, CompileMode.DEFAULT}
 
 
-def test_an_engine_that_compiles_nothing_refuses_to() -> None:
-    with pytest.raises(NoCandidatesError, match=r"Engine 'fake' compiles nothing on cpu\. Leave --compile out\."):
-        preview_sweep(config(compile=True), ChoosyAdapter())
+def test_a_full_space_has_all_that_the_engine_offers() -> None:
+    preview = preview_sweep(config(space="full"), FakeAdapter())
+    assert len(labels(preview)) == 24
+    assert {candidate.compile for candidate in preview.space.candidates} == {CompileMode.OFF, CompileMode.DEFAULT}
+
+
+def test_a_space_file_replaces_the_default_space(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "- cache: [static]\n  dtype: [float16]\n- attention: [eager]\n  cache: [dynamic]\n  compile: [off]\n"
+    )
+    preview = preview_sweep(config(space=str(path)), FakeAdapter())
+    assert labels(preview) == [
+        "dynamic/sdpa/float32",
+        "static/eager/float16",
+        "static/sdpa/float16",
+        "static/sdpa_math/float16",
+        "dynamic/eager/float32",
+        "dynamic/eager/bfloat16",
+    ]
+
+
+def test_a_fixed_length_goes_to_every_static_cache_that_names_none() -> None:
+    request = config(caches=("static", "static(max_cache_len=99)", "dynamic"), attentions=("sdpa",), static_len=512)
+    preview = preview_sweep(request, FakeAdapter())
+    assert {str(candidate.cache_choice) for candidate in preview.space.candidates} == {
+        "dynamic",
+        "static(max_cache_len=512)",
+        "static(max_cache_len=99)",
+    }
 
 
 def test_contexts_that_the_model_cannot_hold_are_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -173,8 +201,11 @@ def test_a_narrowedof_which_something_can_be_had_goes_on_with_that() -> None:
     request = config(dtypes=(DType.FLOAT32, DType.BFLOAT16), attentions=(AttentionBackend.SDPA,))
     check_request(request, ChoosyAdapter())
     preview = preview_sweep(request, ChoosyAdapter())
-    assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32"]
-    assert {one.reason for one in preview.space.rejected} == {"bfloat16 is not supported on this cpu (dtype-on-device)"}
+    assert labels(preview) == ["dynamic/sdpa/float32"]
+    assert {one.reason for one in preview.space.rejected} == {
+        "bfloat16 is not supported on this cpu (dtype-on-device)",
+        "static: no room (available-here)",
+    }
 
 
 def test_when_rules_reject_all_that_was_asked_for_their_reasons_are_given() -> None:
@@ -184,17 +215,23 @@ def test_when_rules_reject_all_that_was_asked_for_their_reasons_are_given() -> N
         preview_sweep(request, FakeAdapter())
 
 
-def left_out(preview: Preview) -> list[str]:
-    return [entry.value for entry in preview.left_out]
+def test_what_is_neither_measured_nor_rejected_is_left_out_with_the_reason() -> None:
+    assert preview_sweep(config(), ChoosyAdapter()).left_out == (
+        ("attention", "sdpa_flash", "it is slow"),
+        ("attention", "sdpa_cudnn", "CUDA only"),
+        ("dtype", "float16", "it is emulated"),
+        ("dtype", "bfloat16", "too old"),
+    )
 
 
-def test_what_could_be_measured_on_narrowedis_listed_as_left_out() -> None:
-    assert left_out(preview_sweep(config(), ChoosyAdapter())) == ["sdpa_flash", "float16"]
-
-
-def test_what_was_asked_for_is_not_left_out() -> None:
-    preview = preview_sweep(config(dtypes=(DType.FLOAT16,)), ChoosyAdapter())
-    assert left_out(preview) == ["sdpa_flash"]
+def test_what_was_asked_for_is_not_left_out_and_what_was_not_is() -> None:
+    preview = preview_sweep(config(dtypes=(DType.FLOAT16,), attentions=(AttentionBackend.SDPA,)), ChoosyAdapter())
+    assert [(value, reason) for _, value, reason in preview.left_out] == [
+        ("eager", "not asked for"),
+        ("sdpa_flash", "it is slow"),
+        ("sdpa_cudnn", "CUDA only"),
+        ("bfloat16", "too old"),
+    ]
 
 
 # Devices

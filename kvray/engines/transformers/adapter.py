@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, DeviceType
 from kvray.config import cache_dir
 from kvray.engines.base import (
     AxisValue,
@@ -19,15 +19,12 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
-from kvray.engines.transformers import models, snippet
+from kvray.engines.transformers import menu, models, rules, snippet, spaces
 from kvray.engines.transformers.gguf import is_converted
 from kvray.errors import ModelError
-from kvray.space.constraints import Rule, SpaceFacts
+from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
-
-BFLOAT16_CAPABILITY = (8, 0)
-"""First CUDA compute capability with native bfloat16 (Ampere)."""
 
 
 class TransformersAdapter(EngineAdapter):
@@ -58,39 +55,35 @@ class TransformersAdapter(EngineAdapter):
         models.weights_path(request)
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
-        """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, SDPA, a growing cache."""
+        """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, SDPA where the architecture has
+        it, a growing cache."""
         del device
+        has_sdpa = AttentionBackend.SDPA not in model.missing_attentions
         return Candidate(
             engine=self.name,
             cache=CacheStrategy.DYNAMIC,
-            attention=AttentionBackend.SDPA,
+            attention=AttentionBackend.SDPA if has_sdpa else AttentionBackend.EAGER,
             dtype=model.native_dtype,
             batch_size=batch_size,
         )
 
     def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
         """See `EngineAdapter.menu`."""
-        return (
-            *(AxisValue(axis="cache", value=cache.value) for cache in CacheStrategy),
-            *(_attention_value(attention, device) for attention in AttentionBackend),
-            *(_dtype_value(dtype, device) for dtype in DType),
-            *(_compile_value(mode, device) for mode in CompileMode),
-        )
+        return menu.menu(device)
 
-    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
-        """See `EngineAdapter.axes`: all that is not on request only, and in any case the model's own dtype."""
-        menu = self.menu(device)
-        on_request = {(entry.axis, entry.value) for entry in menu if entry.on_request}
-        available = {(entry.axis, entry.value) for entry in menu if not entry.obstacle}
-        dtypes = {dtype for dtype in DType if ("dtype", dtype) in available and ("dtype", dtype) not in on_request}
-        modes = tuple(mode for mode in CompileMode if ("compile", mode) in available)
-        return Axes(
-            caches=tuple(CacheStrategy),
-            attentions=tuple(one for one in AttentionBackend if ("attention", one) not in on_request),
-            dtypes=tuple(dtype for dtype in DType if dtype in dtypes | {model.native_dtype}),
-            compiles=modes if compile else (CompileMode.OFF,),
-            batch_sizes=profile.batch_sizes,
-        )
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        """See `EngineAdapter.default_space`."""
+        return spaces.default_space(model, device, profile)
+
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        """See `EngineAdapter.full_space`."""
+        return spaces.full_space(model, device, profile)
+
+    def resolve_cache(
+        self, choice: CacheChoice, device: DeviceFacts, profile: WorkloadProfile
+    ) -> tuple[CacheChoice, ...]:
+        """See `EngineAdapter.resolve_cache`."""
+        return spaces.resolve_cache(choice, device, profile)
 
     def process_environment(self) -> Mapping[str, str]:
         """See `EngineAdapter.process_environment`: one folder of compiled kernels per torch version, no chatter."""
@@ -103,9 +96,9 @@ class TransformersAdapter(EngineAdapter):
             "KINETO_LOG_LEVEL": "99",
         }
 
-    def rules(self) -> Sequence[Rule]:
+    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
         """See `EngineAdapter.rules`."""
-        return (Rule(name="compile-needs-static-cache", check=_compile_needs_static_cache),)
+        return rules.rules(request, model, profile)
 
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
@@ -128,42 +121,6 @@ class TransformersAdapter(EngineAdapter):
             "Peak memory is the highest resident set of the measuring process while a cell was measured; it includes "
             "the libraries and the weights, which are the same for every candidate of a dtype."
         )
-
-
-def _attention_value(attention: AttentionBackend, device: DeviceFacts) -> AxisValue:
-    obstacle = on_request = None
-    if device.device is DeviceType.CPU:
-        if attention in (AttentionBackend.SDPA_EFFICIENT, AttentionBackend.SDPA_CUDNN):
-            obstacle = "PyTorch has this kernel for CUDA only"
-        if attention is AttentionBackend.SDPA_FLASH:
-            on_request = "it is what sdpa runs on a CPU (records name the kernel): measured with --attention sdpa_flash"
-    return AxisValue(axis="attention", value=attention.value, obstacle=obstacle, on_request=on_request)
-
-
-def _dtype_value(dtype: DType, device: DeviceFacts) -> AxisValue:
-    obstacle = on_request = None
-    if device.device is DeviceType.CPU and dtype is DType.FLOAT16:
-        on_request = "float16 is emulated on a CPU (prefill 6-10 times slower): measured with --dtype float16"
-    capability = device.compute_capability
-    if dtype is DType.BFLOAT16 and capability is not None and capability < BFLOAT16_CAPABILITY:
-        obstacle = f"needs compute capability 8.0 (Ampere), this GPU has {capability[0]}.{capability[1]}"
-    return AxisValue(axis="dtype", value=dtype.value, obstacle=obstacle, on_request=on_request)
-
-
-def _compile_value(mode: CompileMode, device: DeviceFacts) -> AxisValue:
-    obstacle = on_request = None
-    if mode is not CompileMode.OFF:
-        on_request = "added by --compile"
-    if mode is CompileMode.REDUCE_OVERHEAD and device.device is DeviceType.CPU:
-        obstacle = "CUDA graphs need a CUDA GPU"
-    return AxisValue(axis="compile", value=mode.value, obstacle=obstacle, on_request=on_request)
-
-
-def _compile_needs_static_cache(candidate: Candidate, facts: SpaceFacts) -> str | None:
-    del facts
-    if candidate.compile is CompileMode.OFF or candidate.cache is CacheStrategy.STATIC:
-        return None
-    return f"generate() compiles the decode step only with a static cache, not with {candidate.cache}"
 
 
 def _convert_if_gguf(request: ModelRequest) -> None:

@@ -6,23 +6,45 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import transformers
 
-from kvray.engines.transformers.arguments import CallArguments, cache_length
+from kvray.engines.transformers.arguments import SLIDING_WINDOW_CLASS, CallArguments
+from kvray.engines.transformers.sliding_window import SinkWindowLayer, SlidingWindowCache
 from kvray.workload import Cell
 
 
 def make_cache(arguments: CallArguments, config: Any, cell: Cell) -> Any:
     """An empty cache of the class that `arguments` name; a static one is sized for `cell`."""
-    cache_class = getattr(transformers, arguments.cache_class)
+    own = arguments.cache_class == SLIDING_WINDOW_CLASS
+    cache_class: Any = SlidingWindowCache if own else getattr(transformers, arguments.cache_class)
+    options = dict(arguments.cache_options)
     if arguments.static_cache:
-        return cache_class(config=config, max_cache_len=cache_length(cell))
-    return cache_class(config=config)
+        options["max_cache_len"] = arguments.cache_length(cell)
+    return cache_class(config=config, **options)
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors in the cache's layers: keys and values as stored, and states of linear attention."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(cache))
+    """Bytes of all tensors in the cache's layers: keys and values as stored, with the scales of quantised ones, and
+    states of linear attention. Of a paged cache the pages, used or not."""
+    return sum(_stored_bytes(tensor) for tensor in _pages(cache) or _tensors(cache))
+
+
+def layer_bytes(layer: Any) -> int:
+    """Bytes of one layer's keys and values as tensors; none of what a quantised layer stores beside them."""
+    return _stored_bytes(layer.keys) + _stored_bytes(layer.values)
+
+
+def expected_layer_bytes(
+    layer: Any, *, tokens: int, rows: int, heads: int, head_size: int, item_bytes: int
+) -> int | None:
+    """Bytes of keys and values that a layer of full or windowed attention must hold after `tokens` tokens of each of
+    `rows` sequences: `2 * rows * heads * held tokens * head_size * item_bytes`. `None` for kinds without that formula.
+
+    Source of the held tokens: the layers' own classes in `transformers.cache_utils`.
+    """
+    held = _held_tokens(layer, tokens)
+    return None if held is None else 2 * rows * heads * held * head_size * item_bytes
 
 
 def tokens_taken(cache: Any) -> int | None:
@@ -41,17 +63,69 @@ def cache_layers(cache: Any) -> str:
 
 
 def kv_dtype(cache: Any) -> str | None:
-    """Dtype of the first layer's keys as stored, e.g. `bfloat16`."""
-    keys = next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)
-    return None if keys is None else str(keys.dtype).removeprefix("torch.")
+    """How the first layer with keys stores them: `bfloat16`, `float8_e4m3fn`, or `4-bit quanto`."""
+    if pages := _pages(cache):
+        return _dtype_name(pages[0])
+    for layer in cache.layers:
+        if getattr(layer, "nbits", None) is not None:
+            backend = type(layer).__name__.removesuffix("QuantizedLayer").lower()
+            return f"{layer.nbits}-bit {backend}"
+        if (stored := getattr(layer, "_quantized_keys", None)) is not None:
+            return _dtype_name(stored[0])
+        if getattr(layer, "keys", None) is not None:
+            return _dtype_name(layer.keys)
+    return None
 
 
-def _tensors(cache: Any) -> Iterator[Any]:
-    import torch
+def _pages(cache: Any) -> list[torch.Tensor]:
+    """The tensors of a paged cache, one for all layers or, before transformers 5.18, one for each; else none."""
+    if hasattr(cache, "layers"):
+        return []
+    one = getattr(cache, "cache_tensor", None)
+    return [one] if one is not None else [*cache.key_cache, *cache.value_cache]
 
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _held_tokens(layer: Any, tokens: int) -> int | None:
+    kind = type(layer)
+    if kind is SinkWindowLayer:
+        return min(tokens, int(layer.window))
+    match kind.__name__:
+        case "DynamicLayer":
+            return tokens
+        case "DynamicSlidingWindowLayer":
+            return min(tokens, int(layer.sliding_window) - 1)
+        case "StaticLayer" | "StaticSlidingWindowLayer":
+            return int(layer.max_cache_len)
+    return None
+
+
+def _stored_bytes(tensor: torch.Tensor) -> int:
+    """Of a tensor as it lies in memory: a quantised one is a shell around tensors of its own."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_stored_bytes(getattr(tensor, name)) for name in names)
+    return int(tensor.numel() * tensor.element_size())
+
+
+def _tensors(cache: Any) -> Iterator[torch.Tensor]:
     seen: set[int] = set()
     for layer in cache.layers:
-        for value in vars(layer).values():
-            if isinstance(value, torch.Tensor) and value.dim() > 1 and value.data_ptr() not in seen:
-                seen.add(value.data_ptr())
-                yield value
+        for tensor in _tensors_in(vars(layer)):
+            if id(tensor) not in seen and tensor.dim() > 1:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors_in(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors_in(part)

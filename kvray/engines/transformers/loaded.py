@@ -7,6 +7,7 @@ to stop, so the stamps force nothing that a plain call does not.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import time
@@ -22,11 +23,20 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed, OutOfMemoryError, UnsupportedError
 from kvray.engines.prompts import prompt_text, tile_tokens
 from kvray.engines.transformers import models
-from kvray.engines.transformers.arguments import cache_length, call_arguments
+from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
-from kvray.engines.transformers.observed import OBSERVED_TOKENS, forget_compiled_graphs, observe
+from kvray.engines.transformers.observed import (
+    OBSERVED_TOKENS,
+    Evidence,
+    Trace,
+    forget_compiled_graphs,
+    observed,
+    trace_streamed,
+    trace_whole,
+)
+from kvray.engines.transformers.paged import PagedSession
 from kvray.errors import KvrayError, first_line
 from kvray.probes.cpu import PeakRss
 from kvray.workload import Cell
@@ -77,20 +87,26 @@ class TransformersModel(LoadedModel):
         self._prompt: torch.Tensor | None = None
         self._cache: Any = None
         self._text_cache: tuple[int, Any] | None = None
+        self._pages: PagedSession | None = None
 
     def prepare(self, cell: Cell) -> None:
         """See `LoadedModel.prepare`."""
-        self._cache = None
+        self._drop_cache()
         self._release_memory()
         self._cell = cell
         rows = self._prompt_rows(cell)
         self._prompt = torch.tensor(rows, dtype=torch.long, device=self._device)
-        if self._arguments.static_cache:
-            with _translated_errors():
+        with _translated_errors():
+            if self._arguments.static_cache:
                 self._cache = make_cache(self._arguments, self._text_config, cell)
+            elif self._arguments.paged:
+                self._pages = PagedSession(self._model, self._model.generation_config, cell)
 
     def generate(self, output_tokens: int) -> Generation:
         """See `LoadedModel.generate`. The clock starts before the cache is made or emptied: a user pays for that."""
+        if self._pages is not None:
+            with _translated_errors():
+                return self._pages.generate(self._prompt_tensor.tolist(), output_tokens)
         streamer = StampingStreamer()
         self._generation_config(output_tokens)
         with _translated_errors():
@@ -104,18 +120,25 @@ class TransformersModel(LoadedModel):
     def observe(self) -> Observed:
         """See `LoadedModel.observe`."""
         with _translated_errors():
-            return observe(
-                lambda streamer: self._generate(OBSERVED_TOKENS, streamer),
-                asked=self._candidate.attention,
-                arguments=self._arguments,
-                cache_of=lambda: self._cache,
-                attn_implementation=str(self._text_config._attn_implementation),
-                prompt_tokens=int(self._prompt_tensor.shape[1]),
+            trace = self._trace()
+            return observed(
+                self._candidate.attention,
+                self._arguments,
+                Evidence(
+                    trace=trace,
+                    cache=self._used_cache,
+                    attn_implementation=str(self._text_config._attn_implementation),
+                    # The last token has not been fed back yet.
+                    fed_tokens=self._prompt_tensor.shape[1] + OBSERVED_TOKENS - 1,
+                    rows=self._prompt_tensor.shape[0],
+                    item_bytes=self._model.dtype.itemsize,
+                    weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
+                ),
             )
 
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""
-        return None if self._cache is None else cache_bytes(self._cache)
+        return None if self._used_cache is None else cache_bytes(self._used_cache)
 
     def reset_peak_memory(self) -> None:
         """See `LoadedModel.reset_peak_memory`."""
@@ -141,6 +164,8 @@ class TransformersModel(LoadedModel):
         cell = Cell(prompt_tokens, max_new_tokens, 1)
         config = copy.deepcopy(self._generation_config(max_new_tokens))
         config.eos_token_id = self._eos_token_id
+        if self._arguments.paged:
+            return self._complete_paged(inputs["input_ids"].tolist(), config, cell)
         with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             cache = self._cache_for_text(cell)
             sequences = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
@@ -148,9 +173,25 @@ class TransformersModel(LoadedModel):
 
     def close(self) -> None:
         """See `LoadedModel.close`."""
-        self._cache = self._prompt = self._text_cache = None
+        self._drop_cache()
+        self._prompt = self._text_cache = None
         self._model = None
         self._release_memory()
+
+    def _trace(self) -> Trace:
+        if self._pages is not None:
+            return trace_whole(self.generate)
+        return trace_streamed(lambda streamer: self._generate(OBSERVED_TOKENS, streamer))
+
+    def _complete_paged(self, rows: list[list[int]], config: GenerationConfig, cell: Cell) -> str:
+        with _translated_errors(), contextlib.closing(PagedSession(self._model, config, cell)) as pages:
+            tokens = pages.generate(rows, cell.output_tokens).tokens[0]
+        return str(self._text_tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def _drop_cache(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+        self._cache = self._pages = None
 
     def _generate(self, output_tokens: int, streamer: BaseStreamer) -> torch.Tensor:
         self._fresh_cache()
@@ -188,7 +229,7 @@ class TransformersModel(LoadedModel):
         """A cache of exactly the cell's size. Compiled code is made for a size, so with it the largest one is kept."""
         if self._arguments.compile_mode is None or not self._arguments.static_cache:
             return make_cache(self._arguments, self._text_config, cell)
-        tokens = -(-cache_length(cell) // _TEXT_CACHE_STEP) * _TEXT_CACHE_STEP
+        tokens = -(-self._arguments.cache_length(cell) // _TEXT_CACHE_STEP) * _TEXT_CACHE_STEP
         if self._text_cache is None or self._text_cache[0] < tokens:
             rounded = cell._replace(context_tokens=tokens - cell.output_tokens)
             self._text_cache = (tokens, make_cache(self._arguments, self._text_config, rounded))
@@ -214,6 +255,10 @@ class TransformersModel(LoadedModel):
     @property
     def _text_config(self) -> Any:
         return self._model.config.get_text_config(decoder=True)
+
+    @property
+    def _used_cache(self) -> Any:
+        return self._cache if self._pages is None else self._pages.cache
 
     @property
     def _prepared_cell(self) -> Cell:

@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import models
-from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, CallArguments
+from kvray.engines.transformers import models, xformers_attention
+from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
 from kvray.errors import ModelError, first_line
+from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -39,12 +40,18 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         "attn_implementation": arguments.attn_implementation,
         "trust_remote_code": request.trust_remote_code,
     }
+    if arguments.attn_implementation == XFORMERS:
+        xformers_attention.register()
+    if "/" in arguments.attn_implementation and request.trust_remote_code:
+        options["allow_all_kernels"] = True
     if request.model_id.startswith(RANDOM_PREFIX):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         with device:
             return AutoModelForCausalLM.from_config(config, **options)
-    if device.type == "cuda":
+    if arguments.weights_limit_mib is not None:
+        options |= {"device_map": "auto", "max_memory": max_memory(arguments.weights_limit_mib)}
+    elif device.type == "cuda":
         options["device_map"] = {"": device}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -56,6 +63,11 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         # Transformers would make them up at random and say so in its log only.
         raise ModelError(f"The weights in {str(folder)!r} lack {len(missing)} tensors of the model: {missing[0]}, …")
     return model
+
+
+def max_memory(weights_limit_mib: int) -> dict[int | str, str]:
+    """Where `device_map="auto"` may put weights: so much on the first GPU, the rest in host memory, none on disk."""
+    return {0: f"{weights_limit_mib}MiB", "cpu": f"{int(total_memory_mib())}MiB"}
 
 
 def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) -> GenerationConfig:

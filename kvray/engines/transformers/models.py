@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvray.candidate import DType
+from kvray.candidate import AttentionBackend, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
@@ -203,6 +203,41 @@ def describe(request: ModelRequest) -> ModelInfo:
         max_context=getattr(text_config, "max_position_embeddings", None),
         native_dtype=_native_dtype(config),
         random_weights=source.kind is SourceKind.RANDOM,
+        layer_kinds=_layer_kinds(text_config),
+        missing_attentions=_missing_attentions(config),
+    )
+
+
+def _layer_kinds(text_config: Any) -> tuple[str, ...]:
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    kinds, _ = get_layer_types_and_kwargs(text_config)
+    return tuple(str(kind) for kind in kinds)
+
+
+_SUPPORT_FLAGS = {
+    "_supports_sdpa": (
+        AttentionBackend.SDPA,
+        AttentionBackend.SDPA_FLASH,
+        AttentionBackend.SDPA_EFFICIENT,
+        AttentionBackend.SDPA_MATH,
+        AttentionBackend.SDPA_CUDNN,
+    ),
+    "_supports_flash_attn": (AttentionBackend.FLASH_ATTENTION_2, AttentionBackend.FLASH_ATTENTION_3),
+    "_supports_flex_attn": (AttentionBackend.FLEX_ATTENTION,),
+    "_supports_attention_backend": (AttentionBackend.XFORMERS,),
+}
+"""Attributes of a model's class by which Transformers refuses an attention implementation."""
+
+
+def _missing_attentions(config: Any) -> tuple[AttentionBackend, ...]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return ()  # the model's own code, which is not imported to find out
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return tuple(
+        one for flag, attentions in _SUPPORT_FLAGS.items() if not getattr(model_class, flag, True) for one in attentions
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 from transformers.generation.streamers import BaseStreamer
@@ -15,7 +17,7 @@ from kvray.candidate import AttentionBackend
 from kvray.engines.base import Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
-from kvray.engines.transformers.caches import cache_layers, kv_dtype, tokens_taken
+from kvray.engines.transformers.caches import cache_layers, expected_layer_bytes, kv_dtype, layer_bytes, tokens_taken
 
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode; reading the profiler's events costs more than running them."""
@@ -51,49 +53,85 @@ class PhaseProfiler(BaseStreamer):
 
     def _stop(self) -> frozenset[str]:
         running, self._profile = self._profile, None
-        running.stop()
-        return frozenset(event.key for event in running.key_averages())
+        return _stopped(running)
 
 
-def observe(
-    generate: Callable[[BaseStreamer], object],
-    *,
-    asked: AttentionBackend,
-    arguments: CallArguments,
-    cache_of: Callable[[], Any],
-    attn_implementation: str,
-    prompt_tokens: int,
-) -> Observed:
-    """Run `generate` with a profiling streamer and compare what ran with what was asked for.
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Names of the operators and kernels of an observed generation, by phase."""
 
-    Args:
-        generate: generates `OBSERVED_TOKENS` tokens with the given streamer.
-        cache_of: the cache that the generation used, asked for afterwards.
-        attn_implementation: what the model's config says it runs.
-    """
+    prefill: frozenset[str]
+    decode: frozenset[str]
+
+
+def trace_streamed(generate: Callable[[BaseStreamer], object]) -> Trace:
+    """Run `generate`, which generates `OBSERVED_TOKENS` tokens with the given streamer."""
     profiler = PhaseProfiler()
     with contextlib.closing(profiler):
         generate(profiler)
-    cache = cache_of()
-    prefill, decode = kernels_seen(profiler.prefill), kernels_seen(profiler.decode)
-    graphs = _compiled_graphs()
-    differences = [
-        kernel_substitution(asked, "prefill", prefill),
-        kernel_substitution(asked, "decode", decode),
-        _cache_substitution(arguments, cache, prompt_tokens),
-        _attention_substitution(arguments, attn_implementation),
-        "asked for torch.compile, nothing was compiled" if arguments.compile_mode and graphs == 0 else None,
-    ]
+    return Trace(prefill=profiler.prefill, decode=profiler.decode)
+
+
+def trace_whole(generate: Callable[[int], object]) -> Trace:
+    """Run `generate(1)` for prefill and `generate(OBSERVED_TOKENS)` for decode, then showing both, on any thread."""
+    phases = []
+    for tokens in (1, OBSERVED_TOKENS):
+        running = _start_profile(all_threads=True)
+        try:
+            generate(tokens)
+        finally:
+            names = _stopped(running)
+        phases.append(names)
+    return Trace(prefill=phases[0], decode=phases[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is compared with what was asked for.
+
+    Attributes:
+        cache: the object that the observed generation used.
+        attn_implementation: what the model's config says it runs.
+        fed_tokens: tokens of each sequence that the cache must have taken.
+        rows: sequences at once.
+        weights_on: devices that hold weights, as `hf_device_map` names them; empty where there is no such map.
+    """
+
+    trace: Trace
+    cache: Any
+    attn_implementation: str
+    fed_tokens: int
+    rows: int
+    item_bytes: int
+    weights_on: frozenset[str] = frozenset()
+
+
+def observed(asked: AttentionBackend, arguments: CallArguments, evidence: Evidence) -> Observed:
+    """Say what ran, and every difference from what was asked for."""
+    prefill, decode = kernels_seen(evidence.trace.prefill), kernels_seen(evidence.trace.decode)
+    cache, graphs = evidence.cache, _compiled_graphs()
+    compiles = arguments.compile_mode is not None
     return Observed(
         cache_class=type(cache).__name__,
-        cache_layers=cache_layers(cache),
+        cache_layers=None if arguments.paged else cache_layers(cache),
         kernel_prefill=" + ".join(prefill) or None,
         kernel_decode=" + ".join(decode) or None,
-        graph_breaks=_graph_breaks() if arguments.compile_mode else None,
-        recompiles=max(0, graphs - 1) if arguments.compile_mode else None,
+        graph_breaks=_graph_breaks() if compiles else None,
+        recompiles=max(0, graphs - 1) if compiles else None,
         kv_dtype=kv_dtype(cache),
         threads=torch.get_num_threads(),
-        substitutions=tuple(text for text in differences if text is not None),
+        substitutions=tuple(
+            text
+            for text in (
+                kernel_substitution(asked, "prefill", prefill) if _has_attention(evidence) else None,
+                kernel_substitution(asked, "decode", decode) if _has_attention(evidence) else None,
+                *_cache_substitutions(arguments, evidence),
+                _attention_substitution(arguments, evidence.attn_implementation),
+                "asked for torch.compile, nothing was compiled" if compiles and graphs == 0 else None,
+                _weights_substitution(arguments, evidence.weights_on),
+            )
+            if text is not None
+        ),
     )
 
 
@@ -102,15 +140,48 @@ def forget_compiled_graphs() -> None:
     counters.clear()
 
 
-def _cache_substitution(arguments: CallArguments, cache: Any, prompt_tokens: int) -> str | None:
-    ran = type(cache).__name__
+def _has_attention(evidence: Evidence) -> bool:
+    """A model of linear attention alone calls no attention kernel."""
+    layers = getattr(evidence.cache, "layers", None)
+    return layers is None or any(hasattr(layer, "keys") for layer in layers)
+
+
+def _cache_substitutions(arguments: CallArguments, evidence: Evidence) -> Iterator[str | None]:
+    cache, ran = evidence.cache, type(evidence.cache).__name__
     if ran != arguments.cache_class:
-        return f"asked for {arguments.cache_class}, {ran} was used"
-    # Each token is fed once; the last one has not been fed back yet. Without `use_cache` the library feeds all of them
-    # again at every step, into the very cache that it does not use.
-    taken, fed = tokens_taken(cache), prompt_tokens + OBSERVED_TOKENS - 1
-    if taken is not None and taken != fed:
-        return f"asked for {ran}, it took {taken} tokens where {fed} were fed: it was not used as a cache"
+        yield f"asked for {arguments.cache_class}, {ran} was used"
+    elif not arguments.paged:
+        yield _unused_cache(cache, ran, evidence.fed_tokens)
+        yield _wrong_size(cache, ran, evidence)
+        if dict(arguments.cache_options).get("offloading") and not getattr(cache, "offloading", False):
+            yield f"asked for {ran} in host memory, it was not offloaded"
+
+
+def _unused_cache(cache: Any, ran: str, fed: int) -> str | None:
+    """Without `use_cache` the library feeds all tokens again at every step, into the cache that it does not use."""
+    taken = tokens_taken(cache)
+    if taken is None or taken == fed:
+        return None
+    return f"asked for {ran}, it took {taken} tokens where {fed} were fed: it was not used as a cache"
+
+
+def _wrong_size(cache: Any, ran: str, evidence: Evidence) -> str | None:
+    """Compare the bytes of each layer's keys and values with the formula, where heads do not differ by layer."""
+    for index, layer in enumerate(cache.layers):
+        keys = getattr(layer, "keys", None)
+        if keys is None or keys.dim() != 4:
+            continue
+        expected = expected_layer_bytes(
+            layer,
+            tokens=evidence.fed_tokens,
+            rows=evidence.rows,
+            heads=int(keys.shape[1]),
+            head_size=int(keys.shape[3]),
+            item_bytes=evidence.item_bytes,
+        )
+        held = layer_bytes(layer)
+        if expected is not None and held != expected:
+            return f"layer {index} of {ran} holds {held} bytes where {expected} were expected"
     return None
 
 
@@ -119,13 +190,25 @@ def _attention_substitution(arguments: CallArguments, ran: str) -> str | None:
     return None if ran == asked else f"asked for attn_implementation={asked!r}, the model has {ran!r}"
 
 
-def _start_profile() -> Any:
+def _weights_substitution(arguments: CallArguments, weights_on: frozenset[str]) -> str | None:
+    if arguments.weights_limit_mib is None or {"cpu", "disk"} & weights_on:
+        return None
+    return f"asked for at most {arguments.weights_limit_mib} MiB of weights on the GPU, all of them were put there"
+
+
+def _start_profile(*, all_threads: bool = False) -> Any:
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    running = profile(activities=activities, acc_events=True)
+    settings = _ExperimentalConfig(profile_all_threads=True) if all_threads else None
+    running = profile(activities=activities, acc_events=True, experimental_config=settings)
     running.start()
     return running
+
+
+def _stopped(running: Any) -> frozenset[str]:
+    running.stop()
+    return frozenset(event.key for event in running.key_averages())
 
 
 def _compiled_graphs() -> int:

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvray.candidate import Candidate
-from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, CallArguments, cache_length, call_arguments
+from kvray.engines.transformers.arguments import (
+    PAGED_OPTIONS,
+    RANDOM_WEIGHTS_SEED,
+    SLIDING_WINDOW_CLASS,
+    XFORMERS,
+    CallArguments,
+    call_arguments,
+)
+from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
 from kvray.engines.transformers.models import has_tokenizer
 from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
@@ -59,9 +67,10 @@ class _Program:
     def source(self) -> str:
         functions = [
             *([_BYTES] if self._lacks_tokenizer else []),
+            *(module.body for module in self._own_modules),
             self._load_random() if self.random_weights else self._load(),
             *([_KEPT_CACHE.format(cache=self._cache("tokens"))] if self._keeps_cache else []),
-            self._generate(),
+            self._generate_paged() if self.arguments.paged else self._generate(),
             (_MAIN if self.batch_size == 1 else _MAIN_BATCH).format(
                 new_tokens=self.cell.output_tokens, rows=self.batch_size
             ),
@@ -77,23 +86,44 @@ class _Program:
         return self.random_weights and not has_tokenizer(Path(self.model))
 
     @property
+    def _has_own_cache(self) -> bool:
+        return self.arguments.cache_class == SLIDING_WINDOW_CLASS
+
+    @property
+    def _registers_attention(self) -> bool:
+        return self.arguments.attn_implementation == XFORMERS
+
+    @property
     def _keeps_cache(self) -> bool:
         """Compiled code is made for the tensors of one cache; making a new one per call would compile again."""
         return self.arguments.static_cache and self.arguments.compile_mode is not None
 
+    @property
+    def _own_modules(self) -> list[EmbeddedModule]:
+        names = [
+            *(["sliding_window"] if self._has_own_cache else []),
+            *(["xformers_attention"] if self._registers_attention else []),
+        ]
+        return [embedded_module(name) for name in names]
+
     def _imports(self) -> str:
-        names = {"AutoModelForCausalLM", self.arguments.cache_class}
+        names = {"AutoModelForCausalLM"}
+        if not self._has_own_cache and not self.arguments.paged:
+            names.add(self.arguments.cache_class)
         names.add("BatchEncoding" if self._lacks_tokenizer else "AutoTokenizer")
         if self.random_weights:
             names.add("AutoConfig")
         if self.arguments.compile_mode is not None:
             names.add("CompileConfig")
-        lines = ["import functools"] if self._keeps_cache else []
-        lines += ["import sys", "", "import torch"]
+        lines = ["import sys", "import torch"]
+        lines += ["import functools"] if self._keeps_cache else []
         if self.arguments.sdpa_kernel is not None:
             lines.append("from torch.nn.attention import SDPBackend, sdpa_kernel")
+        if self.arguments.paged:
+            names.add("GenerationConfig")
+            lines.append("from transformers.generation.configuration_utils import ContinuousBatchingConfig")
         lines.append(f"from transformers import {', '.join(sorted(names))}")
-        return "\n".join(lines)
+        return arranged_imports([*lines, *(line for module in self._own_modules for line in module.imports)])
 
     def _constants(self) -> str:
         lines = [f"MODEL = {self.model!r}"]
@@ -101,8 +131,10 @@ class _Program:
             path = Path(self.model)
             lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}"]
         lines.append('DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
+        if self.arguments.weights_limit_mib is not None:
+            lines.append('HOST_MEMORY = "1000GiB"  # for the weights that the GPU has no room for')
         if self._keeps_cache:
-            lines.append(f"CACHE_TOKENS = {cache_length(self.cell)}  # prompt and output of the longest measured call")
+            lines.append(f"CACHE_TOKENS = {self.arguments.cache_length(self.cell)}  # of the longest measured call")
         if self.arguments.compile_mode is not None:
             lines += [
                 f'COMPILE = CompileConfig(mode="{self.arguments.compile_mode}", fullgraph=False)',
@@ -114,22 +146,33 @@ class _Program:
         where = ["MODEL", "gguf_file=GGUF_FILE"] if self._is_gguf else ["MODEL"]
         weights = [] if self._is_gguf else ["use_safetensors=True"]  # as measured: pickled weights can run code
         return _LOAD.format(
-            tokenizer=self._tokenizer(where),
-            options=_listed([*where, *weights, *self._precision, "device_map=DEVICE"], indent=8),
+            tokenizer=self._before_loading(where),
+            options=_listed([*where, *weights, *self._precision, *self._placement], indent=8),
         )
 
     def _load_random(self) -> str:
         return _LOAD_RANDOM.format(
-            tokenizer=self._tokenizer(["MODEL"]),
+            tokenizer=self._before_loading(["MODEL"]),
             config=", ".join(["MODEL", *self.trust]),
             seed=RANDOM_WEIGHTS_SEED,
             options=_listed(["config", *self._precision], indent=12),
         )
 
     @property
+    def _placement(self) -> list[str]:
+        if self.arguments.weights_limit_mib is None:
+            return ["device_map=DEVICE"]
+        memory = f'{{0: "{self.arguments.weights_limit_mib}MiB", "cpu": HOST_MEMORY}}'
+        return ['device_map="auto"', f"max_memory={memory}"]
+
+    @property
     def _precision(self) -> list[str]:
         attention = f'attn_implementation="{self.arguments.attn_implementation}"'
         return [f"dtype=torch.{self.arguments.dtype}", attention, *self.trust]
+
+    def _before_loading(self, where: list[str]) -> str:
+        registered = "    register()\n" if self._registers_attention else ""
+        return registered + self._tokenizer(where)
 
     def _tokenizer(self, where: list[str]) -> str:
         if self._lacks_tokenizer:
@@ -158,19 +201,38 @@ class _Program:
 
     def _cache_lines(self) -> list[str]:
         length = 'inputs["input_ids"].shape[1] + max_new_tokens'
+        if self._has_own_cache and self.batch_size > 1:
+            return [_NO_PADDING, f"    cache = {self._cache(length)}"]
         if not self._keeps_cache:
-            return [f"    cache = {self._cache(length)}"]
+            return [f"    cache = {self._cache(self._at_least(length))}"]
         return [
             f"    length = max({length}, CACHE_TOKENS)",
             '    cache = kept_cache(model, inputs["input_ids"].shape[0], length)',
             "    cache.reset()",
         ]
 
+    def _at_least(self, length: str) -> str:
+        tokens = self.arguments.cache_tokens
+        return length if tokens is None else f"max({length}, {tokens})"
+
+    def _generate_paged(self) -> str:
+        options = [f"{name}={value!r}" for name, value in self.arguments.generate_options.items()]
+        several = self.batch_size > 1
+        return _GENERATE_PAGED.format(
+            prompts="prompts" if several else "prompt",
+            doc="each prompt" if several else "the prompt",
+            listed="prompts" if several else "[prompt]",
+            options=_listed(options, indent=8),
+            settings=", ".join(f"{name}={value!r}" for name, value in PAGED_OPTIONS.items()),
+        )
+
     def _cache(self, length: str) -> str:
-        config = "config=model.config.get_text_config(decoder=True)"
-        if not self.arguments.static_cache:
-            return f"{self.arguments.cache_class}({config})"
-        options = [config, f"max_cache_len={length}"]
+        settings = [f"{name}={value!r}" for name, value in self.arguments.cache_options]
+        options = ["config=model.config.get_text_config(decoder=True)", *settings]
+        if self.arguments.static_cache:
+            options.append(f"max_cache_len={length}")
+        if len(options) == 1:
+            return f"{self.arguments.cache_class}({options[0]})"
         return f"{self.arguments.cache_class}(\n{_listed(options, indent=8)}\n    )"
 
 
@@ -232,6 +294,33 @@ _GENERATE_BATCH = '''\
 def generate(model, tokenizer, prompts, max_new_tokens):
     """Continue each prompt greedily; the tokens returned begin with the prompt's, padded on the left."""
     inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)'''
+
+_NO_PADDING = """\
+    if not inputs["attention_mask"].all():
+        raise ValueError("this cache keeps the first tokens, which would be padding: give prompts of equal length")"""
+
+_GENERATE_PAGED = '''\
+def generate(model, tokenizer, {prompts}, max_new_tokens):
+    """Continue {doc} greedily; the tokens returned begin with the prompt's."""
+    rows = [tokenizer(one)["input_ids"] for one in {listed}]
+    settings = GenerationConfig(
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=model.generation_config.pad_token_id,
+{options}
+    )
+    paging = ContinuousBatchingConfig({settings})
+    with model.continuous_batching_context_manager(
+        generation_config=settings, continuous_batching_config=paging
+    ) as manager:
+        names = manager.add_requests(rows, max_new_tokens=max_new_tokens)
+        done = {{}}
+        while len(done) < len(names):
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                done[result.request_id] = result
+            elif result is None and not manager.is_running():
+                raise RuntimeError("continuous batching stopped by itself")
+    return [torch.tensor(ids + done[name].generated_tokens) for ids, name in zip(rows, names)]'''
 
 _MAIN = """\
 if __name__ == "__main__":

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.arguments import call_arguments
+from kvray.engines.transformers.arguments import PAGED_OPTIONS, call_arguments
 from kvray.workload import Cell
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny_llama"
+PARAMS: dict[CacheStrategy, tuple[tuple[str, int | str], ...]] = {
+    CacheStrategy.SLIDING_WINDOW: (("window", 64), ("sinks", 4)),
+    CacheStrategy.QUANTIZED: (("backend", "hqq"), ("nbits", 4)),
+}
 HOSTILE = 'x"); import os; os.system("echo hacked"); print("\n{folder}\'\\'
 
 
@@ -70,21 +75,62 @@ def _without_strings(tree: ast.AST) -> ast.AST:
 def test_the_source_says_what_the_arguments_say(
     attention: AttentionBackend, cache: CacheStrategy, mode: CompileMode
 ) -> None:
-    source = render(attention=attention, cache=cache, compile=mode, dtype=DType.BFLOAT16)
-    arguments = call_arguments(candidate(attention=attention, cache=cache, compile=mode, dtype=DType.BFLOAT16))
+    changes: dict[str, Any] = {
+        "attention": attention,
+        "hub_kernel": "owner/kernel" if attention is AttentionBackend.HUB_KERNEL else None,
+        "cache": cache,
+        "cache_params": PARAMS.get(cache, ()),
+        "compile": mode,
+        "dtype": DType.BFLOAT16,
+        "prefill_chunk": 64,
+    }
+    source = render(**changes)
+    arguments = call_arguments(candidate(**changes))
 
-    (load,) = calls(source, "from_pretrained")[1:]
+    (load,) = [call for call in calls(source, "from_pretrained") if "dtype" in call]
     assert load["dtype"] == "torch.bfloat16"
     assert load["attn_implementation"] == repr(arguments.attn_implementation)
     assert load["use_safetensors"] == "True"
-    (generate,) = [call for call in calls(source, "generate") if "past_key_values" in call]
+    settings, mark = ("GenerationConfig", "pad_token_id") if arguments.paged else ("generate", "past_key_values")
+    (generate,) = [call for call in calls(source, settings) if mark in call]
     assert arguments.generate_options == {name: ast.literal_eval(generate[name]) for name in arguments.generate_options}
-    assert ("compile_config" in generate) == (arguments.compile_mode is not None)
+    assert ("compile_config" in generate) == (arguments.compile_mode is not None and not arguments.paged)
     assert [call["mode"] for call in calls(source, "CompileConfig")] == (
         [repr(arguments.compile_mode)] if arguments.compile_mode else []
     )
-    assert len(calls(source, arguments.cache_class)) == 1
-    assert (f"sdpa_kernel([SDPBackend.{arguments.sdpa_kernel}])" in source) == (arguments.sdpa_kernel is not None)
+    if arguments.paged:
+        assert dict(PAGED_OPTIONS) == {
+            name: ast.literal_eval(value) for name, value in calls(source, "ContinuousBatchingConfig")[0].items()
+        }
+    else:
+        (made,) = calls(source, arguments.cache_class)
+        options = {name: ast.literal_eval(made[name]) for name, _ in arguments.cache_options}
+        assert options == dict(arguments.cache_options)
+    forced = arguments.sdpa_kernel is not None and not arguments.paged
+    assert (f"sdpa_kernel([SDPBackend.{arguments.sdpa_kernel}])" in source) == forced
+
+
+def test_a_fixed_length_is_the_least_that_a_cache_holds() -> None:
+    source = render(cache=CacheStrategy.STATIC, cache_params=(("max_cache_len", 4096),))
+    (made,) = calls(source, "StaticCache")
+    assert made["max_cache_len"].endswith(", 4096)")
+    assert made["max_cache_len"].startswith("max(")
+
+
+def test_weights_over_a_limit_stay_in_host_memory() -> None:
+    (load,) = [call for call in calls(render(weights_limit_mib=900), "from_pretrained") if "dtype" in call]
+    assert load["device_map"] == "'auto'"
+    assert load["max_memory"] == "{0: '900MiB', 'cpu': HOST_MEMORY}"
+
+
+def test_kvrays_own_cache_and_attention_are_carried_along() -> None:
+    window = render(cache=CacheStrategy.SLIDING_WINDOW, cache_params=PARAMS[CacheStrategy.SLIDING_WINDOW])
+    assert "class SinkWindowLayer(DynamicLayer):" in window
+    xformers = render(attention=AttentionBackend.XFORMERS)
+    assert "    register()\n" in xformers
+    for source in (window, xformers):
+        assert "kvray" not in source
+        compile(source, "snippet", "exec")
 
 
 def test_it_stands_alone_and_fits_a_screen() -> None:

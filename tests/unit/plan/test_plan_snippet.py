@@ -41,7 +41,10 @@ class StubEngine(EngineAdapter):
     def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
         raise NotImplementedError
 
-    def axes(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile, *, compile: bool) -> Axes:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+        raise NotImplementedError
+
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
         raise NotImplementedError
 
     def load(

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from dataclasses import replace
+
+from kvray.candidate import (
+    AttentionBackend,
+    AttentionChoice,
+    CacheChoice,
+    CacheStrategy,
+    Candidate,
+    CompileMode,
+    DeviceType,
+    DType,
+)
 from kvray.space.constraints import Rule, SpaceFacts
 from kvray.space.search_space import Axes, SearchSpace, build_space
 
@@ -12,17 +23,23 @@ BASELINE = Candidate(engine="fake", cache=CacheStrategy.DYNAMIC, attention=Atten
 
 def axes(
     *,
-    caches: tuple[CacheStrategy, ...] = tuple(CacheStrategy),
+    caches: tuple[CacheStrategy, ...] = (CacheStrategy.DYNAMIC, CacheStrategy.STATIC),
     attentions: tuple[AttentionBackend, ...] = (AttentionBackend.EAGER, AttentionBackend.SDPA),
     dtypes: tuple[DType, ...] = (DType.FLOAT32,),
     compiles: tuple[CompileMode, ...] = (CompileMode.OFF,),
     batch_sizes: tuple[int, ...] = (1,),
 ) -> Axes:
-    return Axes(caches=caches, attentions=attentions, dtypes=dtypes, compiles=compiles, batch_sizes=batch_sizes)
+    return Axes(
+        caches=tuple(CacheChoice(one) for one in caches),
+        attentions=tuple(AttentionChoice(one) for one in attentions),
+        dtypes=dtypes,
+        compiles=compiles,
+        batch_sizes=batch_sizes,
+    )
 
 
 def space_of(given: Axes, *rules: Rule) -> SearchSpace:
-    return build_space(given, baseline=BASELINE, facts=FACTS, engine_rules=rules)
+    return build_space([given], baseline=BASELINE, facts=FACTS, engine_rules=rules)
 
 
 def labels(space: SearchSpace) -> list[str]:
@@ -86,3 +103,29 @@ def test_rules_of_the_engine_come_after_those_of_all_engines() -> None:
 def test_when_all_is_rejected_nothing_is_asked_for_and_the_baseline_stands_alone() -> None:
     space = space_of(axes(attentions=(AttentionBackend.SDPA_CUDNN,)))
     assert (space.asked_for, space.candidates) == (0, (BASELINE,))
+
+
+def test_what_several_blocks_have_is_measured_once() -> None:
+    narrow = axes(caches=(CacheStrategy.STATIC,), attentions=(AttentionBackend.SDPA,))
+    space = build_space([narrow, axes(), narrow], baseline=BASELINE, facts=FACTS)
+    assert labels(space) == [
+        "dynamic/sdpa/float32",
+        "static/sdpa/float32",
+        "dynamic/eager/float32",
+        "static/eager/float32",
+    ]
+    assert space.asked_for == 4
+
+
+def test_a_block_combines_chunks_and_limits_with_everything_else() -> None:
+    given = replace(
+        axes(caches=(CacheStrategy.DYNAMIC,), attentions=(AttentionBackend.SDPA,)),
+        prefill_chunks=(None, 64),
+        weights_limits_mib=(None, 900),
+    )
+    assert set(labels(space_of(given))) == {
+        "dynamic/sdpa/float32",
+        "dynamic/sdpa/float32+chunk:64",
+        "dynamic/sdpa/float32+weights:900MiB",
+        "dynamic/sdpa/float32+chunk:64+weights:900MiB",
+    }

@@ -1,0 +1,84 @@
+"""`PagedSession`: the library's continuous batching for one cell, timed through its own time stamps."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import time
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+from kvray.engines.base import Generation, UnsupportedError
+from kvray.engines.transformers.arguments import PAGED_OPTIONS
+from kvray.workload import Cell
+
+PAGE_TOKENS = 256
+_POLL_S = 1.0
+_NO_EOS = -1
+
+
+class PagedSession:
+    """Pages for one cell and the thread that serves requests from them, until `close`.
+
+    Args:
+        model: loaded with the attention that is asked for.
+        settings: what holds for every request; with an end-of-sequence token only where a text may end early.
+    """
+
+    def __init__(self, model: Any, settings: GenerationConfig, cell: Cell) -> None:
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+        served = copy.deepcopy(settings)
+        if served.eos_token_id is None:
+            served.eos_token_id = _NO_EOS
+        pages = -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS)
+        self._manager = model.init_continuous_batching(
+            generation_config=served,
+            continuous_batching_config=_settings(blocks=cell.batch_size * pages + 1),
+        )
+        self._manager.warmup()
+        self._manager.start()
+
+    @property
+    def cache(self) -> Any:
+        """The library's cache object, `None` before the first request."""
+        return self._manager.batch_processor.cache
+
+    def generate(self, rows: list[list[int]], output_tokens: int) -> Generation:
+        """Submit all `rows` at once and wait for them. A token is there when the slowest sequence has it.
+
+        Raises:
+            UnsupportedError: the library failed a request.
+        """
+        started = time.perf_counter()
+        names = self._manager.add_requests(rows, max_new_tokens=output_tokens, record_timestamps=True)
+        done: dict[str, Any] = {}
+        while len(done) < len(names):
+            result = self._manager.get_result(timeout=_POLL_S)
+            if result is not None and result.is_finished():
+                done[result.request_id] = result
+            elif result is None and not self._manager.is_running():
+                raise UnsupportedError("continuous batching stopped by itself; see the log")
+        results = [done[name] for name in names]
+        if failed := next((result.error for result in results if result.error), None):
+            raise UnsupportedError(f"continuous batching: {failed}")
+        return Generation(
+            started_s=started,
+            token_s=tuple(max(stamps) for stamps in zip(*(result.timestamps for result in results), strict=False)),
+            tokens=tuple(tuple(result.generated_tokens) for result in results),
+        )
+
+    def close(self) -> None:
+        """Stop the thread and free the pages."""
+        self._manager.stop(block=True)
+        self._manager.destroy()
+
+
+def _settings(*, blocks: int) -> ContinuousBatchingConfig:
+    """`block_size` was renamed to `page_size`, and attention is switched only, in later versions of Transformers 5."""
+    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    options = {name: value for name, value in PAGED_OPTIONS.items() if name in known}
+    page = {"page_size" if "page_size" in known else "block_size": PAGE_TOKENS}
+    return ContinuousBatchingConfig(num_blocks=blocks, **page, **options)

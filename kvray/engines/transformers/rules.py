@@ -1,0 +1,130 @@
+"""What cannot be combined, or would not be what it says, each with the reason that a user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType
+from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.transformers.arguments import cache_parameters_objection
+from kvray.space.constraints import Rule, SpaceFacts
+from kvray.workload import Cell, WorkloadProfile
+
+FULL_ATTENTION = "full_attention"
+TRUSTED_KERNELS = "kernels-community/"
+_WITH_KEYS = ("full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding")
+_PAGED_ATTENTION = (
+    AttentionBackend.EAGER,
+    AttentionBackend.SDPA,
+    AttentionBackend.FLASH_ATTENTION_2,
+    AttentionBackend.FLASH_ATTENTION_3,
+)
+
+
+def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> tuple[Rule, ...]:
+    """The rules for one model and workload."""
+    return (
+        Rule(name="cache-settings", check=_ignoring_facts(cache_parameters_objection)),
+        Rule(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
+        Rule(name="cache-of-model", check=_ignoring_facts(lambda one: _cache_of_model(one, model))),
+        Rule(name="cache-of-workload", check=_ignoring_facts(lambda one: _cache_of_workload(one, profile))),
+        Rule(name="compile-needs-static-cache", check=_ignoring_facts(_compile_needs_static_cache)),
+        Rule(name="flex-needs-growing-cache", check=_ignoring_facts(_flex_needs_growing_cache)),
+        Rule(name="paged-schedules-itself", check=_ignoring_facts(_paged_schedules_itself)),
+        Rule(name="prefill-chunk", check=_ignoring_facts(lambda one: _chunk_of_workload(one, profile))),
+        Rule(name="weights-limit", check=lambda one, facts: _weights_limit(one, facts, model)),
+        Rule(name="trusted-kernels", check=_ignoring_facts(lambda one: _trusted_kernel(one, request))),
+    )
+
+
+def longest_tokens(profile: WorkloadProfile) -> int:
+    """Prompt and output of the longest cell."""
+    return max(_tokens(cell) for cell in profile.cells(1, rung=2))
+
+
+def _ignoring_facts(check: Callable[[Candidate], str | None]) -> Callable[[Candidate, SpaceFacts], str | None]:
+    return lambda candidate, facts: check(candidate)  # noqa: ARG005
+
+
+def _tokens(cell: Cell) -> int:
+    return cell.context_tokens + cell.output_tokens
+
+
+def _attention_of_model(candidate: Candidate, model: ModelInfo) -> str | None:
+    if candidate.attention in model.missing_attentions:
+        return f"Transformers has no {candidate.attention} for {model.architecture}"
+    return None
+
+
+def _cache_of_model(candidate: Candidate, model: ModelInfo) -> str | None:
+    kinds = set(model.layer_kinds)
+    if not kinds or candidate.cache is CacheStrategy.DYNAMIC:
+        return None
+    if not kinds & set(_WITH_KEYS):
+        return f"no layer of {model.architecture} keeps keys and values: there is nothing to choose"
+    if candidate.cache is CacheStrategy.QUANTIZED and kinds != {FULL_ATTENTION}:
+        return f"QuantizedCache takes models with full attention only, this one has {_named(kinds - {FULL_ATTENTION})}"
+    if candidate.cache is CacheStrategy.SLIDING_WINDOW and FULL_ATTENTION not in kinds:
+        return f"every layer is {_named(kinds)}: none is left to put a window on, and dynamic keeps no more"
+    return None
+
+
+def _named(kinds: set[str]) -> str:
+    return " and ".join(kind.replace("_", " ") for kind in sorted(kinds))
+
+
+def _cache_of_workload(candidate: Candidate, profile: WorkloadProfile) -> str | None:
+    params, longest = dict(candidate.cache_params), longest_tokens(profile)
+    if candidate.cache is CacheStrategy.SLIDING_WINDOW and int(params.get("window", 0)) >= longest:
+        return f"the longest sequence has {longest} tokens: a window of {params['window']} would drop nothing"
+    if candidate.cache.has_fixed_size and int(params.get("max_cache_len", longest)) < longest:
+        return f"the longest sequence has {longest} tokens, more than max_cache_len={params['max_cache_len']}"
+    return None
+
+
+def _compile_needs_static_cache(candidate: Candidate) -> str | None:
+    if candidate.compile is CompileMode.OFF or candidate.cache is CacheStrategy.STATIC:
+        return None
+    return f"generate() compiles the decode step only with a static cache, not with {candidate.cache}"
+
+
+def _flex_needs_growing_cache(candidate: Candidate) -> str | None:
+    if candidate.attention is not AttentionBackend.FLEX_ATTENTION or not candidate.cache.has_fixed_size:
+        return None
+    return "flex_attention's block masks do not work with a cache of fixed size in Transformers"
+
+
+def _paged_schedules_itself(candidate: Candidate) -> str | None:
+    if candidate.cache is not CacheStrategy.PAGED:
+        return None
+    if candidate.attention not in _PAGED_ATTENTION:
+        return f"continuous batching runs attention in a thread of its own, where {candidate.attention} cannot be had"
+    if candidate.prefill_chunk is not None:
+        return "continuous batching cuts prompts by itself"
+    return None
+
+
+def _chunk_of_workload(candidate: Candidate, profile: WorkloadProfile) -> str | None:
+    longest = max(profile.context_lengths)
+    if candidate.prefill_chunk is None or candidate.prefill_chunk < longest:
+        return None
+    return f"the longest prompt has {longest} tokens: pieces of {candidate.prefill_chunk} would not cut it"
+
+
+def _weights_limit(candidate: Candidate, facts: SpaceFacts, model: ModelInfo) -> str | None:
+    if candidate.weights_limit_mib is None:
+        return None
+    if facts.device is DeviceType.CPU:
+        return "weights are in host memory anyway on a CPU"
+    if model.random_weights:
+        return "random weights are made on the device and not placed by a limit"
+    if candidate.compile is not CompileMode.OFF:
+        return "generate() does not compile a model with weights in host memory"
+    return None
+
+
+def _trusted_kernel(candidate: Candidate, request: ModelRequest) -> str | None:
+    kernel = candidate.hub_kernel
+    if kernel is None or kernel.startswith(TRUSTED_KERNELS) or request.trust_remote_code:
+        return None
+    return f"kernel {kernel} is code by others than {TRUSTED_KERNELS.rstrip('/')}: it needs --trust-remote-code"

@@ -1,0 +1,148 @@
+"""The default space and the full one, as blocks of axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kvray.candidate import (
+    AttentionBackend,
+    AttentionChoice,
+    CacheChoice,
+    CacheStrategy,
+    CompileMode,
+    DeviceType,
+    DType,
+)
+from kvray.engines.base import AxisValue, DeviceFacts, ModelInfo
+from kvray.engines.transformers.menu import cache_choices, menu
+from kvray.engines.transformers.rules import longest_tokens
+from kvray.space.search_space import Axes
+from kvray.workload import WorkloadProfile
+
+SINK_TOKENS = 4
+"""Attention sinks that a window keeps; four suffice by Xiao et al. 2023 (arXiv:2309.17453), section 3.1."""
+LARGEST_WINDOW = 1024
+SMALLEST_WINDOW = 64
+LONG_PROMPT = 4096
+CHUNK_TOKENS = 1024
+_DYNAMIC, _STATIC = CacheChoice(CacheStrategy.DYNAMIC), CacheChoice(CacheStrategy.STATIC)
+
+
+def resolve_cache(choice: CacheChoice, device: DeviceFacts, profile: WorkloadProfile) -> tuple[CacheChoice, ...]:
+    """A choice with nothing left open: a bare `sliding_window` gets a window of half the longest sequence (at most
+    `LARGEST_WINDOW` tokens), a bare `quantized` becomes every variant that this machine can run."""
+    if choice.strategy is CacheStrategy.SLIDING_WINDOW:
+        half = max(SMALLEST_WINDOW, min(LARGEST_WINDOW, longest_tokens(profile) // 2))
+        return (
+            CacheChoice(choice.strategy, tuple({"sinks": SINK_TOKENS, "window": half, **dict(choice.params)}.items())),
+        )
+    if choice.strategy is CacheStrategy.QUANTIZED and not choice.params:
+        variants = [one for one in cache_choices() if one.strategy is CacheStrategy.QUANTIZED]
+        available = [one for one in variants if not _entry(menu(device), "cache", str(one)).obstacle]
+        return tuple(available or variants)
+    return (choice,)
+
+
+def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    """What a user should know of their model after one sweep: 8-12 candidates on a CPU, 20-40 on a GPU."""
+    offered = _Offered(menu(device), device, profile)
+    main = Axes(
+        caches=(_DYNAMIC, _STATIC),
+        attentions=offered.attentions(_MAIN_ATTENTION[device.device]),
+        dtypes=offered.dtypes(model),
+        batch_sizes=profile.batch_sizes,
+    )
+    lean = replace(main, caches=(_DYNAMIC,), attentions=(_SDPA,), dtypes=(offered.lean_dtype(model),))
+    savers = replace(lean, caches=offered.savers())
+    blocks = [main, replace(lean, attentions=offered.attentions(_RARE_ATTENTION[device.device])), savers]
+    if device.device is DeviceType.CUDA:
+        blocks[1:1] = [
+            replace(
+                main,
+                caches=(_STATIC,),
+                attentions=offered.attentions(_COMPILED_ATTENTION),
+                compiles=(CompileMode.DEFAULT, CompileMode.REDUCE_OVERHEAD),
+            )
+        ]
+        if max(profile.context_lengths) >= LONG_PROMPT:
+            blocks.append(replace(lean, prefill_chunks=(CHUNK_TOKENS,)))
+    return tuple(blocks)
+
+
+def full_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    """Every value that this machine offers, in every combination; the rules sort out what cannot be."""
+    del model
+    offered = _Offered(menu(device), device, profile)
+    named = (AttentionBackend.HUB_KERNEL,)
+    return (
+        Axes(
+            caches=tuple(one for choice in cache_choices() for one in offered.cache(choice)),
+            attentions=offered.attentions(tuple(one for one in AttentionBackend if one not in named)),
+            dtypes=tuple(dtype for dtype in DType if offered.has("dtype", dtype.value)),
+            compiles=tuple(mode for mode in CompileMode if offered.has("compile", mode.value)),
+            prefill_chunks=(None, CHUNK_TOKENS) if max(profile.context_lengths) > CHUNK_TOKENS else (None,),
+            batch_sizes=profile.batch_sizes,
+        ),
+    )
+
+
+_SDPA = AttentionChoice(AttentionBackend.SDPA)
+_MAIN_ATTENTION = {
+    DeviceType.CPU: (AttentionBackend.EAGER, AttentionBackend.SDPA),
+    DeviceType.CUDA: (
+        AttentionBackend.SDPA,
+        AttentionBackend.SDPA_FLASH,
+        AttentionBackend.SDPA_EFFICIENT,
+        AttentionBackend.SDPA_CUDNN,
+        AttentionBackend.FLASH_ATTENTION_2,
+        AttentionBackend.FLASH_ATTENTION_3,
+    ),
+}
+_COMPILED_ATTENTION = (AttentionBackend.SDPA, AttentionBackend.SDPA_FLASH, AttentionBackend.SDPA_EFFICIENT)
+_RARE_ATTENTION = {
+    DeviceType.CPU: (AttentionBackend.SDPA_MATH,),
+    DeviceType.CUDA: (
+        AttentionBackend.EAGER,
+        AttentionBackend.SDPA_MATH,
+        AttentionBackend.FLEX_ATTENTION,
+        AttentionBackend.XFORMERS,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Offered:
+    """The menu, asked what of it can be had."""
+
+    entries: tuple[AxisValue, ...]
+    device: DeviceFacts
+    profile: WorkloadProfile
+
+    def has(self, axis: str, value: str) -> bool:
+        return _entry(self.entries, axis, value).obstacle is None
+
+    def attentions(self, wanted: tuple[AttentionBackend, ...]) -> tuple[AttentionChoice, ...]:
+        return tuple(AttentionChoice(one) for one in wanted if self.has("attention", one.value))
+
+    def cache(self, choice: CacheChoice) -> tuple[CacheChoice, ...]:
+        if not self.has("cache", str(choice)):
+            return ()
+        return resolve_cache(choice, self.device, self.profile)
+
+    def savers(self) -> tuple[CacheChoice, ...]:
+        """Caches for less memory, of which none is on request only."""
+        wanted = [one for one in cache_choices() if one not in (_DYNAMIC, _STATIC)]
+        default = [one for one in wanted if _entry(self.entries, "cache", str(one)).on_request is None]
+        return tuple(resolved for one in default for resolved in self.cache(one))
+
+    def dtypes(self, model: ModelInfo) -> tuple[DType, ...]:
+        """Those that are not on request only, and in any case the model's own."""
+        usual = [one for one in self.entries if one.axis == "dtype" and not one.obstacle and not one.on_request]
+        return tuple(dtype for dtype in DType if dtype is model.native_dtype or dtype in {one.value for one in usual})
+
+    def lean_dtype(self, model: ModelInfo) -> DType:
+        return DType.BFLOAT16 if self.has("dtype", DType.BFLOAT16) else model.native_dtype
+
+
+def _entry(entries: tuple[AxisValue, ...], axis: str, value: str) -> AxisValue:
+    return next(one for one in entries if (one.axis, one.value) == (axis, value))

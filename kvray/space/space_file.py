@@ -1,0 +1,88 @@
+"""A space in a YAML file: a list of blocks, each a mapping from axes to lists of values.
+
+    - cache: [dynamic, static, "quantized(backend=hqq,nbits=4)"]
+      attention: [sdpa, sdpa_flash]
+      dtype: [bfloat16]
+      compile: [off, default]
+    - cache: [sliding_window]
+      prefill_chunk: [none, 512]
+
+An axis that a block leaves out takes the values of the engine's default space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvray.candidate import AttentionChoice, CacheChoice, CompileMode, DType
+from kvray.errors import InvalidValueError
+from kvray.space.search_space import Axes
+
+_NONE = ("none", "null", "~")
+
+
+def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
+    """The blocks in the file at `path`; `otherwise` has the values of axes that a block leaves out.
+
+    Raises:
+        InvalidValueError: the file cannot be read, is not such a list, or names an axis or value that does not exist.
+    """
+    try:
+        # Plain strings only: no objects, and `off` is not made a truth value.
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise InvalidValueError(f"Cannot read space file {str(path)!r}: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidValueError(f"Space file {str(path)!r} is not valid YAML: {_first_line(error)}.") from error
+    if not isinstance(data, list) or not data or not all(isinstance(block, dict) for block in data):
+        raise InvalidValueError(
+            f"Space file {str(path)!r} is not a list of blocks.", hint="Begin each block with a dash: - cache: [static]"
+        )
+    return tuple(_block(block, f"Block {number} of {str(path)!r}", otherwise) for number, block in enumerate(data, 1))
+
+
+def _block(block: Mapping[str, Any], where: str, otherwise: Axes) -> Axes:
+    if unknown := sorted(set(map(str, block)) - set(_AXES)):
+        raise InvalidValueError.not_one_of(f"{where}: axis", unknown[0], list(_AXES))
+    changes: dict[str, Any] = {}
+    for axis, values in block.items():
+        if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+            raise InvalidValueError(f"{where}: {axis} is not a list of values.", hint=f"Write it like {axis}: [a, b].")
+        field, parse = _AXES[axis]
+        changes[field] = tuple(dict.fromkeys(parse(value) for value in values))
+    return replace(otherwise, **changes)
+
+
+def _optional_integer(text: str) -> int | None:
+    if text.lower() in _NONE:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise InvalidValueError(f"{text!r} is neither a positive whole number nor none.")
+    return int(text)
+
+
+def _batch_size(text: str) -> int:
+    value = _optional_integer(text)
+    if value is None:
+        raise InvalidValueError(f"batch_size {text!r} is not a positive whole number.")
+    return value
+
+
+_AXES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "cache": ("caches", CacheChoice.parse),
+    "attention": ("attentions", AttentionChoice.parse),
+    "dtype": ("dtypes", DType.parse),
+    "compile": ("compiles", CompileMode.parse),
+    "prefill_chunk": ("prefill_chunks", _optional_integer),
+    "weights_limit_mib": ("weights_limits_mib", _optional_integer),
+    "batch_size": ("batch_sizes", _batch_size),
+}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
