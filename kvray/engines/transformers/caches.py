@@ -36,14 +36,15 @@ def layer_bytes(layer: Any) -> int:
 
 
 def expected_layer_bytes(
-    layer: Any, *, tokens: int, rows: int, heads: int, head_size: int, item_bytes: int
+    layer: Any, *, tokens: int, room: int | None, rows: int, heads: int, head_size: int, item_bytes: int
 ) -> int | None:
     """Bytes of keys and values that a layer of full or windowed attention must hold after `tokens` tokens of each of
     `rows` sequences: `2 * rows * heads * held tokens * head_size * item_bytes`. `None` for kinds without that formula.
+    `room` is the number of tokens that a layer of fixed size is asked to hold.
 
     Source of the held tokens: the layers' own classes in `transformers.cache_utils`.
     """
-    held = _held_tokens(layer, tokens)
+    held = _held_tokens(layer, tokens, room)
     return None if held is None else 2 * rows * heads * held * head_size * item_bytes
 
 
@@ -64,8 +65,8 @@ def cache_layers(cache: Any) -> str:
 
 def kv_dtype(cache: Any) -> str | None:
     """How the first layer with keys stores them: `bfloat16`, `float8_e4m3fn`, or `4-bit quanto`."""
-    if pages := _pages(cache):
-        return _dtype_name(pages[0])
+    if not hasattr(cache, "layers"):  # pages are plain bytes
+        return str(cache.dtype).removeprefix("torch.")
     for layer in cache.layers:
         if getattr(layer, "nbits", None) is not None:
             backend = type(layer).__name__.removesuffix("QuantizedLayer").lower()
@@ -89,7 +90,7 @@ def _dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _held_tokens(layer: Any, tokens: int) -> int | None:
+def _held_tokens(layer: Any, tokens: int, room: int | None) -> int | None:
     kind = type(layer)
     if kind is SinkWindowLayer:
         return min(tokens, int(layer.window))
@@ -98,8 +99,10 @@ def _held_tokens(layer: Any, tokens: int) -> int | None:
             return tokens
         case "DynamicSlidingWindowLayer":
             return min(tokens, int(layer.sliding_window) - 1)
-        case "StaticLayer" | "StaticSlidingWindowLayer":
-            return int(layer.max_cache_len)
+        case "StaticLayer":
+            return room
+        case "StaticSlidingWindowLayer":
+            return None if room is None else min(room, int(layer.max_cache_len))
     return None
 
 

@@ -130,6 +130,7 @@ class TransformersModel(LoadedModel):
                     attn_implementation=str(self._text_config._attn_implementation),
                     # The last token has not been fed back yet.
                     fed_tokens=self._prompt_tensor.shape[1] + OBSERVED_TOKENS - 1,
+                    room=self._arguments.cache_length(self._prepared_cell) if self._arguments.static_cache else None,
                     rows=self._prompt_tensor.shape[0],
                     item_bytes=self._model.dtype.itemsize,
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),

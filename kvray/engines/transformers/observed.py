@@ -93,6 +93,7 @@ class Evidence:
         cache: the object that the observed generation used.
         attn_implementation: what the model's config says it runs.
         fed_tokens: tokens of each sequence that the cache must have taken.
+        room: tokens that a cache of fixed size must hold, `None` for others.
         rows: sequences at once.
         weights_on: devices that hold weights, as `hf_device_map` names them; empty where there is no such map.
     """
@@ -101,6 +102,7 @@ class Evidence:
     cache: Any
     attn_implementation: str
     fed_tokens: int
+    room: int | None
     rows: int
     item_bytes: int
     weights_on: frozenset[str] = frozenset()
@@ -174,6 +176,7 @@ def _wrong_size(cache: Any, ran: str, evidence: Evidence) -> str | None:
         expected = expected_layer_bytes(
             layer,
             tokens=evidence.fed_tokens,
+            room=evidence.room,
             rows=evidence.rows,
             heads=int(keys.shape[1]),
             head_size=int(keys.shape[3]),

@@ -1,0 +1,315 @@
+"""Every value of the menu that a CPU can run, for real: it is what it says, and what stands for it in the records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers_samples import HEAD_DIM, KV_HEADS, LAYERS, load, make_candidate, save_tiny_model
+
+from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, CompileMode, DType
+from kvray.engines.base import UnsupportedError
+from kvray.engines.transformers import caches, loaded, xformers_attention
+from kvray.engines.transformers.sliding_window import SinkWindowLayer, SlidingWindowCache
+from kvray.workload import Cell
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny_llama"
+PER_TOKEN = 2 * LAYERS * KV_HEADS * HEAD_DIM
+"""Numbers that a token's keys and values are."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("menu"))
+
+
+def candidate_of(cache: str = "dynamic", attention: str = "sdpa", **changes: Any) -> Candidate:
+    chosen, backend = CacheChoice.parse(cache), AttentionChoice.parse(attention)
+    return Candidate(
+        engine="transformers",
+        cache=chosen.strategy,
+        cache_params=chosen.params,
+        attention=backend.backend,
+        dtype=DType(changes.pop("dtype", "float32")),
+        compile=CompileMode(changes.pop("compile", "off")),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cache", "cache_class", "layers", "kv_dtype"),
+    [
+        ("static(max_cache_len=512)", "StaticCache", "StaticLayer×2", "float32"),
+        ("sliding_window(window=32,sinks=4)", "SlidingWindowCache", "SinkWindowLayer×2", "float32"),
+        ("quantized(backend=quanto,nbits=4)", "QuantizedCache", "QuantoQuantizedLayer×2", "4-bit quanto"),
+        ("quantized(backend=hqq,nbits=8)", "QuantizedCache", "HQQQuantizedLayer×2", "8-bit hqq"),
+        ("quantized(backend=hqq,nbits=2)", "QuantizedCache", "HQQQuantizedLayer×2", "2-bit hqq"),
+        ("quantized(backend=fp8)", "QuantizedCache", "Fp8QuantizedLayer×2", "float8_e4m3fn"),
+        ("paged", "PagedAttentionCache", None, "float32"),
+    ],
+)
+def test_a_cache_of_the_menu_runs_and_is_what_it_says(
+    cache: str, cache_class: str, layers: str | None, kv_dtype: str, folder: Path
+) -> None:
+    model = load(folder, candidate_of(cache))
+    model.prepare(Cell(64, 6, 2))
+    first = model.generate(6)
+    assert [len(row) for row in first.tokens] == [6, 6]
+    assert list(first.token_s) == sorted(first.token_s)
+    assert first.started_s < first.token_s[0]
+    assert model.generate(6).tokens == first.tokens, "every call starts from an empty cache"
+    seen = model.observe()
+    held = model.kv_cache_bytes()
+    model.close()
+    assert seen.substitutions == ()
+    assert (seen.cache_class, seen.cache_layers, seen.kv_dtype) == (cache_class, layers, kv_dtype)
+    assert (seen.kernel_prefill, seen.kernel_decode) == ("sdpa_flash", "sdpa_flash")
+    assert held is not None
+    assert held > 0
+
+
+def held_mib(cache: str, folder: Path, cell: Cell) -> float:
+    model = load(folder, candidate_of(cache))
+    model.prepare(cell)
+    model.generate(cell.output_tokens)
+    held = model.kv_cache_bytes()
+    model.close()
+    assert held is not None
+    return held / 2**20
+
+
+def test_the_cache_that_is_held_follows_the_formula(folder: Path) -> None:
+    cell, rows = Cell(300, 5, 2), 2
+    full = PER_TOKEN * 4 * rows / 2**20
+    assert held_mib("dynamic", folder, cell) == pytest.approx(full * 304)
+    assert held_mib("static", folder, cell) == pytest.approx(full * 305)
+    assert held_mib("static(max_cache_len=700)", folder, cell) == pytest.approx(full * 700)
+    assert held_mib("sliding_window(window=64,sinks=4)", folder, cell) == pytest.approx(full * 64)
+    assert held_mib("quantized(backend=fp8)", folder, cell) == pytest.approx(full * 304 / 4)
+    # Bits of 32 for the quantised prompt, a scale and a shift of 32 bits for each group of 64, the answer as it was.
+    for bits, backend in ((4, "quanto"), (2, "quanto"), (8, "hqq"), (4, "hqq"), (2, "hqq")):
+        expected = full * (300 * (bits / 32 + 2 / 64) + 4)
+        assert held_mib(f"quantized(backend={backend},nbits={bits})", folder, cell) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_pages_answer_as_a_growing_cache_does(attention: str, folder: Path) -> None:
+    answers = []
+    for cache in ("dynamic", "paged"):
+        model = load(folder, candidate_of(cache, attention))
+        model.prepare(Cell(64, 6, 2))
+        answers.append(model.generate(6).tokens)
+        model.close()
+    assert answers[0] == answers[1]
+
+
+def test_pages_keep_no_prompt_from_one_call_to_the_next(folder: Path) -> None:
+    """Else a repeated prompt would have no prefill, and a time to first token that is none."""
+    model = load(folder, candidate_of("paged"))
+    model.prepare(Cell(600, 2, 1))
+    model.generate(2)
+    fed: list[int] = []
+    hook = model._model.model.embed_tokens.register_forward_hook(lambda _, args, out: fed.append(int(args[0].numel())))
+    model.generate(1)
+    hook.remove()
+    model.close()
+    assert sum(fed) >= 600
+
+
+def test_a_prompt_in_pieces_is_worked_on_in_pieces_and_answers_the_same(folder: Path) -> None:
+    answers, longest = [], []
+    for chunk in (None, 16):
+        model = load(folder, candidate_of(prefill_chunk=chunk))
+        model.prepare(Cell(50, 6, 1))
+        fed: list[int] = []
+        model._model.model.embed_tokens.register_forward_hook(lambda _, args, out: fed.append(int(args[0].shape[1])))
+        answers.append(model.generate(6).tokens)
+        longest.append(max(fed))
+        model.close()
+    assert answers[0] == answers[1]
+    assert longest == [50, 16]
+
+
+def test_flex_attention_runs_and_is_told_from_other_attention(folder: Path) -> None:
+    model = load(folder, candidate_of("dynamic", "flex_attention"))
+    model.prepare(Cell(40, 4, 1))
+    tokens = model.generate(4).tokens
+    seen = model.observe()
+    model.close()
+    plain = load(folder)
+    plain.prepare(Cell(40, 4, 1))
+    assert tokens == plain.generate(4).tokens
+    assert seen.substitutions == ()
+    assert seen.kernel_decode == "compiled"
+
+
+# The sliding window
+
+
+def window_model(attention: str) -> tuple[Any, torch.Tensor]:
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY), attn_implementation=attention).eval()
+    # Larger weights, so that what is attended to shows in the logits.
+    model.load_state_dict({name: 3 * weight for name, weight in model.state_dict().items()})
+    return model, torch.randint(0, 256, (2, 60))
+
+
+@torch.no_grad()
+def masked_logits(model: Any, ids: torch.Tensor, prompt: int, window: int, sinks: int) -> list[torch.Tensor]:
+    """By a full cache and a mask that shows sinks and window: what a cache that drops tokens must equal."""
+    cache = DynamicCache(config=model.config)
+    logits = [model(ids[:, :prompt], past_key_values=cache).logits[:, -1]]
+    for position in range(prompt, ids.shape[1]):
+        visible = torch.zeros(position + 1, dtype=torch.bool)
+        visible[:sinks] = True
+        visible[max(0, position - (window - sinks)) :] = True
+        mask = torch.where(visible, 0.0, float("-inf"))[None, None, None].expand(ids.shape[0], 1, 1, -1)
+        token = ids[:, position : position + 1]
+        logits.append(model(token, past_key_values=cache, attention_mask=mask).logits[:, -1])
+    return logits
+
+
+@torch.no_grad()
+def window_logits(model: Any, ids: torch.Tensor, prompt: int, cache: Any) -> list[torch.Tensor]:
+    logits = [model(ids[:, :prompt], past_key_values=cache).logits[:, -1]]
+    for position in range(prompt, ids.shape[1]):
+        seen = torch.ones(ids.shape[0], position + 1, dtype=torch.long)
+        token = ids[:, position : position + 1]
+        logits.append(model(token, past_key_values=cache, attention_mask=seen).logits[:, -1])
+    return logits
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("prompt", [8, 40])
+def test_a_window_sees_what_a_mask_of_sinks_and_window_shows(attention: str, prompt: int) -> None:
+    model, ids = window_model(attention)
+    cache = SlidingWindowCache(config=model.config, window=16, sinks=4)
+    ours = window_logits(model, ids, prompt, cache)
+    masked = masked_logits(model, ids, prompt, window=16, sinks=4)
+    for step, (one, other) in enumerate(zip(ours, masked, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=f"at step {step}")
+    assert [tuple(layer.keys.shape[-2:]) for layer in cache.layers] == [(16, 16)] * 2, "the rest is dropped for real"
+    assert cache.get_seq_length() == 60, "positions go on"
+
+
+class ShiftedLayer(SinkWindowLayer):
+    def get_seq_length(self) -> int:
+        return max(0, super().get_seq_length() - 1)
+
+
+class SinklessLayer(SinkWindowLayer):
+    def _held(self, states: torch.Tensor) -> torch.Tensor:
+        return states[..., -self.window :, :]
+
+
+@pytest.mark.parametrize("broken", [ShiftedLayer, SinklessLayer])
+def test_a_window_with_a_bug_is_seen_to_have_one(broken: type[SinkWindowLayer]) -> None:
+    """The comparison above can fail."""
+    model, ids = window_model("sdpa")
+    cache = SlidingWindowCache(config=model.config, window=16, sinks=4)
+    cache.layers = [broken(16, 4) for _ in cache.layers]
+    ours = window_logits(model, ids, 40, cache)
+    masked = masked_logits(model, ids, 40, window=16, sinks=4)
+    assert max(float((one - other).abs().max()) for one, other in zip(ours, masked, strict=True)) > 0.1
+
+
+def test_a_window_refuses_what_it_cannot_undo() -> None:
+    layer = SinkWindowLayer(8, 2)
+    with pytest.raises(NotImplementedError, match="cannot be rolled back"):
+        layer.crop(-1)
+    with pytest.raises(ValueError, match="sinks must be from 0 to less than the window"):
+        SinkWindowLayer(4, 4)
+
+
+# xFormers, with its operator's contract in place of its CUDA kernel
+
+
+def stand_in_operator(query: Any, key: Any, value: Any, *, attn_bias: Any, scale: float | None) -> Any:
+    """Attention over (batch, tokens, heads, head size) with an additive bias, as xFormers documents it."""
+    if attn_bias == "lower triangle":
+        attn_bias = torch.full((query.shape[1], key.shape[1]), float("-inf")).triu(1)
+    states = (one.transpose(1, 2) for one in (query, key, value))
+    return torch.nn.functional.scaled_dot_product_attention(*states, attn_mask=attn_bias, scale=scale).transpose(1, 2)
+
+
+def test_xformers_is_given_what_its_operator_takes(folder: Path) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(
+        "xformers", xformers_attention.make_attention(stand_in_operator, lambda: "lower triangle")
+    )
+    AttentionMaskInterface.register("xformers", sdpa_mask)
+    ids = torch.randint(2, 256, (2, 30), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0  # padding on the left
+    answers = []
+    for attention in ("sdpa", "xformers"):
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+        model.generation_config.eos_token_id = None
+        for cache in (None, "static"):
+            answers.append(
+                model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, cache_implementation=cache)
+            )
+        answers.append(model.generate(ids, max_new_tokens=6, do_sample=False))
+    for ours, theirs in zip(answers[3:], answers[:3], strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
+# Traps
+
+
+@pytest.mark.parametrize(
+    ("cache", "planted", "complaint"),
+    [
+        ("sliding_window(window=32,sinks=4)", "static", "asked for SlidingWindowCache, StaticCache was used"),
+        ("quantized(backend=fp8)", "dynamic", "asked for QuantizedCache, DynamicCache was used"),
+        ("static(max_cache_len=512)", "static", "layer 0 of StaticCache holds 25600 bytes where 131072 were expected"),
+    ],
+)
+def test_a_cache_of_another_kind_or_size_is_a_substitution(
+    cache: str, planted: str, complaint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = caches.make_cache
+    other = loaded.call_arguments(make_candidate(planted))
+    if planted == "static":
+        monkeypatch.setattr(DynamicCache, "reset", lambda self: None, raising=False)
+    monkeypatch.setattr(loaded, "make_cache", lambda arguments, config, cell: honest(other, config, cell))
+    model = load(folder, candidate_of(cache))
+    model.prepare(Cell(96, 4, 1))
+    found = model.observe().substitutions
+    model.close()
+    assert complaint in found
+
+
+def test_an_attention_that_the_library_took_for_another_is_a_substitution(folder: Path) -> None:
+    """`paged|sdpa` at load is plain `sdpa` without a word."""
+    model = load(folder, candidate_of())
+    model._arguments = loaded.call_arguments(candidate_of())
+    model._model.config._attn_implementation = "paged|sdpa"
+    model.prepare(Cell(24, 4, 1))
+    assert "the model has 'paged|sdpa'" in "; ".join(model.observe().substitutions)
+
+
+def test_what_needs_a_package_that_is_not_here_is_unsupported_in_the_librarys_words(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"flash.attn|FlashAttention2|flash_attn"):
+        load(folder, candidate_of("dynamic", AttentionBackend.FLASH_ATTENTION_2.value))
+
+
+def test_an_offloaded_cache_without_cuda_is_unsupported_in_the_librarys_words(folder: Path) -> None:
+    model = load(folder, candidate_of("offloaded"))
+    model.prepare(Cell(24, 4, 1))
+    with pytest.raises(UnsupportedError, match="CUDA"):
+        model.generate(4)
