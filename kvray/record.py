@@ -142,8 +142,8 @@ class TrialRecord:
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
         first_call_s: seconds of the very first generation.
         warmup_s: seconds of all warm-up calls together.
-        cold_s: seconds until warm beyond what steady calls cost: `load_s`, and of every warm-up call what it took longer
-            than the steady call of its cell.
+        cold_s: seconds until warm beyond what steady calls cost: `load_s`, and what every warm-up call took longer than
+            the steady call of its cell.
         warmed_up: whether every cell became steady within the bounded number of warm-up calls.
         gpu_clock_mhz, gpu_power_w: medians of the SM clock and the boards' power right after runs.
         gpu_temperature_c: the highest after any run.

@@ -13,7 +13,6 @@ from kvray.record import TrialRecord, TrialResult
 from kvray.report.formats import MISSING, clean_line, rounded_count
 from kvray.workload import WorkloadProfile
 
-
 AT_ONCE = "at once"
 NEVER = "never"
 _NEVER_TOKENS = 1e18

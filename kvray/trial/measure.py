@@ -17,9 +17,7 @@ class MeasurementError(KvrayError):
     """A generation did not deliver what was asked, so its times mean nothing."""
 
 
-def measure_run(
-    model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, repeat: int, watch: TrialWatch
-) -> Run:
+def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, repeat: int, watch: TrialWatch) -> Run:
     """Time one generation of the prepared `cell`, with its own window of peak memory and its environment watched.
 
     Raises:

@@ -114,9 +114,7 @@ class TrialProtocol:
         numbered = (cell, rung == 0)  # rungs 1 and 2 share their cells, and count on
         started = self._clock()
         with self._busy():
-            run = measure_run(
-                model, self._spec, cell, rung=rung, repeat=self._runs_made[numbered], watch=self._watch
-            )
+            run = measure_run(model, self._spec, cell, rung=rung, repeat=self._runs_made[numbered], watch=self._watch)
         run_s = self._clock() - started
         self._runs_made[numbered] += 1
         self._note_memory(model)

@@ -1,4 +1,4 @@
-"""How often a disturbed run may be repeated: a few times per cell, and within a share of what the trial costs anyway."""
+"""How often a disturbed run may be repeated: a few times per cell, within a share of what the trial costs anyway."""
 
 from __future__ import annotations
 

@@ -283,7 +283,9 @@ def test_break_even_counts_what_steady_calls_would_not_have_cost() -> None:
 
 
 def test_break_even_of_records_without_that_column_counts_all_warm_up_calls() -> None:
-    assert break_even({"cold_s": 3.0}, {"load_s": 1.5, "warmup_s": 11.5, "decode_tok_s": 100.0}) == pytest.approx(1000.0)
+    assert break_even({"cold_s": 3.0}, {"load_s": 1.5, "warmup_s": 11.5, "decode_tok_s": 100.0}) == pytest.approx(
+        1000.0
+    )
 
 
 def test_break_even_of_the_baseline_is_0() -> None:
