@@ -9,7 +9,7 @@ from kvray.workload import Cell
 MAX_EXTRA_RUNS = 2
 """For one cell at one rung."""
 MAX_EXTRA_SHARE = 0.25
-"""Of the trial's busy seconds so far."""
+"""Of the trial's busy seconds so far, all extra runs included."""
 
 
 class ExtraRuns:
@@ -21,7 +21,8 @@ class ExtraRuns:
 
     def may_repeat(self, cell: Cell, rung: int, *, run_s: float, busy_s: float) -> bool:
         """Whether one more run, which should take `run_s`, is within the limits of a trial busy for `busy_s` so far."""
-        return self._runs[cell, rung] < MAX_EXTRA_RUNS and self._spent_s + run_s <= MAX_EXTRA_SHARE * busy_s
+        has_time = self._spent_s + run_s <= MAX_EXTRA_SHARE * (busy_s + run_s)
+        return has_time and self._runs[cell, rung] < MAX_EXTRA_RUNS
 
     def note(self, cell: Cell, rung: int, run_s: float) -> None:
         """An extra run took `run_s`."""

@@ -200,7 +200,7 @@ def test_a_cell_is_repeated_twice_per_rung_at_most() -> None:
 
 
 def test_repeats_may_cost_a_share_of_what_the_trial_costs_anyway() -> None:
-    slow = Scripted(ttfts=(1.0, 1.0, 900.0))  # after 3,002 busy seconds and the 900 of the first run, one more fits
+    slow = Scripted(ttfts=(1.0, 1.0, 900.0))  # beside 3,002 busy seconds and the first run's 900, one more fits
     protocol, events = protocol_of(
         slow, spec=spec_of(profile=LONG), may_continue=lambda: False, watch=ScriptedWatch(*[BUSY] * 99)
     )
