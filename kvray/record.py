@@ -91,7 +91,10 @@ class Run:
         itl_ms: the `output_tokens - 1` gaps between successive tokens.
         decode_tok_s: `(output_tokens - 1) * batch_size / decode seconds`.
         peak_mib: device allocator peak (CUDA) or resident-set high water (CPU) within the run.
+        reserved_peak_mib: what the device allocator held from the driver at most within the run; `None` on a CPU.
+        energy_j: of the visible GPUs during the whole run, as whole boards; `None` where there is no counter.
         disturbed: whether the environment changed during the run, so that aggregates leave it out.
+        disturbance: what changed, for people; `None` in a calm run, and in records older than this column.
     """
 
     run_id: str
@@ -106,7 +109,10 @@ class Run:
     itl_ms: tuple[float, ...]
     decode_tok_s: float
     peak_mib: float | None = None
+    reserved_peak_mib: float | None = None
+    energy_j: float | None = None
     disturbed: bool = False
+    disturbance: str | None = None
     started_at: dt.datetime
 
     @property
@@ -127,10 +133,20 @@ class TrialRecord:
         log_tail: last lines that the process printed, kept where they explain a failure.
         wall_s: seconds from the fork to the end.
         busy_s: of these, seconds spent loading, warming up and measuring.
+        reserved_peak_mib: the highest of any run.
+        device_peak_mib: what NVML says this process held on the visible GPUs after any run at most, CUDA context and
+            libraries included. An allocator that caches keeps until the next cell what it took within a run, so what is
+            held after a run is that run's peak, unless memory ran so short that cached blocks were given back.
+        energy_j_per_tok: a run's energy over its `output_tokens * batch_size`, so the prefill is part of it.
         load_s: seconds to put the model on the device.
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
         first_call_s: seconds of the very first generation.
         warmup_s: seconds of all warm-up calls together.
+        cold_s: seconds until warm beyond what steady calls cost: `load_s`, and what every warm-up call took longer than
+            the steady call of its cell.
+        warmed_up: whether every cell became steady within the bounded number of warm-up calls.
+        gpu_clock_mhz, gpu_power_w: medians of the SM clock and the boards' power right after runs.
+        gpu_temperature_c: the highest after any run.
         niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
     """
 
@@ -170,6 +186,7 @@ class TrialRecord:
     itl_p99_ms: float | None = None
     decode_tok_s: float | None = None
     peak_mib: float | None = None
+    reserved_peak_mib: float | None = None
     device_peak_mib: float | None = None
     kv_cache_mib: float | None = None
     energy_j_per_tok: float | None = None
@@ -178,6 +195,8 @@ class TrialRecord:
     compile_s: float | None = None
     first_call_s: float | None = None
     warmup_s: float | None = None
+    cold_s: float | None = None
+    warmed_up: bool | None = None
 
     kl_mean: float | None = None
     nll_delta: float | None = None
@@ -204,6 +223,9 @@ class TrialRecord:
     niceness: int | None = None
     threads: int | None = None
     cpus: int | None = None
+    gpu_clock_mhz: float | None = None
+    gpu_temperature_c: float | None = None
+    gpu_power_w: float | None = None
 
     @classmethod
     def of(

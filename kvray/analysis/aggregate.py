@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,11 @@ from kvray.workload import Cell
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Warm metrics of one cell, or of a candidate over all its cells. Units are in the names."""
+    """Warm metrics of one cell, or of a candidate over all its cells. Units are in the names.
+
+    Attributes:
+        energy_j_per_tok: of a generated token, its share of the prefill included.
+    """
 
     ttft_ms: float
     itl_p50_ms: float
@@ -24,6 +28,7 @@ class Metrics:
     itl_p99_ms: float
     decode_tok_s: float
     peak_mib: float | None
+    energy_j_per_tok: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,8 @@ def undisturbed(runs: Sequence[Run]) -> Sequence[Run]:
 def aggregate_cell(runs: Sequence[Run]) -> Metrics:
     """Metrics of one cell from its `runs`, of which disturbed ones are left out unless all are.
 
-    TTFT, throughput and peak are medians over the runs (peak `None` if a run lacks it); the ITL percentiles are those
-    of all token gaps of these runs together.
+    TTFT, throughput, peak and energy are medians over the runs (peak and energy `None` if a run lacks them); the ITL
+    percentiles are those of all token gaps of these runs together.
 
     Raises:
         ValueError: there are no runs.
@@ -64,14 +69,15 @@ def aggregate_cell(runs: Sequence[Run]) -> Metrics:
     used = undisturbed(runs)
     gaps = np.concatenate([np.asarray(run.itl_ms, dtype=float) for run in used])
     p50, p95, p99 = (float(value) for value in np.percentile(gaps, (50, 95, 99)))
-    peaks = [run.peak_mib for run in used if run.peak_mib is not None]
+    energies = (None if run.energy_j is None else run.energy_j / (run.output_tokens * run.batch_size) for run in used)
     return Metrics(
         ttft_ms=statistics.median(run.ttft_ms for run in used),
         itl_p50_ms=p50,
         itl_p95_ms=p95,
         itl_p99_ms=p99,
         decode_tok_s=statistics.median(run.decode_tok_s for run in used),
-        peak_mib=statistics.median(peaks) if len(peaks) == len(used) else None,
+        peak_mib=_of_complete(statistics.median, (run.peak_mib for run in used)),
+        energy_j_per_tok=_of_complete(statistics.median, energies),
     )
 
 
@@ -87,8 +93,8 @@ def aggregate_cells(runs: Iterable[Run]) -> tuple[CellMetrics, ...]:
 
 
 def aggregate(cells: Sequence[CellMetrics]) -> Metrics:
-    """Geometric mean of each metric over `cells`: every cell weighs the same, whatever its scale. Peak is `None` if a
-    cell lacks it.
+    """Geometric mean of each metric over `cells`: every cell weighs the same, whatever its scale. Peak and energy are
+    `None` if a cell lacks them.
 
     Raises:
         ValueError: there are no cells.
@@ -96,14 +102,14 @@ def aggregate(cells: Sequence[CellMetrics]) -> Metrics:
     if not cells:
         raise ValueError("a candidate without cells has no metrics")
     metrics = [cell.metrics for cell in cells]
-    peaks = [one.peak_mib for one in metrics if one.peak_mib is not None]
     return Metrics(
         ttft_ms=_geometric_mean(one.ttft_ms for one in metrics),
         itl_p50_ms=_geometric_mean(one.itl_p50_ms for one in metrics),
         itl_p95_ms=_geometric_mean(one.itl_p95_ms for one in metrics),
         itl_p99_ms=_geometric_mean(one.itl_p99_ms for one in metrics),
         decode_tok_s=_geometric_mean(one.decode_tok_s for one in metrics),
-        peak_mib=_geometric_mean(peaks) if len(peaks) == len(metrics) else None,
+        peak_mib=_of_complete(_geometric_mean, (one.peak_mib for one in metrics)),
+        energy_j_per_tok=_of_complete(_geometric_mean, (one.energy_j_per_tok for one in metrics)),
     )
 
 
@@ -115,6 +121,13 @@ def highest_peak_mib(cells: Iterable[CellMetrics]) -> float | None:
     peaks = [cell.metrics.peak_mib for cell in cells]
     known = [peak for peak in peaks if peak is not None]
     return max(known) if known and len(known) == len(peaks) else None
+
+
+def _of_complete(mean: Callable[[Sequence[float]], float], values: Iterable[float | None]) -> float | None:
+    """The `mean` of `values`; `None` if one of them is not known."""
+    listed = list(values)
+    known = [value for value in listed if value is not None]
+    return mean(known) if len(known) == len(listed) else None
 
 
 def _geometric_mean(values: Iterable[float]) -> float:

@@ -117,12 +117,23 @@ def _draw(
 
 def _samples(pool: Sequence[TrialResult], cell: Cell) -> list[Array]:
     """Per process, 3 × runs of `cell`: TTFT, throughput, peak (1 everywhere if a run of the cell lacks it)."""
-    processes = [undisturbed(_runs_of(trial, cell)) for trial in pool]
+    processes = _calm_runs(pool, cell)
     known = all(run.peak_mib is not None for runs in processes for run in runs)
     return [
         np.array([[run.ttft_ms, run.decode_tok_s, (run.peak_mib if known else None) or 1.0] for run in runs]).T
         for runs in processes
     ]
+
+
+def _calm_runs(pool: Sequence[TrialResult], cell: Cell) -> list[Sequence[Run]]:
+    """Per process, the runs of `cell` that the aggregate rests on: disturbed ones only if all of the pool's are.
+
+    A process without a calm run, beside others that have some, says nothing of its own: theirs stand in for it.
+    """
+    processes = [_runs_of(trial, cell) for trial in pool]
+    used = undisturbed([run for runs in processes for run in runs])
+    kept = {id(run) for run in used}
+    return [[run for run in runs if id(run) in kept] or used for runs in processes]
 
 
 def _resampled_medians(samples: list[Array], chosen: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
@@ -152,7 +163,7 @@ def _runs_of(trial: TrialResult, cell: Cell) -> list[Run]:
 
 def _fewest_runs(pool: Sequence[TrialResult], profile: WorkloadProfile) -> int:
     cells = profile.cells(pool[0].record.batch_size, rung=FULL_RUNG)
-    return min(sum(len(undisturbed(_runs_of(trial, cell))) for trial in pool) for cell in cells)
+    return min(len(undisturbed([run for trial in pool for run in _runs_of(trial, cell)])) for cell in cells)
 
 
 def _interval(log_ratios: Array) -> Interval:

@@ -127,7 +127,7 @@ def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """A candidate with every cell measured; `cold_s` is the median over its trials of load plus warm-up."""
+    """A candidate with every cell measured; `cold_s` is the median over its trials."""
 
     record: TrialRecord
     cells: tuple[CellMetrics, ...]
@@ -203,8 +203,17 @@ def _find_baseline(results: Iterable[TrialResult], measured: Mapping[str, _Measu
 
 
 def _cold_s(records: Iterable[TrialRecord]) -> float | None:
-    known = [one.load_s + one.warmup_s for one in records if one.load_s is not None and one.warmup_s is not None]
+    known = [cold_s for record in records if (cold_s := _cold_s_of(record)) is not None]
     return statistics.median(known) if known else None
+
+
+def _cold_s_of(record: TrialRecord) -> float | None:
+    """Records older than the column `cold_s` tell only what loading and all warm-up calls took."""
+    if record.cold_s is not None:
+        return record.cold_s
+    if record.load_s is None or record.warmup_s is None:
+        return None
+    return record.load_s + record.warmup_s
 
 
 def _break_even_tokens(one: _Measured, baseline: _Measured | None) -> float | None:

@@ -179,6 +179,11 @@ class LoadedModel(ABC):
     def peak_memory_mib(self) -> float | None:
         """Highest memory since `reset_peak_memory`: the device allocator's on CUDA, the resident set on a CPU."""
 
+    def reserved_memory_mib(self) -> float | None:
+        """Highest memory that the device allocator held from the driver since `reset_peak_memory`, used or cached;
+        `None` on a CPU and where the engine cannot tell."""
+        return None
+
     @abstractmethod
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` as a prompt."""

@@ -43,6 +43,18 @@ def available_cpus() -> int:
     return max(1, min([affinity, *(int(quota) for quota in quotas if quota is not None)]))
 
 
+def clock_mhz() -> float | None:
+    """Clock of the fastest core now, which is a busy one; `None` where the system does not tell.
+
+    Virtual machines mostly tell a constant.
+    """
+    if not hasattr(psutil, "cpu_freq"):
+        return None
+    with contextlib.suppress(OSError, NotImplementedError):
+        return max((float(core.current) for core in psutil.cpu_freq(percpu=True) if core.current), default=None)
+    return None
+
+
 def total_memory_mib() -> float:
     """Memory of this machine, or the lower limit of a cgroup."""
     limits = [_memory_limit_mib(folder) for folder in _cgroup_folders("memory")]

@@ -10,6 +10,7 @@ knows processes by the ids of the host's namespace: in a container with its own,
 from __future__ import annotations
 
 import atexit
+import enum
 import functools
 import logging
 import os
@@ -40,6 +41,21 @@ class GpuInfo:
     memory_total_mib: float
     compute_capability: tuple[int, int]
     driver_version: str
+
+
+class ClockEvent(enum.Flag):
+    """Why a GPU's clocks are what they are, by NVML's bits; those that are not named here are left out."""
+
+    IDLE = 0x1
+    POWER_CAP = 0x4
+    HW_SLOWDOWN = 0x8
+    """Set along with its cause: heat, an external power brake, or too fast a rise of the power drawn."""
+    SW_THERMAL = 0x20
+    HW_THERMAL = 0x40
+    POWER_BRAKE = 0x80
+
+
+_KNOWN_CLOCK_EVENTS = (~ClockEvent(0)).value
 
 
 def list_gpus() -> tuple[GpuInfo, ...]:
@@ -116,6 +132,30 @@ def energy_mj(gpu: GpuInfo) -> int | None:
     return None if energy is None else int(energy)
 
 
+def clock_events(gpu: GpuInfo) -> ClockEvent | None:
+    """What shapes the clocks of `gpu` now; `None` if NVML cannot tell."""
+    bits = _of_device(gpu, _clock_event_bits)
+    return None if bits is None else ClockEvent(int(bits) & _KNOWN_CLOCK_EVENTS)
+
+
+def sm_clock_mhz(gpu: GpuInfo) -> float | None:
+    """Clock of the streaming multiprocessors of `gpu` now, in MHz."""
+    clock = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
+    return None if clock is None else float(clock)
+
+
+def temperature_c(gpu: GpuInfo) -> float | None:
+    """Temperature of the chip in degrees Celsius."""
+    celsius = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+    return None if celsius is None else float(celsius)
+
+
+def power_w(gpu: GpuInfo) -> float | None:
+    """Watts that the board of `gpu` draws; on most cards an average over the last second."""
+    milliwatts = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetPowerUsage(handle))
+    return None if milliwatts is None else float(milliwatts) / 1e3
+
+
 @dataclass(frozen=True)
 class _Process:
     pid: int
@@ -148,6 +188,14 @@ def _describe(nvml: Any, index: int) -> GpuInfo:
         compute_capability=(int(major), int(minor)),
         driver_version=_text(nvml.nvmlSystemGetDriverVersion()),
     )
+
+
+def _clock_event_bits(nvml: Any, handle: Any) -> Any:
+    """Drivers before 535 know the question only by its old name."""
+    try:
+        return nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)
+    except nvml.NVMLError_FunctionNotFound:
+        return nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
 
 
 def _text(value: str | bytes) -> str:

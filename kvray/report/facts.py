@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from kvray.record import Role, TrialRecord, TrialResult
 from kvray.report import formats
+from kvray.report.disturbances import disturbances
+from kvray.report.rows import label_of
 from kvray.store.manifest import SweepManifest
 from kvray.workload import RUNG0_OUTPUT_TOKENS, WorkloadProfile
 
@@ -29,10 +31,7 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tup
         ("Isolation", "Every trial is one candidate in one fresh process, which loads the model and exits."),
         ("Repeated processes", _confirmed(results)),
         ("Rungs", _rungs(manifest.profile)),
-        (
-            "Warm-up",
-            "Each cell is run until two successive runs agree; that time is a cold cost and in no other figure.",
-        ),
+        ("Warm-up", _warm_up(records)),
         (
             "First token (TTFT)",
             "From the submitted prompt to the first token on the host, prefilled through the candidate's own cache.",
@@ -40,6 +39,7 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tup
         ("Between tokens (ITL)", "Gaps between successive tokens of a sequence; the end-of-text token is suppressed."),
         ("Throughput", "(output tokens − 1) × batch size / seconds of decoding."),
         ("Peak memory", formats.clean_line(manifest.memory_note)),
+        ("Energy", _energy(records)),
         ("Aggregation", "Median of a cell's undisturbed runs, then the geometric mean over the profile's cells."),
         ("Score", _score(manifest.profile)),
         ("Quality", _quality(manifest, records)),
@@ -156,16 +156,28 @@ def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
     return formats.clean_line(manifest.quality_note or "Not measured.")
 
 
+def _warm_up(records: Sequence[TrialRecord]) -> str:
+    how = "Each cell is run until two successive runs agree; that time is a cold cost and in no other figure."
+    restless = sorted({label_of(record) for record in records if record.warmed_up is False})
+    return f"{how} Never steady within the calls allowed: {formats.listed(restless)}." if restless else how
+
+
 def _disturbed(results: Sequence[TrialResult]) -> str:
-    runs = [run for result in results for run in result.runs]
-    disturbed = sum(run.disturbed for run in runs)
-    if not runs:
+    found = disturbances(results)
+    if not found.runs:
         return ""
-    found = formats.count(disturbed) if disturbed else "None"
+    counted = found.counted if found.disturbed else f"None of {formats.plural(found.runs, 'run')}"
+    most = f", most often: {found.reason}" if found.reason else ""
     return (
-        f"{found} of {formats.plural(len(runs), 'run')}, by the CPU time of other programs; such runs count in a "
-        "cell's figure only where it has no others."
+        f"{counted}{most}. Watched are the CPU time of other programs, other processes on the GPU, throttling and "
+        "clocks; a disturbed run is repeated within limits, and counts in a cell's figure only where it has no others."
     )
+
+
+def _energy(records: Sequence[TrialRecord]) -> str:
+    if all(record.energy_j_per_tok is None for record in records):
+        return ""
+    return "Of whole GPU boards by their own counter over a run, prefill included, per generated token."
 
 
 def _scheduling(records: Sequence[TrialRecord]) -> str:

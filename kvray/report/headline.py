@@ -10,7 +10,8 @@ from kvray.analysis.confidence import Confidence
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
 from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
-from kvray.report.rows import Row, label_of
+from kvray.report.disturbances import disturbances
+from kvray.report.rows import NEVER, Row, label_of
 from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
 from kvray.store.manifest import SweepManifest
 
@@ -25,7 +26,7 @@ class Headline:
     Attributes:
         sentence: the verdict.
         confidence: how sure it is and what that rests on; empty when nothing is ranked.
-        notes: ties, a missing baseline, break-even: one sentence each.
+        notes: disturbances, ties, break-even, no steady state, a missing baseline: one sentence each.
         stats: of the winner; empty when nothing is ranked.
     """
 
@@ -50,7 +51,13 @@ def headline(
             ranked=len(rows),
             stopped=sum(one.record.status is TrialStatus.STOPPED for one in analysis.ranking.unranked),
         ),
-        notes=(*_disturbance_note(results), *_tie_note(rows), *_break_even_note(winner), *baseline_note),
+        notes=(
+            *_disturbance_note(results),
+            *_tie_note(rows),
+            *_break_even_note(winner),
+            *_warm_up_note(analysis.ranking.winner),
+            *baseline_note,
+        ),
         stats=winner_stats(winner, baseline.metrics if baseline else None, analysis.confidence),
     )
 
@@ -141,14 +148,20 @@ def _place(rows: Sequence[Row], confidence: Confidence | None, profile: str) -> 
 
 
 def _disturbance_note(results: Sequence[TrialResult]) -> tuple[str, ...]:
-    runs = [run for result in results for run in result.runs]
-    disturbed = sum(run.disturbed for run in runs)
-    if disturbed <= DISTURBED_RUNS_WORTH_A_NOTE * len(runs):
+    found = disturbances(results)
+    if found.share <= DISTURBED_RUNS_WORTH_A_NOTE:
         return ()
-    return (
-        f"Other programs kept the machine busy in {formats.count(disturbed)} of {formats.plural(len(runs), 'run')}: "
-        "these figures are not to be trusted; measure again when it is quiet.",
-    )
+    if found.reason is None:
+        what = f"Other programs kept the machine busy in {found.counted}"
+    else:
+        what = f"The environment changed in {found.counted} (most often: {found.reason})"
+    return (f"{what}: these figures are not to be trusted; measure again when it is quiet.",)
+
+
+def _warm_up_note(winner: RankedCandidate) -> tuple[str, ...]:
+    if winner.record.warmed_up is not False:
+        return ()
+    return ("Its warm-up ended before two successive runs agreed: what was measured may not be its steady state.",)
 
 
 def _tie_note(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -173,7 +186,7 @@ def _leanest(tied: Sequence[Row]) -> str:
 
 
 def _break_even_note(winner: Row) -> tuple[str, ...]:
-    if winner.is_baseline or not winner.break_even_tokens:
+    if winner.is_baseline or not winner.break_even_tokens or winner.pays_after == NEVER:
         return ()
     tokens = formats.rounded_count(winner.break_even_tokens)
     return (f"It starts slower than the baseline and pays after {tokens} generated tokens.",)

@@ -13,6 +13,10 @@ from kvray.record import TrialRecord, TrialResult
 from kvray.report.formats import MISSING, clean_line, rounded_count
 from kvray.workload import WorkloadProfile
 
+AT_ONCE = "at once"
+NEVER = "never"
+_NEVER_TOKENS = 1e18
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -41,6 +45,7 @@ class Row:
     memory_saved: float | None
     on_pareto_front: bool
     break_even_tokens: float | None
+    energy_j_per_tok: float | None
     is_winner: bool
     is_baseline: bool
     is_tied: bool
@@ -49,21 +54,38 @@ class Row:
 
     @property
     def pays_after(self) -> str:
-        """Generated tokens after which it is worth its cold costs; a dash for the baseline and where it never is."""
-        if self.is_baseline or not self.throughput_gain or self.throughput_gain <= 0:
+        """Generated tokens after which it is worth its cold costs, `at once` or `never`; a dash for the baseline and
+        where it cannot be told."""
+        if self.is_baseline or self.throughput_gain is None:
             return MISSING
-        return "at once" if self.break_even_tokens == 0 else rounded_count(self.break_even_tokens)
+        if self.throughput_gain <= 0:
+            return NEVER
+        return AT_ONCE if self.break_even_tokens == 0 else rounded_count(self.break_even_tokens)
+
+    @property
+    def pays_after_order(self) -> float | None:
+        """A number by which `pays_after` can be sorted; `None` where it cannot be told."""
+        if self.pays_after == NEVER:
+            return _NEVER_TOKENS
+        return None if self.pays_after == MISSING else self.break_even_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColdCost:
-    """What a candidate costs before it is warm, in seconds."""
+    """What a candidate costs before it is warm, in seconds.
+
+    Attributes:
+        cold_s: of these, what is beyond the cost of steady calls, load included: what must be earned back.
+        warmed_up: whether it became steady at all; `None` where that was not recorded.
+    """
 
     label: str
     load_s: float | None
     first_call_s: float | None
     warmup_s: float | None
     compile_s: float | None
+    cold_s: float | None
+    warmed_up: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +138,7 @@ def ranking_rows(
                 memory_saved=_saved(gain.memory) if gain else None,
                 on_pareto_front=entry.on_pareto_front,
                 break_even_tokens=entry.break_even_tokens,
+                energy_j_per_tok=metrics.energy_j_per_tok,
                 is_winner=entry.rank == 1,
                 is_baseline=candidate_id == baseline_id,
                 is_tied=candidate_id in ties or (bool(ties) and entry.rank == 1),
@@ -135,6 +158,8 @@ def cold_costs(analysis: Analysis) -> tuple[ColdCost, ...]:
             first_call_s=record.first_call_s,
             warmup_s=record.warmup_s,
             compile_s=record.compile_s,
+            cold_s=record.cold_s,
+            warmed_up=record.warmed_up,
         )
         for record in _records(analysis)
     )

@@ -42,16 +42,19 @@ def _parts(info: ReportInfo) -> Iterator[RenderableType]:
 
 def _ranking(info: ReportInfo) -> Table:
     table = new_table()
+    table.padding = 0  # one blank between columns: in 80 of them a label takes what is left
     table.add_column("#", justify="right")
     table.add_column("candidate", overflow="fold", ratio=1)
     for name in ("score", "TTFT\nms", "tok/s", "peak\nMiB"):
         table.add_column(name, justify="right", no_wrap=True)
     has_gains = any(row.ttft_gain is not None for row in info.rows)
     if has_gains:
-        for name in ("TTFT\ngain", "tok/s\ngain"):
+        for name in ("TTFT\ngain", "tok/s\ngain", "pays\nafter"):
             table.add_column(name, justify="right", no_wrap=True)
+        table.caption = "pays after: generated tokens that earn extra cold costs back"
+        table.caption_justify = "left"
     for row in info.rows:
-        gains = (_gain(row.ttft_gain), _gain(row.throughput_gain)) if has_gains else ()
+        gains = (_gain(row.ttft_gain), _gain(row.throughput_gain), row.pays_after) if has_gains else ()
         table.add_row(
             str(row.rank),
             _label(row),

@@ -25,6 +25,7 @@ T = TypeVar("T", Run, TrialRecord)
 _TEXT = pa.string()
 _INT = pa.int64()
 _FLOAT = pa.float64()
+_BOOL = pa.bool_()
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _INSTANT = pa.timestamp("us", tz="UTC")
 _METADATA = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
@@ -65,6 +66,7 @@ TRIALS_SCHEMA = pa.schema(
         ("itl_p99_ms", _FLOAT),
         ("decode_tok_s", _FLOAT),
         ("peak_mib", _FLOAT),
+        ("reserved_peak_mib", _FLOAT),
         ("device_peak_mib", _FLOAT),
         ("kv_cache_mib", _FLOAT),
         ("energy_j_per_tok", _FLOAT),
@@ -72,6 +74,8 @@ TRIALS_SCHEMA = pa.schema(
         ("compile_s", _FLOAT),
         ("first_call_s", _FLOAT),
         ("warmup_s", _FLOAT),
+        ("cold_s", _FLOAT),
+        ("warmed_up", _BOOL),
         ("kl_mean", _FLOAT),
         ("nll_delta", _FLOAT),
         ("top1_agreement", _FLOAT),
@@ -94,6 +98,9 @@ TRIALS_SCHEMA = pa.schema(
         ("niceness", _INT),
         ("threads", _INT),
         ("cpus", _INT),
+        ("gpu_clock_mhz", _FLOAT),
+        ("gpu_temperature_c", _FLOAT),
+        ("gpu_power_w", _FLOAT),
     ],
     metadata=_METADATA,
 )
@@ -112,7 +119,10 @@ RUNS_SCHEMA = pa.schema(
         ("itl_ms", pa.list_(pa.field("element", _FLOAT))),
         ("decode_tok_s", _FLOAT),
         ("peak_mib", _FLOAT),
-        ("disturbed", pa.bool_()),
+        ("reserved_peak_mib", _FLOAT),
+        ("energy_j", _FLOAT),
+        ("disturbed", _BOOL),
+        ("disturbance", _TEXT),
         ("started_at", _INSTANT),
     ],
     metadata=_METADATA,

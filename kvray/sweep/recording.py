@@ -65,6 +65,8 @@ def measured_record(
     metrics = rung_metrics(runs, rung)
     if metrics is not None:
         record = record.with_(**vars(metrics))
+    reserved = [run.reserved_peak_mib for run in runs if run.reserved_peak_mib is not None]
+    record = record.with_(reserved_peak_mib=max(reserved, default=None))
     return record if facts is None else _with_facts(record, facts)
 
 
@@ -79,8 +81,13 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         compile_s=facts.compile_s,
         first_call_s=facts.first_call_s,
         warmup_s=facts.warmup_s,
+        cold_s=facts.cold_s,
+        warmed_up=facts.warmed_up,
         kv_cache_mib=facts.kv_cache_mib,
         device_peak_mib=facts.device_peak_mib,
+        gpu_clock_mhz=facts.device_state.clock_mhz,
+        gpu_temperature_c=facts.device_state.temperature_c,
+        gpu_power_w=facts.device_state.power_w,
         threads=observed.threads,
         cache_class=observed.cache_class,
         cache_layers=observed.cache_layers,

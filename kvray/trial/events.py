@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvray.engines.base import Observed
+from kvray.probes.disturbance import DeviceState
 from kvray.record import Phase, Run, TrialStatus
 
 
@@ -33,10 +34,13 @@ class TrialFacts:
     load_s: float | None = None
     first_call_s: float | None = None
     warmup_s: float = 0.0
+    cold_s: float | None = None
+    warmed_up: bool | None = None
     compile_s: float | None = None
     busy_s: float = 0.0
     kv_cache_mib: float | None = None
     device_peak_mib: float | None = None
+    device_state: DeviceState = field(default_factory=DeviceState)
     observed: Observed = field(default_factory=Observed)
 
 

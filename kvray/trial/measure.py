@@ -7,31 +7,27 @@ import itertools
 
 from kvray.engines.base import Generation, LoadedModel
 from kvray.errors import KvrayError
-from kvray.probes.cpu import OtherLoad, available_cpus
+from kvray.probes.disturbance import TrialWatch
 from kvray.record import Run
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell
-
-DISTURBING_SHARE = 0.15
-"""A second program that computes on the same two cores was seen to slow a generation ten times; an idle machine with
-Ray and a driver that draws its progress uses a few per cent."""
 
 
 class MeasurementError(KvrayError):
     """A generation did not deliver what was asked, so its times mean nothing."""
 
 
-def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, repeat: int) -> Run:
-    """Time one generation of the prepared `cell`, with its own window of peak memory.
+def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, repeat: int, watch: TrialWatch) -> Run:
+    """Time one generation of the prepared `cell`, with its own window of peak memory and its environment watched.
 
     Raises:
         MeasurementError: the engine produced another number of tokens or sequences than the cell has.
     """
     model.reset_peak_memory()
     started_at = dt.datetime.now(dt.UTC)
-    others = OtherLoad()
+    watched = watch.start_run()
     generation = model.generate(cell.output_tokens)
-    disturbed = is_disturbed(others.cpus(), available_cpus())
+    conditions = watched.finish()
     peak_mib = model.peak_memory_mib()
     check_generation(generation, cell.output_tokens, cell.batch_size)
     return Run(
@@ -45,14 +41,12 @@ def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, r
         itl_ms=itl_ms(generation),
         decode_tok_s=decode_tok_s(generation, cell.batch_size),
         peak_mib=peak_mib,
-        disturbed=disturbed,
+        reserved_peak_mib=model.reserved_memory_mib(),
+        energy_j=conditions.energy_j,
+        disturbed=conditions.disturbance is not None,
+        disturbance=conditions.disturbance,
         started_at=started_at,
     )
-
-
-def is_disturbed(other_cpus: float | None, available: int) -> bool:
-    """Whether other programs took more than `DISTURBING_SHARE` of the CPUs that the process may use."""
-    return other_cpus is not None and other_cpus > DISTURBING_SHARE * available
 
 
 def check_generation(generation: Generation, output_tokens: int, batch_size: int) -> None:

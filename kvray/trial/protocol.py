@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from kvray.candidate import DeviceType
 from kvray.engines.base import EngineAdapter, LoadedModel, SubstitutedError
 from kvray.probes.cpu import available_cpus
-from kvray.record import Phase
+from kvray.probes.disturbance import TrialWatch
+from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialFacts
 from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
+from kvray.trial.repeats import ExtraRuns
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 from kvray.workload import Cell
 
@@ -30,7 +34,10 @@ _MIB = 1024 * 1024
 
 
 class TrialProtocol:
-    """Runs one trial. `phase` and `facts` say how far it came, also after an exception."""
+    """Runs one trial. `phase` and `facts` say how far it came, also after an exception.
+
+    `open_watch` and `clock` are what a test replaces.
+    """
 
     def __init__(
         self,
@@ -40,6 +47,8 @@ class TrialProtocol:
         emit: Callable[[Event], None],
         may_continue: Callable[[], bool],
         device_memory_mib: Callable[[], float | None],
+        open_watch: Callable[[DeviceType], TrialWatch] = TrialWatch,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.phase = Phase.START
         self.facts = TrialFacts(
@@ -53,12 +62,17 @@ class TrialProtocol:
         self._emit = emit
         self._may_continue = may_continue
         self._device_memory_mib = device_memory_mib
+        self._open_watch = open_watch
+        self._clock = clock
+        self._extra_runs = ExtraRuns()
+        self._runs_made: Counter[tuple[Cell, bool]] = Counter()
         self._prepared: Cell | None = None
         self._steady: dict[tuple[int, int], tuple[float, float]] = {}
         self._observed = False
 
     def run(self) -> bool:
         """Run rung after rung until the last one is done (`True`) or the slot says stop (`False`)."""
+        self._watch = self._open_watch(self._spec.device)
         self._enter(Phase.PREPARE)
         self._adapter.fetch_weights(self._spec.request)
         model = self._load()
@@ -74,21 +88,39 @@ class TrialProtocol:
 
     def _load(self) -> LoadedModel:
         self._enter(Phase.LOAD)
-        started = time.perf_counter()
+        started = self._clock()
         with self._busy():
             model = self._adapter.load(self._spec.request, self._spec.candidate, self._spec.device, self._spec.profile)
-        self.facts = replace(self.facts, load_s=time.perf_counter() - started)
+        load_s = self._clock() - started
+        self.facts = replace(self.facts, load_s=load_s, cold_s=load_s)
         return model
 
     def _run_rung(self, model: LoadedModel, rung: int) -> None:
         for cell in self._cells(rung):
             self._make_ready(model, cell)
             self._enter(Phase.MEASURE)
-            for repeat in self._repeats(rung):
-                with self._busy():
-                    run = measure_run(model, self._spec, cell, rung=rung, repeat=repeat)
-                self._note_memory(model)
-                self._emit(RunFinished(run=run))
+            for _ in self._repeats(rung):
+                self._measure_calmly(model, cell, rung)
+
+    def _measure_calmly(self, model: LoadedModel, cell: Cell, rung: int) -> None:
+        """Measure, and again at once while the run was disturbed and the limits allow. Every run is told."""
+        run, run_s = self._measure(model, cell, rung)
+        while run.disturbed and self._extra_runs.may_repeat(cell, rung, run_s=run_s, busy_s=self.facts.busy_s):
+            run, run_s = self._measure(model, cell, rung)
+            self._extra_runs.note(cell, rung, run_s)
+
+    def _measure(self, model: LoadedModel, cell: Cell, rung: int) -> tuple[Run, float]:
+        """One run, and the seconds it took."""
+        numbered = (cell, rung == 0)  # rungs 1 and 2 share their cells, and count on
+        started = self._clock()
+        with self._busy():
+            run = measure_run(model, self._spec, cell, rung=rung, repeat=self._runs_made[numbered], watch=self._watch)
+        run_s = self._clock() - started
+        self._runs_made[numbered] += 1
+        self._note_memory(model)
+        self.facts = replace(self.facts, device_state=self._watch.device_state)
+        self._emit(RunFinished(run=run))
+        return run, run_s
 
     def _cells(self, rung: int) -> list[Cell]:
         """The rung's cells, the one that is prepared already first."""
@@ -103,27 +135,26 @@ class TrialProtocol:
         if cell == self._prepared:
             return
         self._enter(Phase.WARMUP)
-        started = time.perf_counter()
         with self._busy():
             model.prepare(cell)
             self._prepared = cell
             self._warm_up(model, cell)
-        self.facts = replace(self.facts, warmup_s=self.facts.warmup_s + time.perf_counter() - started)
 
     def _warm_up(self, model: LoadedModel, cell: Cell) -> None:
         """Call until two successive calls at this context agree; observe once what runs."""
         tokens = min(WARMUP_TOKENS, cell.output_tokens)
         shape = (cell.context_tokens, cell.batch_size)
         spent: list[float] = []
-        for _ in range(MAX_WARMUP_CALLS):
-            before, started = self._steady.get(shape), time.perf_counter()
+        is_steady = False
+        while not is_steady and len(spent) < MAX_WARMUP_CALLS:
+            before, started = self._steady.get(shape), self._clock()
             now = _warmup_call(model, tokens, cell.batch_size)
-            spent.append(time.perf_counter() - started)
+            spent.append(self._clock() - started)
+            self.facts = replace(self.facts, warmup_s=self.facts.warmup_s + spent[-1])
             self._steady[shape] = now
             self._observe_once(model, first_call_s=spent[0])
-            if before is not None and _agree(before, now):
-                break
-        self._note_compile_time(spent)
+            is_steady = before is not None and _agree(before, now)
+        self._note_cold_cost(beyond_steady_s(spent, is_steady=is_steady), is_steady=is_steady)
 
     def _observe_once(self, model: LoadedModel, *, first_call_s: float) -> None:
         if self._observed:
@@ -133,13 +164,17 @@ class TrialProtocol:
         if self.facts.observed.substitutions:
             raise SubstitutedError("; ".join(self.facts.observed.substitutions))
 
-    def _note_compile_time(self, spent: list[float]) -> None:
-        if self.facts.observed.graph_breaks is None:
-            return
-        beyond_steady = sum(seconds - min(spent) for seconds in spent)
-        self.facts = replace(self.facts, compile_s=(self.facts.compile_s or 0.0) + beyond_steady)
+    def _note_cold_cost(self, beyond_s: float, *, is_steady: bool) -> None:
+        facts = self.facts
+        self.facts = replace(
+            facts,
+            cold_s=(facts.cold_s or 0.0) + beyond_s,
+            warmed_up=is_steady and facts.warmed_up is not False,
+            compile_s=None if facts.observed.graph_breaks is None else (facts.compile_s or 0.0) + beyond_s,
+        )
 
     def _note_memory(self, model: LoadedModel) -> None:
+        """After every run, disturbed or not: why that is the peak is told at `TrialRecord.device_peak_mib`."""
         held, device = model.kv_cache_bytes(), self._device_memory_mib()
         self.facts = replace(
             self.facts,
@@ -153,11 +188,18 @@ class TrialProtocol:
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
-        started = time.perf_counter()
+        started = self._clock()
         try:
             yield
         finally:
-            self.facts = replace(self.facts, busy_s=self.facts.busy_s + time.perf_counter() - started)
+            self.facts = replace(self.facts, busy_s=self.facts.busy_s + self._clock() - started)
+
+
+def beyond_steady_s(spent: Sequence[float], *, is_steady: bool) -> float:
+    """Seconds of a cell's warm-up calls beyond what as many steady ones cost: the last is steady, if any is; else the
+    shortest stands for it."""
+    steady_s = spent[-1] if is_steady else min(spent)
+    return sum(max(0.0, seconds - steady_s) for seconds in spent)
 
 
 def _warmup_call(model: LoadedModel, tokens: int, batch_size: int) -> tuple[float, float]:

@@ -162,6 +162,8 @@ class EngineContract:
         loaded.generate(4)
         peak = loaded.peak_memory_mib()
         assert peak is None or peak > 0
+        reserved = loaded.reserved_memory_mib()
+        assert reserved is None or peak is None or reserved >= peak
 
     def test_a_snippet_is_python_and_keeps_a_hostile_model_id_inside_its_string(
         self, adapter: EngineAdapter, space: SearchSpace

@@ -154,6 +154,10 @@ class TransformersModel(LoadedModel):
             return float(torch.cuda.max_memory_allocated()) / _MIB
         return self._rss.read_mib()
 
+    def reserved_memory_mib(self) -> float | None:
+        """See `LoadedModel.reserved_memory_mib`."""
+        return float(torch.cuda.max_memory_reserved()) / _MIB if self._device.type == "cuda" else None
+
     def count_tokens(self, text: str) -> int:
         """See `LoadedModel.count_tokens`."""
         return len(self._text_tokenizer(text, verbose=False)["input_ids"])

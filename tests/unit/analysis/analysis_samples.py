@@ -51,6 +51,7 @@ def make_run(
     rung: int = 2,
     repeat: int = 0,
     disturbed: bool = False,
+    energy_j: float | None = None,
     trial_id: str = "t",
     candidate_id: str = "c",
 ) -> Run:
@@ -67,6 +68,7 @@ def make_run(
         itl_ms=itl_ms,
         decode_tok_s=decode_tok_s,
         peak_mib=peak_mib,
+        energy_j=energy_j,
         disturbed=disturbed,
         started_at=START,
     )

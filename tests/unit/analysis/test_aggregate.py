@@ -65,6 +65,28 @@ def test_a_run_without_a_peak_leaves_the_cell_without_one() -> None:
     assert aggregate_cell([make_run(peak_mib=5.0), make_run(peak_mib=None)]).peak_mib is None
 
 
+def test_energy_is_that_of_a_run_over_all_its_tokens() -> None:
+    cell = Cell(128, 32, 4)
+    runs = [make_run(cell=cell, energy_j=joules) for joules in (128.0, 256.0, 1280.0)]
+    assert aggregate_cell(runs).energy_j_per_tok == pytest.approx(2.0)
+
+
+def test_energy_of_disturbed_runs_is_left_out() -> None:
+    runs = [make_run(energy_j=32.0), make_run(energy_j=3200.0, disturbed=True)]
+    assert aggregate_cell(runs).energy_j_per_tok == pytest.approx(1.0)
+
+
+def test_a_run_or_a_cell_without_energy_leaves_none() -> None:
+    assert aggregate_cell([make_run(energy_j=32.0), make_run()]).energy_j_per_tok is None
+    powered = aggregate_cells([make_run(energy_j=32.0), make_run(cell=Cell(512, 32, 1))])
+    assert aggregate(powered).energy_j_per_tok is None
+
+
+def test_energy_of_a_candidate_is_the_mean_over_its_cells() -> None:
+    cells = aggregate_cells([make_run(energy_j=32.0), make_run(cell=Cell(512, 32, 1), energy_j=128.0)])
+    assert aggregate(cells).energy_j_per_tok == pytest.approx(2.0)
+
+
 def test_no_runs_have_no_metrics() -> None:
     with pytest.raises(ValueError, match="without runs"):
         aggregate_cell([])

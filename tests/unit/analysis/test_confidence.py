@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -157,6 +158,29 @@ def test_the_median_of_an_even_number_of_runs_lies_between_the_middle_two() -> N
     rival = make_result(RIVAL, one_cell, repeats=2, ttft_ms=180.0)
 
     assert estimate(wavering, rival, profile=one_cell).winner_share == pytest.approx(0.77, abs=0.08)
+
+
+def with_disturbed_runs(result: TrialResult, *, slower: float, of: int) -> TrialResult:
+    """`result` with the first `of` of its runs disturbed and that much slower."""
+    runs = [
+        replace(run, ttft_ms=run.ttft_ms * slower, decode_tok_s=run.decode_tok_s / slower, disturbed=True)
+        for run in result.runs[:of]
+    ]
+    return replace(result, runs=(*runs, *result.runs[of:]))
+
+
+@pytest.mark.parametrize("of", [1, 6], ids=["some runs of a process", "all runs of a process"])
+def test_disturbed_runs_cannot_shake_a_winner_that_has_calm_ones(of: int) -> None:
+    rival = make_result(RIVAL, PROFILE)
+    winner = [make_result(WINNER, PROFILE, ttft_ms=50.0, decode_tok_s=80.0) for _ in range(3)]
+    disturbed = with_disturbed_runs(winner[0], slower=10.0, of=of)
+    assert estimate(rival, disturbed, *winner[1:]).winner_share == 1.0
+
+
+def test_the_runs_behind_a_confidence_are_the_calm_ones() -> None:
+    only = make_result(WINNER, PROFILE)
+    assert estimate(only).runs == 3
+    assert estimate(with_disturbed_runs(only, slower=2.0, of=2)).runs == 1
 
 
 def test_candidates_without_peaks_can_be_compared() -> None:

@@ -275,6 +275,19 @@ def test_break_even_is_unknown_where_a_cold_cost_is(known: dict[str, float]) -> 
     assert break_even(known, {**COLD, "decode_tok_s": 100.0}) is None
 
 
+def test_break_even_counts_what_steady_calls_would_not_have_cost() -> None:
+    # Its warm-up calls took 60 s together, but only 10 s more than as many steady ones.
+    slow_start = {"load_s": 1.0, "warmup_s": 60.0, "cold_s": 11.5, "decode_tok_s": 100.0}
+
+    assert break_even({**COLD, "cold_s": 1.5}, slow_start) == pytest.approx(1000.0)
+
+
+def test_break_even_of_records_without_that_column_counts_all_warm_up_calls() -> None:
+    assert break_even({"cold_s": 3.0}, {"load_s": 1.5, "warmup_s": 11.5, "decode_tok_s": 100.0}) == pytest.approx(
+        1000.0
+    )
+
+
 def test_break_even_of_the_baseline_is_0() -> None:
     ranking = rank([make_result(BASELINE, PROFILE, role=Role.BASELINE)], PROFILE)
 

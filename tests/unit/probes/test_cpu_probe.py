@@ -135,6 +135,15 @@ def test_this_machine_has_a_name_cores_and_memory() -> None:
     assert cpu.total_memory_mib() > 0
 
 
+def test_the_fastest_core_s_clock_is_told_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = cpu.clock_mhz()
+    assert clock is None or clock > 0
+    monkeypatch.setattr(psutil, "cpu_freq", lambda percpu: [])
+    assert cpu.clock_mhz() is None
+    monkeypatch.delattr(psutil, "cpu_freq")
+    assert cpu.clock_mhz() is None
+
+
 def lay_out(mount: Path, own: str, files: dict[str, str]) -> Path:
     """A cgroup mount under `mount` and a `/proc/self/cgroup` with the lines of `own`."""
     for name, content in files.items():

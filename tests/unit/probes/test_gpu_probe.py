@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import NoReturn
 
+import pynvml
 import pytest
 
 from kvray.probes.gpu import (
+    ClockEvent,
     GpuInfo,
+    clock_events,
     energy_mj,
     list_gpus,
     other_processes,
+    power_w,
     process_memory_mib,
     select_visible,
+    sm_clock_mhz,
+    temperature_c,
     used_memory_mib,
     visible_gpus,
     wait_until_released,
@@ -62,6 +71,8 @@ def test_without_a_driver_there_is_nothing_and_no_error() -> None:
     assert process_memory_mib(os.getpid(), GPUS) is None
     assert other_processes(GPUS[0], ()) == ()
     assert energy_mj(GPUS[0]) is None
+    assert clock_events(GPUS[0]) is None
+    assert sm_clock_mhz(GPUS[0]) is temperature_c(GPUS[0]) is power_w(GPUS[0]) is None
 
 
 @without_driver
@@ -85,6 +96,79 @@ def test_a_gpu_that_nvml_does_not_know_has_no_answers() -> None:
     assert used_memory_mib(GPUS[0]) is None
     assert energy_mj(GPUS[0]) is None
     assert other_processes(GPUS[0], ()) == ()
+
+
+def refusing(code: int) -> Callable[..., NoReturn]:
+    def refuse(*arguments: object) -> NoReturn:
+        raise pynvml.NVMLError(code)
+
+    return refuse
+
+
+def nvml(**answers: Callable[..., object]) -> SimpleNamespace:
+    """`pynvml` for one GPU, of a driver from 535 on unless `answers` say otherwise."""
+    heat = pynvml.nvmlClocksEventReasonHwThermalSlowdown | pynvml.nvmlClocksEventReasonSyncBoost
+    given: dict[str, Callable[..., object]] = {
+        "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
+        "nvmlDeviceGetCurrentClocksEventReasons": lambda handle: heat,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: pynvml.nvmlClocksThrottleReasonSwPowerCap,
+        "nvmlDeviceGetClockInfo": lambda handle, kind: {pynvml.NVML_CLOCK_SM: 1980}[kind],
+        "nvmlDeviceGetTemperature": lambda handle, sensor: {pynvml.NVML_TEMPERATURE_GPU: 61}[sensor],
+        "nvmlDeviceGetPowerUsage": lambda handle: 250_500,
+        "nvmlDeviceGetTotalEnergyConsumption": lambda handle: 7_000,
+        **answers,
+    }
+    unknown = [name for name in given if not hasattr(pynvml, name)]
+    assert not unknown, "only what NVML has may be asked"
+    constants = ("NVMLError", "NVMLError_FunctionNotFound", "NVML_CLOCK_SM", "NVML_TEMPERATURE_GPU")
+    return SimpleNamespace(**given, **{name: getattr(pynvml, name) for name in constants})
+
+
+def test_clock_temperature_power_and_energy_come_in_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvray.probes.gpu._nvml", nvml)
+    assert sm_clock_mhz(GPUS[0]) == 1980.0
+    assert temperature_c(GPUS[0]) == 61.0
+    assert power_w(GPUS[0]) == 250.5
+    assert energy_mj(GPUS[0]) == 7_000
+
+
+def test_what_a_card_does_not_support_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse = refusing(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    card = nvml(nvmlDeviceGetPowerUsage=refuse, nvmlDeviceGetTotalEnergyConsumption=refuse)
+    monkeypatch.setattr("kvray.probes.gpu._nvml", lambda: card)
+    assert power_w(GPUS[0]) is None
+    assert energy_mj(GPUS[0]) is None
+
+
+def test_clock_events_are_those_that_matter_by_the_driver_s_new_name_or_its_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvray.probes.gpu._nvml", nvml)
+    assert clock_events(GPUS[0]) == ClockEvent.HW_THERMAL
+    old = nvml(nvmlDeviceGetCurrentClocksEventReasons=refusing(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND))
+    monkeypatch.setattr("kvray.probes.gpu._nvml", lambda: old)
+    assert clock_events(GPUS[0]) == ClockEvent.POWER_CAP
+
+
+def test_clock_events_have_nvml_s_bits() -> None:
+    assert {event.name: event.value for event in ClockEvent} == {
+        "IDLE": pynvml.nvmlClocksEventReasonGpuIdle,
+        "POWER_CAP": pynvml.nvmlClocksEventReasonSwPowerCap,
+        "HW_SLOWDOWN": pynvml.nvmlClocksEventReasonHwSlowdown,
+        "SW_THERMAL": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+        "HW_THERMAL": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+        "POWER_BRAKE": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+    }
+
+
+@with_driver
+def test_a_gpu_tells_clock_temperature_power_and_what_shapes_its_clock() -> None:
+    for one in list_gpus():
+        assert clock_events(one) is not None
+        assert (sm_clock_mhz(one) or 0) > 0
+        assert 0 < (temperature_c(one) or 0) < 120
+        watts = power_w(one)
+        assert watts is None or 0 < watts < 2000
 
 
 @with_driver

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,17 @@ def test_names_may_break_where_a_reader_would_break_them() -> None:
 def test_a_tint_grows_with_the_difference_in_either_direction() -> None:
     tints = [heat(CellValue(value=1, times_as_good=ratio)) for ratio in (0.25, 0.5, 1.0, 1.1, 2.0, 8.0)]
     assert tints == ["0.55", "0.55", "0.00", "0.08", "0.55", "0.55"]
+
+
+def test_what_a_candidate_must_earn_back_and_whether_it_became_steady_are_shown() -> None:
+    slow_start = measured(WINNER, speed=1.5, cold_s=30.0, warmed_up=False, energy_j_per_tok=0.5)
+    powered = replace(slow_start, runs=tuple(replace(run, energy_j=50.0) for run in slow_start.runs))
+    info = info_of([measured(BASELINE, role=Role.BASELINE, cold_s=1.0), powered])
+    page = without_scripts(render_html(info))
+    assert f">{info.rows[0].pays_after}</td>" in page
+    assert "<small>never steady</small>" in page
+    assert ">Energy<small>J / token</small></th>" in page
+
+
+def test_energy_has_no_column_where_nobody_measured_it(realistic: ReportInfo) -> None:
+    assert "J / token" not in render_html(realistic)

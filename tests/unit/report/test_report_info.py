@@ -169,7 +169,33 @@ def test_break_even_is_told_for_a_slow_starter() -> None:
 
 def test_what_is_slower_than_the_baseline_never_pays() -> None:
     info = info_of([baseline(), measured(WINNER, speed=0.5)])
-    assert [row.pays_after for row in info.rows] == ["–", "–"]
+    assert [row.pays_after for row in info.rows] == ["–", "never"]
+    slow = info.rows[1].pays_after_order
+    assert slow is not None
+    assert slow > 1e12, "never sorts behind every number of tokens"
+
+
+def test_what_costs_no_more_to_start_pays_at_once() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=1.5)])
+    assert (info.rows[0].pays_after, info.rows[0].pays_after_order) == ("at once", 0)
+
+
+def test_an_unknown_cold_cost_leaves_open_when_a_candidate_pays() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=1.5, load_s=None)])
+    assert (info.rows[0].pays_after, info.rows[0].pays_after_order) == ("–", None)
+
+
+def test_a_candidate_that_never_became_steady_is_named() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=1.5, warmed_up=False)])
+    assert any(note.startswith("Its warm-up ended before two successive runs agreed") for note in info.headline.notes)
+    assert facts_of(info)["Warm-up"].endswith(f"Never steady within the calls allowed: {WINNER.label}.")
+    assert [cost.warmed_up for cost in info.cold] == [False, None]
+
+
+def test_energy_is_explained_where_it_was_measured(realistic: ReportInfo) -> None:
+    assert "Energy" not in facts_of(realistic)
+    info = info_of([measured(BASELINE, role=Role.BASELINE, energy_j_per_tok=0.7)])
+    assert facts_of(info)["Energy"].startswith("Of whole GPU boards by their own counter")
 
 
 def test_rows_count_the_processes_and_runs_they_rest_on(realistic: ReportInfo) -> None:
@@ -278,6 +304,26 @@ def test_a_sweep_that_others_disturbed_says_so_first_and_counts_the_runs() -> No
     runs = [run for one in realistic_results() for run in one.runs]
     assert not facts_of(info)["Disturbed runs"].startswith("None")
     assert f" of {len(runs):,} runs" in facts_of(info)["Disturbed runs"]
+
+
+def because(result: TrialResult, reasons: list[str]) -> TrialResult:
+    """`result` with its first runs disturbed by `reasons`."""
+    runs = [
+        replace(run, disturbed=reason is not None, disturbance=reason)
+        for run, reason in zip(result.runs, [*reasons, *[None] * len(result.runs)], strict=False)
+    ]
+    return replace(result, runs=tuple(runs))
+
+
+def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
+    reasons = ["thermal throttling", *(f"other programs used 1.{n} of 2 CPUs; thermal throttling" for n in range(5))]
+    reasons += [f"other programs used 0.{n} of 2 CPUs" for n in range(5, 9)]
+    info = info_of([because(measured(BASELINE, role=Role.BASELINE), reasons)])
+    assert info.headline.notes[0] == (
+        "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs): these figures are "
+        "not to be trusted; measure again when it is quiet."
+    )
+    assert facts_of(info)["Disturbed runs"].startswith("10 of 18 runs, most often: other programs used 1.0 of 2 CPUs.")
 
 
 def test_a_calm_sweep_has_no_such_note(realistic: ReportInfo) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, measured
 
 from kvray.record import Role, TrialStatus
@@ -94,3 +96,14 @@ def test_an_empty_sweep_renders() -> None:
     markdown = render_markdown(info_of([]))
     assert "**Nothing was measured: no candidate was launched.**" in markdown
     assert "## Ranking" not in markdown
+
+
+def test_energy_and_a_missing_steady_state_show_where_they_are_known(realistic: ReportInfo) -> None:
+    assert "J / token" not in render_markdown(realistic)
+    result = measured(BASELINE, role=Role.BASELINE, warmed_up=False)
+    powered = replace(result, runs=tuple(replace(run, energy_j=50.0) for run in result.runs))
+    markdown = render_markdown(info_of([powered, measured(WINNER, speed=1.2)]))
+    assert "J / token" in markdown
+    assert "(never steady)" in markdown
+    for table in tables(markdown):
+        assert len({cells(line) for line in table}) == 1

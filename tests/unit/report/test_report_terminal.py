@@ -22,7 +22,7 @@ def test_eighty_columns_hold_the_ranking_and_every_label(realistic: ReportInfo) 
     lines = printed(render_terminal(realistic)).splitlines()
     assert max(map(len, lines)) <= 80
     for row in realistic.rows:
-        start = f"{row.rank:>2}  {row.label}"
+        start = f"{row.rank:>2} {row.label}"
         assert any(line.startswith(start[:32]) for line in lines), start
 
 
@@ -60,3 +60,14 @@ def test_without_a_baseline_there_are_no_gain_columns() -> None:
     without = printed(render_terminal(info_of([measured(WINNER)])))
     assert "gain" in with_baseline
     assert "gain" not in without
+
+
+def test_every_ranked_candidate_says_after_how_many_tokens_it_pays() -> None:
+    slow_start = measured(WINNER, speed=1.5, cold_s=30.0)
+    info = info_of(
+        [measured(BASELINE, role=Role.BASELINE, cold_s=1.0), slow_start, measured(candidate("static"), speed=0.5)]
+    )
+    table = printed(render_terminal(info)).partition("───")[2].splitlines()
+    ends = {row.label: next(line for line in table if f" {row.label} " in line).split()[-1] for row in info.rows}
+    assert ends == {WINNER.label: info.rows[0].pays_after, BASELINE.label: "–", "static/sdpa/float32": "never"}
+    assert info.rows[0].pays_after.replace(",", "").isdigit()

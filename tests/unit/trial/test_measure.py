@@ -3,14 +3,13 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
-from trial_samples import Scripted, spec_of
+from trial_samples import Scripted, ScriptedWatch, spec_of
 
 from kvray.engines.base import Generation
 from kvray.trial.measure import (
     MeasurementError,
     check_generation,
     decode_tok_s,
-    is_disturbed,
     itl_ms,
     measure_run,
     ttft_ms,
@@ -50,21 +49,22 @@ def test_a_missing_time_stamp_is_refused() -> None:
 def test_a_run_carries_its_cell_its_raw_gaps_and_its_own_peak() -> None:
     model = Scripted()
     model.prepare(Cell(24, 4, 2))
-    run = measure_run(model, spec_of(batch_size=2), Cell(24, 4, 2), rung=2, repeat=1)
+    run = measure_run(model, spec_of(batch_size=2), Cell(24, 4, 2), rung=2, repeat=1, watch=ScriptedWatch())
     assert run.cell == Cell(24, 4, 2)
     assert (run.rung, run.repeat) == (2, 1)
     assert run.ttft_ms == pytest.approx(1000.0)
     assert run.itl_ms == pytest.approx((100.0, 100.0, 100.0))
     assert run.peak_mib == 64.0
+    assert run.reserved_peak_mib == 96.0
     assert run.started_at.tzinfo is dt.UTC
     assert model.calls[-3:] == ["reset_peak", "generate 4", "peak"]
 
 
-@pytest.mark.parametrize(
-    ("others", "available", "disturbed"),
-    [(None, 2, False), (0.05, 2, False), (0.9, 2, True), (0.9, 64, False), (0.31, 2, True)],
-)
-def test_a_run_is_disturbed_when_others_take_a_good_part_of_the_machine(
-    others: float | None, available: int, disturbed: bool
-) -> None:
-    assert is_disturbed(others, available) is disturbed
+def test_a_run_says_what_disturbed_it_and_what_energy_it_took() -> None:
+    model = Scripted()
+    watch = ScriptedWatch("thermal throttling", energy_j=12.5)
+    first, second = (
+        measure_run(model, spec_of(), Cell(24, 4, 1), rung=2, repeat=repeat, watch=watch) for repeat in range(2)
+    )
+    assert (first.disturbed, first.disturbance, first.energy_j) == (True, "thermal throttling", 12.5)
+    assert (second.disturbed, second.disturbance) == (False, None)

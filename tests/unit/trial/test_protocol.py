@@ -3,12 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from trial_samples import Scripted, ScriptedAdapter, profile_of, spec_of
+from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, profile_of, spec_of
 
+from kvray.candidate import DeviceType
 from kvray.engines.base import Observed, SubstitutedError
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
-from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol
+from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol, beyond_steady_s
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell
 
@@ -18,6 +19,7 @@ def protocol_of(
     *,
     spec: TrialSpec | None = None,
     may_continue: Callable[[], bool] = lambda: True,
+    watch: ScriptedWatch | None = None,
 ) -> tuple[TrialProtocol, list[Event]]:
     events: list[Event] = []
     protocol = TrialProtocol(
@@ -26,6 +28,8 @@ def protocol_of(
         emit=events.append,
         may_continue=may_continue,
         device_memory_mib=lambda: None,
+        open_watch=lambda device: watch or ScriptedWatch(),
+        clock=model.clock,
     )
     return protocol, events
 
@@ -129,6 +133,99 @@ def test_cold_costs_are_kept_apart_from_each_other() -> None:
     assert facts.first_call_s <= facts.warmup_s
     assert facts.compile_s is None, "nothing was compiled"
     assert facts.kv_cache_mib == 2.0
+
+
+ONE_CONTEXT = profile_of(context_lengths=(24,), output_lengths=(20,), repeats=1)
+
+
+def test_warm_up_seconds_are_those_of_its_calls_and_of_nothing_else() -> None:
+    protocol, _ = protocol_of(Scripted(ttfts=(9.0, 4.0, 1.0)), spec=spec_of(profile=ONE_CONTEXT))
+    protocol.run()
+    assert protocol.facts.first_call_s == 9.0
+    assert protocol.facts.warmup_s == 9.0 + 4.0 + 1.0 + 1.0 + 1.0, "four calls at rung 0, one at the full length"
+
+
+def test_cold_seconds_are_loading_and_what_calls_took_beyond_a_steady_one() -> None:
+    protocol, _ = protocol_of(Scripted(ttfts=(9.0, 4.0, 1.0)), spec=spec_of(profile=ONE_CONTEXT))
+    protocol.run()
+    assert protocol.facts.load_s == 1000.0
+    assert protocol.facts.cold_s == 1000.0 + 8.0 + 3.0
+    assert protocol.facts.warmed_up is True
+
+
+def test_a_steady_call_that_is_slower_than_one_before_makes_no_cold_cost_negative() -> None:
+    assert beyond_steady_s([5.0, 0.9, 1.0], is_steady=True) == 4.0
+
+
+def test_where_no_call_was_steady_the_shortest_stands_for_one() -> None:
+    assert beyond_steady_s([4.0, 2.0, 8.0], is_steady=False) == 2.0 + 6.0
+
+
+def test_one_cell_that_never_becomes_steady_is_told() -> None:
+    unsteady = [2.0**n for n in range(MAX_WARMUP_CALLS)]
+    protocol, _ = protocol_of(Scripted(ttfts=[*unsteady, 1.0]))
+    protocol.run()
+    assert protocol.facts.warmed_up is False
+
+
+def test_before_the_first_warm_up_nothing_is_known_of_it() -> None:
+    protocol, _ = protocol_of(Scripted())
+    assert (protocol.facts.warmed_up, protocol.facts.cold_s) == (None, None)
+
+
+LONG = profile_of(context_lengths=(24,), output_lengths=(20,), repeats=3)
+BUSY = "other programs used 0.9 of 2 CPUs"
+
+
+def runs_at(events: list[Event], rung: int) -> list[tuple[int, bool]]:
+    return [(run.repeat, run.disturbed) for run in runs_of(events) if run.rung == rung]
+
+
+def test_a_disturbed_run_is_repeated_at_once_and_kept() -> None:
+    protocol, events = protocol_of(
+        Scripted(), spec=spec_of(profile=LONG), watch=ScriptedWatch(None, BUSY, None, None, BUSY)
+    )
+    protocol.run()
+    assert runs_at(events, 0) == [(0, False)]
+    assert runs_at(events, 1) == [(0, True), (1, False)]
+    assert runs_at(events, 2) == [(2, False), (3, True), (4, False)]
+
+
+def test_a_cell_is_repeated_twice_per_rung_at_most() -> None:
+    protocol, events = protocol_of(Scripted(), spec=spec_of(profile=LONG), watch=ScriptedWatch(*[BUSY] * 99))
+    protocol.run()
+    assert [repeat for repeat, _ in runs_at(events, 0)] == [0, 1, 2]
+    assert [repeat for repeat, _ in runs_at(events, 1)] == [0, 1, 2]
+    assert [repeat for repeat, _ in runs_at(events, 2)] == [3, 4, 5, 6]
+
+
+def test_repeats_may_cost_a_share_of_what_the_trial_costs_anyway() -> None:
+    slow = Scripted(ttfts=(1.0, 1.0, 900.0))  # beside 3,002 busy seconds and the first run's 900, one more fits
+    protocol, events = protocol_of(
+        slow, spec=spec_of(profile=LONG), may_continue=lambda: False, watch=ScriptedWatch(*[BUSY] * 99)
+    )
+    protocol.run()
+    assert [repeat for repeat, _ in runs_at(events, 0)] == [0, 1]
+
+
+def test_the_watch_is_opened_before_the_model_is_loaded() -> None:
+    model = Scripted(ttfts=(1.0,))
+    opened: list[float] = []
+
+    def open_watch(device: DeviceType) -> ScriptedWatch:
+        opened.append(model.clock.now_s)
+        return ScriptedWatch()
+
+    TrialProtocol(
+        spec_of(),
+        ScriptedAdapter(model),
+        emit=lambda event: None,
+        may_continue=lambda: False,
+        device_memory_mib=lambda: None,
+        open_watch=open_watch,
+        clock=model.clock,
+    ).run()
+    assert opened == [0.0]
 
 
 def test_compile_time_is_noted_where_something_was_compiled() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed
 from kvray.engines.fake import FakeAdapter
+from kvray.probes.disturbance import Conditions, RunWatch, TrialWatch
 from kvray.record import Role
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
@@ -52,10 +53,48 @@ def spec_of(
     )
 
 
-class Scripted(LoadedModel):
-    """A model on a clock of its own: first tokens take `ttfts` seconds in turn (the last one for ever after)."""
+class Clock:
+    """Stands still unless told."""
 
-    def __init__(self, ttfts: Iterable[float] = (1.0,), observed: Observed | None = None) -> None:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class ScriptedWatch(TrialWatch):
+    """Says of the runs in turn what it was told; then that all is calm."""
+
+    def __init__(self, *disturbances: str | None, energy_j: float | None = None) -> None:
+        super().__init__(DeviceType.CPU)
+        self._disturbances = list(disturbances)
+        self._energy_j = energy_j
+
+    def start_run(self) -> RunWatch:
+        disturbance = self._disturbances.pop(0) if self._disturbances else None
+        return ScriptedRunWatch(self, Conditions(disturbance=disturbance, energy_j=self._energy_j))
+
+
+class ScriptedRunWatch(RunWatch):
+    def __init__(self, trial: TrialWatch, conditions: Conditions) -> None:
+        super().__init__(trial)
+        self._conditions = conditions
+
+    def finish(self) -> Conditions:
+        return self._conditions
+
+
+class Scripted(LoadedModel):
+    """A model on a clock of its own: first tokens take `ttfts` seconds in turn (the last one for ever after).
+
+    Every call moves `clock` on by its TTFT, and everything else (loading, preparing, observing) by 1000 s.
+    """
+
+    def __init__(
+        self, ttfts: Iterable[float] = (1.0,), observed: Observed | None = None, clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or Clock()
         self.calls: list[str] = []
         self._ttfts = list(ttfts)
         self._observed = observed or Observed(cache_class="Scripted")
@@ -63,16 +102,19 @@ class Scripted(LoadedModel):
 
     def prepare(self, cell: Cell) -> None:
         self.calls.append(f"prepare {cell.label}")
+        self.clock.now_s += 1000.0
         self._rows = cell.batch_size
 
     def generate(self, output_tokens: int) -> Generation:
         self.calls.append(f"generate {output_tokens}")
         ttft = self._ttfts.pop(0) if len(self._ttfts) > 1 else self._ttfts[0]
+        self.clock.now_s += ttft
         stamps = tuple(ttft + 0.1 * number for number in range(output_tokens))
         return Generation(started_s=0.0, token_s=stamps, tokens=(tuple(range(output_tokens)),) * self._rows)
 
     def observe(self) -> Observed:
         self.calls.append("observe")
+        self.clock.now_s += 1000.0
         return self._observed
 
     def kv_cache_bytes(self) -> int | None:
@@ -84,6 +126,9 @@ class Scripted(LoadedModel):
     def peak_memory_mib(self) -> float | None:
         self.calls.append("peak")
         return 64.0
+
+    def reserved_memory_mib(self) -> float | None:
+        return 96.0
 
     def count_tokens(self, text: str) -> int:
         return len(text)
@@ -102,4 +147,5 @@ class ScriptedAdapter(FakeAdapter):
         self.model = model
 
     def load(self, *arguments: object, **options: object) -> LoadedModel:
+        self.model.clock.now_s += 1000.0
         return self.model

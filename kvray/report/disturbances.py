@@ -1,0 +1,52 @@
+"""How much of a sweep was disturbed, and by what most of all."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kvray.record import Run, TrialResult
+from kvray.report import formats
+
+_FIGURE = re.compile(r"\d[\d.]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disturbances:
+    """Of all runs of a sweep.
+
+    Attributes:
+        reason: the most frequent one, with the figures of its first run; `None` where none is recorded.
+    """
+
+    runs: int
+    disturbed: int
+    reason: str | None
+
+    @property
+    def share(self) -> float:
+        """Of the runs; 0 when there are none."""
+        return self.disturbed / self.runs if self.runs else 0.0
+
+    @property
+    def counted(self) -> str:
+        """E.g. `12 of 40 runs`."""
+        return f"{formats.count(self.disturbed)} of {formats.plural(self.runs, 'run')}"
+
+
+def disturbances(results: Sequence[TrialResult]) -> Disturbances:
+    """Count them."""
+    runs = [run for result in results for run in result.runs]
+    return Disturbances(runs=len(runs), disturbed=sum(run.disturbed for run in runs), reason=_most_frequent(runs))
+
+
+def _most_frequent(runs: Iterable[Run]) -> str | None:
+    """Reasons that differ only in their figures are one; of equally frequent ones the first."""
+    seen: defaultdict[str, list[str]] = defaultdict(list)
+    for run in runs:
+        for reason in (run.disturbance or "").split("; "):
+            seen[_FIGURE.sub("#", reason)].append(reason)
+    seen.pop("", None)
+    return formats.clean_line(max(seen.values(), key=len)[0]) if seen else None
