@@ -6,8 +6,8 @@ each pair of neighbours is divided: kvray ÷ plain. The two plain ones, divided 
 the machine's own unrest makes of two things that are equal. With `--public-tool`, optimum-benchmark measures the
 candidates that it can express in the same turn.
 
-What differs in the public tool: it needs Transformers 4.57 (it does not import under 5), so another `generate` runs;
-its prompts are random ids; `min_new_tokens` instead of a disabled end-of-sequence token adds a small logits processor
+What differs in the public tool: it needs Transformers 4.57 (it does not import under 5), so another `generate` runs,
+and one that does not know the newer config's rope base (other text, the same arithmetic); its prompts are random ids; `min_new_tokens` instead of a disabled end-of-sequence token adds a small logits processor
 to each token; its prefill ends when the first logits are there, kvray's when the first token is on the host; its
 decode starts there and ends when `generate` returns. Tokens are counted alike: N - 1 of them are decode.
 """
@@ -69,6 +69,7 @@ def main() -> None:
         harnesses = Harnesses(profile=profile(quick=arguments.quick), scratch=Path(folder), tool_python=python)
         pairs, control, tool = measure(harnesses, candidates, blocks)
     report(pairs, control, tool)
+    print(f"\n{harnesses.disturbed_share:.0%} of kvray's runs were disturbed by other programs; quote 0 % only")
     figures = {**summary(pairs), **summary(control, "control_"), **summary(tool, "tool_")}
     lists = {"pairs": pairs, "control_pairs": control, "tool_pairs": tool}
     write_figures(
@@ -246,7 +247,7 @@ def tool_python(folder: Path) -> Path:
     """The interpreter of the public tool's environment; the environment is made if it is not there."""
     python = folder / "bin" / "python"
     if not python.exists():
-        venv.create(folder, with_pip=True)
+        venv.create(folder, with_pip=True, symlinks=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", *TOOL_PACKAGES], check=True, stdout=sys.stderr)
     return python
 
