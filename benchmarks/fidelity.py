@@ -7,9 +7,10 @@ the machine's own unrest makes of two things that are equal. With `--public-tool
 candidates that it can express in the same turn.
 
 What differs in the public tool: it needs Transformers 4.57 (it does not import under 5), so another `generate` runs,
-and one that does not know the newer config's rope base (other text, the same arithmetic); its prompts are random ids; `min_new_tokens` instead of a disabled end-of-sequence token adds a small logits processor
-to each token; its prefill ends when the first logits are there, kvray's when the first token is on the host; its
-decode starts there and ends when `generate` returns. Tokens are counted alike: N - 1 of them are decode.
+and one that does not know the newer config's rope base (other text, the same arithmetic). Its prompts are random ids;
+`min_new_tokens` instead of a disabled end-of-sequence token adds a small logits processor to each token. Its prefill
+ends when the first logits are there, kvray's when the first token is on the host; its decode starts there and ends
+when `generate` returns. Tokens are counted alike: N - 1 of them are decode.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def measure(
             now = {name: sides[name](candidate) for name in names}
             print(f"round {number + 1}: {candidate.label}", file=sys.stderr)
             pairs += divide(now["kvray"], now["plain"], candidate, number)
-            control += divide(now["plain"], before, candidate, block)
+            # Alternately later ÷ earlier and earlier ÷ later, for a drift to cancel here too.
+            control += divide(*((now["plain"], before) if block % 2 == 0 else (before, now["plain"])), candidate, block)
             tool += divide(now["kvray"], now.get("tool", {}), candidate, number)
             before = now["plain"]
     return pairs, control, tool
