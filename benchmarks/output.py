@@ -19,11 +19,16 @@ PACKAGES = ("kvray", "torch", "transformers", "ray")
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The arguments of a benchmark that has none of its own."""
+    return make_parser(description).parse_args()
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
     """`--quick` for a run of fewer repeats, `--json FILE` for the figures."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repeats: to see that it runs, not to quote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    return parser.parse_args()
+    return parser
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

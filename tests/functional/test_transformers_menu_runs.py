@@ -14,6 +14,7 @@ from transformers_samples import HEAD_DIM, KV_HEADS, LAYERS, load, make_candidat
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, CompileMode, DType
 from kvray.engines.base import UnsupportedError
 from kvray.engines.transformers import caches, loaded, xformers_attention
+from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.sliding_window import SinkWindowLayer, SlidingWindowCache
 from kvray.workload import Cell
 
@@ -129,17 +130,20 @@ def test_pages_keep_no_prompt_from_one_call_to_the_next(folder: Path) -> None:
 
 
 def test_a_prompt_in_pieces_is_worked_on_in_pieces_and_answers_the_same(folder: Path) -> None:
-    answers, longest = [], []
-    for chunk in (None, 16):
-        model = load(folder, candidate_of(prefill_chunk=chunk))
-        model.prepare(Cell(50, 6, 1))
-        fed: list[int] = []
-        model._model.model.embed_tokens.register_forward_hook(lambda _, args, out: fed.append(int(args[0].shape[1])))
-        answers.append(model.generate(6).tokens)
-        longest.append(max(fed))
-        model.close()
-    assert answers[0] == answers[1]
-    assert longest == [50, 16]
+    whole, pieces = (answer_and_fed(folder, chunk) for chunk in (None, 16))
+    assert whole[0] == pieces[0]
+    assert (max(whole[1]), max(pieces[1])) == (50, 16)
+
+
+def answer_and_fed(folder: Path, chunk: int | None) -> tuple[object, list[int]]:
+    """Tokens, and how many the model was fed at each step."""
+    model = load(folder, candidate_of(prefill_chunk=chunk))
+    model.prepare(Cell(50, 6, 1))
+    fed: list[int] = []
+    model._model.model.embed_tokens.register_forward_hook(lambda _, args, out: fed.append(int(args[0].shape[1])))
+    answer = model.generate(6).tokens
+    model.close()
+    return answer, fed
 
 
 def test_flex_attention_runs_and_is_told_from_other_attention(folder: Path) -> None:
@@ -162,12 +166,11 @@ def window_model(attention: str) -> tuple[Any, torch.Tensor]:
     torch.manual_seed(2)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY), attn_implementation=attention).eval()
     # Larger weights, so that what is attended to shows in the logits.
-    model.load_state_dict({name: 3 * weight for name, weight in model.state_dict().items()})
+    model.requires_grad_(False).load_state_dict({name: 3 * weight for name, weight in model.state_dict().items()})
     return model, torch.randint(0, 256, (2, 60))
 
 
-@torch.no_grad()
-def masked_logits(model: Any, ids: torch.Tensor, prompt: int, window: int, sinks: int) -> list[torch.Tensor]:
+def masked_logits(model: Any, ids: torch.Tensor, prompt: int, window: int, sinks: int) -> list[Any]:
     """By a full cache and a mask that shows sinks and window: what a cache that drops tokens must equal."""
     cache = DynamicCache(config=model.config)
     logits = [model(ids[:, :prompt], past_key_values=cache).logits[:, -1]]
@@ -181,8 +184,7 @@ def masked_logits(model: Any, ids: torch.Tensor, prompt: int, window: int, sinks
     return logits
 
 
-@torch.no_grad()
-def window_logits(model: Any, ids: torch.Tensor, prompt: int, cache: Any) -> list[torch.Tensor]:
+def window_logits(model: Any, ids: torch.Tensor, prompt: int, cache: Any) -> list[Any]:
     logits = [model(ids[:, :prompt], past_key_values=cache).logits[:, -1]]
     for position in range(prompt, ids.shape[1]):
         seen = torch.ones(ids.shape[0], position + 1, dtype=torch.long)
@@ -283,7 +285,7 @@ def test_a_cache_of_another_kind_or_size_is_a_substitution(
     cache: str, planted: str, complaint: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = caches.make_cache
-    other = loaded.call_arguments(make_candidate(planted))
+    other = call_arguments(make_candidate(planted))
     if planted == "static":
         monkeypatch.setattr(DynamicCache, "reset", lambda self: None, raising=False)
     monkeypatch.setattr(loaded, "make_cache", lambda arguments, config, cell: honest(other, config, cell))
@@ -297,7 +299,7 @@ def test_a_cache_of_another_kind_or_size_is_a_substitution(
 def test_an_attention_that_the_library_took_for_another_is_a_substitution(folder: Path) -> None:
     """`paged|sdpa` at load is plain `sdpa` without a word."""
     model = load(folder, candidate_of())
-    model._arguments = loaded.call_arguments(candidate_of())
+    model._arguments = call_arguments(candidate_of())
     model._model.config._attn_implementation = "paged|sdpa"
     model.prepare(Cell(24, 4, 1))
     assert "the model has 'paged|sdpa'" in "; ".join(model.observe().substitutions)
