@@ -195,6 +195,12 @@ def describe(request: ModelRequest) -> ModelInfo:
     if source.kind is SourceKind.FOLDER:
         _check_complete(request, folder)
     text_config = config.get_text_config(decoder=True)
+    layer_kinds = _layer_kinds(text_config)
+    if layer_kinds and not set(layer_kinds) - _WITHOUT_KEYS:
+        raise ModelError(
+            f"Model {request.model_id!r} is of type {config.model_type!r}, no layer of which keeps keys and values.",
+            hint="There is no KV cache to choose; kvray is for models with attention.",
+        )
     architectures = getattr(config, "architectures", None) or [config.model_type]
     return ModelInfo(
         model_id=source.portable_id,
@@ -203,9 +209,13 @@ def describe(request: ModelRequest) -> ModelInfo:
         max_context=getattr(text_config, "max_position_embeddings", None),
         native_dtype=_native_dtype(config),
         random_weights=source.kind is SourceKind.RANDOM,
-        layer_kinds=_layer_kinds(text_config),
+        layer_kinds=layer_kinds,
         missing_attentions=_missing_attentions(config),
     )
+
+
+_WITHOUT_KEYS = {"linear_attention", "conv", "dummy"}
+"""Kinds of layers that hold a state of fixed size, or none, instead of keys and values."""
 
 
 def _layer_kinds(text_config: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from kvray.workload import Cell, WorkloadProfile
 
 FULL_ATTENTION = "full_attention"
 TRUSTED_KERNELS = "kernels-community/"
-_WITH_KEYS = ("full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding")
+_PAGED_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _PAGED_ATTENTION = (
     AttentionBackend.EAGER,
     AttentionBackend.SDPA,
@@ -58,10 +58,10 @@ def _attention_of_model(candidate: Candidate, model: ModelInfo) -> str | None:
 
 def _cache_of_model(candidate: Candidate, model: ModelInfo) -> str | None:
     kinds = set(model.layer_kinds)
-    if not kinds or candidate.cache is CacheStrategy.DYNAMIC:
+    if not kinds:
         return None
-    if not kinds & set(_WITH_KEYS):
-        return f"no layer of {model.architecture} keeps keys and values: there is nothing to choose"
+    if candidate.cache is CacheStrategy.PAGED and not kinds <= _PAGED_KINDS:
+        return f"continuous batching pages keys and values only, this model has {_named(kinds - _PAGED_KINDS)}"
     if candidate.cache is CacheStrategy.QUANTIZED and kinds != {FULL_ATTENTION}:
         return f"QuantizedCache takes models with full attention only, this one has {_named(kinds - {FULL_ATTENTION})}"
     if candidate.cache is CacheStrategy.SLIDING_WINDOW and FULL_ATTENTION not in kinds:

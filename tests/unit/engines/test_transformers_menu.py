@@ -156,7 +156,7 @@ RECURRENT = replace(model(), layer_kinds=("linear_attention",) * 2, architecture
         ({"cache": "sliding_window(window=1024,sinks=4)"}, HYBRID, None),
         ({"cache": "sliding_window(window=9000,sinks=4)"}, model(), "a window of 9000 would drop nothing"),
         ({"cache": "quantized(backend=fp8)"}, HYBRID, "full attention only, this one has sliding attention"),
-        ({"cache": "static"}, RECURRENT, "no layer of S keeps keys and values"),
+        ({"cache": "paged"}, RECURRENT, "pages keys and values only, this model has linear attention"),
         ({"attention": "sdpa"}, RECURRENT, "Transformers has no sdpa for S"),
         ({"cache": "static(max_cache_len=100)"}, model(), "8448 tokens, more than max_cache_len=100"),
         ({"cache": "static(max_cache_len=9000)"}, model(), None),
