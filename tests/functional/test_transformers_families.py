@@ -1,4 +1,4 @@
-"""Every family of architectures works, or a cache that does not apply to it is rejected with the reason. Tiny models."""
+"""Every family of architectures works, or what does not apply to it is rejected with the reason. Tiny models."""
 
 from __future__ import annotations
 
