@@ -140,6 +140,7 @@ class TuningSearch:
             memory_note=adapter.memory_note(device.device),
             quality_note="Random weights: speed and memory are real, quality is not." if model.random_weights else None,
             trust_remote_code=self._config.trust_remote_code,
+            left_out=preview.left_out,
             seed=self._config.seed,
             arguments=self._arguments,
         )

@@ -12,7 +12,7 @@ from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
 from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
 from kvray.report.headline import Headline, headline
-from kvray.report.listing import StatusGroup, status_groups
+from kvray.report.listing import LeftOut, StatusGroup, left_out, status_groups
 from kvray.report.rows import (
     ColdCost,
     Observation,
@@ -78,6 +78,7 @@ class ReportInfo:
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
         groups: what is listed and not ranked.
+        left_out: what the engine knows and the sweep did not try.
         comparable: what must be equal for another sweep to be compared with this one.
     """
 
@@ -91,6 +92,7 @@ class ReportInfo:
     grids: tuple[CellGrid, ...]
     fallbacks: tuple[FallbackStep, ...]
     groups: tuple[StatusGroup, ...]
+    left_out: tuple[LeftOut, ...]
     cold: tuple[ColdCost, ...]
     observations: tuple[Observation, ...]
     qualities: tuple[Quality, ...]
@@ -128,6 +130,7 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
             for step in analysis.fallbacks
         ),
         groups=status_groups(analysis.ranking.unranked),
+        left_out=left_out(manifest),
         cold=cold_costs(analysis),
         observations=observations(analysis),
         qualities=qualities(analysis),

@@ -10,6 +10,7 @@ from kvray.analysis.ranking import UnrankedTrial
 from kvray.record import Role, TrialRecord, TrialStatus
 from kvray.report.formats import clean, clean_line
 from kvray.report.rows import label_of
+from kvray.store.manifest import SweepManifest
 
 _TITLES = {
     TrialStatus.OK: ("Measured, not ranked", "Ran to the end, and lacks a cell or misses a limit of the profile."),
@@ -39,6 +40,15 @@ class ListedTrials:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A value that the engine knows and the sweep did not try, and why."""
+
+    axis: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusGroup:
     """All unranked trials of one status."""
 
@@ -48,6 +58,14 @@ class StatusGroup:
     count: int
     is_failure: bool
     items: tuple[ListedTrials, ...]
+
+
+def left_out(manifest: SweepManifest) -> tuple[LeftOut, ...]:
+    """In the order of the engine's menu."""
+    return tuple(
+        LeftOut(axis=clean_line(axis), value=clean_line(value), reason=clean_line(reason))
+        for axis, value, reason in manifest.left_out
+    )
 
 
 def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:

@@ -18,6 +18,7 @@ class SweepManifest(BaseModel):
         device_name: of the device that was measured.
         memory_note: what `peak_mib` means on that device.
         quality_note: why quality is not measured, if so.
+        left_out: (axis, value, reason) of what the engine knows and this sweep did not try.
         seed: of the bootstrap.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume`.
     """
@@ -40,5 +41,6 @@ class SweepManifest(BaseModel):
     memory_note: str
     quality_note: str | None = None
     trust_remote_code: bool = False
+    left_out: tuple[tuple[str, str, str], ...] = ()
     seed: int = 0
     arguments: tuple[str, ...] = ()

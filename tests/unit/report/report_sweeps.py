@@ -151,6 +151,10 @@ def manifest(**values: Any) -> SweepManifest:
         "profile": PROFILE,
         "baseline_id": BASELINE.candidate_id,
         "memory_note": "Highest resident set of the measuring process within a run, weights included.",
+        "left_out": (
+            ("cache", "offloaded", "moves the cache between GPU and host memory: needs a CUDA GPU"),
+            ("dtype", "float16", "emulated on a CPU (prefill 6-10 times slower)"),
+        ),
         "arguments": ("HuggingFaceTB/SmolLM2-135M", "--profile", "chat-agent"),
     }
     return SweepManifest(**{**settings, **values})

@@ -234,6 +234,11 @@ def test_every_end_is_listed_with_its_reason_and_log(realistic: ReportInfo) -> N
     assert sum(group.count for group in groups.values()) == len(unsuccessful_results())
 
 
+def test_what_was_not_tried_is_listed_with_the_reason(realistic: ReportInfo) -> None:
+    assert [(one.axis, one.value) for one in realistic.left_out] == [("cache", "offloaded"), ("dtype", "float16")]
+    assert realistic.left_out[0].reason.endswith("needs a CUDA GPU")
+
+
 def test_equal_reasons_are_listed_once(realistic: ReportInfo) -> None:
     rejected = next(group for group in realistic.groups if group.status == "rejected")
     assert [len(item.labels) for item in rejected.items] == [4, 4]

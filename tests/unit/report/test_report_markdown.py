@@ -42,6 +42,7 @@ def test_the_report_has_every_section(realistic: ReportInfo) -> None:
         "### Stopped early (2)",
         "### Rejected before launch (8)",
         "### Not launched (1)",
+        "## Not tried",
         "## Cold costs",
         "## What really ran",
         "## Quality",
@@ -52,7 +53,7 @@ def test_the_report_has_every_section(realistic: ReportInfo) -> None:
 
 def test_every_table_is_rectangular(realistic: ReportInfo) -> None:
     found = tables(render_markdown(realistic))
-    assert len(found) == 7
+    assert len(found) == 8
     for table in found:
         assert len({cells(line) for line in table}) == 1
 
