@@ -32,6 +32,7 @@ class TrialStatus(enum.StrEnum):
     SUBSTITUTED = "substituted"
     """Something other than the asked-for kernel or cache ran."""
     QUALITY = "quality"
+    """Strays further from the reference than the profile's limit allows; its measurements so far are kept."""
     REJECTED = "rejected"
     """Never launched: a rule or the forecast excluded it."""
     SKIPPED = "skipped"
@@ -78,6 +79,9 @@ class Phase(enum.StrEnum):
     LOAD = "load"
     WARMUP = "warmup"
     MEASURE = "measure"
+    REFERENCE = "reference"
+    """Making what the model's candidates are compared with, once per model."""
+    QUALITY = "quality"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +135,11 @@ class TrialRecord:
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
         first_call_s: seconds of the very first generation.
         warmup_s: seconds of all warm-up calls together.
+        kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).
+        nll_delta, nll_delta_se: change of the text's negative log-likelihood, nats per token, and its standard error.
+        top1_agreement: share of tokens at which both hold the same one for the most probable.
+        quality_s: seconds of measuring that, beside the reference.
+        quality_note: why it was not measured, where it was tried.
         niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
     """
 
@@ -178,7 +187,10 @@ class TrialRecord:
 
     kl_mean: float | None = None
     nll_delta: float | None = None
+    nll_delta_se: float | None = None
     top1_agreement: float | None = None
+    quality_s: float | None = None
+    quality_note: str | None = None
 
     cache_class: str | None = None
     cache_layers: str | None = None

@@ -15,7 +15,7 @@ from rich.console import Console
 from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.output import print_report, summary
-from kvray.cli.parsing import parse_choices, parse_integers
+from kvray.cli.parsing import parse_choices, parse_integers, parse_limit
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import TuneConfig
@@ -49,6 +49,13 @@ def tune(
         str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=_WHAT)
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_WHAT)] = None,
+    max_quality_loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Most that a candidate may stray from the model's own output, KL in nats per token, or off.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     cache: Annotated[str | None, typer.Option(help="Cache strategies: dynamic, static.", rich_help_panel=_WHAT)] = None,
     attention: Annotated[
         str | None,
@@ -92,7 +99,7 @@ def tune(
     """
     config = TuneConfig(
         model_id=model,
-        profile=_workload(profile, context, output_len, batch_sizes, repeats),
+        profile=_workload(profile, context, output_len, batch_sizes, repeats, max_quality_loss),
         device=None if device is None else DeviceType.parse(device),
         engine=engine,
         output_dir=output,
@@ -136,7 +143,12 @@ def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> S
 
 
 def _workload(
-    name: str, context: str | None, output_len: str | None, batch_sizes: str | None, repeats: int | None
+    name: str,
+    context: str | None,
+    output_len: str | None,
+    batch_sizes: str | None,
+    repeats: int | None,
+    max_quality_loss: str | None,
 ) -> WorkloadProfile:
     return override_profile(
         get_profile(name),
@@ -144,6 +156,9 @@ def _workload(
         output_lengths=parse_integers(output_len, option="--output-len"),
         batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
         repeats=repeats,
+        limits={}
+        if max_quality_loss is None
+        else {"max_quality_loss": parse_limit(max_quality_loss, option="--max-quality-loss")},
     )
 
 

@@ -7,9 +7,12 @@ methods. `LoadedModel` lives in one measurement process: load, prepare a cell, g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kvray.candidate import Candidate, DeviceType, DType
 from kvray.errors import KvrayError
@@ -19,6 +22,8 @@ from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
 StartMethod = Literal["forkserver", "spawn"]
+ForcedToken = tuple[int, NDArray[np.float32]]
+"""A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
 
 
 class UnsupportedError(KvrayError):
@@ -161,6 +166,21 @@ class LoadedModel(ABC):
     @abstractmethod
     def observe(self) -> Observed:
         """Generate a few tokens under a profiler for the prepared cell and say what ran. Never timed."""
+
+    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
+        """Feed a fixed text as long as the prepared cell (context + output tokens), its last `forced` tokens through
+        the candidate's own cache, and say for each of these what the model thought of it given all tokens before.
+
+        The text depends on the tokenizer, the cell's length and `forced` only, so that candidates can be compared token
+        by token. Every sequence of the batch is fed the same; rows are the first and the last of them (one where there
+        is but one). The log-probabilities are the model's own, before any processing of the choice. Never timed; the
+        cell stays prepared.
+
+        Raises:
+            UnsupportedError: the engine or the candidate's cache cannot be asked this.
+            OutOfMemoryError
+        """
+        raise UnsupportedError("this engine tells no log-probabilities")
 
     @abstractmethod
     def kv_cache_bytes(self) -> int | None:

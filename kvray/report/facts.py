@@ -107,6 +107,7 @@ def workload_text(profile: WorkloadProfile) -> str:
         "first token at most {} ms": profile.limits.max_ttft_ms,
         "at least {} tok/s": profile.limits.min_decode_tok_s,
         "peak memory at most {} MiB": profile.limits.max_peak_mib,
+        "quality loss at most {} nats per token": profile.limits.max_quality_loss,
     }
     parts = [
         f"prompts of {_numbers(profile.context_lengths)} tokens",

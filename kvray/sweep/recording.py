@@ -70,6 +70,8 @@ def measured_record(
 
 def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
     observed = facts.observed
+    if facts.quality is not None:
+        record = record.with_(**vars(facts.quality))
     return record.with_(
         pid=facts.pid,
         niceness=facts.niceness,
@@ -81,6 +83,8 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         warmup_s=facts.warmup_s,
         kv_cache_mib=facts.kv_cache_mib,
         device_peak_mib=facts.device_peak_mib,
+        quality_s=facts.quality_s,
+        quality_note=facts.quality_note,
         threads=observed.threads,
         cache_class=observed.cache_class,
         cache_layers=observed.cache_layers,

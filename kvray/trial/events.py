@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from kvray.engines.base import Observed
 from kvray.record import Phase, Run, TrialStatus
+from kvray.trial.quality import QualityLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class TrialFacts:
     kv_cache_mib: float | None = None
     device_peak_mib: float | None = None
     observed: Observed = field(default_factory=Observed)
+    quality: QualityLoss | None = None
+    quality_s: float | None = None
+    quality_note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
