@@ -20,10 +20,15 @@ PACKAGES = ("kvray", "torch", "transformers", "ray")
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
     """`--quick` for a run of fewer repeats, `--json FILE` for the figures."""
+    return argument_parser(description).parse_args()
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """For a benchmark with arguments beyond those."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer repeats: to see that it runs, not to quote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    return parser.parse_args()
+    return parser
 
 
 def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

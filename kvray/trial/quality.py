@@ -115,7 +115,7 @@ def compare(reference: Reference, stream: Iterable[ForcedToken]) -> QualityLoss:
         raise IncomparableError(f"{len(kl)} tokens were forced, the reference has {len(reference.tokens)}")
     if bad := int(np.sum(~np.isfinite(kl) | ~np.isfinite(nll))):
         raise QualityError(f"log-probabilities are not finite at {bad} of {len(kl)} tokens")
-    difference = np.array(nll) - reference.nll
+    difference: Floats = np.array(nll) - reference.nll.astype(np.float64)
     return QualityLoss(
         kl_mean=float(np.mean(kl)),
         nll_delta=float(np.mean(difference)),

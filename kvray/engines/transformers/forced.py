@@ -27,7 +27,7 @@ _CHUNK_ROWS = 256
 """Positions over all sequences of a chunk: each has a row of logits as long as the vocabulary."""
 
 
-class ForcingProcessor(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed
+class ForcingProcessor(LogitsProcessor):
     """Notes the log-probabilities at every step of `generate`, then leaves nothing but the given token to choose."""
 
     def __init__(self, tokens: list[int]) -> None:
@@ -71,14 +71,14 @@ def force(
         yield from ((text[begin + 1 + place], seen[:, place]) for place in range(end - begin))
 
 
-@torch.no_grad()
 def _continue(model: Any, cache: Any, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
     """Logits of the last `new_tokens` of `ids`, which are not in the cache yet; inputs are made as `generate` does."""
     options = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(model.forward).parameters:
         options["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new_tokens, **options)
-    logits: torch.Tensor = model(**inputs, return_dict=True).logits
+    with torch.no_grad():
+        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new_tokens, **options)
+        logits: torch.Tensor = model(**inputs, return_dict=True).logits
     return logits
 
 

@@ -268,7 +268,7 @@ class TransformersModel(LoadedModel):
 
     def _token_ids(self, text: str) -> list[int]:
         # `verbose=False`: the text may be longer than the model takes; what is fed of it is cut to size.
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self._text_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
     def _text_config(self) -> Any:
