@@ -16,6 +16,7 @@ import signal
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -72,7 +73,7 @@ def load_reference(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Reference(**{field.name: arrays[field.name] for field in dataclasses.fields(Reference)})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise IncomparableError(f"the reference {str(path)!r} cannot be read: {first_line(error)}") from error
 
 

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from kvray.engines.base import ForcedToken
+from kvray.engines.base import ForcedToken, UnsupportedError
+from kvray.errors import first_line
 
 GENERATED_TOKENS = 8
 """Forced through `generate`. Each costs a decode step, as much as thirty tokens of a forward pass on a CPU."""
@@ -64,21 +65,37 @@ def force(
     generate(ids[:, :prompt_tokens], generated, LogitsProcessorList([processor]))
     yield from zip(text[prompt_tokens:], processor.seen, strict=False)
     # `generate` does not feed the last token that it chose.
-    fed, step = prompt_tokens + generated - 1, max(1, min(CHUNK_TOKENS, _CHUNK_ROWS // batch_size))
-    for begin in range(fed, len(text) - 1, step):
-        end = min(begin + step, len(text) - 1)
+    for begin, end in _chunks(prompt_tokens + generated - 1, len(text) - 1, batch_size):
         seen = _log_probabilities(_continue(model, cache, ids[:, :end], end - begin))
         yield from ((text[begin + 1 + place], seen[:, place]) for place in range(end - begin))
 
 
+def _chunks(begin: int, end: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Parts of `begin` to `end` that end at round lengths: some quantised caches pack no odd numbers of groups."""
+    step = max(1, min(CHUNK_TOKENS, _CHUNK_ROWS // batch_size))
+    while begin < end:
+        part_end = min((begin // step + 1) * step, end)
+        yield begin, part_end
+        begin = part_end
+
+
 def _continue(model: Any, cache: Any, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
-    """Logits of the last `new_tokens` of `ids`, which are not in the cache yet; inputs are made as `generate` does."""
+    """Logits of the last `new_tokens` of `ids`, which are not in the cache yet; inputs are made as `generate` does.
+
+    Raises:
+        UnsupportedError: the cache takes one token at a time only.
+    """
     options = {"attention_mask": torch.ones_like(ids), "past_key_values": cache, "use_cache": True}
     if "position_ids" in inspect.signature(model.forward).parameters:
         options["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    with torch.no_grad():
-        inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new_tokens, **options)
-        logits: torch.Tensor = model(**inputs, return_dict=True).logits
+    try:
+        with torch.no_grad():
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new_tokens, **options)
+            logits: torch.Tensor = model(**inputs, return_dict=True).logits
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, TypeError) as error:  # decoding token by token may well work
+        raise UnsupportedError(f"the cache does not go on with {new_tokens} tokens: {first_line(error)}") from error
     return logits
 
 
