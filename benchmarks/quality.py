@@ -1,7 +1,8 @@
 """What quality loss looks like: exact paths, other dtypes, quantised caches, and caches with a planted bug.
 
 The default limit (`kvray.workload.MAX_QUALITY_LOSS`) was chosen from this table. Quantised caches need the packages
-optimum-quanto and hqq; a row that cannot be had says why. `--quick` leaves all but three rows out.
+optimum-quanto and hqq; a row that cannot be had says why. Then what measuring quality takes of a ci-micro trial.
+`--quick` leaves all but three rows out.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from transformers import DynamicCache, QuantizedCache
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
+from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.errors import KvrayError, first_line
+from kvray.record import Role
+from kvray.trial.protocol import TrialProtocol
 from kvray.trial.quality import QualityLoss, Reference, compare, forced_tokens, summarize
-from kvray.workload import Cell
+from kvray.trial.reference import quality_cell, reference_path, save_reference
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+from kvray.workload import Cell, get_profile
 
 SINK_TOKENS = 4
 MakeCache = Callable[[Any], Any]
@@ -37,6 +43,11 @@ class Case:
     attention: AttentionBackend = AttentionBackend.SDPA
     dtype: DType = DType.FLOAT32
     make_cache: MakeCache | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """The configuration, but for the cache that none names."""
+        return Candidate(engine="transformers", cache=self.cache, attention=self.attention, dtype=self.dtype)
 
 
 class ShiftedCache(DynamicCache):
@@ -55,8 +66,8 @@ class SinklessCache(DynamicCache):
         """Drop them from what is kept, not from what the prompt itself sees."""
         is_first = self.get_seq_length(layer) == 0
         seen: tuple[Any, Any] = super().update(keys, values, layer, *arguments, **options)
-        if is_first:
-            kept = self.layers[layer]
+        kept = self.layers[layer]
+        if is_first and not getattr(kept, "is_sliding", False):  # a window drops them by itself
             kept.keys, kept.values = kept.keys[..., SINK_TOKENS:, :], kept.values[..., SINK_TOKENS:, :]
         return seen
 
@@ -87,8 +98,7 @@ class CaseModel(TransformersModel):
     """A model that runs a case's own cache."""
 
     def __init__(self, model: str, case: Case) -> None:
-        candidate = Candidate(engine="transformers", cache=case.cache, attention=case.attention, dtype=case.dtype)
-        super().__init__(ModelRequest(model_id=model), candidate, DeviceType.CPU)
+        super().__init__(ModelRequest(model_id=model), case.candidate, DeviceType.CPU)
         self._make_cache = case.make_cache
 
     def _fresh_cache(self) -> None:
@@ -111,13 +121,16 @@ def main() -> None:
         losses = measure(model, cell, CASES[:QUICK] if arguments.quick else CASES)
         print_table(
             f"{name}: loss against dynamic/sdpa/float32, {forced_tokens(cell)} of {sum(cell[:2])} tokens forced",
-            ("configuration", "KL, nats", "ΔNLL, nats", "its standard error", "top-1 agreement"),
+            ("configuration", "KL, nats", "of decoded", "ΔNLL, nats", "its standard error", "top-1 agreement"),
             [(case, *_row(loss)) for case, loss in losses.items()],
         )
         for case, loss in losses.items():
             key = f"{name}_{case}".replace(":", "").replace(",", "").replace(" ", "_").lower()
             values = {} if isinstance(loss, str) else vars(loss)
             figures |= {f"{key}_{field}": value for field, value in values.items()}
+    share = share_of_trial(arguments.models[0])
+    print(f"\nmeasuring quality took {share * 100:.1f} % of a ci-micro trial of {Path(arguments.models[0]).name}")
+    figures["quality_share_of_trial"] = share
     write_figures(arguments.json, figures, quick=arguments.quick)
 
 
@@ -129,6 +142,28 @@ def measure(model: str, cell: Cell, cases: Sequence[Case]) -> dict[str, QualityL
         losses[case.name] = _loss(model, case, cell, reference)
         print(f"{case.name}: {losses[case.name]}", file=sys.stderr, flush=True)
     return losses
+
+
+def share_of_trial(model: str) -> float:
+    """Seconds of measuring quality over all in which a ci-micro trial of the baseline is busy."""
+    case = Case(name="baseline")
+    adapter, request, device = TransformersAdapter(), ModelRequest(model_id=model), DeviceType.CPU
+    reference = ReferenceSpec(candidate=case.candidate, model_revision=adapter.describe_model(request).revision)
+    spec = TrialSpec(
+        run_id="benchmark",
+        trial_id="quality",
+        role=Role.BASELINE,
+        request=request,
+        candidate=case.candidate,
+        profile=get_profile("ci-micro"),
+        device=device,
+        timeout_s=600.0,
+        reference=reference,
+    )
+    save_reference(summarize(_forced(model, case, quality_cell(spec))), reference_path(spec, reference))
+    trial = TrialProtocol(spec, adapter, emit=lambda _: None, may_continue=lambda: True, device_memory_mib=lambda: None)
+    trial.run()
+    return (trial.facts.quality_s or 0.0) / trial.facts.busy_s
 
 
 def _loss(model: str, case: Case, cell: Cell, reference: Reference) -> QualityLoss | str:
@@ -146,9 +181,10 @@ def _forced(model: str, case: Case, cell: Cell) -> Any:
 
 def _row(loss: QualityLoss | str) -> tuple[str, ...]:
     if isinstance(loss, str):
-        return (loss[:60], "–", "–", "–")
+        return (loss[:60], "–", "–", "–", "–")
     return (
         f"{loss.kl_mean:.2g}",
+        f"{loss.kl_decode:.2g}",
         f"{loss.nll_delta:+.2g}",
         f"{loss.nll_delta_se:.2g}",
         f"{loss.top1_agreement * 100:.1f} %",

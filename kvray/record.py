@@ -136,6 +136,7 @@ class TrialRecord:
         first_call_s: seconds of the very first generation.
         warmup_s: seconds of all warm-up calls together.
         kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).
+        kl_decode: the same over the tokens that were decoded one by one.
         nll_delta, nll_delta_se: change of the text's negative log-likelihood, nats per token, and its standard error.
         top1_agreement: share of tokens at which both hold the same one for the most probable.
         quality_s: seconds of measuring that, beside the reference.
@@ -186,6 +187,7 @@ class TrialRecord:
     warmup_s: float | None = None
 
     kl_mean: float | None = None
+    kl_decode: float | None = None
     nll_delta: float | None = None
     nll_delta_se: float | None = None
     top1_agreement: float | None = None

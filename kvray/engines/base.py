@@ -25,6 +25,9 @@ StartMethod = Literal["forkserver", "spawn"]
 ForcedToken = tuple[int, NDArray[np.float32]]
 """A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
 
+DECODED_TOKENS = 6
+"""So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
+
 
 class UnsupportedError(KvrayError):
     """The engine refuses a configuration; the message carries the engine's own words."""
@@ -170,6 +173,8 @@ class LoadedModel(ABC):
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
         """Feed a fixed text as long as the prepared cell (context + output tokens), its last `forced` tokens through
         the candidate's own cache, and say for each of these what the model thought of it given all tokens before.
+
+        The first `DECODED_TOKENS` of them take the very path that `generate` measures, the others may be fed together.
 
         The text depends on the tokenizer, the cell's length and `forced` only, so that candidates can be compared token
         by token. Every sequence of the batch is fed the same; rows are the first and the last of them (one where there

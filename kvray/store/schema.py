@@ -70,6 +70,7 @@ TRIALS_SCHEMA = pa.schema(
         ("first_call_s", _FLOAT),
         ("warmup_s", _FLOAT),
         ("kl_mean", _FLOAT),
+        ("kl_decode", _FLOAT),
         ("nll_delta", _FLOAT),
         ("nll_delta_se", _FLOAT),
         ("top1_agreement", _FLOAT),

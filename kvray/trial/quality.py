@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.engines.base import ForcedToken
+from kvray.engines.base import DECODED_TOKENS, ForcedToken
 from kvray.errors import KvrayError
 from kvray.workload import Cell
 
@@ -20,6 +20,9 @@ FORCED_TOKENS = 256
 error that is recorded beside it tells."""
 TOP_TOKENS = 512
 """Most probable tokens of the reference that are kept one by one. The others count as one."""
+DECODE_LENIENCE = 10
+"""The limit holds for a mean over many tokens. Of a handful the mean may be several times larger by chance; that of a
+wrong path is tens of times larger (docs/quality.md)."""
 _REST_FLOOR = 1e-6
 """What is left beside the top tokens, where it is less: as much as the rounding of float32 values adds up to."""
 
@@ -41,6 +44,8 @@ class QualityLoss:
     Attributes:
         kl_mean: mean over tokens of KL(reference ‖ candidate), nats. Of distributions over the reference's `TOP_TOKENS`
             and one rest, so a lower bound of the whole vocabulary's.
+        kl_decode: the same over the first `DECODED_TOKENS` only: noisier, but a path that is wrong in decoding alone
+            would drown among the others.
         nll_delta: mean of the candidate's minus the reference's negative log-likelihood of the text, nats per token.
             Below 0 the candidate predicts the text better, by luck.
         nll_delta_se: standard error of `nll_delta`, from the token-by-token differences as if they were independent.
@@ -48,6 +53,7 @@ class QualityLoss:
     """
 
     kl_mean: float
+    kl_decode: float
     nll_delta: float
     nll_delta_se: float
     top1_agreement: float
@@ -118,6 +124,7 @@ def compare(reference: Reference, stream: Iterable[ForcedToken]) -> QualityLoss:
     difference: Floats = np.array(nll) - reference.nll.astype(np.float64)
     return QualityLoss(
         kl_mean=float(np.mean(kl)),
+        kl_decode=float(np.mean(kl[:DECODED_TOKENS])),
         nll_delta=float(np.mean(difference)),
         nll_delta_se=_standard_error(difference),
         top1_agreement=float(np.mean(agreement)),
@@ -125,7 +132,7 @@ def compare(reference: Reference, stream: Iterable[ForcedToken]) -> QualityLoss:
 
 
 def check_loss(loss: QualityLoss, limit: float | None) -> None:
-    """Refuse a loss beyond `limit` (nats per token); `None` allows any.
+    """Refuse a loss beyond `limit` (nats per token), or ten times that in decoding alone; `None` allows any.
 
     Raises:
         QualityError
@@ -134,6 +141,11 @@ def check_loss(loss: QualityLoss, limit: float | None) -> None:
         raise QualityError(
             f"KL {loss.kl_mean:.2g} nats per token is over the limit of {limit:g} "
             f"(top-1 agreement {loss.top1_agreement * 100:.1f} %)"
+        )
+    if limit is not None and loss.kl_decode > DECODE_LENIENCE * limit:
+        raise QualityError(
+            f"KL {loss.kl_decode:.2g} nats per token in decoding one by one is over {DECODE_LENIENCE} times the limit "
+            f"of {limit:g}, and {loss.kl_mean:.2g} over all tokens"
         )
 
 

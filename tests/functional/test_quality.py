@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def late_positions(model: Any) -> None:
     """Have everything after the prompt rotated as if it came one position later."""
     honest = model.prepare_inputs_for_generation
 
+    @functools.wraps(honest)
     def shifting(ids: torch.Tensor, **options: Any) -> Any:
         inputs = honest(ids, **options)
         if inputs["input_ids"].shape[1] < ids.shape[1]:

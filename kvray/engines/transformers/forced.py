@@ -16,11 +16,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from kvray.engines.base import ForcedToken, UnsupportedError
+from kvray.engines.base import DECODED_TOKENS, ForcedToken, UnsupportedError
 from kvray.errors import first_line
 
-GENERATED_TOKENS = 8
-"""Forced through `generate`. Each costs a decode step, as much as thirty tokens of a forward pass on a CPU."""
 CHUNK_TOKENS = 64
 """Fed at once afterwards. Less than the 128 tokens that a quantised cache keeps unquantised by default, so that it is
 met as in decoding: quantised on the way, not only behind."""
@@ -60,7 +58,7 @@ def force(
         generate: generates that many tokens after a prompt through `cache`, with these logits processors.
     """
     ids = torch.tensor([text], dtype=torch.long, device=model.device).expand(batch_size, -1)
-    prompt_tokens, generated = len(text) - forced, min(GENERATED_TOKENS, forced)
+    prompt_tokens, generated = len(text) - forced, min(DECODED_TOKENS, forced)
     processor = ForcingProcessor(text[prompt_tokens : prompt_tokens + generated])
     generate(ids[:, :prompt_tokens], generated, LogitsProcessorList([processor]))
     yield from zip(text[prompt_tokens:], processor.seen, strict=False)

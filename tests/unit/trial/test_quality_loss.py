@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvray.engines.base import ForcedToken
+from kvray.engines.base import DECODED_TOKENS, ForcedToken
 from kvray.trial.quality import (
     TOP_TOKENS,
     IncomparableError,
@@ -41,7 +41,7 @@ def random_stream(seed: int, *, vocabulary: int, tokens: int = 20, noise: float 
 @given(seed=st.integers(0, 1000), vocabulary=st.integers(2, 3 * TOP_TOKENS))
 def test_the_same_distribution_loses_nothing(seed: int, vocabulary: int) -> None:
     loss = compare(summarize(random_stream(seed, vocabulary=vocabulary)), random_stream(seed, vocabulary=vocabulary))
-    assert loss == QualityLoss(kl_mean=0.0, nll_delta=0.0, nll_delta_se=0.0, top1_agreement=1.0)
+    assert loss == QualityLoss(kl_mean=0.0, kl_decode=0.0, nll_delta=0.0, nll_delta_se=0.0, top1_agreement=1.0)
 
 
 def test_a_case_small_enough_to_compute_by_hand() -> None:
@@ -110,8 +110,18 @@ def test_at_most_half_of_a_text_is_forced(cell: Cell, tokens: int) -> None:
 
 
 def test_a_loss_beyond_the_limit_is_told_with_both_numbers() -> None:
-    loss = QualityLoss(kl_mean=0.41, nll_delta=0.3, nll_delta_se=0.02, top1_agreement=0.7)
+    loss = QualityLoss(kl_mean=0.41, kl_decode=0.41, nll_delta=0.3, nll_delta_se=0.02, top1_agreement=0.7)
     check_loss(loss, None)
     check_loss(loss, 0.41)
     with pytest.raises(QualityError, match=r"KL 0\.41 nats per token is over the limit of 0\.05 \(.*70\.0 %\)"):
         check_loss(loss, 0.05)
+
+
+def test_a_path_that_is_wrong_in_decoding_alone_does_not_drown_among_the_other_tokens() -> None:
+    even, wrong = (0.5, 0.5), (0.001, 0.999)
+    loss = compare(
+        summarize(stream(*[even] * 256)), stream(*[wrong] * DECODED_TOKENS, *[even] * (256 - DECODED_TOKENS))
+    )
+    assert loss.kl_mean < 0.1 < 2 < loss.kl_decode
+    with pytest.raises(QualityError, match=r"KL 2\.8 nats per token in decoding one by one is over 10 times"):
+        check_loss(loss, 0.1)
