@@ -25,7 +25,7 @@ StartMethod = Literal["forkserver", "spawn"]
 ForcedToken = tuple[int, NDArray[np.float32]]
 """A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
 
-DECODED_TOKENS = 6
+DECODED_TOKENS = 4
 """So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
 
 

@@ -37,7 +37,7 @@ from kvray.engines.transformers.forced import force
 from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
 from kvray.engines.transformers.observed import OBSERVED_TOKENS, forget_compiled_graphs, observe
 from kvray.errors import KvrayError, first_line
-from kvray.probes.cpu import PeakRss
+from kvray.probes.cpu import PeakRss, release_heap
 from kvray.workload import Cell
 
 _MIB = 1024 * 1024
@@ -137,6 +137,8 @@ class TransformersModel(LoadedModel):
                 forced=forced,
                 generate=self._generate_unprocessed,
             )
+        self._release_memory()
+        release_heap()
 
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""
