@@ -120,7 +120,7 @@ def main() -> None:
         name = Path(model).stem
         losses = measure(model, cell, CASES[:QUICK] if arguments.quick else CASES)
         print_table(
-            f"{name}: loss against dynamic/sdpa/float32, {forced_tokens(cell)} of {sum(cell[:2])} tokens forced",
+            f"{name}: loss against dynamic/sdpa/float32, {forced_tokens(cell)} tokens forced, cell {cell.label}",
             ("configuration", "KL, nats", "of decoded", "ΔNLL, nats", "its standard error", "top-1 agreement"),
             [(case, *_row(loss)) for case, loss in losses.items()],
         )

@@ -25,6 +25,8 @@ StartMethod = Literal["forkserver", "spawn"]
 ForcedToken = tuple[int, NDArray[np.float32]]
 """A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
 
+FORCED_TEXT_SHARE = 0.75
+"""Of a cell's length. All of it would take more than a tenth of a short trial's time."""
 DECODED_TOKENS = 4
 """So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
 
@@ -171,8 +173,9 @@ class LoadedModel(ABC):
         """Generate a few tokens under a profiler for the prepared cell and say what ran. Never timed."""
 
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
-        """Feed a fixed text as long as the prepared cell (context + output tokens), its last `forced` tokens through
-        the candidate's own cache, and say for each of these what the model thought of it given all tokens before.
+        """Feed a fixed text of `FORCED_TEXT_SHARE` of the prepared cell's length (context + output tokens), its last
+        `forced` tokens (at most half of the cell's) through the candidate's own cache, and say for each of these what
+        the model thought of it given all tokens before.
 
         The first `DECODED_TOKENS` of them take the very path that `generate` measures, the others may be fed together.
 

@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
+    FORCED_TEXT_SHARE,
     ForcedToken,
     Generation,
     LoadedModel,
@@ -125,7 +126,7 @@ class TransformersModel(LoadedModel):
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
         """See `LoadedModel.forced_log_probabilities`. A model without a tokenizer is fed random tokens."""
         cell = self._prepared_cell
-        text = self._forced_tokens(cache_length(cell), forced)
+        text = self._forced_tokens(forced)
         # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
         with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             self._fresh_cache()
@@ -242,8 +243,9 @@ class TransformersModel(LoadedModel):
         cache.reset()
         return cache
 
-    def _forced_tokens(self, length: int, forced: int) -> list[int]:
-        """`length` tokens: the prompts' text, then as many as are `forced` of the text for that."""
+    def _forced_tokens(self, forced: int) -> list[int]:
+        """The prompts' text, then as many tokens as are `forced` of the text for that."""
+        length = max(forced + 1, int(FORCED_TEXT_SHARE * cache_length(self._prepared_cell)))
         if self._tokenizer is None:
             return self._random_rows(1, length)[0]
         cell = Cell(length - forced, forced, 1)
