@@ -18,8 +18,8 @@ RUNG0_OUTPUT_TOKENS = 16
 MAX_QUALITY_LOSS = 0.1
 """Default of `Limits.max_quality_loss`, nats per token. Measured by `benchmarks/quality.py` (docs/quality.md): exact
 paths 1e-10, bfloat16 0.001 (SmolLM2-135M and Gemma-3-270M); caches of 8 bit up to 0.01, of 4 bit 0.02, of 2 bit 2; one
-that has lost the sink 1, one with keys beside their values 6. So it is five times the worst that is meant to pass and
-a tenth of the mildest that is not."""
+that has lost the sink 0.6 to 1.4, one with keys beside their values 7. So it is five times the worst that is meant to
+pass and a sixth of the mildest that is not."""
 
 
 class Cell(NamedTuple):
