@@ -32,6 +32,7 @@ class TrialStatus(enum.StrEnum):
     SUBSTITUTED = "substituted"
     """Something other than the asked-for kernel or cache ran."""
     QUALITY = "quality"
+    """Strays further from the reference than the profile's limit allows; its measurements so far are kept."""
     REJECTED = "rejected"
     """Never launched: a rule or the forecast excluded it."""
     SKIPPED = "skipped"
@@ -78,6 +79,9 @@ class Phase(enum.StrEnum):
     LOAD = "load"
     WARMUP = "warmup"
     MEASURE = "measure"
+    REFERENCE = "reference"
+    """Making what the model's candidates are compared with, once per model."""
+    QUALITY = "quality"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,12 @@ class TrialRecord:
         warmed_up: whether every cell became steady within the bounded number of warm-up calls.
         gpu_clock_mhz, gpu_power_w: medians of the SM clock and the boards' power right after runs.
         gpu_temperature_c: the highest after any run.
+        kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).
+        kl_decode: the same over the tokens that were decoded one by one.
+        nll_delta, nll_delta_se: change of the text's negative log-likelihood, nats per token, and its standard error.
+        top1_agreement: share of tokens at which both hold the same one for the most probable.
+        quality_s: seconds of measuring that, beside the reference.
+        quality_note: why it was not measured, where it was tried.
         niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
     """
 
@@ -199,8 +209,12 @@ class TrialRecord:
     warmed_up: bool | None = None
 
     kl_mean: float | None = None
+    kl_decode: float | None = None
     nll_delta: float | None = None
+    nll_delta_se: float | None = None
     top1_agreement: float | None = None
+    quality_s: float | None = None
+    quality_note: str | None = None
 
     cache_class: str | None = None
     cache_layers: str | None = None

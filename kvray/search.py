@@ -25,7 +25,11 @@ from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.progress import SweepObserver
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.sweep.slot import TrialOrder
-from kvray.trial.spec import TrialSpec
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+
+RANDOM_WEIGHTS_NOTE = (
+    "Random weights: speed and memory are real, quality is not; it is recorded, and its limit is not enforced."
+)
 
 
 class SearchObserver(SweepObserver, Protocol):
@@ -138,7 +142,7 @@ class TuningSearch:
             dropped_contexts=preview.dropped_contexts,
             baseline_id=preview.space.baseline.candidate_id,
             memory_note=adapter.memory_note(device.device),
-            quality_note="Random weights: speed and memory are real, quality is not." if model.random_weights else None,
+            quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
             trust_remote_code=self._config.trust_remote_code,
             left_out=preview.left_out,
             seed=self._config.seed,
@@ -203,6 +207,11 @@ def _opened_manifest(store: ResultsStore, config: TuneConfig, new: SweepManifest
 def _trial_specs(config: TuneConfig, preview: Preview, request: ModelRequest, run_id: str) -> list[TrialSpec]:
     """One trial per candidate, baseline first. A trial's id is the same in every attempt at this sweep."""
     space = preview.space
+    reference = ReferenceSpec(
+        candidate=space.baseline,
+        model_revision=preview.model.revision,
+        enforced=not preview.model.random_weights,
+    )
     return [
         TrialSpec(
             run_id=run_id,
@@ -213,6 +222,7 @@ def _trial_specs(config: TuneConfig, preview: Preview, request: ModelRequest, ru
             profile=preview.profile,
             device=preview.device.device,
             timeout_s=config.timeout_s,
+            reference=reference,
         )
         for number, candidate in enumerate(space.candidates)
     ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,6 +15,11 @@ from kvray.errors import OutputError, ProfileError, describe_problems
 
 PositiveInt = Annotated[int, Field(gt=0)]
 RUNG0_OUTPUT_TOKENS = 16
+MAX_QUALITY_LOSS = 0.1
+"""Default of `Limits.max_quality_loss`, nats per token. Measured by `benchmarks/quality.py` (docs/quality.md): exact
+paths 1e-10, bfloat16 0.001 (SmolLM2-135M and Gemma-3-270M); caches of 8 bit up to 0.01, of 4 bit 0.02, of 2 bit 2; one
+that has lost the sink 0.6 to 1.4, one with keys beside their values 7. So it is five times the worst that is meant to
+pass and a sixth of the mildest that is not."""
 
 
 class Cell(NamedTuple):
@@ -30,13 +37,18 @@ class Cell(NamedTuple):
 
 
 class Limits(BaseModel):
-    """What a candidate must keep to be ranked; `None` asks nothing. Compared with means over the profile's cells."""
+    """What a candidate must keep to be ranked; `None` asks nothing. Compared with means over the profile's cells.
+
+    Attributes:
+        max_quality_loss: mean KL of the reference from the candidate, nats per token; a trial beyond it ends there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_ttft_ms: Annotated[float, Field(gt=0)] | None = None
     min_decode_tok_s: Annotated[float, Field(gt=0)] | None = None
     max_peak_mib: Annotated[float, Field(gt=0)] | None = None
+    max_quality_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_QUALITY_LOSS
 
 
 class WorkloadProfile(BaseModel):
@@ -238,8 +250,9 @@ def override_profile(
     output_lengths: tuple[int, ...] = (),
     batch_sizes: tuple[int, ...] = (),
     repeats: int | None = None,
+    limits: Mapping[str, float | None] = MappingProxyType({}),
 ) -> WorkloadProfile:
-    """`profile` with what is given replaced (empty and `None` keep the profile's own).
+    """`profile` with what is given replaced (empty and `None` keep the profile's own; a `None` in `limits` lifts one).
 
     Raises:
         ProfileError: a value is not allowed.
@@ -250,7 +263,9 @@ def override_profile(
         "batch_sizes": batch_sizes,
         "repeats": repeats,
     }
-    changes = {field: value for field, value in given.items() if value not in ((), None)}
+    changes: dict[str, object] = {field: value for field, value in given.items() if value not in ((), None)}
+    if limits:
+        changes["limits"] = {**profile.limits.model_dump(), **limits}
     return _validated({**profile.model_dump(), **changes}, source=f"Profile {profile.name!r}") if changes else profile
 
 

@@ -23,6 +23,8 @@ _DURING = {
     Phase.LOAD: "while loading the model",
     Phase.WARMUP: "while warming up",
     Phase.MEASURE: "while measuring",
+    Phase.REFERENCE: "while making the reference for quality",
+    Phase.QUALITY: "while measuring quality",
 }
 _PHASE_EXPLAINS = (TrialStatus.OOM, TrialStatus.TIMEOUT, TrialStatus.CRASHED, TrialStatus.ERROR)
 

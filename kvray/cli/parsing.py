@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 from typing import TypeVar
 
@@ -9,6 +11,8 @@ from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Cach
 from kvray.errors import InvalidValueError
 
 C = TypeVar("C", bound=Choice)
+OFF = "off"
+"""Lifts a limit."""
 
 
 def parse_choices(text: str | None, kind: type[C]) -> tuple[C, ...]:
@@ -74,6 +78,21 @@ def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:
             f"{option} {text!r} is not a list of positive integers.", hint="Write it like 512 or 512,1024."
         )
     return tuple(int(part) for part in parts)
+
+
+def parse_limit(text: str, *, option: str) -> float | None:
+    """`"0.05"` as a positive number; `None` for `"off"`.
+
+    Raises:
+        InvalidValueError: it is neither.
+    """
+    if text.strip().lower() == OFF:
+        return None
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0 < value < math.inf:
+            return value
+    raise InvalidValueError(f"{option} {text!r} is neither a positive number nor {OFF}.", hint="Write it like 0.05.")
 
 
 def _parts(text: str | None) -> list[str]:

@@ -20,6 +20,7 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_integers,
+    parse_limit,
     parse_optional_integers,
 )
 from kvray.cli.preview import print_preview
@@ -57,6 +58,13 @@ def tune(
         str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=_WHAT)
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_WHAT)] = None,
+    max_quality_loss: Annotated[
+        str | None,
+        typer.Option(
+            help="Most that a candidate may stray from the model's own output, KL in nats per token, or off.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     space: Annotated[
         str, typer.Option(help="default, full, or a YAML file with blocks of axes.", rich_help_panel=_AXES)
     ] = DEFAULT_SPACE,
@@ -120,7 +128,7 @@ def tune(
     """
     config = TuneConfig(
         model_id=model,
-        profile=_workload(profile, context, output_len, batch_sizes, repeats),
+        profile=_workload(profile, context, output_len, batch_sizes, repeats, max_quality_loss),
         device=None if device is None else DeviceType.parse(device),
         engine=engine,
         output_dir=output,
@@ -168,7 +176,12 @@ def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> S
 
 
 def _workload(
-    name: str, context: str | None, output_len: str | None, batch_sizes: str | None, repeats: int | None
+    name: str,
+    context: str | None,
+    output_len: str | None,
+    batch_sizes: str | None,
+    repeats: int | None,
+    max_quality_loss: str | None,
 ) -> WorkloadProfile:
     return override_profile(
         get_profile(name),
@@ -176,6 +189,9 @@ def _workload(
         output_lengths=parse_integers(output_len, option="--output-len"),
         batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
         repeats=repeats,
+        limits={}
+        if max_quality_loss is None
+        else {"max_quality_loss": parse_limit(max_quality_loss, option="--max-quality-loss")},
     )
 
 

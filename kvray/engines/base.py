@@ -7,9 +7,12 @@ methods. `LoadedModel` lives in one measurement process: load, prepare a cell, g
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kvray.candidate import AttentionBackend, CacheChoice, Candidate, DeviceType, DType
 from kvray.errors import KvrayError
@@ -19,6 +22,13 @@ from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
 StartMethod = Literal["forkserver", "spawn"]
+ForcedToken = tuple[int, NDArray[np.float32]]
+"""A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
+
+FORCED_TEXT_SHARE = 0.75
+"""Of a cell's length. All of it would take more than a tenth of a short trial's time."""
+DECODED_TOKENS = 4
+"""So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
 
 
 class UnsupportedError(KvrayError):
@@ -166,6 +176,24 @@ class LoadedModel(ABC):
     @abstractmethod
     def observe(self) -> Observed:
         """Generate a few tokens under a profiler for the prepared cell and say what ran. Never timed."""
+
+    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
+        """Feed a fixed text of `FORCED_TEXT_SHARE` of the prepared cell's length (context + output tokens), its last
+        `forced` tokens (at most half of the cell's) through the candidate's own cache, and say for each of these what
+        the model thought of it given all tokens before.
+
+        The first `DECODED_TOKENS` of them take the very path that `generate` measures, the others may be fed together.
+
+        The text depends on the tokenizer, the cell's length and `forced` only, so that candidates can be compared token
+        by token. Every sequence of the batch is fed the same; rows are the first and the last of them (one where there
+        is but one). The log-probabilities are the model's own, before any processing of the choice. Never timed; the
+        cell stays prepared.
+
+        Raises:
+            UnsupportedError: the engine or the candidate's cache cannot be asked this.
+            OutOfMemoryError
+        """
+        raise UnsupportedError("this engine tells no log-probabilities")
 
     @abstractmethod
     def kv_cache_bytes(self) -> int | None:

@@ -12,9 +12,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar
+
+import numpy as np
 
 from kvray.candidate import (
     AttentionBackend,
@@ -30,6 +32,7 @@ from kvray.engines.base import (
     AxisValue,
     DeviceFacts,
     EngineAdapter,
+    ForcedToken,
     Generation,
     LoadedModel,
     ModelInfo,
@@ -47,6 +50,9 @@ PREFIX = "fake:"
 PREFILL_S_PER_TOKEN = 2e-6
 DECODE_S_PER_TOKEN = 5e-4
 MAX_CONTEXT = 4096
+VOCABULARY = 32
+LOSSY_NOISE = 2.0
+"""Standard deviation of what `lossy` adds to the logits."""
 _SPEED: Mapping[str, float] = {
     "static": 0.8,
     "dynamic": 1.0,
@@ -77,6 +83,8 @@ class Misbehaviour(enum.StrEnum):
     """Hangs and ignores SIGTERM."""
     CHILDREN = "children"
     """Leaves a process behind in its own process group."""
+    LOSSY = "lossy"
+    """Tells log-probabilities far from those of the other candidates."""
 
     def act(self) -> None:
         """Do it."""
@@ -107,6 +115,8 @@ class Misbehaviour(enum.StrEnum):
                 if os.fork() == 0:
                     time.sleep(3600)
                     os._exit(0)
+            case Misbehaviour.LOSSY:
+                pass  # is nothing to do at a moment
 
 
 class FakeAdapter(EngineAdapter):
@@ -203,6 +213,7 @@ class FakeModel(LoadedModel):
         ]
         self._factor = _SPEED[candidate.cache] * _SPEED[candidate.attention] * _SPEED[candidate.dtype]
         self._cell = Cell(1, 1, 1)
+        self._is_lossy = any(how is Misbehaviour.LOSSY for how, _ in self._todo)
 
     def misbehave(self, phase: str) -> None:
         """Do what was commanded for this phase, once."""
@@ -237,6 +248,17 @@ class FakeModel(LoadedModel):
             kv_dtype=self._candidate.dtype.value,
             threads=1,
         )
+
+    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
+        """See `LoadedModel.forced_log_probabilities`."""
+        self.misbehave("quality")
+        text, noise = np.random.default_rng(1), np.random.default_rng(2)
+        for _ in range(forced):
+            logits = text.normal(size=VOCABULARY)
+            if self._is_lossy:
+                logits = logits + LOSSY_NOISE * noise.normal(size=VOCABULARY)
+            logs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+            yield int(text.integers(VOCABULARY)), np.stack([logs] * min(2, self._cell.batch_size))
 
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""

@@ -1,7 +1,9 @@
 """Prompts of exactly n tokens of real text, the same for every candidate.
 
 The text is public domain (Carroll, Austen, Melville, the Declaration of Independence, Cervantes, Dante, Goethe,
-Proust, Dickens, Shakespeare) with two functions of our own: several languages and code.
+Proust, Dickens, Shakespeare) with two functions of our own: several languages and code. Quality is measured on
+another one (Bécquer, Heine, Hugo, Conan Doyle, Lao Tzu, Tolstoy, code of our own), which quotes the first one's
+beginning so that a cache that has lost it shows.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ ROW_STRIDE = 97
 def prompt_text() -> str:
     """The whole text, about 6,400 characters."""
     return files("kvray.engines").joinpath("prompt_text.txt").read_text(encoding="utf-8")
+
+
+def forced_text() -> str:
+    """The text that is teacher-forced for quality, about 1,300 characters, 300 to 450 tokens."""
+    return files("kvray.engines").joinpath("forced_text.txt").read_text(encoding="utf-8")
 
 
 def tile_tokens(

@@ -6,6 +6,7 @@ Works on Linux in full; elsewhere psutil answers what it can.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -104,6 +105,12 @@ class PeakRss:
         self._highest_seen_mib = max(self._highest_seen_mib, _current_rss_mib())
         high_water = _high_water_mib() if self._is_exact else None
         return self._highest_seen_mib if high_water is None else max(high_water[0], self._highest_seen_mib)
+
+
+def release_heap() -> None:
+    """Give freed memory back to the system, so that what one step held is not in the peak of the next (glibc only)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reset_high_water() -> bool:

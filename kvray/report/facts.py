@@ -107,6 +107,7 @@ def workload_text(profile: WorkloadProfile) -> str:
         "first token at most {} ms": profile.limits.max_ttft_ms,
         "at least {} tok/s": profile.limits.min_decode_tok_s,
         "peak memory at most {} MiB": profile.limits.max_peak_mib,
+        "quality loss at most {} nats per token": profile.limits.max_quality_loss,
     }
     parts = [
         f"prompts of {_numbers(profile.context_lengths)} tokens",
@@ -152,7 +153,13 @@ def _score(profile: WorkloadProfile) -> str:
 
 def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
     if any(record.kl_mean is not None for record in records):
-        return "A fixed text, teacher-forced through the candidate's cache, against the reference."
+        limit = manifest.profile.limits.max_quality_loss
+        told = "no limit" if limit is None else f"limit {formats.quantity(limit)} nats per token"
+        text = f"A fixed text, teacher-forced through the candidate's cache, against the baseline; {told}."
+        return f"{text} {formats.clean_line(manifest.quality_note)}" if manifest.quality_note else text
+    reasons = _values(record.quality_note for record in records)
+    if reasons:
+        return f"Not measured: {reasons}."
     return formats.clean_line(manifest.quality_note or "Not measured.")
 
 

@@ -108,6 +108,7 @@ class Quality:
     label: str
     kl_mean: float | None
     nll_delta: float | None
+    nll_delta_se: float | None
     top1_agreement: float | None
 
 
@@ -200,6 +201,7 @@ def qualities(analysis: Analysis) -> tuple[Quality, ...]:
             label=label_of(record),
             kl_mean=record.kl_mean,
             nll_delta=record.nll_delta,
+            nll_delta_se=record.nll_delta_se,
             top1_agreement=record.top1_agreement,
         )
         for record in _records(analysis)

@@ -72,6 +72,8 @@ def measured_record(
 
 def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
     observed = facts.observed
+    if facts.quality is not None:
+        record = record.with_(**vars(facts.quality))
     return record.with_(
         pid=facts.pid,
         niceness=facts.niceness,
@@ -88,6 +90,8 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         gpu_clock_mhz=facts.device_state.clock_mhz,
         gpu_temperature_c=facts.device_state.temperature_c,
         gpu_power_w=facts.device_state.power_w,
+        quality_s=facts.quality_s,
+        quality_note=facts.quality_note,
         threads=observed.threads,
         cache_class=observed.cache_class,
         cache_layers=observed.cache_layers,

@@ -16,6 +16,7 @@ from kvray.record import TrialStatus
 from kvray.trial.events import Event, TrialEnded
 from kvray.trial.orphans import die_with_parent
 from kvray.trial.protocol import TrialProtocol
+from kvray.trial.quality import QualityError
 from kvray.trial.spec import TrialSpec
 
 CONTINUE = "continue"
@@ -25,6 +26,7 @@ _STATUS_OF = (
     (MemoryError, TrialStatus.OOM),
     (UnsupportedError, TrialStatus.UNSUPPORTED),
     (SubstitutedError, TrialStatus.SUBSTITUTED),
+    (QualityError, TrialStatus.QUALITY),
 )
 
 

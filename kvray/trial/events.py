@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from kvray.engines.base import Observed
 from kvray.probes.disturbance import DeviceState
 from kvray.record import Phase, Run, TrialStatus
+from kvray.trial.quality import QualityLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class TrialFacts:
     device_peak_mib: float | None = None
     device_state: DeviceState = field(default_factory=DeviceState)
     observed: Observed = field(default_factory=Observed)
+    quality: QualityLoss | None = None
+    quality_s: float | None = None
+    quality_note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

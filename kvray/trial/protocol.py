@@ -1,7 +1,7 @@
 """The course of a trial inside its process: fetch, load, then rung by rung prepare, warm up, measure, report.
 
-Rung 0 measures every context length once with few tokens, rung 1 every cell once, rung 2 the remaining repeats. After
-each rung the slot says whether to go on.
+Rung 0 measures every context length once with few tokens, and quality at the longest; rung 1 every cell once, rung 2
+the remaining repeats. After each rung the slot says whether to go on.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from kvray.candidate import DeviceType
-from kvray.engines.base import EngineAdapter, LoadedModel, SubstitutedError
+from kvray.engines.base import EngineAdapter, LoadedModel, OutOfMemoryError, SubstitutedError, UnsupportedError
+from kvray.errors import first_line
 from kvray.probes.cpu import available_cpus
 from kvray.probes.disturbance import TrialWatch
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialFacts
 from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
+from kvray.trial.quality import IncomparableError, QualityError, check_loss, compare, forced_tokens
+from kvray.trial.reference import ensure_reference, load_reference, quality_cell, reference_path
 from kvray.trial.repeats import ExtraRuns
-from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.trial.spec import LAST_RUNG, ReferenceSpec, TrialSpec
 from kvray.workload import Cell
 
 WARMUP_TOKENS = 8
@@ -69,22 +73,36 @@ class TrialProtocol:
         self._prepared: Cell | None = None
         self._steady: dict[tuple[int, int], tuple[float, float]] = {}
         self._observed = False
+        self._reference: Path | None = None
 
     def run(self) -> bool:
         """Run rung after rung until the last one is done (`True`) or the slot says stop (`False`)."""
         self._watch = self._open_watch(self._spec.device)
         self._enter(Phase.PREPARE)
+        if self._spec.reference is not None:
+            self._find_reference(self._spec.reference)
         self._adapter.fetch_weights(self._spec.request)
         model = self._load()
         try:
             for rung in range(LAST_RUNG + 1):
                 self._run_rung(model, rung)
+                if rung == 0 and self._spec.reference is not None and self._reference is not None:
+                    self._measure_quality(model, self._spec.reference, self._reference)
                 self._emit(RungFinished(rung=rung, facts=self.facts))
                 if rung < LAST_RUNG and not self._may_continue():
                     return False
             return True
         finally:
             model.close()
+
+    def _find_reference(self, reference: ReferenceSpec) -> None:
+        """Before anything is computed here: see `trial.reference`."""
+        path = reference_path(self._spec, reference)
+        with self._busy():
+            note = ensure_reference(self._spec, self._adapter, path, fetched=lambda: self._enter(Phase.REFERENCE))
+        if note is None:
+            self._reference = path
+        self.facts = replace(self.facts, quality_note=note)
 
     def _load(self) -> LoadedModel:
         self._enter(Phase.LOAD)
@@ -121,6 +139,26 @@ class TrialProtocol:
         self.facts = replace(self.facts, device_state=self._watch.device_state)
         self._emit(RunFinished(run=run))
         return run, run_s
+
+    def _measure_quality(self, model: LoadedModel, reference: ReferenceSpec, path: Path) -> None:
+        """Where it cannot be measured the trial goes on without."""
+        self._enter(Phase.QUALITY)
+        # The cells of rung 0 rise, so the longest is the one that is prepared.
+        forced, started = forced_tokens(quality_cell(self._spec)), time.perf_counter()
+        try:
+            with self._busy():
+                loss = compare(load_reference(path), model.forced_log_probabilities(forced))
+        except (UnsupportedError, OutOfMemoryError, IncomparableError) as error:
+            self.facts = replace(self.facts, quality_note=first_line(error))
+            return
+        except QualityError as error:
+            self.facts = replace(self.facts, quality_note=first_line(error))
+            if reference.enforced and self._spec.profile.limits.max_quality_loss is not None:
+                raise
+            return
+        self.facts = replace(self.facts, quality=loss, quality_s=time.perf_counter() - started)
+        if reference.enforced:
+            check_loss(loss, self._spec.profile.limits.max_quality_loss)
 
     def _cells(self, rung: int) -> list[Cell]:
         """The rung's cells, the one that is prepared already first."""

@@ -13,10 +13,26 @@ LAST_RUNG = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceSpec:
+    """What a trial's quality is compared with.
+
+    Attributes:
+        candidate: the sweep's baseline.
+        model_revision: what identifies the weights.
+        enforced: whether a loss beyond the profile's limit ends the trial; with random weights it says nothing.
+    """
+
+    candidate: Candidate
+    model_revision: str
+    enforced: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialSpec:
     """One trial.
 
     Attributes:
+        reference: `None` leaves quality unmeasured.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
         fetch_timeout_s: seconds that making the weights available may take.
     """
@@ -30,3 +46,4 @@ class TrialSpec:
     device: DeviceType
     timeout_s: float
     fetch_timeout_s: float = 3600.0
+    reference: ReferenceSpec | None = None

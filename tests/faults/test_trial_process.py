@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +20,7 @@ from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Role, TrialStatus
 from kvray.trial.events import RungFinished, TrialEnded
 from kvray.trial.process import Launcher, TrialProcess
-from kvray.trial.spec import TrialSpec
+from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import create_custom_profile
 
 Start = Callable[..., TrialProcess]
@@ -28,14 +30,19 @@ PROFILE = create_custom_profile(
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Launcher:
-    return Launcher(FakeAdapter())
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    # The fork server and all that it forks have the environment in which it was started.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Launcher(FakeAdapter())
+
+
+def candidate_of(cache: CacheStrategy) -> Candidate:
+    return Candidate(engine="fake", cache=cache, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32)
 
 
 def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
-    candidate = Candidate(
-        engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
-    )
+    candidate = candidate_of(CacheStrategy.DYNAMIC)
     return TrialSpec(
         run_id="20260101-000000-test",
         trial_id="0000-x",
@@ -197,3 +204,54 @@ def test_no_process_outlives_a_killed_owner(tmp_path: Path) -> None:
     while psutil.pid_exists(server) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def compared(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
+    """Start a trial of a static cache whose reference, a dynamic one, has yet to be made."""
+    started: list[TrialProcess] = []
+
+    def begin(commands: str, *, timeout_s: float = 30.0) -> TrialProcess:
+        spec = replace(
+            spec_of(commands, timeout_s=timeout_s),
+            run_id=tmp_path.name,  # a failure to make a reference is remembered by run
+            candidate=candidate_of(CacheStrategy.STATIC),
+            reference=ReferenceSpec(candidate=candidate_of(CacheStrategy.DYNAMIC), model_revision=str(tmp_path)),
+        )
+        started.append(TrialProcess(launcher, spec, tmp_path / "trial.log"))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.close()
+
+
+@pytest.mark.parametrize(("command", "reason"), [("segv@load", "its process died"), ("hang@load", "took too long")])
+def test_a_reference_that_cannot_be_made_costs_the_trial_nothing_but_its_quality(
+    compared: Start, command: str, reason: str
+) -> None:
+    process = compared(f"dynamic={command}", timeout_s=3.0)
+    event = process.advance()
+    assert isinstance(event, RungFinished)
+    assert event.facts.quality is None
+    assert reason in str(event.facts.quality_note)
+
+
+def test_a_process_that_makes_a_reference_dies_with_its_trial(compared: Start) -> None:
+    process = compared("dynamic=hang@load")
+    deadline = time.monotonic() + 10
+    while len(group_members(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(group_members(process.pid)) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    assert wait_until_gone(process.pid) == []
+
+
+def test_a_loss_over_the_limit_is_a_status_and_what_was_measured_is_kept(compared: Start) -> None:
+    process = compared("static=lossy")
+    event = ended(process)
+    assert (event.status, event.phase) == (TrialStatus.QUALITY, Phase.QUALITY)
+    assert "is over the limit of" in str(event.message)
+    assert event.facts is not None
+    assert event.facts.quality is not None
+    assert [run.rung for run in process.runs] == [0]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kvray.errors import OutputError, ProfileError
 from kvray.workload import (
+    MAX_QUALITY_LOSS,
     Cell,
     Limits,
     WorkloadProfile,
@@ -138,6 +139,21 @@ def test_overrides_replace_only_what_is_given() -> None:
 def test_overrides_are_validated() -> None:
     with pytest.raises(ProfileError, match="repeats"):
         override_profile(custom(), repeats=0)
+
+
+def test_a_limit_is_replaced_or_lifted_and_the_others_stay() -> None:
+    profile = custom(limits=Limits(max_ttft_ms=500.0))
+    assert override_profile(profile, limits={"max_quality_loss": 0.5}).limits == Limits(
+        max_ttft_ms=500.0, max_quality_loss=0.5
+    )
+    assert override_profile(profile, limits={"max_quality_loss": None}).limits.max_quality_loss is None
+
+
+def test_a_profile_written_before_there_was_a_quality_limit_takes_the_default(tmp_path: Path) -> None:
+    data = custom().model_dump(mode="json")
+    del data["limits"]["max_quality_loss"]
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    assert load_profile(tmp_path / "p.json").limits.max_quality_loss == MAX_QUALITY_LOSS
 
 
 def test_limits_are_part_of_the_file(tmp_path: Path) -> None:

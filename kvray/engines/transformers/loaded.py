@@ -16,16 +16,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import CompileConfig, GenerationConfig
+from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from kvray.candidate import Candidate, DeviceType
-from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed, OutOfMemoryError, UnsupportedError
-from kvray.engines.prompts import prompt_text, tile_tokens
+from kvray.engines.base import (
+    FORCED_TEXT_SHARE,
+    ForcedToken,
+    Generation,
+    LoadedModel,
+    ModelRequest,
+    Observed,
+    OutOfMemoryError,
+    UnsupportedError,
+)
+from kvray.engines.prompts import forced_text, prompt_text, tile_tokens
 from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
+from kvray.engines.transformers.forced import force
 from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
 from kvray.engines.transformers.observed import (
     OBSERVED_TOKENS,
@@ -38,7 +48,7 @@ from kvray.engines.transformers.observed import (
 )
 from kvray.engines.transformers.paged import PagedSession
 from kvray.errors import KvrayError, first_line
-from kvray.probes.cpu import PeakRss
+from kvray.probes.cpu import PeakRss, release_heap
 from kvray.workload import Cell
 
 _MIB = 1024 * 1024
@@ -137,6 +147,26 @@ class TransformersModel(LoadedModel):
                 ),
             )
 
+    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
+        """See `LoadedModel.forced_log_probabilities`. A model without a tokenizer is fed random tokens."""
+        if self._arguments.paged:
+            raise UnsupportedError("continuous batching tells no log-probabilities of given tokens")
+        cell = self._prepared_cell
+        text = self._forced_tokens(forced)
+        # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
+        with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
+            self._fresh_cache()
+            yield from force(
+                self._model,
+                self._cache,
+                text,
+                batch_size=cell.batch_size,
+                forced=forced,
+                generate=self._generate_unprocessed,
+            )
+        self._release_memory()
+        release_heap()
+
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""
         return None if self._used_cache is None else cache_bytes(self._used_cache)
@@ -211,17 +241,36 @@ class TransformersModel(LoadedModel):
             )
         return sequences
 
+    def _generate_unprocessed(self, prompt: torch.Tensor, new_tokens: int, processors: LogitsProcessorList) -> object:
+        """Into the cache as it is, and without what the checkpoint wants done to the logits. `generate` takes from the
+        model's own settings whatever those of the call leave open, so these are set aside meanwhile."""
+        checkpoint = self._model.generation_config
+        bare = GenerationConfig(pad_token_id=checkpoint.pad_token_id, **self._arguments.generate_options)
+        self._model.generation_config = bare
+        try:
+            return self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                past_key_values=self._cache,
+                generation_config=self._settings(bare, new_tokens),
+                logits_processor=processors,
+            )
+        finally:
+            self._model.generation_config = checkpoint
+
     def _generation_config(self, output_tokens: int) -> GenerationConfig:
         """The settings for exactly `output_tokens`; made once per length, outside timed calls."""
-        if output_tokens in self._generation_configs:
-            return self._generation_configs[output_tokens]
-        config = copy.deepcopy(self._model.generation_config)
+        if output_tokens not in self._generation_configs:
+            self._generation_configs[output_tokens] = self._settings(self._model.generation_config, output_tokens)
+        return self._generation_configs[output_tokens]
+
+    def _settings(self, base: GenerationConfig, output_tokens: int) -> GenerationConfig:
+        config = copy.deepcopy(base)
         config.max_new_tokens = output_tokens
         if self._arguments.compile_mode is not None:
             config.compile_config = CompileConfig(mode=self._arguments.compile_mode, fullgraph=False)
             # `generate` compiles on accelerators only, unless this private switch is set.
             config.compile_config._compile_all_devices = True
-        self._generation_configs[output_tokens] = config
         return config
 
     def _fresh_cache(self) -> None:
@@ -242,20 +291,37 @@ class TransformersModel(LoadedModel):
         cache.reset()
         return cache
 
+    def _forced_tokens(self, forced: int) -> list[int]:
+        """The prompts' text, then as many tokens as are `forced` of the text for that."""
+        cell = self._prepared_cell
+        length = max(forced + 1, int(FORCED_TEXT_SHARE * (cell.context_tokens + cell.output_tokens)))
+        if self._tokenizer is None:
+            return self._random_rows(1, length)[0]
+        cell = Cell(length - forced, forced, 1)
+        return [
+            *self._prompt_rows(cell)[0],
+            *tile_tokens(self._token_ids(forced_text()), context_tokens=forced, rows=1)[0],
+        ]
+
     def _prompt_rows(self, cell: Cell) -> list[list[int]]:
         if self._tokenizer is None:
-            generator = torch.Generator().manual_seed(_RANDOM_PROMPT_SEED)
-            vocabulary = int(self._text_config.vocab_size)
-            shape = (cell.batch_size, cell.context_tokens)
-            rows: list[list[int]] = torch.randint(0, vocabulary, shape, generator=generator).tolist()
-            return rows
-        # `verbose=False`: the text may be longer than the model takes; what a prompt gets of it is cut to size.
-        ids = list(self._tokenizer(prompt_text(), add_special_tokens=False, verbose=False)["input_ids"])
+            return self._random_rows(cell.batch_size, cell.context_tokens)
+        ids = self._token_ids(prompt_text())
         bos = self._tokenizer.bos_token_id
         adds_bos = bos is not None and self._tokenizer("a")["input_ids"][:1] == [bos]
         return tile_tokens(
             ids, context_tokens=cell.context_tokens, rows=cell.batch_size, prefix=(bos,) if adds_bos else ()
         )
+
+    def _random_rows(self, rows: int, tokens: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(_RANDOM_PROMPT_SEED)
+        vocabulary = int(self._text_config.vocab_size)
+        made: list[list[int]] = torch.randint(0, vocabulary, (rows, tokens), generator=generator).tolist()
+        return made
+
+    def _token_ids(self, text: str) -> list[int]:
+        # `verbose=False`: the text may be longer than the model takes; what is fed of it is cut to size.
+        return list(self._text_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
     def _text_config(self) -> Any:

@@ -10,6 +10,7 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_integers,
+    parse_limit,
     parse_optional_integers,
 )
 from kvray.errors import InvalidValueError
@@ -88,3 +89,14 @@ def test_integers_keep_their_order() -> None:
 def test_what_is_no_positive_integer_is_named_with_the_form_that_is_wanted(text: str) -> None:
     with pytest.raises(InvalidValueError, match=r"is not a list of positive integers\. Write it like 512 or 512,1024"):
         parse_integers(text, option="--context")
+
+
+def test_a_limit_is_a_positive_number_or_off() -> None:
+    assert parse_limit("0.05", option="--max-quality-loss") == 0.05
+    assert parse_limit(" OFF ", option="--max-quality-loss") is None
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "none", "5%"])
+def test_what_is_no_limit_is_named_with_the_form_that_is_wanted(text: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"--max-quality-loss .* is neither a positive number nor off\."):
+        parse_limit(text, option="--max-quality-loss")

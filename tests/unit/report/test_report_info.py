@@ -274,6 +274,14 @@ def test_quality_that_was_not_measured_is_explained() -> None:
     assert "Not measured: the weights are random." in [fact.text for fact in info.method]
 
 
+def test_quality_is_told_with_its_limit_or_with_why_it_was_not_measured() -> None:
+    info = info_of([measured(BASELINE, role=Role.BASELINE, nll_delta=0.021, nll_delta_se=0.014)])
+    assert facts_of(info)["Quality"].endswith("against the baseline; limit 0.100 nats per token.")
+    assert (info.qualities[0].nll_delta, info.qualities[0].nll_delta_se) == (0.021, 0.014)
+    unmeasured = measured(BASELINE, role=Role.BASELINE, kl_mean=None, top1_agreement=None, quality_note="no reference")
+    assert facts_of(info_of([unmeasured]))["Quality"] == "Not measured: no reference."
+
+
 def test_candidates_that_ran_alike_are_observed_together(realistic: ReportInfo) -> None:
     first = realistic.observations[0]
     assert first.cache_class == "DynamicCache[DynamicLayer]"

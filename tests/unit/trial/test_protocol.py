@@ -1,17 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
-from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, profile_of, spec_of
+from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, candidate_of, profile_of, spec_of
 
 from kvray.candidate import DeviceType
-from kvray.engines.base import Observed, SubstitutedError
+from kvray.engines.base import ForcedToken, Observed, SubstitutedError, UnsupportedError
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
 from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol, beyond_steady_s
-from kvray.trial.spec import TrialSpec
-from kvray.workload import Cell
+from kvray.trial.quality import QualityError, forced_tokens, summarize
+from kvray.trial.reference import quality_cell, reference_path, save_reference
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+from kvray.workload import Cell, Limits
 
 
 def protocol_of(
@@ -239,3 +244,88 @@ def test_every_phase_is_announced_before_it_begins() -> None:
     protocol.run()
     phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
     assert phases[:4] == [Phase.PREPARE, Phase.LOAD, Phase.WARMUP, Phase.MEASURE]
+
+
+class Mute(Scripted):
+    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
+        raise UnsupportedError("this cache takes one token at a time")
+
+
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrialSpec]:
+    """A specification whose reference, an even choice between two tokens, lies in the cache folder."""
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path))
+
+    def make(*, limit: float | None = 0.1, **changes: Any) -> TrialSpec:
+        reference = ReferenceSpec(candidate=candidate_of(), model_revision="1", **changes)
+        spec = replace(spec_of(profile=profile_of(limits=Limits(max_quality_loss=limit))), reference=reference)
+        even = summarize(Scripted().forced_log_probabilities(forced_tokens(quality_cell(spec))))
+        save_reference(even, reference_path(spec, reference))
+        return spec
+
+    return make
+
+
+def test_quality_is_measured_once_after_the_first_rung_while_its_longest_cell_is_prepared(
+    compared: Callable[..., TrialSpec],
+) -> None:
+    model = Scripted()
+    protocol, events = protocol_of(model, spec=compared())
+    assert protocol.run() is True
+    before = model.calls[: model.calls.index("force 32")]
+    assert [call for call in before if call.startswith("prepare")][-1] == "prepare 48→16"
+    assert model.calls.count("force 32") == 1
+    first = next(event for event in events if isinstance(event, RungFinished))
+    assert first.facts.quality is not None
+    assert first.facts.quality.kl_mean == 0.0
+    assert first.facts.quality_s is not None
+    phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    assert phases.count(Phase.QUALITY) == 1
+    assert Phase.REFERENCE not in phases, "it was there already"
+
+
+def test_a_loss_over_the_limit_ends_the_trial_and_its_runs_and_numbers_are_kept(
+    compared: Callable[..., TrialSpec],
+) -> None:
+    model = Scripted()
+    model.probability = 0.1
+    protocol, events = protocol_of(model, spec=compared())
+    with pytest.raises(QualityError, match=r"KL 0\.51 nats per token is over the limit of 0\.1"):
+        protocol.run()
+    assert [run.rung for run in runs_of(events)] == [0, 0]
+    assert protocol.phase is Phase.QUALITY
+    assert protocol.facts.quality is not None
+    assert protocol.facts.quality.kl_mean == pytest.approx(0.51, abs=0.01)
+    assert model.calls[-1] == "close"
+
+
+@pytest.mark.parametrize("lenient", [{"limit": None}, {"enforced": False}])
+@pytest.mark.parametrize("probability", [0.1, 0.0])
+def test_without_a_limit_or_with_random_weights_a_loss_is_recorded_only(
+    compared: Callable[..., TrialSpec], lenient: dict[str, Any], probability: float
+) -> None:
+    model = Scripted()
+    model.probability = probability
+    protocol, _ = protocol_of(model, spec=compared(**lenient))
+    assert protocol.run() is True
+    if probability:
+        assert protocol.facts.quality is not None
+    else:
+        assert protocol.facts.quality is None
+        assert protocol.facts.quality_note == "log-probabilities are not finite at 32 of 32 tokens"
+
+
+def test_a_cache_that_cannot_be_asked_leaves_quality_unmeasured_and_says_why(
+    compared: Callable[..., TrialSpec],
+) -> None:
+    protocol, _ = protocol_of(Mute(), spec=compared())
+    assert protocol.run() is True
+    assert protocol.facts.quality is None
+    assert protocol.facts.quality_note == "this cache takes one token at a time"
+
+
+def test_without_a_reference_asked_for_nothing_is_forced() -> None:
+    model = Scripted()
+    protocol, _ = protocol_of(model)
+    protocol.run()
+    assert not [call for call in model.calls if call.startswith("force")]

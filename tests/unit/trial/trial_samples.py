@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
-from kvray.engines.base import Generation, LoadedModel, ModelRequest, Observed
+from kvray.engines.base import ForcedToken, Generation, LoadedModel, ModelRequest, Observed
 from kvray.engines.fake import FakeAdapter
 from kvray.probes.disturbance import Conditions, RunWatch, TrialWatch
 from kvray.record import Role
@@ -99,6 +101,8 @@ class Scripted(LoadedModel):
         self._ttfts = list(ttfts)
         self._observed = observed or Observed(cache_class="Scripted")
         self._rows = 1
+        self.probability = 0.5
+        """Of token 0, one of two, in `forced_log_probabilities`."""
 
     def prepare(self, cell: Cell) -> None:
         self.calls.append(f"prepare {cell.label}")
@@ -116,6 +120,12 @@ class Scripted(LoadedModel):
         self.calls.append("observe")
         self.clock.now_s += 1000.0
         return self._observed
+
+    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
+        self.calls.append(f"force {forced}")
+        for _ in range(forced):
+            with np.errstate(divide="ignore"):
+                yield 0, np.log(np.array([[self.probability, 1 - self.probability]], dtype=np.float32))
 
     def kv_cache_bytes(self) -> int | None:
         return 2 * 1024 * 1024

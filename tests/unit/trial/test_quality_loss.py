@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvray.engines.base import DECODED_TOKENS, ForcedToken
+from kvray.trial.quality import (
+    TOP_TOKENS,
+    IncomparableError,
+    QualityError,
+    QualityLoss,
+    check_loss,
+    compare,
+    forced_tokens,
+    summarize,
+)
+from kvray.workload import Cell
+
+
+def stream(
+    *distributions: Sequence[float], tokens: Sequence[int] | None = None, rows: int = 1
+) -> Iterator[ForcedToken]:
+    for place, one in enumerate(distributions):
+        with np.errstate(divide="ignore"):
+            logs = np.log(np.array(one, dtype=np.float64)).astype(np.float32)
+        yield (tokens[place] if tokens else 0), np.stack([logs] * rows)
+
+
+def random_stream(seed: int, *, vocabulary: int, tokens: int = 20, noise: float = 0.0) -> Iterator[ForcedToken]:
+    text, disturbance = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    for _ in range(tokens):
+        logits = 3 * text.normal(size=vocabulary) + noise * disturbance.normal(size=vocabulary)
+        logs = logits - np.log(np.exp(logits).sum())
+        yield int(text.integers(vocabulary)), logs[None].astype(np.float32)
+
+
+@given(seed=st.integers(0, 1000), vocabulary=st.integers(2, 3 * TOP_TOKENS))
+def test_the_same_distribution_loses_nothing(seed: int, vocabulary: int) -> None:
+    loss = compare(summarize(random_stream(seed, vocabulary=vocabulary)), random_stream(seed, vocabulary=vocabulary))
+    assert loss == QualityLoss(kl_mean=0.0, kl_decode=0.0, nll_delta=0.0, nll_delta_se=0.0, top1_agreement=1.0)
+
+
+def test_a_case_small_enough_to_compute_by_hand() -> None:
+    reference = summarize(stream((0.5, 0.25, 0.25), (0.1, 0.8, 0.1), tokens=(0, 1)))
+    loss = compare(reference, stream((0.25, 0.5, 0.25), (0.1, 0.8, 0.1), tokens=(0, 1)))
+    kl = 0.5 * np.log(2) + 0.25 * np.log(0.5)
+    assert loss.kl_mean == pytest.approx(kl / 2, rel=1e-5)
+    assert loss.nll_delta == pytest.approx(np.log(2) / 2, rel=1e-5)
+    assert loss.nll_delta_se == pytest.approx(np.log(2) / 2, rel=1e-5), "of the two differences ln 2 and 0"
+    assert loss.top1_agreement == 0.5
+
+
+def test_the_standard_error_is_that_of_the_paired_differences() -> None:
+    reference = list(random_stream(1, vocabulary=50, tokens=40))
+    candidate = list(random_stream(1, vocabulary=50, tokens=40, noise=0.3))
+    differences = [float(a[0, token] - b[0, token]) for (token, a), (_, b) in zip(reference, candidate, strict=True)]
+    loss = compare(summarize(reference), candidate)
+    assert loss.nll_delta == pytest.approx(np.mean(differences), rel=1e-4)
+    assert loss.nll_delta_se == pytest.approx(np.std(differences, ddof=1) / np.sqrt(40), rel=1e-4)
+
+
+def test_what_is_beside_the_top_tokens_counts_as_one_and_bounds_the_loss_from_below() -> None:
+    reference = list(random_stream(3, vocabulary=4 * TOP_TOKENS))
+    candidate = list(random_stream(3, vocabulary=4 * TOP_TOKENS, noise=1.0))
+    full = [float((np.exp(p[0]) * (p[0] - q[0])).sum()) for (_, p), (_, q) in zip(reference, candidate, strict=True)]
+    loss = compare(summarize(reference), candidate)
+    assert 0.7 * np.mean(full) < loss.kl_mean <= np.mean(full)
+
+
+def test_the_rows_of_a_batch_are_averaged() -> None:
+    reference = summarize(stream((0.5, 0.5)))
+    logs = np.log(np.array([[0.5, 0.5], [0.25, 0.75]], dtype=np.float32))
+    loss = compare(reference, [(0, logs)])
+    assert loss.kl_mean == pytest.approx(0.5 * (0.5 * np.log(2) + 0.5 * np.log(2 / 3)), rel=1e-4)
+    assert loss.nll_delta == pytest.approx(np.log(2) / 2, rel=1e-5)
+    assert loss.top1_agreement == 0.5
+
+
+def test_tokens_that_the_reference_excludes_cost_nothing() -> None:
+    loss = compare(summarize(stream((1.0, 0.0))), stream((1.0, 0.0)))
+    assert loss.kl_mean == 0.0
+
+
+@pytest.mark.parametrize("bad", [(np.nan, np.nan), (0.0, 1.0)])
+def test_what_is_not_finite_is_a_loss_without_a_number(bad: tuple[float, float]) -> None:
+    with pytest.raises(QualityError, match="not finite at 1 of 2 tokens"):
+        compare(summarize(stream((0.5, 0.5), (0.5, 0.5))), stream((0.5, 0.5), bad))
+
+
+def test_a_reference_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(IncomparableError, match="not finite"):
+        summarize(stream((np.nan, 1.0)))
+
+
+def test_another_text_is_refused() -> None:
+    reference = summarize(stream((0.5, 0.5), (0.5, 0.5), tokens=(0, 1)))
+    with pytest.raises(IncomparableError, match="another text"):
+        compare(reference, stream((0.5, 0.5), (0.5, 0.5), tokens=(0, 0)))
+    with pytest.raises(IncomparableError, match="1 tokens were forced, the reference has 2"):
+        compare(reference, stream((0.5, 0.5), tokens=(0,)))
+
+
+@pytest.mark.parametrize(("cell", "tokens"), [(Cell(512, 16, 1), 256), (Cell(32, 8, 1), 20), (Cell(1, 2, 1), 1)])
+def test_at_most_half_of_a_text_is_forced(cell: Cell, tokens: int) -> None:
+    assert forced_tokens(cell) == tokens
+
+
+def test_a_loss_beyond_the_limit_is_told_with_both_numbers() -> None:
+    loss = QualityLoss(kl_mean=0.41, kl_decode=0.41, nll_delta=0.3, nll_delta_se=0.02, top1_agreement=0.7)
+    check_loss(loss, None)
+    check_loss(loss, 0.41)
+    with pytest.raises(QualityError, match=r"KL 0\.41 nats per token is over the limit of 0\.05 \(.*70\.0 %\)"):
+        check_loss(loss, 0.05)
+
+
+def test_a_path_that_is_wrong_in_decoding_alone_does_not_drown_among_the_other_tokens() -> None:
+    even, wrong = (0.5, 0.5), (0.001, 0.999)
+    loss = compare(
+        summarize(stream(*[even] * 256)), stream(*[wrong] * DECODED_TOKENS, *[even] * (256 - DECODED_TOKENS))
+    )
+    assert loss.kl_mean < 0.1 < 2 < loss.kl_decode
+    with pytest.raises(QualityError, match=r"KL 2\.8 nats per token in decoding one by one is over 10 times"):
+        check_loss(loss, 0.1)
