@@ -88,11 +88,12 @@ def main() -> None:
 
 
 def all_candidates() -> list[Candidate]:
-    """Caches × attentions × dtypes."""
+    """What a user can ask of plain `generate` by name: caches × attentions × dtypes."""
+    caches = (CacheStrategy.DYNAMIC, CacheStrategy.STATIC)
     attentions = (AttentionBackend.SDPA, AttentionBackend.EAGER, AttentionBackend.SDPA_MATH)
     return [
         Candidate(engine=TransformersAdapter.name, cache=cache, attention=attention, dtype=dtype)
-        for cache, attention, dtype in itertools.product(CacheStrategy, attentions, (DType.FLOAT32, DType.BFLOAT16))
+        for cache, attention, dtype in itertools.product(caches, attentions, (DType.FLOAT32, DType.BFLOAT16))
     ]
 
 
