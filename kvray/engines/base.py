@@ -143,11 +143,24 @@ class Observed:
     cache_layers: str | None = None
     kernel_prefill: str | None = None
     kernel_decode: str | None = None
-    graph_breaks: int | None = None
-    recompiles: int | None = None
     kv_dtype: str | None = None
     threads: int | None = None
     substitutions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compilation:
+    """What the compiler has done so far in this process.
+
+    Attributes:
+        graph_breaks: places where it gave the code back to Python.
+        recompiles: graphs beyond the first, e.g. one for each further size of a static cache.
+        is_cold: whether it had to compile, `False` if all came from its cache on disk; `None` if it does not tell.
+    """
+
+    graph_breaks: int
+    recompiles: int
+    is_cold: bool | None
 
 
 class LoadedModel(ABC):
@@ -194,6 +207,10 @@ class LoadedModel(ABC):
             OutOfMemoryError
         """
         raise UnsupportedError("this engine tells no log-probabilities")
+
+    def compilation(self) -> Compilation | None:
+        """What was compiled so far; `None` where the candidate compiles nothing."""
+        return None
 
     @abstractmethod
     def kv_cache_bytes(self) -> int | None:

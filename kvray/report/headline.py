@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from kvray.analysis import Analysis
 from kvray.analysis.confidence import Confidence
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
-from kvray.record import TrialResult, TrialStatus
+from kvray.candidate import CacheStrategy
+from kvray.record import TrialRecord, TrialResult, TrialStatus
 from kvray.report import formats
 from kvray.report.disturbances import disturbances
 from kvray.report.rows import NEVER, Row, label_of
@@ -26,7 +27,7 @@ class Headline:
     Attributes:
         sentence: the verdict.
         confidence: how sure it is and what that rests on; empty when nothing is ranked.
-        notes: disturbances, ties, break-even, no steady state, a missing baseline: one sentence each.
+        notes: disturbances, loss, ties, break-even, no steady state, a missing baseline: one sentence each.
         stats: of the winner; empty when nothing is ranked.
     """
 
@@ -53,6 +54,7 @@ def headline(
         ),
         notes=(
             *_disturbance_note(results),
+            *_loss_note(analysis.ranking.winner.record),
             *_tie_note(rows),
             *_break_even_note(winner),
             *_warm_up_note(analysis.ranking.winner),
@@ -156,6 +158,21 @@ def _disturbance_note(results: Sequence[TrialResult]) -> tuple[str, ...]:
     else:
         what = f"The environment changed in {found.counted} (most often: {found.reason})"
     return (f"{what}: these figures are not to be trusted; measure again when it is quiet.",)
+
+
+def _loss_note(record: TrialRecord) -> tuple[str, ...]:
+    """A cache that forgets or rounds is never recommended without saying so."""
+    if not record.cache.is_lossy:
+        return ()
+    how = (
+        "forgets the middle of a long text" if record.cache is CacheStrategy.SLIDING_WINDOW else "rounds what it keeps"
+    )
+    if record.kl_mean is None or record.top1_agreement is None:
+        return (f"Its cache {how}; what that does to the output was not measured.",)
+    return (
+        f"Its cache {how}: KL {formats.quantity(record.kl_mean)} nats per token against the baseline, the same first "
+        f"choice at {formats.share(record.top1_agreement)} of tokens. --cache leaves such caches out.",
+    )
 
 
 def _warm_up_note(winner: RankedCandidate) -> tuple[str, ...]:

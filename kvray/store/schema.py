@@ -89,6 +89,7 @@ TRIALS_SCHEMA = pa.schema(
         ("kernel_decode", _TEXT),
         ("graph_breaks", _INT),
         ("recompiles", _INT),
+        ("compile_cold", pa.bool_()),
         ("kv_dtype", _TEXT),
         ("forecast_ttft_ms", _FLOAT),
         ("forecast_decode_tok_s", _FLOAT),

@@ -71,7 +71,7 @@ def measured_record(
 
 
 def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
-    observed = facts.observed
+    observed, compiled = facts.observed, facts.compilation
     if facts.quality is not None:
         record = record.with_(**vars(facts.quality))
     return record.with_(
@@ -97,7 +97,8 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         cache_layers=observed.cache_layers,
         kernel_prefill=observed.kernel_prefill,
         kernel_decode=observed.kernel_decode,
-        graph_breaks=observed.graph_breaks,
-        recompiles=observed.recompiles,
+        graph_breaks=compiled.graph_breaks if compiled else None,
+        recompiles=compiled.recompiles if compiled else None,
+        compile_cold=compiled.is_cold if compiled else None,
         kv_dtype=observed.kv_dtype,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvray.engines.base import Observed
+from kvray.engines.base import Compilation, Observed
 from kvray.probes.disturbance import DeviceState
 from kvray.record import Phase, Run, TrialStatus
 from kvray.trial.quality import QualityLoss
@@ -43,6 +43,7 @@ class TrialFacts:
     device_peak_mib: float | None = None
     device_state: DeviceState = field(default_factory=DeviceState)
     observed: Observed = field(default_factory=Observed)
+    compilation: Compilation | None = None
     quality: QualityLoss | None = None
     quality_s: float | None = None
     quality_note: str | None = None

@@ -88,6 +88,7 @@ class TrialProtocol:
                 self._run_rung(model, rung)
                 if rung == 0 and self._spec.reference is not None and self._reference is not None:
                     self._measure_quality(model, self._spec.reference, self._reference)
+                self.facts = replace(self.facts, compilation=model.compilation())
                 self._emit(RungFinished(rung=rung, facts=self.facts))
                 if rung < LAST_RUNG and not self._may_continue():
                     return False
@@ -192,6 +193,7 @@ class TrialProtocol:
             self._steady[shape] = now
             self._observe_once(model, first_call_s=spent[0])
             is_steady = before is not None and _agree(before, now)
+        self.facts = replace(self.facts, compilation=model.compilation())
         self._note_cold_cost(beyond_steady_s(spent, is_steady=is_steady), is_steady=is_steady)
 
     def _observe_once(self, model: LoadedModel, *, first_call_s: float) -> None:
@@ -208,7 +210,7 @@ class TrialProtocol:
             facts,
             cold_s=(facts.cold_s or 0.0) + beyond_s,
             warmed_up=is_steady and facts.warmed_up is not False,
-            compile_s=None if facts.observed.graph_breaks is None else (facts.compile_s or 0.0) + beyond_s,
+            compile_s=None if facts.compilation is None else (facts.compile_s or 0.0) + beyond_s,
         )
 
     def _note_memory(self, model: LoadedModel) -> None:

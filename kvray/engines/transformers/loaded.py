@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
     FORCED_TEXT_SHARE,
+    Compilation,
     ForcedToken,
     Generation,
     LoadedModel,
@@ -41,6 +42,7 @@ from kvray.engines.transformers.observed import (
     OBSERVED_TOKENS,
     Evidence,
     Trace,
+    compilation,
     forget_compiled_graphs,
     observed,
     trace_streamed,
@@ -166,6 +168,10 @@ class TransformersModel(LoadedModel):
             )
         self._release_memory()
         release_heap()
+
+    def compilation(self) -> Compilation | None:
+        """See `LoadedModel.compilation`."""
+        return None if self._arguments.compile_mode is None else compilation()
 
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""

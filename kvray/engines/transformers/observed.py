@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers.generation.streamers import BaseStreamer
 
 from kvray.candidate import AttentionBackend
-from kvray.engines.base import Observed
+from kvray.engines.base import Compilation, Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
 from kvray.engines.transformers.caches import cache_layers, expected_layer_bytes, kv_dtype, layer_bytes, tokens_taken
@@ -118,8 +118,6 @@ def observed(asked: AttentionBackend, arguments: CallArguments, evidence: Eviden
         cache_layers=None if arguments.paged else cache_layers(cache),
         kernel_prefill=" + ".join(prefill) or None,
         kernel_decode=" + ".join(decode) or None,
-        graph_breaks=_graph_breaks() if compiles else None,
-        recompiles=max(0, graphs - 1) if compiles else None,
         kv_dtype=kv_dtype(cache),
         threads=torch.get_num_threads(),
         substitutions=tuple(
@@ -134,6 +132,18 @@ def observed(asked: AttentionBackend, arguments: CallArguments, evidence: Eviden
             )
             if text is not None
         ),
+    )
+
+
+def compilation() -> Compilation:
+    """By the compiler's own counters, since `forget_compiled_graphs`."""
+    inductor = counters["inductor"]
+    made = inductor.get("fxgraph_cache_miss", 0) + inductor.get("fxgraph_cache_bypass", 0)
+    found = inductor.get("fxgraph_cache_hit", 0)
+    return Compilation(
+        graph_breaks=int(sum(counters["graph_break"].values())),
+        recompiles=max(0, _compiled_graphs() - 1),
+        is_cold=made > 0 if made or found else None,
     )
 
 
@@ -216,7 +226,3 @@ def _stopped(running: Any) -> frozenset[str]:
 
 def _compiled_graphs() -> int:
     return int(counters["stats"].get("unique_graphs", 0))
-
-
-def _graph_breaks() -> int:
-    return int(sum(counters["graph_break"].values()))

@@ -185,6 +185,19 @@ def test_an_unknown_cold_cost_leaves_open_when_a_candidate_pays() -> None:
     assert (info.rows[0].pays_after, info.rows[0].pays_after_order) == ("–", None)
 
 
+def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
+    window = candidate("sliding_window", "sdpa", "bfloat16", cache_params=(("window", 64), ("sinks", 4)))
+    told = info_of([baseline(), measured(window, speed=1.5, kl_mean=0.0054, top1_agreement=0.94)]).headline.notes
+    assert told[0] == (
+        "Its cache forgets the middle of a long text: KL 0.0054 nats per token against the baseline, the same first "
+        "choice at 94 % of tokens. --cache leaves such caches out."
+    )
+    untold = info_of([baseline(), measured(window, speed=1.5)]).headline.notes
+    assert untold[0].endswith("was not measured.")
+    exact = info_of([baseline(), measured(WINNER, speed=1.5, kl_mean=0.0015, top1_agreement=0.97)]).headline.notes
+    assert not any("Its cache" in note for note in exact)
+
+
 def test_a_candidate_that_never_became_steady_is_named() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.5, warmed_up=False)])
     assert any(note.startswith("Its warm-up ended before two successive runs agreed") for note in info.headline.notes)

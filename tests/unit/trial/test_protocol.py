@@ -9,7 +9,7 @@ import pytest
 from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, candidate_of, profile_of, spec_of
 
 from kvray.candidate import DeviceType
-from kvray.engines.base import ForcedToken, Observed, SubstitutedError, UnsupportedError
+from kvray.engines.base import Compilation, ForcedToken, Observed, SubstitutedError, UnsupportedError
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
 from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol, beyond_steady_s
@@ -234,7 +234,7 @@ def test_the_watch_is_opened_before_the_model_is_loaded() -> None:
 
 
 def test_compile_time_is_noted_where_something_was_compiled() -> None:
-    protocol, _ = protocol_of(Scripted(observed=Observed(graph_breaks=0)))
+    protocol, _ = protocol_of(Scripted(compilation=Compilation(graph_breaks=0, recompiles=2, is_cold=True)))
     protocol.run()
     assert protocol.facts.compile_s is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
-from kvray.engines.base import ForcedToken, Generation, LoadedModel, ModelRequest, Observed
+from kvray.engines.base import Compilation, ForcedToken, Generation, LoadedModel, ModelRequest, Observed
 from kvray.engines.fake import FakeAdapter
 from kvray.probes.disturbance import Conditions, RunWatch, TrialWatch
 from kvray.record import Role
@@ -94,12 +94,17 @@ class Scripted(LoadedModel):
     """
 
     def __init__(
-        self, ttfts: Iterable[float] = (1.0,), observed: Observed | None = None, clock: Clock | None = None
+        self,
+        ttfts: Iterable[float] = (1.0,),
+        observed: Observed | None = None,
+        clock: Clock | None = None,
+        compilation: Compilation | None = None,
     ) -> None:
         self.clock = clock or Clock()
         self.calls: list[str] = []
         self._ttfts = list(ttfts)
         self._observed = observed or Observed(cache_class="Scripted")
+        self._compilation = compilation
         self._rows = 1
         self.probability = 0.5
         """Of token 0, one of two, in `forced_log_probabilities`."""
@@ -108,6 +113,9 @@ class Scripted(LoadedModel):
         self.calls.append(f"prepare {cell.label}")
         self.clock.now_s += 1000.0
         self._rows = cell.batch_size
+
+    def compilation(self) -> Compilation | None:
+        return self._compilation
 
     def generate(self, output_tokens: int) -> Generation:
         self.calls.append(f"generate {output_tokens}")
