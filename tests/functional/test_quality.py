@@ -109,7 +109,7 @@ def test_exact_paths_lose_nothing(candidate: Candidate, tiny_folder: Path, refer
 def test_what_is_recorded_is_what_a_plain_forward_pass_says(tiny_folder: Path) -> None:
     model = load(tiny_folder)
     model.prepare(CELL)
-    text = model._forced_tokens(FORCED)
+    text = model._texts.forced(CELL, FORCED)
     with torch.no_grad():
         logs = torch.log_softmax(model._model(torch.tensor([text])).logits[0].float(), dim=-1).numpy()
     told = list(model.forced_log_probabilities(FORCED))

@@ -52,7 +52,7 @@ class CallArguments:
         sdpa_kernel: member of `torch.nn.attention.SDPBackend` to force around `generate`, or `None`.
         cache_class: class whose instance is passed as `past_key_values`.
         cache_options: what that class takes beside `config` and, if `static_cache`, `max_cache_len`.
-        cache_tokens: the `max_cache_len` of a static cache whatever the cell; `None`: the cell's length.
+        cache_tokens: the least `max_cache_len` of a static cache; `None`: the cell's length.
         static_cache: whether that class takes `max_cache_len`.
         paged: whether `generate_batch` runs in place of `generate`.
         compile_mode: passed to `CompileConfig(mode=…)`; `None` disables compilation.
@@ -90,8 +90,8 @@ class CallArguments:
         }
 
     def cache_length(self, cell: Cell) -> int:
-        """Tokens that a static cache holds for `cell`: its own fixed number, else prompt and output."""
-        return self.cache_tokens or cell.context_tokens + cell.output_tokens
+        """Tokens that a static cache holds for `cell`: prompt and output, and no fewer than its own fixed number."""
+        return max(self.cache_tokens or 0, cell.context_tokens + cell.output_tokens)
 
 
 def call_arguments(candidate: Candidate) -> CallArguments:

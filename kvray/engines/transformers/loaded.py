@@ -12,7 +12,6 @@ import copy
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,17 +20,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
-    FORCED_TEXT_SHARE,
     Compilation,
     ForcedToken,
     Generation,
     LoadedModel,
     ModelRequest,
     Observed,
-    OutOfMemoryError,
     UnsupportedError,
 )
-from kvray.engines.prompts import forced_text, prompt_text, tile_tokens
 from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.attention import forced_kernel
@@ -49,12 +45,12 @@ from kvray.engines.transformers.observed import (
     trace_whole,
 )
 from kvray.engines.transformers.paged import PagedSession
-from kvray.errors import KvrayError, first_line
+from kvray.engines.transformers.texts import ModelTexts
+from kvray.engines.transformers.translation import translated_errors
 from kvray.probes.cpu import PeakRss, release_heap
 from kvray.workload import Cell
 
 _MIB = 1024 * 1024
-_RANDOM_PROMPT_SEED = 1
 _TEXT_CACHE_STEP = 256
 
 
@@ -87,11 +83,12 @@ class TransformersModel(LoadedModel):
         self._arguments = call_arguments(candidate)
         self._rss = PeakRss()
         forget_compiled_graphs()
-        with _translated_errors():
+        with translated_errors():
             folder = models.fetched_path(request)
             self._model = load_model(request, folder, self._arguments, self._device)
             self._tokenizer = load_tokenizer(request, folder)
         self._model.eval()
+        self._texts = ModelTexts(self._tokenizer, int(self._text_config.vocab_size))
         self._eos_token_id = self._model.generation_config.eos_token_id
         self._model.generation_config = measured_settings(self._model.generation_config, self._arguments)
         self._generation_configs: dict[int, GenerationConfig] = {}
@@ -106,9 +103,8 @@ class TransformersModel(LoadedModel):
         self._drop_cache()
         self._release_memory()
         self._cell = cell
-        rows = self._prompt_rows(cell)
-        self._prompt = torch.tensor(rows, dtype=torch.long, device=self._device)
-        with _translated_errors():
+        self._prompt = torch.tensor(self._texts.prompts(cell), dtype=torch.long, device=self._device)
+        with translated_errors():
             if self._arguments.static_cache:
                 self._cache = make_cache(self._arguments, self._text_config, cell)
             elif self._arguments.paged:
@@ -117,11 +113,11 @@ class TransformersModel(LoadedModel):
     def generate(self, output_tokens: int) -> Generation:
         """See `LoadedModel.generate`. The clock starts before the cache is made or emptied: a user pays for that."""
         if self._pages is not None:
-            with _translated_errors():
+            with translated_errors():
                 return self._pages.generate(self._prompt_tensor.tolist(), output_tokens)
         streamer = StampingStreamer()
         self._generation_config(output_tokens)
-        with _translated_errors():
+        with translated_errors():
             started = time.perf_counter()
             sequences = self._generate(output_tokens, streamer)
         prompt_tokens = self._prompt_tensor.shape[1]
@@ -131,7 +127,7 @@ class TransformersModel(LoadedModel):
 
     def observe(self) -> Observed:
         """See `LoadedModel.observe`."""
-        with _translated_errors():
+        with translated_errors():
             trace = self._trace()
             return observed(
                 self._candidate.attention,
@@ -154,9 +150,9 @@ class TransformersModel(LoadedModel):
         if self._arguments.paged:
             raise UnsupportedError("continuous batching tells no log-probabilities of given tokens")
         cell = self._prepared_cell
-        text = self._forced_tokens(forced)
+        text = self._texts.forced(cell, forced)
         # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
-        with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
+        with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             self._fresh_cache()
             yield from force(
                 self._model,
@@ -207,7 +203,7 @@ class TransformersModel(LoadedModel):
         config.eos_token_id = self._eos_token_id
         if self._arguments.paged:
             return self._complete_paged(inputs["input_ids"].tolist(), config, cell)
-        with _translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
+        with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             cache = self._cache_for_text(cell)
             sequences = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
         return str(self._text_tokenizer.decode(sequences[0, prompt_tokens:], skip_special_tokens=True))
@@ -225,7 +221,7 @@ class TransformersModel(LoadedModel):
         return trace_streamed(lambda streamer: self._generate(OBSERVED_TOKENS, streamer))
 
     def _complete_paged(self, rows: list[list[int]], config: GenerationConfig, cell: Cell) -> str:
-        with _translated_errors(), contextlib.closing(PagedSession(self._model, config, cell)) as pages:
+        with translated_errors(), contextlib.closing(PagedSession(self._model, config, cell)) as pages:
             tokens = pages.generate(rows, cell.output_tokens).tokens[0]
         return str(self._text_tokenizer.decode(tokens, skip_special_tokens=True))
 
@@ -297,38 +293,6 @@ class TransformersModel(LoadedModel):
         cache.reset()
         return cache
 
-    def _forced_tokens(self, forced: int) -> list[int]:
-        """The prompts' text, then as many tokens as are `forced` of the text for that."""
-        cell = self._prepared_cell
-        length = max(forced + 1, int(FORCED_TEXT_SHARE * (cell.context_tokens + cell.output_tokens)))
-        if self._tokenizer is None:
-            return self._random_rows(1, length)[0]
-        cell = Cell(length - forced, forced, 1)
-        return [
-            *self._prompt_rows(cell)[0],
-            *tile_tokens(self._token_ids(forced_text()), context_tokens=forced, rows=1)[0],
-        ]
-
-    def _prompt_rows(self, cell: Cell) -> list[list[int]]:
-        if self._tokenizer is None:
-            return self._random_rows(cell.batch_size, cell.context_tokens)
-        ids = self._token_ids(prompt_text())
-        bos = self._tokenizer.bos_token_id
-        adds_bos = bos is not None and self._tokenizer("a")["input_ids"][:1] == [bos]
-        return tile_tokens(
-            ids, context_tokens=cell.context_tokens, rows=cell.batch_size, prefix=(bos,) if adds_bos else ()
-        )
-
-    def _random_rows(self, rows: int, tokens: int) -> list[list[int]]:
-        generator = torch.Generator().manual_seed(_RANDOM_PROMPT_SEED)
-        vocabulary = int(self._text_config.vocab_size)
-        made: list[list[int]] = torch.randint(0, vocabulary, (rows, tokens), generator=generator).tolist()
-        return made
-
-    def _token_ids(self, text: str) -> list[int]:
-        # `verbose=False`: the text may be longer than the model takes; what is fed of it is cut to size.
-        return list(self._text_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
     @property
     def _text_config(self) -> Any:
         return self._model.config.get_text_config(decoder=True)
@@ -359,23 +323,3 @@ class TransformersModel(LoadedModel):
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Turn what torch and Transformers raise into the contract's errors; anything else passes as it is."""
-    try:
-        yield
-    except KvrayError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(first_line(error)) from error
-    except (ImportError, NotImplementedError, ValueError, AssertionError, AttributeError) as error:
-        raise UnsupportedError(first_line(error)) from error
-    except RuntimeError as error:
-        text = first_line(error)
-        if "can't allocate memory" in text or "not enough memory" in text:
-            raise OutOfMemoryError(text) from error
-        if "No available kernel" in text or "No viable backend" in text:
-            raise UnsupportedError(f"PyTorch: {text}") from error
-        raise

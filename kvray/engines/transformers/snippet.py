@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvray.candidate import Candidate
+from kvray.engines.transformers import templates
 from kvray.engines.transformers.arguments import (
     PAGED_OPTIONS,
     RANDOM_WEIGHTS_SEED,
@@ -66,12 +67,12 @@ class _Program:
 
     def source(self) -> str:
         functions = [
-            *([_BYTES] if self._lacks_tokenizer else []),
+            *([templates.BYTES] if self._lacks_tokenizer else []),
             *(module.body for module in self._own_modules),
             self._load_random() if self.random_weights else self._load(),
-            *([_KEPT_CACHE.format(cache=self._cache("tokens"))] if self._keeps_cache else []),
+            *([templates.KEPT_CACHE.format(cache=self._cache("tokens"))] if self._keeps_cache else []),
             self._generate_paged() if self.arguments.paged else self._generate(),
-            (_MAIN if self.batch_size == 1 else _MAIN_BATCH).format(
+            (templates.MAIN if self.batch_size == 1 else templates.MAIN_BATCH).format(
                 new_tokens=self.cell.output_tokens, rows=self.batch_size
             ),
         ]
@@ -145,13 +146,13 @@ class _Program:
     def _load(self) -> str:
         where = ["MODEL", "gguf_file=GGUF_FILE"] if self._is_gguf else ["MODEL"]
         weights = [] if self._is_gguf else ["use_safetensors=True"]  # as measured: pickled weights can run code
-        return _LOAD.format(
+        return templates.LOAD.format(
             tokenizer=self._before_loading(where),
             options=_listed([*where, *weights, *self._precision, *self._placement], indent=8),
         )
 
     def _load_random(self) -> str:
-        return _LOAD_RANDOM.format(
+        return templates.LOAD_RANDOM.format(
             tokenizer=self._before_loading(["MODEL"]),
             config=", ".join(["MODEL", *self.trust]),
             seed=RANDOM_WEIGHTS_SEED,
@@ -178,7 +179,7 @@ class _Program:
         if self._lacks_tokenizer:
             return "    tokenizer = Bytes()"
         made = f"    tokenizer = AutoTokenizer.from_pretrained({', '.join([*where, *self.trust])})"
-        return made if self.batch_size == 1 else f"{made}\n{_LEFT_PADDING}"
+        return made if self.batch_size == 1 else f"{made}\n{templates.LEFT_PADDING}"
 
     def _generate(self) -> str:
         inset = 4 if self.arguments.sdpa_kernel is None else 8
@@ -188,7 +189,7 @@ class _Program:
         call = ["**inputs", "past_key_values=cache", "max_new_tokens=max_new_tokens"]
         return "\n".join(
             [
-                (_GENERATE if self.batch_size == 1 else _GENERATE_BATCH),
+                (templates.GENERATE if self.batch_size == 1 else templates.GENERATE_BATCH),
                 *self._cache_lines(),
                 *([f"    with sdpa_kernel([SDPBackend.{self.arguments.sdpa_kernel}]):"] if inset == 8 else []),
                 f"{' ' * inset}return model.generate(",
@@ -202,7 +203,7 @@ class _Program:
     def _cache_lines(self) -> list[str]:
         length = 'inputs["input_ids"].shape[1] + max_new_tokens'
         if self._has_own_cache and self.batch_size > 1:
-            return [_NO_PADDING, f"    cache = {self._cache(length)}"]
+            return [templates.NO_PADDING, f"    cache = {self._cache(length)}"]
         if not self._keeps_cache:
             return [f"    cache = {self._cache(self._at_least(length))}"]
         return [
@@ -218,7 +219,7 @@ class _Program:
     def _generate_paged(self) -> str:
         options = [f"{name}={value!r}" for name, value in self.arguments.generate_options.items()]
         several = self.batch_size > 1
-        return _GENERATE_PAGED.format(
+        return templates.GENERATE_PAGED.format(
             prompts="prompts" if several else "prompt",
             doc="each prompt" if several else "the prompt",
             listed="prompts" if several else "[prompt]",
@@ -238,102 +239,3 @@ class _Program:
 
 def _listed(arguments: list[str], *, indent: int) -> str:
     return "\n".join(f"{' ' * indent}{argument}," for argument in arguments)
-
-
-_LOAD = '''\
-def load():
-    """Model and tokenizer, ready to generate."""
-{tokenizer}
-    model = AutoModelForCausalLM.from_pretrained(
-{options}
-    )
-    return model, tokenizer'''
-
-_LOAD_RANDOM = '''\
-def load():
-    """Model and tokenizer. The weights are random, for the architecture was measured: load your own model instead."""
-{tokenizer}
-    config = AutoConfig.from_pretrained({config})
-    torch.manual_seed({seed})
-    with torch.device(DEVICE):
-        model = AutoModelForCausalLM.from_config(
-{options}
-        )
-    return model.eval(), tokenizer'''
-
-_LEFT_PADDING = """\
-    tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token"""
-
-_BYTES = '''\
-class Bytes:
-    """Stands in for the tokenizer that the model's folder lacks: bytes of text as token ids."""
-
-    def __call__(self, text, return_tensors="pt", padding=True):
-        rows = [list(one.encode()) for one in ([text] if isinstance(text, str) else text)]
-        width = max(map(len, rows))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
-
-    def decode(self, tokens, skip_special_tokens=True):
-        return " ".join(map(str, tokens.tolist()))'''
-
-_KEPT_CACHE = '''\
-@functools.lru_cache(maxsize=1)
-def kept_cache(model, rows, tokens):
-    """The same cache for all calls of a size, because compiled code is made for its tensors. One call at a time."""
-    return {cache}'''
-
-_GENERATE = '''\
-def generate(model, tokenizer, prompt, max_new_tokens):
-    """Continue the prompt greedily; the tokens returned begin with the prompt's."""
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)'''
-
-_GENERATE_BATCH = '''\
-def generate(model, tokenizer, prompts, max_new_tokens):
-    """Continue each prompt greedily; the tokens returned begin with the prompt's, padded on the left."""
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)'''
-
-_NO_PADDING = """\
-    if not inputs["attention_mask"].all():
-        raise ValueError("this cache keeps the first tokens, which would be padding: give prompts of equal length")"""
-
-_GENERATE_PAGED = '''\
-def generate(model, tokenizer, {prompts}, max_new_tokens):
-    """Continue {doc} greedily; the tokens returned begin with the prompt's."""
-    rows = [tokenizer(one)["input_ids"] for one in {listed}]
-    settings = GenerationConfig(
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=model.generation_config.pad_token_id,
-{options}
-    )
-    paging = ContinuousBatchingConfig({settings})
-    with model.continuous_batching_context_manager(
-        generation_config=settings, continuous_batching_config=paging
-    ) as manager:
-        names = manager.add_requests(rows, max_new_tokens=max_new_tokens)
-        done = {{}}
-        while len(done) < len(names):
-            result = manager.get_result(timeout=1)
-            if result is not None and result.is_finished():
-                done[result.request_id] = result
-            elif result is None and not manager.is_running():
-                raise RuntimeError("continuous batching stopped by itself")
-    return [torch.tensor(ids + done[name].generated_tokens) for ids, name in zip(rows, names)]'''
-
-_MAIN = """\
-if __name__ == "__main__":
-    model, tokenizer = load()
-    prompt = sys.argv[1] if len(sys.argv) > 1 else "The capital of France is"
-    tokens = generate(model, tokenizer, prompt, max_new_tokens={new_tokens})
-    print(tokenizer.decode(tokens[0], skip_special_tokens=True))
-"""
-
-_MAIN_BATCH = """\
-if __name__ == "__main__":
-    model, tokenizer = load()
-    prompts = sys.argv[1:] or ["The capital of France is"] * {rows}
-    for tokens in generate(model, tokenizer, prompts, max_new_tokens={new_tokens}):
-        print(tokenizer.decode(tokens, skip_special_tokens=True))
-"""

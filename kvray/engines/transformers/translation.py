@@ -1,0 +1,31 @@
+"""From what torch and Transformers raise to the contract's errors, the library's own words inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from kvray.engines.base import OutOfMemoryError, UnsupportedError
+from kvray.errors import KvrayError, first_line
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what torch and Transformers raise into the contract's errors; anything else passes as it is."""
+    try:
+        yield
+    except KvrayError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(first_line(error)) from error
+    except (ImportError, NotImplementedError, ValueError, AssertionError, AttributeError) as error:
+        raise UnsupportedError(first_line(error)) from error
+    except RuntimeError as error:
+        text = first_line(error)
+        if "can't allocate memory" in text or "not enough memory" in text:
+            raise OutOfMemoryError(text) from error
+        if "No available kernel" in text or "No viable backend" in text:
+            raise UnsupportedError(f"PyTorch: {text}") from error
+        raise
