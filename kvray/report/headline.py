@@ -170,8 +170,8 @@ def _loss_note(record: TrialRecord) -> tuple[str, ...]:
     if record.kl_mean is None or record.top1_agreement is None:
         return (f"Its cache {how}; what that does to the output was not measured.",)
     return (
-        f"Its cache {how}: KL {formats.quantity(record.kl_mean)} nats per token against the baseline, the same first "
-        f"choice at {formats.share(record.top1_agreement)} of tokens. --cache leaves such caches out.",
+        f"Its cache {how}: KL {formats.small(record.kl_mean)} nats per token against the baseline, the same first "
+        f"choice at {formats.precise_share(record.top1_agreement)} of tokens. --cache leaves such caches out.",
     )
 
 
