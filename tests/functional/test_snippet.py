@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers_samples import make_candidate, save_tiny_model, write_tiny_gguf
+from transformers_samples import load, make_candidate, save_tiny_model, write_tiny_gguf
 
-from kvray.candidate import Candidate
+from kvray.candidate import CacheChoice, Candidate
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.workload import Cell
@@ -51,6 +51,9 @@ def outcomes(
         "batch": (str(samples), make_candidate("static", "eager", "float32", batch_size=2)),
         "random": (tiny_model, make_candidate("dynamic", "sdpa", "bfloat16")),
         "compiled": (tiny_model, make_candidate("static", "sdpa", "float32", compile="default")),
+        "window": (str(samples), candidate_of("sliding_window(window=24,sinks=4)", batch_size=2)),
+        "quantized": (tiny_model, candidate_of("quantized(backend=hqq,nbits=4)")),
+        "pieces": (str(samples), candidate_of("static(max_cache_len=300)", prefill_chunk=16)),
     }
     cases = [
         {
@@ -80,13 +83,13 @@ def outcomes(
     return dict(zip(chosen, json.loads(done.stdout), strict=True))
 
 
-NAMES = ("gguf", "folder", "batch", "random", "compiled")
+NAMES = ("gguf", "folder", "batch", "random", "compiled", "window", "quantized", "pieces")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_snippet_generates_exactly_the_measured_tokens(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     seen = outcomes[name]
-    assert [len(row) for row in seen["tokens"]] == [TOKENS] * (2 if name == "batch" else 1)
+    assert [len(row) for row in seen["tokens"]] == [TOKENS] * (2 if name in ("batch", "window") else 1)
     assert seen["tokens"] == seen["measured"]
     assert seen["repeats"], "the second call answers as the first"
 
@@ -99,6 +102,9 @@ def test_the_snippet_generates_exactly_the_measured_tokens(name: str, outcomes: 
         ("batch", "StaticCache", "eager", "eager", "float32"),
         ("random", "DynamicCache", "sdpa", "sdpa_flash", "bfloat16"),
         ("compiled", "StaticCache", "sdpa", "sdpa_flash", "float32"),
+        ("window", "SlidingWindowCache", "sdpa", "sdpa_flash", "float32"),
+        ("quantized", "QuantizedCache", "sdpa", "sdpa_flash", "float32"),
+        ("pieces", "StaticCache", "sdpa", "sdpa_flash", "float32"),
     ],
 )
 def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(
@@ -114,6 +120,12 @@ def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(
 def test_only_the_compiled_snippet_compiles_and_keeps_its_cache(outcomes: dict[str, dict[str, Any]]) -> None:
     assert {name for name in NAMES if outcomes[name]["compiled"]} == {"compiled"}
     assert {name for name in NAMES if outcomes[name]["same_cache"]} == {"compiled"}
+
+
+def candidate_of(cache: str, **changes: Any) -> Candidate:
+    choice = CacheChoice.parse(cache)
+    params = {"cache": choice.strategy.value, "cache_params": dict(choice.params)}
+    return Candidate.from_dict({**make_candidate().to_dict(), **params, **changes})
 
 
 WITHOUT_KVRAY = "import runpy, sys; sys.modules['kvray'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
@@ -140,3 +152,24 @@ def test_a_user_runs_it_as_a_script_without_kvray(
     expected = " ".join(str(byte) for byte in PROMPT.encode()) if kind == "a bare config" else PROMPT
     assert done.stdout.startswith(expected)
     assert len(done.stdout) > len(expected) + 1
+
+
+@pytest.mark.parametrize("cache", ["paged", "sliding_window(window=24,sinks=4)"])
+def test_what_no_argument_of_generate_gives_is_in_the_script_too(
+    cache: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    model_id, candidate = str(save_tiny_model(tmp_path / "model")), candidate_of(cache)
+    script = write_snippet(tmp_path / "script.py", model_id, candidate)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_KVRAY, str(script), PROMPT],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    model = load(model_id, candidate)
+    expected = PROMPT + model.complete(PROMPT, TOKENS)
+    model.close()
+    assert done.stdout.removesuffix("\n") == expected

@@ -224,7 +224,7 @@ class _Program:
             doc="each prompt" if several else "the prompt",
             listed="prompts" if several else "[prompt]",
             options=_listed(options, indent=8),
-            settings=", ".join(f"{name}={value!r}" for name, value in PAGED_OPTIONS.items()),
+            settings=repr(dict(PAGED_OPTIONS)),
         )
 
     def _cache(self, length: str) -> str:

@@ -70,7 +70,9 @@ def generate(model, tokenizer, {prompts}, max_new_tokens):
         pad_token_id=model.generation_config.pad_token_id,
 {options}
     )
-    paging = ContinuousBatchingConfig({settings})
+    wanted = {settings}  # as measured
+    known = ContinuousBatchingConfig.__dataclass_fields__  # not every version has both
+    paging = ContinuousBatchingConfig(**{{name: value for name, value in wanted.items() if name in known}})
     with model.continuous_batching_context_manager(
         generation_config=settings, continuous_batching_config=paging
     ) as manager:

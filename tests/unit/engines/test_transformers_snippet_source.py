@@ -99,9 +99,7 @@ def test_the_source_says_what_the_arguments_say(
         [repr(arguments.compile_mode)] if arguments.compile_mode else []
     )
     if arguments.paged:
-        assert dict(PAGED_OPTIONS) == {
-            name: ast.literal_eval(value) for name, value in calls(source, "ContinuousBatchingConfig")[0].items()
-        }
+        assert repr(dict(PAGED_OPTIONS)) in source
     else:
         (made,) = calls(source, arguments.cache_class)
         options = {name: ast.literal_eval(made[name]) for name, _ in arguments.cache_options}
