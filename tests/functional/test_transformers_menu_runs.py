@@ -305,6 +305,13 @@ def test_an_attention_that_the_library_took_for_another_is_a_substitution(folder
     assert "the model has 'paged|sdpa'" in "; ".join(model.observe().substitutions)
 
 
+def test_weights_of_another_dtype_are_a_substitution(folder: Path) -> None:
+    model = load(folder, candidate_of(dtype="bfloat16"))
+    model._model.float()
+    model.prepare(Cell(24, 4, 1))
+    assert "asked for bfloat16, the weights are float32" in model.observe().substitutions
+
+
 def test_what_needs_a_package_that_is_not_here_is_unsupported_in_the_librarys_words(folder: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"flash.attn|FlashAttention2|flash_attn"):
         load(folder, candidate_of("dynamic", AttentionBackend.FLASH_ATTENTION_2.value))

@@ -140,7 +140,7 @@ class TransformersModel(LoadedModel):
                     fed_tokens=self._prompt_tensor.shape[1] + OBSERVED_TOKENS - 1,
                     room=self._arguments.cache_length(self._prepared_cell) if self._arguments.static_cache else None,
                     rows=self._prompt_tensor.shape[0],
-                    item_bytes=self._model.dtype.itemsize,
+                    dtype=self._model.dtype,
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
                 ),
             )

@@ -95,6 +95,7 @@ class Evidence:
         fed_tokens: tokens of each sequence that the cache must have taken.
         room: tokens that a cache of fixed size must hold, `None` for others.
         rows: sequences at once.
+        dtype: of the weights.
         weights_on: devices that hold weights, as `hf_device_map` names them; empty where there is no such map.
     """
 
@@ -104,7 +105,7 @@ class Evidence:
     fed_tokens: int
     room: int | None
     rows: int
-    item_bytes: int
+    dtype: torch.dtype
     weights_on: frozenset[str] = frozenset()
 
 
@@ -125,6 +126,7 @@ def observed(asked: AttentionBackend, arguments: CallArguments, evidence: Eviden
             for text in (
                 kernel_substitution(asked, "prefill", prefill) if _has_attention(evidence) else None,
                 kernel_substitution(asked, "decode", decode) if _has_attention(evidence) else None,
+                _dtype_substitution(arguments, evidence.dtype),
                 *_cache_substitutions(arguments, evidence),
                 _attention_substitution(arguments, evidence.attn_implementation),
                 "asked for torch.compile, nothing was compiled" if compiles and graphs == 0 else None,
@@ -190,7 +192,7 @@ def _wrong_size(cache: Any, ran: str, evidence: Evidence) -> str | None:
             rows=evidence.rows,
             heads=int(keys.shape[1]),
             head_size=int(keys.shape[3]),
-            item_bytes=evidence.item_bytes,
+            item_bytes=evidence.dtype.itemsize,
         )
         held = layer_bytes(layer)
         if expected is not None and held != expected:
@@ -201,6 +203,11 @@ def _wrong_size(cache: Any, ran: str, evidence: Evidence) -> str | None:
 def _attention_substitution(arguments: CallArguments, ran: str) -> str | None:
     asked = arguments.attn_implementation
     return None if ran == asked else f"asked for attn_implementation={asked!r}, the model has {ran!r}"
+
+
+def _dtype_substitution(arguments: CallArguments, ran: torch.dtype) -> str | None:
+    name = str(ran).removeprefix("torch.")
+    return None if name == arguments.dtype else f"asked for {arguments.dtype}, the weights are {name}"
 
 
 def _weights_substitution(arguments: CallArguments, weights_on: frozenset[str]) -> str | None:
