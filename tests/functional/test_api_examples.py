@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,25 @@ def test_the_plan_example_answers_sensibly(
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=200)
     assert "Paris" in done.stdout
     assert "answered by " in done.stderr
+
+
+def test_the_example_of_a_space_is_what_it_says(
+    kvray: Callable[..., "subprocess.CompletedProcess[str]"], tiny_model: str
+) -> None:
+    done = kvray(
+        "tune",
+        tiny_model,
+        "--context",
+        "400",
+        "--output-len",
+        "16",
+        "--space",
+        EXAMPLES / "space.yaml",
+        "--dry-run",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    labels = [candidate["label"] for candidate in json.loads(done.stdout)["candidates"]]
+    assert len(labels) == 11
+    assert "sliding_window(sinks=4,window=256)/sdpa/bfloat16" in labels
+    assert "dynamic/sdpa/bfloat16+chunk:128" in labels
