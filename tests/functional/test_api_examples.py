@@ -47,7 +47,7 @@ def test_the_plan_example_answers_sensibly(
 
 
 def test_the_example_of_a_space_is_what_it_says(
-    kvray: Callable[..., "subprocess.CompletedProcess[str]"], tiny_model: str
+    kvray: Callable[..., subprocess.CompletedProcess[str]], tiny_model: str
 ) -> None:
     done = kvray(
         "tune",
