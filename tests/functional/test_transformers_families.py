@@ -26,7 +26,7 @@ PROFILE = create_custom_profile(
     "family", context_lengths=(72,), output_lengths=(6,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
 )
 CELL = Cell(72, 6, 2)
-CACHES = ("dynamic", "static", "sliding_window(window=24,sinks=4)", "quantized(backend=fp8)", "paged")
+CACHES = ("dynamic", "static", "sliding_window(window=24,sinks=4)", "quantized(backend=hqq,nbits=8)", "paged")
 WINDOW = 32
 _SIZES = {
     "vocab_size": 256,
@@ -54,7 +54,7 @@ class Family:
 
 ALL_WINDOWS = {
     "sliding_window(window=24,sinks=4)": "every layer is sliding attention",
-    "quantized(backend=fp8)": "full attention only, this one has sliding attention",
+    "quantized(backend=hqq,nbits=8)": "full attention only, this one has sliding attention",
 }
 FAMILIES = {
     "llama": Family(_SIZES, "DynamicLayer×4", {}),
@@ -68,7 +68,7 @@ FAMILIES = {
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
         "DynamicSlidingWindowLayer×2 + DynamicLayer×2",
-        {"quantized(backend=fp8)": "full attention only, this one has sliding attention"},
+        {"quantized(backend=hqq,nbits=8)": "full attention only, this one has sliding attention"},
     ),
     "gpt2": Family(
         {"vocab_size": 256, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 512}, "DynamicLayer×4", {}
@@ -84,7 +84,7 @@ FAMILIES = {
         {**_SIZES, **_MAMBA, "attn_layer_indices": [1, 3]},
         "LinearAttentionLayer×2 + DynamicLayer×2",
         {
-            "quantized(backend=fp8)": "full attention only, this one has linear attention",
+            "quantized(backend=hqq,nbits=8)": "full attention only, this one has linear attention",
             "paged": "this model has linear attention",
         },
     ),
@@ -93,7 +93,7 @@ FAMILIES = {
         "LinearAttentionAndFullAttentionLayer×4",
         {
             "sliding_window(window=24,sinks=4)": "every layer is hybrid",
-            "quantized(backend=fp8)": "full attention only, this one has hybrid",
+            "quantized(backend=hqq,nbits=8)": "full attention only, this one has hybrid",
             "paged": "this model has hybrid",
         },
     ),
