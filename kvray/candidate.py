@@ -174,10 +174,11 @@ class AttentionChoice:
         name = text.strip()
         if "/" in name:
             return cls(AttentionBackend.HUB_KERNEL, _checked_kernel_name(name))
-        backend = AttentionBackend.parse(name)
-        if backend is AttentionBackend.HUB_KERNEL:
-            raise InvalidValueError("A kernel from a hub is chosen by its name, e.g. kernels-community/flash-attn2.")
-        return cls(backend)
+        by_name = [one for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]
+        if name.lower() not in by_name:
+            allowed = [*by_name, "a kernel of a hub such as kernels-community/flash-attn2"]
+            raise InvalidValueError.not_one_of(AttentionBackend.axis_name(), name, allowed)
+        return cls(AttentionBackend(name.lower()))
 
 
 @dataclass(frozen=True, kw_only=True)

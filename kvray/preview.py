@@ -55,6 +55,7 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
     Raises:
         ModelError: the model's name means nothing.
         NoCandidatesError: nothing of what an axis is narrowed to can be had here.
+        InvalidValueError: the space file cannot be read.
         SweepError: CUDA is asked for, without a cluster that might have it.
     """
     adapter.check_model_id(config.model_id)
@@ -65,6 +66,8 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
             hint="Use cpu, or the address of a Ray cluster with GPUs.",
         )
     _check_obstacles(config, adapter.menu(device))
+    if config.has_space_file:
+        load_space(config.space, otherwise=Axes(caches=(), attentions=(), dtypes=()))
 
 
 def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:

@@ -74,12 +74,25 @@ def one_line(err: str) -> str:
         ),
         (["--engine", "nope"], 5, "Unknown engine 'nope'. Allowed: transformers."),
         (["--dtype", "int4"], 2, "Unknown dtype 'int4'. Allowed: float32, float16, bfloat16."),
-        (["--cache", "paged"], 2, "Unknown cache strategy 'paged'. Allowed: dynamic, static."),
+        (
+            ["--cache", "elastic"],
+            2,
+            "Unknown cache strategy 'elastic'. Allowed: dynamic, static, sliding_window, offloaded, offloaded_static, "
+            "quantized, paged.",
+        ),
+        (
+            ["--cache", "quantized(nbits)"],
+            2,
+            "Cache 'quantized(nbits)' has a setting that is not of the form name=value.",
+        ),
+        (["--compile", "fast"], 2, "Unknown compile mode 'fast'. Allowed: off, default, reduce-overhead, max-autotune"),
+        (["--space", "nowhere.yaml"], 2, "Cannot read space file 'nowhere.yaml': No such file or directory."),
+        (["--prefill-chunk", "some"], 2, "--prefill-chunk 'some' is not a list of positive integers."),
         (
             ["--attention", "flash"],
             2,
             "Unknown attention backend 'flash'. Allowed: eager, sdpa, sdpa_flash, sdpa_efficient, sdpa_math, "
-            "sdpa_cudnn.",
+            "sdpa_cudnn, flash_attention_2, flash_attention_3, flex_attention, xformers, a kernel of a hub",
         ),
         (["--device", "tpu"], 2, "Unknown device 'tpu'. Allowed: cpu, cuda."),
         (
@@ -110,7 +123,7 @@ def test_an_attention_that_this_device_cannot_have_is_refused_with_the_reason(
 ) -> None:
     assert refused(8, *TORCH, tiny_model, "--attention", "sdpa_cudnn,sdpa_efficient") == (
         "No valid candidate is left: sdpa_cudnn: PyTorch has this kernel for CUDA only; sdpa_efficient: PyTorch has "
-        "this kernel for CUDA only. Available here: eager, sdpa, sdpa_flash, sdpa_math."
+        "this kernel for CUDA only. Available here: eager, sdpa, sdpa_flash, sdpa_math, flex_attention."
     )
 
 

@@ -136,7 +136,7 @@ def test_info_says_of_every_value_whether_it_can_be_had_and_why_not(kvray: Kvray
     rows = {tuple(line.split()[:2]): " ".join(line.split()[2:]) for line in table}
     assert rows["attention", "sdpa"] == "yes"
     assert rows["attention", "sdpa_cudnn"] == "no: PyTorch has this kernel for CUDA only"
-    assert rows["dtype", "float16"].startswith("yes; float16 is emulated on a CPU")
+    assert rows["dtype", "float16"].startswith("yes, on request: emulated on a CPU")
 
 
 def test_info_on_cuda_without_a_gpu_does_not_pretend_to_have_one(kvray: Kvray) -> None:
