@@ -122,9 +122,16 @@ def available_here(menu: Sequence[AxisValue]) -> Rule:
     def check(candidate: Candidate, facts: SpaceFacts) -> str | None:
         del facts
         values = [pair for pair in _axis_values(candidate) if pair in obstacles]
-        return f"{values[0][1]}: {obstacles[values[0]]}" if values else None
+        if not values:
+            return None
+        axis, value = values[0]
+        return f"{axis if axis in _NUMERIC_AXES else value}: {obstacles[values[0]]}"
 
     return Rule(name="available-here", check=check)
+
+
+_NUMERIC_AXES = ("prefill_chunk", "weights_limit_mib")
+"""Their line on the menu names a unit in place of a value."""
 
 
 def _axis_values(candidate: Candidate) -> tuple[tuple[str, str], ...]:

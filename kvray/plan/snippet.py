@@ -46,11 +46,17 @@ def _gain_lines(plan: Plan) -> tuple[str, ...]:
         return ("Gain: unknown, the baseline was not measured completely",)
     if plan.baseline.candidate == plan.winner.candidate:
         return ("Gain: none, the winner is the baseline",)
-    memory = "" if gain.memory is None else f", memory {gain.memory:+.1%}"
+    memory = "" if gain.memory is None else f", {_memory(gain.memory)}"
     return (
         f"Gain over {plan.baseline.candidate.label}: TTFT {gain.ttft:+.1%}{_interval(gain.ttft_interval)}, "
-        f"throughput {gain.throughput:+.1%}{_interval(gain.throughput_interval)}{memory} (positive is better)",
+        f"throughput {gain.throughput:+.1%}{_interval(gain.throughput_interval)}{memory}",
     )
+
+
+def _memory(gain: float) -> str:
+    """In the report's words: a share of the baseline's peak."""
+    saved = 1 - 1 / (1 + gain)
+    return f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'} memory"
 
 
 def _confidence_lines(plan: Plan) -> tuple[str, ...]:

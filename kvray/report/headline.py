@@ -171,7 +171,8 @@ def _loss_note(record: TrialRecord) -> tuple[str, ...]:
         return (f"Its cache {how}; what that does to the output was not measured.",)
     return (
         f"Its cache {how}: KL {formats.small(record.kl_mean)} nats per token against the baseline, the same first "
-        f"choice at {formats.precise_share(record.top1_agreement)} of tokens. --cache leaves such caches out.",
+        f"choice at {formats.precise_share(record.top1_agreement)} of tokens. "
+        "Name other caches with --cache to leave it out.",
     )
 
 

@@ -36,7 +36,9 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
         # Plain strings only: no objects, and `off` is not made a truth value.
         data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
-        raise InvalidValueError(f"Cannot read space file {str(path)!r}: {error.strerror}.") from error
+        raise InvalidValueError(
+            f"Cannot read space file {str(path)!r}: {error.strerror}.", hint="A space is default, full, or a YAML file."
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidValueError(f"Space file {str(path)!r} is not valid YAML: {_first_line(error)}.") from error
     if not isinstance(data, list) or not data or not all(isinstance(block, dict) for block in data):
@@ -48,13 +50,17 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
 
 def _block(block: Mapping[str, Any], where: str, otherwise: Axes) -> Axes:
     if unknown := sorted(set(map(str, block)) - set(_AXES)):
-        raise InvalidValueError.not_one_of(f"{where}: axis", unknown[0], list(_AXES))
+        raise InvalidValueError(f"{where}: there is no axis {unknown[0]!r}.", hint=f"There are {', '.join(_AXES)}.")
     changes: dict[str, Any] = {}
     for axis, values in block.items():
         if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
             raise InvalidValueError(f"{where}: {axis} is not a list of values.", hint=f"Write it like {axis}: [a, b].")
         field, parse = _AXES[axis]
-        changes[field] = tuple(dict.fromkeys(parse(value) for value in values))
+        try:
+            changes[field] = tuple(dict.fromkeys(parse(value) for value in values))
+        except InvalidValueError as error:
+            hint = f"{error.hint or ''} A value with commas needs quotes.".strip()
+            raise InvalidValueError(f"{where}: {error.message}", hint=hint) from error
     return replace(otherwise, **changes)
 
 

@@ -27,6 +27,13 @@ _QUIET: Mapping[str, str] = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+_PRIVATE_RAY: Mapping[str, int] = {
+    "worker_niceness": 0,
+    # Ray's monitor ends its workers when the machine runs low on memory, whoever took it; a slot that is ended so takes
+    # the sweep with it, while the kernel would end the process that measures, which becomes a record.
+    "memory_monitor_refresh_ms": 0,
+}
+
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 
@@ -96,7 +103,7 @@ class RaySession:
         else:
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            ray.init(address="local", include_dashboard=False, _system_config={"worker_niceness": 0}, **quiet)
+            ray.init(address="local", include_dashboard=False, _system_config=dict(_PRIVATE_RAY), **quiet)
 
 
 def _check_reachable(address: str) -> None:

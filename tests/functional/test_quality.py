@@ -15,6 +15,7 @@ from transformers_samples import load, make_candidate, save_tiny_model
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.config import TuneConfig
+from kvray.engines.base import UnsupportedError
 from kvray.engines.transformers import loaded
 from kvray.record import TrialStatus
 from kvray.search import TuningSearch
@@ -207,3 +208,12 @@ def test_a_sweep_records_quality_and_ends_what_loses_too_much(tmp_path: Path, mo
     assert (fine.status, fine.kl_mean, fine.top1_agreement) == (TrialStatus.OK, 0.0, 1.0)
     assert fine.quality_s is not None
     assert len(list((tmp_path / "cache" / "reference").glob("*.npz"))) == 1
+
+
+def test_a_text_too_short_for_a_window_is_not_taken_for_no_loss(tiny_folder: Path) -> None:
+    window = Candidate.from_dict(
+        {**make_candidate().to_dict(), "cache": "sliding_window", "cache_params": {"window": 80, "sinks": 4}}
+    )
+    with pytest.raises(UnsupportedError, match="too short to show what a window of 80 drops"):
+        forced(tiny_folder, window)
+    assert forced(tiny_folder, window, cell=Cell(300, 16, 1))

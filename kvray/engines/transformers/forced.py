@@ -68,6 +68,12 @@ def force(
         yield from ((text[begin + 1 + place], seen[:, place]) for place in range(end - begin))
 
 
+def last_chunk_begin(text_tokens: int, *, batch_size: int, forced: int) -> int:
+    """Tokens that the cache holds when the last chunk of such a text is fed: what it drops later is not noticed."""
+    begin = text_tokens - forced + min(DECODED_TOKENS, forced) - 1
+    return max((start for start, _ in _chunks(begin, text_tokens - 1, batch_size)), default=begin)
+
+
 def _chunks(begin: int, end: int, batch_size: int) -> Iterator[tuple[int, int]]:
     """Parts of `begin` to `end` that end at round lengths: some quantised caches pack no odd numbers of groups."""
     step = max(1, min(CHUNK_TOKENS, _CHUNK_ROWS // batch_size))

@@ -32,7 +32,7 @@ from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
-from kvray.engines.transformers.forced import force
+from kvray.engines.transformers.forced import force, last_chunk_begin
 from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
 from kvray.engines.transformers.observed import (
     OBSERVED_TOKENS,
@@ -151,6 +151,7 @@ class TransformersModel(LoadedModel):
             raise UnsupportedError("continuous batching tells no log-probabilities of given tokens")
         cell = self._prepared_cell
         text = self._texts.forced(cell, forced)
+        self._check_reach(len(text), forced, cell.batch_size)
         # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
         with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             self._fresh_cache()
@@ -214,6 +215,14 @@ class TransformersModel(LoadedModel):
         self._prompt = self._text_cache = None
         self._model = None
         self._release_memory()
+
+    def _check_reach(self, text_tokens: int, forced: int, batch_size: int) -> None:
+        """A window that drops nothing before the end of the text would seem to lose nothing."""
+        window = dict(self._arguments.cache_options).get("window")
+        if window is not None and last_chunk_begin(text_tokens, batch_size=batch_size, forced=forced) <= int(window):
+            raise UnsupportedError(
+                f"the text of {text_tokens} tokens is too short to show what a window of {window} drops"
+            )
 
     def _trace(self) -> Trace:
         if self._pages is not None:

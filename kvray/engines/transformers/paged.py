@@ -36,7 +36,9 @@ class PagedSession:
         pages = -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS)
         self._manager = model.init_continuous_batching(
             generation_config=served,
-            continuous_batching_config=_settings(blocks=cell.batch_size * pages + 1),
+            continuous_batching_config=_settings(
+                blocks=cell.batch_size * pages + 1, batch_tokens=cell.batch_size * cell.context_tokens
+            ),
         )
         self._manager.warmup()
         self._manager.start()
@@ -76,9 +78,11 @@ class PagedSession:
         self._manager.destroy()
 
 
-def _settings(*, blocks: int) -> ContinuousBatchingConfig:
-    """`block_size` was renamed to `page_size`, and attention is switched only, in later versions of Transformers 5."""
+def _settings(*, blocks: int, batch_tokens: int) -> ContinuousBatchingConfig:
+    """Pages and buffers for one cell: left to itself, the library takes what memory there is.
+
+    `block_size` was renamed to `page_size`, and attention is switched only, in later versions of Transformers 5."""
     known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
     options = {name: value for name, value in PAGED_OPTIONS.items() if name in known}
     page = {"page_size" if "page_size" in known else "block_size": PAGE_TOKENS}
-    return ContinuousBatchingConfig(num_blocks=blocks, **page, **options)
+    return ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=batch_tokens, **page, **options)

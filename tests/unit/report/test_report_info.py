@@ -190,9 +190,9 @@ def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
     told = info_of([baseline(), measured(window, speed=1.5, kl_mean=0.0054, top1_agreement=0.94)]).headline.notes
     assert told[0] == (
         "Its cache forgets the middle of a long text: KL 0.0054 nats per token against the baseline, the same first "
-        "choice at 94.0 % of tokens. --cache leaves such caches out."
+        "choice at 94.0 % of tokens. Name other caches with --cache to leave it out."
     )
-    untold = info_of([baseline(), measured(window, speed=1.5)]).headline.notes
+    untold = info_of([baseline(), measured(window, speed=1.5, kl_mean=None)]).headline.notes
     assert untold[0].endswith("was not measured.")
     exact = info_of([baseline(), measured(WINNER, speed=1.5, kl_mean=0.0015, top1_agreement=0.97)]).headline.notes
     assert not any("Its cache" in note for note in exact)
