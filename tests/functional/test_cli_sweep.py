@@ -169,9 +169,11 @@ def test_a_dry_run_shows_the_space_and_leaves_no_trace(dry: Callable[..., Done])
     assert sum(line.endswith("dynamic/sdpa/float32  baseline") for line in lines) == 1
     rejected = lines.index("Rejected (4)")
     assert lines[rejected + 1] == "  PyTorch has no cudnn attention kernel for the CPU (kernel-on-device)"
-    assert " ".join(" ".join(lines[rejected + 2 : -1]).split()) == ", ".join(
+    left_out = lines.index("Not in this space")
+    assert " ".join(" ".join(lines[rejected + 2 : left_out]).split()) == ", ".join(
         f"{cache}/sdpa_cudnn/{dtype}" for dtype in ("float32", "bfloat16") for cache in ("dynamic", "static")
     )
+    assert any(re.fullmatch(r"\s*attention eager\s+not asked for", line) for line in lines[left_out:])
     assert lines[-1] == "Nothing was started."
 
 

@@ -52,7 +52,7 @@ def outcomes(
         "random": (tiny_model, make_candidate("dynamic", "sdpa", "bfloat16")),
         "compiled": (tiny_model, make_candidate("static", "sdpa", "float32", compile="default")),
         "window": (str(samples), candidate_of("sliding_window(window=24,sinks=4)", batch_size=2)),
-        "quantized": (tiny_model, candidate_of("quantized(backend=hqq,nbits=4)")),
+        "quantized": (tiny_model, candidate_of("quantized(backend=hqq,nbits=4,q_group_size=16)")),
         "pieces": (str(samples), candidate_of("static(max_cache_len=300)", prefill_chunk=16)),
     }
     cases = [
