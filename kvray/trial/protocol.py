@@ -145,7 +145,7 @@ class TrialProtocol:
         """Where it cannot be measured the trial goes on without."""
         self._enter(Phase.QUALITY)
         # The cells of rung 0 rise, so the longest is the one that is prepared.
-        forced, started = forced_tokens(quality_cell(self._spec)), time.perf_counter()
+        forced, started = forced_tokens(quality_cell(self._spec)), self._clock()
         try:
             with self._busy():
                 loss = compare(load_reference(path), model.forced_log_probabilities(forced))
@@ -157,7 +157,7 @@ class TrialProtocol:
             if reference.enforced and self._spec.profile.limits.max_quality_loss is not None:
                 raise
             return
-        self.facts = replace(self.facts, quality=loss, quality_s=time.perf_counter() - started)
+        self.facts = replace(self.facts, quality=loss, quality_s=self._clock() - started)
         if reference.enforced:
             check_loss(loss, self._spec.profile.limits.max_quality_loss)
 

@@ -329,6 +329,12 @@ def test_what_needs_a_package_that_is_not_here_is_unsupported_in_the_librarys_wo
         load(folder, candidate_of("dynamic", AttentionBackend.FLASH_ATTENTION_2.value))
 
 
+def test_settings_that_a_cache_does_not_take_are_refused_where_no_rule_was_asked(folder: Path) -> None:
+    """A plan of another origin comes straight to the engine."""
+    with pytest.raises(UnsupportedError, match="static does not take window"):
+        load(folder, candidate_of("static(window=3)"))
+
+
 def test_an_offloaded_cache_without_cuda_is_unsupported_in_the_librarys_words(folder: Path) -> None:
     model = load(folder, candidate_of("offloaded"))
     model.prepare(Cell(24, 4, 1))

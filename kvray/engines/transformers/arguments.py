@@ -95,7 +95,7 @@ class CallArguments:
 
 
 def call_arguments(candidate: Candidate) -> CallArguments:
-    """The arguments that apply `candidate`, whose cache parameters are those that `cache_parameters` knows."""
+    """The arguments that apply `candidate`, whose cache parameters `cache_parameters_objection` has passed."""
     cache, params = candidate.cache, dict(candidate.cache_params)
     tokens = params.pop("max_cache_len", None)
     if cache in _OFFLOADED:

@@ -66,16 +66,21 @@ def cache_layers(cache: Any) -> str:
 def kv_dtype(cache: Any) -> str | None:
     """How the first layer with keys stores them: `bfloat16`, `float8_e4m3fn`, or `4-bit quanto`."""
     if not hasattr(cache, "layers"):  # pages are plain bytes
-        return str(cache.dtype).removeprefix("torch.")
+        return dtype_name(cache.dtype)
     for layer in cache.layers:
         if getattr(layer, "nbits", None) is not None:
             backend = type(layer).__name__.removesuffix("QuantizedLayer").lower()
             return f"{layer.nbits}-bit {backend}"
         if (stored := getattr(layer, "_quantized_keys", None)) is not None:
-            return _dtype_name(stored[0])
+            return dtype_name(stored[0].dtype)
         if getattr(layer, "keys", None) is not None:
-            return _dtype_name(layer.keys)
+            return dtype_name(layer.keys.dtype)
     return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """E.g. `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _pages(cache: Any) -> list[torch.Tensor]:
@@ -84,10 +89,6 @@ def _pages(cache: Any) -> list[torch.Tensor]:
         return []
     one = getattr(cache, "cache_tensor", None)
     return [one] if one is not None else [*cache.key_cache, *cache.value_cache]
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _held_tokens(layer: Any, tokens: int, room: int | None) -> int | None:

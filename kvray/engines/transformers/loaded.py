@@ -29,7 +29,7 @@ from kvray.engines.base import (
     UnsupportedError,
 )
 from kvray.engines.transformers import models
-from kvray.engines.transformers.arguments import call_arguments
+from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.forced import force, last_chunk_begin
@@ -78,6 +78,8 @@ class TransformersModel(LoadedModel):
     """
 
     def __init__(self, request: ModelRequest, candidate: Candidate, device: DeviceType) -> None:
+        if (objection := cache_parameters_objection(candidate)) is not None:
+            raise UnsupportedError(objection)
         self._candidate = candidate
         self._device = torch.device(device.value)
         self._arguments = call_arguments(candidate)

@@ -17,7 +17,14 @@ from kvray.candidate import AttentionBackend
 from kvray.engines.base import Compilation, Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
-from kvray.engines.transformers.caches import cache_layers, expected_layer_bytes, kv_dtype, layer_bytes, tokens_taken
+from kvray.engines.transformers.caches import (
+    cache_layers,
+    dtype_name,
+    expected_layer_bytes,
+    kv_dtype,
+    layer_bytes,
+    tokens_taken,
+)
 
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode; reading the profiler's events costs more than running them."""
@@ -208,7 +215,7 @@ def _attention_substitution(arguments: CallArguments, ran: str) -> str | None:
 
 
 def _dtype_substitution(arguments: CallArguments, ran: torch.dtype) -> str | None:
-    name = str(ran).removeprefix("torch.")
+    name = dtype_name(ran)
     return None if name == arguments.dtype else f"asked for {arguments.dtype}, the weights are {name}"
 
 
