@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -58,3 +58,14 @@ def demo_model() -> Path:
 def tiny_model() -> str:
     """A two-layer Llama with random weights."""
     return f"random:{Path(__file__).parent.parent / 'assets' / 'tiny_llama'}"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Two threads on a machine with other work wait for each other most of the time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

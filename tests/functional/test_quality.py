@@ -211,9 +211,7 @@ def test_a_sweep_records_quality_and_ends_what_loses_too_much(tmp_path: Path, mo
 
 
 def test_a_text_too_short_for_a_window_is_not_taken_for_no_loss(tiny_folder: Path) -> None:
-    window = Candidate.from_dict(
-        {**make_candidate().to_dict(), "cache": "sliding_window", "cache_params": {"window": 80, "sinks": 4}}
-    )
+    window = make_candidate("sliding_window(window=80,sinks=4)")
     with pytest.raises(UnsupportedError, match="too short to show what a window of 80 drops"):
         forced(tiny_folder, window)
     assert forced(tiny_folder, window, cell=Cell(300, 16, 1))

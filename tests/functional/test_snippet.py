@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers_samples import load, make_candidate, save_tiny_model, write_tiny_gguf
 
-from kvray.candidate import CacheChoice, Candidate
+from kvray.candidate import Candidate
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.workload import Cell
@@ -51,9 +51,9 @@ def outcomes(
         "batch": (str(samples), make_candidate("static", "eager", "float32", batch_size=2)),
         "random": (tiny_model, make_candidate("dynamic", "sdpa", "bfloat16")),
         "compiled": (tiny_model, make_candidate("static", "sdpa", "float32", compile="default")),
-        "window": (str(samples), candidate_of("sliding_window(window=24,sinks=4)", batch_size=2)),
-        "quantized": (tiny_model, candidate_of("quantized(backend=hqq,nbits=4,q_group_size=16)")),
-        "pieces": (str(samples), candidate_of("static(max_cache_len=300)", prefill_chunk=16)),
+        "window": (str(samples), make_candidate("sliding_window(window=24,sinks=4)", batch_size=2)),
+        "quantized": (tiny_model, make_candidate("quantized(backend=hqq,nbits=4,q_group_size=16)")),
+        "pieces": (str(samples), make_candidate("static(max_cache_len=300)", prefill_chunk=16)),
     }
     cases = [
         {
@@ -122,12 +122,6 @@ def test_only_the_compiled_snippet_compiles_and_keeps_its_cache(outcomes: dict[s
     assert {name for name in NAMES if outcomes[name]["same_cache"]} == {"compiled"}
 
 
-def candidate_of(cache: str, **changes: Any) -> Candidate:
-    choice = CacheChoice.parse(cache)
-    params = {"cache": choice.strategy.value, "cache_params": dict(choice.params)}
-    return Candidate.from_dict({**make_candidate().to_dict(), **params, **changes})
-
-
 WITHOUT_KVRAY = "import runpy, sys; sys.modules['kvray'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
 
@@ -158,7 +152,7 @@ def test_a_user_runs_it_as_a_script_without_kvray(
 def test_what_no_argument_of_generate_gives_is_in_the_script_too(
     cache: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    model_id, candidate = str(save_tiny_model(tmp_path / "model")), candidate_of(cache)
+    model_id, candidate = str(save_tiny_model(tmp_path / "model")), make_candidate(cache)
     script = write_snippet(tmp_path / "script.py", model_id, candidate)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_KVRAY, str(script), PROMPT],

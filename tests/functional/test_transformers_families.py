@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import CONFIG_MAPPING
+from transformers_samples import make_candidate
 
-from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, DeviceType, DType
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.errors import ModelError
 from kvray.space.constraints import RULES, SpaceFacts, first_objection
 from kvray.workload import Cell, create_custom_profile
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="a CPU")
 ADAPTER = TransformersAdapter()
@@ -100,14 +101,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelRequest]:
     made = {}
@@ -117,17 +110,6 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelRequest
         (folder / "config.json").write_text(json.dumps({**config, "initializer_range": 0.2}))
         made[name] = ModelRequest(model_id=f"random:{folder}")
     return made
-
-
-def candidate_of(cache: str) -> Candidate:
-    choice = CacheChoice.parse(cache)
-    return Candidate(
-        engine="transformers",
-        cache=choice.strategy,
-        cache_params=choice.params,
-        attention=AttentionBackend.SDPA,
-        dtype=DType.FLOAT32,
-    )
 
 
 def objection(candidate: Candidate, request: ModelRequest, info: ModelInfo) -> str | None:
@@ -143,7 +125,7 @@ def test_a_cache_runs_and_says_what_it_is_or_is_rejected_with_the_reason(
     info = ADAPTER.describe_model(request)
     answers: dict[str, object] = {}
     for cache in CACHES:
-        candidate = candidate_of(cache)
+        candidate = make_candidate(cache)
         reason = objection(candidate, request, info)
         if cache in family.rejected:
             assert family.rejected[cache] in str(reason)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers_samples import load, make_candidate
 
-from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
+from kvray.candidate import DeviceType, DType
 from kvray.engines.base import ForcedToken, ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.gguf import converted_gguf
@@ -36,12 +36,6 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(package.assemble(tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"))
 
 
-def candidate_of(cache: str, attention: str = "sdpa") -> Candidate:
-    choice = CacheChoice.parse(cache)
-    values = make_candidate(attention=attention).to_dict()
-    return Candidate.from_dict({**values, "cache": choice.strategy.value, "cache_params": dict(choice.params)})
-
-
 def test_its_layers_are_known_before_a_weight_is_loaded(gguf: Path) -> None:
     adapter, request = TransformersAdapter(), ModelRequest(model_id=str(gguf))
     info = adapter.describe_model(request)
@@ -50,7 +44,7 @@ def test_its_layers_are_known_before_a_weight_is_loaded(gguf: Path) -> None:
     rules = adapter.rules(request, info, get_profile("rag"))
     facts = SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType))
     refused, taken = (
-        first_objection(candidate_of(cache), facts, rules)
+        first_objection(make_candidate(cache), facts, rules)
         for cache in ("quantized(backend=fp8)", "sliding_window(window=512,sinks=4)")
     )
     assert "full attention only" in str(refused)
@@ -69,7 +63,7 @@ def test_its_layers_are_known_before_a_weight_is_loaded(gguf: Path) -> None:
 def test_its_caches_run_as_what_they_are_and_the_exact_ones_answer_as_plain_generate(
     cache: str, layers: str | None, gguf: Path
 ) -> None:
-    model = load(gguf, candidate_of(cache))
+    model = load(gguf, make_candidate(cache))
     model.prepare(CELL)
     prompt = model._prompt_tensor.clone()
     (tokens,) = model.generate(12).tokens
@@ -87,7 +81,7 @@ def test_its_caches_run_as_what_they_are_and_the_exact_ones_answer_as_plain_gene
 
 def test_exact_caches_lose_nothing_and_a_small_window_does(gguf: Path) -> None:
     def told(cache: str, attention: str = "sdpa") -> list[ForcedToken]:
-        model = load(gguf, candidate_of(cache, attention))
+        model = load(gguf, make_candidate(cache, attention))
         model.prepare(CELL)
         found = list(model.forced_log_probabilities(256))
         model.close()

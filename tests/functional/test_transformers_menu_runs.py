@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers_samples import HEAD_DIM, KV_HEADS, LAYERS, load, make_candidate, save_tiny_model
 
-from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, CompileMode, DeviceType, DType
+from kvray.candidate import AttentionBackend, DeviceType
 from kvray.engines.base import DeviceFacts, UnsupportedError
 from kvray.engines.transformers import TransformersAdapter, caches, loaded, xformers_attention
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.sliding_window import SinkWindowLayer, SlidingWindowCache
 from kvray.workload import Cell
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny_llama"
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="a CPU")
@@ -29,30 +30,9 @@ NEEDS_FP8 = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("menu"))
-
-
-def candidate_of(cache: str = "dynamic", attention: str = "sdpa", **changes: Any) -> Candidate:
-    chosen, backend = CacheChoice.parse(cache), AttentionChoice.parse(attention)
-    return Candidate(
-        engine="transformers",
-        cache=chosen.strategy,
-        cache_params=chosen.params,
-        attention=backend.backend,
-        dtype=DType(changes.pop("dtype", "float32")),
-        compile=CompileMode(changes.pop("compile", "off")),
-        **changes,
-    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +52,7 @@ def candidate_of(cache: str = "dynamic", attention: str = "sdpa", **changes: Any
 def test_a_cache_of_the_menu_runs_and_is_what_it_says(
     cache: str, cache_class: str, layers: str | None, kv_dtype: str, folder: Path
 ) -> None:
-    model = load(folder, candidate_of(cache))
+    model = load(folder, make_candidate(cache))
     model.prepare(Cell(64, 6, 2))
     first = model.generate(6)
     assert [len(row) for row in first.tokens] == [6, 6]
@@ -90,7 +70,7 @@ def test_a_cache_of_the_menu_runs_and_is_what_it_says(
 
 
 def held_mib(cache: str, folder: Path, cell: Cell) -> float:
-    model = load(folder, candidate_of(cache))
+    model = load(folder, make_candidate(cache))
     model.prepare(cell)
     model.generate(cell.output_tokens)
     held = model.kv_cache_bytes()
@@ -121,7 +101,7 @@ def test_a_byte_holds_a_number_of_an_fp8_cache(folder: Path) -> None:
 def test_pages_answer_as_a_growing_cache_does(attention: str, folder: Path) -> None:
     answers = []
     for cache in ("dynamic", "paged"):
-        model = load(folder, candidate_of(cache, attention))
+        model = load(folder, make_candidate(cache, attention))
         model.prepare(Cell(64, 6, 2))
         answers.append(model.generate(6).tokens)
         model.close()
@@ -130,7 +110,7 @@ def test_pages_answer_as_a_growing_cache_does(attention: str, folder: Path) -> N
 
 def test_pages_keep_no_prompt_from_one_call_to_the_next(folder: Path) -> None:
     """Else a repeated prompt would have no prefill, and a time to first token that is none."""
-    model = load(folder, candidate_of("paged"))
+    model = load(folder, make_candidate("paged"))
     model.prepare(Cell(600, 2, 1))
     model.generate(2)
     fed: list[int] = []
@@ -149,7 +129,7 @@ def test_a_prompt_in_pieces_is_worked_on_in_pieces_and_answers_the_same(folder: 
 
 def answer_and_fed(folder: Path, chunk: int | None) -> tuple[object, list[int]]:
     """Tokens, and how many the model was fed at each step."""
-    model = load(folder, candidate_of(prefill_chunk=chunk))
+    model = load(folder, make_candidate(prefill_chunk=chunk))
     model.prepare(Cell(50, 6, 1))
     fed: list[int] = []
     model._model.model.embed_tokens.register_forward_hook(lambda _, args, out: fed.append(int(args[0].shape[1])))
@@ -159,7 +139,7 @@ def answer_and_fed(folder: Path, chunk: int | None) -> tuple[object, list[int]]:
 
 
 def test_flex_attention_runs_and_is_told_from_other_attention(folder: Path) -> None:
-    model = load(folder, candidate_of("dynamic", "flex_attention"))
+    model = load(folder, make_candidate("dynamic", "flex_attention"))
     model.prepare(Cell(40, 4, 1))
     tokens = model.generate(4).tokens
     seen = model.observe()
@@ -301,7 +281,7 @@ def test_a_cache_of_another_kind_or_size_is_a_substitution(
     if planted == "static":
         monkeypatch.setattr(DynamicCache, "reset", lambda self: None, raising=False)
     monkeypatch.setattr(loaded, "make_cache", lambda arguments, config, cell: honest(other, config, cell))
-    model = load(folder, candidate_of(cache))
+    model = load(folder, make_candidate(cache))
     model.prepare(Cell(96, 4, 1))
     found = model.observe().substitutions
     model.close()
@@ -310,15 +290,15 @@ def test_a_cache_of_another_kind_or_size_is_a_substitution(
 
 def test_an_attention_that_the_library_took_for_another_is_a_substitution(folder: Path) -> None:
     """`paged|sdpa` at load is plain `sdpa` without a word."""
-    model = load(folder, candidate_of())
-    model._arguments = call_arguments(candidate_of())
+    model = load(folder, make_candidate())
+    model._arguments = call_arguments(make_candidate())
     model._model.config._attn_implementation = "paged|sdpa"
     model.prepare(Cell(24, 4, 1))
     assert "the model has 'paged|sdpa'" in "; ".join(model.observe().substitutions)
 
 
 def test_weights_of_another_dtype_are_a_substitution(folder: Path) -> None:
-    model = load(folder, candidate_of(dtype="bfloat16"))
+    model = load(folder, make_candidate(dtype="bfloat16"))
     model._model.float()
     model.prepare(Cell(24, 4, 1))
     assert "asked for bfloat16, the weights are float32" in model.observe().substitutions
@@ -326,17 +306,17 @@ def test_weights_of_another_dtype_are_a_substitution(folder: Path) -> None:
 
 def test_what_needs_a_package_that_is_not_here_is_unsupported_in_the_librarys_words(folder: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"flash.attn|FlashAttention2|flash_attn"):
-        load(folder, candidate_of("dynamic", AttentionBackend.FLASH_ATTENTION_2.value))
+        load(folder, make_candidate("dynamic", AttentionBackend.FLASH_ATTENTION_2.value))
 
 
 def test_settings_that_a_cache_does_not_take_are_refused_where_no_rule_was_asked(folder: Path) -> None:
     """A plan of another origin comes straight to the engine."""
     with pytest.raises(UnsupportedError, match="static does not take window"):
-        load(folder, candidate_of("static(window=3)"))
+        load(folder, make_candidate("static(window=3)"))
 
 
 def test_an_offloaded_cache_without_cuda_is_unsupported_in_the_librarys_words(folder: Path) -> None:
-    model = load(folder, candidate_of("offloaded"))
+    model = load(folder, make_candidate("offloaded"))
     model.prepare(Cell(24, 4, 1))
     with pytest.raises(UnsupportedError, match="CUDA"):
         model.generate(4)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers_samples import BOS, EOS, load, make_candidate, save_tiny_model
 
@@ -22,16 +21,9 @@ from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.workload import Cell
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUESTION = "The capital of France is"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads on a machine with other work wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -31,18 +31,11 @@ from kvray.trial.protocol import TrialProtocol
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, create_custom_profile
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROFILE = create_custom_profile(
     "truth", context_lengths=(24,), output_lengths=(4,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Two threads on a machine with other work wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

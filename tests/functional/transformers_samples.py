@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.candidate import AttentionBackend, CacheChoice, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers.loaded import TransformersModel
 
@@ -24,20 +24,18 @@ BOS, EOS = 0, 1
 
 
 def make_candidate(
-    cache: str = "dynamic",
-    attention: str = "sdpa",
-    dtype: str = "float32",
-    *,
-    compile: str = "off",
-    batch_size: int = 1,
+    cache: str = "dynamic", attention: str = "sdpa", dtype: str = "float32", *, compile: str = "off", **more: Any
 ) -> Candidate:
+    """`cache` may have settings, as in `static(max_cache_len=64)`; `more` are further fields."""
+    choice = CacheChoice.parse(cache)
     return Candidate(
         engine="transformers",
-        cache=CacheStrategy(cache),
+        cache=choice.strategy,
+        cache_params=choice.params,
         attention=AttentionBackend(attention),
         dtype=DType(dtype),
         compile=CompileMode(compile),
-        batch_size=batch_size,
+        **more,
     )
 
 
