@@ -20,6 +20,7 @@ _AXIS_NAMES = {
     "CacheStrategy": "cache strategy",
     "AttentionBackend": "attention backend",
     "CompileMode": "compile mode",
+    "SearchStrategy": "search strategy",
 }
 
 

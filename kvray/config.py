@@ -9,12 +9,26 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kvray.candidate import AttentionChoice, CacheChoice, CompileMode, DeviceType, DType
+from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType
 from kvray.errors import InvalidValueError, describe_problems
 from kvray.workload import WorkloadProfile, get_profile
 
+class SearchStrategy(Choice):
+    """How the space is searched."""
+
+    MODEL = "model"
+    """A statistical model of the axes decides what is worth a process; what it skips is listed with its prediction."""
+    GRID = "grid"
+    """Every candidate is measured completely."""
+    ASHA = "asha"
+    """Every candidate is launched; successive halving stops the poor ones early."""
+    OPTUNA = "optuna"
+    """Optuna's sampler proposes; for spaces too large to list, together with `max_trials` or `budget_s`."""
+
+
 DEFAULT_SPACE = "default"
 FULL_SPACE = "full"
+CONFIRM_ROUNDS = 4
 
 
 class TuneConfig(BaseModel):
@@ -34,7 +48,11 @@ class TuneConfig(BaseModel):
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
-        seed: of the bootstrap.
+        search: how the space is searched.
+        budget_s: seconds after which nothing more is launched; the best found until then is the result.
+        max_trials: launches of the search, without the confirming ones.
+        confirm_rounds: how often winner, rivals and baseline are measured again at most, each time in fresh processes.
+        seed: of the search and of the bootstrap.
 
     Raises:
         InvalidValueError: a field is unknown or has a value that is not allowed; all problems are named at once.
@@ -60,7 +78,11 @@ class TuneConfig(BaseModel):
     slots: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
-    seed: int = 0
+    search: SearchStrategy = SearchStrategy.MODEL
+    budget_s: Annotated[float, Field(gt=0)] | None = None
+    max_trials: Annotated[int, Field(ge=1)] | None = None
+    confirm_rounds: Annotated[int, Field(ge=0)] = CONFIRM_ROUNDS
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -6,12 +6,16 @@ import datetime as dt
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from kvray.config import TuneConfig
+from kvray.analysis.launching import AxisSearch, EveryCandidate, Launches, Prediction
+from kvray.candidate import Candidate
+from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import AllTrialsFailedError, ResultsError, SweepInterruptedError
@@ -21,7 +25,9 @@ from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.course import Bounds, SweepCourse
+from kvray.sweep.driver import SlotPlan, plan_slots, run_sweep
+from kvray.sweep.optuna import OptunaLaunches
 from kvray.sweep.progress import SweepObserver
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.sweep.slot import TrialOrder
@@ -35,8 +41,8 @@ RANDOM_WEIGHTS_NOTE = (
 class SearchObserver(SweepObserver, Protocol):
     """Hears how the job goes on, in the driver's process."""
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
-        """Everything is known and checked; `todo` are the trials to come."""
+    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+        """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
 
 
 class TuningSearch:
@@ -104,7 +110,7 @@ class TuningSearch:
 
     def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> bool:
         """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
-        config = self._config
+        config, started_s = self._config, time.monotonic()
         with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
@@ -114,16 +120,25 @@ class TuningSearch:
                 ray.resources(), device=preview.device.device, slots=config.slots, user_threads=_user_threads()
             )
             manifest = _opened_manifest(store, config, self._new_manifest(run_id, preview, adapter))
-            todo = _missing_trials(store, _trial_specs(config, preview, request, run_id))
+            recorded = _recorded(store, run_id)
             recorder = _Recorder(store, self._observer)
-            recorder.search_started(preview, manifest, todo)
-            orders = [
-                TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in todo
-            ]
+            recorder.search_started(preview, manifest, recorded)
+            orders = _OrderMaker(config, preview, request, run_id, adapter, slots, scratch=log.parent)
+            launches = make_launches(config, preview)
+            course = SweepCourse(
+                preview.space.candidates,
+                launches=launches,
+                profile=preview.profile,
+                make_order=orders,
+                bounds=_bounds(config, started_s),
+                recorded=recorded,
+                stops_early=config.search is not SearchStrategy.GRID,
+            )
             try:
-                run_sweep(orders, slots=slots, observer=recorder)
+                run_sweep(course, slots=slots, observer=recorder)
             except KeyboardInterrupt:
                 return True
+            store.append_many(_skipped_records(launches.predictions(), manifest))
         return False
 
     def _new_manifest(self, run_id: str, preview: Preview, adapter: EngineAdapter) -> SweepManifest:
@@ -165,10 +180,10 @@ class _Recorder:
         self._store = store
         self._observer = observer
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
+    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         self._store.append_many(_rejected_records(preview, manifest))
         if self._observer is not None:
-            self._observer.search_started(preview, manifest, todo)
+            self._observer.search_started(preview, manifest, recorded)
 
     def trial_started(self, spec: TrialSpec) -> None:
         if self._observer is not None:
@@ -204,33 +219,84 @@ def _opened_manifest(store: ResultsStore, config: TuneConfig, new: SweepManifest
     return old
 
 
-def _trial_specs(config: TuneConfig, preview: Preview, request: ModelRequest, run_id: str) -> list[TrialSpec]:
-    """One trial per candidate, baseline first. A trial's id is the same in every attempt at this sweep."""
-    space = preview.space
-    reference = ReferenceSpec(
-        candidate=space.baseline,
-        model_revision=preview.model.revision,
-        enforced=not preview.model.random_weights,
-    )
-    return [
-        TrialSpec(
+def make_launches(config: TuneConfig, preview: Preview) -> Launches:
+    """Who decides what is launched, as `config.search` says."""
+    candidates = preview.space.candidates
+    if config.search is SearchStrategy.MODEL:
+        return AxisSearch(candidates, profile=preview.profile, forecasts=preview.forecasts, seed=config.seed)
+    if config.search is SearchStrategy.OPTUNA:
+        return OptunaLaunches(candidates, profile=preview.profile, seed=config.seed)
+    return EveryCandidate(candidates)
+
+
+class _OrderMaker:
+    """Puts a trial together; see `sweep.course.MakeOrder`."""
+
+    def __init__(
+        self,
+        config: TuneConfig,
+        preview: Preview,
+        request: ModelRequest,
+        run_id: str,
+        adapter: EngineAdapter,
+        slots: SlotPlan,
+        *,
+        scratch: Path,
+    ) -> None:
+        self._adapter, self._threads, self._scratch = adapter, slots.threads, scratch
+        self._spec = TrialSpec(
             run_id=run_id,
-            trial_id=f"{number:04d}-{candidate.candidate_id}",
-            role=Role.BASELINE if candidate == space.baseline else Role.SEARCH,
+            trial_id="",
+            role=Role.SEARCH,
             request=request,
-            candidate=candidate,
+            candidate=preview.space.baseline,
             profile=preview.profile,
             device=preview.device.device,
             timeout_s=config.timeout_s,
-            reference=reference,
         )
-        for number, candidate in enumerate(space.candidates)
+        self._reference = ReferenceSpec(
+            candidate=preview.space.baseline,
+            model_revision=preview.model.revision,
+            enforced=not preview.model.random_weights,
+        )
+
+    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
+        # Quality is the same in every process; the search has measured it.
+        reference = None if role is Role.CONFIRM else self._reference
+        spec = replace(
+            self._spec, candidate=candidate, role=role, trial_id=trial_id, rungs=rungs, reference=reference
+        )
+        return TrialOrder(spec=spec, adapter=self._adapter, threads=self._threads, scratch=self._scratch)
+
+
+def _bounds(config: TuneConfig, started_s: float) -> Bounds:
+    return Bounds(
+        deadline_s=None if config.budget_s is None else started_s + config.budget_s,
+        budget_s=config.budget_s or 0.0,
+        max_trials=config.max_trials,
+        confirm_rounds=config.confirm_rounds,
+    )
+
+
+def _recorded(store: ResultsStore, run_id: str) -> tuple[TrialResult, ...]:
+    """What earlier attempts at the sweep have measured."""
+    return tuple(result for result in store.read(run_id) if result.record.status.was_launched)
+
+
+def _skipped_records(predictions: Iterable[Prediction], manifest: SweepManifest) -> list[TrialRecord]:
+    return [
+        TrialRecord.of(
+            one.candidate,
+            run_id=manifest.run_id,
+            trial_id=f"skipped-{one.candidate.candidate_id}",
+            role=Role.SEARCH,
+            model_id=manifest.model_id,
+            profile=manifest.profile.name,
+            status=TrialStatus.SKIPPED,
+            message=one.text,
+        )
+        for one in predictions
     ]
-
-
-def _missing_trials(store: ResultsStore, specs: Sequence[TrialSpec]) -> list[TrialSpec]:
-    recorded = {result.record.candidate_id for result in store.read(specs[0].run_id)}
-    return [spec for spec in specs if spec.candidate.candidate_id not in recorded]
 
 
 def _rejected_records(preview: Preview, manifest: SweepManifest) -> list[TrialRecord]:

@@ -22,3 +22,23 @@ def _dominates(one: Metrics, other: Metrics) -> bool:
     if one.peak_mib is not None and other.peak_mib is not None:
         edges.append(other.peak_mib - one.peak_mib)
     return min(edges) >= 0 and max(edges) > 0
+
+
+NOISE_TTFT, NOISE_DECODE, NOISE_PEAK = 0.06, 0.04, 0.02
+"""Relative differences between two single runs that mean nothing: see FACTS for TTFT (6 % between processes); a saving of
+memory below 2 % makes no fallback (`analysis.fallback`)."""
+
+
+def is_beaten_clearly(point: Metrics, other: Metrics) -> bool:
+    """Whether `other` is as good as `point` in TTFT, throughput and memory, or worse by no more than noise.
+
+    A point that no other beats so is on the Pareto front by a margin worth keeping: faster or leaner than all others
+    that come near it. Where a peak is not known memory counts as equal.
+    """
+    return (
+        other.ttft_ms <= point.ttft_ms * (1 + NOISE_TTFT)
+        and other.decode_tok_s >= point.decode_tok_s / (1 + NOISE_DECODE)
+        and (
+            other.peak_mib is None or point.peak_mib is None or other.peak_mib <= point.peak_mib * (1 + NOISE_PEAK)
+        )
+    )

@@ -19,13 +19,14 @@ from kvray.cli.parsing import (
     parse_attentions,
     parse_caches,
     parse_choices,
+    parse_duration,
     parse_integers,
     parse_limit,
     parse_optional_integers,
 )
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
-from kvray.config import DEFAULT_SPACE, TuneConfig
+from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
 from kvray.errors import SweepInterruptedError
 from kvray.search import TuningSearch, interruption
 from kvray.store.parquet import ResultsStore
@@ -35,6 +36,7 @@ app = typer.Typer(add_completion=False)
 
 _WHAT = "What to measure"
 _AXES = "Which configurations"
+_SEARCH = "How to search"
 _HOW = "How to measure"
 _ATTENTIONS = [one.value for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]
 
@@ -113,7 +115,29 @@ def tune(
     resume: Annotated[
         str | None, typer.Option(help="Id of a sweep in the results folder to go on with.", rich_help_panel=_HOW)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_HOW)] = 0,
+    search: Annotated[
+        str,
+        typer.Option(
+            help="model: launch what may win; grid: measure all; asha: launch all, stop the poor; optuna.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = SearchStrategy.MODEL,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time for search and confirming, e.g. 90s, 20m, 1.5h.", rich_help_panel=_SEARCH),
+    ] = None,
+    max_trials: Annotated[
+        int | None, typer.Option(help="Launches of the search at most.", min=1, rich_help_panel=_SEARCH)
+    ] = None,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            help="Rounds at most in which winner, rivals and baseline run again; 0: none.",
+            min=0,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = CONFIRM_ROUNDS,
+    seed: Annotated[int, typer.Option(help="Seed of search and bootstrap.", min=0, rich_help_panel=_SEARCH)] = 0,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
     ] = False,
@@ -145,6 +169,10 @@ def tune(
         slots=slots,
         timeout_s=timeout,
         resume=resume,
+        search=SearchStrategy.parse(search),
+        budget_s=parse_duration(budget, option="--budget"),
+        max_trials=max_trials,
+        confirm_rounds=confirm,
         seed=seed,
     )
     if dry_run:

@@ -1,18 +1,19 @@
-"""Runs trial orders under Ray Tune, each on one slot, until every one has ended in a status."""
+"""Runs a sweep's course under Ray Tune, each trial on one slot, until every one has ended in a status."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
+from kvray.sweep.course import SweepCourse
 from kvray.sweep.progress import ObserverCallback, SweepObserver
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.searcher import QueueSearcher
-from kvray.sweep.slot import Slot, TrialOrder
+from kvray.sweep.searcher import CourseSearcher
+from kvray.sweep.slot import Slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ def plan_slots(
     )
 
 
-def run_sweep(orders: Sequence[TrialOrder], *, slots: SlotPlan, observer: SweepObserver) -> None:
-    """Run `orders` in their sequence on the Ray that is connected; returns when all have ended.
+def run_sweep(course: SweepCourse, *, slots: SlotPlan, observer: SweepObserver) -> None:
+    """Run what `course` orders on the Ray that is connected; returns when it is over.
 
     Raises:
         KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
@@ -90,8 +91,8 @@ def run_sweep(orders: Sequence[TrialOrder], *, slots: SlotPlan, observer: SweepO
         tuner = tune.Tuner(
             tune.with_resources(Slot, slots.resources),
             tune_config=tune.TuneConfig(
-                search_alg=QueueSearcher(orders),
-                scheduler=SparingHalving(),
+                search_alg=CourseSearcher(course),
+                scheduler=SparingHalving(course),
                 num_samples=-1,
                 max_concurrent_trials=slots.slots,
                 reuse_actors=True,

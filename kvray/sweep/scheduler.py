@@ -1,4 +1,4 @@
-"""Which trials are stopped early: asynchronous successive halving that spares the baseline and the Pareto front."""
+"""Which trials are stopped early: asynchronous successive halving that spares whom it cannot judge or will need."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.pareto import pareto_front
+from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
+from kvray.sweep.course import SweepCourse
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.slot import FIDELITY, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.trial.spec import LAST_RUNG
@@ -19,17 +20,22 @@ NOISE = 0.08
 """Difference in utility (a logarithm: about 8 %) that one run each cannot establish. Between processes on a shared CPU
 the standard deviation was measured as 6 % for TTFT and 1.5 % for tok/s; with weights of 0.5 and 0.35 two of them differ
 by less than 0.085 nineteen times in twenty."""
+CHANCE_TO_GO_ON = (0.05, 0.5)
+"""Chance to be the best that a trial needs after rung 0 and after rung 1. The repeats of rung 2 are for the likely winner
+alone: what else may win is measured again by the confirm phase, in another process, which tells more."""
 
 
 class SparingHalving(AsyncHyperBandScheduler):
     """Tune's `AsyncHyperBandScheduler` (ASHA, arXiv:1810.05934) over the rungs of a trial.
 
     Among the trials of a rung so far, the best third goes on. Never stopped: the baseline, because every gain is
-    against it; whoever is on the rung's Pareto front (TTFT, throughput, memory), because the lean are fallbacks; and
-    whoever is within `NOISE` of the rung's best so far, because a rung's single run cannot tell them apart.
+    against it; and, until it has measured every full-length cell, whoever is on the rung's Pareto front (TTFT,
+    throughput, memory) by more than noise, because the lean are fallbacks. Whoever is within `NOISE` of the rung's best
+    so far goes on too, because a rung's single run cannot tell them apart, unless the search's model knows better:
+    whom it gives less than `CHANCE_TO_GO_ON` is stopped. A sweep that is out of time ends its trials at the next rung.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, course: SweepCourse) -> None:
         super().__init__(
             time_attr=FIDELITY,
             metric=UTILITY,
@@ -38,6 +44,7 @@ class SparingHalving(AsyncHyperBandScheduler):
             max_t=REDUCTION_FACTOR**LAST_RUNG + 1,
             reduction_factor=REDUCTION_FACTOR,
         )
+        self._course = course
         self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
         self._best: defaultdict[int, float] = defaultdict(lambda: -math.inf)
 
@@ -48,17 +55,29 @@ class SparingHalving(AsyncHyperBandScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE after one rung of `trial`."""
-        verdict = str(super().on_trial_result(tune_controller, trial, result))
         measured: TrialResult = result[RESULT]
+        self._course.rung_finished(measured)
+        if measured.record.role is Role.CONFIRM:
+            return str(TrialScheduler.CONTINUE)
+        verdict = str(super().on_trial_result(tune_controller, trial, result))
+        verdict = self._judged(verdict, measured, result)
+        if measured.record.role is Role.BASELINE:
+            return str(TrialScheduler.CONTINUE)
+        if self._course.is_out_of_time():
+            return str(TrialScheduler.STOP)
+        return verdict if self._course.stops_early else str(TrialScheduler.CONTINUE)
+
+    def _judged(self, verdict: str, measured: TrialResult, result: dict[str, Any]) -> str:
+        """Halving's `verdict`, put right by what it does not know."""
         metrics = rung_metrics(measured.runs, measured.record.rung)
         if metrics is None:
             return verdict
-        rung = measured.record.rung or 0
+        rung, utility = measured.record.rung or 0, result[UTILITY]
+        self._best[rung] = max(self._best[rung], utility)
+        is_needed = rung == 0 and not any(is_beaten_clearly(metrics, other) for other in self._seen[rung])
         self._seen[rung].append(metrics)
-        self._best[rung] = max(self._best[rung], result[UTILITY])
-        spared = (
-            measured.record.role is Role.BASELINE
-            or result[UTILITY] > self._best[rung] - NOISE
-            or pareto_front(self._seen[rung])[-1]
-        )
-        return str(TrialScheduler.CONTINUE) if spared else verdict
+        if is_needed:
+            return str(TrialScheduler.CONTINUE)
+        if self._course.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE) if utility > self._best[rung] - NOISE else verdict

@@ -1,30 +1,38 @@
-"""What is launched next: a queue of trial orders, first in first out."""
+"""What is launched next, as Tune asks for it."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from kvray.sweep.slot import ORDER, UTILITY, TrialOrder
+from kvray.sweep.course import SweepCourse
+from kvray.sweep.slot import ORDER, RESULT, UTILITY, TrialOrder
 
 
-class QueueSearcher(Searcher):
-    """Hands out `orders` one by one, then says that the search is finished."""
+class CourseSearcher(Searcher):
+    """Hands out the orders of a `SweepCourse` whenever a slot is free, and tells it how they ended."""
 
-    def __init__(self, orders: Iterable[TrialOrder]) -> None:
+    def __init__(self, course: SweepCourse) -> None:
         super().__init__(metric=UTILITY, mode="max")
-        self._waiting = deque(orders)
+        self._course = course
+        self._out: dict[str, TrialOrder] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial's config, or `Searcher.FINISHED`."""
-        del trial_id
-        return {ORDER: self._waiting.popleft()} if self._waiting else str(Searcher.FINISHED)
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's config, `None` while a running trial must end first, or `Searcher.FINISHED`."""
+        order = self._course.next_order()
+        if order is None:
+            return str(Searcher.FINISHED) if self._course.is_over else None
+        self._out[trial_id] = order
+        return {ORDER: order}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing to learn from."""
+        """Tell the course."""
+        order = self._out.pop(trial_id)
+        if error or not result or RESULT not in result:
+            self._course.trial_lost(order)
+        else:
+            self._course.trial_finished(result[RESULT])
 
     def save(self, checkpoint_path: str) -> None:
         """A sweep resumes from its records, never from Tune's state."""

@@ -23,7 +23,7 @@ from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.recording import measured_record, rung_metrics
 from kvray.trial.events import RungFinished, TrialEnded, TrialFacts
 from kvray.trial.process import Launcher, TrialProcess
-from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.trial.spec import TrialSpec
 
 ORDER = "order"
 """Key of a trial's Tune config."""
@@ -90,7 +90,7 @@ class Slot(tune.Trainable):
         event = process.advance()
         while isinstance(event, RungFinished):
             self._rung, self._facts = event.rung, event.facts
-            if event.rung < LAST_RUNG:
+            if event.rung != process.spec.rungs[-1]:
                 return self._report(process, _GOING_ON, done=False)
             event = process.advance()
         self._facts = event.facts or self._facts

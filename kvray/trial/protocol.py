@@ -84,13 +84,13 @@ class TrialProtocol:
         self._adapter.fetch_weights(self._spec.request)
         model = self._load()
         try:
-            for rung in range(LAST_RUNG + 1):
+            for rung in self._spec.rungs:
                 self._run_rung(model, rung)
                 if rung == 0 and self._spec.reference is not None and self._reference is not None:
                     self._measure_quality(model, self._spec.reference, self._reference)
                 self.facts = replace(self.facts, compilation=model.compilation())
                 self._emit(RungFinished(rung=rung, facts=self.facts))
-                if rung < LAST_RUNG and not self._may_continue():
+                if rung != self._spec.rungs[-1] and not self._may_continue():
                     return False
             return True
         finally:

@@ -10,6 +10,9 @@ from kvray.record import Role
 from kvray.workload import WorkloadProfile
 
 LAST_RUNG = 2
+ALL_RUNGS = (0, 1, 2)
+CONFIRM_RUNGS = (1,)
+"""A confirming trial measures every full-length cell once: another process tells more than another repeat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class TrialSpec:
 
     Attributes:
         reference: `None` leaves quality unmeasured.
+        rungs: those that it runs, in this order.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
         fetch_timeout_s: seconds that making the weights available may take.
     """
@@ -47,3 +51,4 @@ class TrialSpec:
     timeout_s: float
     fetch_timeout_s: float = 3600.0
     reference: ReferenceSpec | None = None
+    rungs: tuple[int, ...] = ALL_RUNGS

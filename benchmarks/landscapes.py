@@ -1,0 +1,184 @@
+"""Landscapes for replaying searches: made-up ones with known truth, and recorded exhaustive sweeps."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from kvray.analysis.aggregate import Metrics
+from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, CompileMode, DType
+from kvray.workload import WorkloadProfile, get_profile
+
+Array = npt.NDArray[np.float64]
+_SIGNS = np.array([-1.0, 1.0, -1.0])
+"""Of TTFT, tok/s and peak: larger logarithms are better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape:
+    """What every candidate of a space would measure.
+
+    Attributes:
+        truth: n × 3 logarithms of TTFT (ms), tok/s and peak (MiB) at full length.
+        forecast: the same as predicted.
+        first_rung: 3 differences of rung 0 from full length.
+        between, within: standard deviation of those logarithms between processes, and of one run.
+        start_s: n seconds until the first timed run.
+        rung_s: n × 3 seconds of the rungs.
+        works: whether each candidate can be measured at all.
+    """
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    profile: WorkloadProfile
+    truth: Array
+    forecast: Array
+    first_rung: Array
+    between: Array
+    within: Array
+    start_s: Array
+    rung_s: Array
+    works: npt.NDArray[np.bool_]
+
+    @property
+    def utilities(self) -> Array:
+        """True utility of each candidate, `-inf` of one that fails."""
+        weights = np.array([self.profile.weight_ttft, self.profile.weight_throughput, self.profile.weight_memory])
+        return np.where(self.works, self.truth @ (weights * _SIGNS), -np.inf)
+
+    @property
+    def exhaustive_s(self) -> float:
+        """Seconds of measuring every candidate completely, once."""
+        return float((self.start_s + np.where(self.works[:, None], self.rung_s, 0).sum(axis=1)).sum())
+
+    def forecasts(self) -> dict[str, Metrics]:
+        """By candidate id."""
+        return {one.candidate_id: as_metrics(row) for one, row in zip(self.candidates, self.forecast, strict=True)}
+
+
+def as_metrics(logs: Array) -> Metrics:
+    """From 3 logarithms."""
+    ttft, speed, peak = np.exp(logs).tolist()
+    itl = 1000 / speed
+    return Metrics(ttft_ms=ttft, itl_p50_ms=itl, itl_p95_ms=itl, itl_p99_ms=itl, decode_tok_s=speed, peak_mib=peak)
+
+
+class Process:
+    """A fresh process of one candidate: it shares a draw of the noise between processes."""
+
+    def __init__(self, landscape: Landscape, index: int, generator: np.random.Generator, *, repeats: int = 3) -> None:
+        self._landscape, self._index, self._generator, self._repeats = landscape, index, generator, repeats
+        self._level = landscape.truth[index] + landscape.between * _noise(generator, 3)
+        self._runs: list[Array] = []
+        self.seconds = float(landscape.start_s[index])
+
+    def rung(self, rung: int) -> Metrics:
+        """Measure it; the seconds are added."""
+        self.seconds += float(self._landscape.rung_s[self._index, rung])
+        runs = 1 if rung < 2 else self._repeats - 1
+        new = self._level + self._landscape.within * _noise(self._generator, (runs, 3))
+        if rung == 0:
+            return as_metrics(new[0] + self._landscape.first_rung)
+        self._runs.extend(new)
+        return as_metrics(np.median(self._runs, axis=0))
+
+    @property
+    def logs(self) -> Array:
+        """What its full-length runs say: 3 logarithms."""
+        return np.asarray(np.median(self._runs, axis=0))
+
+
+def _noise(generator: np.random.Generator, shape: int | tuple[int, ...]) -> Array:
+    """Student's t with 6 degrees of freedom, scaled to variance 1: now and then a process or a run is far off."""
+    return generator.standard_t(6, size=shape) / np.sqrt(1.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A recipe of landscapes: spreads as differences of logarithms, relative to each metric's own size."""
+
+    name: str
+    size: int = 100
+    main: float = 1.0
+    pair: float = 0.4
+    triple: float = 0.0
+    residual: float = 0.15
+    forecast_correlation: float = 0.75
+    noise: float = 1.0
+    failing: float = 0.0
+
+
+ORDINARY = Kind(name="ordinary")
+HARD = (
+    replace(ORDINARY, name="three-way", triple=0.6, residual=0.3),
+    replace(ORDINARY, name="no forecast", forecast_correlation=0.0),
+    replace(ORDINARY, name="heavy noise", noise=2.0),
+    replace(ORDINARY, name="all three", triple=0.6, residual=0.3, forecast_correlation=0.0, noise=2.0),
+)
+_SIZES = np.array([0.25, 0.15, 0.08])
+"""Spread of the main effects on TTFT, tok/s and peak: what the recorded sweeps show, roughly."""
+_BETWEEN = np.array([0.06, 0.015, 0.003])
+_WITHIN = np.array([0.04, 0.03, 0.003])
+_CACHES = ("dynamic", "static", "quantized(backend=hqq,nbits=4)", "quantized(backend=hqq,nbits=8)", "sliding_window")
+_ATTENTIONS = ("sdpa", "eager", "sdpa_flash", "sdpa_math", "flash_attention_2")
+_SHAPES = {24: (3, 4, 2, 1, 1), 50: (5, 5, 2, 1, 1), 100: (5, 5, 2, 2, 1), 200: (5, 5, 2, 2, 2), 400: (5, 5, 2, 2, 4)}
+
+
+def make_landscape(kind: Kind, seed: int) -> Landscape:
+    """One landscape of a kind."""
+    generator = np.random.default_rng([seed, kind.size])
+    shape = _SHAPES[kind.size]
+    points = np.array(list(itertools.product(*(range(length) for length in shape))))
+    effects = np.stack([_effects(kind, points, generator) * size for size in _SIZES], axis=1)
+    truth = np.array([np.log(500.0), np.log(20.0), np.log(1000.0)]) + effects
+    spread = effects.std(axis=0)
+    correlation = kind.forecast_correlation
+    forecast = truth.mean(axis=0) + correlation * effects
+    forecast = forecast + np.sqrt(1 - correlation**2) * spread * generator.standard_normal(effects.shape)
+    unit_s = np.exp(generator.normal(0, 0.2, len(points)))
+    failing = generator.integers(5, size=2)
+    return Landscape(
+        name=kind.name,
+        candidates=tuple(_candidate(point) for point in points.tolist()),
+        profile=get_profile("ci-micro"),
+        truth=truth,
+        forecast=forecast,
+        first_rung=np.array([0.0, -0.03, -0.02]),
+        between=kind.noise * _BETWEEN,
+        within=kind.noise * _WITHIN,
+        start_s=generator.uniform(1.0, 2.5, len(points)),
+        rung_s=unit_s[:, None] * np.array([0.6, 2.4, 6.0]),
+        works=~((generator.random() < kind.failing) & (points[:, :2] == failing).all(axis=1)),
+    )
+
+
+def _effects(kind: Kind, points: npt.NDArray[np.int64], generator: np.random.Generator) -> Array:
+    """n effects with a spread of 1 for the main ones."""
+    axes = range(points.shape[1])
+    total = kind.residual * generator.standard_normal(len(points))
+    for order, scale in ((1, kind.main), (2, kind.pair), (3, kind.triple)):
+        groups = [group for group in itertools.combinations(axes, order) if np.ptp(points[:, group], axis=0).all()]
+        for group in groups if scale else ():
+            codes = np.unique(points[:, group], axis=0, return_inverse=True)[1]
+            strength = scale * generator.gamma(2.0, 0.5) / np.sqrt(len(groups))
+            total = total + strength * generator.standard_normal(codes.max() + 1)[codes]
+    return total
+
+
+def _candidate(point: list[int]) -> Candidate:
+    cache = CacheChoice.parse(_CACHES[point[0]])
+    return Candidate(
+        engine="transformers",
+        cache=cache.strategy,
+        cache_params=cache.params,
+        attention=AttentionBackend(_ATTENTIONS[point[1]]),
+        dtype=(DType.FLOAT32, DType.BFLOAT16)[point[2]],
+        compile=(CompileMode.OFF, CompileMode.DEFAULT)[point[3]],
+        prefill_chunk=(None, 64, 128, 256)[point[4]],
+    )
+
+
+CacheStrategy  # noqa: B018

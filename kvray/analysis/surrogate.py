@@ -1,0 +1,211 @@
+"""A Gaussian process over the axes of a space: what a few measured candidates tell of all others.
+
+Per metric a model of its own (ln 1/TTFT, ln tok/s, ln 1/peak): a constant, the forecast times a slope, an effect of
+every value of every axis, an effect of every pair of values, and a candidate's own residual. Which of these matter is
+not known before, so their scales are fitted to the measurements by marginal likelihood under weak priors (Rasmussen and
+Williams 2006, "Gaussian Processes for Machine Learning", section 5.4).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_solve, cholesky
+from scipy.optimize import minimize
+
+from kvray.candidate import AttentionChoice, Candidate
+
+Array = npt.NDArray[np.float64]
+
+CONSTANT_VARIANCE = 25.0
+"""Of a logarithm: the overall level is whatever the measurements say."""
+_JITTER = 1e-9
+_MAX_ITERATIONS = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prior:
+    """What is believed of one metric's scales before anything is measured: medians, as differences of logarithms.
+
+    Attributes:
+        main, pair, residual: spread of the effects of one axis, of all pairs together, and of a candidate by itself.
+        slope: spread of the factor on the forecast.
+        noise: between processes, and of the few runs within one.
+        first_rung: further noise of a trial that has only completed rung 0, whose cells are others.
+    """
+
+    main: float = 0.15
+    pair: float = 0.06
+    residual: float = 0.04
+    slope: float = 0.7
+    noise: float
+    first_rung: float
+
+
+PRIORS: tuple[Prior, Prior, Prior] = (
+    Prior(noise=0.06, first_rung=0.03),
+    Prior(noise=0.02, first_rung=0.03),
+    Prior(noise=0.006, first_rung=0.02),
+)
+"""For TTFT, throughput and peak memory. The noise is what was measured between fresh processes on a shared 2-core CPU:
+6 % for TTFT, 1.5 % for tok/s (FACTS); the fit moves it to what this machine shows."""
+_SPREAD = {"effect": 1.0, "slope": 0.7, "noise": 0.5}
+"""Standard deviation of a scale's logarithm around its prior median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """Measurements of one metric.
+
+    Attributes:
+        at: index of the candidate that each belongs to.
+        values: logarithms, larger is better.
+        is_first_rung: whether only rung 0 stands behind it.
+    """
+
+    at: npt.NDArray[np.int64]
+    values: Array
+    is_first_rung: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """What is known of one metric of every candidate: n means, and their n × n covariance (noise not included).
+
+    Attributes:
+        scales: logarithms of the fitted scales, a start for the next fit.
+        inflation: factor by which the variance was widened because the model was surer than it was right.
+    """
+
+    mean: Array
+    covariance: Array
+    scales: Array
+    inflation: float
+
+
+class AxisModel:
+    """The structure of one space: which candidates share which values.
+
+    Args:
+        candidates: all of the space, n of them.
+        forecast: n predicted values of the metric as logarithms (larger is better), or `None`.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], prior: Prior, forecast: Array | None = None) -> None:
+        equal = shared_values(candidates)
+        self.shared = equal
+        components = [*equal, _pairs(equal), np.eye(len(candidates))]
+        medians = [*[prior.main] * len(equal), prior.pair, prior.residual]
+        spreads = [_SPREAD["effect"]] * len(components)
+        if forecast is not None and np.ptp(forecast) > 0:
+            centred = forecast - forecast.mean()
+            components.append(np.outer(centred, centred))
+            medians.append(prior.slope)
+            spreads.append(_SPREAD["slope"])
+        self._components = np.array(components)
+        self._medians = np.log([*medians, prior.noise, prior.first_rung])
+        self._spreads = np.array([*spreads, _SPREAD["noise"], _SPREAD["noise"]])
+
+    def fit(self, seen: Observations, start: Array | None = None) -> Posterior:
+        """Fit the scales to `seen` and predict every candidate. At least one observation is needed."""
+        level = float(np.mean(seen.values))
+        values = seen.values - level
+        inner = self._components[:, seen.at[:, None], seen.at]
+        found = minimize(
+            self._cost,
+            self._medians if start is None else start,
+            args=(inner, values, seen.is_first_rung.astype(float)),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(median - 4 * spread, median + 4 * spread) for median, spread in self._prior_terms()],
+            options={"maxiter": _MAX_ITERATIONS},
+        )
+        return self._predict(found.x, inner, values, level, seen)
+
+    def _prior_terms(self) -> list[tuple[float, float]]:
+        return list(zip(self._medians.tolist(), self._spreads.tolist(), strict=True))
+
+    def _cost(self, scales: Array, inner: Array, values: Array, is_first: Array) -> tuple[float, Array]:
+        """Negative log of marginal likelihood times prior, and its gradient in `scales` (logarithms)."""
+        variances = np.exp(2 * scales)
+        effects = len(inner)
+        covariance = np.tensordot(variances[:effects], inner, axes=1) + CONSTANT_VARIANCE
+        covariance[np.diag_indices_from(covariance)] += variances[-2] + variances[-1] * is_first + _JITTER
+        lower = cholesky(covariance, lower=True, check_finite=False)
+        inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
+        weights = inverse @ values
+        excess = inverse - np.outer(weights, weights)
+        diagonal = np.diagonal(excess)
+        slopes = np.append(
+            np.tensordot(inner, excess, axes=([1, 2], [0, 1])), [diagonal.sum(), diagonal @ is_first]
+        )
+        distance = (scales - self._medians) / self._spreads
+        cost = 0.5 * values @ weights + np.log(np.diagonal(lower)).sum() + 0.5 * distance @ distance
+        return float(cost), slopes * variances + distance / self._spreads
+
+    def _predict(self, scales: Array, inner: Array, values: Array, level: float, seen: Observations) -> Posterior:
+        variances = np.exp(2 * scales)
+        effects = variances[: len(self._components)]
+        everything = np.tensordot(effects, self._components, axes=1) + CONSTANT_VARIANCE
+        noise = variances[-2] + variances[-1] * seen.is_first_rung + _JITTER
+        covariance = np.tensordot(effects, inner, axes=1) + CONSTANT_VARIANCE + np.diag(noise)
+        lower = cholesky(covariance, lower=True, check_finite=False)
+        inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
+        across = everything[:, seen.at]
+        inflation = _inflation(inverse, values)
+        return Posterior(
+            mean=level + across @ (inverse @ values),
+            covariance=inflation * (everything - across @ inverse @ across.T),
+            scales=scales,
+            inflation=inflation,
+        )
+
+
+def shared_values(candidates: Sequence[Candidate]) -> list[Array]:
+    """Per axis on which `candidates` differ, an n × n matrix of ones where two have the same value."""
+    matrices: list[Array] = []
+    for values in zip(*(axis_values(candidate) for candidate in candidates), strict=True):
+        codes = np.unique(values, return_inverse=True)[1]
+        equal = (codes[:, None] == codes).astype(float)
+        if not equal.all() and not any(np.array_equal(equal, other) for other in matrices):
+            matrices.append(equal)
+    return matrices
+
+
+def axis_values(candidate: Candidate) -> tuple[str, ...]:
+    """What a candidate has on every axis. A cache is one by its strategy and another with its settings: variants of one
+    strategy are related."""
+    return (
+        candidate.cache.value,
+        str(candidate.cache_choice),
+        str(AttentionChoice(candidate.attention, candidate.hub_kernel)),
+        candidate.dtype.value,
+        candidate.compile.value,
+        str(candidate.batch_size),
+        str(candidate.parallelism),
+        str(candidate.prefill_chunk),
+        str(candidate.weights_limit_mib),
+    )
+
+
+def _pairs(equal: Sequence[Array]) -> Array:
+    """Mean over all pairs of axes of where two candidates share both values."""
+    products = [one * other for one, other in itertools.combinations(equal, 2)]
+    return np.mean(products, axis=0) if products else np.zeros_like(equal[0]) if equal else np.zeros((1, 1))
+
+
+def _inflation(inverse: Array, values: Array) -> float:
+    """By how much the measurements stray from what the model expects of each by all others, beyond chance; at least 1.
+
+    The standardised residuals of leaving one out are `[K⁻¹y]ᵢ/√[K⁻¹]ᵢᵢ` (Rasmussen and Williams 2006, equations 5.10 to
+    5.12); the mean of their squares is 1 where the model is right, within `√(2/n)`.
+    """
+    residuals = (inverse @ values) / np.sqrt(np.diagonal(inverse))
+    count = len(values)
+    mean_square = float(residuals @ residuals) / count
+    return max(1.0, mean_square / (1 + math.sqrt(2 / count)))

@@ -1,0 +1,214 @@
+"""The course of a sweep: what is launched next, which trial goes on, and when enough is known. Decides, runs nothing.
+
+First the search: the baseline, then what `Launches` proposes. Then confirming: rounds of fresh processes for winner, rivals
+and baseline. Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process, one call at a time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvray.analysis.confirming import next_round, utility_weights
+from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
+from kvray.analysis.launching import Launches
+from kvray.candidate import Candidate
+from kvray.record import Role, TrialResult, TrialStatus
+from kvray.sweep.recording import rung_metrics
+from kvray.sweep.slot import TrialOrder
+from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS
+from kvray.workload import WorkloadProfile
+
+CONFIRM_SHARE = 0.3
+"""Of the budget: kept for confirming, so that what is found is also sure."""
+
+
+class MakeOrder(Protocol):
+    """Everything that a slot needs for one trial of a candidate."""
+
+    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
+        """The order; `trial_id` names the trial in the records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How far a sweep may go.
+
+    Attributes:
+        deadline_s: by the course's clock; after it nothing is launched, and a trial ends with the rung it is in.
+        budget_s: seconds from the sweep's start to the deadline.
+        max_trials: launches of the search, the baseline's among them.
+        confirm_rounds: at most.
+    """
+
+    deadline_s: float | None = None
+    budget_s: float = 0.0
+    max_trials: int | None = None
+    confirm_rounds: int = 0
+
+
+class SweepCourse:
+    """See the module.
+
+    Args:
+        candidates: of the space, the baseline first.
+        recorded: what earlier attempts at the sweep have left; it is not measured again.
+        stops_early: whether a trial may be stopped between rungs because it is poor.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        launches: Launches,
+        profile: WorkloadProfile,
+        make_order: MakeOrder,
+        bounds: Bounds,
+        recorded: Iterable[TrialResult] = (),
+        stops_early: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stops_early = stops_early
+        self._baseline_id = candidates[0].candidate_id
+        self._by_id = {candidate.candidate_id: candidate for candidate in candidates}
+        self._numbers = {candidate.candidate_id: number for number, candidate in enumerate(candidates)}
+        self._launches = launches
+        self._profile = profile
+        self._make_order = make_order
+        self._bounds = bounds
+        self._clock = clock
+        self._results: list[TrialResult] = []
+        self._running: set[str] = set()
+        self._searched = 0
+        self._is_searching = True
+        self._round = 0
+        self._lineup: deque[str] = deque()
+        for result in recorded:
+            self._recall(result)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing is to be launched. Ask after `next_order` has returned `None`."""
+        return not self._running and not self._is_searching and not self._lineup
+
+    def next_order(self) -> TrialOrder | None:
+        """The next trial; `None` when there is none before a running one has ended, or none at all."""
+        if self._is_searching and (candidate := self._next_searched()) is not None:
+            return self._order(candidate, ALL_RUNGS, f"{self._numbers[candidate.candidate_id]:04d}")
+        if self._running or self._is_searching:
+            return self._next_confirmed() if self._lineup else None
+        if not self._lineup:
+            self._plan_round()
+        return self._next_confirmed()
+
+    def rung_finished(self, result: TrialResult) -> None:
+        """A trial completed `result.record.rung`; told before `goes_on` is asked."""
+        record = result.record
+        metrics = rung_metrics(result.runs, record.rung)
+        if metrics is not None and record.rung is not None and record.role is not Role.CONFIRM:
+            self._launches.measured(record.candidate_id, record.rung, metrics)
+
+    def trial_finished(self, result: TrialResult) -> None:
+        """A trial ended in whatever way."""
+        self._running.discard(result.record.trial_id)
+        self._note(result)
+
+    def trial_lost(self, order: TrialOrder) -> None:
+        """A trial's slot died; what it had measured is not known here."""
+        self._running.discard(order.spec.trial_id)
+        if order.spec.role is not Role.CONFIRM:
+            self._launches.ended(order.spec.candidate.candidate_id, failed=True, seconds=None)
+
+    def is_out_of_time(self) -> bool:
+        """Whether the budget is spent."""
+        return self._remaining_s() <= 0
+
+    def win_chance(self, candidate_id: str) -> float:
+        """Probability that a launched candidate is the best of those launched."""
+        return self._launches.win_chance(candidate_id)
+
+    def _recall(self, result: TrialResult) -> None:
+        record = result.record
+        if not record.status.was_launched or record.candidate_id not in self._by_id:
+            return
+        if record.role is Role.CONFIRM:
+            self._round = max(self._round, confirm_round(record) or 0)
+        else:
+            self._launches.launched(record.candidate_id)
+            self._searched += 1
+            for rung in range((-1 if record.rung is None else record.rung) + 1):
+                self.rung_finished(TrialResult(record=record.with_(rung=rung), runs=result.runs))
+        self._note(result)
+
+    def _note(self, result: TrialResult) -> None:
+        record = result.record
+        self._results.append(result)
+        if record.role is not Role.CONFIRM:
+            self.rung_finished(result)
+            self._launches.ended(record.candidate_id, failed=record.status.is_failure, seconds=record.wall_s)
+
+    def _next_searched(self) -> Candidate | None:
+        """The search's next candidate. The search is over when it has none and none of its trials can change that."""
+        has_room = self._bounds.max_trials is None or self._searched < self._bounds.max_trials
+        candidate = self._launches.proposal() if has_room and self._has_time_to_search() else None
+        if candidate is None:
+            self._is_searching = bool(self._running) and has_room
+            return None
+        self._launches.launched(candidate.candidate_id)
+        self._searched += 1
+        return candidate
+
+    def _has_time_to_search(self) -> bool:
+        """The baseline is measured whatever the budget, or there would be no result at all."""
+        if self._bounds.deadline_s is None or not self._searched:
+            return True
+        kept_s = CONFIRM_SHARE * self._bounds.budget_s if self._bounds.confirm_rounds else 0.0
+        return self._remaining_s() - kept_s > self._typical_s(Role.SEARCH) / 2
+
+    def _plan_round(self) -> None:
+        """Who runs once more; nobody when enough is known, or there is no time for it."""
+        evidence = gather_evidence(self._results, self._profile)
+        lineup = next_round(
+            evidence,
+            baseline_id=self._baseline_id,
+            round_number=self._round + 1,
+            most_rounds=self._bounds.confirm_rounds,
+            weights=utility_weights(self._profile),
+        )
+        if self._round == 0 and lineup:
+            known = {*evidence.ids}
+            lineup = (*lineup, *(one for one in self._launches.contenders() if one not in known))
+        if len(lineup) > 1 and self._remaining_s() >= len(lineup) * self._typical_s(Role.CONFIRM):
+            self._round += 1
+            self._lineup.extend(lineup)
+
+    def _next_confirmed(self) -> TrialOrder | None:
+        if not self._lineup:
+            return None
+        candidate = self._by_id[self._lineup.popleft()]
+        return self._order(candidate, CONFIRM_RUNGS, None)
+
+    def _order(self, candidate: Candidate, rungs: tuple[int, ...], number: str | None) -> TrialOrder:
+        key = candidate.candidate_id
+        if number is None:
+            role, trial_id = Role.CONFIRM, confirm_trial_id(self._round, key)
+        else:
+            role, trial_id = Role.BASELINE if key == self._baseline_id else Role.SEARCH, f"{number}-{key}"
+        self._running.add(trial_id)
+        return self._make_order(candidate, role=role, trial_id=trial_id, rungs=rungs)
+
+    def _remaining_s(self) -> float:
+        return float("inf") if self._bounds.deadline_s is None else self._bounds.deadline_s - self._clock()
+
+    def _typical_s(self, role: Role) -> float:
+        """Of a trial; of those of other roles while none of this one has ended, 0 before any has."""
+        known = [one.record for one in self._results if one.record.wall_s is not None]
+        alike = [record for record in known if record.role is role] or known
+        return statistics.median([record.wall_s or 0.0 for record in alike] or [0.0])
+
+
+assert TrialStatus

@@ -1,0 +1,89 @@
+"""Optuna's sampler as a source of launches, through Ray Tune's integration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvray.analysis.aggregate import Metrics
+from kvray.analysis.launching import EveryCandidate
+from kvray.analysis.score import utility
+from kvray.analysis.surrogate import axis_values
+from kvray.candidate import Candidate
+from kvray.errors import EngineError
+from kvray.workload import WorkloadProfile
+
+UTILITY = "utility"
+MOST_REFUSALS = 50
+"""Successive proposals that name no candidate of the space, or one that was launched, before the rest is taken in order."""
+
+
+class OptunaLaunches(EveryCandidate):
+    """Launches what Optuna's sampler (TPE) proposes; its points that are no candidate, or launched, are answered at once.
+
+    Args:
+        candidates: the space, the baseline first: it is launched first.
+
+    Raises:
+        EngineError: Optuna is not installed.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], *, profile: WorkloadProfile, seed: int) -> None:
+        super().__init__(candidates)
+        self._profile = profile
+        self._by_point = {axis_values(candidate): candidate for candidate in candidates}
+        self._points = {candidate.candidate_id: axis_values(candidate) for candidate in candidates}
+        self._utilities: dict[str, float | None] = {}
+        self._asked: dict[str, str] = {}
+        self._count = 0
+        self._sampler = _make_sampler(list(self._by_point), seed)
+
+    def measured(self, candidate_id: str, rung: int, metrics: Metrics) -> None:
+        """See `Launches`."""
+        del rung
+        self._utilities[candidate_id] = utility(metrics, self._profile)
+
+    def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
+        """See `Launches`."""
+        del seconds
+        if failed:
+            self._utilities[candidate_id] = None
+        if (trial_id := self._asked.pop(candidate_id, None)) is not None:
+            self._answer(trial_id, self._utilities.get(candidate_id))
+
+    def proposal(self) -> Candidate | None:
+        """See `Launches`."""
+        first = super().proposal()
+        if first is None or not self._points_launched():
+            return first
+        for _ in range(MOST_REFUSALS):
+            trial_id = f"{self._count}"
+            self._count += 1
+            point = self._sampler.suggest(trial_id)
+            candidate = self._by_point.get(tuple(point[name] for name in sorted(point)))
+            if candidate is not None and candidate.candidate_id in self._waiting:
+                self._asked[candidate.candidate_id] = trial_id
+                return candidate
+            self._answer(trial_id, None if candidate is None else self._utilities.get(candidate.candidate_id))
+        return first
+
+    def _points_launched(self) -> bool:
+        return len(self._waiting) < len(self._points)
+
+    def _answer(self, trial_id: str, value: float | None) -> None:
+        if value is None:
+            self._sampler.on_trial_complete(trial_id, error=True)
+        else:
+            self._sampler.on_trial_complete(trial_id, result={UTILITY: value})
+
+
+def _make_sampler(points: Sequence[tuple[str, ...]], seed: int) -> Any:
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    axes = {f"{place:02d}": sorted(set(values)) for place, values in enumerate(zip(*points, strict=True))}
+    space = {name: tune.choice(values) for name, values in axes.items()}
+    try:
+        return OptunaSearch(space=space, metric=UTILITY, mode="max", seed=seed)
+    except (ImportError, AssertionError) as error:
+        raise EngineError("Optuna is not installed.", hint="pip install 'kvray[optuna]'") from error
