@@ -1,0 +1,181 @@
+"""What was measured, as arrays: one row per fresh process. Confidence, intervals and the confirm phase rest on it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvray.analysis.aggregate import aggregate, runs_at_rung, undisturbed
+from kvray.analysis.pooling import FULL_RUNG, full_length_cells, missing_cells, pool_complete_trials
+from kvray.analysis.reasons import missed_limits
+from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.workload import Cell, WorkloadProfile
+
+METRICS = TTFT, DECODE, PEAK = range(3)
+"""Columns of the arrays."""
+SEARCH_ROUND = 0
+"""Of a process that the confirm phase did not start; its rounds count from 1."""
+_CONFIRM_ID = re.compile(r"confirm-(\d+)-")
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """N fresh processes of the candidates in `ids`, in no particular order.
+
+    Attributes:
+        ids: candidate ids; `owner` points into them.
+        contenders: those that may win. The others miss a limit and are here to be compared with.
+        owner: N indices: whose process it is.
+        rounds: N: the confirm phase's round, from 1, or `SEARCH_ROUND`. Processes of a round ran one after another.
+        logs: N × 3 natural logarithms of TTFT (ms), decode throughput (tok/s) and peak (MiB; 0 where nobody has one),
+            each the mean over the profile's cells of the logarithm of the median of the process's calm runs.
+        within: N × 3 variances that `logs` have because a process's runs differ, as far as that was seen.
+    """
+
+    ids: tuple[str, ...]
+    contenders: frozenset[str]
+    owner: Indices
+    rounds: Indices
+    logs: Array
+    within: Array
+
+    def restricted(self, ids: Iterable[str]) -> Evidence:
+        """That of the candidates in `ids` alone."""
+        kept = tuple(key for key in self.ids if key in frozenset(ids))
+        places = {self.ids.index(key): place for place, key in enumerate(kept)}
+        rows = np.isin(self.owner, list(places))
+        return Evidence(
+            ids=kept,
+            contenders=self.contenders & frozenset(kept),
+            owner=np.array([places[one] for one in self.owner[rows].tolist()], dtype=np.int64),
+            rounds=self.rounds[rows],
+            logs=self.logs[rows],
+            within=self.within[rows],
+        )
+
+
+def confirm_trial_id(round_number: int, candidate_id: str) -> str:
+    """Id of the confirm phase's trial of a candidate in a round (from 1): the same in every attempt at a sweep."""
+    return f"confirm-{round_number}-{candidate_id}"
+
+
+def confirm_round(record: TrialRecord) -> int | None:
+    """The round that a confirming trial belongs to, `None` for one whose id does not say."""
+    match = _CONFIRM_ID.match(record.trial_id)
+    return int(match[1]) if match else None
+
+
+def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) -> Evidence:
+    """The processes that measured every full-length cell of `profile`; the order of `results` does not matter.
+
+    A candidate that the scheduler stopped after its first full-length rung counts with that process until it has a
+    complete one. A process without a calm run of some cell counts only where its candidate has none better.
+    """
+    pools = {**_stopped_late(results, profile), **pool_complete_trials(results, profile)}
+    kept = {key: _calm(pool, profile) for key, pool in sorted(pools.items())}
+    rows = [(place, trial) for place, pool in enumerate(kept.values()) for trial in pool]
+    measured = [_Process.of(trial, profile) for _, trial in rows]
+    per_run = _variance_per_run(measured)
+    return Evidence(
+        ids=tuple(kept),
+        contenders=frozenset(key for key, pool in pools.items() if _keeps_limits(pool, profile)),
+        owner=np.array([place for place, _ in rows], dtype=np.int64),
+        rounds=np.array([number for pool in kept.values() for number in _rounds(pool)], dtype=np.int64),
+        logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
+        within=np.array([one.run_share * per_run for one in measured]).reshape(-1, len(METRICS)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Process:
+    """What one process measured.
+
+    Attributes:
+        run_share: how much of a single run's variance is left in `logs`.
+        deviations: runs × 3 logarithms less the mean of their cell.
+        freedom: degrees of freedom of `deviations`.
+    """
+
+    logs: Array
+    run_share: float
+    deviations: Array
+    freedom: int
+
+    @classmethod
+    def of(cls, trial: TrialResult, profile: WorkloadProfile) -> _Process:
+        cells = [_run_logs(_calm_runs(trial, cell)) for cell in _cells(trial, profile)]
+        return cls(
+            logs=np.mean([np.median(cell, axis=0) for cell in cells], axis=0),
+            run_share=math.fsum(_median_variance(len(cell)) for cell in cells) / len(cells) ** 2,
+            deviations=np.concatenate([cell - cell.mean(axis=0) for cell in cells]),
+            freedom=sum(len(cell) - 1 for cell in cells),
+        )
+
+
+def _variance_per_run(processes: Sequence[_Process]) -> Array:
+    """Per metric, of a run around its cell's mean, over all processes; 0 where no cell has two runs."""
+    freedom = sum(one.freedom for one in processes)
+    if not freedom:
+        return np.zeros(len(METRICS))
+    return np.asarray(sum((one.deviations**2).sum(axis=0) for one in processes) / freedom)
+
+
+def _median_variance(runs: int) -> float:
+    """Of the median of `runs` normal values, in units of one's variance (π/2n for many; the mean of two is exact)."""
+    return 1 / runs if runs < 3 else math.pi / 2 / runs
+
+
+def _run_logs(runs: Sequence[Run]) -> Array:
+    return np.log([[run.ttft_ms, run.decode_tok_s, run.peak_mib or 1.0] for run in runs])
+
+
+def _calm(pool: tuple[TrialResult, ...], profile: WorkloadProfile) -> tuple[TrialResult, ...]:
+    calm = (
+        trial
+        for trial in pool
+        if all(any(not run.disturbed for run in _runs(trial, cell)) for cell in _cells(trial, profile))
+    )
+    return tuple(calm) or pool
+
+
+def _calm_runs(trial: TrialResult, cell: Cell) -> Sequence[Run]:
+    return undisturbed(_runs(trial, cell))
+
+
+def _runs(trial: TrialResult, cell: Cell) -> list[Run]:
+    return [run for run in runs_at_rung(trial.runs, FULL_RUNG) if run.cell == cell]
+
+
+def _cells(trial: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
+    return profile.cells(trial.record.batch_size, rung=FULL_RUNG)
+
+
+def _rounds(pool: Sequence[TrialResult]) -> Iterable[int]:
+    """Of each process; confirming trials whose id does not tell are counted per candidate."""
+    seen = 0
+    for trial in pool:
+        if trial.record.role is not Role.CONFIRM:
+            yield SEARCH_ROUND
+            continue
+        seen += 1
+        yield confirm_round(trial.record) or seen
+
+
+def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> Mapping[str, tuple[TrialResult, ...]]:
+    return {
+        result.record.candidate_id: (result,)
+        for result in results
+        if result.record.status is TrialStatus.STOPPED and not missing_cells(result, profile)
+    }
+
+
+def _keeps_limits(pool: Sequence[TrialResult], profile: WorkloadProfile) -> bool:
+    return not missed_limits(aggregate(full_length_cells(pool, profile)), profile.limits)
