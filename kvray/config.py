@@ -35,6 +35,7 @@ class TuneConfig(BaseModel):
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
         seed: of the bootstrap.
+        forecast: whether what cannot fit into memory by forecast is left out; predictions are recorded with it.
 
     Raises:
         InvalidValueError: a field is unknown or has a value that is not allowed; all problems are named at once.
@@ -61,6 +62,7 @@ class TuneConfig(BaseModel):
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
     seed: int = 0
+    forecast: bool = True
 
     def __init__(self, **values: Any) -> None:
         try:

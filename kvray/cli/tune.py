@@ -114,6 +114,14 @@ def tune(
         str | None, typer.Option(help="Id of a sweep in the results folder to go on with.", rich_help_panel=_HOW)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", rich_help_panel=_HOW)] = 0,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast/--no-forecast",
+            help="Leave out what cannot fit into memory by forecast, or launch all.",
+            rich_help_panel=_HOW,
+        ),
+    ] = True,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
     ] = False,
@@ -146,6 +154,7 @@ def tune(
         timeout_s=timeout,
         resume=resume,
         seed=seed,
+        forecast=forecast,
     )
     if dry_run:
         print_preview(TuningSearch(config=config).preview(), as_json=as_json)

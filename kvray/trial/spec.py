@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
+from kvray.forecast.prediction import Forecast
 from kvray.record import Role
 from kvray.workload import WorkloadProfile
 
@@ -33,6 +34,7 @@ class TrialSpec:
 
     Attributes:
         reference: `None` leaves quality unmeasured.
+        forecast: what was predicted, to be recorded beside what is measured; `None` where nothing was.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
         fetch_timeout_s: seconds that making the weights available may take.
     """
@@ -47,3 +49,4 @@ class TrialSpec:
     timeout_s: float
     fetch_timeout_s: float = 3600.0
     reference: ReferenceSpec | None = None
+    forecast: Forecast | None = None
