@@ -53,6 +53,7 @@ class TuneConfig(BaseModel):
         max_trials: launches of the search, without the confirming ones.
         confirm_rounds: how often winner, rivals and baseline are measured again at most, each time in fresh processes.
         seed: of the search and of the bootstrap.
+        forecast: whether what cannot fit into memory by forecast is left out; predictions are recorded with it.
 
     Raises:
         InvalidValueError: a field is unknown or has a value that is not allowed; all problems are named at once.
@@ -83,6 +84,7 @@ class TuneConfig(BaseModel):
     max_trials: Annotated[int, Field(ge=1)] | None = None
     confirm_rounds: Annotated[int, Field(ge=0)] = CONFIRM_ROUNDS
     seed: Annotated[int, Field(ge=0)] = 0
+    forecast: bool = True
 
     def __init__(self, **values: Any) -> None:
         try:

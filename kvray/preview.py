@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
 from kvray.config import FULL_SPACE, TuneConfig
 from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.errors import NoCandidatesError, SweepError
-from kvray.probes.cpu import cpu_name
+from kvray.forecast.hardware import Hardware, HardwareKey, free_memory_mib, load_hardware, save_hardware
+from kvray.forecast.prediction import Forecast, does_not_fit, forecast
+from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads
 from kvray.probes.gpu import visible_gpus
 from kvray.space.constraints import Rule, SpaceFacts
-from kvray.space.search_space import Axes, SearchSpace, build_space
+from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
 from kvray.space.space_file import load_space
 from kvray.workload import WorkloadProfile
 
@@ -28,6 +30,10 @@ class Preview:
     Attributes:
         profile: fitted to the model: without the context lengths in `dropped_contexts`.
         menu: every value of every axis, with what stands in its way.
+        hardware: the device's rates, `None` where they have not been measured.
+        free_mib: memory that a trial could take on the device, `None` where nothing tells.
+        forecasts: by candidate id, of all that is measured or that cannot fit; empty where the model's shape is not
+            known, or nothing is to be forecast.
     """
 
     model: ModelInfo
@@ -36,6 +42,9 @@ class Preview:
     dropped_contexts: tuple[int, ...]
     space: SearchSpace
     menu: tuple[AxisValue, ...]
+    hardware: Hardware | None = None
+    free_mib: float | None = None
+    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
 
     @property
     def left_out(self) -> tuple[tuple[str, str, str], ...]:
@@ -70,8 +79,11 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
         load_space(config.space, otherwise=Axes(caches=(), attentions=(), dtypes=()))
 
 
-def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
+def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool = False) -> Preview:
     """Resolve `config` against the machine and the model's configuration.
+
+    Nothing is measured here: seconds are forecast only where `known_hardware` has been asked before. With `outline`
+    the model is only looked at, which is faster and may miss that it lacks an attention implementation.
 
     Raises:
         KvrayError: model, engine, device or profile cannot be used, or no candidate is left.
@@ -80,7 +92,7 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     menu = adapter.menu(device)
     _check_obstacles(config, menu)
     request = ModelRequest(model_id=config.model_id, trust_remote_code=config.trust_remote_code)
-    model = adapter.describe_model(request)
+    model = (adapter.outline_model if outline else adapter.describe_model)(request)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if dropped:
         _logger.warning("%s", _dropped_line(profile, dropped, model.max_context))
@@ -90,13 +102,95 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
         facts=SpaceFacts(device=device.device, dtypes=_available_dtypes(menu), gpu_count=device.gpu_count),
         engine_rules=(available_here(menu), *adapter.rules(request, model, profile)),
     )
+    preview = Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, menu=menu)
+    if config.forecast:
+        preview = _forecast(preview, config, adapter)
+    _check_anything_is_left(preview.space)
+    return preview
+
+
+def known_hardware(
+    config: TuneConfig, adapter: EngineAdapter, *, before_measuring: Callable[[], None] = lambda: None
+) -> Hardware | None:
+    """The rates of the device that `config` means, measured now if they never were; `before_measuring` is called then.
+
+    `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes may differ
+    from this machine.
+    """
+    device, key = _local_device(config, adapter)
+    if key is None:
+        return None
+    hardware = load_hardware(key)
+    if hardware is None:
+        before_measuring()
+        hardware = adapter.measure_hardware(device, key.threads or None)
+        if hardware is not None:
+            save_hardware(key, hardware)
+    return hardware
+
+
+def _local_device(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceType, HardwareKey | None]:
+    """The device, and by what its rates are known; `None` where forecasts do without."""
+    facts = detect_device(config.device)
+    is_here = config.address is None and (facts.device is DeviceType.CPU or facts.gpu_count > 0)
+    if not config.forecast or not is_here:
+        return facts.device, None
+    return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config))
+
+
+def _threads(config: TuneConfig) -> int | None:
+    """Of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
+    if config.slots is None or config.slots == 1:
+        return openmp_threads()
+    return openmp_threads() or max(1, available_cpus() // config.slots)
+
+
+def _forecast(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> Preview:
+    """`preview` with forecasts, and without the candidates that cannot fit by them."""
+    shape, device = preview.model.shape, preview.device.device
+    if shape is None:
+        return preview
+    _, key = _local_device(config, adapter)
+    hardware = None if key is None else load_hardware(key)
+    free_mib = None if key is None else free_memory_mib(device)
+    forecasts = {
+        candidate.candidate_id: forecast(shape, candidate, preview.profile, device, hardware)
+        for candidate in preview.space.candidates
+    }
+    too_large = {
+        candidate: reason
+        for candidate in preview.space.candidates
+        if (reason := does_not_fit(forecasts[candidate.candidate_id], hardware, free_mib)) is not None
+    }
+    space = _without(preview.space, too_large)
+    return replace(preview, space=space, hardware=hardware, free_mib=free_mib, forecasts=forecasts)
+
+
+def _without(space: SearchSpace, too_large: Mapping[Candidate, str]) -> SearchSpace:
+    """The baseline stays whatever is forecast: gains are against what a user has today, and if that is nothing, a trial
+    shows it."""
+    if space.baseline in too_large:
+        _logger.warning("The baseline %s; it is measured all the same.", too_large[space.baseline])
+    rejected = [
+        RejectedCandidate(candidate=candidate, reason=f"{reason} (forecast)")
+        for candidate, reason in too_large.items()
+        if candidate != space.baseline
+    ]
+    return replace(
+        space,
+        candidates=tuple(one for one in space.candidates if one == space.baseline or one not in too_large),
+        rejected=(*space.rejected, *rejected),
+        asked_for=space.asked_for - len(rejected),
+    )
+
+
+def _check_anything_is_left(space: SearchSpace) -> None:
     if space.asked_for == 0:
         reasons = sorted({rejected.reason for rejected in space.rejected})
         raise NoCandidatesError(
             f"No valid candidate is left: {'; '.join(reasons)}.",
             hint="Widen --cache, --attention or another axis.",
         )
-    return Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, menu=menu)
 
 
 def detect_device(asked: DeviceType | None) -> DeviceFacts:

@@ -150,6 +150,9 @@ class TrialRecord:
         cold_s: seconds until warm beyond what steady calls cost: `load_s`, and what every warm-up call took longer than
             the steady call of its cell.
         warmed_up: whether every cell became steady within the bounded number of warm-up calls.
+        forecast_ttft_ms, forecast_decode_tok_s, forecast_peak_mib: predicted for the cells that the metrics rest on.
+        roofline_share: measured tokens per second over those at which reading weights and cache once a step would take
+            all of the device's copy bandwidth (see `forecast.prediction`).
         gpu_clock_mhz, gpu_power_w: medians of the SM clock and the boards' power right after runs.
         gpu_temperature_c: the highest after any run.
         kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).

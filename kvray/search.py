@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import secrets
 import tempfile
 import time
@@ -19,7 +18,8 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import AllTrialsFailedError, ResultsError, SweepInterruptedError
-from kvray.preview import Preview, check_request, preview_sweep
+from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.probes.cpu import openmp_threads
 from kvray.probes.environment import kvray_version
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.result import TuneResult, read_result, write_artefacts
@@ -29,6 +29,7 @@ from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.driver import SlotPlan, plan_slots, run_sweep
 from kvray.sweep.optuna import OptunaLaunches
 from kvray.sweep.progress import SweepObserver
+from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ReferenceSpec, TrialSpec
@@ -40,6 +41,9 @@ RANDOM_WEIGHTS_NOTE = (
 
 class SearchObserver(SweepObserver, Protocol):
     """Hears how the job goes on, in the driver's process."""
+
+    def measuring_device(self) -> None:
+        """The device's rates are measured now, for they never were: a few seconds, once per device."""
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
@@ -91,6 +95,7 @@ class TuningSearch:
         if config.resume is not None:
             store.read_manifest(config.resume)
         store.check_writable()
+        known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
         run_id = config.resume or _new_run_id()
         interrupted = self._measure(store, run_id, adapter)
         store.compact(run_id)
@@ -105,6 +110,10 @@ class TuningSearch:
             )
         return result
 
+    def _measuring(self) -> None:
+        if self._observer is not None:
+            self._observer.measuring_device()
+
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
@@ -117,7 +126,7 @@ class TuningSearch:
             request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
             adapter.fetch_weights(request)
             slots = plan_slots(
-                ray.resources(), device=preview.device.device, slots=config.slots, user_threads=_user_threads()
+                ray.resources(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
             )
             manifest = _opened_manifest(store, config, self._new_manifest(run_id, preview, adapter))
             recorded = _recorded(store, run_id)
@@ -179,6 +188,10 @@ class _Recorder:
     def __init__(self, store: ResultsStore, observer: SearchObserver | None) -> None:
         self._store = store
         self._observer = observer
+
+    def measuring_device(self) -> None:
+        if self._observer is not None:
+            self._observer.measuring_device()
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         self._store.append_many(_rejected_records(preview, manifest))
@@ -244,6 +257,7 @@ class _OrderMaker:
         scratch: Path,
     ) -> None:
         self._adapter, self._threads, self._scratch = adapter, slots.threads, scratch
+        self._forecasts = preview.forecasts
         self._spec = TrialSpec(
             run_id=run_id,
             trial_id="",
@@ -264,7 +278,13 @@ class _OrderMaker:
         # Quality is the same in every process; the search has measured it.
         reference = None if role is Role.CONFIRM else self._reference
         spec = replace(
-            self._spec, candidate=candidate, role=role, trial_id=trial_id, rungs=rungs, reference=reference
+            self._spec,
+            candidate=candidate,
+            role=role,
+            trial_id=trial_id,
+            rungs=rungs,
+            reference=reference,
+            forecast=self._forecasts.get(candidate.candidate_id),
         )
         return TrialOrder(spec=spec, adapter=self._adapter, threads=self._threads, scratch=self._scratch)
 
@@ -310,6 +330,7 @@ def _rejected_records(preview: Preview, manifest: SweepManifest) -> list[TrialRe
             profile=manifest.profile.name,
             status=TrialStatus.REJECTED,
             message=rejected.reason,
+            **forecast_columns(preview.forecasts.get(rejected.candidate.candidate_id)),
         )
         for rejected in preview.space.rejected
     ]
@@ -328,12 +349,6 @@ def _failures(results: Sequence[TrialResult]) -> str:
 def _new_run_id() -> str:
     """Sorts by time, is unique, and reads as a date: `20261124-211419-3f9a`."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _user_threads() -> int | None:
-    """The thread count that the user has set for OpenMP programs, if any."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    return int(value) if value.isdigit() and int(value) > 0 else None
 
 
 @contextmanager

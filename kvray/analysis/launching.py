@@ -60,6 +60,22 @@ class Prediction:
         )
 
 
+class Figures(Protocol):
+    """Measured or predicted: `Metrics` and `Forecast` both are."""
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to the first token; `None` in a forecast for a device that was not measured."""
+
+    @property
+    def decode_tok_s(self) -> float | None:
+        """Decode throughput; `None` likewise."""
+
+    @property
+    def peak_mib(self) -> float | None:
+        """Peak memory."""
+
+
 class Launches(Protocol):
     """What a search asks and tells; told of the running ones too."""
 
@@ -144,7 +160,7 @@ class AxisSearch:
         candidates: Sequence[Candidate],
         *,
         profile: WorkloadProfile,
-        forecasts: Mapping[str, Metrics] | None = None,
+        forecasts: Mapping[str, Figures] | None = None,
         seed: int = 0,
     ) -> None:
         self._candidates = tuple(candidates)
@@ -359,12 +375,12 @@ class AxisSearch:
         return None
 
 
-def _goodness(metrics: Metrics) -> Array:
-    """ln(1/TTFT), ln(tok/s), ln(1/peak); 0 for an unknown peak."""
+def _goodness(metrics: Figures) -> Array:
+    """ln(1/TTFT), ln(tok/s), ln(1/peak); 0 for what is not known."""
     return np.array([
-        -math.log(metrics.ttft_ms),
-        math.log(metrics.decode_tok_s),
-        0.0 if metrics.peak_mib is None else -math.log(metrics.peak_mib),
+        -math.log(metrics.ttft_ms or 1.0),
+        math.log(metrics.decode_tok_s or 1.0),
+        -math.log(metrics.peak_mib or 1.0),
     ])
 
 

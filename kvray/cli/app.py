@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 COMMANDS = {
     "tune": "Measure a model's KV-cache configurations and decide.",
+    "forecast": "Predict what fits and how fast it is, without loading the model.",
     "apply": "Show or save the code that applies a plan.",
     "compare": "Compare two sweeps.",
     "profiles": "List the built-in workload profiles, or show one.",

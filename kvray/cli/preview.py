@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import typer
@@ -69,7 +70,7 @@ def _print_pairs(console: Console, title: str, pairs: list[tuple[str, str]]) -> 
 def _as_dict(preview: Preview) -> dict[str, object]:
     profile, space = preview.profile, preview.space
     return {
-        "model": {**vars(preview.model)},
+        "model": dataclasses.asdict(preview.model),
         "device": preview.device.device_name,
         "profile": profile.model_dump(),
         "dropped_contexts": list(preview.dropped_contexts),

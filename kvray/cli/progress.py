@@ -22,6 +22,7 @@ from kvray.sweep.recording import rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
+MEASURING = "measuring how fast this device copies and multiplies, once: some seconds"
 
 
 @dataclass
@@ -115,6 +116,10 @@ class LineProgress:
         self._preview: Preview | None = None
         self.run_id: str | None = None
 
+    def measuring_device(self) -> None:
+        """See `SearchObserver`."""
+        self._print(MEASURING)
+
     def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
         """See `SearchObserver`."""
         self._preview = preview
@@ -163,6 +168,10 @@ class LiveProgress:
 
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
+
+    def measuring_device(self) -> None:
+        """See `SearchObserver`."""
+        self._live.console.print(Text(MEASURING, style="dim"))
 
     def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
         """See `SearchObserver`."""

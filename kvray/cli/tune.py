@@ -138,6 +138,14 @@ def tune(
         ),
     ] = CONFIRM_ROUNDS,
     seed: Annotated[int, typer.Option(help="Seed of search and bootstrap.", min=0, rich_help_panel=_SEARCH)] = 0,
+    forecast: Annotated[
+        bool,
+        typer.Option(
+            "--forecast/--no-forecast",
+            help="Leave out what cannot fit into memory by forecast, or launch all.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = True,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
     ] = False,
@@ -174,6 +182,7 @@ def tune(
         max_trials=max_trials,
         confirm_rounds=confirm,
         seed=seed,
+        forecast=forecast,
     )
     if dry_run:
         print_preview(TuningSearch(config=config).preview(), as_json=as_json)

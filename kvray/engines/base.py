@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from kvray.candidate import AttentionBackend, CacheChoice, Candidate, DeviceType, DType
 from kvray.errors import KvrayError
+from kvray.forecast.hardware import Hardware
+from kvray.forecast.shape import ModelShape
 from kvray.record import short_model_name
 from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
@@ -64,6 +66,7 @@ class ModelInfo:
         random_weights: whether speed and memory are real and quality is not.
         layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
         missing_attentions: those that the engine has no code for in this architecture.
+        shape: what bytes and FLOPs depend on; `None`: unknown, so nothing is forecast.
     """
 
     model_id: str
@@ -74,6 +77,7 @@ class ModelInfo:
     random_weights: bool = False
     layer_kinds: tuple[str, ...] = ()
     missing_attentions: tuple[AttentionBackend, ...] = ()
+    shape: ModelShape | None = None
 
     @property
     def name(self) -> str:
@@ -270,6 +274,27 @@ class EngineAdapter(ABC):
         Raises:
             ModelError: missing, gated, unreadable, or offline and not cached.
         """
+
+    def outline_model(self, request: ModelRequest) -> ModelInfo:
+        """Like `describe_model`, for a look within a second or two: `revision` may be unknown, and `missing_attentions`
+        empty where it would take an import to know them.
+
+        Raises:
+            ModelError: as `describe_model`.
+        """
+        return self.describe_model(request)
+
+    def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
+        """Measure how fast this machine's first `device` copies and multiplies, in a process of its own: a few seconds.
+
+        Args:
+            threads: to compute with on a CPU; `None` leaves the choice to the engine's library.
+
+        Returns:
+            `None` if the engine does not measure this, or it could not be done.
+        """
+        del device, threads
+        return None
 
     @abstractmethod
     def fetch_weights(self, request: ModelRequest) -> None:

@@ -44,6 +44,12 @@ def available_cpus() -> int:
     return max(1, min([affinity, *(int(quota) for quota in quotas if quota is not None)]))
 
 
+def openmp_threads() -> int | None:
+    """The thread count that the user has set for OpenMP programs, if any."""
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() and int(value) > 0 else None
+
+
 def clock_mhz() -> float | None:
     """Clock of the fastest core now, which is a busy one; `None` where the system does not tell.
 
@@ -60,6 +66,13 @@ def total_memory_mib() -> float:
     """Memory of this machine, or the lower limit of a cgroup."""
     limits = [_memory_limit_mib(folder) for folder in _cgroup_folders("memory")]
     return min([float(psutil.virtual_memory().total) / MIB, *(limit for limit in limits if limit is not None)])
+
+
+def available_memory_mib() -> float:
+    """Memory that new processes can take without swapping, or what a cgroup's limit leaves, if that is less. Of what a
+    cgroup uses, files that the kernel would drop again do not count."""
+    left = (_cgroup_memory_left_mib(folder) for folder in _cgroup_folders("memory"))
+    return min([float(psutil.virtual_memory().available) / MIB, *(mib for mib in left if mib is not None)])
 
 
 def set_normal_priority() -> int:
@@ -182,6 +195,18 @@ def _memory_limit_mib(folder: Path) -> float | None:
         if words and words[0].isdigit():
             return int(words[0]) / MIB
     return None
+
+
+def _cgroup_memory_left_mib(folder: Path) -> float | None:
+    """`None` where there is no limit, or no word of what is used."""
+    limit = _memory_limit_mib(folder)
+    used = _read_words(folder / "memory.current") or _read_words(folder / "memory.usage_in_bytes")
+    if limit is None or not used:
+        return None
+    words = _read_words(folder / "memory.stat")
+    files = dict(zip(words[::2], words[1::2], strict=False))
+    droppable = int(files.get("inactive_file", files.get("total_inactive_file", "0")))
+    return max(0.0, limit - (int(used[0]) - droppable) / MIB)
 
 
 def _read_words(path: Path) -> list[str]:

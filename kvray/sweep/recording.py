@@ -6,10 +6,13 @@ import datetime as dt
 from collections.abc import Sequence
 
 from kvray.analysis.aggregate import Metrics, aggregate, aggregate_cells, runs_at_rung
+from kvray.forecast.prediction import Forecast
 from kvray.probes.environment import Environment
 from kvray.record import Phase, Run, TrialRecord, TrialStatus
 from kvray.trial.events import TrialFacts
 from kvray.trial.spec import TrialSpec
+
+Columns = dict[str, float | None]
 
 
 def rung_metrics(runs: Sequence[Run], rung: int | None) -> Metrics | None:
@@ -30,7 +33,22 @@ def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = 
         profile=spec.profile.name,
         status=status,
         message=message,
+        **forecast_columns(spec.forecast),
     )
+
+
+def forecast_columns(forecast: Forecast | None, metrics: Metrics | None = None, *, rung: int | None = None) -> Columns:
+    """A record's columns of what was predicted for the cells of `rung` (at full length where it has none), and the
+    share of the roofline that the measured `metrics` reach."""
+    if forecast is None:
+        return {}
+    same_cells = forecast if rung is None else forecast.at_rung(rung)
+    return {
+        "forecast_ttft_ms": same_cells.ttft_ms,
+        "forecast_decode_tok_s": same_cells.decode_tok_s,
+        "forecast_peak_mib": same_cells.peak_mib,
+        "roofline_share": None if metrics is None else same_cells.roofline_share(metrics.decode_tok_s),
+    }
 
 
 def measured_record(
@@ -64,7 +82,7 @@ def measured_record(
     )
     metrics = rung_metrics(runs, rung)
     if metrics is not None:
-        record = record.with_(**vars(metrics))
+        record = record.with_(**vars(metrics), **forecast_columns(spec.forecast, metrics, rung=rung))
     reserved = [run.reserved_peak_mib for run in runs if run.reserved_peak_mib is not None]
     record = record.with_(reserved_peak_mib=max(reserved, default=None))
     return record if facts is None else _with_facts(record, facts)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
+from kvray.forecast.prediction import Forecast
 from kvray.record import Role
 from kvray.workload import WorkloadProfile
 
@@ -37,6 +38,7 @@ class TrialSpec:
     Attributes:
         reference: `None` leaves quality unmeasured.
         rungs: those that it runs, in this order.
+        forecast: what was predicted, to be recorded beside what is measured; `None` where nothing was.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
         fetch_timeout_s: seconds that making the weights available may take.
     """
@@ -52,3 +54,4 @@ class TrialSpec:
     fetch_timeout_s: float = 3600.0
     reference: ReferenceSpec | None = None
     rungs: tuple[int, ...] = ALL_RUNGS
+    forecast: Forecast | None = None

@@ -19,9 +19,10 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
-from kvray.engines.transformers import menu, models, rules, snippet, spaces
+from kvray.engines.transformers import device_rates, menu, models, outline, rules, snippet, spaces
 from kvray.engines.transformers.gguf import is_converted
 from kvray.errors import ModelError
+from kvray.forecast.hardware import Hardware
 from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
@@ -48,6 +49,15 @@ class TransformersAdapter(EngineAdapter):
         """See `EngineAdapter.describe_model`. A GGUF file is converted first."""
         _convert_if_gguf(request)
         return models.describe(request)
+
+    def outline_model(self, request: ModelRequest) -> ModelInfo:
+        """See `EngineAdapter.outline_model`."""
+        _convert_if_gguf(request)
+        return outline.outline_model(request) or models.describe(request)
+
+    def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
+        """See `EngineAdapter.measure_hardware`."""
+        return device_rates.measure_apart(device, threads, self.process_environment())
 
     def fetch_weights(self, request: ModelRequest) -> None:
         """See `EngineAdapter.fetch_weights`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kvray.candidate import AttentionBackend, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
+from kvray.engines.transformers.shapes import model_shape
 from kvray.errors import ModelError, first_line
 from kvray.record import RANDOM_PREFIX
 
@@ -191,26 +192,38 @@ def describe(request: ModelRequest) -> ModelInfo:
     """
     source = parse_model_id(request.model_id)
     folder = config_path(request)
-    config = _read_config(request, folder)
+    config = read_config(request, folder)
     if source.kind is SourceKind.FOLDER:
         _check_complete(request, folder)
     text_config = config.get_text_config(decoder=True)
-    layer_kinds = _layer_kinds(text_config)
+    return replace(
+        info_of_config(source, config, _layer_kinds(text_config)),
+        revision=_revision(source, folder),
+        missing_attentions=_missing_attentions(config),
+    )
+
+
+def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
+    """What needs neither the weights nor the model's code.
+
+    Raises:
+        ModelError: no layer keeps keys and values.
+    """
     if layer_kinds and not set(layer_kinds) - _WITHOUT_KEYS:
         raise ModelError(
-            f"Model {request.model_id!r} is of type {config.model_type!r}, no layer of which keeps keys and values.",
+            f"Model {source.model_id!r} is of type {config.model_type!r}, no layer of which keeps keys and values.",
             hint="There is no KV cache to choose; kvray is for models with attention.",
         )
     architectures = getattr(config, "architectures", None) or [config.model_type]
     return ModelInfo(
         model_id=source.portable_id,
-        revision=_revision(source, folder),
+        revision="unknown",
         architecture=str(architectures[0]),
-        max_context=getattr(text_config, "max_position_embeddings", None),
+        max_context=getattr(config.get_text_config(decoder=True), "max_position_embeddings", None),
         native_dtype=_native_dtype(config),
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=layer_kinds,
-        missing_attentions=_missing_attentions(config),
+        shape=model_shape(config),
     )
 
 
@@ -251,7 +264,12 @@ def _missing_attentions(config: Any) -> tuple[AttentionBackend, ...]:
     )
 
 
-def _read_config(request: ModelRequest, folder: Path) -> Any:
+def read_config(request: ModelRequest, folder: Path) -> Any:
+    """The library's configuration of the model in `folder`.
+
+    Raises:
+        ModelError: it cannot be read, or is not that of a causal language model.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

@@ -1,0 +1,202 @@
+"""`kvray forecast`: what fits, how fast it would be, and how long a context may get. Loads no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.cli.parsing import parse_caches, parse_choices, parse_integers
+from kvray.cli.progress import MEASURING
+from kvray.config import DEFAULT_SPACE, TuneConfig
+from kvray.engines.registry import get_engine
+from kvray.errors import ModelError
+from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
+from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.report.formats import quantity
+from kvray.workload import get_profile, override_profile
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def forecast(
+    model: Annotated[
+        str, typer.Argument(help="A hub id, a local folder, a .gguf file, or random:<folder or config.json>.")
+    ],
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="Built-in profile, or a profile's .json file.")
+    ] = "chat-agent",
+    context: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 512,2048.")] = None,
+    output_len: Annotated[str | None, typer.Option(help="Numbers of generated tokens, e.g. 64,256.")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Sequences generated together, e.g. 1,4.")] = None,
+    space: Annotated[str, typer.Option(help="default, full, or a YAML file with blocks of axes.")] = DEFAULT_SPACE,
+    cache: Annotated[str | None, typer.Option(help=f"Caches: {', '.join(CacheStrategy)}.")] = None,
+    dtype: Annotated[str | None, typer.Option(help=f"Dtypes: {', '.join(DType)}.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = None,
+    engine: Annotated[str, typer.Option(help="Inference engine.")] = "transformers",
+    memory: Annotated[
+        float | None, typer.Option(help="MiB of memory to plan with, instead of what is free now.", min=1.0)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Predict what fits and how fast it is from the model's config and this device's measured rates.
+
+    The device is measured at the first call. Nothing of the model is loaded.
+    """
+    config = TuneConfig(
+        model_id=model,
+        profile=override_profile(
+            get_profile(profile),
+            context_lengths=parse_integers(context, option="--context"),
+            output_lengths=parse_integers(output_len, option="--output-len"),
+            batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
+        ),
+        device=None if device is None else DeviceType.parse(device),
+        engine=engine,
+        space=space,
+        caches=parse_caches(cache),
+        dtypes=parse_choices(dtype, DType),
+        trust_remote_code=trust_remote_code,
+    )
+    adapter = get_engine(engine)
+    check_request(config, adapter)
+    known_hardware(config, adapter, before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True))
+    preview = preview_sweep(config, adapter, outline=True)
+    if preview.model.shape is None:
+        raise ModelError(
+            f"The sizes of {preview.model.architecture} are not known, so nothing can be forecast.",
+            hint="kvray tune measures it.",
+        )
+    if memory is not None:
+        preview = dataclasses.replace(preview, free_mib=memory)
+    if as_json:
+        typer.echo(json.dumps(_as_dict(preview), indent=2))
+    else:
+        _print(Console(), preview)
+
+
+def _all_forecast(preview: Preview) -> list[tuple[Candidate, Forecast]]:
+    """Whatever was forecast, also what was rejected for it; the baseline first."""
+    space = preview.space
+    candidates = (*space.candidates, *(rejected.candidate for rejected in space.rejected))
+    return [(one, preview.forecasts[one.candidate_id]) for one in candidates if one.candidate_id in preview.forecasts]
+
+
+def _objection(preview: Preview, forecast: Forecast) -> str | None:
+    return does_not_fit(forecast, preview.hardware, preview.free_mib)
+
+
+def _print(console: Console, preview: Preview) -> None:
+    model, device = preview.model, preview.device
+    console.print(
+        Text(f"{model.model_id} ({model.architecture}) on {device.device_name} ({device.device})", style="bold")
+    )
+    free = "unknown" if preview.free_mib is None else f"{quantity(preview.free_mib)} MiB"
+    console.print(Text(f"profile {preview.profile.name} · free memory {free} · means over cells, highest peak"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("candidate")
+    table.add_column("fits")
+    for heading in ("TTFT ms", "tok/s", "peak MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for candidate, one in _all_forecast(preview):
+        fits = _objection(preview, one) is None
+        table.add_row(
+            Text(candidate.label + ("  baseline" if candidate == preview.space.baseline else "")),
+            Text("yes", "green") if fits else Text("no", "red"),
+            *(
+                "–" if value is None else quantity(value)
+                for value in (one.ttft_ms, one.decode_tok_s, one.highest_peak_mib)
+            ),
+        )
+    console.print(table)
+    _print_limits(console, preview)
+    console.print("Predictions; kvray tune measures.", style="dim")
+
+
+def _print_limits(console: Console, preview: Preview) -> None:
+    limits = _limits(preview)
+    if not limits:
+        return
+    new = max(preview.profile.output_lengths)
+    console.print(Text(f"\nLongest prompt that fits, {new} new tokens after it", style="bold"))
+    columns = list(dict.fromkeys(one["column"] for one in limits))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("cache")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for cache in dict.fromkeys(one["cache"] for one in limits):
+        texts = {one["column"]: _limit_text(one, preview) for one in limits if one["cache"] == cache}
+        table.add_row(Text(cache), *(texts.get(column, "") for column in columns))
+    console.print(table)
+
+
+def _limit_text(limit: dict[str, Any], preview: Preview) -> str:
+    tokens, most = limit["context_tokens"], preview.model.max_context
+    if tokens is None:
+        return "no limit"
+    if most is not None and tokens + max(preview.profile.output_lengths) >= most:
+        return f"all {most:,} of the model"
+    return f"{tokens:,}" if tokens else "none"
+
+
+def _limits(preview: Preview) -> list[dict[str, Any]]:
+    """For every cache, dtype and batch size, with the leanest attention that is forecast; empty without a memory."""
+    shape, free_mib = preview.model.shape, preview.free_mib
+    if shape is None or free_mib is None:
+        return []
+    leanest: dict[tuple[str, str], Candidate] = {}
+    for candidate, _ in sorted(_all_forecast(preview), key=lambda pair: pair[0].attention is AttentionBackend.EAGER):
+        batch = f" ×{candidate.batch_size}" if candidate.batch_size > 1 else ""
+        leanest.setdefault((str(candidate.cache_choice), f"{candidate.dtype}{batch}"), candidate)
+    return [
+        {
+            "cache": cache,
+            "column": column,
+            "candidate_id": candidate.candidate_id,
+            "context_tokens": longest_context(
+                shape,
+                candidate,
+                output_tokens=max(preview.profile.output_lengths),
+                device=preview.device.device,
+                hardware=preview.hardware,
+                free_mib=free_mib,
+            ),
+        }
+        for (cache, column), candidate in leanest.items()
+    ]
+
+
+def _as_dict(preview: Preview) -> dict[str, object]:
+    return {
+        "model_id": preview.model.model_id,
+        "architecture": preview.model.architecture,
+        "max_context": preview.model.max_context,
+        "device": preview.device.device_name,
+        "free_mib": preview.free_mib,
+        "hardware": None if preview.hardware is None else dataclasses.asdict(preview.hardware),
+        "profile": preview.profile.name,
+        "baseline": preview.space.baseline.candidate_id,
+        "candidates": [
+            {
+                "candidate_id": candidate.candidate_id,
+                "label": candidate.label,
+                "objection": _objection(preview, one),
+                **dataclasses.asdict(one),
+            }
+            for candidate, one in _all_forecast(preview)
+        ],
+        "longest_contexts": [
+            {"cache": one["cache"], "candidate_id": one["candidate_id"], "context_tokens": one["context_tokens"]}
+            for one in _limits(preview)
+        ],
+    }

@@ -1,0 +1,68 @@
+"""A model's configuration without the seconds that importing torch takes.
+
+`python -m kvray.engines.transformers.outline MODEL FOLDER` reads it in a process from which torch is hidden:
+Transformers then offers its configuration classes alone, at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kvray.candidate import DType
+from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.transformers import models
+from kvray.engines.transformers.shapes import layer_kinds
+from kvray.errors import ModelError
+from kvray.forecast.shape import LayerShape, ModelShape
+
+
+def outline_model(request: ModelRequest) -> ModelInfo | None:
+    """`models.describe` without revision and missing attentions; `None` where the config needs more than a look: it
+    brings its own code, or cannot be read so, for whatever reason.
+
+    Raises:
+        ModelError: there is no config.
+    """
+    if request.trust_remote_code:
+        return None
+    folder = models.config_path(request)
+    command = [sys.executable, "-m", __name__, request.model_id, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return _info(json.loads(done.stdout)) if done.returncode == 0 else None
+
+
+def _info(values: dict[str, Any]) -> ModelInfo:
+    shape = values.pop("shape")
+    if shape is not None:
+        layers = tuple(LayerShape(**layer) for layer in shape.pop("layers"))
+        shape = ModelShape(**shape, layers=layers)
+    kinds = tuple(values.pop("layer_kinds"))
+    del values["missing_attentions"]
+    return ModelInfo(**{**values, "native_dtype": DType(values["native_dtype"])}, layer_kinds=kinds, shape=shape)
+
+
+def _main(model_id: str, folder: Path) -> None:
+    _hide_torch()
+    config = models.read_config(ModelRequest(model_id=model_id), folder)
+    kinds = layer_kinds(config.get_text_config(decoder=True))
+    info = models.info_of_config(models.parse_model_id(model_id), config, kinds)
+    sys.stdout.write(json.dumps(asdict(info)))
+
+
+def _hide_torch() -> None:
+    """Transformers asks `find_spec` whether there is a torch, and has no other switch."""
+    real = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name, package)
+
+
+if __name__ == "__main__":
+    try:
+        _main(sys.argv[1], Path(sys.argv[2]))
+    except ModelError as error:
+        sys.exit(str(error))

@@ -1,0 +1,127 @@
+"""`Hardware`: how fast this device copies and multiplies, measured once by an engine and kept in kvray's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kvray.candidate import DeviceType, DType
+from kvray.config import cache_dir
+from kvray.probes.cpu import available_memory_mib
+from kvray.probes.environment import capture_environment
+from kvray.probes.gpu import used_memory_mib, visible_gpus
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One device under one version of torch with so many threads. Rates are per second.
+
+    Attributes:
+        copy_bytes_s: bytes read plus bytes written by a copy from device memory to device memory.
+        matmul_flops_s: of large square matrices, by dtype; a multiplication and an addition are two.
+        stream_bytes_s: bytes of a matrix read while it is multiplied with one row, as decoding does, by dtype.
+        layer_s: seconds that a decoder layer takes for one token when its weights are next to nothing: Python,
+            dispatch, launches.
+        step_s: the same for all of a generated token that is not in a layer.
+        to_device_bytes_s: of a copy from host memory; `None` on a CPU.
+        resident_mib: what a process holds before it has a model: resident set with libraries (CPU), or device memory
+            outside the allocator (CUDA).
+    """
+
+    device: DeviceType
+    copy_bytes_s: float
+    matmul_flops_s: Mapping[DType, float]
+    stream_bytes_s: Mapping[DType, float]
+    layer_s: float
+    step_s: float
+    to_device_bytes_s: float | None = None
+    resident_mib: float = 0.0
+
+    def to_json(self) -> str:
+        """One object; the inverse of `from_json`."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Hardware:
+        """Rebuild from `to_json`.
+
+        Raises:
+            ValueError, TypeError, LookupError: it is something else.
+        """
+        values = json.loads(text)
+        rates = {
+            name: {DType(dtype): float(rate) for dtype, rate in values.pop(name).items()}
+            for name in ("matmul_flops_s", "stream_bytes_s")
+        }
+        return cls(**{**values, **rates, "device": DeviceType(values["device"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareKey:
+    """What measured rates depend on.
+
+    Attributes:
+        threads: that the engine computes with; `None`: its library's own choice among `cpus`. 0 on a GPU.
+    """
+
+    engine: str
+    device: DeviceType
+    device_name: str
+    driver_version: str | None
+    torch_version: str | None
+    cpus: int
+    threads: int | None
+
+    @classmethod
+    def here(cls, engine: str, device: DeviceType, threads: int | None) -> HardwareKey:
+        """Of this machine's first device of that kind."""
+        environment = capture_environment(device)
+        on_gpu = device is DeviceType.CUDA
+        return cls(
+            engine=engine,
+            device=device,
+            device_name=environment.device_name,
+            driver_version=environment.driver_version,
+            torch_version=environment.torch_version,
+            cpus=0 if on_gpu else environment.cpus,
+            threads=0 if on_gpu else threads,
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the rates are kept."""
+        digest = hashlib.sha256(repr((FORMAT_VERSION, asdict(self))).encode()).hexdigest()
+        return cache_dir() / "hardware" / f"{digest[:16]}.json"
+
+
+def load_hardware(key: HardwareKey) -> Hardware | None:
+    """What was measured for `key`; `None` if nothing was, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        return Hardware.from_json(key.path.read_text(encoding="utf-8"))
+    return None
+
+
+def save_hardware(key: HardwareKey, hardware: Hardware) -> None:
+    """Keep `hardware` for `key`. A cache that cannot be written costs a measurement next time, and no more."""
+    with contextlib.suppress(OSError):
+        key.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = key.path.with_suffix(f".{os.getpid()}")
+        partial.write_text(hardware.to_json() + "\n", encoding="utf-8")
+        partial.replace(key.path)
+
+
+def free_memory_mib(device: DeviceType) -> float | None:
+    """Memory that a new process could take on this machine's `device` now: of several GPUs the fullest counts, for any
+    may be given the trial. `None` where nothing tells."""
+    if device is DeviceType.CPU:
+        return available_memory_mib()
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    used = [(gpu, used_memory_mib(gpu)) for gpu in gpus]
+    return min((gpu.memory_total_mib - mib for gpu, mib in used if mib is not None), default=None)

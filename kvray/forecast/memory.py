@@ -1,0 +1,197 @@
+"""Bytes that a candidate needs for a cell: weights, cache, and what is alive beside them at the worst moment.
+
+Sizes of caches are those of `transformers.cache_utils`' layers (a test holds them against the real objects). What is
+alive at the peak is counted from the code of a Llama-like decoder layer as `generate` runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.forecast.shape import LayerShape, ModelShape
+from kvray.workload import Cell
+
+MIB = 2**20
+ITEM_BYTES = {DType.FLOAT32: 4, DType.FLOAT16: 2, DType.BFLOAT16: 2}
+WITH_SCORES = (AttentionBackend.EAGER, AttentionBackend.SDPA_MATH)
+"""Attention that writes its whole matrix of scores to memory."""
+PAGE_TOKENS = 256
+"""Of a page of the paged cache, as the engine sets it."""
+_SPARE_PAGES = 1
+_FLOAT_BYTES = 4
+_RESIDENT_LAYERS = 2
+"""Of an offloaded cache: the layer at work, and the next one on its way."""
+_GROUP_TOKENS, _RESIDUAL_TOKENS = 64, 128
+"""`q_group_size` and `residual_length` of `QuantizedCache` where nothing is set."""
+_PACKED_BYTES = {1: 1 / 8, 2: 1 / 4, 3: 4 / 10, 4: 1 / 2, 8: 1.0}
+"""Per element and width: three bits go ten to an `int32`. Source: `Quantizer.bit_to_packing` of hqq."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+    """Bytes on the device at the peak of a cell, by what they are for.
+
+    Attributes:
+        weights, cache: held all the time.
+        transient: activations, logits and copies, alive at the worst moment only.
+    """
+
+    weights: int
+    cache: int
+    transient: int
+
+    @property
+    def held(self) -> int:
+        """Of the tensors that model and cache hold."""
+        return self.weights + self.cache
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.held + self.transient
+
+
+def memory_need(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> MemoryNeed:
+    """What `candidate` needs on `device` for `cell`."""
+    return MemoryNeed(
+        weights=device_weight_bytes(shape, candidate),
+        cache=device_cache_bytes(shape, candidate, cell),
+        transient=max(_prefill_bytes(shape, candidate, cell, device), _decode_bytes(shape, candidate, cell))
+        + _weights_on_the_way(shape, candidate),
+    )
+
+
+def weight_bytes(shape: ModelShape, dtype: DType) -> int:
+    """Of all weights."""
+    return shape.total_parameters * ITEM_BYTES[dtype]
+
+
+def device_weight_bytes(shape: ModelShape, candidate: Candidate) -> int:
+    """Of the weights that stay on the device: all, or what the limit lets in."""
+    total = weight_bytes(shape, candidate.dtype)
+    limit = candidate.weights_limit_mib
+    return total if limit is None else min(total, limit * MIB)
+
+
+def cache_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """Of the cache at the end of `cell`, wherever it lies. The last token is not fed back, so it is never held."""
+    if candidate.cache is CacheStrategy.PAGED:
+        return _paged_bytes(shape, candidate, cell)
+    return sum(_layer_bytes(layer, candidate, cell) for layer in shape.layers)
+
+
+def device_cache_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """Of the part of the cache that lies on the device."""
+    total = cache_bytes(shape, candidate, cell)
+    if candidate.cache not in (CacheStrategy.OFFLOADED, CacheStrategy.OFFLOADED_STATIC):
+        return total
+    largest = max((_layer_bytes(layer, candidate, cell) for layer in shape.layers), default=0)
+    return min(total, _RESIDENT_LAYERS * largest)
+
+
+def kv_bytes_per_token(shape: ModelShape, candidate: Candidate) -> float:
+    """Of one token of one sequence in all layers that no window bounds, as the cache stores it."""
+    return sum(layer.kv_elements for layer in shape.layers) * stored_bytes_per_element(candidate)
+
+
+def held_tokens(layer: LayerShape, candidate: Candidate, cell: Cell, fed_tokens: int) -> int:
+    """Tokens for which `layer` has room after `fed_tokens` of a sequence. Source: the layers' classes."""
+    params = dict(candidate.cache_params)
+    if candidate.cache.has_fixed_size:
+        room = max(int(params.get("max_cache_len", 0)), cell.context_tokens + cell.output_tokens)
+        return room if layer.window is None else min(room, layer.window)
+    if layer.window is not None:
+        return min(fed_tokens, layer.window - 1)
+    if candidate.cache is CacheStrategy.SLIDING_WINDOW:
+        return min(fed_tokens, int(params.get("window", fed_tokens)))
+    return fed_tokens
+
+
+def stored_bytes_per_element(candidate: Candidate) -> float:
+    """Of a cached element: the dtype's, or packed bits with their group's share of a scale and a zero point."""
+    item = ITEM_BYTES[candidate.dtype]
+    if candidate.cache is not CacheStrategy.QUANTIZED:
+        return float(item)
+    params = dict(candidate.cache_params)
+    if params.get("backend") == "fp8":
+        return 1.0
+    group = int(params.get("q_group_size", _GROUP_TOKENS))
+    return _PACKED_BYTES[int(params.get("nbits", 4))] + 2 * item / group
+
+
+def scores_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
+    """Of the copies of one layer's attention scores that live together while a prompt is read.
+
+    Eager: the scores, their softmax in float32, and its copy in the model's dtype; on a CPU the softmax widens 16-bit
+    scores first. `sdpa_math`: scores and softmax, both in float32. Source: `eager_attention_forward` of Llama,
+    `_scaled_dot_product_attention_math` of PyTorch.
+    """
+    if candidate.attention not in WITH_SCORES:
+        return 0
+    item = ITEM_BYTES[candidate.dtype]
+    per_score = 2 * _FLOAT_BYTES
+    if candidate.attention is AttentionBackend.EAGER and item < _FLOAT_BYTES and device is DeviceType.CPU:
+        per_score = item + 2 * _FLOAT_BYTES
+    return cell.batch_size * shape.heads * chunk_tokens(candidate, cell) * cell.context_tokens * per_score
+
+
+def chunk_tokens(candidate: Candidate, cell: Cell) -> int:
+    """Prompt tokens of a sequence that are worked on at once."""
+    return min(cell.context_tokens, candidate.prefill_chunk or cell.context_tokens)
+
+
+def _layer_bytes(layer: LayerShape, candidate: Candidate, cell: Cell) -> int:
+    item = ITEM_BYTES[candidate.dtype]
+    fed = cell.context_tokens + cell.output_tokens - 1
+    state = layer.state_elements * item
+    if candidate.cache is CacheStrategy.QUANTIZED:
+        return round(cell.batch_size * (state + layer.kv_elements * _quantized_bytes(candidate, cell)))
+    return cell.batch_size * (state + layer.kv_elements * held_tokens(layer, candidate, cell, fed) * item)
+
+
+def _quantized_bytes(candidate: Candidate, cell: Cell) -> float:
+    """Per element of a token: the prompt is packed at once, what follows waits unpacked until the residual is full."""
+    params, fed = dict(candidate.cache_params), cell.output_tokens - 1
+    if params.get("backend") == "fp8":
+        return float(cell.context_tokens + fed)
+    residual = fed % int(params.get("residual_length", _RESIDUAL_TOKENS))
+    packed = cell.context_tokens + fed - residual
+    return packed * stored_bytes_per_element(candidate) + residual * ITEM_BYTES[candidate.dtype]
+
+
+def _paged_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """Whole pages for every sequence, and a spare one: what the engine asks for."""
+    pages = -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS)
+    tokens = (cell.batch_size * pages + _SPARE_PAGES) * PAGE_TOKENS
+    return tokens * shape.kv_elements_per_token * ITEM_BYTES[candidate.dtype]
+
+
+def _prefill_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
+    """In the last layer of the last piece of a prompt. The MLP holds the residual and its normed copy, and the inner
+    activation three times (gate, up, product); attention holds scores, if any, or much less."""
+    item = ITEM_BYTES[candidate.dtype]
+    mlp = (2 * shape.hidden + 3 * shape.intermediate) * chunk_tokens(candidate, cell) * cell.batch_size * item
+    return max(mlp, scores_bytes(shape, candidate, cell, device)) + _logits_bytes(shape, candidate, cell)
+
+
+def _decode_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """A cache that grows is copied layer by layer: the new keys and values beside the old. A quantised one is unpacked,
+    and once more put together with the residual."""
+    largest = max((layer.kv_elements for layer in shape.layers), default=0)
+    whole = cell.batch_size * (cell.context_tokens + cell.output_tokens) * largest * ITEM_BYTES[candidate.dtype]
+    copies = 0 if candidate.cache.has_fixed_size else 2 if candidate.cache is CacheStrategy.QUANTIZED else 1
+    return copies * whole + _logits_bytes(shape, candidate, cell)
+
+
+def _logits_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """Of a prompt's last token only, in the model's dtype and as the float32 copy that the choice is made from."""
+    return cell.batch_size * shape.vocab * (ITEM_BYTES[candidate.dtype] + _FLOAT_BYTES)
+
+
+def _weights_on_the_way(shape: ModelShape, candidate: Candidate) -> int:
+    """A layer's weights, where some wait in host memory until they are needed."""
+    total = weight_bytes(shape, candidate.dtype)
+    if device_weight_bytes(shape, candidate) == total or not shape.layers:
+        return 0
+    return total // len(shape.layers)

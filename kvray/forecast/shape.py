@@ -1,0 +1,79 @@
+"""`ModelShape`: all of a model's configuration that bytes and FLOPs depend on, whatever the dtype. Engines fill it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What one layer keeps of past tokens.
+
+    Attributes:
+        kv_heads: heads of keys and values, fewer than the query's under GQA and MQA; 0: it keeps none.
+        key_dim, value_dim: elements of one head's key and value.
+        window: tokens that the layer looks back on at most; `None`: all.
+        state_elements: elements of the state that a convolution, linear attention or Mamba keeps for each sequence,
+            however long it is.
+    """
+
+    kv_heads: int = 0
+    key_dim: int = 0
+    value_dim: int = 0
+    window: int | None = None
+    state_elements: int = 0
+
+    @property
+    def kv_elements(self) -> int:
+        """Elements of keys and values for one token of one sequence."""
+        return self.kv_heads * (self.key_dim + self.value_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A decoder's sizes. Parameters are counts, of all layers together.
+
+    Attributes:
+        total_parameters: each weight once; a table that serves as embedding and as head is one weight.
+        lookup_parameters: of tables that are read row by row and never multiplied: positions, and the embedding where
+            the head has a weight of its own.
+        expert_parameters: those of `total_parameters` that lie in experts which are chosen token by token.
+        experts, experts_per_token: of each layer that has such; 0 in a dense model.
+        hidden, intermediate: width of the residual stream, and of the widest inner activation of a token.
+        heads: of the query.
+    """
+
+    total_parameters: int
+    lookup_parameters: int
+    expert_parameters: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
+    vocab: int
+    hidden: int
+    intermediate: int
+    heads: int
+    layers: tuple[LayerShape, ...]
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token is multiplied with."""
+        return round(self.multiplied_parameters(tokens=1))
+
+    @property
+    def head_parameters(self) -> int:
+        """Of the output head, with which a prompt's last token alone is multiplied."""
+        return self.vocab * self.hidden
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Elements of keys and values that all layers together keep for a token that no window has dropped."""
+        return sum(layer.kv_elements for layer in self.layers)
+
+    def multiplied_parameters(self, *, tokens: int) -> float:
+        """Parameters that must be read to work on `tokens` at once: an expert is read when one token at least chose it,
+        and tokens are taken to choose evenly and independently."""
+        dense = self.total_parameters - self.lookup_parameters - self.expert_parameters
+        if not self.experts:
+            return float(dense)
+        untouched = (1 - self.experts_per_token / self.experts) ** tokens
+        return dense + self.expert_parameters * (1 - untouched)
