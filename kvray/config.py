@@ -13,6 +13,7 @@ from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, D
 from kvray.errors import InvalidValueError, describe_problems
 from kvray.workload import WorkloadProfile, get_profile
 
+
 class SearchStrategy(Choice):
     """How the space is searched."""
 

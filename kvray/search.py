@@ -169,6 +169,10 @@ class TuningSearch:
             quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
             trust_remote_code=self._config.trust_remote_code,
             left_out=preview.left_out,
+            search=self._config.search.value,
+            budget_s=self._config.budget_s,
+            max_trials=self._config.max_trials,
+            confirm_rounds=self._config.confirm_rounds,
             seed=self._config.seed,
             arguments=self._arguments,
         )

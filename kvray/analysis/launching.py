@@ -341,7 +341,9 @@ class AxisSearch:
         equal = self._models[0].shared
         launched = [index for index, _ in ended]
         worked = np.array([one.is_contender for _, one in ended], dtype=float)
-        shares = [(matrix[among][:, launched] @ worked + 1) / (matrix[among][:, launched].sum(axis=1) + 1) for matrix in equal]
+        shares = [
+            (matrix[among][:, launched] @ worked + 1) / (matrix[among][:, launched].sum(axis=1) + 1) for matrix in equal
+        ]
         return np.min(shares, axis=0) if shares else np.ones(len(among))
 
     def _seconds(self, among: Sequence[int]) -> Array:
@@ -350,12 +352,15 @@ class AxisSearch:
         if not known:
             return np.ones(len(among))
         overall = statistics.median(seconds for _, seconds in known)
-        return np.array([
-            statistics.median(
-                [seconds for other, seconds in known if other.compile is self._candidates[index].compile] or [overall]
-            )
-            for index in among
-        ])
+        return np.array(
+            [
+                statistics.median(
+                    [seconds for other, seconds in known if other.compile is self._candidates[index].compile]
+                    or [overall]
+                )
+                for index in among
+            ]
+        )
 
     def _likely_best(self, waiting: Sequence[int]) -> int:
         """By forecast alone; in the space's order without one."""
@@ -368,7 +373,9 @@ class AxisSearch:
         if not self._has_peaks:
             return None
         order = np.argsort(-posterior[2].mean, kind="stable")[:LEANEST]
-        leanest = max((posterior[2].mean[index] for index, one in self._seen.items() if one.is_contender), default=-np.inf)
+        leanest = max(
+            (posterior[2].mean[index] for index, one in self._seen.items() if one.is_contender), default=-np.inf
+        )
         for index in order:
             if index in waiting and posterior[2].mean[index] > leanest - math.log1p(-LEANER):
                 return self._candidates[int(index)]
@@ -377,11 +384,13 @@ class AxisSearch:
 
 def _goodness(metrics: Figures) -> Array:
     """ln(1/TTFT), ln(tok/s), ln(1/peak); 0 for what is not known."""
-    return np.array([
-        -math.log(metrics.ttft_ms or 1.0),
-        math.log(metrics.decode_tok_s or 1.0),
-        -math.log(metrics.peak_mib or 1.0),
-    ])
+    return np.array(
+        [
+            -math.log(metrics.ttft_ms or 1.0),
+            math.log(metrics.decode_tok_s or 1.0),
+            -math.log(metrics.peak_mib or 1.0),
+        ]
+    )
 
 
 def _limits_speed_or_memory(limits: Limits) -> bool:

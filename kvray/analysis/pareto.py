@@ -38,7 +38,5 @@ def is_beaten_clearly(point: Metrics, other: Metrics) -> bool:
     return (
         other.ttft_ms <= point.ttft_ms * (1 + NOISE_TTFT)
         and other.decode_tok_s >= point.decode_tok_s / (1 + NOISE_DECODE)
-        and (
-            other.peak_mib is None or point.peak_mib is None or other.peak_mib <= point.peak_mib * (1 + NOISE_PEAK)
-        )
+        and (other.peak_mib is None or point.peak_mib is None or other.peak_mib <= point.peak_mib * (1 + NOISE_PEAK))
     )

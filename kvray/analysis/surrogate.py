@@ -141,9 +141,7 @@ class AxisModel:
         weights = inverse @ values
         excess = inverse - np.outer(weights, weights)
         diagonal = np.diagonal(excess)
-        slopes = np.append(
-            np.tensordot(inner, excess, axes=([1, 2], [0, 1])), [diagonal.sum(), diagonal @ is_first]
-        )
+        slopes = np.append(np.tensordot(inner, excess, axes=([1, 2], [0, 1])), [diagonal.sum(), diagonal @ is_first])
         distance = (scales - self._medians) / self._spreads
         cost = 0.5 * values @ weights + np.log(np.diagonal(lower)).sum() + 0.5 * distance @ distance
         return float(cost), slopes * variances + distance / self._spreads

@@ -35,6 +35,14 @@ class Standing:
     metrics: Metrics | None = None
     utility: float | None = None
     is_baseline: bool = False
+    is_confirming: bool = False
+
+    @property
+    def rung_text(self) -> str:
+        """How far it came; a confirming trial has one rung only."""
+        if self.is_confirming:
+            return "again"
+        return "" if self.rung is None else f"{self.rung}/{LAST_RUNG}"
 
 
 @dataclass
@@ -45,34 +53,39 @@ class SweepState:
     title: str = ""
     total: int = 0
     finished: int = 0
+    confirming: int = 0
+    budget_s: float | None = None
     standings: dict[str, Standing] = field(default_factory=dict)
     started: float = 0.0
 
-    def start(self, preview: Preview, total: int) -> None:
-        """The sweep begins with `total` trials to come."""
+    def start(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+        """The sweep begins, or goes on after `recorded`."""
         self.started = self.clock()
-        self.total = total
+        self.total = len(preview.space.candidates)
+        self.budget_s = manifest.budget_s
+        for result in recorded:
+            self.update(result, preview, ended=True)
         model, device = preview.model, preview.device
         self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
 
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""
-        self.standings[spec.trial_id] = Standing(
-            label=spec.candidate.label, state="running", is_baseline=spec.role is Role.BASELINE
-        )
+        self.standings[spec.trial_id] = _standing(spec.candidate.label, spec.role)
 
     def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> Standing:
         """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
         record = result.record
-        unknown = Standing(label=record.candidate.label, state="running", is_baseline=record.role is Role.BASELINE)
-        standing = self.standings.setdefault(record.trial_id, unknown)
+        standing = self.standings.setdefault(record.trial_id, _standing(record.candidate.label, record.role))
         standing.rung = record.rung
         standing.metrics = rung_metrics(result.runs, record.rung)
         if standing.metrics is not None:
             standing.utility = utility(standing.metrics, profile_of.profile)
         if ended:
             standing.state = record.status.value
-            self.finished += 1
+            if record.role is Role.CONFIRM:
+                self.confirming += 1
+            else:
+                self.finished += 1
         return standing
 
     def best(self) -> Standing | None:
@@ -99,12 +112,16 @@ class SweepState:
         return f"over the baseline: first token {gain(over.ttft)}, tok/s {gain(over.throughput)}"
 
     def time_line(self) -> str:
-        """Trials done, time passed, and how long the rest takes at the pace so far."""
-        passed = self.clock() - self.started
-        text = f"{self.finished}/{self.total} trials · {_clock(passed)} passed"
-        if 0 < self.finished < self.total:
-            text += f" · about {_clock(passed / self.finished * (self.total - self.finished))} left"
-        return text
+        """Candidates tried, confirming runs, and time passed. How many more a search will launch is not known."""
+        text = f"{self.finished} of {plural(self.total, 'candidate')} tried"
+        if self.confirming:
+            text += f" · {plural(self.confirming, 'confirming run')}"
+        bound = "" if self.budget_s is None else f" of {_clock(self.budget_s)}"
+        return f"{text} · {_clock(self.clock() - self.started)}{bound} passed"
+
+
+def _standing(label: str, role: Role) -> Standing:
+    return Standing(label=label, state="running", is_baseline=role is Role.BASELINE, is_confirming=role is Role.CONFIRM)
 
 
 class LineProgress:
@@ -120,17 +137,17 @@ class LineProgress:
         """See `SearchObserver`."""
         self._print(MEASURING)
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
+    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """See `SearchObserver`."""
         self._preview = preview
         self.run_id = manifest.run_id
-        self._state.start(preview, len(todo))
-        self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(len(todo), 'trial')}")
+        self._state.start(preview, manifest, recorded)
+        self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
         self._state.begin(spec)
-        self._print(f"start   {spec.candidate.label}")
+        self._print(f"{'again' if spec.role is Role.CONFIRM else 'start':<7} {spec.candidate.label}")
 
     def rung_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
@@ -173,11 +190,11 @@ class LiveProgress:
         """See `SearchObserver`."""
         self._live.console.print(Text(MEASURING, style="dim"))
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, todo: Sequence[TrialSpec]) -> None:
+    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """See `SearchObserver`."""
         self._preview = preview
         self.run_id = manifest.run_id
-        self._state.start(preview, len(todo))
+        self._state.start(preview, manifest, recorded)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -214,7 +231,7 @@ def render_state(state: SweepState) -> RenderableType:
         table.add_row(
             Text(standing.state, style=_style(standing.state)),
             Text(standing.label, "bold green" if standing is best else "", no_wrap=True, overflow="ellipsis"),
-            "" if standing.rung is None else f"{standing.rung}/{LAST_RUNG}",
+            standing.rung_text,
             "" if metrics is None else quantity(metrics.ttft_ms),
             "" if metrics is None else quantity(metrics.decode_tok_s),
             "" if metrics is None else quantity(metrics.peak_mib),

@@ -19,7 +19,11 @@ class SweepManifest(BaseModel):
         memory_note: what `peak_mib` means on that device.
         quality_note: why quality is not measured, if so.
         left_out: (axis, value, reason) of what the engine knows and this sweep did not try.
-        seed: of the bootstrap.
+        search: how the space was searched; `None` in sweeps older than this field.
+        budget_s: seconds that search and confirming might take, `None` without a bound.
+        max_trials: launches of the search at most, `None` without a bound.
+        confirm_rounds: rounds at most in which winner, rivals and baseline were measured again.
+        seed: of the search and of the bootstrap.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume`.
     """
 
@@ -42,5 +46,9 @@ class SweepManifest(BaseModel):
     quality_note: str | None = None
     trust_remote_code: bool = False
     left_out: tuple[tuple[str, str, str], ...] = ()
+    search: str | None = None
+    budget_s: float | None = None
+    max_trials: int | None = None
+    confirm_rounds: int = 0
     seed: int = 0
     arguments: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""The course of a sweep: what is launched next, which trial goes on, and when enough is known. Decides, runs nothing.
+"""The course of a sweep: what is launched next and when enough is known. Decides, runs nothing.
 
-First the search: the baseline, then what `Launches` proposes. Then confirming: rounds of fresh processes for winner, rivals
-and baseline. Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process, one call at a time.
+First the search: the baseline, then what `Launches` proposes. Then confirming: rounds of fresh processes for winner,
+rivals and baseline. Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process, one call at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvray.analysis.confirming import next_round, utility_weights
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
 from kvray.analysis.launching import Launches
 from kvray.candidate import Candidate
-from kvray.record import Role, TrialResult, TrialStatus
+from kvray.record import Role, TrialResult
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS
@@ -209,6 +209,3 @@ class SweepCourse:
         known = [one.record for one in self._results if one.record.wall_s is not None]
         alike = [record for record in known if record.role is role] or known
         return statistics.median([record.wall_s or 0.0 for record in alike] or [0.0])
-
-
-assert TrialStatus

@@ -15,11 +15,11 @@ from kvray.workload import WorkloadProfile
 
 UTILITY = "utility"
 MOST_REFUSALS = 50
-"""Successive proposals that name no candidate of the space, or one that was launched, before the rest is taken in order."""
+"""Successive proposals of no candidate, or of a launched one, before the next of the space is taken."""
 
 
 class OptunaLaunches(EveryCandidate):
-    """Launches what Optuna's sampler (TPE) proposes; its points that are no candidate, or launched, are answered at once.
+    """Launches what Optuna's sampler (TPE) proposes; points that are no candidate, or launched, are answered at once.
 
     Args:
         candidates: the space, the baseline first: it is launched first.
