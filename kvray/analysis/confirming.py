@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kvray.analysis.evidence import DECODE, METRICS, PEAK, TTFT, Array, Evidence
+from kvray.analysis.intervals import LogInterval, gain_interval
+from kvray.analysis.modes import may_have_modes
+from kvray.analysis.standing import Standing, standing_of
 from kvray.workload import WorkloadProfile
 
 MOST_CONTENDERS = 4
 """In a round, the winner so far among them; the baseline comes on top."""
+SURE = 0.95
+NARROW = math.log(1.02)
+"""Half of a gain's interval that needs no narrowing; a large gain need not be known better than to a fifth of it."""
+_SHARE_OF_GAIN = 0.2
+_DRAWS = 1000
 
 
 def next_round(
@@ -21,16 +31,23 @@ def next_round(
     (rung 1) and no quality; its id is `confirm_trial_id(round_number, candidate_id)`. A candidate that the scheduler
     had stopped is among the rivals if it may be the best: its quality was perhaps never measured.
 
+    It is over after `most_rounds`, or after one when the winner is clear (no rival, or surely none that is better by
+    more than 2 %), its gains over the baseline are known closely enough, and no two of its processes are so far apart
+    that they may be of two kinds.
+
     Args:
         round_number: of the round to come, from 1.
         weights: of the profile, as `utility_weights` gives them.
     """
-    if round_number > most_rounds or not evidence.contenders:
+    contenders = [key for key in evidence.ids if key in evidence.contenders]
+    if round_number > most_rounds or not contenders:
         return ()
-    utilities = evidence.logs @ weights
-    means = {key: float(utilities[evidence.owner == place].mean()) for place, key in enumerate(evidence.ids)}
-    best = sorted(evidence.contenders, key=lambda key: (-means[key], key))[:MOST_CONTENDERS]
-    lineup = [*best, *([baseline_id] if baseline_id in evidence.ids and baseline_id not in best else [])]
+    standing = standing_of(evidence, contenders, weights, seed=round_number, draws=_DRAWS)
+    winner, baseline = standing.leader, baseline_id if baseline_id in evidence.ids else None
+    rivals = standing.ties(winner)[: MOST_CONTENDERS - 1]
+    lineup = list(dict.fromkeys([winner, *rivals, *([baseline] if baseline else [])]))
+    if len(lineup) == 1 or (round_number > 1 and _is_enough(evidence, standing, winner, baseline)):
+        return ()
     turn = (round_number - 1) % len(lineup)
     return tuple(lineup[turn:] + lineup[:turn])
 
@@ -40,3 +57,17 @@ def utility_weights(profile: WorkloadProfile) -> Array:
     weights = np.zeros(len(METRICS))
     weights[[TTFT, DECODE, PEAK]] = -profile.weight_ttft, profile.weight_throughput, -profile.weight_memory
     return weights
+
+
+def _is_enough(evidence: Evidence, standing: Standing, winner: str, baseline: str | None) -> bool:
+    is_clear = not standing.ties(winner) or standing.near_share(winner) >= SURE
+    compared = [winner] if baseline is None else [winner, baseline]
+    if not is_clear or any(may_have_modes(evidence, key) for key in compared):
+        return False
+    return baseline is None or all(
+        _is_narrow(gain_interval(evidence, winner, baseline, metric)) for metric in (TTFT, DECODE)
+    )
+
+
+def _is_narrow(gain: LogInterval) -> bool:
+    return gain.half_width <= max(NARROW, _SHARE_OF_GAIN * abs(gain.value))

@@ -1,0 +1,69 @@
+"""Among candidates that cannot be told apart: the leaner one, else the simpler one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from kvray.analysis.standing import NEAR, Standing
+from kvray.candidate import CacheStrategy, Candidate, CompileMode
+
+MEMORY_STEP = 0.02
+"""Share of the peak that is materially less."""
+
+Complexity = tuple[int, bool, bool]
+
+
+class Reason(enum.StrEnum):
+    """Why a candidate is chosen."""
+
+    BEST = "best"
+    LEANER = "leaner"
+    SIMPLER = "simpler"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is recommended.
+
+    Attributes:
+        over: the leader that it cannot be told apart from and is preferred to; itself when it is the leader.
+    """
+
+    candidate_id: str
+    over: str
+    reason: Reason
+
+
+def choose(standing: Standing, peaks_mib: Mapping[str, float | None], complexities: Mapping[str, Complexity]) -> Choice:
+    """The leader, or one that ties with it, is expected to be at most 2 % worse, and is leaner or as lean and simpler.
+
+    Leaner is one that peaks at least 2 % lower than the leader.
+    """
+    leader, means = standing.leader, standing.means
+    near = [leader, *(key for key in standing.ties(leader) if means[key] >= means[leader] - NEAR)]
+    lean = _leanest(near, peaks_mib)
+    best = min(lean, key=lambda key: (complexities[key], -means[key], key))
+    if best == leader:
+        reason = Reason.BEST
+    else:
+        reason = Reason.SIMPLER if leader in lean else Reason.LEANER
+    return Choice(candidate_id=best, over=leader, reason=reason)
+
+
+def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:
+    """Less is simpler: fields that differ from the baseline, then whether it has another cache than the plain dynamic
+    one, then whether it compiles."""
+    different = sum(
+        getattr(candidate, spec.name) != getattr(baseline, spec.name) for spec in fields(Candidate) if baseline
+    )
+    return different, candidate.cache is not CacheStrategy.DYNAMIC, candidate.compile is not CompileMode.OFF
+
+
+def _leanest(ids: list[str], peaks_mib: Mapping[str, float | None]) -> list[str]:
+    """Those whose peak is within 2 % of the lowest; all where a peak is not known."""
+    known = {key: peak for key in ids if (peak := peaks_mib[key]) is not None}
+    if len(known) < len(ids):
+        return ids
+    return [key for key in ids if min(known.values()) > (1 - MEMORY_STEP) * known[key]]

@@ -1,0 +1,81 @@
+"""95 % intervals: of a candidate's gain over the baseline, and of its TTFT and throughput as such."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence
+from kvray.analysis.noise import half_width_95, process_variances
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided 95 % interval around `value`, all three in the same unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogInterval:
+    """`value` ± `half_width`, both of natural logarithms."""
+
+    value: float
+    half_width: float
+
+    def as_factor(self) -> Interval:
+        """Of the quantity itself, e.g. ms."""
+        low, value, high = np.exp(self.value + np.array([-1, 0, 1]) * self.half_width).tolist()
+        return Interval(value=value, low=low, high=high)
+
+    def as_gain(self) -> Interval:
+        """Of a relative change; 0 is none."""
+        factor = self.as_factor()
+        return Interval(value=factor.value - 1, low=factor.low - 1, high=factor.high - 1)
+
+
+def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogInterval:
+    """Where the mean over many fresh processes of the candidate lies."""
+    axis = _axis(metric)
+    rows = evidence.owner == evidence.ids.index(candidate_id)
+    variances = process_variances(evidence, axis, paired=False) / rows.sum()
+    return LogInterval(
+        value=float(evidence.logs[rows, metric].mean()),
+        half_width=half_width_95(variances + evidence.within[rows, metric].sum() / rows.sum() ** 2),
+    )
+
+
+def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int) -> LogInterval:
+    """Where the candidate's logarithm less the baseline's lies.
+
+    It rests on the confirming rounds that measured both, each of which is a pair, and only if there are none on all
+    processes. Exactly 0 for the baseline itself.
+    """
+    if candidate_id == baseline_id:
+        return LogInterval(value=0.0, half_width=0.0)
+    ours, theirs = (evidence.owner == evidence.ids.index(key) for key in (candidate_id, baseline_id))
+    if pairs := paired_rounds(evidence, candidate_id, baseline_id):
+        ours, theirs = (rows & np.isin(evidence.rounds, pairs) for rows in (ours, theirs))
+    share = ours / ours.sum() - theirs / theirs.sum()
+    variances = process_variances(evidence, _axis(metric)) * (share**2).sum()
+    return LogInterval(
+        value=float(share @ evidence.logs[:, metric]),
+        half_width=half_width_95(variances + float(share**2 @ evidence.within[:, metric])),
+    )
+
+
+def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
+    """Confirming rounds that measured both."""
+    ours, theirs = (
+        set(evidence.rounds[evidence.owner == evidence.ids.index(key)].tolist()) for key in (candidate_id, baseline_id)
+    )
+    return sorted((ours & theirs) - {SEARCH_ROUND})
+
+
+def _axis(metric: int) -> Array:
+    axis = np.zeros(len(METRICS))
+    axis[metric] = 1.0
+    return axis
