@@ -12,7 +12,7 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.pareto import pareto_front
 from kvray.record import Role, TrialResult
 from kvray.sweep.recording import rung_metrics
-from kvray.sweep.slot import FIDELITY, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.trial.spec import LAST_RUNG
 
 NOISE = 0.08
@@ -26,7 +26,8 @@ class SparingHalving(AsyncHyperBandScheduler):
 
     Among the trials of a rung so far, the best third goes on. Never stopped: the baseline, because every gain is
     against it; whoever is on the rung's Pareto front (TTFT, throughput, memory), because the lean are fallbacks; and
-    whoever is within `NOISE` of the rung's best so far, because a rung's single run cannot tell them apart.
+    whoever is within `NOISE` of the rung's best so far, because a rung's single run cannot tell them apart. Whoever
+    keeps the profile's limits is held against the best of those that do: the others will not be ranked.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,8 @@ class SparingHalving(AsyncHyperBandScheduler):
             reduction_factor=REDUCTION_FACTOR,
         )
         self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
-        self._best: defaultdict[int, float] = defaultdict(lambda: -math.inf)
+        self._best: defaultdict[tuple[int, bool], float] = defaultdict(lambda: -math.inf)
+        """By rung, of all (`False`) and of those that keep the limits (`True`)."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is ours, whatever Tune's config says."""
@@ -55,10 +57,12 @@ class SparingHalving(AsyncHyperBandScheduler):
             return verdict
         rung = measured.record.rung or 0
         self._seen[rung].append(metrics)
-        self._best[rung] = max(self._best[rung], result[UTILITY])
+        keeps_limits: bool = result[KEEPS_LIMITS]
+        for peers in {False, keeps_limits}:
+            self._best[rung, peers] = max(self._best[rung, peers], result[UTILITY])
         spared = (
             measured.record.role is Role.BASELINE
-            or result[UTILITY] > self._best[rung] - NOISE
+            or result[UTILITY] > self._best[rung, keeps_limits] - NOISE
             or pareto_front(self._seen[rung])[-1]
         )
         return str(TrialScheduler.CONTINUE) if spared else verdict
