@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kvray.analysis.aggregate import Metrics
-from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, CompileMode, DType
+from kvray.candidate import AttentionBackend, CacheChoice, Candidate, CompileMode, DType
+from kvray.trial.spec import LAST_RUNG
 from kvray.workload import WorkloadProfile, get_profile
 
 Array = npt.NDArray[np.float64]
+REPEATS = 3
 _SIGNS = np.array([-1.0, 1.0, -1.0])
 """Of TTFT, tok/s and peak: larger logarithms are better."""
 
@@ -67,28 +69,26 @@ def as_metrics(logs: Array) -> Metrics:
 
 
 class Process:
-    """A fresh process of one candidate: it shares a draw of the noise between processes."""
+    """A fresh process of one candidate: its runs share a draw of the noise between processes."""
 
-    def __init__(self, landscape: Landscape, index: int, generator: np.random.Generator, *, repeats: int = 3) -> None:
-        self._landscape, self._index, self._generator, self._repeats = landscape, index, generator, repeats
+    def __init__(self, landscape: Landscape, index: int, generator: np.random.Generator) -> None:
+        self._landscape, self._index, self._generator = landscape, index, generator
         self._level = landscape.truth[index] + landscape.between * _noise(generator, 3)
-        self._runs: list[Array] = []
         self.seconds = float(landscape.start_s[index])
 
-    def rung(self, rung: int) -> Metrics:
-        """Measure it; the seconds are added."""
+    def repeats(self, rung: int) -> range:
+        """Numbers of the runs of `rung`; the seconds of the rung are added."""
         self.seconds += float(self._landscape.rung_s[self._index, rung])
-        runs = 1 if rung < 2 else self._repeats - 1
-        new = self._level + self._landscape.within * _noise(self._generator, (runs, 3))
-        if rung == 0:
-            return as_metrics(new[0] + self._landscape.first_rung)
-        self._runs.extend(new)
-        return as_metrics(np.median(self._runs, axis=0))
+        return range(1, REPEATS) if rung == LAST_RUNG else range(1)
 
-    @property
-    def logs(self) -> Array:
-        """What its full-length runs say: 3 logarithms."""
-        return np.asarray(np.median(self._runs, axis=0))
+    def run(self, rung: int) -> Metrics:
+        """One run."""
+        noise = self._landscape.within * _noise(self._generator, 3)
+        return as_metrics(self._level + noise + (self._landscape.first_rung if rung == 0 else 0.0))
+
+
+def recorded_landscapes() -> list[Landscape]:
+    return []
 
 
 def _noise(generator: np.random.Generator, shape: int | tuple[int, ...]) -> Array:
@@ -179,6 +179,3 @@ def _candidate(point: list[int]) -> Candidate:
         compile=(CompileMode.OFF, CompileMode.DEFAULT)[point[3]],
         prefill_chunk=(None, 64, 128, 256)[point[4]],
     )
-
-
-CacheStrategy  # noqa: B018

@@ -17,6 +17,8 @@ _HOME = {
     "DType": "kvray.candidate",
     "DeviceType": "kvray.candidate",
     "KvrayError": "kvray.errors",
+    "Limits": "kvray.workload",
+    "Objective": "kvray.workload",
     "PlanBuilder": "kvray.plan.builder",
     "TransformersAdapter": "kvray.engines.transformers",
     "TuneConfig": "kvray.config",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from kvray.plan.builder import PlanBuilder as PlanBuilder
     from kvray.plan.session import load_plan as load_plan
     from kvray.search import TuningSearch as TuningSearch
+    from kvray.workload import Limits as Limits
+    from kvray.workload import Objective as Objective
     from kvray.workload import WorkloadProfile as WorkloadProfile
     from kvray.workload import create_custom_profile as create_custom_profile
     from kvray.workload import get_profile as get_profile

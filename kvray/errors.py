@@ -97,6 +97,12 @@ class SweepError(KvrayError):
     exit_code = 11
 
 
+class LimitsMissedError(KvrayError):
+    """Candidates were measured, and none of them keeps the profile's limits."""
+
+    exit_code = 12
+
+
 class SweepInterruptedError(KvrayError):
     """The user stopped the sweep; what had been recorded is kept."""
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from kvray.analysis.launching import AxisSearch, EveryCandidate, Launches, Prediction
+from kvray.analysis.misses import nearest_misses
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
-from kvray.errors import AllTrialsFailedError, ResultsError, SweepInterruptedError
+from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, ResultsError, SweepInterruptedError
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep
 from kvray.probes.cpu import openmp_threads
 from kvray.probes.environment import kvray_version
@@ -86,8 +87,9 @@ class TuningSearch:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
 
         Raises:
-            KvrayError: before any trial for what can be known before; afterwards `AllTrialsFailedError`, or
-                `SweepInterruptedError` when the user pressed Ctrl-C. Records are kept in either case.
+            KvrayError: before any trial for what can be known before; afterwards `AllTrialsFailedError`,
+                `LimitsMissedError`, or `SweepInterruptedError` when the user pressed Ctrl-C. Records are kept in any
+                case.
         """
         config, adapter = self._config, self._engine()
         store = ResultsStore(config.output_dir)
@@ -104,10 +106,7 @@ class TuningSearch:
         if interrupted:
             raise interruption(store, run_id)
         if not result.analysis.ranking.entries:
-            raise AllTrialsFailedError(
-                f"No candidate was measured completely: {_failures(result.results)}.",
-                hint=f"See {result.paths.report_markdown} for each one's reason and log.",
-            )
+            raise _no_winner(result)
         return result
 
     def _measuring(self) -> None:
@@ -338,6 +337,20 @@ def _rejected_records(preview: Preview, manifest: SweepManifest) -> list[TrialRe
         )
         for rejected in preview.space.rejected
     ]
+
+
+def _no_winner(result: TuneResult) -> KvrayError:
+    nearest = nearest_misses(result.analysis.ranking, result.manifest.profile.limits)
+    if not nearest:
+        return AllTrialsFailedError(
+            f"No candidate was measured completely: {_failures(result.results)}.",
+            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+        )
+    told = " ".join(f"{place}. {near.record.candidate.label}: {near.text}." for place, near in enumerate(nearest, 1))
+    return LimitsMissedError(
+        f"No candidate keeps the limits of profile {result.manifest.profile.name!r}. Nearest: {told}",
+        hint=f"Loosen a limit, or let --space full try more; see {result.paths.report_markdown} for all of them.",
+    )
 
 
 def _failures(results: Sequence[TrialResult]) -> str:

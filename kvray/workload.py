@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import math
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kvray.errors import OutputError, ProfileError, describe_problems
+from kvray.errors import InvalidValueError, OutputError, ProfileError, describe_problems
 
 PositiveInt = Annotated[int, Field(gt=0)]
 RUNG0_OUTPUT_TOKENS = 16
@@ -36,16 +37,67 @@ class Cell(NamedTuple):
         return f"{self.context_tokens}→{self.output_tokens}{batch}"
 
 
+class Weights(NamedTuple):
+    """What each metric counts in the score; they sum to 1."""
+
+    ttft: float
+    throughput: float
+    memory: float
+
+
+class Objective(enum.StrEnum):
+    """What a user wants most: a name for three weights."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    MEMORY = "memory"
+    BALANCED = "balanced"
+
+    @property
+    def weights(self) -> Weights:
+        """The weights that it stands for."""
+        return OBJECTIVE_WEIGHTS[self]
+
+    @classmethod
+    def parse(cls, name: str) -> Objective:
+        """The objective called `name`, in any case.
+
+        Raises:
+            InvalidValueError: there is none.
+        """
+        try:
+            return cls(name.strip().lower())
+        except ValueError:
+            raise InvalidValueError.not_one_of("objective", name, list(cls)) from None
+
+
+OBJECTIVE_WEIGHTS: Mapping[Objective, Weights] = MappingProxyType(
+    {
+        Objective.LATENCY: Weights(ttft=0.70, throughput=0.20, memory=0.10),
+        Objective.THROUGHPUT: Weights(ttft=0.20, throughput=0.70, memory=0.10),
+        Objective.MEMORY: Weights(ttft=0.15, throughput=0.15, memory=0.70),
+        Objective.BALANCED: Weights(ttft=1 / 3, throughput=1 / 3, memory=1 / 3),
+    }
+)
+"""No weight is 0: what is ahead by a hair in the metric that counts most must not win at any price in the others."""
+
+
 class Limits(BaseModel):
-    """What a candidate must keep to be ranked; `None` asks nothing. Compared with means over the profile's cells.
+    """What a candidate must keep, in every cell of the profile, to be ranked; `None` asks nothing (docs/limits.md).
 
     Attributes:
+        max_ttft_ms: most time to the first token: of the slowest cell, each by the median of its runs.
+        max_itl_ms: most time between two tokens: the 95th percentile, of the slowest cell.
+        min_decode_tok_s: least throughput of all sequences together: of the slowest cell.
+        max_peak_mib: most memory that must be free: the highest peak of any cell, and on a GPU what the process holds
+            beside its allocator.
         max_quality_loss: mean KL of the reference from the candidate, nats per token; a trial beyond it ends there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_ttft_ms: Annotated[float, Field(gt=0)] | None = None
+    max_itl_ms: Annotated[float, Field(gt=0)] | None = None
     min_decode_tok_s: Annotated[float, Field(gt=0)] | None = None
     max_peak_mib: Annotated[float, Field(gt=0)] | None = None
     max_quality_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_QUALITY_LOSS
@@ -82,6 +134,24 @@ class WorkloadProfile(BaseModel):
         if not math.isclose(total, 1.0, abs_tol=1e-6):
             raise ValueError(f"weight_ttft + weight_throughput + weight_memory is {total:g}, it must be 1")
         return self
+
+    @property
+    def weights(self) -> Weights:
+        """The three weights of the score."""
+        return Weights(ttft=self.weight_ttft, throughput=self.weight_throughput, memory=self.weight_memory)
+
+    @property
+    def objective(self) -> Objective | None:
+        """The objective whose weights these are, `None` for weights of one's own."""
+        return next((one for one in Objective if one.weights == self.weights), None)
+
+    def with_objective(self, objective: Objective | str) -> WorkloadProfile:
+        """This profile with the weights of `objective`, e.g. `get_profile("rag").with_objective("memory")`.
+
+        Raises:
+            InvalidValueError: there is no objective of this name.
+        """
+        return self.model_copy(update=_weight_fields(Objective.parse(objective).weights))
 
     def cells(self, batch_size: int, *, rung: int) -> tuple[Cell, ...]:
         """The cells that a candidate of `batch_size` is measured on at `rung`.
@@ -250,6 +320,7 @@ def override_profile(
     output_lengths: tuple[int, ...] = (),
     batch_sizes: tuple[int, ...] = (),
     repeats: int | None = None,
+    objective: Objective | None = None,
     limits: Mapping[str, float | None] = MappingProxyType({}),
 ) -> WorkloadProfile:
     """`profile` with what is given replaced (empty and `None` keep the profile's own; a `None` in `limits` lifts one).
@@ -264,9 +335,15 @@ def override_profile(
         "repeats": repeats,
     }
     changes: dict[str, object] = {field: value for field, value in given.items() if value not in ((), None)}
+    if objective is not None:
+        changes |= _weight_fields(objective.weights)
     if limits:
         changes["limits"] = {**profile.limits.model_dump(), **limits}
     return _validated({**profile.model_dump(), **changes}, source=f"Profile {profile.name!r}") if changes else profile
+
+
+def _weight_fields(weights: Weights) -> dict[str, float]:
+    return {f"weight_{metric}": weight for metric, weight in weights._asdict().items()}
 
 
 def _validated(data: object, *, source: str) -> WorkloadProfile:

@@ -23,8 +23,12 @@ MISS = math.log(1.02)
 """Difference in utility worth another launch: 2 %."""
 MISS_CHANCE = 0.02
 """The search ends when the chance is smaller that anything not launched beats the best by more than `MISS`."""
+BETTER = math.log(1.01)
+"""By so much a launched candidate must beat the others to be the winner that is looked for: what is nearer is a tie."""
 WIN_CHANCE = 0.05
-"""A trial goes on while its chance to be the best of those launched is larger."""
+"""Of beating the best by `BETTER`: who has more is measured again."""
+ENUMERATED = 12
+"""A space of so many candidates is launched as a whole: there is little to save."""
 SAMPLES = 512
 LEANEST = 2
 LEANER = 0.02
@@ -51,8 +55,7 @@ class Prediction:
 
     @property
     def text(self) -> str:
-        """E.g. `predicted TTFT 512 ms, 20.1 tok/s; 3 to 14 % worse than the best measured; chance to beat it by more than
-        2 %: below 0.1 %`."""
+        """For people, all on one line."""
         chance = "below 0.1 %" if self.chance < 0.001 else f"{self.chance:.1%}".replace("%", " %")
         return (
             f"predicted TTFT {self.ttft_ms:,.0f} ms, {self.decode_tok_s:,.1f} tok/s; score {self.low:.2f} to "
@@ -82,7 +85,7 @@ class Launches(Protocol):
     def launched(self, candidate_id: str) -> None:
         """A process was started for it."""
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics) -> None:
+    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
         """It completed `rung`."""
 
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
@@ -111,7 +114,7 @@ class EveryCandidate:
         """See `Launches`."""
         self._waiting.pop(candidate_id, None)
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics) -> None:
+    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
         """See `Launches`."""
 
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
@@ -137,12 +140,13 @@ class EveryCandidate:
 
 @dataclass
 class _Seen:
-    """A launched candidate: its latest measurements, and whether it may still be chosen."""
+    """A launched candidate: its latest measurements, whether it may be chosen, and whether it failed, once it ended."""
 
     rung: int | None = None
     metrics: Metrics | None = None
     first: Metrics | None = None
     is_contender: bool = True
+    has_failed: bool | None = None
     seconds: float | None = None
 
 
@@ -180,10 +184,10 @@ class AxisSearch:
         """A process was started for it."""
         self._seen.setdefault(self._index[candidate_id], _Seen())
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics) -> None:
+    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
         """It completed `rung`."""
         one = self._seen.setdefault(self._index[candidate_id], _Seen())
-        one.rung, one.metrics = rung, metrics
+        one.rung, one.metrics, one.is_contender = rung, metrics, keeps_limits
         if rung == 0:
             one.first = metrics
         self._posterior = None
@@ -191,7 +195,7 @@ class AxisSearch:
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
         """Its trial is over; what failed is never chosen, and what it measured still teaches."""
         one = self._seen.setdefault(self._index[candidate_id], _Seen())
-        one.is_contender = not failed
+        one.is_contender, one.has_failed = one.is_contender and not failed, failed
         one.seconds = seconds
 
     def proposal(self) -> Candidate | None:
@@ -205,20 +209,20 @@ class AxisSearch:
         if posterior is None:
             return self._candidates[self._likely_best(waiting)]
         gains, is_miss = self._gains(posterior, waiting)
-        if is_miss.mean() < MISS_CHANCE:
+        if is_miss.mean() < MISS_CHANCE and len(self._candidates) > ENUMERATED:
             return self._lean_one(posterior, waiting)
         worth = gains.mean(axis=0) * self._likely_to_work(waiting) / np.sqrt(self._seconds(waiting))
         return self._candidates[waiting[int(np.argmax(worth))]]
 
     def win_chance(self, candidate_id: str) -> float:
-        """Probability that a launched candidate is the best of those launched; 1 without rivals."""
+        """Probability that a launched candidate beats all others launched by `BETTER`; 1 without rivals."""
         posterior = self._predict()
         index = self._index[candidate_id]
         rivals = [other for other, one in self._seen.items() if one.is_contender and one.metrics and other != index]
         if posterior is None or not rivals:
             return 1.0
         draws = self._draw(posterior, [index, *rivals])
-        return float((draws[:, 0] > draws[:, 1:].max(axis=1)).mean())
+        return float((draws[:, 0] > draws[:, 1:].max(axis=1) + BETTER).mean())
 
     def contenders(self) -> tuple[str, ...]:
         """Ids of the launched candidates that may be the best, the likeliest first."""
@@ -227,9 +231,11 @@ class AxisSearch:
         if posterior is None or not launched:
             return ()
         draws = self._draw(posterior, launched)
-        shares = np.bincount(draws.argmax(axis=1), minlength=len(launched)) / len(draws)
-        order = np.argsort(-shares, kind="stable")
-        return tuple(self._candidates[launched[place]].candidate_id for place in order if shares[place] > WIN_CHANCE)
+        best = int(np.argmax(self._utility_mean(posterior)[launched]))
+        chances = (draws > draws[:, [best]] + BETTER).mean(axis=0)
+        chances[best] = 1.0
+        order = np.argsort(-chances, kind="stable")
+        return tuple(self._candidates[launched[place]].candidate_id for place in order if chances[place] > WIN_CHANCE)
 
     def predictions(self) -> tuple[Prediction, ...]:
         """Of all that was not launched, the likeliest to be missed first; empty before anything is measured."""
@@ -334,13 +340,13 @@ class AxisSearch:
         return np.maximum(gains, 0.0), ((gains > MISS) & works).any(axis=1)
 
     def _likely_to_work(self, among: Sequence[int]) -> Array:
-        """Probability that a launch does not fail: by the worst record of any of its axis' values, one success given."""
-        ended = [(index, one) for index, one in self._seen.items() if one.seconds is not None or not one.is_contender]
-        if all(one.is_contender for _, one in ended):
+        """Probability that a launch does not fail: by the worst record of any of its values, one success given."""
+        ended = [(index, one) for index, one in self._seen.items() if one.has_failed is not None]
+        if not any(one.has_failed for _, one in ended):
             return np.ones(len(among))
         equal = self._models[0].shared
         launched = [index for index, _ in ended]
-        worked = np.array([one.is_contender for _, one in ended], dtype=float)
+        worked = np.array([not one.has_failed for _, one in ended], dtype=float)
         shares = [
             (matrix[among][:, launched] @ worked + 1) / (matrix[among][:, launched].sum(axis=1) + 1) for matrix in equal
         ]

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate
+from kvray.analysis.limits import missed_limits
 from kvray.analysis.pareto import pareto_front
 from kvray.analysis.pooling import full_length_cells, missing_cells, pool_complete_trials
-from kvray.analysis.reasons import missed_limits, status_reason
+from kvray.analysis.reasons import status_reason
 from kvray.analysis.score import ideal_utility, score, utility
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.workload import Limits, WorkloadProfile
@@ -236,9 +237,9 @@ def _obstacles(measured: Mapping[str, _Measured], limits: Limits) -> dict[str, s
     some_have_peak = any(one.metrics.peak_mib is not None for one in measured.values())
     found = {}
     for key, one in measured.items():
-        misses = missed_limits(one.metrics, limits)
+        misses = [miss.text for miss in missed_limits(one.record, one.cells, limits)]
         if some_have_peak and one.metrics.peak_mib is None:
-            misses = ("its peak memory was not measured, unlike that of others", *misses)
+            misses.insert(0, "its peak memory was not measured, unlike that of others")
         if misses:
             found[key] = "; ".join(misses)
     return found

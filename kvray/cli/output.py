@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
 from kvray.report.info import report_info
 from kvray.report.terminal import render_terminal
@@ -32,12 +33,14 @@ def print_paths(result: TuneResult, console: Console) -> None:
 
 
 def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any]:
-    """What `--json` prints: ids, winner, baseline, confidence, trials by status, files. Units are in the names."""
+    """What `--json` prints: ids, winner or nearest misses, baseline, confidence, trials by status, files. Units are in
+    the names."""
     analysis, paths = result.analysis, result.paths
     ranking = analysis.ranking
     baseline = next((e for e in ranking.entries if e.record.candidate_id == result.manifest.baseline_id), None)
     statuses = [one.record.status.value for one in result.results]
     confidence = analysis.confidence
+    near = () if ranking.entries else nearest_misses(ranking, result.manifest.profile.limits)
     return {
         "run_id": result.manifest.run_id,
         "model_id": result.manifest.model_id,
@@ -47,6 +50,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         "busy_s": round(sum(one.record.busy_s or 0.0 for one in result.results), 3),
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
         "winner": _entry(ranking.entries[0]) if ranking.entries else None,
+        "nearest_misses": [_near_miss(one) for one in near],
         "baseline": None if baseline is None else _entry(baseline),
         "confidence": None
         if confidence is None
@@ -75,4 +79,16 @@ def _entry(entry: RankedCandidate) -> dict[str, Any]:
         **vars(metrics),
         "gain": None if entry.gain is None else vars(entry.gain),
         "break_even_tokens": entry.break_even_tokens,
+    }
+
+
+def _near_miss(near: NearMiss) -> dict[str, Any]:
+    return {
+        "candidate_id": near.record.candidate_id,
+        "label": near.record.candidate.label,
+        "misses": [
+            {"metric": miss.metric, "unit": miss.unit, "measured": miss.measured, "limit": miss.limit}
+            for miss in near.misses
+        ],
+        "text": near.text,
     }

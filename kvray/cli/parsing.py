@@ -13,6 +13,8 @@ from kvray.errors import InvalidValueError
 C = TypeVar("C", bound=Choice)
 OFF = "off"
 """Lifts a limit."""
+_MIB_PER_UNIT = {"": 1.0, "mib": 1.0, "gib": 1024.0, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20}
+_SIZE = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>mib|gib|mb|gb|)", re.ASCII)
 
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -98,11 +100,11 @@ def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def parse_limit(text: str, *, option: str) -> float | None:
+def parse_limit(text: str, *, option: str, example: str) -> float | None:
     """`"0.05"` as a positive number; `None` for `"off"`.
 
     Raises:
-        InvalidValueError: it is neither.
+        InvalidValueError: it is neither; the message shows the `example`.
     """
     if text.strip().lower() == OFF:
         return None
@@ -110,7 +112,27 @@ def parse_limit(text: str, *, option: str) -> float | None:
         value = float(text)
         if 0 < value < math.inf:
             return value
-    raise InvalidValueError(f"{option} {text!r} is neither a positive number nor {OFF}.", hint="Write it like 0.05.")
+    raise InvalidValueError(
+        f"{option} {text!r} is neither a positive number nor {OFF}.", hint=f"Write it like {example}."
+    )
+
+
+def parse_memory_limit(text: str, *, option: str) -> float | None:
+    """`"8000"`, `"8000MiB"` or `"7.8 GiB"` as MiB (`MB` and `GB` are powers of ten); `None` for `"off"`.
+
+    Raises:
+        InvalidValueError: it is neither.
+    """
+    given = text.strip().lower()
+    if given == OFF:
+        return None
+    if size := _SIZE.fullmatch(given):
+        value = float(size["number"]) * _MIB_PER_UNIT[size["unit"]]
+        if 0 < value < math.inf:
+            return value
+    raise InvalidValueError(
+        f"{option} {text!r} is neither a size nor {OFF}.", hint="Write it like 8000 (which are MiB) or 8GiB."
+    )
 
 
 def _parts(text: str | None) -> list[str]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvray.preview import Preview
+from kvray.report.facts import limits_text, weights_text
 
 
 def print_preview(preview: Preview, *, as_json: bool) -> None:
@@ -28,6 +29,8 @@ def print_preview(preview: Preview, *, as_json: bool) -> None:
     console.print(
         Text(f"profile {preview.profile.name}, {preview.profile.repeats} runs of each cell: {', '.join(cells)}")
     )
+    console.print(Text(f"score by {weights_text(preview.profile)}"))
+    console.print(Text(f"limits: {limits_text(preview.profile.limits) or 'none'}"))
     _print_candidates(console, preview)
     if space.rejected:
         _print_rejected(console, preview)

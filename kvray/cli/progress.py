@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
 from kvray.preview import Preview
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.report.formats import clean_line, gain, plural, quantity
 from kvray.store.manifest import SweepManifest
-from kvray.sweep.recording import rung_metrics
+from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
@@ -34,6 +35,7 @@ class Standing:
     rung: int | None = None
     metrics: Metrics | None = None
     utility: float | None = None
+    keeps_limits: bool = True
     is_baseline: bool = False
     is_confirming: bool = False
 
@@ -80,6 +82,8 @@ class SweepState:
         standing.metrics = rung_metrics(result.runs, record.rung)
         if standing.metrics is not None:
             standing.utility = utility(standing.metrics, profile_of.profile)
+            cells = rung_cells(result.runs, record.rung)
+            standing.keeps_limits = not missed_limits(record, cells, profile_of.profile.limits)
         if ended:
             standing.state = record.status.value
             if record.role is Role.CONFIRM:
@@ -89,9 +93,10 @@ class SweepState:
         return standing
 
     def best(self) -> Standing | None:
-        """The best of the trials that were measured completely."""
+        """The best of the trials that were measured completely and keep the limits."""
         complete = [one for one in self.standings.values() if one.state == TrialStatus.OK and one.utility is not None]
-        return max(complete, key=lambda one: one.utility or 0.0, default=None)
+        kept = [one for one in complete if one.keeps_limits]
+        return max(kept, key=lambda one: one.utility or 0.0, default=None)
 
     def best_line(self) -> str:
         """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""

@@ -22,6 +22,7 @@ from kvray.cli.parsing import (
     parse_duration,
     parse_integers,
     parse_limit,
+    parse_memory_limit,
     parse_optional_integers,
 )
 from kvray.cli.preview import print_preview
@@ -30,13 +31,14 @@ from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConf
 from kvray.errors import SweepInterruptedError
 from kvray.search import TuningSearch, interruption
 from kvray.store.parquet import ResultsStore
-from kvray.workload import WorkloadProfile, get_profile, override_profile
+from kvray.workload import Objective, get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
 
 _WHAT = "What to measure"
 _AXES = "Which configurations"
 _SEARCH = "How to search"
+_LIMITS = "What it must keep, in every cell; off lifts a profile's limit"
 _HOW = "How to measure"
 _ATTENTIONS = [one.value for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]
 
@@ -60,11 +62,35 @@ def tune(
         str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=_WHAT)
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_WHAT)] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What counts most, instead of the profile's weights: {', '.join(Objective)}.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    max_ttft: Annotated[
+        str | None, typer.Option(help="Most time to the first token, in ms.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_itl: Annotated[
+        str | None,
+        typer.Option(help="Most time between two tokens, 95th percentile, in ms.", rich_help_panel=_LIMITS),
+    ] = None,
+    min_throughput: Annotated[
+        str | None,
+        typer.Option(help="Least tok/s in decoding, all sequences together.", rich_help_panel=_LIMITS),
+    ] = None,
+    max_vram: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory that may be needed, in MiB or like 8GiB; on a CPU, of the process.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     max_quality_loss: Annotated[
         str | None,
         typer.Option(
-            help="Most that a candidate may stray from the model's own output, KL in nats per token, or off.",
-            rich_help_panel=_WHAT,
+            help="Most that a candidate may stray from the model's own output, KL in nats per token.",
+            rich_help_panel=_LIMITS,
         ),
     ] = None,
     space: Annotated[
@@ -160,7 +186,15 @@ def tune(
     """
     config = TuneConfig(
         model_id=model,
-        profile=_workload(profile, context, output_len, batch_sizes, repeats, max_quality_loss),
+        profile=override_profile(
+            get_profile(profile),
+            context_lengths=parse_integers(context, option="--context"),
+            output_lengths=parse_integers(output_len, option="--output-len"),
+            batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
+            repeats=repeats,
+            objective=None if objective is None else Objective.parse(objective),
+            limits=_limits(max_ttft, max_itl, min_throughput, max_vram, max_quality_loss),
+        ),
         device=None if device is None else DeviceType.parse(device),
         engine=engine,
         output_dir=output,
@@ -212,24 +246,26 @@ def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> S
     return interruption(ResultsStore(config.output_dir), run_id)
 
 
-def _workload(
-    name: str,
-    context: str | None,
-    output_len: str | None,
-    batch_sizes: str | None,
-    repeats: int | None,
+def _limits(
+    max_ttft: str | None,
+    max_itl: str | None,
+    min_throughput: str | None,
+    max_vram: str | None,
     max_quality_loss: str | None,
-) -> WorkloadProfile:
-    return override_profile(
-        get_profile(name),
-        context_lengths=parse_integers(context, option="--context"),
-        output_lengths=parse_integers(output_len, option="--output-len"),
-        batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
-        repeats=repeats,
-        limits={}
-        if max_quality_loss is None
-        else {"max_quality_loss": parse_limit(max_quality_loss, option="--max-quality-loss")},
-    )
+) -> dict[str, float | None]:
+    """The limits that were given, by their names in `Limits`; `None` lifts one."""
+    limits: dict[str, float | None] = {}
+    if max_ttft is not None:
+        limits["max_ttft_ms"] = parse_limit(max_ttft, option="--max-ttft", example="400")
+    if max_itl is not None:
+        limits["max_itl_ms"] = parse_limit(max_itl, option="--max-itl", example="50")
+    if min_throughput is not None:
+        limits["min_decode_tok_s"] = parse_limit(min_throughput, option="--min-throughput", example="30")
+    if max_vram is not None:
+        limits["max_peak_mib"] = parse_memory_limit(max_vram, option="--max-vram")
+    if max_quality_loss is not None:
+        limits["max_quality_loss"] = parse_limit(max_quality_loss, option="--max-quality-loss", example="0.05")
+    return limits
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ from typing import Protocol
 
 from kvray.analysis import Analysis
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.misses import nearest_misses
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.candidate import DeviceType
-from kvray.errors import AllTrialsFailedError
+from kvray.errors import AllTrialsFailedError, LimitsMissedError
 from kvray.plan.plan import (
     Fingerprint,
     GainInterval,
@@ -58,11 +59,13 @@ class PlanBuilder:
         """The plan of the sweep; its `created_at` is now.
 
         Raises:
-            AllTrialsFailedError: nothing is ranked, so there is no winner.
+            AllTrialsFailedError: nothing was measured completely, so there is no winner.
+            LimitsMissedError: nothing keeps the profile's limits, so there is none either.
         """
         manifest, ranking = self._result.manifest, self._result.analysis.ranking
         if not ranking.entries:
-            raise AllTrialsFailedError(f"Run {manifest.run_id!r} has no winner to plan for: no candidate is ranked.")
+            error = LimitsMissedError if nearest_misses(ranking, manifest.profile.limits) else AllTrialsFailedError
+            raise error(f"Run {manifest.run_id!r} has no winner to plan for: no candidate is ranked.")
         device = DeviceType(manifest.device)
         rules = derive_rules(self._result.analysis, manifest.profile, device=device)
         winner = _winner(self._result.analysis)
@@ -90,7 +93,7 @@ class PlanBuilder:
         """Python source that applies the winner without kvray.
 
         Raises:
-            AllTrialsFailedError: nothing is ranked, so there is no winner.
+            AllTrialsFailedError, LimitsMissedError: as `build`.
         """
         return render_snippet(self.build())
 

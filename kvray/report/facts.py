@@ -11,7 +11,7 @@ from kvray.report import formats
 from kvray.report.disturbances import disturbances
 from kvray.report.rows import label_of
 from kvray.store.manifest import SweepManifest
-from kvray.workload import RUNG0_OUTPUT_TOKENS, WorkloadProfile
+from kvray.workload import RUNG0_OUTPUT_TOKENS, Limits, WorkloadProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tup
     records = _launched(results)
     facts = [
         ("Workload", workload_text(manifest.profile)),
+        ("Limits", _limits(manifest.profile.limits)),
         ("Dropped contexts", _dropped(manifest)),
         ("Isolation", "Every trial is one candidate in one fresh process, which loads the model and exits."),
         ("Repeated processes", _confirmed(results)),
@@ -91,6 +92,7 @@ def comparable_facts(manifest: SweepManifest, results: Sequence[TrialResult]) ->
         ("model revision", formats.clean_line(manifest.model_revision)),
         ("engine", formats.clean_line(manifest.engine)),
         ("profile", f"{formats.clean_line(manifest.profile.name)}: {workload_text(manifest.profile)}"),
+        ("limits", limits_text(manifest.profile.limits)),
         ("score", _score(manifest.profile)),
         ("device", f"{formats.clean_line(manifest.device_name)} ({formats.clean_line(manifest.device)})"),
         ("host", _values(record.host for record in records)),
@@ -102,21 +104,36 @@ def comparable_facts(manifest: SweepManifest, results: Sequence[TrialResult]) ->
 
 
 def workload_text(profile: WorkloadProfile) -> str:
-    """Lengths, batch sizes, repeats and limits in one line."""
-    limits = {
-        "first token at most {} ms": profile.limits.max_ttft_ms,
-        "at least {} tok/s": profile.limits.min_decode_tok_s,
-        "peak memory at most {} MiB": profile.limits.max_peak_mib,
-        "quality loss at most {} nats per token": profile.limits.max_quality_loss,
-    }
+    """Lengths, batch sizes and repeats in one line."""
     parts = [
         f"prompts of {_numbers(profile.context_lengths)} tokens",
         f"answers of {_numbers(profile.output_lengths)}",
         f"batch size {_numbers(profile.batch_sizes)}",
         f"{formats.plural(profile.repeats, 'run')} of each cell",
-        *(text.format(formats.quantity(limit)) for text, limit in limits.items() if limit is not None),
     ]
     return "; ".join(parts)
+
+
+def limits_text(limits: Limits) -> str:
+    """What a candidate must keep, in one line; empty where nothing is asked."""
+    told = {
+        "first token at most {} ms": limits.max_ttft_ms,
+        "between tokens (p95) at most {} ms": limits.max_itl_ms,
+        "at least {} tok/s": limits.min_decode_tok_s,
+        "peak memory at most {} MiB": limits.max_peak_mib,
+        "quality loss at most {} nats per token": limits.max_quality_loss,
+    }
+    return "; ".join(text.format(formats.quantity(limit)) for text, limit in told.items() if limit is not None)
+
+
+def weights_text(profile: WorkloadProfile) -> str:
+    """What each metric counts in the score, and the objective that this is, if it is one."""
+    weights = profile.weights
+    named = f", the objective {profile.objective}" if profile.objective else ""
+    return (
+        f"first token ({weights.ttft:.3g}), throughput ({weights.throughput:.3g}) and memory ({weights.memory:.3g})"
+        f"{named}"
+    )
 
 
 def _launched(results: Sequence[TrialResult]) -> list[TrialRecord]:
@@ -144,11 +161,15 @@ def _rungs(profile: WorkloadProfile) -> str:
     )
 
 
+def _limits(limits: Limits) -> str:
+    told = limits_text(limits)
+    if not told:
+        return ""
+    return f"{told}. Who misses one is not ranked; times, throughput and memory must hold in every cell."
+
+
 def _score(profile: WorkloadProfile) -> str:
-    return (
-        f"Weighted geometric mean of first token ({profile.weight_ttft:g}), throughput ({profile.weight_throughput:g}) "
-        f"and memory ({profile.weight_memory:g}); 100 would be the best of each at once."
-    )
+    return f"Weighted geometric mean of {weights_text(profile)}; 100 would be the best of each at once."
 
 
 def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:

@@ -12,6 +12,7 @@ from kvray.candidate import CacheStrategy
 from kvray.record import TrialRecord, TrialResult, TrialStatus
 from kvray.report import formats
 from kvray.report.disturbances import disturbances
+from kvray.report.listing import NearestMiss
 from kvray.report.rows import NEVER, Row, label_of
 from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
 from kvray.store.manifest import SweepManifest
@@ -38,9 +39,15 @@ class Headline:
 
 
 def headline(
-    manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis, rows: Sequence[Row]
+    manifest: SweepManifest,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    rows: Sequence[Row],
+    nearest: Sequence[NearestMiss],
 ) -> Headline:
     """The headline of a sweep."""
+    if nearest:
+        return Headline(sentence=_limits_missed(nearest[0]), confidence="", notes=_disturbance_note(results), stats=())
     baseline_note = _baseline_note(manifest.baseline_id, analysis.ranking)
     if not rows:
         return Headline(sentence=_nothing_ranked(analysis.ranking), confidence="", notes=baseline_note, stats=())
@@ -88,6 +95,10 @@ def confidence_sentence(confidence: Confidence | None, *, ranked: int, stopped: 
     return f"{stays}. {basis}{left_out}"
 
 
+def _limits_missed(nearest: NearestMiss) -> str:
+    return f"No candidate keeps the limits. {nearest.label} comes nearest: {nearest.misses}."
+
+
 def _nothing_ranked(ranking: Ranking) -> str:
     statuses = [trial.record.status for trial in ranking.unranked]
     launched = sum(status.was_launched for status in statuses)
@@ -99,7 +110,7 @@ def _nothing_ranked(ranking: Ranking) -> str:
         return f"Nothing could be ranked: {who} that ran failed."
     return (
         f"Nothing could be ranked: of {formats.plural(launched, 'launched trial')}, {failed} failed and "
-        f"{launched - failed} lack a complete measurement or miss a limit."
+        f"{launched - failed} lack a complete measurement."
     )
 
 

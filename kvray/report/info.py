@@ -12,7 +12,7 @@ from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
 from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
 from kvray.report.headline import Headline, headline
-from kvray.report.listing import LeftOut, StatusGroup, left_out, status_groups
+from kvray.report.listing import LeftOut, NearestMiss, StatusGroup, left_out, nearest, status_groups
 from kvray.report.rows import (
     ColdCost,
     Observation,
@@ -77,6 +77,7 @@ class ReportInfo:
         rows: the ranking, best first.
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
+        nearest: what comes closest to the limits, where nothing keeps them; else empty.
         groups: what is listed and not ranked.
         left_out: what the engine knows and the sweep did not try.
         comparable: what must be equal for another sweep to be compared with this one.
@@ -91,6 +92,7 @@ class ReportInfo:
     front: tuple[tuple[float, float], ...]
     grids: tuple[CellGrid, ...]
     fallbacks: tuple[FallbackStep, ...]
+    nearest: tuple[NearestMiss, ...]
     groups: tuple[StatusGroup, ...]
     left_out: tuple[LeftOut, ...]
     cold: tuple[ColdCost, ...]
@@ -115,12 +117,13 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
     """What a report of the sweep shows. Pure: no clock, no file."""
     baseline_id = analysis.ranking.baseline_id or manifest.baseline_id
     rows = ranking_rows(analysis, results, manifest.profile, baseline_id)
+    near = nearest(analysis.ranking, manifest.profile.limits)
     model, profile = short_model_name(formats.clean_line(manifest.model_id)), formats.clean_line(manifest.profile.name)
     return ReportInfo(
         title=f"KV cache of {model}",
         subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {formats.timestamp(manifest.created_at)}",
         run_id=formats.clean_line(manifest.run_id),
-        headline=headline(manifest, results, analysis, rows),
+        headline=headline(manifest, results, analysis, rows, near),
         counts=_counts(results, ranked=len(rows)),
         rows=rows,
         front=_front(rows),
@@ -129,6 +132,7 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
             FallbackStep(label=label_of(step.record), peak_mib=step.peak_mib, reason=formats.clean_line(step.reason))
             for step in analysis.fallbacks
         ),
+        nearest=near,
         groups=status_groups(analysis.ranking.unranked),
         left_out=left_out(manifest),
         cold=cold_costs(analysis),

@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.analysis.ranking import UnrankedTrial
+from kvray.analysis.misses import nearest_misses
+from kvray.analysis.ranking import Ranking, UnrankedTrial
 from kvray.record import Role, TrialRecord, TrialStatus
 from kvray.report.formats import clean, clean_line
 from kvray.report.rows import label_of
 from kvray.store.manifest import SweepManifest
+from kvray.workload import Limits
 
 _TITLES = {
     TrialStatus.OK: ("Measured, not ranked", "Ran to the end, and lacks a cell or misses a limit of the profile."),
@@ -49,6 +51,14 @@ class LeftOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NearestMiss:
+    """A candidate that comes close to the limits, and by what it misses them."""
+
+    label: str
+    misses: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusGroup:
     """All unranked trials of one status."""
 
@@ -66,6 +76,13 @@ def left_out(manifest: SweepManifest) -> tuple[LeftOut, ...]:
         LeftOut(axis=clean_line(axis), value=clean_line(value), reason=clean_line(reason))
         for axis, value, reason in manifest.left_out
     )
+
+
+def nearest(ranking: Ranking, limits: Limits) -> tuple[NearestMiss, ...]:
+    """The nearest misses, where nothing is ranked: nobody asks for them beside a winner."""
+    if ranking.entries:
+        return ()
+    return tuple(NearestMiss(label=_name(near.record), misses=near.text) for near in nearest_misses(ranking, limits))
 
 
 def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kvray.report import formats
 from kvray.report.info import ReportInfo
-from kvray.report.listing import StatusGroup
+from kvray.report.listing import NearestMiss, StatusGroup
 from kvray.report.rows import Row
 
 MAX_LISTED = 3
@@ -36,6 +36,8 @@ def _parts(info: ReportInfo) -> Iterator[RenderableType]:
     if info.rows:
         yield Text()
         yield _ranking(info)
+    if info.nearest:
+        yield from _nearest(info.nearest)
     yield from _unranked(info.groups)
     yield Text(info.counts.sentence, style="dim")
 
@@ -86,6 +88,12 @@ def _gain(value: float | None) -> Text:
     if value is None or abs(value) < 0.005:
         return Text(formats.gain(value), style="dim")
     return Text(formats.gain(value), style="green" if value > 0 else "red")
+
+
+def _nearest(nearest: tuple[NearestMiss, ...]) -> Iterator[RenderableType]:
+    yield Text("\nNearest misses", style="bold")
+    for near in nearest:
+        yield Padding(Text(f"{near.label}: {near.misses}"), (0, 0, 0, 2))
 
 
 def _unranked(groups: tuple[StatusGroup, ...]) -> Iterator[RenderableType]:

@@ -16,9 +16,10 @@ from typing import Protocol
 from kvray.analysis.confirming import next_round, utility_weights
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
 from kvray.analysis.launching import Launches
+from kvray.analysis.limits import missed_limits
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
-from kvray.sweep.recording import rung_metrics
+from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS
 from kvray.workload import WorkloadProfile
@@ -110,7 +111,8 @@ class SweepCourse:
         record = result.record
         metrics = rung_metrics(result.runs, record.rung)
         if metrics is not None and record.rung is not None and record.role is not Role.CONFIRM:
-            self._launches.measured(record.candidate_id, record.rung, metrics)
+            misses = missed_limits(record, rung_cells(result.runs, record.rung), self._profile.limits)
+            self._launches.measured(record.candidate_id, record.rung, metrics, keeps_limits=not misses)
 
     def trial_finished(self, result: TrialResult) -> None:
         """A trial ended in whatever way."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 
-from kvray.analysis.aggregate import Metrics, aggregate, aggregate_cells, runs_at_rung
+from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate, aggregate_cells, runs_at_rung
 from kvray.forecast.prediction import Forecast
 from kvray.probes.environment import Environment
 from kvray.record import Phase, Run, TrialRecord, TrialStatus
@@ -17,9 +17,13 @@ Columns = dict[str, float | None]
 
 def rung_metrics(runs: Sequence[Run], rung: int | None) -> Metrics | None:
     """Metrics over the cells of `rung`, `None` before the first rung is complete."""
-    if rung is None:
-        return None
-    return aggregate(aggregate_cells(runs_at_rung(runs, rung)))
+    cells = rung_cells(runs, rung)
+    return aggregate(cells) if cells else None
+
+
+def rung_cells(runs: Sequence[Run], rung: int | None) -> tuple[CellMetrics, ...]:
+    """Metrics of each cell of `rung`, none before the first rung is complete."""
+    return () if rung is None else aggregate_cells(runs_at_rung(runs, rung))
 
 
 def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = None) -> TrialRecord:

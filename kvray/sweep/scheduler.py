@@ -13,7 +13,7 @@ from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
 from kvray.sweep.course import SweepCourse
 from kvray.sweep.recording import rung_metrics
-from kvray.sweep.slot import FIDELITY, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.trial.spec import LAST_RUNG
 
 NOISE = 0.08
@@ -21,7 +21,7 @@ NOISE = 0.08
 the standard deviation was measured as 6 % for TTFT and 1.5 % for tok/s; with weights of 0.5 and 0.35 two of them differ
 by less than 0.085 nineteen times in twenty."""
 CHANCE_TO_GO_ON = (0.05, 0.5)
-"""Chance to be the best that a trial needs after rung 0 and after rung 1. The repeats of rung 2 are for the likely
+"""Chance to be clearly the best that a trial needs after rung 0 and after rung 1. The repeats of rung 2 are for the likely
 winner alone: what else may win is measured again by the confirm phase, in another process, which tells more."""
 
 
@@ -32,7 +32,8 @@ class SparingHalving(AsyncHyperBandScheduler):
     against it; and, until it has measured every full-length cell, whoever is on the rung's Pareto front (TTFT,
     throughput, memory) by more than noise, because the lean are fallbacks. Whoever is within `NOISE` of the rung's best
     so far goes on too, because a rung's single run cannot tell them apart, unless the search's model knows better:
-    whom it gives less than `CHANCE_TO_GO_ON` is stopped. A sweep that is out of time ends its trials at the next rung.
+    whom it gives less than `CHANCE_TO_GO_ON` is stopped. Whoever keeps the profile's limits is held against the best of
+    those that do: the others will not be ranked. A sweep that is out of time ends its trials at the next rung.
     """
 
     def __init__(self, course: SweepCourse) -> None:
@@ -46,7 +47,8 @@ class SparingHalving(AsyncHyperBandScheduler):
         )
         self._course = course
         self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
-        self._best: defaultdict[int, float] = defaultdict(lambda: -math.inf)
+        self._best: defaultdict[tuple[int, bool], float] = defaultdict(lambda: -math.inf)
+        """By rung, of all (`False`) and of those that keep the limits (`True`)."""
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is ours, whatever Tune's config says."""
@@ -73,11 +75,13 @@ class SparingHalving(AsyncHyperBandScheduler):
         if metrics is None:
             return verdict
         rung, utility = measured.record.rung or 0, result[UTILITY]
-        self._best[rung] = max(self._best[rung], utility)
+        keeps_limits: bool = result[KEEPS_LIMITS]
+        for peers in {False, keeps_limits}:
+            self._best[rung, peers] = max(self._best[rung, peers], utility)
         is_needed = rung == 0 and not any(is_beaten_clearly(metrics, other) for other in self._seen[rung])
         self._seen[rung].append(metrics)
         if is_needed:
             return str(TrialScheduler.CONTINUE)
         if self._course.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
             return str(TrialScheduler.STOP)
-        return str(TrialScheduler.CONTINUE) if utility > self._best[rung] - NOISE else verdict
+        return str(TrialScheduler.CONTINUE) if utility > self._best[rung, keeps_limits] - NOISE else verdict

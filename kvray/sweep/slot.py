@@ -15,12 +15,13 @@ from typing import Any
 
 from ray import tune
 
+from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
 from kvray.engines.base import EngineAdapter
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
-from kvray.sweep.recording import measured_record, rung_metrics
+from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
 from kvray.trial.events import RungFinished, TrialEnded, TrialFacts
 from kvray.trial.process import Launcher, TrialProcess
 from kvray.trial.spec import TrialSpec
@@ -31,6 +32,8 @@ RESULT = "kvray_result"
 """Key of a step's result under which the `TrialResult` so far travels to the driver."""
 UTILITY = "utility"
 """Key of what the scheduler compares; absent when the trial failed."""
+KEEPS_LIMITS = "keeps_limits"
+"""Key of whether the profile's limits hold in the rung's cells; there whenever `UTILITY` is."""
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 REDUCTION_FACTOR = 3
@@ -134,6 +137,7 @@ class Slot(tune.Trainable):
         metrics = rung_metrics(runs, self._rung)
         if metrics is not None and not end.status.is_failure:
             report[UTILITY] = utility(metrics, spec.profile)
+            report[KEEPS_LIMITS] = not missed_limits(record, rung_cells(runs, self._rung), spec.profile.limits)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
 

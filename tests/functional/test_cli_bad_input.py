@@ -94,6 +94,11 @@ def one_line(err: str) -> str:
             "Unknown attention backend 'flash'. Allowed: eager, sdpa, sdpa_flash, sdpa_efficient, sdpa_math, "
             "sdpa_cudnn, flash_attention_2, flash_attention_3, flex_attention, xformers, a kernel of a hub",
         ),
+        (["--objective", "speed"], 2, "Unknown objective 'speed'. Allowed: latency, throughput, memory, balanced."),
+        (["--max-ttft", "fast"], 2, "--max-ttft 'fast' is neither a positive number nor off. Write it like 400."),
+        (["--max-itl", "0"], 2, "--max-itl '0' is neither a positive number nor off. Write it like 50."),
+        (["--min-throughput", "-1"], 2, "--min-throughput '-1' is neither a positive number nor off."),
+        (["--max-vram", "8 kg"], 2, "--max-vram '8 kg' is neither a size nor off. Write it like 8000 (which are MiB)"),
         (["--device", "tpu"], 2, "Unknown device 'tpu'. Allowed: cpu, cuda."),
         (
             ["--context", "abc"],

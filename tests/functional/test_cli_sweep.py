@@ -16,7 +16,7 @@ import pytest
 
 from kvray.cli.app import COMMANDS, run
 from kvray.plan.plan import load_plan_file
-from kvray.workload import get_profile, load_profile
+from kvray.workload import Limits, get_profile, load_profile, save_profile
 
 Done = subprocess.CompletedProcess[str]
 Kvray = Callable[..., Done]
@@ -164,7 +164,11 @@ def test_a_dry_run_shows_the_space_and_leaves_no_trace(dry: Callable[..., Done])
     done = dry("--attention", "sdpa,sdpa_cudnn")
     assert done.stderr == DROPPED + "\n"
     lines = done.stdout.splitlines()
-    assert lines[1] == "profile chat-agent, 1 runs of each cell: 16→4"
+    assert lines[1:4] == [
+        "profile chat-agent, 1 runs of each cell: 16→4",
+        "score by first token (0.5), throughput (0.35) and memory (0.15)",
+        "limits: quality loss at most 0.100 nats per token",
+    ]
     assert "Candidates (4)" in lines
     assert sum(line.endswith("dynamic/sdpa/float32  baseline") for line in lines) == 1
     rejected = lines.index("Rejected (4)")
@@ -175,6 +179,31 @@ def test_a_dry_run_shows_the_space_and_leaves_no_trace(dry: Callable[..., Done])
     )
     assert any(re.fullmatch(r"\s*attention eager\s+not asked for", line) for line in lines[left_out:])
     assert lines[-1] == "Nothing was started."
+
+
+def test_a_dry_run_shows_the_limits_and_the_objective_that_were_given(dry: Callable[..., Done]) -> None:
+    limits = ("--max-ttft", "400", "--max-itl", "50", "--min-throughput", "2.5", "--max-vram", "8GiB")
+    given = (*limits, "--max-quality-loss", "off", "--objective", "latency")
+    assert (
+        "score by first token (0.7), throughput (0.2) and memory (0.1), the objective latency limits: first token at "
+        "most 400 ms; between tokens (p95) at most 50.0 ms; at least 2.50 tok/s; peak memory at most 8,192 MiB "
+    ) in " ".join(dry(*given).stdout.split())
+    profile = json.loads(dry(*given, "--json").stdout)["profile"]
+    assert profile["limits"] == {
+        "max_ttft_ms": 400.0,
+        "max_itl_ms": 50.0,
+        "min_decode_tok_s": 2.5,
+        "max_peak_mib": 8192.0,
+        "max_quality_loss": None,
+    }
+    assert profile["weight_ttft"] == 0.7
+
+
+def test_a_limit_of_the_profile_is_lifted(dry: Callable[..., Done], tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("profile") / "mine.json"
+    save_profile(get_profile("ci-micro").model_copy(update={"limits": Limits(max_ttft_ms=5, max_peak_mib=9)}), file)
+    lines = dry("--profile", str(file), "--max-ttft", "off").stdout.splitlines()
+    assert "limits: peak memory at most 9.00 MiB; quality loss at most 0.100 nats per token" in lines
 
 
 def test_a_dry_run_as_json_is_one_object(dry: Callable[..., Done]) -> None:
@@ -232,6 +261,7 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "busy_s",
         "trials",
         "winner",
+        "nearest_misses",
         "baseline",
         "confidence",
         "records_sha256",
@@ -256,6 +286,67 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
     assert sum(shown["trials"].values()) == 3
     assert shown["wall_s"] > shown["busy_s"] > 0
     assert all(Path(path).is_file() for path in shown["files"].values())
+
+
+# Limits
+
+
+@dataclass(frozen=True)
+class Missed:
+    """A sweep of three candidates none of which keeps its limits."""
+
+    folder: Path
+    done: Done
+
+    def report(self, name: str) -> str:
+        (path,) = (self.folder / "reports").glob(f"*/{name}")
+        return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def missed(kvray: Kvray, tmp_path_factory: pytest.TempPathFactory) -> Missed:
+    folder = tmp_path_factory.mktemp("missed")
+    limits = ("--max-ttft", "0.001", "--min-throughput", "1e6")
+    narrow = ("--cache", "dynamic", "--dtype", "float32", "--attention", "eager,sdpa,sdpa_math")
+    return Missed(folder=folder, done=kvray("tune", "fake:ok", *SMALL, *narrow, *limits, "--output", folder))
+
+
+def test_where_nothing_keeps_the_limits_the_code_is_12_and_the_nearest_misses_are_told(missed: Missed) -> None:
+    assert (missed.done.returncode, missed.done.stdout) == (12, "")
+    error = missed.done.stderr.splitlines()[-1]
+    assert error.startswith("kvray: No candidate keeps the limits of profile 'chat-agent'. Nearest: 1. dynamic/")
+    assert re.search(
+        r"1\. dynamic/\w+/float32: TTFT [\d.,]+ ms at 16→4, [\d,]+ % over the limit of 0\.001 ms; decode throughput "
+        r"[\d,.]+ tok/s at 16→4, \d+ % under the limit of 1,000,000 tok/s\. ",
+        error,
+    )
+    assert "Loosen a limit" in error
+    assert str(missed.folder) in error
+
+
+def test_what_misses_a_limit_is_measured_to_its_end_and_never_the_best(missed: Missed) -> None:
+    ended = [line.split()[0] for line in missed.done.stderr.splitlines() if line.startswith(("ok ", "stopped "))]
+    assert ended[0] == "ok"
+    assert len(ended) == 3
+    assert missed.done.stderr.count("best: none yet") == 3
+
+
+def test_reports_of_missed_limits_say_so_and_there_is_no_plan(missed: Missed) -> None:
+    assert "**No candidate keeps the limits. dynamic/" in missed.report("report.md").replace("\\", "")
+    assert "Nearest misses" in missed.report("report.md")
+    assert "Nearest misses" in missed.report("report.html")
+    assert list((missed.folder / "reports").glob("*/best_plan.json")) == []
+
+
+def test_rank_shows_the_nearest_misses(missed: Missed, here: Callable[..., str]) -> None:
+    shown = here("rank", missed.folder)
+    assert "No candidate keeps the limits. dynamic/" in shown
+    assert "\nNearest misses\n  dynamic/" in shown
+    ranked = json.loads(here("rank", missed.folder, "--json"))
+    assert ranked["winner"] is None
+    nearest = ranked["nearest_misses"]
+    assert set(nearest[0]) == {"candidate_id", "label", "misses", "text"}
+    assert [miss["limit"] for miss in nearest[0]["misses"]] == [0.001, 1e6]
 
 
 # What reads a sweep

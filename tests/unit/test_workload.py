@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvray.errors import OutputError, ProfileError
+from kvray.errors import InvalidValueError, OutputError, ProfileError
 from kvray.workload import (
     MAX_QUALITY_LOSS,
     Cell,
     Limits,
+    Objective,
     WorkloadProfile,
     create_custom_profile,
     get_profile,
@@ -149,11 +150,36 @@ def test_a_limit_is_replaced_or_lifted_and_the_others_stay() -> None:
     assert override_profile(profile, limits={"max_quality_loss": None}).limits.max_quality_loss is None
 
 
-def test_a_profile_written_before_there_was_a_quality_limit_takes_the_default(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", list(Objective))
+def test_an_objective_stands_for_weights_that_a_profile_can_have(objective: Objective) -> None:
+    profile = override_profile(custom(), objective=objective)
+    assert profile.weights == objective.weights
+    assert profile.objective is objective
+    assert profile == custom().with_objective(objective.value.upper())
+    assert override_profile(profile, repeats=7).objective is objective
+
+
+def test_an_objective_counts_its_own_metric_most_and_none_for_nothing() -> None:
+    most = {one: max(one.weights._asdict().items(), key=lambda pair: pair[1])[0] for one in list(Objective)[:3]}
+    assert most == {Objective.LATENCY: "ttft", Objective.THROUGHPUT: "throughput", Objective.MEMORY: "memory"}
+    assert len(set(Objective.BALANCED.weights)) == 1
+    assert all(min(one.weights) > 0 for one in Objective)
+
+
+def test_weights_of_ones_own_are_no_objective() -> None:
+    assert custom().objective is None
+
+
+def test_an_unknown_objective_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(InvalidValueError, match=r"Unknown objective 'speed'.*latency, throughput, memory, balanced"):
+        custom().with_objective("speed")
+
+
+def test_a_profile_written_before_there_were_these_limits_takes_their_defaults(tmp_path: Path) -> None:
     data = custom().model_dump(mode="json")
-    del data["limits"]["max_quality_loss"]
+    del data["limits"]["max_quality_loss"], data["limits"]["max_itl_ms"]
     (tmp_path / "p.json").write_text(json.dumps(data))
-    assert load_profile(tmp_path / "p.json").limits.max_quality_loss == MAX_QUALITY_LOSS
+    assert load_profile(tmp_path / "p.json").limits == Limits(max_quality_loss=MAX_QUALITY_LOSS, max_itl_ms=None)
 
 
 def test_limits_are_part_of_the_file(tmp_path: Path) -> None:

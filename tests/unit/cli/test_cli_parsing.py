@@ -11,6 +11,7 @@ from kvray.cli.parsing import (
     parse_choices,
     parse_integers,
     parse_limit,
+    parse_memory_limit,
     parse_optional_integers,
 )
 from kvray.errors import InvalidValueError
@@ -92,11 +93,31 @@ def test_what_is_no_positive_integer_is_named_with_the_form_that_is_wanted(text:
 
 
 def test_a_limit_is_a_positive_number_or_off() -> None:
-    assert parse_limit("0.05", option="--max-quality-loss") == 0.05
-    assert parse_limit(" OFF ", option="--max-quality-loss") is None
+    assert parse_limit("0.05", option="--max-quality-loss", example="0.1") == 0.05
+    assert parse_limit(" OFF ", option="--max-quality-loss", example="0.1") is None
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "none", "5%"])
 def test_what_is_no_limit_is_named_with_the_form_that_is_wanted(text: str) -> None:
-    with pytest.raises(InvalidValueError, match=r"--max-quality-loss .* is neither a positive number nor off\."):
-        parse_limit(text, option="--max-quality-loss")
+    wanted = r"--max-ttft .* is neither a positive number nor off\. Write it like 400\."
+    with pytest.raises(InvalidValueError, match=wanted):
+        parse_limit(text, option="--max-ttft", example="400")
+
+
+@pytest.mark.parametrize(
+    ("text", "mib"),
+    [("8000", 8000.0), ("8000 MiB", 8000.0), ("7.5gib", 7680.0), ("8GB", 7629.39453125), ("1048.576MB", 1000.0)],
+)
+def test_a_limit_of_memory_is_in_mib_unless_it_says_otherwise(text: str, mib: float) -> None:
+    assert parse_memory_limit(text, option="--max-vram") == pytest.approx(mib)
+
+
+def test_a_limit_of_memory_can_be_lifted() -> None:
+    assert parse_memory_limit("off", option="--max-vram") is None
+
+
+@pytest.mark.parametrize("text", ["", "0", "0GiB", "-1", "GiB", "8 TiB", "8G", "1.2.3", "inf", "9" * 400, "offGiB"])
+def test_what_is_no_size_is_named_with_the_form_that_is_wanted(text: str) -> None:
+    wanted = r"--max-vram .* is neither a size nor off\. Write it like 8000 \(which are MiB\) or 8GiB\."
+    with pytest.raises(InvalidValueError, match=wanted):
+        parse_memory_limit(text, option="--max-vram")

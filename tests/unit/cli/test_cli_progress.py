@@ -18,7 +18,7 @@ from kvray.preview import Preview, preview_sweep
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
 from kvray.trial.spec import TrialSpec
-from kvray.workload import WorkloadProfile
+from kvray.workload import Limits, WorkloadProfile
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 PROFILE = WorkloadProfile(
@@ -175,6 +175,16 @@ def test_a_stopped_trial_is_never_the_best(preview: Preview) -> None:
     state.begin(fast)
     state.update(result_of(fast, ttft_ms=1.0, tok_s=999.0, rung=0, status=TrialStatus.STOPPED), preview, ended=True)
     assert state.best_line().startswith("best: dynamic/sdpa/float32")
+
+
+def test_what_misses_a_limit_is_never_the_best(preview: Preview) -> None:
+    limited = replace(preview, profile=PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=90.0)}))
+    state, (baseline, slow, *_) = state_of(limited), specs_of(limited)
+    finish(state, limited, baseline, ttft_ms=100.0, tok_s=50.0)
+    assert state.best() is None
+    finish(state, limited, slow, ttft_ms=90.0, tok_s=5.0)
+    assert state.best_line().startswith("best: dynamic/eager/float32")
+    assert state.gain_line() == "over the baseline: first token +11 %, tok/s −90 %"
 
 
 def test_a_trial_whose_slot_died_before_it_began_is_still_counted(preview: Preview) -> None:

@@ -9,7 +9,7 @@ import pytest
 from plan_samples import START, make_candidate, make_plan, make_profile, make_result, make_sweep
 
 from kvray.candidate import Candidate, DeviceType
-from kvray.errors import AllTrialsFailedError
+from kvray.errors import AllTrialsFailedError, LimitsMissedError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import Plan, Rule
 from kvray.record import Role, TrialResult, TrialStatus
@@ -61,6 +61,13 @@ def test_without_a_winner_there_is_no_plan() -> None:
 
     with pytest.raises(AllTrialsFailedError, match="Run 'r1' has no winner"):
         plan_of(failed)
+
+
+def test_where_nothing_keeps_the_limits_there_is_no_plan() -> None:
+    profile = make_profile(limits=Limits(max_ttft_ms=50.0))
+
+    with pytest.raises(LimitsMissedError, match="Run 'r1' has no winner"):
+        plan_of(make_result(1, profile), profile=profile)
 
 
 def test_without_a_baseline_the_plan_claims_no_gain() -> None:

@@ -12,7 +12,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileM
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.report.info import ReportInfo, report_info
 from kvray.store.manifest import SweepManifest
-from kvray.workload import Cell, WorkloadProfile
+from kvray.workload import Cell, Limits, WorkloadProfile
 
 STARTED = dt.datetime(2026, 11, 24, 21, 30, tzinfo=dt.UTC)
 PROFILE = WorkloadProfile(
@@ -219,6 +219,12 @@ def realistic_results() -> list[TrialResult]:
             measured(BASELINE, peak_mib=902, role=Role.CONFIRM, process=process),
         ]
     return results + unsuccessful_results()
+
+
+def limits_missed(results: Sequence[TrialResult]) -> ReportInfo:
+    """The report of `results` under limits that nothing measured here keeps."""
+    limits = Limits(max_ttft_ms=1_000.0, min_decode_tok_s=100.0)
+    return info_of(results, profile=PROFILE.model_copy(update={"limits": limits}))
 
 
 def unsuccessful_results() -> list[TrialResult]:

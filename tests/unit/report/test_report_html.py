@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, measured
+from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, limits_missed, measured
 
 from kvray.record import Role, TrialStatus
 from kvray.report.cells import CellValue
@@ -128,3 +128,11 @@ def test_what_a_candidate_must_earn_back_and_whether_it_became_steady_are_shown(
 
 def test_energy_has_no_column_where_nobody_measured_it(realistic: ReportInfo) -> None:
     assert "J / token" not in render_html(realistic)
+
+
+def test_the_nearest_misses_are_a_table(realistic: ReportInfo) -> None:
+    missed = limits_missed([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.9)])
+    table = without_scripts(render_html(missed)).partition('id="nearest"')[2].partition("</table>")[0]
+    assert table.count("<tr>") == 3
+    assert "<td>TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; " in table
+    assert 'id="nearest"' not in render_html(realistic)

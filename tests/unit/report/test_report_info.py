@@ -10,6 +10,7 @@ from report_sweeps import (
     candidate,
     ended,
     info_of,
+    limits_missed,
     manifest,
     measured,
     realistic_results,
@@ -129,6 +130,38 @@ def test_a_baseline_beyond_a_limit_is_compared_with_all_the_same() -> None:
     assert "is not ranked (decode throughput" in info.headline.notes[0]
     assert info.headline.notes[0].endswith("but still what gains are against.")
     assert {grid.reference for grid in info.grids} == {"the baseline"}
+
+
+def test_where_nothing_keeps_the_limits_the_headline_names_what_comes_nearest() -> None:
+    info = limits_missed([baseline(), measured(WINNER, speed=1.9), ended(candidate("static"), TrialStatus.OOM, "a")])
+    assert info.headline.sentence.startswith(
+        f"No candidate keeps the limits. {WINNER.label} comes nearest: TTFT 1,446 ms at 2048→32, 45 % over the limit "
+        "of 1,000 ms; decode throughput "
+    )
+    assert info.headline.notes == ()
+    assert [near.label for near in info.nearest] == [WINNER.label, f"{BASELINE.label} (baseline)"]
+    assert info.rows == ()
+
+
+def test_beside_a_winner_nobody_asks_for_misses() -> None:
+    profile = PROFILE.model_copy(update={"limits": Limits(min_decode_tok_s=30)})
+    info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
+    assert (info.nearest, len(info.groups)) == ((), 1)
+
+
+def test_limits_and_objective_are_told_with_how_it_was_measured() -> None:
+    limits = Limits(max_ttft_ms=400, max_itl_ms=50, min_decode_tok_s=5, max_peak_mib=8192)
+    profile = PROFILE.with_objective("latency").model_copy(update={"limits": limits})
+    method = {fact.name: fact.text for fact in info_of([baseline()], profile=profile).method}
+    assert method["Limits"].startswith(
+        "first token at most 400 ms; between tokens (p95) at most 50.0 ms; at least 5.00 tok/s; peak memory at most "
+        "8,192 MiB; quality loss at most 0.100 nats per token. Who misses one is not ranked"
+    )
+    assert method["Score"].startswith(
+        "Weighted geometric mean of first token (0.7), throughput (0.2) and memory (0.1), the objective latency;"
+    )
+    free = PROFILE.model_copy(update={"limits": Limits(max_quality_loss=None)})
+    assert "Limits" not in {fact.name for fact in info_of([baseline()], profile=free).method}
 
 
 def test_when_everything_failed_the_report_says_so() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, measured
+from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, limits_missed, measured
 
 from kvray.record import Role, TrialStatus
 from kvray.report.info import ReportInfo
@@ -108,3 +108,10 @@ def test_energy_and_a_missing_steady_state_show_where_they_are_known(realistic: 
     assert "(never steady)" in markdown
     for table in tables(markdown):
         assert len({cells(line) for line in table}) == 1
+
+
+def test_the_nearest_misses_are_a_table() -> None:
+    page = render_markdown(limits_missed([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.9)]))
+    table = tables(page.partition("## Nearest misses")[2])[0]
+    assert [cells(line) for line in table] == [2] * 4
+    assert table[2].startswith(f"| `{WINNER.label}` | TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; ")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 
 import pytest
-from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, measured
+from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, limits_missed, measured
 from rich.console import Console, RenderableType
 
 from kvray.record import Role, TrialStatus
@@ -71,3 +71,10 @@ def test_every_ranked_candidate_says_after_how_many_tokens_it_pays() -> None:
     ends = {row.label: next(line for line in table if f" {row.label} " in line).split()[-1] for row in info.rows}
     assert ends == {WINNER.label: info.rows[0].pays_after, BASELINE.label: "–", "static/sdpa/float32": "never"}
     assert info.rows[0].pays_after.replace(",", "").isdigit()
+
+
+def test_the_nearest_misses_follow_the_verdict() -> None:
+    missed = limits_missed([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.9)])
+    text = " ".join(printed(render_terminal(missed)).split())
+    assert "No candidate keeps the limits. dynamic/sdpa_flash/bfloat16 comes nearest: TTFT 1,446 ms" in text
+    assert text.index("Nearest misses") < text.index("Measured, not ranked (2)")

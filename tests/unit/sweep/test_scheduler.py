@@ -10,7 +10,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.workload import get_profile
 
 PROFILE = get_profile("ci-micro")
@@ -24,7 +24,15 @@ class FakeTrial:
         self.trial_id = trial_id
 
 
-def report(ttft_ms: float, tok_s: float, peak_mib: float, *, rung: int = 0, role: Role = Role.SEARCH) -> dict[str, Any]:
+def report(
+    ttft_ms: float,
+    tok_s: float,
+    peak_mib: float,
+    *,
+    rung: int = 0,
+    role: Role = Role.SEARCH,
+    keeps_limits: bool = True,
+) -> dict[str, Any]:
     run = Run(
         run_id="r",
         trial_id="t",
@@ -55,6 +63,7 @@ def report(ttft_ms: float, tok_s: float, peak_mib: float, *, rung: int = 0, role
     return {
         RESULT: TrialResult(record=record, runs=(run,)),
         UTILITY: utility(metrics, PROFILE),
+        KEEPS_LIMITS: keeps_limits,
         FIDELITY: REDUCTION_FACTOR**rung,
         "done": False,
     }
@@ -94,3 +103,13 @@ def test_what_a_single_run_cannot_tell_apart_from_the_best_goes_on() -> None:
 def test_rungs_are_compared_with_their_own_kind() -> None:
     slower_at_full_length = report(150, 30, 550, rung=1)
     assert verdicts(GOOD, GOOD, slower_at_full_length)[-1], "the first of its rung"
+
+
+def test_the_best_of_those_that_keep_the_limits_goes_on_beside_better_ones_that_do_not() -> None:
+    beyond = report(100, 50, 500, keeps_limits=False)
+    assert verdicts(beyond, beyond, report(200, 25, 600)) == [True, True, True]
+    assert verdicts(beyond, beyond, report(200, 25, 600), report(400, 12, 600))[-1] is False
+
+
+def test_whoever_misses_a_limit_gets_no_favour_from_it() -> None:
+    assert verdicts(GOOD, GOOD, report(200, 25, 600, keeps_limits=False))[-1] is False

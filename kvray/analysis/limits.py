@@ -1,0 +1,113 @@
+"""What a profile's limits are compared with, and by how much they are missed.
+
+A limit must hold in every cell, so the worst cell counts and not a mean (docs/limits.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvray.analysis.aggregate import CellMetrics, Metrics
+from kvray.record import TrialRecord
+from kvray.workload import Cell, Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miss:
+    """One limit that a candidate does not keep.
+
+    Attributes:
+        metric: its name for people, e.g. `TTFT`.
+        measured: in the worst cell; `None` where it was not measured, so that the limit cannot be checked.
+        cell: the worst one; `None` for what is not measured per cell.
+    """
+
+    metric: str
+    unit: str
+    limit: float
+    measured: float | None
+    cell: Cell | None = None
+
+    @property
+    def factor(self) -> float:
+        """How many times beyond the limit: 2 is twice the milliseconds or half the tok/s; infinite if not measured."""
+        if not self.measured:
+            return math.inf
+        return max(self.measured / self.limit, self.limit / self.measured)
+
+    @property
+    def text(self) -> str:
+        """E.g. `TTFT 512 ms at 8192→64, 28 % over the limit of 400 ms`."""
+        limit = f"the limit of {_figure(self.limit)} {self.unit}"
+        if self.measured is None:
+            return f"{self.metric} was not measured, so {limit} cannot be checked"
+        where = f" at {self.cell.label}" if self.cell else ""
+        side = "over" if self.measured > self.limit else "under"
+        by = _percent(abs(self.measured / self.limit - 1))
+        return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {by} {side} {limit}"
+
+
+def missed_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Limits) -> tuple[Miss, ...]:
+    """Each of `limits` that does not hold in all of `cells`, which the trial of `record` measured.
+
+    The quality limit is not among them: a trial that misses it has ended there.
+    """
+    beside_mib = memory_beside_allocator_mib(record)
+    checked = (
+        _check(limits.max_ttft_ms, cells, lambda one: one.ttft_ms, metric="TTFT", unit="ms"),
+        _check(limits.max_itl_ms, cells, lambda one: one.itl_p95_ms, metric="ITL (p95)", unit="ms"),
+        _check(
+            limits.min_decode_tok_s,
+            cells,
+            lambda one: one.decode_tok_s,
+            metric="decode throughput",
+            unit="tok/s",
+            is_floor=True,
+        ),
+        _check(
+            limits.max_peak_mib,
+            cells,
+            lambda one: None if one.peak_mib is None else one.peak_mib + beside_mib,
+            metric="peak memory",
+            unit="MiB",
+        ),
+    )
+    return tuple(miss for miss in checked if miss is not None)
+
+
+def memory_beside_allocator_mib(record: TrialRecord) -> float:
+    """Device memory (MiB) that the trial's process held beyond what its allocator had reserved: CUDA's context and
+    libraries. 0 where the driver does not tell, and on a CPU, where a peak is that of the whole process."""
+    if record.device_peak_mib is None or record.reserved_peak_mib is None:
+        return 0.0
+    return max(0.0, record.device_peak_mib - record.reserved_peak_mib)
+
+
+def _check(
+    limit: float | None,
+    cells: Sequence[CellMetrics],
+    value: Callable[[Metrics], float | None],
+    *,
+    metric: str,
+    unit: str,
+    is_floor: bool = False,
+) -> Miss | None:
+    """How the worst of `cells` misses `limit`: the highest `value`, or the lowest where the limit `is_floor`."""
+    if limit is None:
+        return None
+    known = {one.cell: measured for one in cells if (measured := value(one.metrics)) is not None}
+    if not known or len(known) < len(cells):
+        return Miss(metric=metric, unit=unit, limit=limit, measured=None)
+    worst = (min if is_floor else max)(known, key=known.__getitem__)
+    is_kept = known[worst] >= limit if is_floor else known[worst] <= limit
+    return None if is_kept else Miss(metric=metric, unit=unit, limit=limit, measured=known[worst], cell=worst)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return "less than 1 %" if share < 0.01 else f"{share * 100:,.0f} %"

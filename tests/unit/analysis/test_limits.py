@@ -1,0 +1,99 @@
+"""What limits are compared with: the worst cell, the 95th percentile of gaps, the memory that must be free."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from analysis_samples import make_candidate, make_record, make_run
+
+from kvray.analysis.aggregate import CellMetrics, aggregate_cells
+from kvray.analysis.limits import Miss, missed_limits
+from kvray.workload import Cell, Limits
+
+SHORT, LONG = Cell(128, 32, 1), Cell(8192, 32, 1)
+RECORD = make_record(make_candidate())
+
+
+def two_cells(short: dict[str, float | None], long: dict[str, float | None]) -> tuple[CellMetrics, ...]:
+    runs = [make_run(cell=SHORT, **short), make_run(cell=LONG, **long)]  # type: ignore[arg-type]
+    return aggregate_cells(runs)
+
+
+def test_a_limit_must_hold_in_the_slowest_cell_and_not_in_the_mean() -> None:
+    cells = two_cells({"ttft_ms": 50.0}, {"ttft_ms": 512.0})
+
+    (miss,) = missed_limits(RECORD, cells, Limits(max_ttft_ms=400.0))
+
+    assert (miss.cell, miss.measured) == (LONG, 512.0)
+    assert miss.text == "TTFT 512 ms at 8192→32, 28 % over the limit of 400 ms"
+    assert missed_limits(RECORD, cells, Limits(max_ttft_ms=512.0)) == ()
+
+
+def test_the_least_throughput_of_any_cell_must_reach_the_limit() -> None:
+    cells = two_cells({"decode_tok_s": 90.0}, {"decode_tok_s": 30.0})
+
+    (miss,) = missed_limits(RECORD, cells, Limits(min_decode_tok_s=40.0))
+
+    assert miss.text == "decode throughput 30 tok/s at 8192→32, 25 % under the limit of 40 tok/s"
+    assert missed_limits(RECORD, cells, Limits(min_decode_tok_s=30.0)) == ()
+
+
+def test_the_memory_of_the_hungriest_cell_must_fit() -> None:
+    cells = two_cells({"peak_mib": 1000.0}, {"peak_mib": 9000.0})
+
+    (miss,) = missed_limits(RECORD, cells, Limits(max_peak_mib=8000.0))
+
+    assert miss.text == "peak memory 9,000 MiB at 8192→32, 12 % over the limit of 8,000 MiB"
+
+
+def test_on_a_gpu_what_the_process_holds_beside_its_allocator_must_fit_too() -> None:
+    cells = two_cells({"peak_mib": 1000.0}, {"peak_mib": 7800.0})
+    on_gpu = RECORD.with_(reserved_peak_mib=9000.0, device_peak_mib=9500.0)
+
+    (miss,) = missed_limits(on_gpu, cells, Limits(max_peak_mib=8000.0))
+
+    assert miss.measured == 8300.0
+    assert missed_limits(RECORD, cells, Limits(max_peak_mib=8000.0)) == ()
+    given_back = RECORD.with_(reserved_peak_mib=9000.0, device_peak_mib=8000.0)
+    assert missed_limits(given_back, cells, Limits(max_peak_mib=8000.0)) == ()
+
+
+def test_gaps_between_tokens_are_judged_by_their_95th_percentile() -> None:
+    steady_but_one = (20.0,) * 30 + (500.0,)
+    one_in_ten = ((20.0,) * 9 + (60.0,)) * 3
+    limits = Limits(max_itl_ms=50.0)
+
+    assert missed_limits(RECORD, aggregate_cells([make_run(itl_ms=steady_but_one)]), limits) == ()
+    (miss,) = missed_limits(RECORD, aggregate_cells([make_run(itl_ms=one_in_ten)]), limits)
+    assert miss.text == "ITL (p95) 60 ms at 128→32, 20 % over the limit of 50 ms"
+
+
+def test_what_was_not_measured_in_every_cell_cannot_be_within_a_limit() -> None:
+    cells = two_cells({"peak_mib": 1000.0}, {"peak_mib": None})
+
+    (miss,) = missed_limits(RECORD, cells, Limits(max_peak_mib=8000.0))
+
+    assert miss.text == "peak memory was not measured, so the limit of 8,000 MiB cannot be checked"
+    assert miss.factor == math.inf
+
+
+def test_without_limits_nothing_is_missed() -> None:
+    assert missed_limits(RECORD, two_cells({}, {}), Limits()) == ()
+
+
+@pytest.mark.parametrize(("measured", "limit"), [(800.0, 400.0), (20.0, 40.0)])
+def test_twice_the_time_and_half_the_speed_are_equally_far_beyond(measured: float, limit: float) -> None:
+    assert Miss(metric="m", unit="u", limit=limit, measured=measured).factor == 2.0
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "text"),
+    [
+        (400.4, 400.0, "m 400 u, less than 1 % over the limit of 400 u"),
+        (0.0125, 0.01, "m 0.0125 u, 25 % over the limit of 0.01 u"),
+        (12345.6, 1000.0, "m 12,346 u, 1,135 % over the limit of 1,000 u"),
+    ],
+)
+def test_a_miss_tells_three_figures_or_whole_numbers(measured: float, limit: float, text: str) -> None:
+    assert Miss(metric="m", unit="u", limit=limit, measured=measured).text == text
