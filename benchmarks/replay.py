@@ -22,8 +22,9 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.course import Bounds, SweepCourse
+from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
 from kvray.trial.spec import TrialSpec
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -157,14 +158,13 @@ def _make_order(landscape: Landscape) -> Callable[..., TrialOrder]:
 
 
 def _decision(scheduler: Any, trial: Any, result: TrialResult, spec: TrialSpec) -> str:
-    from kvray.sweep.recording import rung_metrics
-
     metrics = rung_metrics(result.runs, result.record.rung)
     if metrics is None:
         raise ValueError("a rung without runs")
     told = {
         RESULT: result,
         UTILITY: utility(metrics, spec.profile),
+        KEEPS_LIMITS: True,
         FIDELITY: REDUCTION_FACTOR ** (result.record.rung or 0),
         "done": False,
     }

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kvray.analysis.aggregate import aggregate, runs_at_rung, undisturbed
+from kvray.analysis.aggregate import runs_at_rung, undisturbed
+from kvray.analysis.limits import missed_limits
 from kvray.analysis.pooling import FULL_RUNG, full_length_cells, missing_cells, pool_complete_trials
-from kvray.analysis.reasons import missed_limits
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.workload import Cell, WorkloadProfile
 
@@ -178,4 +178,4 @@ def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> M
 
 
 def _keeps_limits(pool: Sequence[TrialResult], profile: WorkloadProfile) -> bool:
-    return not missed_limits(aggregate(full_length_cells(pool, profile)), profile.limits)
+    return not missed_limits(pool[0].record, full_length_cells(pool, profile), profile.limits)

@@ -25,8 +25,8 @@ def _dominates(one: Metrics, other: Metrics) -> bool:
 
 
 NOISE_TTFT, NOISE_DECODE, NOISE_PEAK = 0.06, 0.04, 0.02
-"""Relative differences between two single runs that mean nothing: see FACTS for TTFT (6 % between processes); a saving of
-memory below 2 % makes no fallback (`analysis.fallback`)."""
+"""Relative differences between two single runs that mean nothing: TTFT spreads by 6 % between processes (FACTS); a
+saving of memory below 2 % makes no fallback (`analysis.fallback`)."""
 
 
 def is_beaten_clearly(point: Metrics, other: Metrics) -> bool:

@@ -1,7 +1,7 @@
 """The course of a sweep: what is launched next and when enough is known. Decides, runs nothing.
 
 First the search: the baseline, then what `Launches` proposes. Then confirming: rounds of fresh processes for winner,
-rivals and baseline. Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process, one call at a time.
+rivals and baseline. Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process.
 """
 
 from __future__ import annotations
