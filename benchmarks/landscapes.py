@@ -49,7 +49,7 @@ class Landscape:
     def utilities(self) -> Array:
         """True utility of each candidate, `-inf` of one that fails."""
         weights = np.array([self.profile.weight_ttft, self.profile.weight_throughput, self.profile.weight_memory])
-        return np.where(self.works, self.truth @ (weights * _SIGNS), -np.inf)
+        return np.asarray(np.where(self.works, self.truth @ (weights * _SIGNS), -np.inf))
 
     @property
     def exhaustive_s(self) -> float:

@@ -93,12 +93,47 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
                 for place, candidate in enumerate(candidates)
             ]
             ended = Ended()
-            run_sweep(
-                [TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs],
-                slots=slots,
-                observer=ended,
-            )
+            orders = [
+                TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs
+            ]
+            run_sweep(InSequence(orders), slots=slots, observer=ended)
     return [sample(result, profile.cells(1, rung=2)) for result in ended.results if result.record.candidate == LIGHT]
+
+
+class InSequence:
+    """A course that launches its orders one by one and completes them all."""
+
+    stops_early = False
+
+    def __init__(self, orders: Sequence[TrialOrder]) -> None:
+        self._waiting = list(orders)
+
+    @property
+    def is_over(self) -> bool:
+        """See `Course`."""
+        return not self._waiting
+
+    def next_order(self) -> TrialOrder | None:
+        """See `Course`."""
+        return self._waiting.pop(0) if self._waiting else None
+
+    def rung_finished(self, result: TrialResult) -> None:
+        """Nothing to learn from."""
+
+    def trial_finished(self, result: TrialResult) -> None:
+        """Nothing to learn from."""
+
+    def trial_lost(self, order: TrialOrder) -> None:
+        """Nothing to learn from."""
+
+    def is_out_of_time(self) -> bool:
+        """Never."""
+        return False
+
+    def win_chance(self, candidate_id: str) -> float:
+        """Unknown."""
+        del candidate_id
+        return 1.0
 
 
 class Ended:

@@ -35,6 +35,38 @@ class MakeOrder(Protocol):
         """The order; `trial_id` names the trial in the records."""
 
 
+class Course(Protocol):
+    """What Tune is driven by; `SweepCourse` is the one that searches and confirms.
+
+    Attributes:
+        stops_early: whether a trial may be stopped between rungs because it is poor.
+        is_over: whether nothing runs and nothing is to be launched. Ask after `next_order` has returned `None`.
+    """
+
+    stops_early: bool
+
+    @property
+    def is_over(self) -> bool: ...  # noqa: D102
+
+    def next_order(self) -> TrialOrder | None:
+        """The next trial; `None` when there is none before a running one has ended, or none at all."""
+
+    def rung_finished(self, result: TrialResult) -> None:
+        """A trial completed `result.record.rung`; told before `win_chance` is asked."""
+
+    def trial_finished(self, result: TrialResult) -> None:
+        """A trial ended in whatever way."""
+
+    def trial_lost(self, order: TrialOrder) -> None:
+        """A trial's slot died; what it had measured is not known here."""
+
+    def is_out_of_time(self) -> bool:
+        """Whether the budget is spent."""
+
+    def win_chance(self, candidate_id: str) -> float:
+        """Probability that a launched candidate is clearly the best of those launched."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
     """How far a sweep may go.
@@ -93,11 +125,11 @@ class SweepCourse:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs and nothing is to be launched. Ask after `next_order` has returned `None`."""
+        """See `Course`."""
         return not self._running and not self._is_searching and not self._lineup
 
     def next_order(self) -> TrialOrder | None:
-        """The next trial; `None` when there is none before a running one has ended, or none at all."""
+        """See `Course`."""
         if self._is_searching and (candidate := self._next_searched()) is not None:
             return self._order(candidate, ALL_RUNGS, f"{self._numbers[candidate.candidate_id]:04d}")
         if self._running or self._is_searching:
@@ -107,7 +139,7 @@ class SweepCourse:
         return self._next_confirmed()
 
     def rung_finished(self, result: TrialResult) -> None:
-        """A trial completed `result.record.rung`; told before `goes_on` is asked."""
+        """See `Course`."""
         record = result.record
         metrics = rung_metrics(result.runs, record.rung)
         if metrics is not None and record.rung is not None and record.role is not Role.CONFIRM:
@@ -115,22 +147,22 @@ class SweepCourse:
             self._launches.measured(record.candidate_id, record.rung, metrics, keeps_limits=not misses)
 
     def trial_finished(self, result: TrialResult) -> None:
-        """A trial ended in whatever way."""
+        """See `Course`."""
         self._running.discard(result.record.trial_id)
         self._note(result)
 
     def trial_lost(self, order: TrialOrder) -> None:
-        """A trial's slot died; what it had measured is not known here."""
+        """See `Course`."""
         self._running.discard(order.spec.trial_id)
         if order.spec.role is not Role.CONFIRM:
             self._launches.ended(order.spec.candidate.candidate_id, failed=True, seconds=None)
 
     def is_out_of_time(self) -> bool:
-        """Whether the budget is spent."""
+        """See `Course`."""
         return self._remaining_s() <= 0
 
     def win_chance(self, candidate_id: str) -> float:
-        """Probability that a launched candidate is the best of those launched."""
+        """See `Course`."""
         return self._launches.win_chance(candidate_id)
 
     def _recall(self, result: TrialResult) -> None:

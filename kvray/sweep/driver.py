@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
-from kvray.sweep.course import SweepCourse
+from kvray.sweep.course import Course
 from kvray.sweep.progress import ObserverCallback, SweepObserver
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.searcher import CourseSearcher
@@ -79,7 +79,7 @@ def plan_slots(
     )
 
 
-def run_sweep(course: SweepCourse, *, slots: SlotPlan, observer: SweepObserver) -> None:
+def run_sweep(course: Course, *, slots: SlotPlan, observer: SweepObserver) -> None:
     """Run what `course` orders on the Ray that is connected; returns when it is over.
 
     Raises:

@@ -11,7 +11,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
-from kvray.sweep.course import SweepCourse
+from kvray.sweep.course import Course
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.trial.spec import LAST_RUNG
@@ -36,7 +36,7 @@ class SparingHalving(AsyncHyperBandScheduler):
     those that do: the others will not be ranked. A sweep that is out of time ends its trials at the next rung.
     """
 
-    def __init__(self, course: SweepCourse) -> None:
+    def __init__(self, course: Course) -> None:
         super().__init__(
             time_attr=FIDELITY,
             metric=UTILITY,

@@ -6,14 +6,14 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from kvray.sweep.course import SweepCourse
+from kvray.sweep.course import Course
 from kvray.sweep.slot import ORDER, RESULT, UTILITY, TrialOrder
 
 
 class CourseSearcher(Searcher):
-    """Hands out the orders of a `SweepCourse` whenever a slot is free, and tells it how they ended."""
+    """Hands out the orders of a `Course` whenever a slot is free, and tells it how they ended."""
 
-    def __init__(self, course: SweepCourse) -> None:
+    def __init__(self, course: Course) -> None:
         super().__init__(metric=UTILITY, mode="max")
         self._course = course
         self._out: dict[str, TrialOrder] = {}

@@ -47,6 +47,10 @@ def preview() -> Preview:
 
 @pytest.fixture
 def manifest(preview: Preview) -> SweepManifest:
+    return manifest_of(preview)
+
+
+def manifest_of(preview: Preview, *, budget_s: float | None = None) -> SweepManifest:
     return SweepManifest(
         kvray_version="0",
         run_id="r1",
@@ -60,6 +64,7 @@ def manifest(preview: Preview) -> SweepManifest:
         profile=PROFILE,
         baseline_id=preview.space.baseline.candidate_id,
         memory_note="note",
+        budget_s=budget_s,
     )
 
 
@@ -122,9 +127,9 @@ def result_of(
     return TrialResult(record=record, runs=runs)
 
 
-def state_of(preview: Preview, *, total: int = 12, clock: Clock | None = None) -> SweepState:
+def state_of(preview: Preview, *, clock: Clock | None = None, budget_s: float | None = None) -> SweepState:
     state = SweepState(clock=clock or Clock())
-    state.start(preview, total)
+    state.start(preview, manifest_of(preview, budget_s=budget_s), [])
     return state
 
 
@@ -193,22 +198,35 @@ def test_a_trial_whose_slot_died_before_it_began_is_still_counted(preview: Previ
     assert (standing.label, standing.state, state.finished) == ("dynamic/sdpa/float32", "crashed", 1)
 
 
-def test_the_time_left_follows_the_pace_so_far(preview: Preview) -> None:
+def test_how_many_candidates_were_tried_and_how_long_that_took_is_told(preview: Preview) -> None:
     clock = Clock()
-    state, (baseline, *_) = state_of(preview, total=4, clock=clock), specs_of(preview)
+    state, (baseline, *_) = state_of(preview, clock=clock), specs_of(preview)
     clock.now += 9
-    assert state.time_line() == "0/4 trials · 9 s passed"
+    assert state.time_line() == "0 of 12 candidates tried · 9 s passed"
     finish(state, preview, baseline)
-    clock.now += 21
-    assert state.time_line() == "1/4 trials · 30 s passed · about 1:30 min left"
+    clock.now += 50.7
+    assert state.time_line() == "1 of 12 candidates tried · 1:00 min passed"
 
 
-def test_nothing_is_left_when_all_trials_have_ended(preview: Preview) -> None:
+def test_a_budget_is_told_beside_the_time_passed(preview: Preview) -> None:
     clock = Clock()
-    state, (baseline, *_) = state_of(preview, total=1, clock=clock), specs_of(preview)
-    clock.now += 59.7
+    state = state_of(preview, clock=clock, budget_s=1200.0)
+    clock.now += 30
+    assert state.time_line().endswith("30 s of 20:00 min passed")
+
+
+def test_confirming_runs_are_counted_apart(preview: Preview) -> None:
+    state, (baseline, *_) = state_of(preview), specs_of(preview)
     finish(state, preview, baseline)
-    assert state.time_line() == "1/1 trials · 1:00 min passed"
+    finish(state, preview, replace(baseline, trial_id="confirm-1", role=Role.CONFIRM))
+    assert state.time_line() == "1 of 12 candidates tried · 1 confirming run · 0 s passed"
+
+
+def test_what_an_earlier_attempt_has_recorded_counts_as_tried(preview: Preview) -> None:
+    state, (baseline, *_) = SweepState(clock=Clock()), specs_of(preview)
+    state.start(preview, manifest_of(preview), [result_of(baseline)])
+    assert state.time_line() == "1 of 12 candidates tried · 0 s passed"
+    assert state.best() is not None
 
 
 # LineProgress
@@ -217,20 +235,20 @@ def test_nothing_is_left_when_all_trials_have_ended(preview: Preview) -> None:
 def test_lines_tell_every_event_once(preview: Preview, manifest: SweepManifest) -> None:
     console = Console(file=io.StringIO(), width=40)
     progress, (baseline, other, *_) = LineProgress(console), specs_of(preview)
-    progress.search_started(preview, manifest, [baseline, other])
+    progress.search_started(preview, manifest, [])
     progress.trial_started(baseline)
     progress.rung_finished(result_of(baseline, rung=0))
     progress.trial_finished(result_of(baseline))
     progress.trial_started(other)
     progress.trial_finished(result_of(other, rung=None, status=TrialStatus.OOM, message="no\nmemory"))
     lines = printed(console)
-    assert lines[0] == f"sweep r1: fake:ok · small · {preview.device.device_name} (cpu) · 2 trials"
+    assert lines[0] == f"sweep r1: fake:ok · small · {preview.device.device_name} (cpu) · 12 candidates"
     assert lines[1:4] == [
         "start   dynamic/sdpa/float32",
         "rung 0  dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s",
         "ok      dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s",
     ]
-    assert lines[4].startswith("        1/2 trials · ")
+    assert lines[4].startswith("        1 of 12 candidates tried · ")
     assert lines[4].endswith("best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s · this is the baseline")
     assert lines[5:7] == ["start   dynamic/eager/float32", "oom     dynamic/eager/float32 · no memory"]
     assert len(lines) == 8
@@ -246,7 +264,7 @@ def test_the_run_id_is_known_from_the_start_of_the_search(preview: Preview, mani
 def test_brackets_in_a_message_are_text_not_markup(preview: Preview, manifest: SweepManifest) -> None:
     console = Console(file=io.StringIO())
     progress, (baseline, *_) = LineProgress(console), specs_of(preview)
-    progress.search_started(preview, manifest, [baseline])
+    progress.search_started(preview, manifest, [])
     progress.trial_started(baseline)
     progress.trial_finished(result_of(baseline, rung=None, status=TrialStatus.ERROR, message="[red]x[/red]"))
     assert "error   dynamic/sdpa/float32 · [red]x[/red]" in printed(console)
@@ -279,7 +297,7 @@ def test_the_live_view_fits_eighty_columns_without_a_wrapped_line(preview: Previ
     assert lines[2].split() == ["ok", "dynamic/sdpa/float32", "2/2", "12,345", "0.500", "1,000"]
     assert lines[-3] == "best: dynamic/sdpa/float32 · TTFT 12,345 ms · 0.500 tok/s"
     assert lines[-2] == "      this is the baseline"
-    assert lines[-1].startswith("12/12 trials · ")
+    assert lines[-1].startswith("12 of 12 candidates tried · ")
 
 
 def test_a_long_label_is_shortened_rather_than_wrapped(preview: Preview) -> None:
@@ -297,7 +315,7 @@ def test_a_long_label_is_shortened_rather_than_wrapped(preview: Preview) -> None
     assert header.split() == ["candidate", "rung", "TTFT", "ms", "tok/s", "peak", "MiB"]
     assert row.startswith("running  dynamic(window=4096)/sdpa_efficient")
     assert row.endswith("…")
-    assert rest == ["best: none yet", "0/12 trials · 0 s passed"]
+    assert rest == ["best: none yet", "0 of 12 candidates tried · 0 s passed"]
 
 
 def test_only_the_latest_trials_are_shown(preview: Preview) -> None:
@@ -313,7 +331,7 @@ def test_the_live_view_is_gone_when_the_sweep_ends(preview: Preview, manifest: S
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     baseline = specs_of(preview)[0]
     with LiveProgress(console) as progress:
-        progress.search_started(preview, manifest, [baseline])
+        progress.search_started(preview, manifest, [])
         progress.trial_started(baseline)
         progress.rung_finished(result_of(baseline, rung=0))
         progress.trial_finished(result_of(baseline))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
@@ -10,7 +11,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
 from kvray.workload import get_profile
 
 PROFILE = get_profile("ci-micro")
@@ -69,9 +70,34 @@ def report(
     }
 
 
-def verdicts(*reports: dict[str, Any]) -> list[bool]:
+@dataclass
+class Stub:
+    """A course that believes what the test says."""
+
+    chance: float = 1.0
+    stops_early: bool = True
+    out_of_time: bool = False
+    is_over: bool = False
+
+    def next_order(self) -> TrialOrder | None:
+        return None
+
+    def rung_finished(self, result: TrialResult) -> None: ...
+
+    def trial_finished(self, result: TrialResult) -> None: ...
+
+    def trial_lost(self, order: TrialOrder) -> None: ...
+
+    def is_out_of_time(self) -> bool:
+        return self.out_of_time
+
+    def win_chance(self, candidate_id: str) -> float:
+        return self.chance
+
+
+def verdicts(*reports: dict[str, Any], course: Stub | None = None) -> list[bool]:
     """Whether each trial, reporting in turn, may go on."""
-    scheduler = SparingHalving()
+    scheduler = SparingHalving(course or Stub())
     answers = []
     for number, one in enumerate(reports):
         trial = FakeTrial(str(number))
@@ -92,7 +118,41 @@ def test_the_baseline_is_never_stopped() -> None:
 
 
 def test_whoever_is_leanest_goes_on_however_slow() -> None:
-    assert verdicts(GOOD, GOOD, report(400, 10, 499))[-1]
+    assert verdicts(GOOD, GOOD, report(400, 10, 480))[-1]
+
+
+def test_a_saving_of_memory_that_makes_no_fallback_spares_nobody() -> None:
+    assert not verdicts(GOOD, GOOD, report(400, 10, 495))[-1]
+
+
+def test_the_leanest_goes_no_further_than_every_full_length_cell() -> None:
+    full = report(100, 50, 500, rung=1)
+    assert not verdicts(full, full, report(400, 10, 400, rung=1))[-1]
+
+
+def test_whom_the_model_gives_no_chance_is_stopped_however_near() -> None:
+    near = report(105, 49, 505)
+    assert verdicts(GOOD, near, course=Stub(chance=0.06))[-1]
+    assert not verdicts(GOOD, near, course=Stub(chance=0.04))[-1]
+
+
+def test_repeats_are_for_the_likely_winner() -> None:
+    full, near = report(100, 50, 500, rung=1), report(101, 50, 500, rung=1)
+    assert verdicts(full, near, course=Stub(chance=0.6))[-1]
+    assert not verdicts(full, near, course=Stub(chance=0.4))[-1]
+
+
+def test_nobody_is_stopped_in_a_grid() -> None:
+    assert verdicts(GOOD, GOOD, report(200, 25, 600), course=Stub(stops_early=False, chance=0.0)) == [True] * 3
+
+
+def test_a_sweep_out_of_time_ends_its_trials_but_not_the_baseline() -> None:
+    late = Stub(out_of_time=True, stops_early=False)
+    assert verdicts(report(100, 50, 500, role=Role.BASELINE), GOOD, course=late) == [True, False]
+
+
+def test_a_confirming_trial_is_never_stopped() -> None:
+    assert verdicts(GOOD, GOOD, report(400, 10, 900, rung=1, role=Role.CONFIRM), course=Stub(chance=0.0))[-1]
 
 
 def test_what_a_single_run_cannot_tell_apart_from_the_best_goes_on() -> None:
