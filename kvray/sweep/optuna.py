@@ -78,12 +78,13 @@ class OptunaLaunches(EveryCandidate):
 
 
 def _make_sampler(points: Sequence[tuple[str, ...]], seed: int) -> Any:
-    from ray import tune
+    try:
+        import optuna
+    except ImportError as error:
+        raise EngineError("Optuna is not installed.", hint="Install it with pip install 'kvray[optuna]'.") from error
     from ray.tune.search.optuna import OptunaSearch
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     axes = {f"{place:02d}": sorted(set(values)) for place, values in enumerate(zip(*points, strict=True))}
-    space = {name: tune.choice(values) for name, values in axes.items()}
-    try:
-        return OptunaSearch(space=space, metric=UTILITY, mode="max", seed=seed)
-    except (ImportError, AssertionError) as error:
-        raise EngineError("Optuna is not installed.", hint="pip install 'kvray[optuna]'") from error
+    space = {name: optuna.distributions.CategoricalDistribution(values) for name, values in axes.items()}
+    return OptunaSearch(space=space, metric=UTILITY, mode="max", seed=seed)
