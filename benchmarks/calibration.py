@@ -18,9 +18,10 @@ import numpy.typing as npt
 from output import make_parser, print_table, write_figures
 
 from kvray.analysis.choice import choose
-from kvray.analysis.confirming import next_round, utility_weights
+from kvray.analysis.confirming import next_round
 from kvray.analysis.evidence import DECODE, METRICS, PEAK, TTFT, Evidence
 from kvray.analysis.intervals import gain_interval
+from kvray.analysis.score import utility_weights
 from kvray.analysis.standing import NEAR, standing_of
 from kvray.workload import get_profile, list_profiles
 
@@ -212,7 +213,7 @@ def joined(one: Evidence, other: Evidence) -> Evidence:
 
 def normal_shape(count: int, generator: Generator) -> Array:
     """Most in the middle."""
-    return generator.standard_normal((count, len(METRICS)))
+    return np.asarray(generator.standard_normal((count, len(METRICS))))
 
 
 def crowded_shape(count: int, generator: Generator) -> Array:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from kvray.analysis.standing import NEAR, Standing
+from kvray.analysis.standing import Standing
 from kvray.candidate import CacheStrategy, Candidate, CompileMode
 
 MEMORY_STEP = 0.02
 """Share of the peak that is materially less."""
+MOST_LOSS = math.log(1.01)
+"""In expected utility, for being leaner or simpler. What is truly lost is then below 2 % in 95 % of sweeps
+(`benchmarks/calibration.py`)."""
 
 Complexity = tuple[int, bool, bool]
 
@@ -37,19 +41,17 @@ class Choice:
 
 
 def choose(standing: Standing, peaks_mib: Mapping[str, float | None], complexities: Mapping[str, Complexity]) -> Choice:
-    """The leader, or one that ties with it, is expected to be at most 2 % worse, and is leaner or as lean and simpler.
+    """The leader, or one that ties with it, is expected to be at most 1 % worse, and is leaner or as lean and simpler.
 
     Leaner is one that peaks at least 2 % lower than the leader.
     """
     leader, means = standing.leader, standing.means
-    near = [leader, *(key for key in standing.ties(leader) if means[key] >= means[leader] - NEAR)]
+    near = [leader, *(key for key in standing.ties(leader) if means[key] >= means[leader] - MOST_LOSS)]
     lean = _leanest(near, peaks_mib)
     best = min(lean, key=lambda key: (complexities[key], -means[key], key))
     if best == leader:
-        reason = Reason.BEST
-    else:
-        reason = Reason.SIMPLER if leader in lean else Reason.LEANER
-    return Choice(candidate_id=best, over=leader, reason=reason)
+        return Choice(candidate_id=best, over=leader, reason=Reason.BEST)
+    return Choice(candidate_id=best, over=leader, reason=Reason.SIMPLER if leader in lean else Reason.LEANER)
 
 
 def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from kvray.analysis.evidence import DECODE, METRICS, PEAK, TTFT, Array, Evidence
+from kvray.analysis.evidence import DECODE, TTFT, Array, Evidence
 from kvray.analysis.intervals import LogInterval, gain_interval
 from kvray.analysis.modes import may_have_modes
 from kvray.analysis.standing import Standing, standing_of
-from kvray.workload import WorkloadProfile
 
 MOST_CONTENDERS = 4
 """In a round, the winner so far among them; the baseline comes on top."""
@@ -37,7 +34,7 @@ def next_round(
 
     Args:
         round_number: of the round to come, from 1.
-        weights: of the profile, as `utility_weights` gives them.
+        weights: of the profile, as `score.utility_weights` gives them.
     """
     contenders = [key for key in evidence.ids if key in evidence.contenders]
     if round_number > most_rounds or not contenders:
@@ -50,13 +47,6 @@ def next_round(
         return ()
     turn = (round_number - 1) % len(lineup)
     return tuple(lineup[turn:] + lineup[:turn])
-
-
-def utility_weights(profile: WorkloadProfile) -> Array:
-    """What `Evidence.logs` are multiplied by to become utilities."""
-    weights = np.zeros(len(METRICS))
-    weights[[TTFT, DECODE, PEAK]] = -profile.weight_ttft, profile.weight_throughput, -profile.weight_memory
-    return weights
 
 
 def _is_enough(evidence: Evidence, standing: Standing, winner: str, baseline: str | None) -> bool:

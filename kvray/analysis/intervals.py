@@ -26,6 +26,10 @@ class LogInterval:
     value: float
     half_width: float
 
+    def negated(self) -> LogInterval:
+        """Of the inverse: of a time's, because less of it is a gain."""
+        return LogInterval(value=-self.value, half_width=self.half_width)
+
     def as_factor(self) -> Interval:
         """Of the quantity itself, e.g. ms."""
         low, value, high = np.exp(self.value + np.array([-1, 0, 1]) * self.half_width).tolist()

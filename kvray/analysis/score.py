@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
+
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.evidence import DECODE, METRICS, PEAK, TTFT, Array
 from kvray.workload import WorkloadProfile
 
 
@@ -22,6 +25,13 @@ def utility(metrics: Metrics, profile: WorkloadProfile) -> float:
         + profile.weight_throughput * math.log(metrics.decode_tok_s)
         + memory
     )
+
+
+def utility_weights(profile: WorkloadProfile) -> Array:
+    """Weights of `profile`, in the columns of `Evidence.logs`: multiplied by them, logarithms become utilities."""
+    weights = np.zeros(len(METRICS))
+    weights[[TTFT, DECODE, PEAK]] = -profile.weight_ttft, profile.weight_throughput, -profile.weight_memory
+    return weights
 
 
 def ideal_utility(all_metrics: Iterable[Metrics], profile: WorkloadProfile) -> float:

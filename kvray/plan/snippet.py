@@ -65,7 +65,7 @@ def _confidence_lines(plan: Plan) -> tuple[str, ...]:
         return ()
     ties = f", {len(plan.winner.ties)} cannot be told apart from it" if plan.winner.ties else ""
     assumed = " (one process each: the spread between processes is assumed)" if confidence.assumed_process_noise else ""
-    return (f"Confidence: first in {confidence.winner_share:.0%} of bootstrap replicates{ties}{assumed}",)
+    return (f"Confidence: the best in {confidence.winner_share:.0%} of replicates{ties}{assumed}",)
 
 
 def _interval(interval: GainInterval | None) -> str:

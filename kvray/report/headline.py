@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis
-from kvray.analysis.confidence import Confidence
+from kvray.analysis.choice import Reason
+from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE, Confidence
+from kvray.analysis.evidence import TTFT
+from kvray.analysis.modes import Modes
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
 from kvray.candidate import CacheStrategy
 from kvray.record import TrialRecord, TrialResult, TrialStatus
@@ -17,9 +20,6 @@ from kvray.report.rows import NEVER, Row, label_of
 from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
 from kvray.store.manifest import SweepManifest
 
-DISTURBED_RUNS_WORTH_A_NOTE = 0.2
-"""Share of a sweep's runs; fewer are outvoted by the median of their cell."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
@@ -28,7 +28,8 @@ class Headline:
     Attributes:
         sentence: the verdict.
         confidence: how sure it is and what that rests on; empty when nothing is ranked.
-        notes: disturbances, loss, ties, break-even, no steady state, a missing baseline: one sentence each.
+        notes: disturbances, loss, ties, processes of two kinds, break-even, no steady state, a missing baseline: one
+            sentence each.
         stats: of the winner; empty when nothing is ranked.
     """
 
@@ -62,7 +63,8 @@ def headline(
         notes=(
             *_disturbance_note(results),
             *_loss_note(analysis.ranking.winner.record),
-            *_tie_note(rows),
+            *_tie_note(rows, analysis.confidence),
+            *_modes_notes(rows, analysis.confidence),
             *_break_even_note(winner),
             *_warm_up_note(analysis.ranking.winner),
             *baseline_note,
@@ -77,22 +79,35 @@ def confidence_sentence(confidence: Confidence | None, *, ranked: int, stopped: 
         return "Only one candidate could be ranked, so there is nothing to compare it with."
     if confidence is None:
         return "How sure this order is was not computed."
-    share = f"Confidence {formats.share(confidence.winner_share)}"
-    replicates = formats.plural(confidence.replicates, "bootstrap replicate")
-    stays = f"{share}: the winner stays first in that share of {replicates}"
+    left_out = f" It says nothing of the {stopped} stopped early." if stopped else ""
+    return f"{_claim(confidence)} {_basis(confidence)}{left_out}"
+
+
+def _claim(confidence: Confidence) -> str:
+    if confidence.is_disturbed:
+        return "How sure this order is cannot be said, because too many runs were disturbed."
+    return (
+        f"Confidence {formats.share(confidence.winner_share)}: the winner is the best in that share of "
+        f"{formats.plural(confidence.replicates, 'replicate')} of what the measurements leave possible; in "
+        f"{formats.share(confidence.near_share)} nothing is better by more than 2 %."
+    )
+
+
+def _basis(confidence: Confidence) -> str:
     runs = formats.plural(confidence.runs, "timed run")
-    if confidence.processes > 1 and not confidence.assumed_process_noise:
-        basis = (
-            f"The winner, what ties with it and the baseline were each measured in at least "
-            f"{confidence.processes} fresh processes, with {runs} of each cell or more."
-        )
-    else:
-        basis = (
+    if confidence.assumed_process_noise:
+        return (
             f"Repeats come from one process (at least {runs} of each cell), so the spread between processes is "
             "only assumed, not measured."
         )
-    left_out = f" It says nothing of the {stopped} stopped early." if stopped else ""
-    return f"{stays}. {basis}{left_out}"
+    basis = (
+        f"The winner, what ties with it and the baseline were each measured in at least "
+        f"{confidence.processes} fresh processes, with {runs} of each cell or more."
+    )
+    if not confidence.confirm_rounds:
+        return basis
+    rounds = formats.plural(confidence.confirm_rounds, "confirming round")
+    return f"{basis} Its gains come from {rounds}, in which it and the baseline ran one after the other."
 
 
 def _limits_missed(nearest: NearestMiss) -> str:
@@ -125,6 +140,8 @@ def _verdict(
     if winner.is_baseline:
         if len(rows) == 1:
             return f"{winner.label}, the baseline, is the only candidate that could be ranked for {profile}."
+        if confidence is not None and confidence.choice.reason is not Reason.BEST:
+            return f"Nothing clearly beats the baseline here: {winner.label} is kept for {profile}."
         return f"Nothing beats the baseline here: {winner.label} is the best of {len(rows)} for {profile}."
     place = _place(rows, confidence, profile)
     if baseline is None or winner.ttft_gain is None or winner.throughput_gain is None:
@@ -193,12 +210,39 @@ def _warm_up_note(winner: RankedCandidate) -> tuple[str, ...]:
     return ("Its warm-up ended before two successive runs agreed: what was measured may not be its steady state.",)
 
 
-def _tie_note(rows: Sequence[Row]) -> tuple[str, ...]:
+def _tie_note(rows: Sequence[Row], confidence: Confidence | None) -> tuple[str, ...]:
     tied = [row for row in rows if row.is_tied]
-    if len(tied) < 2:
+    if len(tied) < 2 or confidence is None:
         return ()
     names = formats.listed([row.label for row in tied])
-    return (f"{names} cannot be told apart on this machine{_leanest(tied)}.",)
+    led = next((row for row in tied if row.candidate_id == confidence.choice.over), tied[0])
+    return (f"{names} cannot be told apart on this machine{_preference(tied, led, confidence.choice.reason)}.",)
+
+
+def _preference(tied: Sequence[Row], led: Row, reason: Reason) -> str:
+    """Why the first of `tied` is recommended although another one `led`; else which of them is the leanest."""
+    chosen = tied[0]
+    than = "" if len(tied) == 2 else f" than {led.label}, which measured best"
+    if reason is Reason.SIMPLER:
+        return f"; {chosen.label} is the simpler" if len(tied) == 2 else f"; {chosen.label} is simpler{than}"
+    if reason is Reason.LEANER and chosen.peak_mib is not None and led.peak_mib is not None:
+        return f"; {chosen.label} uses {(1 - chosen.peak_mib / led.peak_mib) * 100:.0f} % less memory{than}"
+    return _leanest(tied)
+
+
+def _modes_notes(rows: Sequence[Row], confidence: Confidence | None) -> tuple[str, ...]:
+    labels = {row.candidate_id: row.label for row in rows}
+    modes = confidence.modes if confidence else ()
+    return tuple(_modes_note(labels[one.candidate_id], one) for one in modes if one.candidate_id in labels)
+
+
+def _modes_note(label: str, modes: Modes) -> str:
+    what, unit = ("first token", "ms") if modes.metric == TTFT else ("throughput", "tok/s")
+    low, high = formats.quantity(modes.low), formats.quantity(modes.high)
+    return (
+        f"Processes of {label} are of two kinds, decided when one starts: {what} of {low} {unit} "
+        f"({modes.processes[0]} of them) or {high} {unit} ({modes.processes[1]}); its mean is neither."
+    )
 
 
 def _leanest(tied: Sequence[Row]) -> str:

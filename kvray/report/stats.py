@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.confidence import Confidence, Interval
+from kvray.analysis.confidence import Confidence
+from kvray.analysis.intervals import Interval
 from kvray.report import formats
 from kvray.report.rows import Row
 

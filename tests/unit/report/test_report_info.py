@@ -18,7 +18,9 @@ from report_sweeps import (
 )
 
 from kvray.analysis import Analysis
+from kvray.analysis.choice import Choice, Reason
 from kvray.analysis.confidence import Confidence
+from kvray.analysis.intervals import Interval
 from kvray.analysis.ranking import Ranking
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.report.headline import confidence_sentence
@@ -26,18 +28,19 @@ from kvray.report.info import ReportInfo, report_info
 from kvray.workload import Limits
 
 CONFIRMED = Confidence(
-    winner_share=0.97, replicates=2000, processes=3, runs=9, ties=(), ttft_gain=None, throughput_gain=None
-)
-ONE_PROCESS = Confidence(
+    choice=Choice(candidate_id="c", over="c", reason=Reason.BEST),
     winner_share=0.97,
+    near_share=0.99,
     replicates=2000,
-    processes=1,
-    runs=3,
+    processes=3,
+    runs=9,
     ties=(),
+    ttft_ms=Interval(value=100.0, low=90.0, high=110.0),
+    decode_tok_s=Interval(value=50.0, low=49.0, high=51.0),
     ttft_gain=None,
     throughput_gain=None,
-    assumed_process_noise=True,
 )
+ONE_PROCESS = replace(CONFIRMED, processes=1, runs=3, assumed_process_noise=True)
 
 
 def baseline(**values: float | None) -> TrialResult:
@@ -46,7 +49,7 @@ def baseline(**values: float | None) -> TrialResult:
 
 def test_the_headline_names_winner_gains_and_baseline(realistic: ReportInfo) -> None:
     sentence = realistic.headline.sentence
-    assert sentence.startswith("dynamic/sdpa_flash/bfloat16 is best here for chat-agent: first token 2.00× as fast, ")
+    assert sentence.startswith("dynamic/sdpa_flash/bfloat16 is best here for chat-agent: first token 2.01× as fast, ")
     assert sentence.endswith("less memory compared with the baseline dynamic/sdpa/float32.")
 
 
