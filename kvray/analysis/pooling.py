@@ -1,4 +1,4 @@
-"""Which trials count towards a candidate: those that ended ok with every full-length cell measured."""
+"""Which trials count towards a candidate: fresh processes that measured every full-length cell, one of them to its end."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ def pool_complete_trials(
 ) -> dict[str, tuple[TrialResult, ...]]:
     """Complete trials by candidate id, each a fresh process; the same for any order of `results`.
 
-    Within a candidate the baseline's or the search's trial comes first, confirming ones follow.
+    A candidate is in it if one of its trials ended ok with every full-length cell measured. Beside that one count those
+    that were stopped after as much. Within a candidate the baseline's or the search's trial comes first, confirming
+    ones follow.
     """
     pools: defaultdict[str, list[TrialResult]] = defaultdict(list)
     for result in sorted(results, key=_trial_order):
-        if result.record.status is TrialStatus.OK and not missing_cells(result, profile):
+        if result.record.status in (TrialStatus.OK, TrialStatus.STOPPED) and not missing_cells(result, profile):
             pools[result.record.candidate_id].append(result)
-    return {candidate_id: tuple(pool) for candidate_id, pool in sorted(pools.items())}
+    return {
+        candidate_id: tuple(pool)
+        for candidate_id, pool in sorted(pools.items())
+        if any(trial.record.status is TrialStatus.OK for trial in pool)
+    }
 
 
 def missing_cells(result: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:

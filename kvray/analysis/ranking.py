@@ -118,7 +118,10 @@ def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
     and keeps its limits. Several such trials of one candidate are pooled. The order of `results` does not matter.
     """
     pools = pool_complete_trials(results, profile)
-    measured = {candidate_id: _Measured.of(pool, profile) for candidate_id, pool in pools.items()}
+    measured = {
+        candidate_id: _Measured.of(pool, profile, quality_of=_quality_record(results, candidate_id))
+        for candidate_id, pool in pools.items()
+    }
     obstacles = _obstacles(measured, profile.limits)
     baseline = _find_baseline(results, measured)
     return Ranking(
@@ -144,11 +147,14 @@ class _Measured:
     cold_s: float | None
 
     @classmethod
-    def of(cls, pool: Sequence[TrialResult], profile: WorkloadProfile) -> _Measured:
+    def of(
+        cls, pool: Sequence[TrialResult], profile: WorkloadProfile, *, quality_of: TrialRecord | None = None
+    ) -> _Measured:
+        """Of one candidate's trials; confirming ones measure no quality, `quality_of` is the record that has it."""
         cells = full_length_cells(pool, profile)
         metrics = aggregate(cells)
         return cls(
-            record=pool[0].record,
+            record=_representative([trial.record for trial in pool], quality_of),
             cells=cells,
             metrics=metrics,
             utility=utility(metrics, profile),
@@ -164,6 +170,22 @@ class _Measured:
         return UnrankedTrial(
             record=self.record, reason=reason, utility=self.utility, metrics=self.metrics, cells=self.cells
         )
+
+
+_QUALITY = ("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement", "quality_s", "quality_note")
+
+
+def _representative(records: Sequence[TrialRecord], quality_of: TrialRecord | None) -> TrialRecord:
+    """The first that ended ok (if one did), with the quality that the candidate's search trial measured."""
+    first = next((record for record in records if record.status is TrialStatus.OK), records[0])
+    if first.kl_mean is not None or quality_of is None:
+        return first
+    return first.with_(**{name: getattr(quality_of, name) for name in _QUALITY})
+
+
+def _quality_record(results: Iterable[TrialResult], candidate_id: str) -> TrialRecord | None:
+    records = (one.record for one in results if one.record.candidate_id == candidate_id)
+    return next((record for record in records if record.kl_mean is not None), None)
 
 
 def _entries(
@@ -255,10 +277,13 @@ def _obstacles(measured: Mapping[str, _Measured], limits: Limits) -> dict[str, s
 def _unpooled(
     results: Iterable[TrialResult], pools: Mapping[str, tuple[TrialResult, ...]], profile: WorkloadProfile
 ) -> Iterable[UnrankedTrial]:
-    """Trials that did not end ok, or ended ok and lack a cell."""
+    """Trials that did not end ok, or ended ok and lack a cell; not those of candidates that came further after all."""
     pooled = {trial.record.trial_id for pool in pools.values() for trial in pool}
+    launched = {result.record.candidate_id for result in results if result.record.status.was_launched}
+    overtaken = {TrialStatus.STOPPED: pools.keys(), TrialStatus.SKIPPED: launched}
     for result in results:
-        if result.record.trial_id in pooled:
+        record = result.record
+        if record.trial_id in pooled or record.candidate_id in overtaken.get(record.status, ()):
             continue
         missing = missing_cells(result, profile)
         if result.record.status is TrialStatus.STOPPED and not missing:

@@ -42,21 +42,22 @@ class Prior:
         first_rung: further noise of a trial that has only completed rung 0, whose cells are others.
     """
 
-    main: float = 0.15
-    pair: float = 0.06
-    residual: float = 0.04
-    slope: float = 0.7
+    main: float
+    pair: float
+    residual: float
     noise: float
     first_rung: float
+    slope: float = 0.7
 
 
 PRIORS: tuple[Prior, Prior, Prior] = (
-    Prior(noise=0.06, first_rung=0.03),
-    Prior(noise=0.02, first_rung=0.03),
-    Prior(noise=0.006, first_rung=0.02),
+    Prior(main=0.15, pair=0.12, residual=0.06, noise=0.05, first_rung=0.03),
+    Prior(main=0.06, pair=0.05, residual=0.03, noise=0.02, first_rung=0.03),
+    Prior(main=0.06, pair=0.05, residual=0.015, noise=0.006, first_rung=0.02),
 )
-"""For TTFT, throughput and peak memory. The noise is what was measured between fresh processes on a shared 2-core CPU:
-6 % for TTFT, 1.5 % for tok/s (FACTS); the fit moves it to what this machine shows."""
+"""For TTFT, throughput and peak memory: what the fit finds in recorded exhaustive sweeps of SmolLM2-135M and Gemma-3-270M
+(`benchmarks/landscapes.py`), rounded. Noise as measured between fresh processes on a shared 2-core CPU: 6 % for TTFT,
+1.5 % for tok/s (FACTS). The fit moves all of them to what this sweep shows."""
 _SPREAD = {"effect": 1.0, "slope": 0.7, "noise": 0.5}
 """Standard deviation of a scale's logarithm around its prior median."""
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvray.analysis.confirming import next_round, utility_weights
+from kvray.analysis.confirming import next_round
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
 from kvray.analysis.launching import Launches
 from kvray.analysis.limits import missed_limits
+from kvray.analysis.score import utility_weights
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
 from kvray.sweep.recording import rung_cells, rung_metrics
