@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 
 from kvray.analysis.aggregate import Metrics
 from kvray.candidate import AttentionBackend, CacheChoice, Candidate, CompileMode, DType
 from kvray.trial.spec import LAST_RUNG
-from kvray.workload import WorkloadProfile, get_profile
+from kvray.workload import WorkloadProfile, create_custom_profile
 
 Array = npt.NDArray[np.float64]
 REPEATS = 3
@@ -87,8 +91,62 @@ class Process:
         return as_metrics(self._level + noise + (self._landscape.first_rung if rung == 0 else 0.0))
 
 
+RECORDED = Path(__file__).parent / "recorded"
+
+
 def recorded_landscapes() -> list[Landscape]:
-    return []
+    """The exhaustive sweeps in `recorded/` (written by `record_landscape.py`), one process of each candidate.
+
+    What that process measured counts as the truth. The noise between processes is that of FACTS (6 % TTFT, 1.5 % tok/s),
+    the noise of a run what the sweep's calm runs show.
+    """
+    return [_recorded(path) for path in sorted(RECORDED.glob("*.parquet"))]
+
+
+def _recorded(path: Path) -> Landscape:
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"landscape"])
+    columns = {name: np.array(table.column(name).to_pylist(), dtype=float) for name in _NUMBERS}
+
+    def logs(prefix: str) -> Array:
+        return np.log(
+            np.stack([columns[f"{prefix}{name}"] for name in ("ttft_ms", "decode_tok_s", "peak_mib")], axis=1)
+        )
+
+    truth, first = logs(""), logs("first_")
+    works = np.array([status == "ok" for status in table.column("status").to_pylist()])
+    return Landscape(
+        name=path.stem,
+        candidates=tuple(Candidate.from_dict(json.loads(text)) for text in table.column("candidate").to_pylist()),
+        profile=single_cell_profile(about["weights"]),
+        truth=np.nan_to_num(truth),
+        forecast=logs("forecast_"),
+        first_rung=np.nanmedian(first - truth, axis=0),
+        between=_BETWEEN,
+        within=np.array(about["within"]),
+        start_s=columns["start_s"],
+        rung_s=np.nan_to_num(np.stack([columns[f"rung{rung}_s"] for rung in range(3)], axis=1)),
+        works=works,
+    )
+
+
+_NUMBERS = (
+    *(f"{kind}{name}" for kind in ("", "first_", "forecast_") for name in ("ttft_ms", "decode_tok_s", "peak_mib")),
+    *("start_s", "rung0_s", "rung1_s", "rung2_s"),
+)
+
+
+def single_cell_profile(weights: Sequence[float]) -> WorkloadProfile:
+    """A landscape holds means over cells, so its replays measure one cell; (TTFT, throughput, memory) as they were."""
+    ttft, throughput, memory = weights
+    return create_custom_profile(
+        "landscape",
+        context_lengths=(512,),
+        output_lengths=(32,),
+        weight_ttft=ttft,
+        weight_throughput=throughput,
+        weight_memory=memory,
+    )
 
 
 def _noise(generator: np.random.Generator, shape: int | tuple[int, ...]) -> Array:
@@ -145,7 +203,7 @@ def make_landscape(kind: Kind, seed: int) -> Landscape:
     return Landscape(
         name=kind.name,
         candidates=tuple(_candidate(point) for point in points.tolist()),
-        profile=get_profile("ci-micro"),
+        profile=single_cell_profile((0.4, 0.4, 0.2)),
         truth=truth,
         forecast=forecast,
         first_rung=np.array([0.0, -0.03, -0.02]),

@@ -112,6 +112,7 @@ def replay(
     seed: int,
     confirm_rounds: int,
     stops_early: bool = True,
+    repeats_apart: bool = False,
     make_scheduler: MakeScheduler = SparingHalving,
     seconds: float | None = None,
 ) -> Outcome:
@@ -125,6 +126,7 @@ def replay(
         make_order=_make_order(landscape),
         bounds=Bounds(deadline_s=seconds, budget_s=seconds or 0.0, confirm_rounds=confirm_rounds),
         stops_early=stops_early,
+        repeats_apart=repeats_apart,
         clock=state.clock,
     )
     state.run(course, make_scheduler(course))

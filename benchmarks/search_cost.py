@@ -94,7 +94,7 @@ def run_method(method: str, landscape: Landscape, seed: int, seconds: float | No
             launches = AxisSearch(
                 landscape.candidates, profile=landscape.profile, forecasts=landscape.forecasts(), seed=seed
             )
-            return replay(landscape, launches, **common)
+            return replay(landscape, launches, repeats_apart=True, **common)
         case "grid":
             return replay(landscape, shuffled, stops_early=False, seed=seed, confirm_rounds=0)
         case "asha":

@@ -141,6 +141,7 @@ class TuningSearch:
                 bounds=_bounds(config, started_s),
                 recorded=recorded,
                 stops_early=config.search is not SearchStrategy.GRID,
+                repeats_apart=config.search is SearchStrategy.MODEL,
             )
             try:
                 run_sweep(course, slots=slots, observer=recorder)

@@ -23,10 +23,8 @@ MISS = math.log(1.02)
 """Difference in utility worth another launch: 2 %."""
 MISS_CHANCE = 0.02
 """The search ends when the chance is smaller that anything not launched beats the best by more than `MISS`."""
-BETTER = math.log(1.01)
-"""By so much a launched candidate must beat the others to be the winner that is looked for: what is nearer is a tie."""
 WIN_CHANCE = 0.05
-"""Of beating the best by `BETTER`: who has more is measured again."""
+"""Of being better than the likeliest winner: who has more is measured again."""
 ENUMERATED = 12
 """A space of so many candidates is launched as a whole: there is little to save."""
 SAMPLES = 512
@@ -215,14 +213,14 @@ class AxisSearch:
         return self._candidates[waiting[int(np.argmax(worth))]]
 
     def win_chance(self, candidate_id: str) -> float:
-        """Probability that a launched candidate beats all others launched by `BETTER`; 1 without rivals."""
+        """Probability that a launched candidate is the best of those launched; 1 without rivals."""
         posterior = self._predict()
         index = self._index[candidate_id]
         rivals = [other for other, one in self._seen.items() if one.is_contender and one.metrics and other != index]
         if posterior is None or not rivals:
             return 1.0
         draws = self._draw(posterior, [index, *rivals])
-        return float((draws[:, 0] > draws[:, 1:].max(axis=1) + BETTER).mean())
+        return float((draws[:, 0] > draws[:, 1:].max(axis=1)).mean())
 
     def contenders(self) -> tuple[str, ...]:
         """Ids of the launched candidates that may be the best, the likeliest first."""
@@ -232,7 +230,7 @@ class AxisSearch:
             return ()
         draws = self._draw(posterior, launched)
         best = int(np.argmax(self._utility_mean(posterior)[launched]))
-        chances = (draws > draws[:, [best]] + BETTER).mean(axis=0)
+        chances = (draws > draws[:, [best]]).mean(axis=0)
         chances[best] = 1.0
         order = np.argsort(-chances, kind="stable")
         return tuple(self._candidates[launched[place]].candidate_id for place in order if chances[place] > WIN_CHANCE)

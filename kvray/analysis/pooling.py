@@ -1,4 +1,4 @@
-"""Which trials count towards a candidate: fresh processes that measured every full-length cell, one of them to its end."""
+"""Which trials count towards a candidate: those with every full-length cell, once one of them came to its end."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
 from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.sweep.slot import TrialOrder
-from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS
+from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS
 from kvray.workload import WorkloadProfile
 
 CONFIRM_SHARE = 0.3
@@ -92,6 +92,8 @@ class SweepCourse:
         candidates: of the space, the baseline first.
         recorded: what earlier attempts at the sweep have left; it is not measured again.
         stops_early: whether a trial may be stopped between rungs because it is poor.
+        repeats_apart: whether a searched candidate measures every cell once, and again only in the confirm phase, in
+            processes of its own: a second process tells more than a second run. The baseline's trial has all repeats.
     """
 
     def __init__(
@@ -104,9 +106,11 @@ class SweepCourse:
         bounds: Bounds,
         recorded: Iterable[TrialResult] = (),
         stops_early: bool = True,
+        repeats_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stops_early = stops_early
+        self._search_rungs = SEARCH_RUNGS if repeats_apart and bounds.confirm_rounds else ALL_RUNGS
         self._baseline_id = candidates[0].candidate_id
         self._by_id = {candidate.candidate_id: candidate for candidate in candidates}
         self._numbers = {candidate.candidate_id: number for number, candidate in enumerate(candidates)}
@@ -132,7 +136,9 @@ class SweepCourse:
     def next_order(self) -> TrialOrder | None:
         """See `Course`."""
         if self._is_searching and (candidate := self._next_searched()) is not None:
-            return self._order(candidate, ALL_RUNGS, f"{self._numbers[candidate.candidate_id]:04d}")
+            key = candidate.candidate_id
+            rungs = ALL_RUNGS if key == self._baseline_id else self._search_rungs
+            return self._order(candidate, rungs, f"{self._numbers[key]:04d}")
         if self._running or self._is_searching:
             return self._next_confirmed() if self._lineup else None
         if not self._lineup:

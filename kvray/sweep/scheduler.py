@@ -21,8 +21,7 @@ NOISE = 0.08
 the standard deviation was measured as 6 % for TTFT and 1.5 % for tok/s; with weights of 0.5 and 0.35 two of them differ
 by less than 0.085 nineteen times in twenty."""
 CHANCE_TO_GO_ON = (0.05, 0.5)
-"""Chance to be clearly the best that a trial needs after rung 0 and after rung 1. The repeats of rung 2 are for the
-likely winner alone: what else may win is measured again by the confirm phase, in another process: that tells more."""
+"""Chance to be the best that a trial needs after rung 0 and after rung 1: repeats are for the likely winner."""
 
 
 class SparingHalving(AsyncHyperBandScheduler):
