@@ -57,9 +57,9 @@ def twice_as_fast(speeds: Sequence[float]) -> Evidence:
     )
 
 
-def test_a_clear_winner_with_a_gain_known_closely_needs_one_round() -> None:
+def test_a_clear_winner_with_a_gain_known_closely_ends_it_before_the_rounds_are_spent() -> None:
     assert sorted(decide(twice_as_fast([50.0]))) == ["base", "best"]
-    assert decide(twice_as_fast([50.0, 50.1]), round_number=2) == ()
+    assert decide(twice_as_fast([50.0, 50.1, 50.0]), round_number=3, most_rounds=9) == ()
 
 
 def test_a_small_gain_that_is_not_known_closely_goes_on_until_rounds_are_spent() -> None:

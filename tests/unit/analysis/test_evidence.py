@@ -62,7 +62,8 @@ def test_a_candidate_stopped_after_every_cell_was_measured_contends_until_it_has
     early = make_result(OTHER, PROFILE, cells=(), status=TrialStatus.STOPPED)
 
     evidence = gather_evidence([stopped, early], PROFILE)
-    assert (evidence.ids, evidence.contenders) == ((ONE.candidate_id,), {ONE.candidate_id})
+    assert evidence.ids == (ONE.candidate_id,)
+    assert evidence.contenders == {ONE.candidate_id}
     assert gather_evidence([stopped, confirming(ONE, 1)], PROFILE).rounds.tolist() == [1]
 
 
