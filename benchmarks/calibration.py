@@ -218,7 +218,7 @@ def normal_shape(count: int, generator: Generator) -> Array:
 
 def crowded_shape(count: int, generator: Generator) -> Array:
     """Many near the best, few far below."""
-    return generator.exponential(1.0, (count, len(METRICS))) * np.array([1.0, -1.0, 1.0])
+    return np.asarray(generator.exponential(1.0, (count, len(METRICS))) * np.array([1.0, -1.0, 1.0]))
 
 
 def axes_shape(count: int, generator: Generator) -> Array:

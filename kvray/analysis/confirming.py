@@ -12,7 +12,7 @@ from kvray.analysis.standing import Standing, standing_of
 MOST_CONTENDERS = 4
 """In a round, the winner so far among them; the baseline comes on top."""
 SURE = 0.95
-NARROW = math.log(1.02)
+NARROW = math.log(1.03)
 """Half of a gain's interval that needs no narrowing; a large gain need not be known better than to a fifth of it."""
 _SHARE_OF_GAIN = 0.2
 _DRAWS = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -9,18 +10,19 @@ import numpy as np
 from kvray.analysis.evidence import DECODE, PEAK, SEARCH_ROUND, TTFT, Array, Evidence, Indices
 
 PROCESS_SD = np.zeros(3)
-PROCESS_SD[[TTFT, DECODE, PEAK]] = 0.045, 0.015, 0.005
+PROCESS_SD[[TTFT, DECODE, PEAK]] = 0.05, 0.015, 0.005
 """Relative standard deviation between fresh processes of one candidate that is as likely too high as too low. On a
 shared 2-core CPU "TTFT spreads ± 10 % (standard deviation about 6 %), decode ± 3 % (about 1.5 %)" (FACTS); on quieter
 machines it is less."""
 SD_FACTOR = 0.6
 """Standard deviation of the logarithm of that: machines differ by a factor of 1.8 as a rule, by 3.2 in one of twenty.
-Together with `PROCESS_SD` the root mean square is 6.5 % and 2.2 %: with a single process each, intervals are as wide as
+Together with `PROCESS_SD` the root mean square is 7.2 % and 2.2 %: with a single process each, intervals are as wide as
 the noisier machines need. A lognormal belief yields to few processes of a quiet machine, where the conjugate one (a
 scaled inverse chi-square) keeps most of its variance."""
 EQUALLY_LIKELY = 16
 _GRID = np.linspace(-4.0, 4.0, 161)
-_NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((place + 0.5) / 400) for place in range(400)])
+_NORMAL = NormalDist()
+_TINY = 1e-12
 
 
 def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True) -> Array:
@@ -44,8 +46,13 @@ def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True
 
 def half_width_95(variances: Array) -> float:
     """Of the interval that holds 95 % of a normal error whose variance is any of `variances`, equally likely."""
-    errors = np.outer(np.sqrt(variances), _NORMAL_QUANTILES)
-    return float(np.quantile(errors, 0.975))
+    deviations = [max(math.sqrt(one), _TINY) for one in variances]
+    low, high = 0.0, 2.0 * max(deviations)  # the widest alone would need 1.96
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        held = 2 * math.fsum(_NORMAL.cdf(middle / one) for one in deviations) / len(deviations) - 1
+        low, high = (middle, high) if held < 0.95 else (low, middle)
+    return (low + high) / 2
 
 
 def _residuals(evidence: Evidence, values: Array, within: Array, rounds: Indices) -> tuple[float, int, float]:

@@ -111,6 +111,8 @@ def _winner(analysis: Analysis) -> PlannedWinner:
             processes=confidence.processes,
             runs=confidence.runs,
             assumed_process_noise=confidence.assumed_process_noise,
+            confirm_rounds=confidence.confirm_rounds,
+            is_disturbed=confidence.is_disturbed,
         )
         if confidence
         else None,

@@ -100,6 +100,8 @@ class PlannedConfidence(_PlanPart):
     processes: Annotated[int, Field(gt=0)]
     runs: Annotated[int, Field(gt=0)]
     assumed_process_noise: bool
+    confirm_rounds: Annotated[int, Field(ge=0)] = 0
+    is_disturbed: bool = False
 
 
 class PlannedWinner(PlannedCandidate):

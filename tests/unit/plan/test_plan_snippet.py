@@ -102,6 +102,17 @@ def test_the_header_does_not_claim_a_gain_that_is_unknown() -> None:
     assert "peak" not in source
 
 
+def test_the_header_claims_no_confidence_for_a_disturbed_sweep() -> None:
+    plan = make_plan()
+    assert plan.winner.confidence is not None
+    disturbed = plan.winner.confidence.model_copy(update={"is_disturbed": True})
+    winner = plan.winner.model_copy(update={"confidence": disturbed})
+
+    header = render_snippet(plan.model_copy(update={"winner": winner})).split("\n\n")[0]
+
+    assert "Confidence: none is claimed, because too many runs were disturbed" in header
+
+
 def test_the_header_says_when_the_baseline_won_and_who_ties() -> None:
     profile = make_profile()
     sweep = make_sweep(make_result(0, profile, role=Role.BASELINE), make_result(1, profile), profile=profile)

@@ -98,9 +98,49 @@ def test_ties_are_named_with_the_leaner_one() -> None:
 
 def test_confidence_of_repeated_processes_says_how_many() -> None:
     sentence = confidence_sentence(CONFIRMED, ranked=5)
-    assert sentence.startswith("Confidence 97 %: the winner stays first in that share of 2,000 bootstrap replicates.")
+    assert sentence.startswith("Confidence 97 %: the winner is the best in that share of 2,000 replicates ")
+    assert "in 99 % nothing is better by more than 2 %" in sentence
     assert "at least 3 fresh processes, with 9 timed runs of each cell" in sentence
     assert "assumed" not in sentence
+
+
+def test_a_disturbed_sweep_claims_no_confidence() -> None:
+    sentence = confidence_sentence(replace(CONFIRMED, is_disturbed=True, winner_share=0.5), ranked=5)
+    assert sentence.startswith("How sure this order is cannot be said, because too many runs were disturbed.")
+    assert "%" not in sentence
+
+
+def test_confirmed_gains_say_where_they_come_from() -> None:
+    assert "confirming" not in confidence_sentence(CONFIRMED, ranked=5)
+    sentence = confidence_sentence(replace(CONFIRMED, confirm_rounds=2), ranked=5)
+    assert "Its gains come from 2 confirming rounds" in sentence
+
+
+def test_a_leaner_tie_is_recommended_and_the_note_says_why() -> None:
+    rival = candidate("dynamic", "sdpa", "bfloat16")
+    info = info_of([baseline(), measured(WINNER, speed=1.9, peak_mib=600), measured(rival, speed=1.9, peak_mib=660)])
+    assert info.rows[0].label == "dynamic/sdpa_flash/bfloat16"
+    (note,) = info.headline.notes
+    assert note.endswith("cannot be told apart on this machine; dynamic/sdpa_flash/bfloat16 uses 9 % less memory.")
+
+
+def test_a_baseline_that_ties_with_the_fastest_is_kept_as_the_simpler_one() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=1.001, peak_mib=900.0)])
+    assert info.headline.sentence == (
+        "Nothing clearly beats the baseline here: dynamic/sdpa/float32 is kept for chat-agent."
+    )
+    (note,) = info.headline.notes
+    assert note.endswith("cannot be told apart on this machine; dynamic/sdpa/float32 is the simpler.")
+
+
+def test_processes_of_two_kinds_are_said_with_both_values() -> None:
+    trials = [
+        measured(WINNER, speed=speed, role=Role.SEARCH if place == 0 else Role.CONFIRM)
+        for place, speed in enumerate([2.6, 3.3, 2.6, 3.3])
+    ]
+    notes = " ".join(info_of([baseline(), *trials]).headline.notes)
+    assert "Processes of dynamic/sdpa_flash/bfloat16 are of two kinds, decided when one starts" in notes
+    assert "(2 of them)" in notes
 
 
 def test_confidence_of_one_process_says_that_the_spread_is_assumed() -> None:

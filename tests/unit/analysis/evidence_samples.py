@@ -1,0 +1,38 @@
+"""Evidence made of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from kvray.analysis.evidence import Evidence
+
+Process = tuple[int, float, float, float]
+"""Round, TTFT ms, tok/s, peak MiB."""
+UTILITY_IS_THROUGHPUT = np.array([0.0, 1.0, 0.0])
+
+
+def make_evidence(
+    processes: Mapping[str, Iterable[Process]], *, contenders: Iterable[str] | None = None, within: float = 0.0
+) -> Evidence:
+    rows = [(place, *one) for place, of in enumerate(processes.values()) for one in of]
+    logs = np.log([row[2:] for row in rows])
+    return Evidence(
+        ids=tuple(processes),
+        contenders=frozenset(processes if contenders is None else contenders),
+        owner=np.array([row[0] for row in rows]),
+        rounds=np.array([row[1] for row in rows]),
+        logs=logs,
+        within=np.full_like(logs, within),
+    )
+
+
+def of_throughputs(processes: Mapping[str, Iterable[float]], *, confirmed: bool = True) -> Evidence:
+    """The first value of each is the search's, the others are of rounds 1, 2, …"""
+    return make_evidence(
+        {
+            key: [(place if confirmed else 0, 100.0, value, 1000.0) for place, value in enumerate(values)]
+            for key, values in processes.items()
+        }
+    )

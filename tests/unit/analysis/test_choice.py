@@ -1,0 +1,70 @@
+"""Who is recommended among candidates that cannot be told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from analysis_samples import make_candidate
+
+from kvray.analysis.choice import Choice, Reason, choose, complexity
+from kvray.analysis.standing import Standing
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+
+PLAIN = (0, False, False)
+ODD = (2, False, False)
+
+
+def standing(**means: float) -> Standing:
+    """Draws around `means` that overlap within a few per cent."""
+    draws = np.random.default_rng(0).normal(0.0, 0.02, (len(means), 4000))
+    return Standing(ids=tuple(means), utilities=draws + np.array(list(means.values()))[:, None])
+
+
+def test_a_clear_leader_is_chosen_however_complex() -> None:
+    choice = choose(standing(a=0.5, b=0.0), {"a": 900.0, "b": 100.0}, {"a": ODD, "b": PLAIN})
+
+    assert choice == Choice(candidate_id="a", over="a", reason=Reason.BEST)
+
+
+def test_among_ties_the_leaner_is_chosen_before_the_simpler() -> None:
+    choice = choose(
+        standing(a=0.01, lean=0.005, simple=0.005),
+        {"a": 1000.0, "lean": 950.0, "simple": 1000.0},
+        {"a": ODD, "lean": ODD, "simple": PLAIN},
+    )
+
+    assert choice == Choice(candidate_id="lean", over="a", reason=Reason.LEANER)
+
+
+@pytest.mark.parametrize("peak", [990.0, 1010.0, None])
+def test_memory_that_hardly_differs_leaves_it_to_simplicity(peak: float | None) -> None:
+    choice = choose(standing(a=0.005, b=0.0), {"a": 1000.0, "b": peak}, {"a": ODD, "b": PLAIN})
+
+    assert choice == Choice(candidate_id="b", over="a", reason=Reason.SIMPLER)
+
+
+def test_equally_lean_and_simple_ones_leave_it_to_the_better() -> None:
+    choice = choose(standing(a=0.005, b=0.0), {"a": 1000.0, "b": 1000.0}, {"a": PLAIN, "b": PLAIN})
+
+    assert choice == Choice(candidate_id="a", over="a", reason=Reason.BEST)
+
+
+def test_a_tie_that_is_expected_to_lose_more_than_a_per_cent_is_not_chosen() -> None:
+    contest = standing(a=0.015, b=0.0)
+    assert contest.ties("a") == ("b",)
+
+    assert choose(contest, {"a": 1000.0, "b": 500.0}, {"a": ODD, "b": PLAIN}).candidate_id == "a"
+
+
+def test_what_differs_less_from_the_baseline_is_simpler_then_what_is_plain() -> None:
+    baseline = make_candidate(0)
+
+    def variant(**changes: object) -> Candidate:
+        fields = {"engine": "fake", "attention": AttentionBackend.SDPA, "dtype": DType.FLOAT32}
+        return Candidate(**{**fields, "cache": CacheStrategy.DYNAMIC, **changes})  # type: ignore[arg-type]
+
+    assert complexity(baseline, baseline) < complexity(make_candidate(1), baseline)
+    assert complexity(variant(), None) < complexity(variant(compile=CompileMode.DEFAULT), None)
+    assert complexity(variant(compile=CompileMode.DEFAULT), None) < complexity(
+        variant(cache=CacheStrategy.STATIC), None
+    )
