@@ -6,6 +6,8 @@ alive at the peak is counted from the code of a Llama-like decoder layer as `gen
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -19,6 +21,8 @@ WITH_SCORES = (AttentionBackend.EAGER, AttentionBackend.SDPA_MATH)
 PAGE_TOKENS = 256
 """Of a page of the paged cache, as the engine sets it."""
 _SPARE_PAGES = 1
+"""That the engine asks for beyond the cell's."""
+_PADDING_SECTORS = 2
 _FLOAT_BYTES = 4
 _RESIDENT_LAYERS = 2
 """Of an offloaded cache: the layer at work, and the next one on its way."""
@@ -161,10 +165,13 @@ def _quantized_bytes(candidate: Candidate, cell: Cell) -> float:
 
 
 def _paged_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
-    """Whole pages for every sequence, and a spare one: what the engine asks for."""
-    pages = -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS)
-    tokens = (cell.batch_size * pages + _SPARE_PAGES) * PAGE_TOKENS
-    return tokens * shape.kv_elements_per_token * ITEM_BYTES[candidate.dtype]
+    """Whole pages for every sequence and a spare one, and two sectors that padding is written to. A sector holds whole
+    pages of either kind of layers. Source: `transformers.generation.continuous_batching.cache` of 5.23."""
+    pages = cell.batch_size * -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS) + _SPARE_PAGES
+    sector_layers = math.lcm(*Counter(layer.window for layer in shape.layers).values())
+    padding = _PADDING_SECTORS * sector_layers * shape.layers[0].kv_elements
+    elements = pages * shape.kv_elements_per_token + padding
+    return elements * PAGE_TOKENS * ITEM_BYTES[candidate.dtype]
 
 
 def _prefill_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
