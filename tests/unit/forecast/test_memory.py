@@ -112,7 +112,7 @@ def test_attention_that_writes_its_scores_needs_them_for_every_head_and_pair() -
     assert scores_bytes(shape, candidate(attention="eager", dtype="float32"), CELL, CPU) == pairs * 8
     assert scores_bytes(shape, candidate(attention="eager"), CELL, CUDA) == pairs * 8
     assert scores_bytes(shape, candidate(attention="eager"), CELL, CPU) == pairs * 10
-    assert scores_bytes(shape, candidate(attention="sdpa_math"), CELL, CPU) == pairs * 8
+    assert scores_bytes(shape, candidate(attention="sdpa_math"), CELL, CPU) == pairs * 9
     assert scores_bytes(shape, candidate(attention="sdpa"), CELL, CPU) == 0
     in_pieces = candidate(attention="eager", dtype="float32", prefill_chunk=25)
     assert scores_bytes(shape, in_pieces, CELL, CPU) == pairs * 8 / 4
@@ -122,18 +122,36 @@ def test_a_prompt_in_pieces_needs_less_beside_weights_and_cache() -> None:
     whole = memory_need(llama_8b(), candidate(), Cell(8192, 64, 1), CUDA)
     pieces = memory_need(llama_8b(), candidate(prefill_chunk=1024), Cell(8192, 64, 1), CUDA)
     assert whole.held == pieces.held
-    activations = (2 * 4096 + 3 * 14_336) * 2
+    activations = (4 * 4096 + 3 * 14_336) * 2
     logits = 128_256 * 6
     assert whole.transient == 8192 * activations + logits
-    assert pieces.transient == 1024 * activations + logits
+    assert pieces.transient < whole.transient / 4
 
 
-def test_while_decoding_a_growing_cache_needs_a_layer_twice() -> None:
-    shape = small_shape(intermediate=0, hidden=0, vocab=0)
-    layer = CELL.batch_size * 128 * 10 * 2
-    assert memory_need(shape, candidate(), CELL, CPU).transient == layer
-    assert memory_need(shape, candidate("static"), CELL, CPU).transient == 0
-    assert memory_need(shape, candidate("quantized(backend=fp8)"), CELL, CPU).transient == 2 * layer
+def test_a_prompt_in_pieces_needs_a_mask_and_keys_and_values_written_out_for_every_head() -> None:
+    shape = small_shape(intermediate=0, vocab=0)
+    pieces = memory_need(shape, candidate(prefill_chunk=50), CELL, CPU)
+    mask, activations = 2 * 50 * 100, 3 * 10 * 2 * 50 * 2
+    query_and_output, written_out = 2 * 10 * 2 * 50 * 2, 2 * 10 * 2 * 100 * 2
+    assert pieces.transient == mask + activations + query_and_output + written_out
+
+
+def test_a_growing_cache_with_a_window_holds_the_whole_prompt_until_the_next_token() -> None:
+    def transient(cache: str, window: int | None) -> int:
+        layers = (LayerShape(kv_heads=2, key_dim=5, value_dim=5, window=window),) * 2
+        return memory_need(small_shape(layers=layers), candidate(cache), CELL, CPU).transient
+
+    mask, dropped = 2 * 100 * 100, 2 * 2 * 20 * (100 - 31) * 2
+    assert transient("dynamic", 32) - transient("dynamic", None) == mask + dropped
+    assert transient("static", 32) - transient("static", None) == mask
+
+
+def test_while_decoding_a_growing_cache_needs_a_layer_twice_and_a_masked_one_every_head_s() -> None:
+    shape, cell = small_shape(intermediate=0, hidden=0, vocab=0), Cell(1, 999, 2)
+    layer = cell.batch_size * 1000 * 10 * 2
+    assert memory_need(shape, candidate(), cell, CPU).transient == layer
+    assert memory_need(shape, candidate("static"), cell, CPU).transient == 2 * layer
+    assert memory_need(shape, candidate("quantized(backend=fp8)"), cell, CPU).transient == 2 * layer
 
 
 def test_weights_that_wait_in_host_memory_need_room_for_a_layer_of_them() -> None:
