@@ -264,10 +264,8 @@ def rank_correlation(pairs: Sequence[Pair], workload: WorkloadProfile) -> float 
     by_candidate = [group for _, group in grouped(pairs, lambda one: one.candidate.candidate_id)]
     if len(by_candidate) < 3:
         return None
-    predicted, real = (
-        [statistics.mean(utility(of(one), workload) for one in group) for group in by_candidate]
-        for of in (lambda one: one.predicted, lambda one: one.measured)
-    )
+    predicted = [statistics.mean(utility(one.predicted, workload) for one in group) for group in by_candidate]
+    real = [statistics.mean(utility(one.measured, workload) for one in group) for group in by_candidate]
     return float(np.corrcoef(ranked(predicted), ranked(real))[0, 1])
 
 
@@ -292,9 +290,7 @@ def grouped(pairs: Sequence[Pair], key: Callable[[Pair], Any]) -> list[tuple[Any
 
 def highest_allocated_bytes(work: Callable[[], object]) -> int:
     """Most bytes of tensors made in `work` that were alive at once, by the profiler's account of the CPU allocator."""
-    with profile(  # type: ignore[no-untyped-call]
-        activities=[ProfilerActivity.CPU], profile_memory=True
-    ) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
     with tempfile.NamedTemporaryFile(suffix=".json") as trace:
         seen.export_chrome_trace(trace.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,11 @@ def test_a_model_of_unknown_sizes_is_refused_in_a_line(kvray: Kvray, tmp_path: P
 def test_nothing_that_takes_seconds_to_import_is_imported(
     environment: dict[str, str], kvray: Kvray, tiny_model: str
 ) -> None:
-    import sys
-
-    forecast_json(kvray, tiny_model)  # measures the device
+    forecast_json(kvray, tiny_model, "--context", "32", "--output-len", "4")  # measures the device
     code = (
         "import sys, kvray.cli.app as app\n"
-        f"assert app.run(['forecast', {tiny_model!r}, '--device', 'cpu', '--json'], verbose=False) == 0\n"
+        f"line = ['forecast', {tiny_model!r}, '--device', 'cpu', '--context', '32', '--output-len', '4']\n"
+        "assert app.run(line, verbose=False) == 0\n"
         "print('loaded', sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run(
