@@ -133,7 +133,7 @@ def _local_device(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceTyp
     """The device, and by what its rates are known; `None` where forecasts do without."""
     facts = detect_device(config.device)
     is_here = config.address is None and (facts.device is DeviceType.CPU or facts.gpu_count > 0)
-    if not config.forecast or not is_here:
+    if not (config.forecast and adapter.measures_hardware and is_here):
         return facts.device, None
     return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config))
 

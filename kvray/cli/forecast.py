@@ -142,8 +142,6 @@ def _print_limits(console: Console, preview: Preview) -> None:
 
 def _limit_text(limit: dict[str, Any], preview: Preview) -> str:
     tokens, most = limit["context_tokens"], preview.model.max_context
-    if tokens is None:
-        return "no limit"
     if most is not None and tokens + max(preview.profile.output_lengths) >= most:
         return f"all {most:,} of the model"
     return f"{tokens:,}" if tokens else "none"

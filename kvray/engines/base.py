@@ -259,6 +259,8 @@ class EngineAdapter(ABC):
     start_method: ClassVar[StartMethod] = "forkserver"
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the fork server imports once for all trials; they must not touch the GPU when imported."""
+    measures_hardware: ClassVar[bool] = False
+    """Whether `measure_hardware` can be asked."""
 
     def check_model_id(self, model_id: str) -> None:  # noqa: B027  (a hook: an engine may have nothing to check)
         """Refuse an id that names nothing, as far as that shows at once: no library imported, no network.
@@ -291,7 +293,7 @@ class EngineAdapter(ABC):
             threads: to compute with on a CPU; `None` leaves the choice to the engine's library.
 
         Returns:
-            `None` if the engine does not measure this, or it could not be done.
+            `None` if it could not be done.
         """
         del device, threads
         return None

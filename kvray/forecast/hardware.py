@@ -55,7 +55,7 @@ class Hardware:
         Raises:
             ValueError, TypeError, LookupError: it is something else.
         """
-        values = json.loads(text)
+        values = dict(json.loads(text))
         rates = {
             name: {DType(dtype): float(rate) for dtype, rate in values.pop(name).items()}
             for name in ("matmul_flops_s", "stream_bytes_s")

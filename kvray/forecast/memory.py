@@ -1,11 +1,14 @@
 """Bytes that a candidate needs for a cell: weights, cache, and what is alive beside them at the worst moment.
 
 Sizes of caches are those of `transformers.cache_utils`' layers (a test holds them against the real objects). What is
-alive at the peak is counted from the code of a Llama-like decoder layer as `generate` runs it.
+alive at the peak is counted from the code of a Llama-like decoder layer as `generate` runs it; nothing is fitted.
+`benchmarks/forecast.py` holds it against what PyTorch's allocator gave out.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -19,6 +22,8 @@ WITH_SCORES = (AttentionBackend.EAGER, AttentionBackend.SDPA_MATH)
 PAGE_TOKENS = 256
 """Of a page of the paged cache, as the engine sets it."""
 _SPARE_PAGES = 1
+"""That the engine asks for beyond the cell's."""
+_PADDING_SECTORS = 2
 _FLOAT_BYTES = 4
 _RESIDENT_LAYERS = 2
 """Of an offloaded cache: the layer at work, and the next one on its way."""
@@ -124,16 +129,25 @@ def scores_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: De
     """Of the copies of one layer's attention scores that live together while a prompt is read.
 
     Eager: the scores, their softmax in float32, and its copy in the model's dtype; on a CPU the softmax widens 16-bit
-    scores first. `sdpa_math`: scores and softmax, both in float32. Source: `eager_attention_forward` of Llama,
-    `_scaled_dot_product_attention_math` of PyTorch.
+    scores first. `sdpa_math`: scores and softmax, both in float32, and which of them are masked. Source:
+    `eager_attention_forward` of Llama; `_scaled_dot_product_attention_math` and `_safe_softmax` of PyTorch.
     """
     if candidate.attention not in WITH_SCORES:
         return 0
     item = ITEM_BYTES[candidate.dtype]
     per_score = 2 * _FLOAT_BYTES
-    if candidate.attention is AttentionBackend.EAGER and item < _FLOAT_BYTES and device is DeviceType.CPU:
-        per_score = item + 2 * _FLOAT_BYTES
+    if candidate.attention is AttentionBackend.SDPA_MATH:
+        per_score += 1
+    elif item < _FLOAT_BYTES and device is DeviceType.CPU:
+        per_score += item
     return cell.batch_size * shape.heads * chunk_tokens(candidate, cell) * cell.context_tokens * per_score
+
+
+def repeats_keys(candidate: Candidate, shape: ModelShape, layer: LayerShape, *, masked: bool) -> bool:
+    """Whether keys and values that query heads share are written out one for each head before attention: always for
+    eager, and for SDPA where a mask is passed. Source: `use_gqa_in_sdpa` of Transformers."""
+    shared = 0 < layer.kv_heads < shape.heads
+    return shared and (masked or candidate.attention is AttentionBackend.EAGER)
 
 
 def chunk_tokens(candidate: Candidate, cell: Cell) -> int:
@@ -161,27 +175,91 @@ def _quantized_bytes(candidate: Candidate, cell: Cell) -> float:
 
 
 def _paged_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
-    """Whole pages for every sequence, and a spare one: what the engine asks for."""
-    pages = -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS)
-    tokens = (cell.batch_size * pages + _SPARE_PAGES) * PAGE_TOKENS
-    return tokens * shape.kv_elements_per_token * ITEM_BYTES[candidate.dtype]
+    """Whole pages for every sequence and a spare one, and two sectors that padding is written to. A sector holds whole
+    pages of either kind of layers. Source: `transformers.generation.continuous_batching.cache` of 5.23."""
+    pages = cell.batch_size * -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS) + _SPARE_PAGES
+    sector_layers = math.lcm(*Counter(layer.window for layer in shape.layers).values())
+    padding = _PADDING_SECTORS * sector_layers * shape.layers[0].kv_elements
+    elements = pages * shape.kv_elements_per_token + padding
+    return elements * PAGE_TOKENS * ITEM_BYTES[candidate.dtype]
 
 
 def _prefill_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
-    """In the last layer of the last piece of a prompt. The MLP holds the residual and its normed copy, and the inner
-    activation three times (gate, up, product); attention holds scores, if any, or much less."""
-    item = ITEM_BYTES[candidate.dtype]
-    mlp = (2 * shape.hidden + 3 * shape.intermediate) * chunk_tokens(candidate, cell) * cell.batch_size * item
-    return max(mlp, scores_bytes(shape, candidate, cell, device)) + _logits_bytes(shape, candidate, cell)
+    """In the last layer, at the last piece of a prompt: in its MLP or in its attention, whichever needs more.
+
+    All the time the embedded prompt, the layer's input and a normed copy are alive. The MLP adds the residual after
+    attention and the inner activation three times: gate, up, product.
+    """
+    item, tokens = ITEM_BYTES[candidate.dtype], cell.batch_size * chunk_tokens(candidate, cell)
+    mlp = (4 * shape.hidden + 3 * shape.intermediate) * tokens * item
+    attention = 3 * shape.hidden * tokens * item + _attention_bytes(shape, candidate, cell, device)
+    always = _mask_bytes(shape, candidate, cell) + _window_views_bytes(shape, candidate, cell)
+    return always + max(mlp, attention) + _logits_bytes(shape, candidate, cell)
+
+
+def _attention_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
+    """The query and its output, keys and values as far as they are written out, and the scores, if any. `sdpa_math`
+    works in float32, for which it makes copies, and scales query and keys into two more."""
+    item, tokens = ITEM_BYTES[candidate.dtype], cell.batch_size * chunk_tokens(candidate, cell)
+    in_pieces = chunk_tokens(candidate, cell) < cell.context_tokens
+    query = max((shape.heads * layer.key_dim for layer in shape.layers), default=0)
+    repeated = any(
+        repeats_keys(candidate, shape, layer, masked=in_pieces or layer.window is not None) for layer in shape.layers
+    )
+    keys = 2 * query * cell.batch_size * cell.context_tokens if repeated else 0
+    copies = 0
+    if candidate.attention is AttentionBackend.SDPA_MATH:
+        widened = 0 if item == _FLOAT_BYTES else query * tokens + 2 * query * cell.batch_size * cell.context_tokens
+        copies = (widened + query * tokens + query * cell.batch_size * cell.context_tokens) * _FLOAT_BYTES
+    return (2 * query * tokens + keys) * item + copies + scores_bytes(shape, candidate, cell, device)
+
+
+def _mask_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """One mask for each kind of layers, for every query and key: numbers in eager attention; in others truth values,
+    and for windows only, or where the prompt comes in pieces."""
+    pairs = cell.batch_size * chunk_tokens(candidate, cell) * cell.context_tokens
+    kinds = {layer.window for layer in shape.layers if layer.kv_heads}
+    if candidate.attention is AttentionBackend.EAGER:
+        return len(kinds) * pairs * ITEM_BYTES[candidate.dtype]
+    return pairs * len(kinds if chunk_tokens(candidate, cell) < cell.context_tokens else kinds - {None})
+
+
+def _window_views_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
+    """A growing layer with a window keeps the latest keys and values as a view of all that it was given, which holds
+    them in memory until the next token. Source: `DynamicSlidingWindowLayer.update`."""
+    if candidate.cache.has_fixed_size or candidate.cache is CacheStrategy.PAGED:
+        return 0
+    beyond = [
+        layer.kv_elements * min(chunk_tokens(candidate, cell), max(0, cell.context_tokens - layer.window + 1))
+        for layer in shape.layers
+        if layer.window is not None
+    ]
+    return cell.batch_size * sum(beyond) * ITEM_BYTES[candidate.dtype]
 
 
 def _decode_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
     """A cache that grows is copied layer by layer: the new keys and values beside the old. A quantised one is unpacked,
-    and once more put together with the residual."""
-    largest = max((layer.kv_elements for layer in shape.layers), default=0)
-    whole = cell.batch_size * (cell.context_tokens + cell.output_tokens) * largest * ITEM_BYTES[candidate.dtype]
+    and once more put together with the residual. Then they may be written out for every head of the query."""
+    fed = cell.context_tokens + cell.output_tokens
     copies = 0 if candidate.cache.has_fixed_size else 2 if candidate.cache is CacheStrategy.QUANTIZED else 1
-    return copies * whole + _logits_bytes(shape, candidate, cell)
+    needs = [
+        held_tokens(layer, candidate, cell, fed)
+        * (copies * layer.kv_elements + _repeated_elements(shape, layer, candidate))
+        for layer in shape.layers
+    ]
+    largest = cell.batch_size * max(needs, default=0) * ITEM_BYTES[candidate.dtype]
+    return largest + _logits_bytes(shape, candidate, cell)
+
+
+def _repeated_elements(shape: ModelShape, layer: LayerShape, candidate: Candidate) -> int:
+    if not repeats_keys(candidate, shape, layer, masked=is_masked_at_decode(candidate)):
+        return 0
+    return shape.heads * (layer.key_dim + layer.value_dim)
+
+
+def is_masked_at_decode(candidate: Candidate) -> bool:
+    """Whether one token at a time needs a mask: room that is still empty, or pages of others, must not be seen."""
+    return candidate.cache.has_fixed_size or candidate.cache is CacheStrategy.PAGED
 
 
 def _logits_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:

@@ -145,17 +145,15 @@ def longest_context(
     device: DeviceType,
     hardware: Hardware | None,
     free_mib: float,
-) -> int | None:
+) -> int:
     """Prompt tokens per sequence, `output_tokens` following them, up to which `candidate` fits; 0: not even the weights
-    do, `None`: there is no end, as where every layer has a window and prompts come in pieces."""
+    do."""
 
     def fits(context: int) -> bool:
         cell = Cell(context, output_tokens, candidate.batch_size)
         one = forecast_cell(shape, candidate, cell, device, hardware)
         return does_not_fit(Forecast.of([one]), hardware, free_mib) is None
 
-    if fits(_LONGEST_CONTEXT):
-        return None
     return _last_true(fits, _LONGEST_CONTEXT)
 
 

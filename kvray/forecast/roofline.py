@@ -16,6 +16,8 @@ from kvray.forecast.memory import (
     chunk_tokens,
     device_weight_bytes,
     held_tokens,
+    is_masked_at_decode,
+    repeats_keys,
     scores_bytes,
     stored_bytes_per_element,
     weight_bytes,
@@ -138,15 +140,11 @@ def _upkeep_passes(candidate: Candidate, layer: LayerShape) -> float:
 
 
 def _attention_passes(shape: ModelShape, layer: LayerShape, candidate: Candidate) -> float:
-    """One, to read keys and values; where heads share them and the implementation wants them one for each query head,
-    they are written out and read again. Transformers spares SDPA that where no mask is needed, as with a growing cache.
-    """
+    """One, to read keys and values; where they are written out for each head of the query, these are read again."""
     if not layer.kv_heads:
         return 0.0
-    groups = shape.heads / layer.kv_heads
-    masked = candidate.cache in (CacheStrategy.STATIC, CacheStrategy.OFFLOADED_STATIC, CacheStrategy.PAGED)
-    repeats = candidate.attention is AttentionBackend.EAGER or masked
-    return 1 + 2 * groups if repeats and groups > 1 else 1.0
+    repeats = repeats_keys(candidate, shape, layer, masked=is_masked_at_decode(candidate))
+    return 1 + 2 * shape.heads / layer.kv_heads if repeats else 1.0
 
 
 def _own_s(shape: ModelShape, hardware: Hardware) -> float:

@@ -101,7 +101,8 @@ def test_the_frame_of_the_command_line_imports_nothing_heavy(environment: dict[s
 def test_commands_that_only_read_import_neither_torch_nor_ray(environment: dict[str, str]) -> None:
     code = (
         "import sys, kvray.cli.app as app\n"
-        "for line in (['profiles'], ['info'], ['apply', '--help']): assert app.run(line, verbose=False) == 0\n"
+        "for line in (['profiles'], ['info'], ['apply', '--help'], ['forecast', '--help']):\n"
+        " assert app.run(line, verbose=False) == 0\n"
         "print('loaded', sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
     assert in_python(code, environment).endswith("loaded []\n")

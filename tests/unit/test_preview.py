@@ -6,17 +6,19 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import kvray.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.config import TuneConfig
-from kvray.engines.base import AxisValue, DeviceFacts, ModelInfo
+from kvray.engines.base import AxisValue, DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
-from kvray.preview import Preview, check_request, detect_device, preview_sweep
+from kvray.forecast.hardware import Hardware
+from kvray.forecast.shape import LayerShape, ModelShape
+from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.search_space import Axes
 from kvray.workload import WorkloadProfile, create_custom_profile
@@ -232,6 +234,136 @@ def test_what_was_asked_for_is_not_left_out_and_what_was_not_is() -> None:
         ("sdpa_cudnn", "CUDA only"),
         ("bfloat16", "too old"),
     ]
+
+
+# Forecasts
+
+GIB_OF_PARAMETERS = 2**28
+"""In float32; half as much in bfloat16."""
+
+
+class MeasuringAdapter(FakeAdapter):
+    """An engine that knows its model's shape, and a device that copies a gigabyte a second."""
+
+    measures_hardware: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[DeviceType, int | None]] = []
+
+    def describe_model(self, request: ModelRequest) -> ModelInfo:
+        shape = ModelShape(
+            total_parameters=GIB_OF_PARAMETERS,
+            lookup_parameters=0,
+            vocab=1000,
+            hidden=64,
+            intermediate=256,
+            heads=4,
+            layers=(LayerShape(kv_heads=4, key_dim=16, value_dim=16),) * 4,
+        )
+        return replace(super().describe_model(request), shape=shape)
+
+    def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
+        self.measured.append((device, threads))
+        rates = dict.fromkeys(DType, 1e9)
+        return Hardware(
+            device=device, copy_bytes_s=1e9, matmul_flops_s=rates, stream_bytes_s=rates, layer_s=0.0, step_s=0.0
+        )
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MeasuringAdapter:
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return MeasuringAdapter()
+
+
+def with_free_memory(monkeypatch: pytest.MonkeyPatch, mib: float | None) -> None:
+    monkeypatch.setattr(kvray.preview, "free_memory_mib", lambda device: mib)
+
+
+def test_what_cannot_fit_is_rejected_with_the_numbers_and_keeps_its_forecast(
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_free_memory(monkeypatch, 900.0)
+    preview = preview_sweep(config(attentions=("sdpa",)), engine)
+    assert labels(preview) == ["dynamic/sdpa/float32", "dynamic/sdpa/bfloat16", "static/sdpa/bfloat16"]
+    (rejected,) = preview.space.rejected
+    assert rejected.candidate.label == "static/sdpa/float32"
+    assert rejected.reason == (
+        "needs 1,024 MiB for 64→8 by forecast, and 873 MiB can be used (900 free less 3%) (forecast)"
+    )
+    assert preview.forecasts[rejected.candidate.candidate_id].peak_mib == pytest.approx(1024, rel=0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "The baseline needs 1,024 MiB for 64→8 by forecast, and 873 MiB can be used (900 free less 3%); it is measured "
+        "all the same."
+    ]
+
+
+def test_with_memory_enough_nothing_is_rejected(engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free_memory(monkeypatch, 2000.0)
+    preview = preview_sweep(config(), engine)
+    assert preview.space.rejected == ()
+    assert set(preview.forecasts) == {one.candidate_id for one in preview.space.candidates}
+
+
+def test_without_a_forecast_all_are_launched(engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free_memory(monkeypatch, 1.0)
+    preview = preview_sweep(config(forecast=False), engine)
+    assert (len(labels(preview)), preview.forecasts) == (12, {})
+    assert known_hardware(config(forecast=False), engine) is None
+
+
+def test_when_nothing_that_was_asked_for_fits_the_sweep_is_refused(
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free_memory(monkeypatch, 100.0)
+    with pytest.raises(NoCandidatesError, match=r"left: needs 512 MiB .* 97 MiB can be used"):
+        preview_sweep(config(caches=("static",), dtypes=("bfloat16",)), engine)
+
+
+def test_of_an_unknown_shape_or_an_unknown_memory_nothing_is_rejected(
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free_memory(monkeypatch, None)
+    assert len(labels(preview_sweep(config(), engine))) == 12
+    with_free_memory(monkeypatch, 1.0)
+    preview = preview_sweep(config(), FakeAdapter())
+    assert (len(labels(preview)), preview.forecasts) == (12, {})
+
+
+def test_on_a_cluster_memory_is_forecast_and_nothing_is_measured_or_rejected(
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free_memory(monkeypatch, 1.0)
+    request = config(address="head:6379")
+    assert known_hardware(request, engine) is None
+    preview = preview_sweep(request, engine)
+    assert len(labels(preview)) == len(preview.forecasts) == 12
+    assert {one.ttft_ms for one in preview.forecasts.values()} == {None}
+    assert engine.measured == []
+
+
+def test_a_device_is_measured_once_after_saying_so_and_only_then_are_seconds_forecast(
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free_memory(monkeypatch, 2000.0)
+    assert {one.ttft_ms for one in preview_sweep(config(), engine).forecasts.values()} == {None}
+    said: list[str] = []
+    for _ in range(2):
+        assert known_hardware(config(), engine, before_measuring=lambda: said.append("now")) is not None
+    assert (said, engine.measured) == (["now"], [(DeviceType.CPU, None)])
+    preview = preview_sweep(config(), engine)
+    # 4 bytes for each parameter at a gigabyte a second
+    baseline = preview.forecasts[preview.space.baseline.candidate_id]
+    assert baseline.decode_tok_s == pytest.approx(1e9 / (4 * GIB_OF_PARAMETERS), rel=0.01)
+
+
+def test_threads_that_a_trial_will_have_are_measured(engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvray.preview, "available_cpus", lambda: 8)
+    known_hardware(config(slots=4), engine)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    known_hardware(config(), engine)
+    assert [threads for _, threads in engine.measured] == [2, 3]
 
 
 # Devices

@@ -40,6 +40,7 @@ class TransformersAdapter(EngineAdapter):
         "transformers.models.llama.modeling_llama",
         "kvray.engines.transformers.loaded",
     )
+    measures_hardware: ClassVar[bool] = True
 
     def check_model_id(self, model_id: str) -> None:
         """See `EngineAdapter.check_model_id`."""

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
-from kvray.cli.progress import SHOWN_TRIALS, LineProgress, LiveProgress, SweepState, render_state
+from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgress, SweepState, render_state
 from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
@@ -252,6 +252,13 @@ def test_lines_tell_every_event_once(preview: Preview, manifest: SweepManifest) 
     assert lines[4].endswith("best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s · this is the baseline")
     assert lines[5:7] == ["start   dynamic/eager/float32", "oom     dynamic/eager/float32 · no memory"]
     assert len(lines) == 8
+
+
+def test_that_the_device_is_measured_is_said_because_it_takes_seconds() -> None:
+    lines, live = Console(file=io.StringIO()), Console(file=io.StringIO())
+    LineProgress(lines).measuring_device()
+    LiveProgress(live).measuring_device()
+    assert printed(lines) == printed(live) == [MEASURING]
 
 
 def test_the_run_id_is_known_from_the_start_of_the_search(preview: Preview, manifest: SweepManifest) -> None:

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
+from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.probes.disturbance import DeviceState
 from kvray.probes.environment import capture_environment
 from kvray.record import Role, Run, TrialRecord, TrialStatus
-from kvray.sweep.recording import measured_record
+from kvray.sweep.recording import blank_record, measured_record
 from kvray.trial.events import TrialFacts
 from kvray.trial.spec import TrialSpec
-from kvray.workload import get_profile
+from kvray.workload import Cell, get_profile
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SPEC = TrialSpec(
@@ -34,13 +38,13 @@ def run_of(**values: Any) -> Run:
     return Run(run_id="r", trial_id="t", candidate_id="c", started_at=NOW, **{**shape, **speed, **values})
 
 
-def record_of(*runs: Run, **facts: Any) -> TrialRecord:
+def record_of(*runs: Run, spec: TrialSpec = SPEC, rung: int | None = 0, **facts: Any) -> TrialRecord:
     return measured_record(
-        SPEC,
+        spec,
         status=TrialStatus.OK,
         phase=None,
         message=None,
-        rung=0,
+        rung=rung,
         runs=runs,
         facts=TrialFacts(pid=1, host="h", niceness=0, cpus=2, **facts),
         environment=capture_environment(DeviceType.CPU),
@@ -66,3 +70,40 @@ def test_a_record_tells_cold_costs_and_the_device_s_state() -> None:
     record = record_of(run_of(), cold_s=3.5, warmed_up=False, device_state=state)
     assert (record.cold_s, record.warmed_up) == (3.5, False)
     assert (record.gpu_clock_mhz, record.gpu_temperature_c, record.gpu_power_w) == (1980.0, 61.0, 300.0)
+
+
+def predicted(output_tokens: int, ttft_ms: float) -> CellForecast:
+    return CellForecast(
+        cell=Cell(8, output_tokens, 1),
+        ttft_ms=ttft_ms,
+        decode_tok_s=1250.0,
+        peak_mib=64.0,
+        held_mib=32.0,
+        ideal_decode_tok_s=4000.0,
+    )
+
+
+FORECAST = Forecast.of([predicted(32, 3.0)], [predicted(4, 2.0)])
+FORETOLD = replace(SPEC, forecast=FORECAST)
+
+
+def test_a_record_has_prediction_and_measurement_of_the_same_cells_and_the_share_of_the_roofline() -> None:
+    first = record_of(run_of(), spec=FORETOLD)
+    foretold = (first.forecast_ttft_ms, first.forecast_decode_tok_s, first.forecast_peak_mib)
+    assert foretold == pytest.approx((2.0, 1250.0, 64.0))
+    assert first.decode_tok_s == pytest.approx(1000.0)
+    assert first.roofline_share == pytest.approx(1000.0 / 4000.0)
+    full = record_of(run_of(output_tokens=32, rung=1), spec=FORETOLD, rung=1)
+    assert full.forecast_ttft_ms == pytest.approx(3.0)
+
+
+def test_a_trial_that_measured_nothing_keeps_what_was_predicted() -> None:
+    blank = blank_record(FORETOLD, TrialStatus.OOM)
+    assert (blank.forecast_ttft_ms, blank.forecast_peak_mib) == pytest.approx((3.0, 64.0))
+    assert blank.roofline_share is None
+    assert record_of(spec=FORETOLD, rung=None).forecast_ttft_ms == pytest.approx(3.0)
+
+
+def test_without_a_forecast_these_columns_are_empty() -> None:
+    record = record_of(run_of())
+    assert (record.forecast_ttft_ms, record.forecast_peak_mib, record.roofline_share) == (None, None, None)
