@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvray.analysis.confirming import next_round
+from kvray.analysis.confirming import MOST_CONTENDERS, next_round
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
 from kvray.analysis.launching import Launches
 from kvray.analysis.limits import missed_limits
@@ -221,8 +221,8 @@ class SweepCourse:
             weights=utility_weights(self._profile),
         )
         if self._round == 0 and lineup:
-            known = {*evidence.ids}
-            lineup = (*lineup, *(one for one in self._launches.contenders() if one not in known))
+            # The search's model may see a winner in whom its own measurements do not show, or who was stopped early.
+            lineup = tuple(dict.fromkeys([*lineup, *self._launches.contenders()[:MOST_CONTENDERS]]))
         if len(lineup) > 1 and self._remaining_s() >= len(lineup) * self._typical_s(Role.CONFIRM):
             self._round += 1
             self._lineup.extend(lineup)
