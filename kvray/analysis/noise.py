@@ -10,13 +10,13 @@ import numpy as np
 from kvray.analysis.evidence import DECODE, PEAK, SEARCH_ROUND, TTFT, Array, Evidence, Indices
 
 PROCESS_SD = np.zeros(3)
-PROCESS_SD[[TTFT, DECODE, PEAK]] = 0.05, 0.015, 0.005
+PROCESS_SD[[TTFT, DECODE, PEAK]] = 0.045, 0.015, 0.005
 """Relative standard deviation between fresh processes of one candidate that is as likely too high as too low. On a
 shared 2-core CPU "TTFT spreads ± 10 % (standard deviation about 6 %), decode ± 3 % (about 1.5 %)" (FACTS); on quieter
 machines it is less."""
 SD_FACTOR = 0.6
 """Standard deviation of the logarithm of that: machines differ by a factor of 1.8 as a rule, by 3.2 in one of twenty.
-Together with `PROCESS_SD` the root mean square is 7.2 % and 2.2 %: with a single process each, intervals are as wide as
+Together with `PROCESS_SD` the root mean square is 6.5 % and 2.2 %: with a single process each, intervals are as wide as
 the noisier machines need. A lognormal belief yields to few processes of a quiet machine, where the conjugate one (a
 scaled inverse chi-square) keeps most of its variance."""
 EQUALLY_LIKELY = 16

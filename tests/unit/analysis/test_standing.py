@@ -15,7 +15,7 @@ def stand(evidence: Evidence, *ids: str, seed: int = 0) -> Standing:
 
 
 def test_the_best_of_many_is_believed_to_be_less_good_than_measured() -> None:
-    measured = dict.fromkeys("abcdefghijkl", [50.0]) | {"lucky": [52.0]}
+    measured = {key: [50.0] for key in "abcdefghijkl"} | {"lucky": [52.0]}
     standing = stand(of_throughputs(measured))
 
     assert standing.leader == "lucky"
