@@ -97,8 +97,8 @@ RECORDED = Path(__file__).parent / "recorded"
 def recorded_landscapes() -> list[Landscape]:
     """The exhaustive sweeps in `recorded/` (written by `record_landscape.py`), one process of each candidate.
 
-    What that process measured counts as the truth. The noise between processes is that of FACTS (6 % TTFT, 1.5 % tok/s),
-    the noise of a run what the sweep's calm runs show.
+    What that process measured counts as the truth. The noise between processes is that of FACTS (6 % TTFT, 1.5 %
+    tok/s), the noise of a run what the sweep's calm runs show.
     """
     return [_recorded(path) for path in sorted(RECORDED.glob("*.parquet"))]
 
@@ -109,9 +109,8 @@ def _recorded(path: Path) -> Landscape:
     columns = {name: np.array(table.column(name).to_pylist(), dtype=float) for name in _NUMBERS}
 
     def logs(prefix: str) -> Array:
-        return np.log(
-            np.stack([columns[f"{prefix}{name}"] for name in ("ttft_ms", "decode_tok_s", "peak_mib")], axis=1)
-        )
+        names = ("ttft_ms", "decode_tok_s", "peak_mib")
+        return np.asarray(np.log(np.stack([columns[f"{prefix}{name}"] for name in names], axis=1)))
 
     truth, first = logs(""), logs("first_")
     works = np.array([status == "ok" for status in table.column("status").to_pylist()])
@@ -151,7 +150,7 @@ def single_cell_profile(weights: Sequence[float]) -> WorkloadProfile:
 
 def _noise(generator: np.random.Generator, shape: int | tuple[int, ...]) -> Array:
     """Student's t with 6 degrees of freedom, scaled to variance 1: now and then a process or a run is far off."""
-    return generator.standard_t(6, size=shape) / np.sqrt(1.5)
+    return np.asarray(generator.standard_t(6, size=shape) / np.sqrt(1.5))
 
 
 @dataclass(frozen=True, kw_only=True)

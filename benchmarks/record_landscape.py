@@ -96,7 +96,8 @@ def within(results: Sequence[TrialResult]) -> list[float]:
         for cell in {run.cell for run in result.runs if run.rung > 0}:
             runs = [run for run in result.runs if run.rung > 0 and run.cell == cell and not run.disturbed]
             if len(runs) > 1:
-                variances.append(np.log([[one.ttft_ms, one.decode_tok_s, one.peak_mib] for one in runs]).var(0, ddof=1))
+                logs = np.log([[one.ttft_ms, one.decode_tok_s, one.peak_mib or 1.0] for one in runs])
+                variances.append(logs.var(axis=0, ddof=1))
     return [round(float(value), 5) for value in np.sqrt(np.mean(variances, axis=0))]
 
 

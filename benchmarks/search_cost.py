@@ -51,6 +51,7 @@ class PlainHalving(AsyncHyperBandScheduler):
         self._course = course
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE."""
         verdict = str(super().on_trial_result(tune_controller, trial, result))
         is_searching = result[RESULT].record.role is Role.SEARCH
         if is_searching and self._course.is_out_of_time():
@@ -67,6 +68,8 @@ class DominancePruning(AsyncHyperBandScheduler):
         del course
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """STOP or CONTINUE."""
+        del tune_controller, trial
         measured: TrialResult = result[RESULT]
         metrics = rung_metrics(measured.runs, measured.record.rung)
         if metrics is None or measured.record.role is not Role.SEARCH:

@@ -36,7 +36,7 @@ class TrialStatus(enum.StrEnum):
     REJECTED = "rejected"
     """Never launched: a rule or the forecast excluded it."""
     SKIPPED = "skipped"
-    """Never launched: the search gave it no chance."""
+    """Never launched: the search gave it too little chance, or had to end."""
     ERROR = "error"
 
     @property

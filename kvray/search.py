@@ -8,11 +8,9 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from kvray.analysis.launching import AxisSearch, EveryCandidate, Launches, Prediction
 from kvray.analysis.misses import nearest_misses
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
@@ -27,12 +25,12 @@ from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.course import Bounds, SweepCourse
-from kvray.sweep.driver import SlotPlan, plan_slots, run_sweep
-from kvray.sweep.optuna import OptunaLaunches
+from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.launches import make_launches
+from kvray.sweep.orders import OrderMaker
 from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
-from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 
 RANDOM_WEIGHTS_NOTE = (
@@ -131,11 +129,19 @@ class TuningSearch:
             recorded = _recorded(store, run_id)
             recorder = _Recorder(store, self._observer)
             recorder.search_started(preview, manifest, recorded)
-            orders = _OrderMaker(config, preview, request, run_id, adapter, slots, scratch=log.parent)
-            launches = make_launches(config, preview)
+            orders = OrderMaker(
+                _plain_spec(config, preview, request, run_id),
+                reference=_reference(preview),
+                forecasts=preview.forecasts,
+                adapter=adapter,
+                threads=slots.threads,
+                scratch=log.parent,
+            )
             course = SweepCourse(
                 preview.space.candidates,
-                launches=launches,
+                launches=make_launches(
+                    config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
+                ),
                 profile=preview.profile,
                 make_order=orders,
                 bounds=_bounds(config, started_s),
@@ -147,7 +153,7 @@ class TuningSearch:
                 run_sweep(course, slots=slots, observer=recorder)
             except KeyboardInterrupt:
                 return True
-            store.append_many(_skipped_records(launches.predictions(), manifest))
+            store.append_many(_unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest))
         return False
 
     def _new_manifest(self, run_id: str, preview: Preview, adapter: EngineAdapter) -> SweepManifest:
@@ -198,7 +204,8 @@ class _Recorder:
             self._observer.measuring_device()
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
-        self._store.append_many(_rejected_records(preview, manifest))
+        rejected = [(one.candidate, one.reason) for one in preview.space.rejected]
+        self._store.append_many(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
         if self._observer is not None:
             self._observer.search_started(preview, manifest, recorded)
 
@@ -236,61 +243,26 @@ def _opened_manifest(store: ResultsStore, config: TuneConfig, new: SweepManifest
     return old
 
 
-def make_launches(config: TuneConfig, preview: Preview) -> Launches:
-    """Who decides what is launched, as `config.search` says."""
-    candidates = preview.space.candidates
-    if config.search is SearchStrategy.MODEL:
-        return AxisSearch(candidates, profile=preview.profile, forecasts=preview.forecasts, seed=config.seed)
-    if config.search is SearchStrategy.OPTUNA:
-        return OptunaLaunches(candidates, profile=preview.profile, seed=config.seed)
-    return EveryCandidate(candidates)
+def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, run_id: str) -> TrialSpec:
+    """What all trials of the sweep have in common, with the baseline in it."""
+    return TrialSpec(
+        run_id=run_id,
+        trial_id="",
+        role=Role.BASELINE,
+        request=request,
+        candidate=preview.space.baseline,
+        profile=preview.profile,
+        device=preview.device.device,
+        timeout_s=config.timeout_s,
+    )
 
 
-class _OrderMaker:
-    """Puts a trial together; see `sweep.course.MakeOrder`."""
-
-    def __init__(
-        self,
-        config: TuneConfig,
-        preview: Preview,
-        request: ModelRequest,
-        run_id: str,
-        adapter: EngineAdapter,
-        slots: SlotPlan,
-        *,
-        scratch: Path,
-    ) -> None:
-        self._adapter, self._threads, self._scratch = adapter, slots.threads, scratch
-        self._forecasts = preview.forecasts
-        self._spec = TrialSpec(
-            run_id=run_id,
-            trial_id="",
-            role=Role.SEARCH,
-            request=request,
-            candidate=preview.space.baseline,
-            profile=preview.profile,
-            device=preview.device.device,
-            timeout_s=config.timeout_s,
-        )
-        self._reference = ReferenceSpec(
-            candidate=preview.space.baseline,
-            model_revision=preview.model.revision,
-            enforced=not preview.model.random_weights,
-        )
-
-    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
-        # Quality is the same in every process; the search has measured it.
-        reference = None if role is Role.CONFIRM else self._reference
-        spec = replace(
-            self._spec,
-            candidate=candidate,
-            role=role,
-            trial_id=trial_id,
-            rungs=rungs,
-            reference=reference,
-            forecast=self._forecasts.get(candidate.candidate_id),
-        )
-        return TrialOrder(spec=spec, adapter=self._adapter, threads=self._threads, scratch=self._scratch)
+def _reference(preview: Preview) -> ReferenceSpec:
+    return ReferenceSpec(
+        candidate=preview.space.baseline,
+        model_revision=preview.model.revision,
+        enforced=not preview.model.random_weights,
+    )
 
 
 def _bounds(config: TuneConfig, started_s: float) -> Bounds:
@@ -307,36 +279,23 @@ def _recorded(store: ResultsStore, run_id: str) -> tuple[TrialResult, ...]:
     return tuple(result for result in store.read(run_id) if result.record.status.was_launched)
 
 
-def _skipped_records(predictions: Iterable[Prediction], manifest: SweepManifest) -> list[TrialRecord]:
+def _unlaunched(
+    reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, preview: Preview, manifest: SweepManifest
+) -> list[TrialRecord]:
+    """Records of candidates that no process is started for."""
     return [
         TrialRecord.of(
-            one.candidate,
+            candidate,
             run_id=manifest.run_id,
-            trial_id=f"skipped-{one.candidate.candidate_id}",
+            trial_id=f"{status}-{candidate.candidate_id}",
             role=Role.SEARCH,
             model_id=manifest.model_id,
             profile=manifest.profile.name,
-            status=TrialStatus.SKIPPED,
-            message=one.text,
+            status=status,
+            message=reason,
+            **forecast_columns(preview.forecasts.get(candidate.candidate_id)),
         )
-        for one in predictions
-    ]
-
-
-def _rejected_records(preview: Preview, manifest: SweepManifest) -> list[TrialRecord]:
-    return [
-        TrialRecord.of(
-            rejected.candidate,
-            run_id=manifest.run_id,
-            trial_id=f"rejected-{rejected.candidate.candidate_id}",
-            role=Role.SEARCH,
-            model_id=manifest.model_id,
-            profile=manifest.profile.name,
-            status=TrialStatus.REJECTED,
-            message=rejected.reason,
-            **forecast_columns(preview.forecasts.get(rejected.candidate.candidate_id)),
-        )
-        for rejected in preview.space.rejected
+        for candidate, reason in reasons
     ]
 
 

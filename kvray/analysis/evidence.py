@@ -76,7 +76,8 @@ def confirm_round(record: TrialRecord) -> int | None:
 def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) -> Evidence:
     """The processes that measured every full-length cell of `profile`; the order of `results` does not matter.
 
-    A candidate that the scheduler stopped after its first full-length rung counts too. A process without a calm run of some cell counts only where its candidate has none better.
+    A candidate that the scheduler stopped after its first full-length rung counts too. A process without a calm
+    run of some cell counts only where its candidate has none better.
     """
     pools = {**_stopped_late(results, profile), **pool_complete_trials(results, profile)}
     kept = {key: _calm(pool, profile) for key, pool in sorted(pools.items())}

@@ -12,7 +12,7 @@ _WHAT_HAPPENED = {
     TrialStatus.SUBSTITUTED: "something other than what was asked for ran",
     TrialStatus.QUALITY: "loses more quality than allowed",
     TrialStatus.REJECTED: "not launched, it cannot work",
-    TrialStatus.SKIPPED: "not launched, the search gave it no chance",
+    TrialStatus.SKIPPED: "not launched by the search",
     TrialStatus.ERROR: "failed with an error",
 }
 _DURING = {

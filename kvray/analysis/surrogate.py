@@ -56,8 +56,8 @@ PRIORS: tuple[Prior, Prior, Prior] = (
     Prior(main=0.06, pair=0.05, residual=0.015, noise=0.006, first_rung=0.02),
 )
 """For TTFT, throughput and peak memory: what the fit finds in recorded exhaustive sweeps of SmolLM2-135M and
-Gemma-3-270M (`benchmarks/recorded/`), rounded. Noise as measured between fresh processes on a shared 2-core CPU: 6 % for TTFT,
-1.5 % for tok/s (FACTS). The fit moves all of them to what this sweep shows."""
+Gemma-3-270M (`benchmarks/recorded/`), rounded. Noise as measured between fresh processes on a shared 2-core CPU: 6 %
+for TTFT, 1.5 % for tok/s (FACTS). The fit moves all of them to what this sweep shows."""
 _SPREAD = {"effect": 1.0, "slope": 0.7, "noise": 0.5}
 """Standard deviation of a scale's logarithm around its prior median."""
 

@@ -259,9 +259,9 @@ def _leanest(tied: Sequence[Row]) -> str:
 
 
 def _break_even_note(winner: Row) -> tuple[str, ...]:
-    if winner.is_baseline or not winner.break_even_tokens or winner.pays_after == NEVER:
+    if winner.is_baseline or (winner.break_even_tokens or 0) < 1 or winner.pays_after == NEVER:
         return ()
-    tokens = formats.rounded_count(winner.break_even_tokens)
+    tokens = formats.rounded_count(winner.break_even_tokens or 0)
     return (f"It starts slower than the baseline and pays after {tokens} generated tokens.",)
 
 

@@ -28,7 +28,10 @@ _TITLES = {
     TrialStatus.ERROR: ("Error", "Ended by an unexpected error."),
     TrialStatus.STOPPED: ("Stopped early", "Was behind the others at an early rung; the time went to better ones."),
     TrialStatus.REJECTED: ("Rejected before launch", "A rule or the forecast excluded it; no process was started."),
-    TrialStatus.SKIPPED: ("Not launched", "The search gave it no chance to win; no process was started."),
+    TrialStatus.SKIPPED: (
+        "Not launched",
+        "No process was started: too unlikely to win by what was measured, or the search had to end.",
+    ),
 }
 
 

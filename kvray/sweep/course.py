@@ -121,7 +121,7 @@ class SweepCourse:
         self._clock = clock
         self._results: list[TrialResult] = []
         self._running: set[str] = set()
-        self._searched = 0
+        self._launched: set[str] = set()
         self._is_searching = True
         self._round = 0
         self._lineup: deque[str] = deque()
@@ -132,6 +132,12 @@ class SweepCourse:
     def is_over(self) -> bool:
         """See `Course`."""
         return not self._running and not self._is_searching and not self._lineup
+
+    def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
+        """The candidates that no process was started for, in this attempt or an earlier one; what is expected of each."""
+        expected = {one.candidate.candidate_id: one.text for one in self._launches.predictions()}
+        left = [(key, one) for key, one in self._by_id.items() if key not in self._launched]
+        return tuple((one, expected.get(key, "the search ended before its turn")) for key, one in left)
 
     def next_order(self) -> TrialOrder | None:
         """See `Course`."""
@@ -180,7 +186,7 @@ class SweepCourse:
             self._round = max(self._round, confirm_round(record) or 0)
         else:
             self._launches.launched(record.candidate_id)
-            self._searched += 1
+            self._launched.add(record.candidate_id)
             for rung in range((-1 if record.rung is None else record.rung) + 1):
                 self.rung_finished(TrialResult(record=record.with_(rung=rung), runs=result.runs))
         self._note(result)
@@ -194,18 +200,18 @@ class SweepCourse:
 
     def _next_searched(self) -> Candidate | None:
         """The search's next candidate. The search is over when it has none and none of its trials can change that."""
-        has_room = self._bounds.max_trials is None or self._searched < self._bounds.max_trials
+        has_room = self._bounds.max_trials is None or len(self._launched) < self._bounds.max_trials
         candidate = self._launches.proposal() if has_room and self._has_time_to_search() else None
         if candidate is None:
             self._is_searching = bool(self._running) and has_room
             return None
         self._launches.launched(candidate.candidate_id)
-        self._searched += 1
+        self._launched.add(candidate.candidate_id)
         return candidate
 
     def _has_time_to_search(self) -> bool:
         """The baseline is measured whatever the budget, or there would be no result at all."""
-        if self._bounds.deadline_s is None or not self._searched:
+        if self._bounds.deadline_s is None or not self._launched:
             return True
         kept_s = CONFIRM_SHARE * self._bounds.budget_s if self._bounds.confirm_rounds else 0.0
         return self._remaining_s() - kept_s > self._typical_s(Role.SEARCH) / 2

@@ -1,0 +1,29 @@
+"""Who decides what is launched, for each way to search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kvray.analysis.launching import AxisSearch, EveryCandidate, Figures, Launches
+from kvray.candidate import Candidate
+from kvray.config import SearchStrategy
+from kvray.sweep.optuna import OptunaLaunches
+from kvray.workload import WorkloadProfile
+
+
+def make_launches(
+    search: SearchStrategy,
+    candidates: Sequence[Candidate],
+    profile: WorkloadProfile,
+    forecasts: Mapping[str, Figures],
+    *,
+    seed: int,
+) -> Launches:
+    """The `Launches` of a `search` over `candidates`, the baseline first; `forecasts` are by candidate id."""
+    match search:
+        case SearchStrategy.MODEL:
+            return AxisSearch(candidates, profile=profile, forecasts=forecasts, seed=seed)
+        case SearchStrategy.OPTUNA:
+            return OptunaLaunches(candidates, profile=profile, seed=seed)
+        case SearchStrategy.GRID | SearchStrategy.ASHA:
+            return EveryCandidate(candidates)

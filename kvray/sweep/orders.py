@@ -1,0 +1,55 @@
+"""Puts the order of one trial together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from kvray.candidate import Candidate
+from kvray.engines.base import EngineAdapter
+from kvray.forecast.prediction import Forecast
+from kvray.record import Role
+from kvray.sweep.slot import TrialOrder
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+
+
+class OrderMaker:
+    """See `sweep.course.MakeOrder`.
+
+    Args:
+        spec: what all trials of the sweep have in common.
+        reference: what quality is compared with. Confirming trials measure none: it is the same in every process.
+        forecasts: by candidate id, for those of which there are any.
+        threads, scratch: see `TrialOrder`.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        *,
+        reference: ReferenceSpec,
+        forecasts: Mapping[str, Forecast],
+        adapter: EngineAdapter,
+        threads: int | None,
+        scratch: Path,
+    ) -> None:
+        self._spec = spec
+        self._reference = reference
+        self._forecasts = forecasts
+        self._adapter = adapter
+        self._threads = threads
+        self._scratch = scratch
+
+    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
+        """The order of one trial of `candidate`."""
+        spec = replace(
+            self._spec,
+            candidate=candidate,
+            role=role,
+            trial_id=trial_id,
+            rungs=rungs,
+            reference=None if role is Role.CONFIRM else self._reference,
+            forecast=self._forecasts.get(candidate.candidate_id),
+        )
+        return TrialOrder(spec=spec, adapter=self._adapter, threads=self._threads, scratch=self._scratch)
