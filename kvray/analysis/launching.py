@@ -319,7 +319,8 @@ class AxisSearch:
             return self._utility_mean(posterior)[among] + self._normal(covariance)
         metrics = [one.mean[among] + self._normal(one.covariance[np.ix_(among, among)]) for one in posterior]
         utilities = sum(weight * draws for weight, draws in zip(self._weights, metrics, strict=True))
-        return np.where(_keeps_limits(metrics, self._limits), utilities, -np.inf)
+        batch_sizes = np.array([float(self._candidates[index].batch_size) for index in among])
+        return np.where(_may_keep_limits(metrics, batch_sizes, self._limits), utilities, -np.inf)
 
     def _normal(self, covariance: Array) -> Array:
         values, vectors = np.linalg.eigh(covariance)
@@ -398,15 +399,22 @@ def _goodness(metrics: Figures) -> Array:
 
 
 def _limits_speed_or_memory(limits: Limits) -> bool:
-    return any(value is not None for value in (limits.max_ttft_ms, limits.min_decode_tok_s, limits.max_peak_mib))
+    return any(
+        value is not None
+        for value in (limits.max_ttft_ms, limits.max_itl_ms, limits.min_decode_tok_s, limits.max_peak_mib)
+    )
 
 
-def _keeps_limits(metrics: Sequence[Array], limits: Limits) -> npt.NDArray[np.bool_]:
+def _may_keep_limits(metrics: Sequence[Array], batch_sizes: Array, limits: Limits) -> npt.NDArray[np.bool_]:
+    """Whether means over cells, given as goodness, keep the limits, which hold in every cell: true of some that do not,
+    false of none that does. A mean ITL is taken for its 95th percentile."""
     keeps = np.ones_like(metrics[0], dtype=bool)
     if limits.max_ttft_ms is not None:
         keeps &= metrics[0] >= -math.log(limits.max_ttft_ms)
     if limits.min_decode_tok_s is not None:
         keeps &= metrics[1] >= math.log(limits.min_decode_tok_s)
+    if limits.max_itl_ms is not None:
+        keeps &= metrics[1] >= np.log(1000 * batch_sizes / limits.max_itl_ms)
     if limits.max_peak_mib is not None:
         keeps &= metrics[2] >= -math.log(limits.max_peak_mib)
     return keeps

@@ -134,7 +134,7 @@ class SweepCourse:
         return not self._running and not self._is_searching and not self._lineup
 
     def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
-        """The candidates that no process was started for, in this attempt or an earlier one; what is expected of each."""
+        """The candidates that no process was started for, now or in an earlier attempt, each with what is expected."""
         expected = {one.candidate.candidate_id: one.text for one in self._launches.predictions()}
         left = [(key, one) for key, one in self._by_id.items() if key not in self._launched]
         return tuple((one, expected.get(key, "the search ended before its turn")) for key, one in left)
