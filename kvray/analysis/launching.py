@@ -27,6 +27,8 @@ WIN_CHANCE = 0.05
 """Of being better than the likeliest winner: who has more is measured again."""
 ENUMERATED = 12
 """A space of so many candidates is launched as a whole: there is little to save."""
+MODESTY = 1.25
+"""Factor on every predicted variance: the scales are fitted, not known (`benchmarks/search_cost.py`)."""
 SAMPLES = 512
 LEANEST = 2
 LEANER = 0.02
@@ -138,11 +140,19 @@ class EveryCandidate:
 
 @dataclass
 class _Seen:
-    """A launched candidate: its latest measurements, whether it may be chosen, and whether it failed, once it ended."""
+    """A launched candidate.
+
+    Attributes:
+        metrics: at its latest `rung`; `first` are those of rung 0.
+        expected: means and variances of its three logarithms, as they were predicted when it was launched.
+        is_contender: whether it may be chosen.
+        has_failed: known once its trial has ended.
+    """
 
     rung: int | None = None
     metrics: Metrics | None = None
     first: Metrics | None = None
+    expected: tuple[Array, Array] | None = None
     is_contender: bool = True
     has_failed: bool | None = None
     seconds: float | None = None
@@ -176,15 +186,26 @@ class AxisSearch:
         self._generator = np.random.default_rng(seed)
         self._seen: dict[int, _Seen] = {}
         self._starts: list[Array | None] = [None] * len(PRIORS)
+        self._plain: tuple[Posterior, ...] = ()
         self._posterior: tuple[Posterior, ...] | None = None
+        self._surprises: list[Array] = []
 
     def launched(self, candidate_id: str) -> None:
         """A process was started for it."""
-        self._seen.setdefault(self._index[candidate_id], _Seen())
+        index = self._index[candidate_id]
+        posterior = self._predict()
+        expected = None
+        if posterior is not None:
+            known = [(one.mean[index], one.covariance[index, index] + one.noise) for one in self._plain]
+            means, variances = zip(*known, strict=True)
+            expected = np.array(means), np.array(variances)
+        self._seen.setdefault(index, _Seen(expected=expected))
 
     def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
         """It completed `rung`."""
         one = self._seen.setdefault(self._index[candidate_id], _Seen())
+        if one.metrics is None and one.expected is not None:
+            self._surprises.append((_goodness(metrics) - one.expected[0]) ** 2 / one.expected[1])
         one.rung, one.metrics, one.is_contender = rung, metrics, keeps_limits
         if rung == 0:
             one.first = metrics
@@ -278,11 +299,13 @@ class AxisSearch:
             logs = self._logs([one for _, one in seen])
             at = np.array([index for index, _ in seen])
             is_first = np.array([one.rung == 0 for _, one in seen])
-            self._posterior = tuple(
+            self._plain = tuple(
                 model.fit(Observations(at=at, values=logs[:, metric], is_first_rung=is_first), self._starts[metric])
                 for metric, model in enumerate(self._models)
             )
-            self._starts = [one.scales for one in self._posterior]
+            self._starts = [one.scales for one in self._plain]
+            factors = _widening(self._surprises)
+            self._posterior = tuple(one.widened(factor) for one, factor in zip(self._plain, factors, strict=True))
         return self._posterior
 
     def _logs(self, seen: Sequence[_Seen]) -> Array:
@@ -385,6 +408,18 @@ class AxisSearch:
             if index in waiting and posterior[2].mean[index] > leanest - math.log1p(-LEANER):
                 return self._candidates[int(index)]
         return None
+
+
+def _widening(surprises: Sequence[Array]) -> Array:
+    """Per metric, the factor on predicted variances.
+
+    `surprises` are squared standardised residuals of what was launched against what had been predicted then. Their mean
+    is 1 where the model is right, within √(2/n); beyond that the model is surer than it is right by what is left.
+    """
+    if not surprises:
+        return np.full(len(PRIORS), MODESTY)
+    excess = np.mean(surprises, axis=0) / (1 + math.sqrt(2 / len(surprises)))
+    return np.asarray(MODESTY * np.maximum(1.0, excess))
 
 
 def _goodness(metrics: Figures) -> Array:
