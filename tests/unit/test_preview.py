@@ -289,7 +289,7 @@ def with_free_memory(monkeypatch: pytest.MonkeyPatch, mib: float | None) -> None
 
 
 def test_what_cannot_fit_is_rejected_with_the_numbers_and_keeps_its_forecast(
-    engine: MeasuringAdapter, caplog: pytest.LogCaptureFixture
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with_free_memory(monkeypatch, 900.0)
     preview = preview_sweep(config(attentions=("sdpa",)), engine)
