@@ -22,7 +22,8 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from replay import Outcome, replay
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.launching import AxisSearch, EveryCandidate
+from kvray.analysis.axis_search import AxisSearch
+from kvray.analysis.launching import EveryCandidate
 from kvray.config import CONFIRM_ROUNDS
 from kvray.record import Role, TrialResult
 from kvray.sweep.course import SweepCourse
