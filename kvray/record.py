@@ -153,6 +153,9 @@ class TrialRecord:
         forecast_ttft_ms, forecast_decode_tok_s, forecast_peak_mib: predicted for the cells that the metrics rest on.
         roofline_share: measured tokens per second over those at which reading weights and cache once a step would take
             all of the device's copy bandwidth (see `forecast.prediction`).
+        expected_ttft_ms, expected_decode_tok_s, expected_peak_mib: of a skipped candidate, by the search's model.
+        expected_score_low, expected_score_high: 95 % interval of its score over that of the best one measured.
+        win_chance: probability that it beats that one by more than 2 %.
         gpu_clock_mhz, gpu_power_w: medians of the SM clock and the boards' power right after runs.
         gpu_temperature_c: the highest after any run.
         kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).
@@ -233,6 +236,12 @@ class TrialRecord:
     forecast_decode_tok_s: float | None = None
     forecast_peak_mib: float | None = None
     roofline_share: float | None = None
+    expected_ttft_ms: float | None = None
+    expected_decode_tok_s: float | None = None
+    expected_peak_mib: float | None = None
+    expected_score_low: float | None = None
+    expected_score_high: float | None = None
+    win_chance: float | None = None
 
     device_name: str | None = None
     driver_version: str | None = None

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
@@ -137,11 +138,12 @@ class TuningSearch:
                 threads=slots.threads,
                 scratch=log.parent,
             )
+            launches = make_launches(
+                config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
+            )
             course = SweepCourse(
                 preview.space.candidates,
-                launches=make_launches(
-                    config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
-                ),
+                launches=launches,
                 profile=preview.profile,
                 make_order=orders,
                 bounds=_bounds(config, started_s),
@@ -153,7 +155,9 @@ class TuningSearch:
                 run_sweep(course, slots=slots, observer=recorder)
             except KeyboardInterrupt:
                 return True
-            store.append_many(_unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest))
+            expected = launches.predictions()
+            skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
+            store.append_many(skipped)
         return False
 
     def _new_manifest(self, run_id: str, preview: Preview, adapter: EngineAdapter) -> SweepManifest:
@@ -280,9 +284,14 @@ def _recorded(store: ResultsStore, run_id: str) -> tuple[TrialResult, ...]:
 
 
 def _unlaunched(
-    reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, preview: Preview, manifest: SweepManifest
+    reasons: Iterable[tuple[Candidate, str]],
+    status: TrialStatus,
+    preview: Preview,
+    manifest: SweepManifest,
+    expected: Iterable[Prediction] = (),
 ) -> list[TrialRecord]:
     """Records of candidates that no process is started for."""
+    columns = {one.candidate.candidate_id: _expected_columns(one) for one in expected}
     return [
         TrialRecord.of(
             candidate,
@@ -294,9 +303,21 @@ def _unlaunched(
             status=status,
             message=reason,
             **forecast_columns(preview.forecasts.get(candidate.candidate_id)),
+            **columns.get(candidate.candidate_id, {}),
         )
         for candidate, reason in reasons
     ]
+
+
+def _expected_columns(prediction: Prediction) -> dict[str, float | None]:
+    return {
+        "expected_ttft_ms": prediction.ttft_ms,
+        "expected_decode_tok_s": prediction.decode_tok_s,
+        "expected_peak_mib": prediction.peak_mib,
+        "expected_score_low": prediction.low,
+        "expected_score_high": prediction.high,
+        "win_chance": prediction.chance,
+    }
 
 
 def _no_winner(result: TuneResult) -> KvrayError:

@@ -19,6 +19,7 @@ from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.record import short_model_name
 from kvray.report.formats import quantity
 from kvray.workload import get_profile, override_profile
 
@@ -98,9 +99,8 @@ def _objection(preview: Preview, forecast: Forecast) -> str | None:
 
 def _print(console: Console, preview: Preview) -> None:
     model, device = preview.model, preview.device
-    console.print(
-        Text(f"{model.model_id} ({model.architecture}) on {device.device_name} ({device.device})", style="bold")
-    )
+    name = short_model_name(model.model_id)
+    console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
     free = "unknown" if preview.free_mib is None else f"{quantity(preview.free_mib)} MiB"
     console.print(Text(f"profile {preview.profile.name} · free memory {free} · means over cells, highest peak"))
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""`kvray tune --dry-run`: candidates, rejections with reasons, cells."""
+"""`kvray tune --dry-run`: cells, limits, search, candidates with what is forecast of them, rejections with reasons."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kvray.candidate import Candidate
+from kvray.config import TuneConfig
+from kvray.forecast.prediction import Forecast
 from kvray.preview import Preview
+from kvray.record import short_model_name
 from kvray.report.facts import limits_text, weights_text
+from kvray.report.formats import plural, quantity
+from kvray.report.searching import confirming_text, strategy_text
 
 
-def print_preview(preview: Preview, *, as_json: bool) -> None:
-    """Show what a sweep would measure."""
+def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> None:
+    """Show what a sweep of `config` would measure, and how it would search."""
     if as_json:
-        typer.echo(json.dumps(_as_dict(preview), indent=2))
+        typer.echo(json.dumps(_as_dict(preview, config), indent=2))
         return
     console = Console()
     model, device, space = preview.model, preview.device, preview.space
-    console.print(
-        Text(f"{model.model_id} ({model.architecture}) on {device.device_name} ({device.device})", style="bold")
-    )
+    name = short_model_name(model.model_id)
+    console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
     cells = sorted({cell.label for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
     console.print(
-        Text(f"profile {preview.profile.name}, {preview.profile.repeats} runs of each cell: {', '.join(cells)}")
+        Text(
+            f"profile {preview.profile.name}, {plural(preview.profile.repeats, 'run')} of each cell: {', '.join(cells)}"
+        )
     )
     console.print(Text(f"score by {weights_text(preview.profile)}"))
     console.print(Text(f"limits: {limits_text(preview.profile.limits) or 'none'}"))
+    strategy = strategy_text(
+        config.search, len(space.candidates), max_trials=config.max_trials, budget_s=config.budget_s
+    )
+    console.print(Text(f"search by {strategy}"))
+    console.print(Text(f"confirming: {confirming_text(config.confirm_rounds)}"))
     _print_candidates(console, preview)
     if space.rejected:
         _print_rejected(console, preview)
@@ -46,9 +58,35 @@ def print_preview(preview: Preview, *, as_json: bool) -> None:
 def _print_candidates(console: Console, preview: Preview) -> None:
     space = preview.space
     console.print(Text(f"\nCandidates ({len(space.candidates)})", style="bold"))
+    if preview.forecasts:
+        _print_forecasts(console, preview)
+        return
     for candidate in space.candidates:
-        mark = "  baseline" if candidate == space.baseline else ""
-        console.print(Text(f"  {candidate.candidate_id}  {candidate.label}{mark}"), soft_wrap=True)
+        console.print(Text(f"  {candidate.candidate_id}  {candidate.label}{_mark(candidate, preview)}"), soft_wrap=True)
+
+
+def _print_forecasts(console: Console, preview: Preview) -> None:
+    """Predicted means over the cells, and the highest peak of any."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("  id", no_wrap=True)
+    table.add_column("forecast:", overflow="fold")
+    for heading in ("TTFT ms", "tok/s", "peak MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for candidate in preview.space.candidates:
+        one = preview.forecasts[candidate.candidate_id]
+        figures = (one.ttft_ms, one.decode_tok_s, one.highest_peak_mib)
+        table.add_row(
+            Text(f"  {candidate.candidate_id}"),
+            Text(f"{candidate.label}{_mark(candidate, preview)}"),
+            *(quantity(figure) for figure in figures),
+        )
+    console.print(table)
+    if preview.hardware is None:
+        console.print("No times are forecast, for this device was not measured; kvray forecast does.", style="dim")
+
+
+def _mark(candidate: Candidate, preview: Preview) -> str:
+    return "  baseline" if candidate == preview.space.baseline else ""
 
 
 def _print_rejected(console: Console, preview: Preview) -> None:
@@ -70,18 +108,42 @@ def _print_pairs(console: Console, title: str, pairs: list[tuple[str, str]]) -> 
     console.print(table)
 
 
-def _as_dict(preview: Preview) -> dict[str, object]:
-    profile, space = preview.profile, preview.space
+def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
+    profile, space, forecasts = preview.profile, preview.space, preview.forecasts
     return {
         "model": dataclasses.asdict(preview.model),
         "device": preview.device.device_name,
         "profile": profile.model_dump(),
         "dropped_contexts": list(preview.dropped_contexts),
         "cells": [list(cell) for size in profile.batch_sizes for cell in profile.cells(size, rung=2)],
+        "search": {
+            "strategy": config.search.value,
+            "budget_s": config.budget_s,
+            "max_trials": config.max_trials,
+            "confirm_rounds": config.confirm_rounds,
+            "seed": config.seed,
+        },
         "baseline": space.baseline.candidate_id,
         "candidates": [
-            {"candidate_id": one.candidate_id, "label": one.label, **one.to_dict()} for one in space.candidates
+            {
+                "candidate_id": one.candidate_id,
+                "label": one.label,
+                **one.to_dict(),
+                "forecast": _forecast_as_dict(forecasts.get(one.candidate_id)),
+            }
+            for one in space.candidates
         ],
         "rejected": [{"label": one.candidate.label, "reason": one.reason} for one in space.rejected],
         "not_in_space": [{"axis": axis, "value": value, "reason": reason} for axis, value, reason in preview.left_out],
+    }
+
+
+def _forecast_as_dict(forecast: Forecast | None) -> dict[str, float | None] | None:
+    if forecast is None:
+        return None
+    return {
+        "ttft_ms": forecast.ttft_ms,
+        "decode_tok_s": forecast.decode_tok_s,
+        "peak_mib": forecast.peak_mib,
+        "highest_peak_mib": forecast.highest_peak_mib,
     }

@@ -219,7 +219,7 @@ def tune(
         forecast=forecast,
     )
     if dry_run:
-        print_preview(TuningSearch(config=config).preview(), as_json=as_json)
+        print_preview(TuningSearch(config=config).preview(), config, as_json=as_json)
         return
     _tune(config, as_json=as_json)
 

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kvray.record import Role, TrialRecord, TrialResult
+from kvray.record import TrialRecord, TrialResult
 from kvray.report import formats
 from kvray.report.disturbances import disturbances
 from kvray.report.rows import label_of
+from kvray.report.searching import confirm_fact, forecast_fact, repeats_fact, search_fact
 from kvray.store.manifest import SweepManifest
 from kvray.workload import RUNG0_OUTPUT_TOKENS, Limits, WorkloadProfile
 
@@ -22,16 +23,18 @@ class Fact:
     text: str
 
 
-def method_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
+def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner_id: str | None) -> tuple[Fact, ...]:
     """How the figures came about, and what each of them means."""
     records = _launched(results)
     facts = [
         ("Workload", workload_text(manifest.profile)),
         ("Limits", _limits(manifest.profile.limits)),
         ("Dropped contexts", _dropped(manifest)),
+        ("Search", search_fact(manifest, results)),
+        ("Confirming", confirm_fact(manifest, results)),
+        ("Forecast", forecast_fact(results, winner_id)),
         ("Isolation", "Every trial is one candidate in one fresh process, which loads the model and exits."),
-        ("Repeated processes", _confirmed(results)),
-        ("Rungs", _rungs(manifest.profile)),
+        ("Rungs", f"{_rungs(manifest.profile)}{repeats_fact(manifest)}"),
         ("Warm-up", _warm_up(records)),
         (
             "First token (TTFT)",
@@ -144,14 +147,6 @@ def _dropped(manifest: SweepManifest) -> str:
     if not manifest.dropped_contexts:
         return ""
     return f"Prompts of {_numbers(manifest.dropped_contexts)} tokens, which the model cannot hold."
-
-
-def _confirmed(results: Sequence[TrialResult]) -> str:
-    number = sum(result.record.role is Role.CONFIRM for result in results)
-    if not number:
-        return "None: no candidate was measured again in a second process."
-    processes = formats.plural(number, "confirming process", "confirming processes")
-    return f"{processes} for the winner, its rivals and the baseline."
 
 
 def _rungs(profile: WorkloadProfile) -> str:

@@ -39,6 +39,14 @@ def rounded_count(value: float | None) -> str:
     return count(round(value / step) * step)
 
 
+def duration(seconds: float) -> str:
+    """A time that a person set: `90 s`, `20 min`, `1.5 h`."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size and (seconds / size * 10).is_integer():
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:,g} s"
+
+
 def share(value: float | None) -> str:
     """A share of 0 to 1 as whole per cent; never rounded up to certainty or down to nothing."""
     if value is None:

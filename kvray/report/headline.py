@@ -17,6 +17,7 @@ from kvray.report import formats
 from kvray.report.disturbances import disturbances
 from kvray.report.listing import NearestMiss
 from kvray.report.rows import NEVER, Row, label_of
+from kvray.report.searching import open_question
 from kvray.report.stats import NOTICEABLE, Stat, in_noise, memory, speed, winner_stats
 from kvray.store.manifest import SweepManifest
 
@@ -58,7 +59,9 @@ def headline(
         confidence=confidence_sentence(
             analysis.confidence,
             ranked=len(rows),
-            stopped=sum(one.record.status is TrialStatus.STOPPED for one in analysis.ranking.unranked),
+            stopped=_count(analysis.ranking, TrialStatus.STOPPED),
+            skipped=_count(analysis.ranking, TrialStatus.SKIPPED),
+            single=_measured_once(rows),
         ),
         notes=(
             *_disturbance_note(results),
@@ -67,34 +70,56 @@ def headline(
             *_modes_notes(rows, analysis.confidence),
             *_break_even_note(winner),
             *_warm_up_note(analysis.ranking.winner),
+            *_open_note(manifest, results),
             *baseline_note,
         ),
         stats=winner_stats(winner, baseline.metrics if baseline else None, analysis.confidence),
     )
 
 
-def confidence_sentence(confidence: Confidence | None, *, ranked: int, stopped: int = 0) -> str:
-    """How sure the ranking is, what that rests on, and whom it leaves out."""
+def confidence_sentence(
+    confidence: Confidence | None, *, ranked: int, stopped: int = 0, skipped: int = 0, single: Sequence[str] = ()
+) -> str:
+    """How sure the ranking is, what that rests on, and whom it leaves out.
+
+    Args:
+        single: labels of those among winner, ties and baseline that one process measured, where others had more.
+    """
     if ranked == 1:
         return "Only one candidate could be ranked, so there is nothing to compare it with."
     if confidence is None:
         return "How sure this order is was not computed."
-    left_out = f" It says nothing of the {stopped} stopped early." if stopped else ""
-    return f"{_claim(confidence)} {_basis(confidence)}{left_out}"
+    return f"{_claim(confidence)} {_basis(confidence, single)}{_left_out(stopped, skipped)}"
 
 
 def _claim(confidence: Confidence) -> str:
     if confidence.is_disturbed:
         return "How sure this order is cannot be said, because too many runs were disturbed."
     return (
-        f"Confidence {formats.share(confidence.winner_share)}: the winner is the best in that share of "
+        f"Confidence {_counted_share(confidence.winner_share, confidence)}: the winner is the best in that share of "
         f"{formats.plural(confidence.replicates, 'replicate')} of what the measurements leave possible; in "
-        f"{formats.share(confidence.near_share)} nothing is better by more than 2 %."
+        f"{_counted_share(confidence.near_share, confidence)} nothing is better by more than 2 %."
     )
 
 
-def _basis(confidence: Confidence) -> str:
+def _counted_share(share: float, confidence: Confidence) -> str:
+    """All of so many replicates is not certainty."""
+    return formats.share(min(share, 1 - 1 / confidence.replicates))
+
+
+def _left_out(stopped: int, skipped: int) -> str:
+    counted = ((stopped, "stopped early"), (skipped, "not launched"))
+    parts = [f"the {formats.count(number)} {what}" for number, what in counted if number]
+    return f" It says nothing of {formats.listed(parts)}." if parts else ""
+
+
+def _basis(confidence: Confidence, single: Sequence[str]) -> str:
     runs = formats.plural(confidence.runs, "timed run")
+    if single:
+        return (
+            f"{formats.listed(single)} ran in one process only, so how much {_its(single)} processes differ is assumed "
+            f"from the others', not measured; the least measured cell has {runs}.{_rounds(confidence)}"
+        )
     if confidence.assumed_process_noise:
         return (
             f"Repeats come from one process (at least {runs} of each cell), so the spread between processes is "
@@ -104,10 +129,29 @@ def _basis(confidence: Confidence) -> str:
         f"The winner, what ties with it and the baseline were each measured in at least "
         f"{confidence.processes} fresh processes, with {runs} of each cell or more."
     )
+    return f"{basis}{_rounds(confidence)}"
+
+
+def _rounds(confidence: Confidence) -> str:
     if not confidence.confirm_rounds:
-        return basis
+        return ""
     rounds = formats.plural(confidence.confirm_rounds, "confirming round")
-    return f"{basis} Its gains come from {rounds}, in which it and the baseline ran one after the other."
+    return f" The winner's gains come from {rounds}, in which it and the baseline ran one after the other."
+
+
+def _its(labels: Sequence[str]) -> str:
+    return "its" if len(labels) == 1 else "their"
+
+
+def _measured_once(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Of winner, ties and baseline, those with one process while another has more."""
+    compared = [row for row in rows if row.is_winner or row.is_tied or row.is_baseline]
+    once = tuple(row.label for row in compared if row.processes == 1)
+    return once if len(once) < len(compared) else ()
+
+
+def _count(ranking: Ranking, status: TrialStatus) -> int:
+    return sum(one.record.status is status for one in ranking.unranked)
 
 
 def _limits_missed(nearest: NearestMiss) -> str:
@@ -186,6 +230,11 @@ def _disturbance_note(results: Sequence[TrialResult]) -> tuple[str, ...]:
     else:
         what = f"The environment changed in {found.counted} (most often: {found.reason})"
     return (f"{what}: these figures are not to be trusted; measure again when it is quiet.",)
+
+
+def _open_note(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[str, ...]:
+    question = open_question(manifest, results)
+    return (question,) if question else ()
 
 
 def _loss_note(record: TrialRecord) -> tuple[str, ...]:

@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis
-from kvray.record import TrialResult, TrialStatus, short_model_name
+from kvray.record import Role, TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
 from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
 from kvray.report.headline import Headline, headline
-from kvray.report.listing import LeftOut, NearestMiss, StatusGroup, left_out, nearest, status_groups
+from kvray.report.listing import (
+    LeftOut,
+    NearestMiss,
+    Skipped,
+    StatusGroup,
+    left_out,
+    nearest,
+    skipped_candidates,
+    status_groups,
+)
 from kvray.report.rows import (
     ColdCost,
     Observation,
@@ -33,6 +42,7 @@ class Counts:
 
     trials: int
     launched: int
+    confirming: int
     ranked: int
     failed: int
     stopped: int
@@ -41,9 +51,10 @@ class Counts:
 
     @property
     def sentence(self) -> str:
-        """E.g. `14 trials launched, 9 candidates ranked, 2 failed, 3 rejected before launch.`"""
+        """E.g. `14 trials launched, 4 of them to confirm, 7 candidates ranked, 2 failed, 3 rejected before launch.`"""
         parts = [
             f"{formats.plural(self.launched, 'trial')} launched",
+            *([f"{formats.count(self.confirming)} of them to confirm"] if self.confirming else []),
             f"{formats.plural(self.ranked, 'candidate')} ranked",
             *(
                 f"{formats.count(number)} {what}"
@@ -78,7 +89,8 @@ class ReportInfo:
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
         nearest: what comes closest to the limits, where nothing keeps them; else empty.
-        groups: what is listed and not ranked.
+        groups: what is listed and not ranked, without what is in `skipped`.
+        skipped: what the search did not launch, and what its model expects of it.
         left_out: what the engine knows and the sweep did not try.
         comparable: what must be equal for another sweep to be compared with this one.
     """
@@ -94,6 +106,7 @@ class ReportInfo:
     fallbacks: tuple[FallbackStep, ...]
     nearest: tuple[NearestMiss, ...]
     groups: tuple[StatusGroup, ...]
+    skipped: tuple[Skipped, ...]
     left_out: tuple[LeftOut, ...]
     cold: tuple[ColdCost, ...]
     observations: tuple[Observation, ...]
@@ -134,11 +147,12 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
         ),
         nearest=near,
         groups=status_groups(analysis.ranking.unranked),
+        skipped=skipped_candidates(analysis.ranking.unranked),
         left_out=left_out(manifest),
         cold=cold_costs(analysis),
         observations=observations(analysis),
         qualities=qualities(analysis),
-        method=method_facts(manifest, results),
+        method=method_facts(manifest, results, rows[0].candidate_id if rows else None),
         environment=environment_facts(manifest, results),
         comparable=comparable_facts(manifest, results),
     )
@@ -149,6 +163,7 @@ def _counts(results: Sequence[TrialResult], *, ranked: int) -> Counts:
     return Counts(
         trials=len(results),
         launched=sum(number for status, number in statuses.items() if status.was_launched),
+        confirming=sum(result.record.role is Role.CONFIRM for result in results),
         ranked=ranked,
         failed=sum(number for status, number in statuses.items() if status.is_failure),
         stopped=statuses[TrialStatus.STOPPED],

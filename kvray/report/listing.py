@@ -62,6 +62,24 @@ class NearestMiss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A candidate that the search did not launch, and what its model expects of it.
+
+    Attributes:
+        low, high: 95 % interval of its score over that of the best one measured.
+        chance: probability that it beats that one by more than 2 %.
+    """
+
+    label: str
+    ttft_ms: float
+    decode_tok_s: float
+    peak_mib: float | None
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusGroup:
     """All unranked trials of one status."""
 
@@ -88,11 +106,34 @@ def nearest(ranking: Ranking, limits: Limits) -> tuple[NearestMiss, ...]:
     return tuple(NearestMiss(label=_name(near.record), misses=near.text) for near in nearest_misses(ranking, limits))
 
 
+def skipped_candidates(unranked: Sequence[UnrankedTrial]) -> tuple[Skipped, ...]:
+    """Those of which the search's model expects something, the likeliest to be missed first."""
+    found = [
+        Skipped(
+            label=_name(one),
+            ttft_ms=one.expected_ttft_ms,
+            decode_tok_s=one.expected_decode_tok_s,
+            peak_mib=one.expected_peak_mib,
+            low=one.expected_score_low,
+            high=one.expected_score_high,
+            chance=one.win_chance,
+        )
+        for one in (trial.record for trial in unranked)
+        if one.expected_ttft_ms is not None
+        and one.expected_decode_tok_s is not None
+        and one.expected_score_low is not None
+        and one.expected_score_high is not None
+        and one.win_chance is not None
+    ]
+    return tuple(sorted(found, key=lambda one: (-one.chance, -one.high)))
+
+
 def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:
-    """Groups in the order of interest: measured, failures, stopped, never launched. Equal reasons are merged."""
+    """Groups in the order of interest: measured, failures, stopped, never launched. Equal reasons are merged; who is
+    among the `skipped_candidates` is not listed again."""
     groups = []
     for status, (title, meaning) in _TITLES.items():
-        trials = [trial for trial in unranked if trial.record.status is status]
+        trials = [trial for trial in unranked if trial.record.status is status and trial.record.win_chance is None]
         if trials:
             groups.append(
                 StatusGroup(

@@ -60,7 +60,8 @@ class Row:
             return MISSING
         if self.throughput_gain <= 0:
             return NEVER
-        return AT_ONCE if self.break_even_tokens == 0 else rounded_count(self.break_even_tokens)
+        tokens = self.break_even_tokens
+        return AT_ONCE if tokens is not None and tokens < 1 else rounded_count(tokens)
 
     @property
     def pays_after_order(self) -> float | None:

@@ -166,7 +166,7 @@ def test_a_dry_run_shows_the_space_and_leaves_no_trace(dry: Callable[..., Done])
     assert done.stderr == DROPPED + "\n"
     lines = done.stdout.splitlines()
     assert lines[1:4] == [
-        "profile chat-agent, 1 runs of each cell: 16→4",
+        "profile chat-agent, 1 run of each cell: 16→4",
         "score by first token (0.5), throughput (0.35) and memory (0.15)",
         "limits: quality loss at most 0.100 nats per token",
     ]
@@ -217,6 +217,7 @@ def test_a_dry_run_as_json_is_one_object(dry: Callable[..., Done]) -> None:
         "profile",
         "dropped_contexts",
         "cells",
+        "search",
         "baseline",
         "candidates",
         "rejected",

@@ -73,3 +73,10 @@ def test_cleaning_takes_away_terminal_escapes_and_invisible_characters() -> None
 
 def test_what_is_not_unicode_can_still_be_written() -> None:
     assert formats.clean("models/\udcff") == "models/?"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (90, "1.5 min"), (100, "100 s"), (1200, "20 min"), (5400, "1.5 h")]
+)
+def test_a_duration_is_told_in_the_unit_that_a_person_would_take(seconds: float, text: str) -> None:
+    assert formats.duration(seconds) == text

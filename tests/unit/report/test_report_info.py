@@ -113,7 +113,7 @@ def test_a_disturbed_sweep_claims_no_confidence() -> None:
 def test_confirmed_gains_say_where_they_come_from() -> None:
     assert "confirming" not in confidence_sentence(CONFIRMED, ranked=5)
     sentence = confidence_sentence(replace(CONFIRMED, confirm_rounds=2), ranked=5)
-    assert "Its gains come from 2 confirming rounds" in sentence
+    assert "The winner's gains come from 2 confirming rounds" in sentence
 
 
 def test_a_leaner_tie_is_recommended_and_the_note_says_why() -> None:
@@ -349,7 +349,9 @@ def test_counts_add_up(realistic: ReportInfo) -> None:
     counts = realistic.counts
     assert counts.trials == len(realistic_results())
     assert counts.trials == counts.launched + counts.rejected + counts.skipped
-    assert counts.sentence.startswith("25 trials launched, 13 candidates ranked, 4 failed, 2 stopped early, 8 rejected")
+    assert counts.sentence.startswith(
+        "25 trials launched, 6 of them to confirm, 13 candidates ranked, 4 failed, 2 stopped early, 8 rejected"
+    )
 
 
 def test_the_method_says_what_memory_means_and_what_ran(realistic: ReportInfo) -> None:
@@ -358,7 +360,7 @@ def test_the_method_says_what_memory_means_and_what_ran(realistic: ReportInfo) -
     assert facts["Scheduling"] == "niceness 0; threads 2; usable CPUs 2"
     assert "aten::bmm" in facts["Kernels in decode"]
     assert "candidate's own cache" in facts["First token (TTFT)"]
-    assert facts["Repeated processes"].startswith("6 confirming processes")
+    assert facts["Confirming"].startswith("6 confirming processes")
 
 
 def test_quality_that_was_not_measured_is_explained() -> None:

@@ -1,0 +1,119 @@
+"""How the space was searched and how sure that is, as sentences: strategy, bounds, launches, confirming, forecast."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+
+from kvray.analysis.evidence import confirm_round
+from kvray.analysis.launching import ENUMERATED, MISS_CHANCE
+from kvray.config import SearchStrategy
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.report import formats
+from kvray.store.manifest import SweepManifest
+
+_STRATEGIES = {
+    SearchStrategy.MODEL: (
+        "model: a statistical model of the axes, fitted to what is measured, names the next candidate, and ends the "
+        "search when the chance is below 2 % that one not launched is better than the best by more than 2 %"
+    ),
+    SearchStrategy.GRID: "grid: every candidate is launched and measured completely",
+    SearchStrategy.ASHA: "asha: every candidate is launched, successive halving stops the poor ones early",
+    SearchStrategy.OPTUNA: "optuna: Optuna's sampler names the next candidate, successive halving stops the poor early",
+}
+_FEW = f"model: up to {ENUMERATED} candidates are all launched, the most promising first"
+
+
+def strategy_text(search: str, candidates: int, *, max_trials: int | None, budget_s: float | None) -> str:
+    """How so many `candidates` are searched, and how far that may go, in one sentence."""
+    how = next((text for strategy, text in _STRATEGIES.items() if strategy == search), formats.clean_line(search))
+    if search == SearchStrategy.MODEL and candidates <= ENUMERATED:
+        how = _FEW
+    launches = "" if max_trials is None else f"; at most {formats.plural(max_trials, 'launch', 'launches')}"
+    time = "" if budget_s is None else f"; at most {formats.duration(budget_s)}, confirming included"
+    return f"{how}{launches}{time}."
+
+
+def confirming_text(rounds: int) -> str:
+    """How often the best are measured again, in one sentence."""
+    if not rounds:
+        return "none."
+    return (
+        f"up to {formats.plural(rounds, 'round')}, fewer where that is enough; in each, the winner so far, its rivals "
+        "and the baseline run once more, each in a fresh process, one after the other."
+    )
+
+
+def search_fact(manifest: SweepManifest, results: Sequence[TrialResult]) -> str:
+    """Strategy, bounds and how many candidates it launched; empty for sweeps older than that."""
+    if manifest.search is None:
+        return ""
+    launched = len({one.record.candidate_id for one in results if _was_searched(one.record)})
+    candidates = launched + sum(one.record.status is TrialStatus.SKIPPED for one in results)
+    strategy = strategy_text(manifest.search, candidates, max_trials=manifest.max_trials, budget_s=manifest.budget_s)
+    return f"{strategy} Launched: {formats.count(launched)} of {formats.plural(candidates, 'candidate')}."
+
+
+def confirm_fact(manifest: SweepManifest, results: Sequence[TrialResult]) -> str:
+    """What was measured again, and how."""
+    records = [one.record for one in results if one.record.role is Role.CONFIRM]
+    if not records:
+        return "None: no candidate was measured again in a second process."
+    processes = formats.plural(len(records), "confirming process", "confirming processes")
+    rounds = len({number for record in records if (number := confirm_round(record)) is not None})
+    held = (
+        f" in {formats.plural(rounds, 'round')} of at most {formats.count(manifest.confirm_rounds)}" if rounds else ""
+    )
+    return (
+        f"{processes}{held}: winner, its rivals and the baseline one after the other, every cell once in each process."
+    )
+
+
+def repeats_fact(manifest: SweepManifest) -> str:
+    """Who has all repeats in one process, where that are not all."""
+    if manifest.search != SearchStrategy.MODEL or not manifest.confirm_rounds:
+        return ""
+    return " Rung 2 is for the baseline only: others that may win are measured again in further processes instead."
+
+
+def forecast_fact(results: Sequence[TrialResult], winner_id: str | None) -> str:
+    """How near the forecasts came; empty where nothing was forecast."""
+    records = [one.record for one in results if _was_searched(one.record)]
+    ratios = {
+        name: _ratios(records, f"forecast_{column}", column)
+        for name, column in (("first token", "ttft_ms"), ("tok/s", "decode_tok_s"), ("peak memory", "peak_mib"))
+    }
+    told = [f"{name} {formats.multiple(statistics.median(known))}" for name, known in ratios.items() if known]
+    if not told:
+        return ""
+    candidates = formats.plural(max(map(len, ratios.values())), "candidate")
+    share = next((one.roofline_share for one in records if one.candidate_id == winner_id and one.roofline_share), None)
+    reached = "" if share is None else f" The winner decodes at {formats.share(share)} of what copy bandwidth allows."
+    return (
+        "Before launch, from the model's configuration and this device's measured rates. Predicted over measured, "
+        f"median of {candidates}: {formats.listed(told)}.{reached}"
+    )
+
+
+def open_question(manifest: SweepManifest, results: Sequence[TrialResult]) -> str | None:
+    """That a search which was cut short may have missed the best, and by which candidate most likely."""
+    if manifest.max_trials is None and manifest.budget_s is None:
+        return None
+    skipped = [one.record for one in results if one.record.status is TrialStatus.SKIPPED]
+    likely = max(skipped, key=lambda record: record.win_chance or 0.0, default=None)
+    if likely is None or (likely.win_chance or 0.0) < MISS_CHANCE:
+        return None
+    return (
+        f"The search ended early: {formats.clean_line(likely.candidate.label)}, not launched, has a chance of "
+        f"{formats.share(likely.win_chance)} to beat the best one measured by more than 2 %; a larger --budget or "
+        "--max-trials would tell."
+    )
+
+
+def _was_searched(record: TrialRecord) -> bool:
+    return record.status.was_launched and record.role is not Role.CONFIRM
+
+
+def _ratios(records: Iterable[TrialRecord], predicted: str, measured: str) -> list[float]:
+    pairs = ((getattr(record, predicted), getattr(record, measured)) for record in records)
+    return [ahead / behind for ahead, behind in pairs if ahead and behind]

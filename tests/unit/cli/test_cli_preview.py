@@ -1,0 +1,84 @@
+"""A dry run: how it would search, and what is forecast of each candidate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvray.candidate import DeviceType
+from kvray.cli.preview import print_preview
+from kvray.config import TuneConfig
+from kvray.engines.fake import FakeAdapter
+from kvray.forecast.prediction import CellForecast, Forecast
+from kvray.preview import Preview, preview_sweep
+from kvray.workload import Cell
+
+
+def config(**values: Any) -> TuneConfig:
+    return TuneConfig(model_id="fake:ok", profile="ci-micro", device=DeviceType.CPU, engine="fake", **values)
+
+
+def with_forecasts(preview: Preview, ttft_ms: float | None) -> Preview:
+    """`preview` as if the model's shape were known, and `ttft_ms` if the device were, too."""
+    cell = CellForecast(
+        cell=Cell(512, 32, 1),
+        ttft_ms=ttft_ms,
+        decode_tok_s=11.2,
+        peak_mib=731.0,
+        held_mib=700.0,
+        ideal_decode_tok_s=9.0,
+    )
+    forecasts = {one.candidate_id: Forecast.of([cell]) for one in preview.space.candidates}
+    return replace(preview, forecasts=forecasts)
+
+
+def shown(capsys: pytest.CaptureFixture[str], preview: Preview, given: TuneConfig) -> str:
+    print_preview(preview, given, as_json=False)
+    return capsys.readouterr().out
+
+
+def test_a_dry_run_says_how_it_would_search(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config(search="asha", budget_s=90.0, max_trials=10, confirm_rounds=0)
+    text = " ".join(shown(capsys, preview_sweep(given, FakeAdapter()), given).split())
+    assert (
+        "search by asha: every candidate is launched, successive halving stops the poor ones early; at most 10 "
+        "launches; at most 1.5 min, confirming included. confirming: none."
+    ) in text
+
+
+def test_without_forecasts_candidates_are_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config()
+    text = shown(capsys, preview_sweep(given, FakeAdapter()), given)
+    assert "dynamic/sdpa/float32  baseline\n" in text
+    assert "forecast" not in text
+
+
+def test_forecasts_stand_beside_the_candidates(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config()
+    text = shown(capsys, with_forecasts(preview_sweep(given, FakeAdapter()), 1146.0), given)
+    (line,) = [line for line in text.splitlines() if line.rstrip().endswith("731") and "baseline" in line]
+    assert line.split()[1:] == ["dynamic/sdpa/float32", "baseline", "1,146", "11.2", "731"]
+
+
+def test_a_device_that_was_not_measured_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config()
+    assert "this device was not measured" in shown(
+        capsys, with_forecasts(preview_sweep(given, FakeAdapter()), None), given
+    )
+
+
+def test_as_json_search_and_forecasts_are_there_too(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config(max_trials=3, seed=5)
+    print_preview(with_forecasts(preview_sweep(given, FakeAdapter()), 1146.0), given, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["search"] == {
+        "strategy": "model",
+        "budget_s": None,
+        "max_trials": 3,
+        "confirm_rounds": 4,
+        "seed": 5,
+    }
+    assert told["candidates"][0]["forecast"]["highest_peak_mib"] == 731.0
