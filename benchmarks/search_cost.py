@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from landscapes import HARD, ORDINARY, Kind, Landscape, make_landscape, recorded_landscapes
+from landscapes import HARD, ORDINARY, QUIET, Kind, Landscape, make_landscape, recorded_landscapes
 from output import Figure, make_parser, print_table, write_figures
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from replay import Outcome, replay
@@ -165,7 +165,7 @@ def main() -> None:
 
 def _sets(replays: int) -> list[tuple[str, list[Landscape]]]:
     """Names and landscapes: 100 candidates ordinary and hard, other sizes, and the recorded sweeps."""
-    made: list[tuple[str, Kind, int]] = [(kind.name, kind, replays) for kind in (ORDINARY, *HARD)]
+    made: list[tuple[str, Kind, int]] = [(kind.name, kind, replays) for kind in (ORDINARY, QUIET, *HARD)]
     for size in (24, 50, 200, 400):
         made.append((f"{size} candidates", Kind(name=f"{size} candidates", size=size), max(4, replays // 4)))
     sets = [(name, [make_landscape(kind, seed) for seed in range(count)]) for name, kind, count in made]

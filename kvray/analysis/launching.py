@@ -27,7 +27,7 @@ WIN_CHANCE = 0.05
 """Of being better than the likeliest winner: who has more is measured again."""
 ENUMERATED = 12
 """A space of so many candidates is launched as a whole: there is little to save."""
-MODESTY = 1.25
+MODESTY = 1.6
 """Factor on every predicted variance: the scales are fitted, not known (`benchmarks/search_cost.py`)."""
 SAMPLES = 512
 LEANEST = 2
