@@ -226,7 +226,7 @@ class SweepCourse:
         if not lineup:
             number, lineup = self._round + 1, self._members(self._round + 1, self._results)
             if self._round == 0 and lineup:
-                # The search's model may see a winner in whom its own measurements do not show, or who was stopped early.
+                # The search's model may see a winner that its own few measurements do not show, or that was stopped.
                 lineup = tuple(dict.fromkeys([*lineup, *self._launches.contenders()[:MOST_CONTENDERS]]))
             if len(lineup) < 2:
                 return
