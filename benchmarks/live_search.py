@@ -14,7 +14,7 @@ from pathlib import Path
 from output import make_parser, print_table, write_figures
 from overhead import demo_model
 
-from kvray.config import SearchStrategy, TuneConfig
+from kvray.config import CONFIRM_ROUNDS, SearchStrategy, TuneConfig
 from kvray.record import Role
 from kvray.result import TuneResult
 from kvray.search import TuningSearch
@@ -29,7 +29,7 @@ def main() -> None:
     searches = {
         name: timed(strategy, confirm_rounds, quick=arguments.quick)
         for name, strategy, confirm_rounds in (
-            ("kvray", SearchStrategy.MODEL, 4),
+            ("kvray", SearchStrategy.MODEL, CONFIRM_ROUNDS),
             ("exhaustive", SearchStrategy.GRID, 0),
         )
     }
