@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 from course_samples import BASELINE, FAST, PROFILE, SPACE, TRIAL_S, Clock, answer, blank, drive, make_course, roles
 
+from kvray.analysis.axis_search import AxisSearch
 from kvray.analysis.evidence import confirm_round
-from kvray.analysis.launching import AxisSearch, EveryCandidate, Launches
+from kvray.analysis.launching import EveryCandidate, Launches
 from kvray.config import SearchStrategy
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.sweep.course import SweepCourse
