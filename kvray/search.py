@@ -130,14 +130,6 @@ class TuningSearch:
             recorded = _recorded(store, run_id)
             recorder = _Recorder(store, self._observer)
             recorder.search_started(preview, manifest, recorded)
-            orders = OrderMaker(
-                _plain_spec(config, preview, request, run_id),
-                reference=_reference(preview),
-                forecasts=preview.forecasts,
-                adapter=adapter,
-                threads=slots.threads,
-                scratch=log.parent,
-            )
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
             )
@@ -145,7 +137,14 @@ class TuningSearch:
                 preview.space.candidates,
                 launches=launches,
                 profile=preview.profile,
-                make_order=orders,
+                make_order=OrderMaker(
+                    _plain_spec(config, preview, request, run_id),
+                    reference=_reference(preview),
+                    forecasts=preview.forecasts,
+                    adapter=adapter,
+                    threads=slots.threads,
+                    scratch=log.parent,
+                ),
                 bounds=_bounds(config, started_s),
                 recorded=recorded,
                 stops_early=config.search is not SearchStrategy.GRID,
