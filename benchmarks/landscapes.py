@@ -169,6 +169,7 @@ class Kind:
 
 
 ORDINARY = Kind(name="ordinary")
+QUIET = Kind(name="quiet machine", noise=0.4)
 HARD = (
     replace(ORDINARY, name="three-way", triple=0.6, residual=0.3),
     replace(ORDINARY, name="no forecast", forecast_correlation=0.0),

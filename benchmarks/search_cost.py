@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from landscapes import HARD, ORDINARY, Kind, Landscape, make_landscape, recorded_landscapes
+from landscapes import HARD, ORDINARY, QUIET, Kind, Landscape, make_landscape, recorded_landscapes
 from output import Figure, make_parser, print_table, write_figures
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from replay import Outcome, replay
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.launching import AxisSearch, EveryCandidate
+from kvray.analysis.axis_search import AxisSearch
+from kvray.analysis.launching import EveryCandidate
 from kvray.config import CONFIRM_ROUNDS
 from kvray.record import Role, TrialResult
 from kvray.sweep.course import SweepCourse
@@ -147,7 +148,7 @@ def figures_of(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--replays", type=int, default=200, help="replays of each kind of landscape at 100 candidates")
+    parser.add_argument("--replays", type=int, default=100, help="of the ordinary landscapes; fewer of the others")
     parser.add_argument("--methods", default=",".join(METHODS))
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
@@ -165,12 +166,13 @@ def main() -> None:
 
 def _sets(replays: int) -> list[tuple[str, list[Landscape]]]:
     """Names and landscapes: 100 candidates ordinary and hard, other sizes, and the recorded sweeps."""
-    made: list[tuple[str, Kind, int]] = [(kind.name, kind, replays) for kind in (ORDINARY, *HARD)]
+    made: list[tuple[str, Kind, int]] = [(ORDINARY.name, ORDINARY, replays)]
+    made += [(kind.name, kind, max(4, replays // 2)) for kind in (QUIET, *HARD)]
     for size in (24, 50, 200, 400):
-        made.append((f"{size} candidates", Kind(name=f"{size} candidates", size=size), max(4, replays // 4)))
+        made.append((f"{size} candidates", Kind(name=f"{size} candidates", size=size), max(4, replays // 5)))
     sets = [(name, [make_landscape(kind, seed) for seed in range(count)]) for name, kind, count in made]
     for landscape in recorded_landscapes():
-        sets.append((landscape.name, [landscape] * max(4, replays // 4)))
+        sets.append((landscape.name, [landscape] * max(4, replays // 5)))
     return sets
 
 

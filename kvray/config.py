@@ -29,7 +29,7 @@ class SearchStrategy(Choice):
 
 DEFAULT_SPACE = "default"
 FULL_SPACE = "full"
-CONFIRM_ROUNDS = 4
+CONFIRM_ROUNDS = 3
 
 
 class TuneConfig(BaseModel):

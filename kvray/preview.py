@@ -112,7 +112,8 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool =
 def known_hardware(
     config: TuneConfig, adapter: EngineAdapter, *, before_measuring: Callable[[], None] = lambda: None
 ) -> Hardware | None:
-    """The rates of the device that `config` means, measured now if they never were; `before_measuring` is called then.
+    """The rates of the device that `config` means, measured now if they never were undisturbed; `before_measuring` is
+    called then.
 
     `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes may differ
     from this machine.
@@ -121,11 +122,17 @@ def known_hardware(
     if key is None:
         return None
     hardware = load_hardware(key)
-    if hardware is None:
+    if hardware is None or hardware.disturbance:
         before_measuring()
-        hardware = adapter.measure_hardware(device, key.threads or None)
+        hardware = adapter.measure_hardware(device, key.threads or None) or hardware
         if hardware is not None:
             save_hardware(key, hardware)
+        if hardware is not None and hardware.disturbance:
+            _logger.warning(
+                "While this device's rates were measured, %s: seconds are forecast too long. They are measured again "
+                "next time.",
+                hardware.disturbance,
+            )
     return hardware
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -12,9 +11,9 @@ from kvray.candidate import CacheStrategy, Candidate, CompileMode
 
 MEMORY_STEP = 0.02
 """Share of the peak that is materially less."""
-MOST_LOSS = math.log(1.01)
-"""In expected utility, for being leaner or simpler. What is truly lost is then below 2 % in 95 % of sweeps
-(`benchmarks/calibration.py`)."""
+WORSE_CHANCE = 0.1
+"""Of being more than 2 % worse than the leader: who has less may be chosen for being leaner or simpler. An expected
+loss says less: where noise is large it is small between candidates of which one is much the better."""
 
 Complexity = tuple[int, bool, bool]
 
@@ -41,12 +40,12 @@ class Choice:
 
 
 def choose(standing: Standing, peaks_mib: Mapping[str, float | None], complexities: Mapping[str, Complexity]) -> Choice:
-    """The leader, or one that ties with it, is expected to be at most 1 % worse, and is leaner or as lean and simpler.
+    """The leader, or one that ties with it, is hardly more than 2 % worse, and is leaner or as lean and simpler.
 
     Leaner is one that peaks at least 2 % lower than the leader.
     """
     leader, means = standing.leader, standing.means
-    near = [leader, *(key for key in standing.ties(leader) if means[key] >= means[leader] - MOST_LOSS)]
+    near = [leader, *(key for key in standing.ties(leader) if standing.worse_share(key, leader) <= WORSE_CHANCE)]
     lean = _leanest(near, peaks_mib)
     best = min(lean, key=lambda key: (complexities[key], -means[key], key))
     if best == leader:

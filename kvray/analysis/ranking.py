@@ -280,7 +280,7 @@ def _unpooled(
     """Trials that did not end ok, or ended ok and lack a cell; not those of candidates that came further after all."""
     pooled = {trial.record.trial_id for pool in pools.values() for trial in pool}
     launched = {result.record.candidate_id for result in results if result.record.status.was_launched}
-    overtaken = {TrialStatus.STOPPED: pools.keys(), TrialStatus.SKIPPED: launched}
+    overtaken = {TrialStatus.STOPPED: pools.keys(), TrialStatus.SKIPPED: launched, TrialStatus.REJECTED: launched}
     for result in results:
         record = result.record
         if record.trial_id in pooled or record.candidate_id in overtaken.get(record.status, ()):

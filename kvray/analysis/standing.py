@@ -51,6 +51,11 @@ class Standing:
         behind = self.utilities.max(axis=0) - self.utilities[self.ids.index(candidate_id)]
         return float((behind <= NEAR).mean())
 
+    def worse_share(self, candidate_id: str, than: str) -> float:
+        """Share of the draws in which it is more than 2 % worse than another."""
+        behind = self.utilities[self.ids.index(than)] - self.utilities[self.ids.index(candidate_id)]
+        return float((behind > NEAR).mean())
+
     def ties(self, candidate_id: str) -> tuple[str, ...]:
         """Those that cannot be told apart from it because they may as well be the best, the likeliest first."""
         shares = self.lead_shares

@@ -9,9 +9,8 @@ Williams 2006, "Gaussian Processes for Machine Learning", section 5.4).
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,6 @@ Array = npt.NDArray[np.float64]
 
 CONSTANT_VARIANCE = 25.0
 """Of a logarithm: the overall level is whatever the measurements say."""
-MODESTY = 1.6
-"""Factor on every predicted variance: the scales are fitted, not known. With it the search misses a better candidate by
-more than 2 % about as often as it says (`benchmarks/search_cost.py`)."""
 _JITTER = 1e-9
 _MAX_ITERATIONS = 30
 
@@ -82,14 +78,18 @@ class Posterior:
     """What is known of one metric of every candidate: n means, and their n × n covariance (noise not included).
 
     Attributes:
+        noise: variance of what a first rung would measure around the truth.
         scales: logarithms of the fitted scales, a start for the next fit.
-        inflation: factor by which the variance was widened because the model was surer than it was right.
     """
 
     mean: Array
     covariance: Array
+    noise: float
     scales: Array
-    inflation: float
+
+    def widened(self, factor: float) -> Posterior:
+        """The same, `factor` times as uncertain of the truth."""
+        return replace(self, covariance=factor * self.covariance)
 
 
 class AxisModel:
@@ -159,12 +159,11 @@ class AxisModel:
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         across = everything[:, seen.at]
-        inflation = _inflation(inverse, values)
         return Posterior(
             mean=level + across @ (inverse @ values),
-            covariance=inflation * (everything - across @ inverse @ across.T),
+            covariance=everything - across @ inverse @ across.T,
+            noise=float(variances[-2] + variances[-1]),
             scales=scales,
-            inflation=inflation,
         )
 
 
@@ -199,15 +198,3 @@ def _pairs(equal: Sequence[Array]) -> Array:
     """Mean over all pairs of axes of where two candidates share both values."""
     products = [one * other for one, other in itertools.combinations(equal, 2)]
     return np.mean(products, axis=0) if products else np.zeros_like(equal[0]) if equal else np.zeros((1, 1))
-
-
-def _inflation(inverse: Array, values: Array) -> float:
-    """By how much the measurements stray from what the model expects of each by all others, beyond chance, if at all.
-
-    The standardised residuals of leaving one out are `[K⁻¹y]ᵢ/√[K⁻¹]ᵢᵢ` (Rasmussen and Williams 2006, equations 5.10 to
-    5.12); the mean of their squares is 1 where the model is right, within `√(2/n)`.
-    """
-    residuals = (inverse @ values) / np.sqrt(np.diagonal(inverse))
-    count = len(values)
-    mean_square = float(residuals @ residuals) / count
-    return MODESTY * max(1.0, mean_square / (1 + math.sqrt(2 / count)))

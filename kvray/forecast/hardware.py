@@ -33,6 +33,7 @@ class Hardware:
         to_device_bytes_s: of a copy from host memory; `None` on a CPU.
         resident_mib: what a process holds before it has a model: resident set with libraries (CPU), or device memory
             outside the allocator (CUDA).
+        disturbance: what took from the device meanwhile, for people; such rates are measured again next time.
     """
 
     device: DeviceType
@@ -43,6 +44,7 @@ class Hardware:
     step_s: float
     to_device_bytes_s: float | None = None
     resident_mib: float = 0.0
+    disturbance: str | None = None
 
     def to_json(self) -> str:
         """One object; the inverse of `from_json`."""

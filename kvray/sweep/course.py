@@ -123,7 +123,7 @@ class SweepCourse:
         self._running: set[str] = set()
         self._launched: set[str] = set()
         self._is_searching = True
-        self._round = 0
+        self._round = self._recalled_round = 0
         self._lineup: deque[str] = deque()
         for result in recorded:
             self._recall(result)
@@ -134,7 +134,7 @@ class SweepCourse:
         return not self._running and not self._is_searching and not self._lineup
 
     def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
-        """The candidates that no process was started for, in this attempt or an earlier one; what is expected of each."""
+        """The candidates that no process was started for, now or in an earlier attempt, each with what is expected."""
         expected = {one.candidate.candidate_id: one.text for one in self._launches.predictions()}
         left = [(key, one) for key, one in self._by_id.items() if key not in self._launched]
         return tuple((one, expected.get(key, "the search ended before its turn")) for key, one in left)
@@ -183,7 +183,7 @@ class SweepCourse:
         if not record.status.was_launched or record.candidate_id not in self._by_id:
             return
         if record.role is Role.CONFIRM:
-            self._round = max(self._round, confirm_round(record) or 0)
+            self._round = self._recalled_round = max(self._round, confirm_round(record) or 0)
         else:
             self._launches.launched(record.candidate_id)
             self._launched.add(record.candidate_id)
@@ -201,7 +201,12 @@ class SweepCourse:
     def _next_searched(self) -> Candidate | None:
         """The search's next candidate. The search is over when it has none and none of its trials can change that."""
         has_room = self._bounds.max_trials is None or len(self._launched) < self._bounds.max_trials
-        candidate = self._launches.proposal() if has_room and self._has_time_to_search() else None
+        candidate: Candidate | None = None
+        if self._baseline_id not in self._launched:
+            # Whatever the bounds and the records of an earlier attempt: without it there is no result.
+            candidate = self._by_id[self._baseline_id]
+        elif has_room and self._has_time_to_search():
+            candidate = self._launches.proposal()
         if candidate is None:
             self._is_searching = bool(self._running) and has_room
             return None
@@ -210,28 +215,44 @@ class SweepCourse:
         return candidate
 
     def _has_time_to_search(self) -> bool:
-        """The baseline is measured whatever the budget, or there would be no result at all."""
-        if self._bounds.deadline_s is None or not self._launched:
+        if self._bounds.deadline_s is None:
             return True
         kept_s = CONFIRM_SHARE * self._bounds.budget_s if self._bounds.confirm_rounds else 0.0
         return self._remaining_s() - kept_s > self._typical_s(Role.SEARCH) / 2
 
     def _plan_round(self) -> None:
         """Who runs once more; nobody when enough is known, or there is no time for it."""
-        evidence = gather_evidence(self._results, self._profile)
-        lineup = next_round(
-            evidence,
+        number, lineup = self._recalled_round, self._left_of_recalled_round()
+        if not lineup:
+            number, lineup = self._round + 1, self._members(self._round + 1, self._results)
+            if self._round == 0 and lineup:
+                # The search's model may see a winner that its own few measurements do not show, or that was stopped.
+                lineup = tuple(dict.fromkeys([*lineup, *self._launches.contenders()[:MOST_CONTENDERS]]))
+            if len(lineup) < 2:
+                return
+        if self._remaining_s() >= len(lineup) * self._typical_s(Role.CONFIRM):
+            self._round = number
+            self._lineup.extend(lineup)
+
+    def _left_of_recalled_round(self) -> tuple[str, ...]:
+        """Who had no turn in the last round of an earlier attempt that was broken off; asked once."""
+        number, self._recalled_round = self._recalled_round, 0
+        if not number:
+            return ()
+        rounds = [confirm_round(one.record) or 0 for one in self._results]
+        before = [one for one, its in zip(self._results, rounds, strict=True) if its < number]
+        ran = {one.record.candidate_id for one, its in zip(self._results, rounds, strict=True) if its == number}
+        return tuple(key for key in self._members(number, before) if key not in ran)
+
+    def _members(self, round_number: int, results: Sequence[TrialResult]) -> tuple[str, ...]:
+        """Who runs in a confirming round, by what `results` say."""
+        return next_round(
+            gather_evidence(results, self._profile),
             baseline_id=self._baseline_id,
-            round_number=self._round + 1,
+            round_number=round_number,
             most_rounds=self._bounds.confirm_rounds,
             weights=utility_weights(self._profile),
         )
-        if self._round == 0 and lineup:
-            # The search's model may see a winner in whom its own measurements do not show, or who was stopped early.
-            lineup = tuple(dict.fromkeys([*lineup, *self._launches.contenders()[:MOST_CONTENDERS]]))
-        if len(lineup) > 1 and self._remaining_s() >= len(lineup) * self._typical_s(Role.CONFIRM):
-            self._round += 1
-            self._lineup.extend(lineup)
 
     def _next_confirmed(self) -> TrialOrder | None:
         if not self._lineup:

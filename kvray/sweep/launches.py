@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kvray.analysis.launching import AxisSearch, EveryCandidate, Figures, Launches
+from kvray.analysis.axis_search import AxisSearch
+from kvray.analysis.belief import Figures
+from kvray.analysis.launching import EveryCandidate, Launches
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy
 from kvray.sweep.optuna import OptunaLaunches

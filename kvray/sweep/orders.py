@@ -32,7 +32,7 @@ class OrderMaker:
         forecasts: Mapping[str, Forecast],
         adapter: EngineAdapter,
         threads: int | None,
-        scratch: Path,
+        scratch: Path | None,
     ) -> None:
         self._spec = spec
         self._reference = reference

@@ -249,6 +249,7 @@ class MeasuringAdapter(FakeAdapter):
 
     def __init__(self) -> None:
         self.measured: list[tuple[DeviceType, int | None]] = []
+        self.disturbance: str | None = None
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         shape = ModelShape(
@@ -266,7 +267,13 @@ class MeasuringAdapter(FakeAdapter):
         self.measured.append((device, threads))
         rates = dict.fromkeys(DType, 1e9)
         return Hardware(
-            device=device, copy_bytes_s=1e9, matmul_flops_s=rates, stream_bytes_s=rates, layer_s=0.0, step_s=0.0
+            device=device,
+            copy_bytes_s=1e9,
+            matmul_flops_s=rates,
+            stream_bytes_s=rates,
+            layer_s=0.0,
+            step_s=0.0,
+            disturbance=self.disturbance,
         )
 
 
@@ -341,6 +348,20 @@ def test_on_a_cluster_memory_is_forecast_and_nothing_is_measured_or_rejected(
     assert len(labels(preview)) == len(preview.forecasts) == 12
     assert {one.ttft_ms for one in preview.forecasts.values()} == {None}
     assert engine.measured == []
+
+
+def test_rates_measured_while_others_computed_are_measured_again_and_the_user_is_told(
+    engine: MeasuringAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.disturbance = "other programs used 1.0 of 2 CPUs"
+    disturbed = known_hardware(config(), engine)
+    assert disturbed is not None
+    assert "other programs used 1.0 of 2 CPUs: seconds are forecast too long" in caplog.text
+    assert preview_sweep(config(), engine).hardware == disturbed
+    engine.disturbance = None
+    for _ in range(2):
+        assert known_hardware(config(), engine) == replace(disturbed, disturbance=None)
+    assert len(engine.measured) == 2
 
 
 def test_a_device_is_measured_once_after_saying_so_and_only_then_are_seconds_forecast(

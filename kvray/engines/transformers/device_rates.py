@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kvray.candidate import DeviceType, DType
 from kvray.forecast.hardware import Hardware
 from kvray.probes.cpu import PeakRss
+from kvray.probes.disturbance import TrialWatch
 from kvray.probes.gpu import process_memory_mib
 
 TIMEOUT_S = 120.0
@@ -46,13 +48,15 @@ def measure_apart(device: DeviceType, threads: int | None, environment: Mapping[
 
 def measure(kind: DeviceType) -> Hardware:
     """The rates of this process's first device of that kind."""
+    watch = TrialWatch(kind)
     import torch
 
     device = torch.device(kind.value)
     torch.zeros(1, device=device)
+    run = watch.start_run()
     resident_mib = _resident_mib(kind)
     layer_s, step_s = _own_times(device)
-    return Hardware(
+    rates = Hardware(
         device=kind,
         copy_bytes_s=_copy_rate(device, kind),
         matmul_flops_s={dtype: _matmul_rate(device, kind, dtype) for dtype in DType},
@@ -62,6 +66,7 @@ def measure(kind: DeviceType) -> Hardware:
         to_device_bytes_s=_to_device_rate(device) if kind is DeviceType.CUDA else None,
         resident_mib=resident_mib,
     )
+    return replace(rates, disturbance=run.finish().disturbance)
 
 
 def _resident_mib(kind: DeviceType) -> float:

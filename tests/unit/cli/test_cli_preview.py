@@ -10,7 +10,7 @@ import pytest
 
 from kvray.candidate import DeviceType
 from kvray.cli.preview import print_preview
-from kvray.config import TuneConfig
+from kvray.config import CONFIRM_ROUNDS, TuneConfig
 from kvray.engines.fake import FakeAdapter
 from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.preview import Preview, preview_sweep
@@ -78,7 +78,7 @@ def test_as_json_search_and_forecasts_are_there_too(capsys: pytest.CaptureFixtur
         "strategy": "model",
         "budget_s": None,
         "max_trials": 3,
-        "confirm_rounds": 4,
+        "confirm_rounds": CONFIRM_ROUNDS,
         "seed": 5,
     }
     assert told["candidates"][0]["forecast"]["highest_peak_mib"] == 731.0

@@ -1,0 +1,251 @@
+"""The search that launches what may win: best expected improvement first, until a miss is improbable.
+
+Knows no Ray and no clock. Decides by what `analysis.belief` makes of the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvray.analysis.aggregate import Metrics
+from kvray.analysis.belief import (
+    PEAK,
+    Belief,
+    Figures,
+    Measured,
+    MetricModels,
+    goodness,
+    utility_weights_of_goodness,
+)
+from kvray.analysis.launching import Prediction
+from kvray.analysis.surrogate import Array
+from kvray.candidate import Candidate
+from kvray.workload import WorkloadProfile
+
+MISS = math.log(1.02)
+"""Difference in utility worth another launch: 2 %."""
+MISS_CHANCE = 0.02
+"""The search ends when the chance is smaller that anything not launched beats the best by more than `MISS`."""
+WIN_CHANCE = 0.05
+"""Of being better than the likeliest winner: who has more is measured again."""
+ENUMERATED = 12
+"""A space of so many candidates is launched as a whole: there is little to save."""
+LEANEST = 2
+LEANER = 0.02
+"""Share of memory that a fallback must save to be one (see `analysis.fallback`)."""
+
+
+@dataclass
+class _Seen:
+    """A launched candidate.
+
+    Attributes:
+        latest: what it measured so far.
+        expected: means and variances of its three logarithms, as they were predicted when it was launched.
+        is_contender: whether it may be chosen.
+        has_failed: known once its trial has ended.
+    """
+
+    latest: Measured | None = None
+    expected: tuple[Array, Array] | None = None
+    is_contender: bool = True
+    has_failed: bool | None = None
+    seconds: float | None = None
+
+
+class AxisSearch:
+    """Proposes launches, best expected improvement per √second first, until a miss is improbable.
+
+    Args:
+        candidates: the space; the first is the baseline and is launched first.
+        forecasts: predicted metrics by candidate id, for those of which there are any.
+        seed: of the posterior's samples; the same measurements and seed give the same proposals.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        profile: WorkloadProfile,
+        forecasts: Mapping[str, Figures] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._candidates = tuple(candidates)
+        self._index = {candidate.candidate_id: index for index, candidate in enumerate(self._candidates)}
+        self._models = MetricModels(self._candidates, profile, forecasts or {})
+        self._forecasts = forecasts or {}
+        self._weights = utility_weights_of_goodness(profile)
+        self._generator = np.random.default_rng(seed)
+        self._seen: dict[int, _Seen] = {}
+        self._surprises: list[Array] = []
+        self._belief: Belief | None = None
+
+    def launched(self, candidate_id: str) -> None:
+        """See `Launches`."""
+        index, belief = self._index[candidate_id], self._believe()
+        expected = None if belief is None else belief.expected_measurement(index)
+        self._seen.setdefault(index, _Seen(expected=expected))
+
+    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
+        """See `Launches`."""
+        index = self._index[candidate_id]
+        one = self._seen.setdefault(index, _Seen())
+        if one.latest is None and one.expected is not None:
+            means, variances = one.expected
+            self._surprises.append((goodness(metrics) - means) ** 2 / variances)
+        earlier = one.latest.first if one.latest else None
+        one.latest = Measured(index=index, rung=rung, metrics=metrics, first=metrics if rung == 0 else earlier)
+        one.is_contender = keeps_limits
+        self._belief = None
+
+    def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
+        """See `Launches`. What failed is never chosen, and what it measured still teaches."""
+        one = self._seen.setdefault(self._index[candidate_id], _Seen())
+        one.is_contender, one.has_failed = one.is_contender and not failed, failed
+        one.seconds = seconds
+
+    def proposal(self) -> Candidate | None:
+        """See `Launches`."""
+        waiting = self._waiting
+        if not waiting:
+            return None
+        if not self._seen:
+            return self._candidates[0]
+        belief = self._believe()
+        if belief is None:
+            return self._candidates[self._likely_best(waiting)]
+        gains, is_miss = self._gains(belief, waiting)
+        if is_miss.mean() < MISS_CHANCE and len(self._candidates) > ENUMERATED:
+            return self._lean_one(belief, waiting)
+        worth = gains.mean(axis=0) * self._likely_to_work(waiting) / np.sqrt(self._seconds(waiting))
+        return self._candidates[waiting[int(np.argmax(worth))]]
+
+    def win_chance(self, candidate_id: str) -> float:
+        """See `Launches`; 1 without rivals."""
+        belief, index = self._believe(), self._index[candidate_id]
+        rivals = [other for other in self._contenders if other != index]
+        if belief is None or not rivals:
+            return 1.0
+        draws = belief.draw([index, *rivals], self._generator)
+        return float((draws[:, 0] > draws[:, 1:].max(axis=1)).mean())
+
+    def contenders(self) -> tuple[str, ...]:
+        """See `Launches`."""
+        belief, launched = self._believe(), self._contenders
+        if belief is None or not launched:
+            return ()
+        draws = belief.draw(launched, self._generator)
+        best = int(np.argmax(belief.utility_means[launched]))
+        chances = (draws > draws[:, [best]]).mean(axis=0)
+        chances[best] = 1.0
+        order = np.argsort(-chances, kind="stable")
+        return tuple(self._candidates[launched[place]].candidate_id for place in order if chances[place] > WIN_CHANCE)
+
+    def predictions(self) -> tuple[Prediction, ...]:
+        """See `Launches`: the likeliest to be missed first; empty before anything is measured."""
+        belief, waiting = self._believe(), self._waiting
+        if belief is None or not waiting:
+            return ()
+        means = belief.utility_means
+        best = means[self._contenders].max() if self._contenders else means.min()
+        spreads = np.sqrt(np.diagonal(belief.utility_covariance(waiting)).clip(1e-18))
+        found = [
+            self._prediction(index, belief, behind=float(best - means[index]), spread=float(spread))
+            for index, spread in zip(waiting, spreads, strict=True)
+        ]
+        return tuple(sorted(found, key=lambda one: -one.chance))
+
+    @property
+    def _waiting(self) -> list[int]:
+        return [index for index in range(len(self._candidates)) if index not in self._seen]
+
+    @property
+    def _contenders(self) -> list[int]:
+        """Those that have measured something and may be chosen."""
+        return [index for index, one in self._seen.items() if one.is_contender and one.latest is not None]
+
+    @property
+    def _has_peaks(self) -> bool:
+        return all(one.latest.metrics.peak_mib is not None for one in self._seen.values() if one.latest is not None)
+
+    def _believe(self) -> Belief | None:
+        """`None` before the first rung of the first trial."""
+        seen = [one.latest for one in self._seen.values() if one.latest is not None]
+        if self._belief is None and seen:
+            self._belief = self._models.believe(seen, self._surprises)
+        return self._belief
+
+    def _prediction(self, index: int, belief: Belief, *, behind: float, spread: float) -> Prediction:
+        ttft, speed, peak = (float(one.mean[index]) for one in belief.wide)
+        return Prediction(
+            candidate=self._candidates[index],
+            ttft_ms=math.exp(-ttft),
+            decode_tok_s=math.exp(speed),
+            peak_mib=math.exp(-peak) if self._has_peaks else None,
+            low=math.exp(-behind - 1.96 * spread),
+            high=math.exp(-behind + 1.96 * spread),
+            chance=0.5 * math.erfc((MISS + behind) / (spread * math.sqrt(2))),
+        )
+
+    def _gains(self, belief: Belief, waiting: Sequence[int]) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Samples × waiting: by how much each beats everything launched (running ones as predicted); and per sample
+        whether one that works beats it by more than `MISS`."""
+        launched = [index for index, one in self._seen.items() if one.is_contender]
+        draws = belief.draw([*waiting, *launched], self._generator)
+        best = draws[:, len(waiting) :].max(axis=1) if launched else np.full(len(draws), -np.inf)
+        floor = belief.utility_means.min() - 1.0
+        gains = np.maximum(draws[:, : len(waiting)], floor) - np.maximum(best, floor)[:, None]
+        works = self._generator.random(gains.shape) < self._likely_to_work(waiting)
+        return np.maximum(gains, 0.0), ((gains > MISS) & works).any(axis=1)
+
+    def _likely_to_work(self, among: Sequence[int]) -> Array:
+        """Probability that a launch does not fail: by the worst record of any of its values, one success given."""
+        ended = [(index, one) for index, one in self._seen.items() if one.has_failed is not None]
+        if not any(one.has_failed for _, one in ended):
+            return np.ones(len(among))
+        equal = self._models.shared
+        launched = [index for index, _ in ended]
+        worked = np.array([not one.has_failed for _, one in ended], dtype=float)
+        shares = [
+            (matrix[among][:, launched] @ worked + 1) / (matrix[among][:, launched].sum(axis=1) + 1) for matrix in equal
+        ]
+        return np.min(shares, axis=0) if shares else np.ones(len(among))
+
+    def _seconds(self, among: Sequence[int]) -> Array:
+        """What a launch takes: the median of those with the same compile mode, of all where there are none."""
+        known = [(self._candidates[index], one.seconds) for index, one in self._seen.items() if one.seconds]
+        if not known:
+            return np.ones(len(among))
+        overall = statistics.median(seconds for _, seconds in known)
+        return np.array(
+            [
+                statistics.median(
+                    [seconds for other, seconds in known if other.compile is self._candidates[index].compile]
+                    or [overall]
+                )
+                for index in among
+            ]
+        )
+
+    def _likely_best(self, waiting: Sequence[int]) -> int:
+        """By forecast alone; in the space's order without one."""
+        forecasts = [self._forecasts.get(self._candidates[index].candidate_id) for index in waiting]
+        worth = [-math.inf if one is None else float(self._weights @ goodness(one)) for one in forecasts]
+        return waiting[int(np.argmax(worth))]
+
+    def _lean_one(self, belief: Belief, waiting: Sequence[int]) -> Candidate | None:
+        """One of the `LEANEST` candidates by predicted memory, if it needs less than all that have been measured."""
+        if not self._has_peaks:
+            return None
+        leanness = belief.wide[PEAK].mean
+        measured = max((leanness[index] for index in self._contenders), default=-np.inf)
+        for index in np.argsort(-leanness, kind="stable")[:LEANEST]:
+            if index in waiting and leanness[index] > measured - math.log1p(-LEANER):
+                return self._candidates[int(index)]
+        return None

@@ -1,0 +1,154 @@
+"""A small sweep without Ray: its course, and what its trials would leave. The test is the slot."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+
+from kvray.analysis.launching import EveryCandidate, Launches
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.engines.base import ModelRequest
+from kvray.engines.fake import FakeAdapter
+from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.course import Bounds, SweepCourse
+from kvray.sweep.orders import OrderMaker
+from kvray.sweep.slot import TrialOrder
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+from kvray.workload import create_custom_profile
+
+PROFILE = create_custom_profile(
+    "small",
+    context_lengths=(16,),
+    output_lengths=(4,),
+    repeats=2,
+    weight_ttft=0.4,
+    weight_throughput=0.4,
+    weight_memory=0.2,
+)
+SPACE = [
+    Candidate(engine="fake", cache=CacheStrategy.DYNAMIC, attention=attention, dtype=dtype)
+    for attention in (AttentionBackend.SDPA, AttentionBackend.EAGER)
+    for dtype in (DType.FLOAT32, DType.BFLOAT16)
+]
+BASELINE, FAST = SPACE[0], SPACE[1]
+TTFT_MS = {candidate.candidate_id: 100.0 - 30.0 * (candidate == FAST) for candidate in SPACE}
+TRIAL_S = 10.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_course(
+    *,
+    clock: Clock | None = None,
+    launches: Launches | None = None,
+    recorded: Sequence[TrialResult] = (),
+    repeats_apart: bool = False,
+    deadline_s: float | None = None,
+    max_trials: int | None = None,
+    confirm_rounds: int = 0,
+) -> SweepCourse:
+    spec = TrialSpec(
+        run_id="r",
+        trial_id="",
+        role=Role.BASELINE,
+        request=ModelRequest(model_id="fake:ok"),
+        candidate=BASELINE,
+        profile=PROFILE,
+        device=DeviceType.CPU,
+        timeout_s=1.0,
+    )
+    return SweepCourse(
+        SPACE,
+        launches=launches or EveryCandidate(SPACE),
+        profile=PROFILE,
+        make_order=OrderMaker(
+            spec,
+            reference=ReferenceSpec(candidate=BASELINE, model_revision="1"),
+            forecasts={},
+            adapter=FakeAdapter(),
+            threads=None,
+            scratch=None,
+        ),
+        bounds=Bounds(
+            deadline_s=deadline_s,
+            budget_s=deadline_s or 0.0,
+            max_trials=max_trials,
+            confirm_rounds=confirm_rounds,
+        ),
+        recorded=recorded,
+        repeats_apart=repeats_apart,
+        clock=clock or Clock(),
+    )
+
+
+def answer(order: TrialOrder, *, status: TrialStatus = TrialStatus.OK, factor: float = 1.0) -> TrialResult:
+    """What the trial of `order` would leave."""
+    spec = order.spec
+    runs = tuple(
+        Run(
+            run_id="r",
+            trial_id=spec.trial_id,
+            candidate_id=spec.candidate.candidate_id,
+            context_tokens=cell.context_tokens,
+            output_tokens=cell.output_tokens,
+            batch_size=1,
+            rung=rung,
+            repeat=0,
+            ttft_ms=TTFT_MS[spec.candidate.candidate_id] * factor,
+            itl_ms=(20.0,) * 3,
+            decode_tok_s=50.0,
+            peak_mib=1000.0,
+            started_at=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+        )
+        for rung in (spec.rungs if status is TrialStatus.OK else ())
+        for cell in PROFILE.cells(1, rung=rung)
+    )
+    record = TrialRecord.of(
+        spec.candidate,
+        run_id="r",
+        trial_id=spec.trial_id,
+        role=spec.role,
+        model_id="fake:ok",
+        profile=PROFILE.name,
+        status=status,
+        rung=spec.rungs[-1] if runs else None,
+        wall_s=TRIAL_S,
+    )
+    return TrialResult(record=record, runs=runs)
+
+
+def drive(
+    course: SweepCourse, *, clock: Clock | None = None, status: Callable[[TrialOrder], TrialStatus] | None = None
+) -> list[TrialOrder]:
+    """Run the course on one slot; all orders that it gave."""
+    orders = []
+    while (order := course.next_order()) is not None:
+        orders.append(order)
+        assert len(orders) < 100, "the course does not end"
+        if clock is not None:
+            clock.now += TRIAL_S
+        course.trial_finished(answer(order, status=status(order) if status else TrialStatus.OK))
+    assert course.is_over
+    return orders
+
+
+def roles(orders: Sequence[TrialOrder]) -> list[Role]:
+    return [order.spec.role for order in orders]
+
+
+def blank(spec: TrialSpec) -> TrialRecord:
+    return TrialRecord.of(
+        spec.candidate,
+        run_id="r",
+        trial_id=spec.trial_id,
+        role=spec.role,
+        model_id="m",
+        profile="p",
+        status=TrialStatus.OK,
+    )
