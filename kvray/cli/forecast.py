@@ -131,7 +131,7 @@ def _print_limits(console: Console, preview: Preview) -> None:
     console.print(Text(f"\nLongest prompt that fits, {new} new tokens after it", style="bold"))
     columns = list(dict.fromkeys(one["column"] for one in limits))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("cache")
+    table.add_column("cache", overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
     for cache in dict.fromkeys(one["cache"] for one in limits):

@@ -66,7 +66,7 @@ def _confidence_lines(plan: Plan) -> tuple[str, ...]:
     if confidence.is_disturbed:
         return ("Confidence: none is claimed, because too many runs were disturbed",)
     ties = f", {len(plan.winner.ties)} cannot be told apart from it" if plan.winner.ties else ""
-    assumed = " (one process each: the spread between processes is assumed)" if confidence.assumed_process_noise else ""
+    assumed = " (not all ran in several processes: their spread is assumed)" if confidence.assumed_process_noise else ""
     return (f"Confidence: the best in {confidence.winner_share:.0%} of replicates{ties}{assumed}",)
 
 

@@ -218,7 +218,8 @@ def _place(rows: Sequence[Row], confidence: Confidence | None, profile: str) -> 
         row.decode_tok_s for row in rows
     )
     is_clear = confidence is None or not (in_noise(confidence.ttft_gain) or in_noise(confidence.throughput_gain))
-    return "fastest here" if is_fastest and is_clear else f"best here for {profile}"
+    place = "fastest here" if is_fastest and is_clear else f"best here for {profile}"
+    return f"among the {place}" if any(row.is_tied for row in rows) else place
 
 
 def _disturbance_note(results: Sequence[TrialResult]) -> tuple[str, ...]:

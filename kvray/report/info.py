@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis
+from kvray.analysis.confidence import Confidence
 from kvray.record import Role, TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
@@ -86,6 +87,7 @@ class ReportInfo:
     Attributes:
         subtitle: profile, device and time.
         rows: the ranking, best first.
+        gains_note: what the gains in `rows` are against, and what the winner's rest on.
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
         nearest: what comes closest to the limits, where nothing keeps them; else empty.
@@ -101,6 +103,7 @@ class ReportInfo:
     headline: Headline
     counts: Counts
     rows: tuple[Row, ...]
+    gains_note: str
     front: tuple[tuple[float, float], ...]
     grids: tuple[CellGrid, ...]
     fallbacks: tuple[FallbackStep, ...]
@@ -139,6 +142,7 @@ def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysi
         headline=headline(manifest, results, analysis, rows, near),
         counts=_counts(results, ranked=len(rows)),
         rows=rows,
+        gains_note=_gains_note(analysis.confidence),
         front=_front(rows),
         grids=cell_grids(analysis.ranking),
         fallbacks=tuple(
@@ -169,6 +173,16 @@ def _counts(results: Sequence[TrialResult], *, ranked: int) -> Counts:
         stopped=statuses[TrialStatus.STOPPED],
         rejected=statuses[TrialStatus.REJECTED],
         skipped=statuses[TrialStatus.SKIPPED],
+    )
+
+
+def _gains_note(confidence: Confidence | None) -> str:
+    note = "Gains are against the baseline; a positive one is better."
+    if confidence is None or not confidence.confirm_rounds:
+        return note
+    return (
+        f"{note} The winner's are those of the confirming rounds alone, each a pair of it and the baseline, so they "
+        "differ from what the figures beside them give, which are of all processes."
     )
 
 

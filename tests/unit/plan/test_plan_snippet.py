@@ -87,7 +87,7 @@ def test_the_header_has_the_evidence() -> None:
         f"Winner: {make_candidate(1).label}",
         "Measured: TTFT 50.0 ms, 50.0 tok/s, peak 1,000 MiB",
         f"Gain over {make_candidate(0).label}: TTFT +100.0% [+",
-        "Confidence: the best in 100% of replicates (one process each: the spread between processes is assumed)",
+        "Confidence: the best in 100% of replicates (not all ran in several processes: their spread is assumed)",
         "Where: A GPU, 2026-01-02, run r1",
     ):
         assert part in header

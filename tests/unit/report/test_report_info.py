@@ -91,6 +91,7 @@ def test_a_tie_with_the_baseline_claims_no_gain() -> None:
 def test_ties_are_named_with_the_leaner_one() -> None:
     rival = candidate("dynamic", "sdpa", "bfloat16")
     info = info_of([baseline(), measured(WINNER, speed=1.9, peak_mib=600), measured(rival, speed=1.92, peak_mib=609)])
+    assert "is among the fastest here: first token" in info.headline.sentence
     (note,) = info.headline.notes
     assert note.endswith("cannot be told apart on this machine; dynamic/sdpa_flash/bfloat16 uses 1 % less memory.")
     assert [row.is_tied for row in info.rows] == [True, True, False]

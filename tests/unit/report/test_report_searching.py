@@ -146,3 +146,21 @@ def test_all_of_the_replicates_is_not_certainty() -> None:
     sentence = info_of(searched()).headline.confidence
     assert sentence.startswith("Confidence over 99 %: ")
     assert "100 %" not in sentence
+
+
+def test_the_winners_gains_are_told_to_be_those_of_the_confirming_rounds() -> None:
+    again = [
+        TrialResult(
+            record=one.record.with_(trial_id=confirm_trial_id(number, one.record.candidate_id)),
+            runs=one.runs,
+        )
+        for number in (1, 2)
+        for one in (
+            measured(WINNER, speed=1.9, role=Role.CONFIRM, process=number),
+            measured(BASELINE, role=Role.CONFIRM, process=number),
+        )
+    ]
+    note = "The winner's are those of the confirming rounds alone"
+    for page in (render_markdown, render_html):
+        assert note in page(info_of([*searched(), *again])).replace("&#39;", "'")
+        assert note not in page(info_of(searched())).replace("&#39;", "'")
