@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kvray.record import TrialResult, TrialStatus
+from kvray.record import Role, TrialResult, TrialStatus
 from kvray.store.parquet import ResultsStore
 
 Kvray = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -35,12 +35,15 @@ class Terminal:
         )
         self.seen: dict[int, psutil.Process] = {}
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str) -> list[str]:
+        """Read what it says until `text` comes; returns the lines before."""
         assert self.process.stderr is not None
+        heard: list[str] = []
         for line in self.process.stderr:
             if text in line:
                 self.seen.update({child.pid: child for child in self._children()})
-                return
+                return heard
+            heard.append(line)
         pytest.fail(f"{text!r} was never said")
 
     def interrupt(self) -> None:
@@ -80,7 +83,7 @@ def test_a_sweep_interrupted_twice_keeps_what_it_has_and_resumes_with_the_rest(
     """Twice, as impatient people do: the second Ctrl-C must neither break off the end nor show a traceback."""
     model, dynamic = "fake:dynamic/sdpa_math/f=hang", ("--cache", "dynamic", "--output", str(tmp_path))
     sweep = terminal(model, *SMALL, *dynamic)
-    sweep.wait_for("start   dynamic/sdpa_math/float32")
+    heard = sweep.wait_for("start   dynamic/sdpa_math/float32")
     assert len(sweep.seen) >= 3, "Ray and a slot are running"
     sweep.interrupt()
     sweep.interrupt()
@@ -100,17 +103,17 @@ def test_a_sweep_interrupted_twice_keeps_what_it_has_and_resumes_with_the_rest(
     assert folder == str(tmp_path)
     assert sweep.left() == []
     before = recorded(tmp_path, run_id)
-    assert sorted(one.record.candidate.label for one in before.values()) == [
-        "dynamic/eager/float32",
-        "dynamic/sdpa/float32",
-    ]
+    started = [line.split()[1] for line in heard if line.startswith("start ")]
+    assert sorted(one.record.candidate.label for one in before.values()) == sorted(started)
+    assert "dynamic/sdpa/float32" in started
     assert (tmp_path / "reports" / run_id / "report.md").is_file()
 
     again = kvray("tune", model, *SMALL, *dynamic, "--timeout", "1", "--resume", run_id)
     assert again.returncode == 0
-    assert sum(line.startswith("start ") for line in again.stderr.splitlines()) == 4
+    assert sum(line.startswith("start ") for line in again.stderr.splitlines()) == 6 - len(before)
     after = recorded(tmp_path, run_id)
-    assert len(after) == 6
+    assert sum(one.record.role is not Role.CONFIRM for one in after.values()) == 6
+    assert any(line.startswith("again ") for line in again.stderr.splitlines())
     assert {name: after[name] for name in before} == before
     assert [one.record.candidate.label for one in after.values() if one.record.status is TrialStatus.TIMEOUT] == [
         "dynamic/sdpa_math/float32"
