@@ -136,7 +136,20 @@ def _rounds(confidence: Confidence) -> str:
     if not confidence.confirm_rounds:
         return ""
     rounds = formats.plural(confidence.confirm_rounds, "confirming round")
-    return f" The winner's gains come from {rounds}, in which it and the baseline ran one after the other."
+    return (
+        f" The winner's gains come from {rounds}, in which it and the baseline ran one after the other"
+        f"{_gain_intervals(confidence)}."
+    )
+
+
+def _gain_intervals(confidence: Confidence) -> str:
+    ttft, throughput = confidence.ttft_gain, confidence.throughput_gain
+    if ttft is None or throughput is None:
+        return ""
+    return (
+        f"; with 95 % probability they are {formats.gain(ttft.low)} to {formats.gain(ttft.high)} for the first token, "
+        f"{formats.gain(throughput.low)} to {formats.gain(throughput.high)} for tok/s"
+    )
 
 
 def _its(labels: Sequence[str]) -> str:
