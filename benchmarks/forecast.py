@@ -103,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     workload = create_custom_profile(
         "forecast",
-        context_lengths=(128, 256) if arguments.quick else (256, 1024, 2048),
+        context_lengths=(128, 256) if arguments.quick else (256, 1024),
         output_lengths=(16,),
         weight_ttft=0.4,
         weight_throughput=0.4,
