@@ -282,12 +282,12 @@ def _recorded(store: ResultsStore, run_id: str) -> tuple[TrialResult, ...]:
 def _unlaunched(
     reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, preview: Preview, manifest: SweepManifest
 ) -> list[TrialRecord]:
-    """Records of candidates that no process is started for."""
+    """Records of candidates that no process is started for; the latest reason replaces that of an earlier attempt."""
     return [
         TrialRecord.of(
             candidate,
             run_id=manifest.run_id,
-            trial_id=f"{status}-{candidate.candidate_id}",
+            trial_id=f"unlaunched-{candidate.candidate_id}",
             role=Role.SEARCH,
             model_id=manifest.model_id,
             profile=manifest.profile.name,
