@@ -289,13 +289,13 @@ def _unlaunched(
     manifest: SweepManifest,
     expected: Iterable[Prediction] = (),
 ) -> list[TrialRecord]:
-    """Records of candidates that no process is started for."""
+    """Records of candidates that no process is started for; the latest reason replaces that of an earlier attempt."""
     columns = {one.candidate.candidate_id: _expected_columns(one) for one in expected}
     return [
         TrialRecord.of(
             candidate,
             run_id=manifest.run_id,
-            trial_id=f"{status}-{candidate.candidate_id}",
+            trial_id=f"unlaunched-{candidate.candidate_id}",
             role=Role.SEARCH,
             model_id=manifest.model_id,
             profile=manifest.profile.name,

@@ -180,12 +180,13 @@ class ResultsStore:
     def read(self, run_id: str) -> list[TrialResult]:
         """All trials of `run_id`, by start (those never launched last), then by trial id; each with its runs.
 
-        A trial that lies there twice is returned once. Files that are torn, foreign or of a newer schema version are
-        passed over with a warning on the logger `kvray.store`. An unknown run has no trials.
+        A trial that lies there twice is returned once; of a candidate that an earlier attempt at the sweep did not
+        launch and a later one did, the launched trial alone. Files that are torn, foreign or of a newer schema version
+        are passed over with a warning on the logger `kvray.store`. An unknown run has no trials.
         """
         paths = self.paths(run_id)
         # In this order: the runs of every trial row that is seen are there already.
-        records = self._items(paths.trials, TrialRecord)
+        records = _without_overtaken(self._items(paths.trials, TrialRecord))
         runs = defaultdict[str, list[Run]](list)
         for run in self._items(paths.runs, Run):
             runs[run.trial_id].append(run)
@@ -252,6 +253,12 @@ class ResultsStore:
 
 def _newest_first(path: Path) -> tuple[bool, bool, str]:
     return (path.name == PART, path.name == NOT_LAUNCHED, path.name)
+
+
+def _without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """All but those of trials never launched whose candidate was launched after all."""
+    launched = {record.candidate_id for record in records if record.status.was_launched}
+    return [record for record in records if record.status.was_launched or record.candidate_id not in launched]
 
 
 def _masked(files: Sequence[_File[T]]) -> Iterator[tuple[_File[T], list[bool]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -62,6 +63,10 @@ class RaySession:
             import ray
 
             ray.shutdown()
+        else:
+            # Of a sweep that was interrupted, Tune gives CPUs and GPUs back when its controller, which refers to
+            # itself, is collected; until then the next sweep on this Ray would wait for them.
+            gc.collect()
         self._closing.set()
         self._thread.join()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,11 +25,14 @@ CANDIDATE = Candidate(
     dtype=DType.BFLOAT16,
     cache_params=(("window", 256), ("sinks", True)),
 )
+OTHER = replace(CANDIDATE, batch_size=2)
 
 
-def record_of(trial_id: str, status: TrialStatus = TrialStatus.OK, **values: Any) -> TrialRecord:
+def record_of(
+    trial_id: str, status: TrialStatus = TrialStatus.OK, *, candidate: Candidate = CANDIDATE, **values: Any
+) -> TrialRecord:
     return TrialRecord.of(
-        CANDIDATE,
+        candidate,
         run_id=RUN_ID,
         trial_id=trial_id,
         role=Role.SEARCH,
@@ -112,13 +116,24 @@ class StoreContract:
         assert store.read(RUN_ID) == [TrialResult(record=record)]
 
     def test_trials_never_launched_are_added_to_those_recorded_before_and_come_last(self, store: ResultsStore) -> None:
-        rejected, skipped = record_of("t-1", TrialStatus.REJECTED), record_of("t-2", TrialStatus.SKIPPED)
+        rejected = record_of("t-1", TrialStatus.REJECTED, candidate=OTHER)
+        skipped = record_of("t-2", TrialStatus.SKIPPED, candidate=OTHER)
         store.append_many([rejected])
         store.append_many([skipped])
         store.append_many([])
         launched = result_of("t-9")
         store.append(launched)
         assert store.read(RUN_ID) == [launched, TrialResult(record=rejected), TrialResult(record=skipped)]
+
+    @pytest.mark.parametrize("status", [TrialStatus.REJECTED, TrialStatus.SKIPPED])
+    def test_who_was_launched_after_all_is_no_longer_among_those_that_never_were(
+        self, store: ResultsStore, status: TrialStatus
+    ) -> None:
+        store.append_many([record_of("t-1", status)])
+        store.compact(RUN_ID)
+        launched = result_of("t-2")
+        store.append(launched)
+        assert store.read(RUN_ID) == [launched]
 
     def test_a_trial_appended_again_replaces_its_record_and_its_runs(self, store: ResultsStore) -> None:
         store.append(result_of("t-1", repeats=3))
@@ -131,7 +146,7 @@ class StoreContract:
     ) -> None:
         for number in range(3):
             store.append(result_of(f"t-{number}", minute=number))
-        store.append_many([record_of("t-8", TrialStatus.SKIPPED)])
+        store.append_many([record_of("t-8", TrialStatus.SKIPPED, candidate=OTHER)])
         before, digest = store.read(RUN_ID), store.records_sha256(RUN_ID)
         store.compact(RUN_ID)
         assert store.read(RUN_ID) == before

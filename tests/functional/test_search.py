@@ -29,13 +29,14 @@ from kvray.workload import create_custom_profile
 
 PROFILE = create_custom_profile(
     "search",
-    context_lengths=(2048, 4000),
+    context_lengths=(3000,),
     output_lengths=(8,),
     repeats=2,
     weight_ttft=0.5,
     weight_throughput=0.45,
     weight_memory=0.05,
 )
+BUDGET_S = 4.0
 FASTEST = {"static/sdpa/bfloat16", "static/sdpa/bfloat16+compile:default"}
 BASELINE = "dynamic/sdpa/float32"
 
@@ -193,8 +194,8 @@ def test_what_the_sweep_was_asked_is_in_the_manifest(modelled: TuneResult) -> No
 
 
 def test_the_grid_measures_all_to_the_last_rung_and_confirms_nothing_when_told_so(tmp_path: Path) -> None:
-    result = sweep(tmp_path, search=SearchStrategy.GRID, confirm_rounds=0)
-    assert_each_is_accounted_for_once(result)
+    result = sweep(tmp_path, search=SearchStrategy.GRID, confirm_rounds=0, caches=("static",), space="default")
+    assert_each_is_accounted_for_once(result, candidates=7)
     assert {(record.status, record.rung) for record in searched(result)} == {(TrialStatus.OK, 2)}
     assert (skipped(result), confirmed(result)) == ([], [])
 
@@ -237,14 +238,13 @@ def test_a_budget_that_is_spent_before_the_first_trial_still_measures_the_baseli
 
 
 def test_a_budget_ends_the_sweep_in_time_with_what_was_found(tmp_path: Path) -> None:
-    budget_s = 6.0
-    result = sweep(tmp_path, search=SearchStrategy.GRID, budget_s=budget_s)
-    launched = [*searched(result), *confirmed(result)]
+    result = sweep(tmp_path, search=SearchStrategy.GRID, budget_s=BUDGET_S)
     assert result.analysis.ranking.entries
     assert_each_is_accounted_for_once(result)
+    launched = [*searched(result), *confirmed(result)]
     begun = [record.started_at for record in launched if record.started_at is not None]
-    last = max(begun) - min(begun)
-    assert last.total_seconds() <= budget_s
+    assert (max(begun) - min(begun)).total_seconds() <= BUDGET_S
+    assert result.manifest.budget_s == BUDGET_S
 
 
 # Resuming
@@ -266,6 +266,17 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [one for one in result.results if one.record.trial_id in before] == list(before.values())
     assert_each_is_accounted_for_once(result)
     assert result.analysis.ranking.winner.record.candidate.label in FASTEST
+
+
+def test_a_search_that_goes_on_further_lists_nobody_as_launched_and_skipped(tmp_path: Path) -> None:
+    few = sweep(tmp_path, max_trials=2, confirm_rounds=0)
+    assert len(skipped(few)) == 22
+    more = sweep(tmp_path, max_trials=4, confirm_rounds=0, resume=few.manifest.run_id)
+    assert len(searched(more)) == 4
+    assert_each_is_accounted_for_once(more)
+    assert [one for one in more.results if one.record.trial_id in {two.trial_id for two in searched(few)}] == [
+        one for one in few.results if one.record.status.was_launched
+    ]
 
 
 def test_an_interrupted_confirming_ends_its_round_first(tmp_path: Path) -> None:
@@ -319,13 +330,3 @@ def test_without_a_forecast_the_search_goes_the_same_way(tmp_path: Path) -> None
     result = sweep(tmp_path, forecast=False, max_trials=4, confirm_rounds=0)
     assert len(searched(result)) == 4
     assert_each_is_accounted_for_once(result)
-
-
-def test_the_same_seed_launches_in_the_same_order_until_measurements_decide(tmp_path: Path) -> None:
-    """The first launch after the baseline is decided by one measurement of the baseline's, whatever it is."""
-    order = []
-    for name in ("a", "b"):
-        listener = Listener()
-        sweep(tmp_path / name, observer=listener, max_trials=1, confirm_rounds=0, seed=3)
-        order.append([spec.candidate.label for spec in listener.started])
-    assert order[0] == order[1] == [BASELINE]
