@@ -28,7 +28,7 @@ from output import Figure, make_parser, print_table, write_figures
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvray.candidate import DeviceType
-from kvray.config import TuneConfig
+from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialRecord
 from kvray.result import TuneResult
@@ -103,6 +103,8 @@ def sweep(folder: Path, results: str, arguments: argparse.Namespace) -> TuneResu
         device=DeviceType(arguments.device),
         output_dir=results,
         space="full" if arguments.full else "default",
+        search=SearchStrategy.ASHA,  # the whole menu is wanted, not only its best
+        confirm_rounds=0,
         **(narrowed if folder.name in COMPILED_ONLY else {}),
     )
     return TuningSearch(config=config, adapter=TransformersAdapter()).run()
