@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from transformers_samples import load, make_candidate, save_tiny_model
 
 from kvray.candidate import Candidate, DeviceType
-from kvray.config import TuneConfig
+from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import UnsupportedError
 from kvray.engines.transformers import loaded
 from kvray.record import TrialStatus
@@ -199,6 +199,8 @@ def test_a_sweep_records_quality_and_ends_what_loses_too_much(tmp_path: Path, mo
         engine="fake",
         output_dir=tmp_path / "results",
         timeout_s=20.0,
+        search=SearchStrategy.GRID,
+        confirm_rounds=0,
     )
     records = {one.record.candidate.label: one.record for one in TuningSearch(config=config).run().results}
     lossy = records["static/sdpa/float32"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -281,7 +282,12 @@ def test_a_search_that_goes_on_further_lists_nobody_as_launched_and_skipped(tmp_
 
 def test_an_interrupted_confirming_ends_its_round_first(tmp_path: Path) -> None:
     listener = Listener(patience=4)
-    few = {"max_trials": 3, "caches": ("static", "dynamic"), "attentions": ("sdpa",), "space": "default"}
+    few: dict[str, Any] = {
+        "max_trials": 3,
+        "caches": ("static", "dynamic"),
+        "attentions": ("sdpa",),
+        "space": "default",
+    }
     with pytest.raises(SweepInterruptedError):
         sweep(tmp_path, observer=listener, confirm_rounds=1, **few)
     assert [record.role for record in listener.ended].count(Role.CONFIRM) == 1
