@@ -27,7 +27,7 @@ from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.driver import plan_slots, run_sweep
-from kvray.sweep.launches import make_launches
+from kvray.sweep.launches import check_search, make_launches
 from kvray.sweep.orders import OrderMaker
 from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
@@ -79,6 +79,7 @@ class TuningSearch:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
         adapter = self._engine()
+        check_search(self._config.search)
         check_request(self._config, adapter)
         return preview_sweep(self._config, adapter)
 
@@ -92,6 +93,7 @@ class TuningSearch:
         """
         config, adapter = self._config, self._engine()
         store = ResultsStore(config.output_dir)
+        check_search(config.search)
         check_request(config, adapter)
         if config.resume is not None:
             store.read_manifest(config.resume)

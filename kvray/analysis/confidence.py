@@ -63,6 +63,15 @@ class Confidence:
     is_disturbed: bool = False
 
 
+def confirmed_gains(confidence: Confidence | None) -> tuple[float, float] | None:
+    """The winner's relative gains in TTFT and throughput by the confirming rounds; `None` where there were none."""
+    if confidence is None or not confidence.confirm_rounds:
+        return None
+    if confidence.ttft_gain is None or confidence.throughput_gain is None:
+        return None
+    return confidence.ttft_gain.value, confidence.throughput_gain.value
+
+
 def estimate_confidence(
     ranking: Ranking,
     results: Sequence[TrialResult],

@@ -90,12 +90,10 @@ class Ranking:
         """The first entry. Only call it when there are entries."""
         return self.entries[0]
 
-    def led_by(self, candidate_id: str, gain: Gain | None) -> Ranking:
-        """The same with a ranked candidate put first, and its gain replaced if one is given."""
-        first = [entry for entry in self.entries if entry.record.candidate_id == candidate_id]
-        rest = [entry for entry in self.entries if entry.record.candidate_id != candidate_id]
-        entries = [replace(one, gain=gain or one.gain) for one in first] + rest
-        return replace(self, entries=tuple(replace(one, rank=place) for place, one in enumerate(entries, start=1)))
+    def led_by(self, candidate_id: str) -> Ranking:
+        """The same with a ranked candidate put first."""
+        order = sorted(self.entries, key=lambda entry: entry.record.candidate_id != candidate_id)
+        return replace(self, entries=tuple(replace(one, rank=place) for place, one in enumerate(order, start=1)))
 
     @property
     def listed(self) -> tuple[RankedCandidate | UnrankedTrial, ...]:

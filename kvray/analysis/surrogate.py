@@ -1,9 +1,9 @@
 """A Gaussian process over the axes of a space: what a few measured candidates tell of all others.
 
-Per metric a model of its own (ln 1/TTFT, ln tok/s, ln 1/peak): a constant, the forecast times a slope, an effect of
-every value of every axis, an effect of every pair of values, and a candidate's own residual. Which of these matter is
-not known before, so their scales are fitted to the measurements by marginal likelihood under weak priors (Rasmussen and
-Williams 2006, "Gaussian Processes for Machine Learning", section 5.4).
+Per metric a model of its own (ln 1/TTFT, ln tok/s, ln 1/peak): a constant, the forecast times a slope around 1, an
+effect of every value of every axis, an effect of every pair of values, and a candidate's own residual. Which of these
+matter is not known before, so their scales are fitted to the measurements by marginal likelihood under weak priors
+(Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", section 5.4).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Prior:
 
     Attributes:
         main, pair, residual: spread of the effects of one axis, of all pairs together, and of a candidate by itself.
-        slope: spread of the factor on the forecast.
+        slope: spread of the factor on the forecast, around 1: it is believed until the measurements say otherwise.
         noise: between processes, and of the few runs within one.
         first_rung: further noise of a trial that has only completed rung 0, whose cells are others.
     """
@@ -106,8 +106,9 @@ class AxisModel:
         components = [*equal, _pairs(equal), np.eye(len(candidates))]
         medians = [*[prior.main] * len(equal), prior.pair, prior.residual]
         spreads = [_SPREAD["effect"]] * len(components)
+        self._expected = np.zeros(len(candidates))
         if forecast is not None and np.ptp(forecast) > 0:
-            centred = forecast - forecast.mean()
+            self._expected = centred = forecast - forecast.mean()
             components.append(np.outer(centred, centred))
             medians.append(prior.slope)
             spreads.append(_SPREAD["slope"])
@@ -117,8 +118,9 @@ class AxisModel:
 
     def fit(self, seen: Observations, start: Array | None = None) -> Posterior:
         """Fit the scales to `seen` and predict every candidate. At least one observation is needed."""
-        level = float(np.mean(seen.values))
-        values = seen.values - level
+        beyond = seen.values - self._expected[seen.at]
+        level = float(np.mean(beyond))
+        values = beyond - level
         inner = self._components[:, seen.at[:, None], seen.at]
         found = minimize(
             self._cost,
@@ -160,7 +162,7 @@ class AxisModel:
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         across = everything[:, seen.at]
         return Posterior(
-            mean=level + across @ (inverse @ values),
+            mean=level + self._expected + across @ (inverse @ values),
             covariance=everything - across @ inverse @ across.T,
             noise=float(variances[-2] + variances[-1]),
             scales=scales,

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
-from kvray.cli.parsing import parse_caches, parse_choices, parse_integers
+from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit
 from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
+from kvray.forecast.shape import ModelShape
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep
 from kvray.record import short_model_name
 from kvray.report.formats import quantity
@@ -43,7 +44,7 @@ def forecast(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = None,
     engine: Annotated[str, typer.Option(help="Inference engine.")] = "transformers",
     memory: Annotated[
-        float | None, typer.Option(help="MiB of memory to plan with, instead of what is free now.", min=1.0)
+        str | None, typer.Option(help="Memory to plan with, instead of what is free now: MiB, or as 8GiB.")
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
@@ -79,7 +80,7 @@ def forecast(
             hint="kvray tune measures it.",
         )
     if memory is not None:
-        preview = dataclasses.replace(preview, free_mib=memory)
+        preview = dataclasses.replace(preview, free_mib=parse_memory_limit(memory, option="--memory"))
     if as_json:
         typer.echo(json.dumps(_as_dict(preview), indent=2))
     else:
@@ -119,8 +120,17 @@ def _print(console: Console, preview: Preview) -> None:
             ),
         )
     console.print(table)
+    _print_objections(console, preview)
     _print_limits(console, preview)
     console.print("Predictions; kvray tune measures.", style="dim")
+
+
+def _print_objections(console: Console, preview: Preview) -> None:
+    """Why the leanest of those that do not fit does not: it tells what memory would let one more fit."""
+    too_large = [one for _, one in _all_forecast(preview) if _objection(preview, one) is not None]
+    leanest = min(too_large, key=lambda one: one.highest_peak_mib, default=None)
+    if leanest is not None:
+        console.print(Text(f"The leanest that does not fit {_objection(preview, leanest)}."), style="dim")
 
 
 def _print_limits(console: Console, preview: Preview) -> None:
@@ -141,10 +151,16 @@ def _print_limits(console: Console, preview: Preview) -> None:
 
 
 def _limit_text(limit: dict[str, Any], preview: Preview) -> str:
-    tokens, most = limit["context_tokens"], preview.model.max_context
-    if most is not None and tokens + max(preview.profile.output_lengths) >= most:
-        return f"all {most:,} of the model"
+    tokens = limit["context_tokens"]
+    if tokens == _longest_prompt(preview):
+        return f"{tokens:,}, all of the model"
     return f"{tokens:,}" if tokens else "none"
+
+
+def _longest_prompt(preview: Preview) -> int | None:
+    """That the model holds together with the longest answer; `None` if it has no end."""
+    most = preview.model.max_context
+    return None if most is None else max(0, most - max(preview.profile.output_lengths))
 
 
 def _limits(preview: Preview) -> list[dict[str, Any]]:
@@ -161,17 +177,24 @@ def _limits(preview: Preview) -> list[dict[str, Any]]:
             "cache": cache,
             "column": column,
             "candidate_id": candidate.candidate_id,
-            "context_tokens": longest_context(
-                shape,
-                candidate,
-                output_tokens=max(preview.profile.output_lengths),
-                device=preview.device.device,
-                hardware=preview.hardware,
-                free_mib=free_mib,
-            ),
+            "context_tokens": _fitting_prompt(candidate, preview, shape, free_mib),
         }
         for (cache, column), candidate in leanest.items()
     ]
+
+
+def _fitting_prompt(candidate: Candidate, preview: Preview, shape: ModelShape, free_mib: float) -> int:
+    """Tokens that memory and model allow."""
+    tokens = longest_context(
+        shape,
+        candidate,
+        output_tokens=max(preview.profile.output_lengths),
+        device=preview.device.device,
+        hardware=preview.hardware,
+        free_mib=free_mib,
+    )
+    most = _longest_prompt(preview)
+    return tokens if most is None else min(tokens, most)
 
 
 def _as_dict(preview: Preview) -> dict[str, object]:

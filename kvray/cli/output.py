@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
 from kvray.report.info import report_info
@@ -56,6 +57,10 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         if confidence is None
         else {
             "winner_share": confidence.winner_share,
+            "is_disturbed": confidence.is_disturbed,
+            "confirm_rounds": confidence.confirm_rounds,
+            "ttft_gain": _interval(confidence.ttft_gain),
+            "throughput_gain": _interval(confidence.throughput_gain),
             "processes": confidence.processes,
             "runs": confidence.runs,
             "ties": list(confidence.ties),
@@ -68,6 +73,11 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "report_html": str(paths.report_html),
         },
     }
+
+
+def _interval(interval: Interval | None) -> dict[str, float] | None:
+    """Of the winner's gain: from the confirming rounds where there were any; 95 %."""
+    return None if interval is None else vars(interval)
 
 
 def _entry(entry: RankedCandidate) -> dict[str, Any]:

@@ -21,17 +21,19 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def parse_duration(text: str | None, *, option: str) -> float | None:
-    """`"90s"`, `"20m"`, `"1.5h"` or `"90"` as seconds.
+    """`"90s"`, `"20m"` or `"1.5h"` as seconds.
 
     Raises:
         InvalidValueError: it is not of that form, or not positive.
     """
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower(), flags=re.ASCII)
-    seconds = float(match[1]) * _SECONDS[match[2] or "s"] if match else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower(), flags=re.ASCII)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if not 0 < seconds < math.inf:
-        raise InvalidValueError(f"{option} {text!r} is not a duration.", hint="Write it like 90s, 20m or 1.5h.")
+        raise InvalidValueError(
+            f"{option} {text!r} is not a time above 0 with its unit.", hint="Write it like 90s, 20m or 1.5h."
+        )
     return seconds
 
 

@@ -23,7 +23,7 @@ from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
-MEASURING = "measuring how fast this device copies and multiplies, once: some seconds"
+MEASURING = "measuring how fast this device copies and multiplies: some seconds"
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kvray.analysis import Analysis
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.confidence import confirmed_gains
 from kvray.analysis.misses import nearest_misses
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.candidate import DeviceType
@@ -126,9 +127,10 @@ def _gain(entry: RankedCandidate, analysis: Analysis) -> PlannedGain | None:
         return None
     ttft = analysis.confidence and analysis.confidence.ttft_gain
     throughput = analysis.confidence and analysis.confidence.throughput_gain
+    confirmed = confirmed_gains(analysis.confidence) or (entry.gain.ttft, entry.gain.throughput)
     return PlannedGain(
-        ttft=entry.gain.ttft,
-        throughput=entry.gain.throughput,
+        ttft=confirmed[0],
+        throughput=confirmed[1],
         memory=entry.gain.memory,
         ttft_interval=GainInterval(low=ttft.low, high=ttft.high) if ttft else None,
         throughput_interval=GainInterval(low=throughput.low, high=throughput.high) if throughput else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kvray.analysis import Analysis
 from kvray.analysis.choice import Reason
-from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE, Confidence
+from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE, Confidence, confirmed_gains
 from kvray.analysis.evidence import TTFT
 from kvray.analysis.modes import Modes
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
@@ -55,7 +55,13 @@ def headline(
         return Headline(sentence=_nothing_ranked(analysis.ranking), confidence="", notes=baseline_note, stats=())
     winner, baseline = rows[0], analysis.ranking.baseline
     return Headline(
-        sentence=_verdict(rows, baseline, analysis.confidence, profile=formats.clean_line(manifest.profile.name)),
+        sentence=_verdict(
+            rows,
+            baseline,
+            analysis.confidence,
+            profile=formats.clean_line(manifest.profile.name),
+            is_cut_short=_is_cut_short(analysis.ranking),
+        ),
         confidence=confidence_sentence(
             analysis.confidence,
             ranked=len(rows),
@@ -77,6 +83,11 @@ def headline(
     )
 
 
+def _is_cut_short(ranking: Ranking) -> bool:
+    statuses = [one.record.status for one in ranking.unranked]
+    return TrialStatus.SKIPPED in statuses and not any(status.was_launched for status in statuses)
+
+
 def confidence_sentence(
     confidence: Confidence | None, *, ranked: int, stopped: int = 0, skipped: int = 0, single: Sequence[str] = ()
 ) -> str:
@@ -86,7 +97,7 @@ def confidence_sentence(
         single: labels of those among winner, ties and baseline that one process measured, where others had more.
     """
     if ranked == 1:
-        return "Only one candidate could be ranked, so there is nothing to compare it with."
+        return "There is only one candidate in the ranking, so nothing to compare it with."
     if confidence is None:
         return "How sure this order is was not computed."
     return f"{_claim(confidence)} {_basis(confidence, single)}{_left_out(stopped, skipped)}"
@@ -192,11 +203,14 @@ def _verdict(
     confidence: Confidence | None,
     *,
     profile: str,
+    is_cut_short: bool = False,
 ) -> str:
+    """`is_cut_short`: nothing but what is ranked was launched, though there was more."""
     winner = rows[0]
     if winner.is_baseline:
         if len(rows) == 1:
-            return f"{winner.label}, the baseline, is the only candidate that could be ranked for {profile}."
+            what = "measured" if is_cut_short else "that could be ranked"
+            return f"{winner.label}, the baseline, is the only candidate {what} for {profile}."
         if confidence is not None and confidence.choice.reason is not Reason.BEST:
             return f"Nothing clearly beats the baseline here: {winner.label} is kept for {profile}."
         return f"Nothing beats the baseline here: {winner.label} is the best of {len(rows)} for {profile}."
@@ -208,7 +222,8 @@ def _verdict(
         )
     if any(row.is_baseline and row.is_tied for row in rows):
         return f"No clear gain here: {winner.label} ranks first but cannot be told apart from the baseline."
-    gains = _gains(winner.ttft_gain, winner.throughput_gain, winner.memory_saved, confidence)
+    ttft, throughput = confirmed_gains(confidence) or (winner.ttft_gain, winner.throughput_gain)
+    gains = _gains(ttft, throughput, winner.memory_saved, confidence)
     return f"{winner.label} is {place}: {formats.listed(gains)} compared with the baseline {label_of(baseline.record)}."
 
 
@@ -303,7 +318,7 @@ def _modes_note(label: str, modes: Modes) -> str:
     what, unit = ("first token", "ms") if modes.metric == TTFT else ("throughput", "tok/s")
     low, high = formats.quantity(modes.low), formats.quantity(modes.high)
     return (
-        f"Processes of {label} are of two kinds, decided when one starts: {what} of {low} {unit} "
+        f"Processes of {label} fall into two groups: {what} of {low} {unit} "
         f"({modes.processes[0]} of them) or {high} {unit} ({modes.processes[1]}); its mean is neither."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.confidence import Confidence
+from kvray.analysis.confidence import Confidence, confirmed_gains
 from kvray.analysis.intervals import Interval
 from kvray.report import formats
 from kvray.report.rows import Row
@@ -44,16 +44,15 @@ def winner_stats(winner: Row, baseline: Metrics | None, confidence: Confidence |
         before = baseline
         ttft_interval = confidence.ttft_gain if confidence else None
         throughput_interval = confidence.throughput_gain if confidence else None
+    ttft_gain, throughput_gain = confirmed_gains(confidence) or (winner.ttft_gain, winner.throughput_gain)
     stats = [
-        _speed_stat(
-            "First token", "ms", winner.ttft_ms, before.ttft_ms if before else None, winner.ttft_gain, ttft_interval
-        ),
+        _speed_stat("First token", "ms", winner.ttft_ms, before.ttft_ms if before else None, ttft_gain, ttft_interval),
         _speed_stat(
             "Throughput",
             "tok/s",
             winner.decode_tok_s,
             before.decode_tok_s if before else None,
-            winner.throughput_gain,
+            throughput_gain,
             throughput_interval,
         ),
     ]

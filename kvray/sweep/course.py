@@ -123,6 +123,7 @@ class SweepCourse:
         self._running: set[str] = set()
         self._launched: set[str] = set()
         self._is_searching = True
+        self._end_reason = "too unlikely to win"
         self._round = self._recalled_round = 0
         self._lineup: deque[str] = deque()
         for result in recorded:
@@ -137,7 +138,8 @@ class SweepCourse:
         """The candidates that no process was started for, now or in an earlier attempt, each with what is expected."""
         expected = {one.candidate.candidate_id: one.text for one in self._launches.predictions()}
         left = [(key, one) for key, one in self._by_id.items() if key not in self._launched]
-        return tuple((one, expected.get(key, "the search ended before its turn")) for key, one in left)
+        told = self._end_reason
+        return tuple((one, "; ".join(filter(None, (told, expected.get(key))))) for key, one in left)
 
     def next_order(self) -> TrialOrder | None:
         """See `Course`."""
@@ -205,7 +207,11 @@ class SweepCourse:
         if self._baseline_id not in self._launched:
             # Whatever the bounds and the records of an earlier attempt: without it there is no result.
             candidate = self._by_id[self._baseline_id]
-        elif has_room and self._has_time_to_search():
+        elif not has_room:
+            self._end_reason = f"--max-trials {self._bounds.max_trials} was reached"
+        elif not self._has_time_to_search():
+            self._end_reason = f"the budget of {self._bounds.budget_s:g} s left no time for another launch"
+        else:
             candidate = self._launches.proposal()
         if candidate is None:
             self._is_searching = bool(self._running) and has_room
@@ -218,7 +224,7 @@ class SweepCourse:
         if self._bounds.deadline_s is None:
             return True
         kept_s = CONFIRM_SHARE * self._bounds.budget_s if self._bounds.confirm_rounds else 0.0
-        return self._remaining_s() - kept_s > self._typical_s(Role.SEARCH) / 2
+        return self._remaining_s() - kept_s > self._launch_s() / 2
 
     def _plan_round(self) -> None:
         """Who runs once more; nobody when enough is known, or there is no time for it."""
@@ -271,6 +277,12 @@ class SweepCourse:
 
     def _remaining_s(self) -> float:
         return float("inf") if self._bounds.deadline_s is None else self._bounds.deadline_s - self._clock()
+
+    def _launch_s(self) -> float:
+        """What a launch usually takes. While only the baseline is known, whose trial has all rungs: a third of that,
+        for a launch out of time ends with its first rung."""
+        has_searched = any(one.record.role is Role.SEARCH for one in self._results)
+        return self._typical_s(Role.SEARCH) if has_searched else self._typical_s(Role.BASELINE) / 3
 
     def _typical_s(self, role: Role) -> float:
         """Of a trial; of those of other roles while none of this one has ended, 0 before any has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 
 from kvray.analysis.axis_search import AxisSearch
@@ -9,8 +10,19 @@ from kvray.analysis.belief import Figures
 from kvray.analysis.launching import EveryCandidate, Launches
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy
+from kvray.errors import EngineError
 from kvray.sweep.optuna import OptunaLaunches
 from kvray.workload import WorkloadProfile
+
+
+def check_search(search: SearchStrategy) -> None:
+    """Refuse a search that needs what is not installed; imports nothing.
+
+    Raises:
+        EngineError: Optuna is not installed.
+    """
+    if search is SearchStrategy.OPTUNA and importlib.util.find_spec("optuna") is None:
+        raise EngineError("Optuna is not installed.", hint="Install it with pip install 'kvray[optuna]'.")
 
 
 def make_launches(

@@ -10,7 +10,6 @@ from kvray.analysis.launching import EveryCandidate
 from kvray.analysis.score import utility
 from kvray.analysis.surrogate import axis_values
 from kvray.candidate import Candidate
-from kvray.errors import EngineError
 from kvray.workload import WorkloadProfile
 
 UTILITY = "utility"
@@ -23,9 +22,6 @@ class OptunaLaunches(EveryCandidate):
 
     Args:
         candidates: the space, the baseline first: it is launched first.
-
-    Raises:
-        EngineError: Optuna is not installed.
     """
 
     def __init__(self, candidates: Sequence[Candidate], *, profile: WorkloadProfile, seed: int) -> None:
@@ -78,10 +74,7 @@ class OptunaLaunches(EveryCandidate):
 
 
 def _make_sampler(points: Sequence[tuple[str, ...]], seed: int) -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise EngineError("Optuna is not installed.", hint="Install it with pip install 'kvray[optuna]'.") from error
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

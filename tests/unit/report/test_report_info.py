@@ -145,7 +145,7 @@ def test_processes_of_two_kinds_are_said_with_both_values() -> None:
         for place, speed in enumerate([2.6, 3.3, 2.6, 3.3])
     ]
     notes = " ".join(info_of([baseline(), *trials]).headline.notes)
-    assert "Processes of dynamic/sdpa_flash/bfloat16 are of two kinds, decided when one starts" in notes
+    assert "Processes of dynamic/sdpa_flash/bfloat16 fall into two groups" in notes
     assert "(2 of them)" in notes
 
 
@@ -158,7 +158,7 @@ def test_confidence_of_one_process_says_that_the_spread_is_assumed() -> None:
 def test_one_ranked_candidate_is_compared_with_nothing() -> None:
     info = info_of([measured(WINNER)])
     assert "the only candidate that could be ranked: first token in" in info.headline.sentence
-    assert info.headline.confidence == "Only one candidate could be ranked, so there is nothing to compare it with."
+    assert info.headline.confidence == "There is only one candidate in the ranking, so nothing to compare it with."
     assert info.headline.notes == ("The baseline was not measured, so there is nothing to compare with.",)
 
 

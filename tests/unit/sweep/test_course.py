@@ -87,7 +87,7 @@ def test_no_more_than_the_allowed_trials_are_launched_and_the_others_are_named()
     course = make_course(max_trials=2)
     assert len(drive(course)) == 2
     assert [one for one, _ in course.never_launched()] == SPACE[2:]
-    assert {reason for _, reason in course.never_launched()} == {"the search ended before its turn"}
+    assert {reason for _, reason in course.never_launched()} == {"--max-trials 2 was reached"}
 
 
 def test_everything_launched_leaves_nobody_to_name() -> None:
