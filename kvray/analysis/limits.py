@@ -13,6 +13,9 @@ from kvray.analysis.aggregate import CellMetrics, Metrics
 from kvray.record import TrialRecord
 from kvray.workload import Cell, Limits
 
+_TIMES_FROM = 10
+"""From so many times a limit on, it is said as a multiple."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Miss:
@@ -46,6 +49,8 @@ class Miss:
         where = f" at {self.cell.label}" if self.cell else ""
         side = "over" if self.measured > self.limit else "under"
         by = _percent(abs(self.measured / self.limit - 1))
+        if self.measured >= _TIMES_FROM * self.limit:
+            return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {self.factor:,.0f} times {limit}"
         return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {by} {side} {limit}"
 
 

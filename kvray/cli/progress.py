@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
@@ -93,10 +94,17 @@ class SweepState:
         return standing
 
     def best(self) -> Standing | None:
-        """The best of the trials that were measured completely and keep the limits."""
-        complete = [one for one in self.standings.values() if one.state == TrialStatus.OK and one.utility is not None]
-        kept = [one for one in complete if one.keeps_limits]
-        return max(kept, key=lambda one: one.utility or 0.0, default=None)
+        """The best candidate of those that were measured completely and keep the limits, by all its processes."""
+        kept = [one for one in self._complete() if all(process.keeps_limits for process in one)]
+        return max(map(_pooled, kept), key=lambda one: one.utility or 0.0, default=None)
+
+    def _complete(self) -> list[list[Standing]]:
+        """Per candidate, its processes that ended ok."""
+        found: dict[str, list[Standing]] = {}
+        for one in self.standings.values():
+            if one.state == TrialStatus.OK and one.utility is not None:
+                found.setdefault(one.label, []).append(one)
+        return list(found.values())
 
     def best_line(self) -> str:
         """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
@@ -106,13 +114,12 @@ class SweepState:
     def gain_line(self) -> str | None:
         """E.g. `over the baseline: first token +98 %, tok/s +12 %`; `None` while there is nothing to compare."""
         best = self.best()
-        baseline = next((one for one in self.standings.values() if one.is_baseline), None)
-        if best is None or best.metrics is None:
+        pooled = (_pooled(processes) for processes in self._complete())
+        baseline = next((one for one in pooled if one.is_baseline), None)
+        if best is None or best.metrics is None or baseline is None or baseline.metrics is None:
             return None
-        if baseline is best:
+        if baseline.label == best.label:
             return "this is the baseline"
-        if baseline is None or baseline.metrics is None or baseline.rung != LAST_RUNG:
-            return None
         over = gain_over(baseline.metrics, best.metrics)
         return f"over the baseline: first token {gain(over.ttft)}, tok/s {gain(over.throughput)}"
 
@@ -123,6 +130,22 @@ class SweepState:
             text += f" · {plural(self.confirming, 'confirming run')}"
         bound = "" if self.budget_s is None else f" of {_clock(self.budget_s)}"
         return f"{text} · {_clock(self.clock() - self.started)}{bound} passed"
+
+
+def _pooled(processes: Sequence[Standing]) -> Standing:
+    """Medians over a candidate's processes."""
+    first = processes[0]
+    metrics = [one.metrics for one in processes if one.metrics is not None]
+    return replace(
+        first,
+        is_baseline=any(one.is_baseline for one in processes),
+        utility=statistics.median(one.utility or 0.0 for one in processes),
+        metrics=replace(
+            metrics[0],
+            ttft_ms=statistics.median(one.ttft_ms for one in metrics),
+            decode_tok_s=statistics.median(one.decode_tok_s for one in metrics),
+        ),
+    )
 
 
 def _standing(label: str, role: Role) -> Standing:
@@ -231,11 +254,17 @@ def render_state(state: SweepState) -> RenderableType:
         justify: JustifyMethod = "left" if heading in ("", "candidate") else "right"
         table.add_column(heading, justify=justify, no_wrap=heading != "candidate")
     best = state.best()
+    best_label = None if best is None else best.label
     for standing in list(state.standings.values())[-SHOWN_TRIALS:]:
         metrics = standing.metrics
         table.add_row(
             Text(standing.state, style=_style(standing.state)),
-            Text(standing.label, "bold green" if standing is best else "", no_wrap=True, overflow="ellipsis"),
+            Text(
+                standing.label,
+                "bold green" if standing.label == best_label else "",
+                no_wrap=True,
+                overflow="ellipsis",
+            ),
             standing.rung_text,
             "" if metrics is None else quantity(metrics.ttft_ms),
             "" if metrics is None else quantity(metrics.decode_tok_s),
