@@ -220,3 +220,14 @@ def test_every_candidate_is_launched_in_order_by_the_plain_search() -> None:
         plain.launched(candidate.candidate_id)
         order.append(candidate)
     assert order == SPACE
+
+
+def test_after_the_baseline_alone_others_are_expected_to_differ_from_it_as_forecast() -> None:
+    """The forecast may be wrong by a factor that all share."""
+    forecasts = {key: replace(one, ttft_ms=one.ttft_ms / 3) for key, one in METRICS.items()}
+    search = make_search(forecasts=forecasts)
+    launch(search, SPACE[0])
+    expected = {one.candidate.candidate_id: one.ttft_ms for one in search.predictions()}
+    for candidate in (BEST, candidate_at(3, 1, 0)):
+        key = candidate.candidate_id
+        assert expected[key] == pytest.approx(METRICS[key].ttft_ms, rel=0.05)

@@ -9,6 +9,7 @@ from kvray.cli.parsing import (
     parse_attentions,
     parse_caches,
     parse_choices,
+    parse_duration,
     parse_integers,
     parse_limit,
     parse_memory_limit,
@@ -121,3 +122,14 @@ def test_what_is_no_size_is_named_with_the_form_that_is_wanted(text: str) -> Non
     wanted = r"--max-vram .* is neither a size nor off\. Write it like 8000 \(which are MiB\) or 8GiB\."
     with pytest.raises(InvalidValueError, match=wanted):
         parse_memory_limit(text, option="--max-vram")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90.0), ("20m", 1200.0), ("1.5h", 5400.0), (" 5 M ", 300.0)])
+def test_a_duration_is_a_number_with_its_unit(text: str, seconds: float) -> None:
+    assert parse_duration(text, option="--budget") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "4", "0s", "-5m", "5d", "1e3s", "9" * 400 + "h"])
+def test_what_is_no_duration_above_zero_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"--budget .* is not a time above 0 with its unit\. Write it like 90s"):
+        parse_duration(text, option="--budget")

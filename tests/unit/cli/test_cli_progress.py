@@ -347,3 +347,14 @@ def test_the_live_view_is_gone_when_the_sweep_ends(preview: Preview, manifest: S
     text = console.file.getvalue()
     assert "dynamic/sdpa/float32" in text
     assert text.rstrip().endswith("\x1b[2K"), "the last thing written erases the view"
+
+
+def test_the_best_so_far_is_shown_by_all_its_processes(preview: Preview) -> None:
+    state, (baseline, other, *_) = state_of(preview), specs_of(preview)
+    finish(state, preview, baseline)
+    finish(state, preview, other, ttft_ms=20.0)
+    for number, ttft_ms in enumerate((80.0, 90.0)):
+        again = replace(other, trial_id=f"confirm-{number}", role=Role.CONFIRM)
+        finish(state, preview, again, ttft_ms=ttft_ms)
+    assert state.best_line() == f"best: {other.candidate.label} · TTFT 80.0 ms · 50.0 tok/s"
+    assert state.gain_line() == "over the baseline: first token +25 %, tok/s ±0 %"

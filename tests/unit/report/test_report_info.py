@@ -444,3 +444,9 @@ def test_a_calm_sweep_has_no_such_note(realistic: ReportInfo) -> None:
 def test_the_confidence_says_how_many_it_leaves_out() -> None:
     assert "It says nothing of the 3 stopped early." in confidence_sentence(ONE_PROCESS, ranked=5, stopped=3)
     assert "stopped early" not in confidence_sentence(ONE_PROCESS, ranked=5, stopped=0)
+
+
+def test_a_baseline_measured_alone_because_the_search_had_to_end_did_not_beat_others() -> None:
+    skipped = ended(candidate("static"), TrialStatus.SKIPPED, "the budget of 9 s left no time for another launch")
+    sentence = info_of([baseline(), skipped]).headline.sentence
+    assert sentence == "dynamic/sdpa/float32, the baseline, is the only candidate measured for chat-agent."

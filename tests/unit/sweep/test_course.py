@@ -187,3 +187,23 @@ def test_confirming_ends_after_the_most_rounds(rounds: int) -> None:
     orders = drive(make_course(confirm_rounds=rounds))
     numbers = [confirm_round(blank(order.spec)) or 0 for order in orders if order.spec.role is Role.CONFIRM]
     assert max(numbers) <= rounds
+
+
+def test_a_dear_baseline_does_not_keep_a_first_look_at_others_from_being_launched() -> None:
+    """Its trial has all rungs; a launch out of time ends with its first."""
+    clock = Clock()
+    course = make_course(clock=clock, deadline_s=4 * TRIAL_S, confirm_rounds=1)
+    order = course.next_order()
+    assert order is not None
+    clock.now = 2.4 * TRIAL_S
+    course.trial_finished(answer(order))
+    following = course.next_order()
+    assert following is not None
+    assert following.spec.role is Role.SEARCH
+
+
+def test_who_was_not_launched_for_want_of_time_is_told_so() -> None:
+    clock = Clock()
+    course = make_course(clock=clock, deadline_s=0.5)
+    drive(course, clock=clock)
+    assert {reason for _, reason in course.never_launched()} == {"the budget of 0.5 s left no time for another launch"}
