@@ -14,7 +14,8 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 Kvray = Callable[..., "subprocess.CompletedProcess[str]"]
-MEASURED = "kvray: measuring how fast this device copies and multiplies, once: some seconds"
+MEASURED = "kvray: measuring how fast this device copies and multiplies: some seconds"
+DISTURBED = "They are measured again next time."
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,12 @@ def test_the_first_call_measures_the_device_and_says_so_and_the_next_does_not(
 ) -> None:
     line = ("forecast", llama_8b, "--device", "cpu", "--context", "1024", "--output-len", "64", "--memory", "24000")
     first = kvray(*line, KVRAY_CACHE=str(tmp_path))
-    assert (first.returncode, first.stderr) == (0, MEASURED + "\n")
+    assert first.returncode == 0
+    assert first.stderr.startswith(MEASURED + "\n")
     second = kvray(*line, KVRAY_CACHE=str(tmp_path))
-    assert (second.returncode, second.stderr, second.stdout) == (0, "", first.stdout)
+    assert second.returncode == 0
+    if DISTURBED not in first.stderr:
+        assert (first.stderr, second.stderr, second.stdout) == (MEASURED + "\n", "", first.stdout)
     lines = first.stdout.splitlines()
     assert any(re.match(r"dynamic/sdpa/bfloat16 +baseline +yes +[\d,.]+ +[\d,.]+ +1[56],\d{3}$", one) for one in lines)
     assert any(re.match(r"dynamic/sdpa/float32 +no +[\d,.]+ +[\d,.]+ +3[01],\d{3}$", one) for one in lines)
