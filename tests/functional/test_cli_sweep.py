@@ -299,7 +299,16 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "break_even_tokens",
     }
     assert set(shown["winner"]["gain"]) == {"ttft", "throughput", "memory"}
-    assert set(shown["confidence"]) == {"winner_share", "processes", "runs", "ties"}
+    assert set(shown["confidence"]) == {
+        "winner_share",
+        "processes",
+        "runs",
+        "ties",
+        "is_disturbed",
+        "confirm_rounds",
+        "ttft_gain",
+        "throughput_gain",
+    }
     assert shown["run_id"] == swept.run_ids[1]
     assert sum(shown["trials"].values()) == 3
     assert shown["wall_s"] > shown["busy_s"] > 0
@@ -334,7 +343,7 @@ def test_where_nothing_keeps_the_limits_the_code_is_12_and_the_nearest_misses_ar
     error = missed.done.stderr.splitlines()[-1]
     assert error.startswith("kvray: No candidate keeps the limits of profile 'chat-agent'. Nearest: 1. dynamic/")
     assert re.search(
-        r"1\. dynamic/\w+/float32: TTFT [\d.,]+ ms at 16→4, [\d,]+ % over the limit of 0\.001 ms; decode throughput "
+        r"1\. dynamic/\w+/float32: TTFT [\d.,]+ ms at 16→4, [\d,]+ times the limit of 0\.001 ms; decode throughput "
         r"[\d,.]+ tok/s at 16→4, \d+ % under the limit of 1,000,000 tok/s\. ",
         error,
     )

@@ -156,7 +156,7 @@ def test_what_was_skipped_has_its_prediction_and_ran_nowhere(modelled: TuneResul
     for record in skipped(modelled):
         assert record.role is Role.SEARCH
         assert record.message is not None
-        assert record.message.startswith("predicted TTFT ")
+        assert record.message.startswith("too unlikely to win; predicted TTFT ")
         assert "chance to beat that by more than 2 %: " in record.message
         assert (record.pid, record.rung, record.ttft_ms, record.started_at) == (None, None, None, None)
     report = modelled.paths.report_markdown.read_text()
@@ -221,7 +221,7 @@ def test_optuna_launches_as_many_as_allowed_and_names_the_rest(tmp_path: Path) -
     result = sweep(tmp_path, search=SearchStrategy.OPTUNA, max_trials=5, confirm_rounds=0)
     assert len(searched(result)) == 5
     assert_each_is_accounted_for_once(result)
-    assert {record.message for record in skipped(result)} == {"the search ended before its turn"}
+    assert {record.message for record in skipped(result)} == {"--max-trials 5 was reached"}
 
 
 # Bounds
