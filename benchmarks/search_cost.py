@@ -29,8 +29,8 @@ from kvray.record import Role, TrialResult
 from kvray.sweep.course import SweepCourse
 from kvray.sweep.optuna import OptunaLaunches
 from kvray.sweep.recording import rung_metrics
-from kvray.sweep.slot import FIDELITY, REDUCTION_FACTOR, RESULT, UTILITY
-from kvray.trial.spec import LAST_RUNG
+from kvray.sweep.scheduler import RUNGS
+from kvray.sweep.slot import FIDELITY, RESULT, UTILITY
 
 METHODS = ("kvray", "grid", "asha", "asha_equal", "random", "optuna", "dominance")
 WORSE = 1.05
@@ -41,14 +41,7 @@ class PlainHalving(AsyncHyperBandScheduler):
     """ASHA as Tune has it, but for the baseline, which every method measures completely."""
 
     def __init__(self, course: SweepCourse) -> None:
-        super().__init__(
-            time_attr=FIDELITY,
-            metric=UTILITY,
-            mode="max",
-            grace_period=1,
-            max_t=REDUCTION_FACTOR**LAST_RUNG + 1,
-            reduction_factor=REDUCTION_FACTOR,
-        )
+        super().__init__(**RUNGS)
         self._course = course
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

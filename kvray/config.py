@@ -53,7 +53,7 @@ class TuneConfig(BaseModel):
         budget_s: seconds after which nothing more is launched; the best found until then is the result.
         max_trials: launches of the search, without the confirming ones.
         confirm_rounds: how often winner, rivals and baseline are measured again at most, each time in fresh processes.
-        seed: of the search and of the bootstrap.
+        seed: of the search and of the confidence's draws.
         forecast: whether what cannot fit into memory by forecast is left out; predictions are recorded with it.
 
     Raises:

@@ -43,7 +43,7 @@ class SearchObserver(SweepObserver, Protocol):
     """Hears how the job goes on, in the driver's process."""
 
     def measuring_device(self) -> None:
-        """The device's rates are measured now, for they never were: a few seconds, once per device."""
+        """The device's rates are measured now, for they never were undisturbed: a few seconds."""
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""

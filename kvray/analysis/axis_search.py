@@ -15,30 +15,29 @@ import numpy.typing as npt
 
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.belief import (
-    PEAK,
     Belief,
     Figures,
     Measured,
     MetricModels,
     goodness,
-    utility_weights_of_goodness,
+    goodness_weights,
 )
+from kvray.analysis.evidence import PEAK
 from kvray.analysis.launching import Prediction
+from kvray.analysis.pareto import MEMORY_STEP
+from kvray.analysis.standing import NEAR
 from kvray.analysis.surrogate import Array
 from kvray.candidate import Candidate
 from kvray.workload import WorkloadProfile
 
-MISS = math.log(1.02)
-"""Difference in utility worth another launch: 2 %."""
 MISS_CHANCE = 0.02
-"""The search ends when the chance is smaller that anything not launched beats the best by more than `MISS`."""
+"""The search ends when the chance is smaller that anything not launched beats the best by more than `NEAR`."""
 WIN_CHANCE = 0.05
 """Of being better than the likeliest winner: who has more is measured again."""
 ENUMERATED = 12
 """A space of so many candidates is launched as a whole: there is little to save."""
 LEANEST = 2
-LEANER = 0.02
-"""Share of memory that a fallback must save to be one (see `analysis.fallback`)."""
+"""So many by predicted memory are launched though they cannot win, if they are materially leaner: as fallbacks."""
 
 
 @dataclass
@@ -80,7 +79,7 @@ class AxisSearch:
         self._index = {candidate.candidate_id: index for index, candidate in enumerate(self._candidates)}
         self._models = MetricModels(self._candidates, profile, forecasts or {})
         self._forecasts = forecasts or {}
-        self._weights = utility_weights_of_goodness(profile)
+        self._weights = goodness_weights(profile)
         self._generator = np.random.default_rng(seed)
         self._seen: dict[int, _Seen] = {}
         self._surprises: list[Array] = []
@@ -190,19 +189,19 @@ class AxisSearch:
             peak_mib=math.exp(-peak) if self._has_peaks else None,
             low=math.exp(-behind - 1.96 * spread),
             high=math.exp(-behind + 1.96 * spread),
-            chance=0.5 * math.erfc((MISS + behind) / (spread * math.sqrt(2))),
+            chance=0.5 * math.erfc((NEAR + behind) / (spread * math.sqrt(2))),
         )
 
     def _gains(self, belief: Belief, waiting: Sequence[int]) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Samples × waiting: by how much each beats everything launched (running ones as predicted); and per sample
-        whether one that works beats it by more than `MISS`."""
+        whether one that works beats it by more than `NEAR`."""
         launched = [index for index, one in self._seen.items() if one.is_contender]
         draws = belief.draw([*waiting, *launched], self._generator)
         best = draws[:, len(waiting) :].max(axis=1) if launched else np.full(len(draws), -np.inf)
         floor = belief.utility_means.min() - 1.0
         gains = np.maximum(draws[:, : len(waiting)], floor) - np.maximum(best, floor)[:, None]
         works = self._generator.random(gains.shape) < self._likely_to_work(waiting)
-        return np.maximum(gains, 0.0), ((gains > MISS) & works).any(axis=1)
+        return np.maximum(gains, 0.0), ((gains > NEAR) & works).any(axis=1)
 
     def _likely_to_work(self, among: Sequence[int]) -> Array:
         """Probability that a launch does not fail: by the worst record of any of its values, one success given."""
@@ -246,6 +245,6 @@ class AxisSearch:
         leanness = belief.wide[PEAK].mean
         measured = max((leanness[index] for index in self._contenders), default=-np.inf)
         for index in np.argsort(-leanness, kind="stable")[:LEANEST]:
-            if index in waiting and leanness[index] > measured - math.log1p(-LEANER):
+            if index in waiting and leanness[index] > measured - math.log1p(-MEMORY_STEP):
                 return self._candidates[int(index)]
         return None

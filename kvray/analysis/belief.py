@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.score import utility_weights
 from kvray.analysis.surrogate import PRIORS, Array, AxisModel, Observations, Posterior
 from kvray.candidate import Candidate
 from kvray.workload import Limits, WorkloadProfile
@@ -18,8 +19,6 @@ from kvray.workload import Limits, WorkloadProfile
 MODESTY = 1.6
 """Factor on every predicted variance: the scales are fitted, not known (`benchmarks/search_cost.py`)."""
 SAMPLES = 512
-PEAK = 2
-"""Place of the memory among the metrics."""
 
 
 class Figures(Protocol):
@@ -105,7 +104,7 @@ class MetricModels:
             for metric, prior in enumerate(PRIORS)
         ]
         self._starts: list[Array | None] = [None] * len(PRIORS)
-        self._weights = utility_weights_of_goodness(profile)
+        self._weights = goodness_weights(profile)
         self._batch_sizes = np.array([float(candidate.batch_size) for candidate in candidates])
         self._limits = profile.limits
 
@@ -144,9 +143,9 @@ def goodness(metrics: Figures) -> Array:
     )
 
 
-def utility_weights_of_goodness(profile: WorkloadProfile) -> Array:
-    """What `goodness` is multiplied by to become a utility."""
-    return np.array([profile.weight_ttft, profile.weight_throughput, profile.weight_memory])
+def goodness_weights(profile: WorkloadProfile) -> Array:
+    """What `goodness` is multiplied by to become a utility: more is better in all of it."""
+    return np.abs(utility_weights(profile))
 
 
 def widening(surprises: Sequence[Array]) -> Array:

@@ -6,11 +6,10 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.standing import Standing
 from kvray.candidate import CacheStrategy, Candidate, CompileMode
 
-MEMORY_STEP = 0.02
-"""Share of the peak that is materially less."""
 WORSE_CHANCE = 0.1
 """Of being more than 2 % worse than the leader: who has less may be chosen for being leaner or simpler. An expected
 loss says less: where noise is large it is small between candidates of which one is much the better."""

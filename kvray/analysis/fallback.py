@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.record import TrialRecord
 
-MEMORY_STEP = 0.02
 MAX_FALLBACKS = 3
 
 

@@ -1,4 +1,4 @@
-"""One number per candidate: the weighted sum of logarithms that the scheduler, the ranking and the bootstrap share."""
+"""One number per candidate: the weighted sum of logarithms that the scheduler, the ranking and the confidence share."""
 
 from __future__ import annotations
 

@@ -163,7 +163,9 @@ def tune(
             rich_help_panel=_SEARCH,
         ),
     ] = CONFIRM_ROUNDS,
-    seed: Annotated[int, typer.Option(help="Seed of search and bootstrap.", min=0, rich_help_panel=_SEARCH)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the search's and the confidence's draws.", min=0, rich_help_panel=_SEARCH)
+    ] = 0,
     forecast: Annotated[
         bool,
         typer.Option(

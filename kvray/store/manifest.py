@@ -23,7 +23,7 @@ class SweepManifest(BaseModel):
         budget_s: seconds that search and confirming might take, `None` without a bound.
         max_trials: launches of the search at most, `None` without a bound.
         confirm_rounds: rounds at most in which winner, rivals and baseline were measured again.
-        seed: of the search and of the bootstrap.
+        seed: of the search and of the confidence's draws.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume`.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
@@ -20,6 +21,15 @@ NOISE = 0.08
 """Difference in utility (a logarithm: about 8 %) that one run each cannot establish. Between processes on a shared CPU
 the standard deviation was measured as 6 % for TTFT and 1.5 % for tok/s; with weights of 0.5 and 0.35 two of them differ
 by less than 0.085 nineteen times in twenty."""
+RUNGS: Mapping[str, Any] = {
+    "time_attr": FIDELITY,
+    "metric": UTILITY,
+    "mode": "max",
+    "grace_period": 1,
+    "max_t": REDUCTION_FACTOR**LAST_RUNG + 1,
+    "reduction_factor": REDUCTION_FACTOR,
+}
+"""A trial's rungs as Tune's halving counts them."""
 CHANCE_TO_GO_ON = (0.05, 0.5)
 """Chance to be the best that a trial needs after rung 0 and after rung 1: repeats are for the likely winner."""
 
@@ -36,14 +46,7 @@ class SparingHalving(AsyncHyperBandScheduler):
     """
 
     def __init__(self, course: Course) -> None:
-        super().__init__(
-            time_attr=FIDELITY,
-            metric=UTILITY,
-            mode="max",
-            grace_period=1,
-            max_t=REDUCTION_FACTOR**LAST_RUNG + 1,
-            reduction_factor=REDUCTION_FACTOR,
-        )
+        super().__init__(**RUNGS)
         self._course = course
         self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
         self._best: defaultdict[tuple[int, bool], float] = defaultdict(lambda: -math.inf)
