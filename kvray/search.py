@@ -120,13 +120,17 @@ class TuningSearch:
     def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> bool:
         """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
         config, started_s = self._config, time.monotonic()
-        with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
+        with (
+            _log_kept_in(store, run_id) as log,
+            quiet_ray(log),
+            RaySession(address=config.address, scratch=log.parent) as ray,
+        ):
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
             request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
             adapter.fetch_weights(request)
             slots = plan_slots(
-                ray.resources(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
+                ray.nodes(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
             )
             manifest = _opened_manifest(store, config, self._new_manifest(run_id, preview, adapter))
             recorded = _recorded(store, run_id)
@@ -153,7 +157,7 @@ class TuningSearch:
                 repeats_apart=config.search is SearchStrategy.MODEL,
             )
             try:
-                run_sweep(course, slots=slots, observer=recorder)
+                run_sweep(course, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
                 return True
             expected = launches.predictions()
@@ -221,6 +225,10 @@ class _Recorder:
     def rung_finished(self, result: TrialResult) -> None:
         if self._observer is not None:
             self._observer.rung_finished(result)
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        if self._observer is not None:
+            self._observer.trial_lost(spec)
 
     def trial_finished(self, result: TrialResult) -> None:
         self._store.append(result)

@@ -51,6 +51,7 @@ PREFILL_S_PER_TOKEN = 2e-6
 DECODE_S_PER_TOKEN = 5e-4
 MAX_CONTEXT = 4096
 VOCABULARY = 32
+SLOW_S = 3.0
 LOSSY_NOISE = 2.0
 """Standard deviation of what `lossy` adds to the logits."""
 _SPEED: Mapping[str, float] = {
@@ -81,6 +82,8 @@ class Misbehaviour(enum.StrEnum):
     HANG = "hang"
     STUBBORN = "stubborn"
     """Hangs and ignores SIGTERM."""
+    SLOW = "slow"
+    """Takes `SLOW_S` longer, so that something can happen to it meanwhile."""
     CHILDREN = "children"
     """Leaves a process behind in its own process group."""
     LOSSY = "lossy"
@@ -111,6 +114,8 @@ class Misbehaviour(enum.StrEnum):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 while True:
                     time.sleep(3600)
+            case Misbehaviour.SLOW:
+                time.sleep(SLOW_S)
             case Misbehaviour.CHILDREN:
                 if os.fork() == 0:
                     time.sleep(3600)

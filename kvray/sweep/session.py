@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
+from kvray.sweep.guardian import Guardian
 
 _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -43,10 +44,16 @@ class RaySession:
     """Ray for the length of a `with`: starting in the background from its first line, gone after its last.
 
     A Ray to which this process is connected already is used and left running.
+
+    Args:
+        address: of a running cluster; `None` starts a private Ray.
+        scratch: the sweep's temporary folder, removed even if this process is killed.
     """
 
-    def __init__(self, *, address: str | None) -> None:
+    def __init__(self, *, address: str | None, scratch: Path) -> None:
         self._address = address
+        self._scratch = scratch
+        self._guardian: Guardian | None = None
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
         self._connected = threading.Event()
         self._closing = threading.Event()
@@ -69,9 +76,11 @@ class RaySession:
             gc.collect()
         self._closing.set()
         self._thread.join()
+        if self._guardian is not None:
+            self._guardian.dismiss()
 
-    def resources(self) -> Mapping[str, float]:
-        """Wait for Ray; returns what the cluster has, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
+    def nodes(self) -> tuple[Mapping[str, float], ...]:
+        """Wait for Ray; returns what each living machine of the cluster has, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
 
         Raises:
             SweepError: it cannot be started or reached.
@@ -80,10 +89,7 @@ class RaySession:
         if self._error is not None:
             where = f"The Ray cluster at {self._address!r} cannot be reached" if self._address else "Ray cannot start"
             raise SweepError(f"{where}: {first_line(self._error)}") from self._error
-        import ray
-
-        resources: Mapping[str, float] = ray.cluster_resources()
-        return resources
+        return living_nodes()
 
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
@@ -106,9 +112,17 @@ class RaySession:
             _check_reachable(self._address)
             ray.init(address=self._address, **quiet)
         else:
+            self._guardian = Guardian(self._scratch)
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
             ray.init(address="local", include_dashboard=False, _system_config=dict(_PRIVATE_RAY), **quiet)
+
+
+def living_nodes() -> tuple[Mapping[str, float], ...]:
+    """What each machine of the connected Ray has, of those that are alive now."""
+    import ray
+
+    return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
 
 
 def _check_reachable(address: str) -> None:

@@ -37,6 +37,8 @@ KEEPS_LIMITS = "keeps_limits"
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 REDUCTION_FACTOR = 3
+MOST_ATTEMPTS = 3
+"""At a trial whose slot or node dies under it: it runs again twice."""
 _logger = logging.getLogger("kvray.sweep")
 _GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
 """How a trial has ended if no further step is asked for."""
@@ -51,12 +53,19 @@ class TrialOrder:
             own process.
         scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
             slot makes one of its own.
+        attempt: 1, or higher where the slots of earlier attempts at this very trial died.
     """
 
     spec: TrialSpec
     adapter: EngineAdapter
     threads: int | None = None
     scratch: Path | None = None
+    attempt: int = 1
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether the trial has crashed if this attempt's slot dies too."""
+        return self.attempt >= MOST_ATTEMPTS
 
 
 class Slot(tune.Trainable):
