@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -45,15 +46,22 @@ class Guardian:
 
 
 def ray_processes_of(driver: int) -> list[int]:
-    """Processes that write into the log folder of the Ray that the process `driver` started; Ray names it after it."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_of(entry, driver)]
+    """Processes that write logs of the Ray that the process `driver` started; its folder's name ends in that number."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _writes_logs_of(entry, driver)]
 
 
-def _is_of(process: Path, driver: int) -> bool:
-    for descriptor in ("1", "2"):
-        with contextlib.suppress(OSError):
-            parts = (process / "fd" / descriptor).readlink().parts
-            return any(part.startswith("session_") and part.endswith(f"_{driver}") for part in parts)
+def _writes_logs_of(process: Path, driver: int) -> bool:
+    try:
+        return any(_is_log_of(descriptor, driver) for descriptor in (process / "fd").iterdir())
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _is_log_of(descriptor: Path, driver: int) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        parts = descriptor.readlink().parts
+        is_log = any(part.startswith("session_") and part.endswith(f"_{driver}") for part in parts)
+        return is_log and bool(descriptor.lstat().st_mode & stat.S_IWUSR)  # who reads them is a person
     return False
 
 
