@@ -7,22 +7,31 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from kvray.analysis import analyse
 from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
-from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, ResultsError, SweepInterruptedError
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    OutputError,
+    ResultsError,
+    SweepInterruptedError,
+)
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep
 from kvray.probes.cpu import openmp_threads
 from kvray.probes.environment import kvray_version
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.result import TuneResult, read_result, write_artefacts
+from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.course import Bounds, SweepCourse
@@ -33,6 +42,7 @@ from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.trial.spec import ReferenceSpec, TrialSpec
+from kvray.workload import WorkloadProfile
 
 RANDOM_WEIGHTS_NOTE = (
     "Random weights: speed and memory are real, quality is not; it is recorded, and its limit is not enforced."
@@ -100,10 +110,10 @@ class TuningSearch:
         store.check_writable()
         known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
         run_id = config.resume or _new_run_id()
-        interrupted = self._measure(store, run_id, adapter)
-        store.compact(run_id)
-        result = read_result(store, run_id)
-        write_artefacts(store, result)
+        keeper, interrupted = self._measure(store, run_id, adapter)
+        result = _written(keeper, run_id, config.profile)
+        if keeper.has_moved:
+            raise keeper.moved()
         if interrupted:
             raise interruption(store, run_id)
         if not result.analysis.ranking.entries:
@@ -117,8 +127,8 @@ class TuningSearch:
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
-    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> bool:
-        """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
+    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> tuple[RecordKeeper, bool]:
+        """Run all trials that `run_id` still lacks; returns who keeps them, and whether the user interrupted them."""
         config, started_s = self._config, time.monotonic()
         with (
             _log_kept_in(store, run_id) as log,
@@ -134,7 +144,8 @@ class TuningSearch:
             )
             manifest = _opened_manifest(store, config, self._new_manifest(run_id, preview, adapter))
             recorded = _recorded(store, run_id)
-            recorder = _Recorder(store, self._observer)
+            keeper = RecordKeeper(store, manifest)
+            recorder = _Recorder(keeper, self._observer)
             recorder.search_started(preview, manifest, recorded)
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
@@ -159,11 +170,11 @@ class TuningSearch:
             try:
                 run_sweep(course, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
-                return True
+                return keeper, True
             expected = launches.predictions()
             skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
-            store.append_many(skipped)
-        return False
+            keeper.keep_unlaunched(skipped)
+        return keeper, False
 
     def _new_manifest(self, run_id: str, preview: Preview, adapter: EngineAdapter) -> SweepManifest:
         model, device = preview.model, preview.device
@@ -201,11 +212,36 @@ def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
     )
 
 
+def _written(keeper: RecordKeeper, run_id: str, profile: WorkloadProfile) -> TuneResult:
+    """The sweep read back from where all of it lies, its files merged, plan and reports beside them.
+
+    Raises:
+        OutputError: it could be written nowhere.
+    """
+    try:
+        store = keeper.settle()
+    except OutputError as error:
+        ranked = analyse(keeper.results, profile).ranking.entries
+        best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
+        raise OutputError(f"{error.message}{best}", hint=error.hint) from error
+    try:
+        return _written_to(store, run_id)
+    except OutputError as trouble:
+        return _written_to(keeper.move(trouble), run_id)
+
+
+def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
+    store.compact(run_id)
+    result = read_result(store, run_id)
+    write_artefacts(store, result)
+    return result
+
+
 class _Recorder:
     """Writes every trial the moment it ends, then passes the news on."""
 
-    def __init__(self, store: ResultsStore, observer: SearchObserver | None) -> None:
-        self._store = store
+    def __init__(self, keeper: RecordKeeper, observer: SearchObserver | None) -> None:
+        self._keeper = keeper
         self._observer = observer
 
     def measuring_device(self) -> None:
@@ -214,7 +250,7 @@ class _Recorder:
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         rejected = [(one.candidate, one.reason) for one in preview.space.rejected]
-        self._store.append_many(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
+        self._keeper.keep_unlaunched(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
         if self._observer is not None:
             self._observer.search_started(preview, manifest, recorded)
 
@@ -231,7 +267,7 @@ class _Recorder:
             self._observer.trial_lost(spec)
 
     def trial_finished(self, result: TrialResult) -> None:
-        self._store.append(result)
+        self._keeper.keep(result)
         if self._observer is not None:
             self._observer.trial_finished(result)
 
@@ -368,4 +404,5 @@ def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
         finally:
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             if text.strip():
-                store.write_text(store.paths(run_id).sweep_log, text)
+                with suppress(OutputError):  # a full disk is told of where records are written
+                    store.write_text(store.paths(run_id).sweep_log, text)

@@ -177,6 +177,14 @@ class ResultsStore:
             ) from None
         return _parse_manifest(data, run_id)
 
+    def has_manifest(self, run_id: str) -> bool:
+        """Whether the sweep `run_id` has a manifest here, readable or not."""
+        try:
+            self._files.read(self.paths(run_id).manifest)
+        except FileNotFoundError:
+            return False
+        return True
+
     def read(self, run_id: str) -> list[TrialResult]:
         """All trials of `run_id`, by start (those never launched last), then by trial id; each with its runs.
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,10 @@ _PRIVATE_RAY: Mapping[str, int] = {
 
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
+
+
+_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes that a folder for temporary files may have: a Unix socket's path holds 107 (unix(7))."""
 
 
 class RaySession:
@@ -115,7 +120,20 @@ class RaySession:
             self._guardian = Guardian(self._scratch)
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            ray.init(address="local", include_dashboard=False, _system_config=dict(_PRIVATE_RAY), **quiet)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                _system_config=dict(_PRIVATE_RAY),
+                _temp_dir=_ray_folder(),
+                **quiet,
+            )
+
+
+def _ray_folder() -> str | None:
+    """Where a private Ray has its sockets: `None` for its own choice, which follows `RAY_TMPDIR` and `TMPDIR`, unless a
+    socket's path there would be longer than the kernel allows."""
+    chosen = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return None if len(os.fsencode(chosen)) <= _LONGEST_FOLDER else "/tmp/ray"
 
 
 def living_nodes() -> tuple[Mapping[str, float], ...]:
