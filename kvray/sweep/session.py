@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -94,6 +95,7 @@ class RaySession:
         if self._error is not None:
             where = f"The Ray cluster at {self._address!r} cannot be reached" if self._address else "Ray cannot start"
             raise SweepError(f"{where}: {first_line(self._error)}") from self._error
+        _give_signals_back()
         return living_nodes()
 
     def _hold(self) -> None:
@@ -127,6 +129,15 @@ class RaySession:
                 _temp_dir=_ray_folder(),
                 **quiet,
             )
+
+
+def _give_signals_back() -> None:
+    """Ray's C++ takes SIGTERM, below Python's handler, prints its stack and ends the process. Here the handler that
+    this program has set gets it again, or the kernel's default."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _ray_folder() -> str | None:
