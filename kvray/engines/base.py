@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -335,6 +336,11 @@ class EngineAdapter(ABC):
     def process_environment(self) -> Mapping[str, str]:
         """Environment variables for the measurement processes, set before any library is imported; a user's own win."""
         return {}
+
+    def build_locks(self) -> Sequence[Path]:
+        """Lock files that lie there now and that its libraries make while they build native code: one whose maker was
+        killed lets every later trial wait. Imports no library."""
+        return ()
 
     def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
         """Rules beyond those that hold for every engine."""

@@ -66,17 +66,22 @@ def measured_record(
     facts: TrialFacts | None,
     environment: Environment,
     started_at: dt.datetime,
+    wall_s: float,
     log_tail: str | None,
 ) -> TrialRecord:
-    """The record of a trial that was launched, as far as it has come."""
-    ended_at = dt.datetime.now(dt.UTC)
+    """The record of a trial that was launched, as far as it has come.
+
+    Args:
+        wall_s: since its start, by a clock that nobody sets: `ended_at` follows from it, so no trial ends before it
+            began.
+    """
     record = blank_record(spec, status, message=message).with_(
         phase=phase,
         log_tail=log_tail,
         rung=rung,
         started_at=started_at,
-        ended_at=ended_at,
-        wall_s=(ended_at - started_at).total_seconds(),
+        ended_at=started_at + dt.timedelta(seconds=wall_s),
+        wall_s=wall_s,
         host=environment.host,
         device_name=environment.device_name,
         driver_version=environment.driver_version,

@@ -9,6 +9,7 @@ import datetime as dt
 import logging
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Slot(tune.Trainable):
     def _begin(self) -> None:
         spec = self._order.spec
         self._rung, self._facts = None, None
-        self._started_at = dt.datetime.now(dt.UTC)
+        self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
         self._process = TrialProcess(self._launcher, spec, Path(self._logs.name) / f"{spec.trial_id}.log")
 
     def _end_process(self) -> None:
@@ -140,6 +141,7 @@ class Slot(tune.Trainable):
             facts=self._facts,
             environment=self._environment,
             started_at=self._started_at,
+            wall_s=time.monotonic() - self._started_s,
             log_tail=process.log_tail() if end.status.is_failure else None,
         )
         report: dict[str, Any] = {RESULT: TrialResult(record=record, runs=runs), "done": done}

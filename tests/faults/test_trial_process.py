@@ -19,6 +19,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Role, TrialStatus
 from kvray.trial.events import RungFinished, TrialEnded
+from kvray.trial.memory_watch import MemoryWatch
 from kvray.trial.process import Launcher, TrialProcess
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import create_custom_profile
@@ -59,8 +60,9 @@ def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
 def start(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
     started: list[TrialProcess] = []
 
-    def begin(commands: str, *, timeout_s: float = 30.0) -> TrialProcess:
-        process = TrialProcess(launcher, spec_of(commands, timeout_s=timeout_s), tmp_path / "trial.log")
+    def begin(commands: str, *, timeout_s: float = 30.0, memory: MemoryWatch | None = None) -> TrialProcess:
+        spec = spec_of(commands, timeout_s=timeout_s)
+        process = TrialProcess(launcher, spec, tmp_path / "trial.log", memory=memory)
         started.append(process)
         return process
 
@@ -110,11 +112,13 @@ def test_a_healthy_trial_reports_every_rung_then_its_end(start: Start) -> None:
     [
         ("raise", TrialStatus.ERROR, "RuntimeError: told to raise"),
         ("oom", TrialStatus.OOM, "told to run out of memory"),
+        ("rlimit", TrialStatus.OOM, "Unable to allocate 2.00 GiB"),
         ("unsupported", TrialStatus.UNSUPPORTED, "told to be unsupported"),
         ("substituted", TrialStatus.SUBSTITUTED, "told to run something else"),
         ("exit", TrialStatus.CRASHED, "exited with code 7 without a word"),
         ("segv", TrialStatus.CRASHED, "killed by SIGSEGV"),
         ("kill", TrialStatus.CRASHED, "killed by SIGKILL"),
+        ("garbage", TrialStatus.CRASHED, r"the process wrote b'\x00\x00\x01\x00' into the pipe of its events"),
     ],
 )
 def test_every_way_to_fail_becomes_one_status(start: Start, command: str, status: TrialStatus, message: str) -> None:
@@ -148,9 +152,12 @@ def test_a_traceback_is_kept(start: Start) -> None:
     assert tail.endswith("RuntimeError: told to raise")
 
 
-@pytest.mark.parametrize("command", ["hang", "stubborn"])
-def test_a_hung_trial_becomes_a_timeout_and_is_killed(start: Start, command: str) -> None:
-    process = start(f"dynamic={command}", timeout_s=1.0)
+@pytest.mark.parametrize(
+    "commands",
+    ["hang", "gil", "stopped", "stubborn", "children+gil", "deaf+children+gil", "thread+gil"],
+)
+def test_a_hung_trial_becomes_a_timeout_and_is_killed_with_its_group(start: Start, commands: str) -> None:
+    process = start(",".join(f"dynamic={command}" for command in commands.split("+")), timeout_s=1.0)
     event = ended(process)
     assert event.status is TrialStatus.TIMEOUT
     assert event.message == "no end of phase warmup within 1 s; killed"
@@ -162,6 +169,15 @@ def test_processes_that_a_trial_leaves_behind_are_killed_with_it(start: Start) -
     process = start("dynamic=children")
     process.advance()
     assert len(group_members(process.pid)) == 2
+    process.close()
+    assert wait_until_gone(process.pid) == []
+
+
+def test_a_thread_that_does_not_end_keeps_no_process_alive(start: Start) -> None:
+    process = start("dynamic=thread")
+    while isinstance(event := process.advance(), RungFinished):
+        pass
+    assert event.status is TrialStatus.OK
     process.close()
     assert wait_until_gone(process.pid) == []
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -106,6 +107,12 @@ class TransformersAdapter(EngineAdapter):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "KINETO_LOG_LEVEL": "99",
         }
+
+    def build_locks(self) -> Sequence[Path]:
+        """See `EngineAdapter.build_locks`: those of optimum-quanto, which builds inside its own package."""
+        optimum = find_spec("optimum")
+        homes = optimum.submodule_search_locations if optimum is not None else None
+        return [lock for home in homes or () for lock in Path(home).glob("quanto/library/extensions/*/build/lock")]
 
     def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
         """See `EngineAdapter.rules`."""

@@ -10,6 +10,16 @@ import torch
 from kvray.engines.base import OutOfMemoryError, UnsupportedError
 from kvray.errors import KvrayError, first_line
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
+"""What PyTorch's own RuntimeErrors say where the host has no memory left: its allocator, a file's mapping, C++."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether host or device memory ran out, whatever type PyTorch gives that."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
@@ -24,7 +34,7 @@ def translated_errors() -> Iterator[None]:
         raise UnsupportedError(first_line(error)) from error
     except RuntimeError as error:
         text = first_line(error)
-        if "can't allocate memory" in text or "not enough memory" in text:
+        if is_out_of_memory(error):
             raise OutOfMemoryError(text) from error
         if "No available kernel" in text or "No viable backend" in text:
             raise UnsupportedError(f"PyTorch: {text}") from error
