@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType
 from kvray.errors import InvalidValueError, describe_problems
+from kvray.record import TrialStatus
 from kvray.workload import WorkloadProfile, get_profile
 
 
@@ -49,6 +50,9 @@ class TuneConfig(BaseModel):
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
+        retry: of these, failures with one of these statuses that are measured again all the same.
+        force: whether to go on with `resume` where machine, software, model or profile are others than they were:
+            everything is measured anew then and not ranked together with what was measured before.
         search: how the space is searched.
         budget_s: seconds after which nothing more is launched; the best found until then is the result.
         max_trials: launches of the search, without the confirming ones.
@@ -80,6 +84,8 @@ class TuneConfig(BaseModel):
     slots: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
+    retry: tuple[TrialStatus, ...] = ()
+    force: bool = False
     search: SearchStrategy = SearchStrategy.MODEL
     budget_s: Annotated[float, Field(gt=0)] | None = None
     max_trials: Annotated[int, Field(ge=1)] | None = None
@@ -113,6 +119,21 @@ class TuneConfig(BaseModel):
         if self.has_space_file and self.narrows:
             raise ValueError("a space file and options that narrow an axis exclude each other")
         return self
+
+    @model_validator(mode="after")
+    def _only_with_resume(self) -> Self:
+        given = [name for name in ("retry", "force") if getattr(self, name)]
+        if given and self.resume is None:
+            raise ValueError(f"{' and '.join(given)} go with resume: without it everything is measured anyway")
+        return self
+
+    @field_validator("retry")
+    @classmethod
+    def _failures_only(cls, values: tuple[TrialStatus, ...]) -> tuple[TrialStatus, ...]:
+        wrong = [value for value in values if not value.is_failure]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} is no failure; allowed: {', '.join(TrialStatus.failures())}")
+        return values
 
     @property
     def has_space_file(self) -> bool:

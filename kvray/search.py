@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import secrets
 import tempfile
 import time
@@ -14,23 +15,18 @@ from typing import Protocol
 from kvray.analysis import analyse
 from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
+from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
-from kvray.errors import (
-    AllTrialsFailedError,
-    KvrayError,
-    LimitsMissedError,
-    OutputError,
-    ResultsError,
-    SweepInterruptedError,
-)
-from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, OutputError, SweepInterruptedError
+from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep
+from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
-from kvray.probes.environment import kvray_version
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.result import TuneResult, read_result, write_artefacts
+from kvray.store.claim import claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -44,9 +40,7 @@ from kvray.sweep.session import RaySession, quiet_ray
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import WorkloadProfile
 
-RANDOM_WEIGHTS_NOTE = (
-    "Random weights: speed and memory are real, quality is not; it is recorded, and its limit is not enforced."
-)
+_logger = logging.getLogger("kvray.search")
 
 
 class SearchObserver(SweepObserver, Protocol):
@@ -108,10 +102,13 @@ class TuningSearch:
         if config.resume is not None:
             store.read_manifest(config.resume)
         store.check_writable()
-        known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
         run_id = config.resume or _new_run_id()
-        keeper, interrupted = self._measure(store, run_id, adapter)
-        result = _written(keeper, run_id, config.profile)
+        with claimed_sweep(store, run_id), _company_noticed(config, run_id):
+            known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
+            keeper, interrupted = self._measure(store, run_id, adapter)
+            if not interrupted:
+                keeper.end_attempt()
+            result = _written(keeper, run_id, config.profile)
         if keeper.has_moved:
             raise keeper.moved()
         if interrupted:
@@ -137,16 +134,19 @@ class TuningSearch:
         ):
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
-            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
-            adapter.fetch_weights(request)
             slots = plan_slots(
                 ray.nodes(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
             )
-            manifest = _opened_manifest(store, config, self._new_manifest(run_id, preview, adapter))
-            recorded = _recorded(store, run_id)
+            attempt = prepare_attempt(
+                store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
+            )
+            manifest, recall = attempt.manifest, attempt.recall
+            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
+            adapter.fetch_weights(request)
+            store.write_manifest(manifest)
             keeper = RecordKeeper(store, manifest)
             recorder = _Recorder(keeper, self._observer)
-            recorder.search_started(preview, manifest, recorded)
+            recorder.search_started(preview, manifest, recall.results)
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
             )
@@ -155,15 +155,18 @@ class TuningSearch:
                 launches=launches,
                 profile=preview.profile,
                 make_order=OrderMaker(
-                    _plain_spec(config, preview, request, run_id),
+                    _plain_spec(config, preview, request, manifest),
                     reference=_reference(preview),
                     forecasts=preview.forecasts,
                     adapter=adapter,
                     threads=slots.threads,
                     scratch=log.parent,
+                    trial_suffix=manifest.trial_suffix,
+                    trial_ids=recall.trial_ids,
                 ),
                 bounds=_bounds(config, started_s),
-                recorded=recorded,
+                recorded=recall.results,
+                retry=recall.retry,
                 stops_early=config.search is not SearchStrategy.GRID,
                 repeats_apart=config.search is SearchStrategy.MODEL,
             )
@@ -175,33 +178,6 @@ class TuningSearch:
             skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
             keeper.keep_unlaunched(skipped)
         return keeper, False
-
-    def _new_manifest(self, run_id: str, preview: Preview, adapter: EngineAdapter) -> SweepManifest:
-        model, device = preview.model, preview.device
-        return SweepManifest(
-            kvray_version=kvray_version(),
-            run_id=run_id,
-            created_at=dt.datetime.now(dt.UTC),
-            model_id=model.model_id,
-            model_revision=model.revision,
-            architecture=model.architecture,
-            engine=adapter.name,
-            device=device.device.value,
-            device_name=device.device_name,
-            profile=preview.profile,
-            dropped_contexts=preview.dropped_contexts,
-            baseline_id=preview.space.baseline.candidate_id,
-            memory_note=adapter.memory_note(device.device),
-            quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
-            trust_remote_code=self._config.trust_remote_code,
-            left_out=preview.left_out,
-            search=self._config.search.value,
-            budget_s=self._config.budget_s,
-            max_trials=self._config.max_trials,
-            confirm_rounds=self._config.confirm_rounds,
-            seed=self._config.seed,
-            arguments=self._arguments,
-        )
 
 
 def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
@@ -272,30 +248,10 @@ class _Recorder:
             self._observer.trial_finished(result)
 
 
-def _opened_manifest(store: ResultsStore, config: TuneConfig, new: SweepManifest) -> SweepManifest:
-    """Write the manifest of a new sweep, or check that the one to resume asked the same.
-
-    Raises:
-        ResultsError: there is no such sweep, or it measured something else.
-    """
-    if config.resume is None:
-        store.write_manifest(new)
-        return new
-    old = store.read_manifest(config.resume)
-    same = ("model_id", "model_revision", "engine", "device", "device_name", "profile", "baseline_id")
-    different = [name for name in same if getattr(old, name) != getattr(new, name)]
-    if different:
-        raise ResultsError(
-            f"Sweep {config.resume!r} cannot be resumed: it was run with another {', '.join(different)}.",
-            hint="Repeat its own arguments, or start a new sweep without --resume.",
-        )
-    return old
-
-
-def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, run_id: str) -> TrialSpec:
+def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, manifest: SweepManifest) -> TrialSpec:
     """What all trials of the sweep have in common, with the baseline in it."""
     return TrialSpec(
-        run_id=run_id,
+        run_id=manifest.run_id,
         trial_id="",
         role=Role.BASELINE,
         request=request,
@@ -303,6 +259,7 @@ def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, run
         profile=preview.profile,
         device=preview.device.device,
         timeout_s=config.timeout_s,
+        fingerprint=manifest.fingerprint_id,
     )
 
 
@@ -323,11 +280,6 @@ def _bounds(config: TuneConfig, started_s: float) -> Bounds:
     )
 
 
-def _recorded(store: ResultsStore, run_id: str) -> tuple[TrialResult, ...]:
-    """What earlier attempts at the sweep have measured."""
-    return tuple(result for result in store.read(run_id) if result.record.status.was_launched)
-
-
 def _unlaunched(
     reasons: Iterable[tuple[Candidate, str]],
     status: TrialStatus,
@@ -341,12 +293,13 @@ def _unlaunched(
         TrialRecord.of(
             candidate,
             run_id=manifest.run_id,
-            trial_id=f"unlaunched-{candidate.candidate_id}",
+            trial_id=f"unlaunched-{candidate.candidate_id}{manifest.trial_suffix}",
             role=Role.SEARCH,
             model_id=manifest.model_id,
             profile=manifest.profile.name,
             status=status,
             message=reason,
+            fingerprint=manifest.fingerprint_id,
             **forecast_columns(preview.forecasts.get(candidate.candidate_id)),
             **columns.get(candidate.candidate_id, {}),
         )
@@ -392,6 +345,19 @@ def _failures(results: Sequence[TrialResult]) -> str:
 def _new_run_id() -> str:
     """Sorts by time, is unique, and reads as a date: `20261124-211419-3f9a`."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+@contextmanager
+def _company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
+    """Warn of who else uses the device; on a cluster it is another machine's."""
+    if config.address is not None:
+        yield
+        return
+    device = detect_device(config.device).device
+    with announced_sweep(device, run_id) as others:
+        for sentence in (*others, *disturbers(device)):
+            _logger.warning("%s", sentence)
+        yield
 
 
 @contextmanager

@@ -18,8 +18,10 @@ from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
 from kvray.preview import Preview
 from kvray.record import Role, TrialResult, TrialStatus
+from kvray.report.attempts import session_text
 from kvray.report.formats import clean_line, gain, plural, quantity
 from kvray.store.manifest import SweepManifest
+from kvray.store.resuming import earlier_session
 from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
@@ -62,6 +64,7 @@ class SweepState:
     budget_s: float | None = None
     standings: dict[str, Standing] = field(default_factory=dict)
     started: float = 0.0
+    recalled: str = ""
 
     def start(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """The sweep begins, or goes on after `recorded`."""
@@ -70,6 +73,8 @@ class SweepState:
         self.budget_s = manifest.budget_s
         for result in recorded:
             self.update(result, preview, ended=True)
+        starts = earlier_session(manifest, recorded)
+        self.recalled = session_text(starts) if starts else ""
         model, device = preview.model, preview.device
         self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
 
@@ -177,6 +182,8 @@ class LineProgress:
         self.run_id = manifest.run_id
         self._state.start(preview, manifest, recorded)
         self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
+        if self._state.recalled:
+            self._print(self._state.recalled)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -293,6 +300,8 @@ def render_state(state: SweepState) -> RenderableType:
     gain_line = state.gain_line()
     if gain_line is not None:
         lines.append(Text(f"      {gain_line}"))
+    if state.recalled:
+        lines.append(Text(state.recalled, style="dim"))
     return Group(*lines, Text(state.time_line(), style="dim"))
 
 

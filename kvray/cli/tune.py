@@ -20,6 +20,7 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_duration,
+    parse_failures,
     parse_integers,
     parse_limit,
     parse_memory_limit,
@@ -29,6 +30,7 @@ from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
 from kvray.errors import SweepInterruptedError
+from kvray.record import TrialStatus
 from kvray.search import TuningSearch, interruption
 from kvray.store.parquet import ResultsStore
 from kvray.workload import Objective, get_profile, override_profile
@@ -141,6 +143,21 @@ def tune(
     resume: Annotated[
         str | None, typer.Option(help="Id of a sweep in the results folder to go on with.", rich_help_panel=_HOW)
     ] = None,
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="With --resume on another machine, software, model or profile: measure all anew beside it.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     search: Annotated[
         str,
         typer.Option(
@@ -213,6 +230,8 @@ def tune(
         slots=slots,
         timeout_s=timeout,
         resume=resume,
+        retry=parse_failures(retry, option="--retry"),
+        force=force,
         search=SearchStrategy.parse(search),
         budget_s=parse_duration(budget, option="--budget"),
         max_trials=max_trials,

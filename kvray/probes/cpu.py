@@ -37,6 +37,11 @@ def physical_cores() -> int:
     return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
 
 
+def machine_cpus() -> int:
+    """CPUs of this machine, whoever may use them."""
+    return int(psutil.cpu_count() or 1)
+
+
 def available_cpus() -> int:
     """CPUs that this process may keep busy: its affinity, less what a cgroup quota takes away; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1

@@ -7,6 +7,7 @@ one, and goes to a second place until then: the cache folder, or else the folder
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from kvray.config import cache_dir
 from kvray.errors import KvrayError, OutputError, ResultsError
 from kvray.record import TrialRecord, TrialResult
 from kvray.store.manifest import SweepManifest
-from kvray.store.parquet import ResultsStore
+from kvray.store.parquet import ResultsStore, without_overtaken
 
 _logger = logging.getLogger("kvray.store")
 _RESCUED = "rescued"
@@ -33,7 +34,7 @@ class RecordKeeper:
     def __init__(self, store: ResultsStore, manifest: SweepManifest) -> None:
         self._manifest = manifest
         self._held = {one.record.trial_id: one for one in store.read(manifest.run_id)}
-        self._first = _Place(store, manifest, self._held)
+        self._first = _Place(store, self._held)
         self._second: _Place | None = None
         self._trouble: KvrayError | None = None
 
@@ -55,13 +56,20 @@ class RecordKeeper:
         """Trials that no process was started for."""
         self._keep([TrialResult(record=record) for record in records])
 
+    def end_attempt(self) -> None:
+        """Say that the sweep's last attempt came to its end."""
+        self._manifest = self._manifest.ended(dt.datetime.now(dt.UTC))
+        for place in (self._first, self._second):
+            if place is not None:
+                place.lacks_manifest = True
+
     def settle(self) -> ResultsStore:
         """Call it when the sweep has ended. Returns the store that holds all of it: the given one, or the second place.
 
         Raises:
             OutputError: it could not be written anywhere; the message names the best that was measured.
         """
-        self._first.doubt_everything()
+        self._first.doubt_everything(self._manifest)
         self._save()
         if self._trouble is None:
             self._leave_second()
@@ -105,13 +113,13 @@ class RecordKeeper:
 
     def _save(self) -> None:
         try:
-            if self._first.is_gone():
+            if not self._first.holds(self._manifest):
                 _logger.warning(
                     "Results folder %r is gone or was emptied; this sweep is written there anew.",
                     self._first.store.display_name,
                 )
                 self._first.lacks = set(self._held)
-            self._first.write()
+            self._first.write(self._manifest)
         except (OutputError, ResultsError) as error:
             self._stumble(error)
         else:
@@ -130,15 +138,13 @@ class RecordKeeper:
         known = [] if self._second is None else [self._second]
         for place in (*known, *self._new_places()):
             with contextlib.suppress(OutputError, ResultsError):
-                place.write()
+                place.write(self._manifest)
                 return place
         return None
 
     def _new_places(self) -> Sequence[_Place]:
         folders = (cache_dir() / _RESCUED, Path(tempfile.gettempdir()) / f"kvray-{_RESCUED}")
-        places = [
-            _Place(ResultsStore(folder / self._manifest.run_id), self._manifest, self._held) for folder in folders
-        ]
+        places = [_Place(ResultsStore(folder / self._manifest.run_id), self._held) for folder in folders]
         for place in places:
             place.lacks = set(self._held)
         return places
@@ -152,26 +158,31 @@ class RecordKeeper:
 
 
 class _Place:
-    """A results folder, and the ids of those trials in `held` that have yet to be written to it."""
+    """A results folder, and what has yet to be written to it.
 
-    def __init__(self, store: ResultsStore, manifest: SweepManifest, held: dict[str, TrialResult]) -> None:
+    Attributes:
+        lacks: ids of trials in `held`.
+    """
+
+    def __init__(self, store: ResultsStore, held: dict[str, TrialResult]) -> None:
         self.store = store
         self.lacks: set[str] = set()
-        self._manifest = manifest
+        self.lacks_manifest = False
         self._held = held
 
-    def is_gone(self) -> bool:
-        """Whether it holds no such sweep (any more)."""
-        return not self.store.has_manifest(self._manifest.run_id)
+    def holds(self, manifest: SweepManifest) -> bool:
+        """Whether it holds such a sweep (still)."""
+        return self.store.has_manifest(manifest.run_id)
 
-    def write(self) -> None:
+    def write(self, manifest: SweepManifest) -> None:
         """Write what it lacks.
 
         Raises:
             OutputError, ResultsError
         """
-        if self.is_gone():
-            self.store.write_manifest(self._manifest)
+        if self.lacks_manifest or not self.holds(manifest):
+            self.store.write_manifest(manifest)
+            self.lacks_manifest = False
         unlaunched = [name for name in self.lacks if not self._held[name].record.status.was_launched]
         for name in sorted(self.lacks.difference(unlaunched)):
             self.store.append(self._held[name])
@@ -179,14 +190,9 @@ class _Place:
         self.store.append_many([self._held[name].record for name in unlaunched])
         self.lacks.difference_update(unlaunched)
 
-    def doubt_everything(self) -> None:
+    def doubt_everything(self, manifest: SweepManifest) -> None:
         """Look what really lies there; a file may have been taken away."""
-        launched = {one.record.candidate_id for one in self._held.values() if one.record.status.was_launched}
+        expected = without_overtaken([one.record for one in self._held.values()])
         with contextlib.suppress(ResultsError):
-            there = {one.record.trial_id for one in self.store.read(self._manifest.run_id)}
-            missing = [self._held[name].record for name in self._held.keys() - there]
-            # Those that were launched after all are there, and left out when read.
-            overtaken = {
-                one.trial_id for one in missing if not one.status.was_launched and one.candidate_id in launched
-            }
-            self.lacks |= {one.trial_id for one in missing} - overtaken
+            there = {one.record.trial_id for one in self.store.read(manifest.run_id)}
+            self.lacks |= {record.trial_id for record in expected} - there

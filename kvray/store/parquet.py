@@ -24,7 +24,7 @@ from kvray.errors import ResultsError, describe_problems
 from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.files import ResultsFiles, reason
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
-from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths
+from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths, not_launched_files
 from kvray.store.schema import SchemaError, conform, encode, from_table, to_table
 
 logger = logging.getLogger("kvray.store")
@@ -99,16 +99,21 @@ class ResultsStore:
         if not run_ids:
             return
         (run_id,) = run_ids
-        path = self.paths(run_id).trials / NOT_LAUNCHED
-        distinct = {record.trial_id: record for record in (*self._never_launched(path), *records)}
+        path, held = self._never_launched(self.paths(run_id).trials)
+        distinct = {record.trial_id: record for record in (*held, *records)}
         self._write_table(path, to_table(distinct.values(), TrialRecord))
 
-    def _never_launched(self, path: Path) -> list[TrialRecord]:
-        try:
-            held = self._read_file(path, TrialRecord)
-        except FileNotFoundError:
-            return []
-        return held.items if held else []
+    def _never_launched(self, folder: Path) -> tuple[Path, list[TrialRecord]]:
+        """The file for them and what it holds: the first of its kind that can be read or is not there yet, so that one
+        which cannot be read (a newer kvray's, say) is not overwritten."""
+        for path in not_launched_files(folder):
+            try:
+                held = self._read_file(path, TrialRecord)
+            except FileNotFoundError:
+                return path, []
+            if held is not None:
+                return path, held.items
+        raise ResultsError(f"Too many unreadable files in {folder.as_posix()!r}.", hint="Move them elsewhere.")
 
     def write_manifest(self, manifest: SweepManifest) -> None:
         """Keep what a sweep was asked; replaces an earlier manifest of the same run."""
@@ -194,7 +199,7 @@ class ResultsStore:
         """
         paths = self.paths(run_id)
         # In this order: the runs of every trial row that is seen are there already.
-        records = _without_overtaken(self._items(paths.trials, TrialRecord))
+        records = without_overtaken(self._items(paths.trials, TrialRecord))
         runs = defaultdict[str, list[Run]](list)
         for run in self._items(paths.runs, Run):
             runs[run.trial_id].append(run)
@@ -235,7 +240,13 @@ class ResultsStore:
         raise ResultsError(f"The files in {folder.as_posix()!r} change while they are read.", hint="Try again.")
 
     def _read_file(self, path: Path, kind: type[T]) -> _File[T] | None:
-        data = self._files.read(path)
+        try:
+            data = self._files.read(path)
+        except ResultsError as error:
+            if not self.is_local:  # what a service does not give now it may give later
+                raise
+            logger.warning("Skipped %s: %s", path.as_posix(), error.message)
+            return None
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             table = conform(file.read(), kind)
@@ -249,6 +260,8 @@ class ResultsStore:
         for path in self._files.list(self._files.root / SWEEPS, ".json"):
             try:
                 manifests.append(_parse_manifest(self._files.read(path), path.stem))
+            except FileNotFoundError:
+                continue
             except ResultsError as error:
                 logger.warning("Skipped %s: %s", path.as_posix(), error.message)
         return manifests
@@ -260,13 +273,17 @@ class ResultsStore:
 
 
 def _newest_first(path: Path) -> tuple[bool, bool, str]:
-    return (path.name == PART, path.name == NOT_LAUNCHED, path.name)
+    return (path.name == PART, path.name.startswith(NOT_LAUNCHED), path.name)
 
 
-def _without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """All but those of trials never launched whose candidate was launched after all."""
-    launched = {record.candidate_id for record in records if record.status.was_launched}
-    return [record for record in records if record.status.was_launched or record.candidate_id not in launched]
+def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """All but those of trials never launched whose candidate was launched after all, under the same fingerprint."""
+    launched = {(record.fingerprint, record.candidate_id) for record in records if record.status.was_launched}
+    return [
+        record
+        for record in records
+        if record.status.was_launched or (record.fingerprint, record.candidate_id) not in launched
+    ]
 
 
 def _masked(files: Sequence[_File[T]]) -> Iterator[tuple[_File[T], list[bool]]]:
@@ -288,7 +305,7 @@ def _canonical(item: TrialRecord | Run) -> str:
 def _parse_manifest(data: bytes, run_id: str) -> SweepManifest:
     try:
         version = json.loads(data).get("manifest_version", MANIFEST_VERSION)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ResultsError(f"The manifest of sweep {run_id!r} is not a JSON object: {error}.") from error
     if not isinstance(version, int) or version > MANIFEST_VERSION:
         raise ResultsError(

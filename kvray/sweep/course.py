@@ -33,7 +33,7 @@ class MakeOrder(Protocol):
     """Everything that a slot needs for one trial of a candidate."""
 
     def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
-        """The order; `trial_id` names the trial in the records."""
+        """The order; in the records the trial is called as its spec says, which may not be `trial_id` alone."""
 
 
 class Course(Protocol):
@@ -92,6 +92,7 @@ class SweepCourse:
     Args:
         candidates: of the space, the baseline first.
         recorded: what earlier attempts at the sweep have left; it is not measured again.
+        retry: ids of candidates that failed then and are launched again first, however little is expected of them.
         stops_early: whether a trial may be stopped between rungs because it is poor.
         repeats_apart: whether a searched candidate measures every cell once, and again only in the confirm phase, in
             processes of its own: a second process tells more than a second run. The baseline's trial has all repeats.
@@ -106,6 +107,7 @@ class SweepCourse:
         make_order: MakeOrder,
         bounds: Bounds,
         recorded: Iterable[TrialResult] = (),
+        retry: Iterable[str] = (),
         stops_early: bool = True,
         repeats_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -120,6 +122,7 @@ class SweepCourse:
         self._make_order = make_order
         self._bounds = bounds
         self._clock = clock
+        self._retry = tuple(retry)
         self._results: list[TrialResult] = []
         self._running: set[str] = set()
         self._launched: set[str] = set()
@@ -219,13 +222,17 @@ class SweepCourse:
         elif not self._has_time_to_search():
             self._end_reason = f"the budget of {self._bounds.budget_s:g} s left no time for another launch"
         else:
-            candidate = self._launches.proposal()
+            candidate = self._retried() or self._launches.proposal()
         if candidate is None:
             self._is_searching = bool(self._running) and has_room
             return None
         self._launches.launched(candidate.candidate_id)
         self._launched.add(candidate.candidate_id)
         return candidate
+
+    def _retried(self) -> Candidate | None:
+        left = (key for key in self._retry if key in self._by_id and key not in self._launched)
+        return next((self._by_id[key] for key in left), None)
 
     def _has_time_to_search(self) -> bool:
         if self._bounds.deadline_s is None:
@@ -279,8 +286,9 @@ class SweepCourse:
             role, trial_id = Role.CONFIRM, confirm_trial_id(self._round, key)
         else:
             role, trial_id = Role.BASELINE if key == self._baseline_id else Role.SEARCH, f"{number}-{key}"
-        self._running.add(trial_id)
-        return self._make_order(candidate, role=role, trial_id=trial_id, rungs=rungs)
+        order = self._make_order(candidate, role=role, trial_id=trial_id, rungs=rungs)
+        self._running.add(order.spec.trial_id)
+        return order
 
     def _remaining_s(self) -> float:
         return float("inf") if self._bounds.deadline_s is None else self._bounds.deadline_s - self._clock()

@@ -37,6 +37,7 @@ def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = 
         profile=spec.profile.name,
         status=status,
         message=message,
+        fingerprint=spec.fingerprint,
         **forecast_columns(spec.forecast),
     )
 

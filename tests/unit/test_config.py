@@ -10,6 +10,7 @@ import pytest
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, DeviceType, DType
 from kvray.config import TuneConfig, cache_dir
 from kvray.errors import InvalidValueError, ProfileError
+from kvray.record import TrialStatus
 from kvray.workload import get_profile
 
 
@@ -66,6 +67,19 @@ def test_a_space_file_and_a_narrowed_axis_exclude_each_other() -> None:
         config(space="space.yaml", dtypes=("bfloat16",))
     assert config(space="full", dtypes=("bfloat16",)).narrows
     assert config(space="space.yaml").has_space_file
+
+
+@pytest.mark.parametrize("values", [{"retry": ("oom",)}, {"force": True}])
+def test_what_only_a_resumed_sweep_can_use_is_refused_without_one(values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError, match=f"{next(iter(values))} go with resume: without it everything"):
+        config(**values)
+    assert config(resume="a-run", **values).resume == "a-run"
+
+
+def test_only_failures_can_be_retried() -> None:
+    assert config(resume="a-run", retry=("oom", "crashed")).retry == (TrialStatus.OOM, TrialStatus.CRASHED)
+    with pytest.raises(InvalidValueError, match="ok, skipped is no failure; allowed: oom, timeout, crashed, unsupp"):
+        config(resume="a-run", retry=("ok", "oom", "skipped"))
 
 
 def test_nothing_of_a_configuration_can_be_changed() -> None:
