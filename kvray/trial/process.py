@@ -21,6 +21,7 @@ from typing import Any
 
 from kvray.engines.base import EngineAdapter
 from kvray.record import Phase, Run, TrialStatus
+from kvray.redaction import redact
 from kvray.trial.child import CONTINUE, STOP, child_main
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialEnded
 from kvray.trial.spec import TrialSpec
@@ -29,6 +30,7 @@ GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
 LOG_TAIL_CHARS = 4000
 LOG_TAIL_LINES = 30
+LOG_READ_BYTES = 256 * 1024
 
 
 class Launcher:
@@ -112,9 +114,9 @@ class TrialProcess:
         return int(self._process.pid)
 
     def log_tail(self) -> str | None:
-        """The last lines that the process printed."""
+        """The last lines that the process printed, without secrets: they go first, or a cut would leave half of one."""
         with contextlib.suppress(OSError):
-            text = self._log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARS:]
+            text = redact(_end_of(self._log))[-LOG_TAIL_CHARS:]
             lines = text.splitlines()[-LOG_TAIL_LINES:]
             return "\n".join(lines).strip() or None
         return None
@@ -162,6 +164,15 @@ class TrialProcess:
             return
         if self._process.is_alive():  # it was not yet the leader of a group of its own
             self._process.kill()
+
+
+def _end_of(log: Path) -> str:
+    """The last whole lines of a log that may be long."""
+    with log.open("rb") as stream:
+        skipped = max(0, stream.seek(0, os.SEEK_END) - LOG_READ_BYTES)
+        stream.seek(skipped)
+        text = stream.read().decode("utf-8", errors="replace")
+    return text.partition("\n")[2] if skipped else text
 
 
 def _exit_reason(exit_code: int | None) -> str:
