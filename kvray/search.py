@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, ResultsError, SweepInterruptedError
-from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.preview import Preview, check_request, known_hardware, preview_sweep, requested_model
 from kvray.probes.cpu import openmp_threads
 from kvray.probes.environment import kvray_version
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.redaction import redact
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -49,6 +53,18 @@ class SearchObserver(SweepObserver, Protocol):
         """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
 
 
+T = TypeVar("T")
+
+
+def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[TuningSearch], T]:
+    @functools.wraps(method)
+    def wrapped(self: TuningSearch) -> T:
+        with offline_environment(enabled=self._config.offline):
+            return method(self)
+
+    return wrapped
+
+
 class TuningSearch:
     """Measures the configurations of one model and decides.
 
@@ -56,7 +72,7 @@ class TuningSearch:
         config: what to tune.
         adapter: the engine; by default the one that `config.engine` names.
         observer: hears of every trial.
-        arguments: what a user typed after `kvray tune`, kept to tell how to resume.
+        arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
     """
 
     def __init__(
@@ -72,6 +88,7 @@ class TuningSearch:
         self._observer = observer
         self._arguments = tuple(arguments)
 
+    @_offline_where_asked
     def preview(self) -> Preview:
         """What would be measured; nothing is started or written.
 
@@ -83,6 +100,7 @@ class TuningSearch:
         check_request(self._config, adapter)
         return preview_sweep(self._config, adapter)
 
+    @_offline_where_asked
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
 
@@ -123,7 +141,8 @@ class TuningSearch:
         with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
-            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
+            # The very version that was described: the hub may get another one while the sweep runs.
+            request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
             slots = plan_slots(
                 ray.resources(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
@@ -179,13 +198,14 @@ class TuningSearch:
             memory_note=adapter.memory_note(device.device),
             quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
             trust_remote_code=self._config.trust_remote_code,
+            allow_pickle=self._config.allow_pickle,
             left_out=preview.left_out,
             search=self._config.search.value,
             budget_s=self._config.budget_s,
             max_trials=self._config.max_trials,
             confirm_rounds=self._config.confirm_rounds,
             seed=self._config.seed,
-            arguments=self._arguments,
+            arguments=tuple(redact(argument) for argument in self._arguments),
         )
 
 
@@ -360,4 +380,4 @@ def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
         finally:
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             if text.strip():
-                store.write_text(store.paths(run_id).sweep_log, text)
+                store.write_text(store.paths(run_id).sweep_log, redact(text))

@@ -220,7 +220,14 @@ def test_offline_mode_is_named_as_the_cause(tmp_path: Path) -> None:
     with running(Hub(lambda path: (200, {}, b""))) as hub:
         message = refusal(hub.url, tmp_path, HF_HUB_OFFLINE="1")
         assert hub.asked == []
-    assert "HF_HUB_OFFLINE forbids to download it. Unset HF_HUB_OFFLINE" in message
+    assert "--offline or HF_HUB_OFFLINE forbids to download it. Unset HF_HUB_OFFLINE" in message
+
+
+def test_an_offline_request_asks_the_hub_nothing_whatever_the_environment_says(tmp_path: Path) -> None:
+    with running(Hub(lambda path: (200, {}, b""))) as hub:
+        code = DESCRIBE.replace('"org/model"', '"org/model", offline=True')
+        assert "is not in the local hub cache, and --offline or" in run(code, hub.url, tmp_path).stdout
+        assert hub.asked == []
 
 
 def test_an_impossible_id_is_refused_without_a_question(tmp_path: Path) -> None:
@@ -240,7 +247,7 @@ def test_a_model_is_described_fetched_loaded_and_found_again_without_the_hub(rep
     before, after = hub.asked[: hub.asked.index("/mark")], hub.asked[hub.asked.index("/mark") + 1 :]
     assert first.startswith(f"org/model {COMMIT} LlamaForCausalLM 2048 float32\nfetched\n((")
     assert first == offline
-    assert after == ["/api/models/org/model"] * 3, "loading, which is timed, asked the hub, or a refusal was retried"
+    assert after == ["/api/models/org/model"] * 2, "loading, which is timed, asked the hub, or a refusal was retried"
     names = {path.rpartition("/")[2] for path in before if "/resolve/" in path}
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= names
     assert not names & {"consolidated.safetensors", "pytorch_model.bin", "model.fp16.safetensors"}
