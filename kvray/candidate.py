@@ -14,6 +14,8 @@ from kvray.errors import InvalidValueError
 
 ParamValue = bool | int | float | str
 CACHE_PARAM_TYPES = (bool, int, float, str)
+TRUSTED_KERNELS = "kernels-community/"
+"""Begins the names of kernels that Transformers itself trusts. Any other is compiled code by anybody."""
 _AXIS_NAMES = {
     "DeviceType": "device",
     "DType": "dtype",
@@ -240,6 +242,12 @@ class Candidate:
         if self.batch_size > 1:
             text += f"×{self.batch_size}"
         return text
+
+    @property
+    def foreign_kernel(self) -> str | None:
+        """The hub kernel, if it is code that needs the user's trust."""
+        kernel = self.hub_kernel
+        return None if kernel is None or kernel.startswith(TRUSTED_KERNELS) else kernel
 
     @property
     def cache_choice(self) -> CacheChoice:
