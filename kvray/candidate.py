@@ -222,6 +222,10 @@ class Candidate:
             raise InvalidValueError(f"attention {self.attention} does not go with hub_kernel {self.hub_kernel!r}.")
         if self.hub_kernel is not None:
             _checked_kernel_name(self.hub_kernel)
+        for name, _ in self.cache_params:
+            # They become names of arguments in generated code.
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
+                raise InvalidValueError(f"Cache setting {name!r} is not a name of letters, digits and underscores.")
         object.__setattr__(self, "cache_params", tuple(sorted(self.cache_params)))
 
     @property
