@@ -83,6 +83,8 @@ class Misbehaviour(enum.StrEnum):
     """Hangs and ignores SIGTERM."""
     CHILDREN = "children"
     """Leaves a process behind in its own process group."""
+    LEAK = "leak"
+    """Prints what its environment holds of credentials, and raises with a token in its message."""
     LOSSY = "lossy"
     """Tells log-probabilities far from those of the other candidates."""
 
@@ -115,6 +117,11 @@ class Misbehaviour(enum.StrEnum):
                 if os.fork() == 0:
                     time.sleep(3600)
                     os._exit(0)
+            case Misbehaviour.LEAK:
+                kinds = ("TOKEN", "SECRET", "PASSWORD", "PROXY", "ENDPOINT")
+                found = {name: value for name, value in os.environ.items() if any(kind in name for kind in kinds)}
+                sys.stderr.write(f"{found}\n")
+                raise RuntimeError(f"refused with token {os.environ.get('HF_TOKEN')}")
             case Misbehaviour.LOSSY:
                 pass  # is nothing to do at a moment
 
