@@ -1,4 +1,4 @@
-"""A sweep that is told to stay offline turns to nobody, and a private Ray listens to nobody beyond this machine."""
+"""A sweep that is told to stay offline turns to nobody; a private Ray listens to nobody beyond this machine."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ def notes_in(folder: Path, first_word: str) -> list[str]:
     return [line for line in (folder / "notes").read_text().splitlines() if line.startswith(first_word)]
 
 
-def without_network(command: list[str]) -> list[str]:
-    """`command` where there is no network but loopback."""
-    unshare = shutil.which("unshare")
-    ip = shutil.which("ip")
+def without_network(command: list[str]) -> list[str] | None:
+    """`command` where there is no network but loopback; `None` where we may not take it away."""
+    unshare, ip = shutil.which("unshare"), shutil.which("ip")
     if unshare is None or ip is None:
-        pytest.skip("needs unshare and ip, to take the network away")
+        return None
     inside = [unshare, "--net", "sh", "-c", f'{ip} link set lo up && exec "$@"', "sh"]
-    if subprocess.run([*inside, "true"], capture_output=True, check=False, timeout=30).returncode != 0:
-        pytest.skip("this machine does not let us make a network namespace")
-    return [*inside, *command]
+    works = subprocess.run([*inside, "true"], capture_output=True, check=False, timeout=30).returncode == 0
+    return [*inside, *command] if works else None
 
 
 def traced(command: list[str], log: Path) -> list[str]:
@@ -62,29 +60,49 @@ def traced(command: list[str], log: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Watched:
-    """A sweep that ran with the network at hand."""
+    """A sweep that has ended."""
 
     folder: Path
     return_code: int
+    output: str
     errors: str
-    listening: frozenset[str]
+    has_network: bool = True
+    listening: frozenset[str] = frozenset()
 
 
 @pytest.fixture(scope="module")
-def watched(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    folder = tmp_path_factory.mktemp("watched")
+def offline(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """With --offline, and without a network where that can be had."""
+    folder = tmp_path_factory.mktemp("offline")
     command = traced(tune(tiny_model, folder / "results", "--offline"), folder / "strace")
+    cut_off = without_network(command)
+    done = subprocess.run(
+        cut_off or command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        env=environment_of(folder),
+        cwd=folder,
+    )
+    return Watched(folder, done.returncode, done.stdout, done.stderr, has_network=cut_off is None)
+
+
+@pytest.fixture(scope="module")
+def unasked(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Without a word about the network, which is at hand."""
+    folder = tmp_path_factory.mktemp("unasked")
+    command = tune(tiny_model, folder / "results", "--no-forecast")
     listening: set[str] = set()
-    with (folder / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=errors, env=environment_of(folder), cwd=folder
-        )
+    with (folder / "stdout").open("w") as output, (folder / "stderr").open("w") as errors:
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment_of(folder), cwd=folder)
         deadline = time.monotonic() + 200
         while process.poll() is None and time.monotonic() < deadline:
             listening |= listeners(process.pid)
             time.sleep(0.2)
         process.kill()
-    return Watched(folder, process.wait(), (folder / "stderr").read_text(), frozenset(listening))
+    texts = [(folder / name).read_text() for name in ("stdout", "stderr")]
+    return Watched(folder, process.wait(), texts[0], texts[1], listening=frozenset(listening))
 
 
 def listeners(pid: int) -> set[str]:
@@ -104,27 +122,24 @@ def listeners(pid: int) -> set[str]:
     return found
 
 
-def test_a_sweep_runs_where_there_is_no_network(tiny_model: str, tmp_path: Path) -> None:
-    command = without_network(tune(tiny_model, tmp_path / "results", "--offline", "--no-forecast"))
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=240, env=environment_of(tmp_path), cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert '"ok": 1' in done.stdout
-    assert notes_in(tmp_path, "elsewhere") == []
+def test_an_offline_sweep_runs_where_there_is_no_network(offline: Watched) -> None:
+    if offline.has_network:
+        pytest.skip("needs unshare, ip and the right to make a network namespace")
+    assert offline.return_code == 0, offline.errors
+    assert '"ok": 1' in offline.output
 
 
-def test_offline_no_process_of_a_sweep_turns_to_another_machine(watched: Watched) -> None:
-    assert watched.return_code == 0, watched.errors
-    alive = "\n".join(notes_in(watched.folder, "alive"))
+def test_offline_no_process_of_a_sweep_turns_to_another_machine(offline: Watched) -> None:
+    assert offline.return_code == 0, offline.errors
+    alive = "\n".join(notes_in(offline.folder, "alive"))
     assert "kvray" in alive
     assert "default_worker.py" in alive, "the guard did not get into Ray's workers"
     assert "forkserver" in alive, "the guard did not get into the fork server"
-    assert notes_in(watched.folder, "elsewhere") == []
+    assert notes_in(offline.folder, "elsewhere") == []
 
 
-def test_offline_neither_does_what_is_not_python(watched: Watched) -> None:
-    log = watched.folder / "strace"
+def test_offline_neither_does_what_is_not_python(offline: Watched) -> None:
+    log = offline.folder / "strace"
     if not log.is_file():
         pytest.skip("needs strace")
     turned_to = [line for line in log.read_text(errors="replace").splitlines() if _TURNED_TO.search(line)]
@@ -133,9 +148,14 @@ def test_offline_neither_does_what_is_not_python(watched: Watched) -> None:
     assert [line for line in turned_to if not here.search(line)] == []
 
 
-def test_every_port_of_a_private_ray_is_on_loopback(watched: Watched) -> None:
-    assert {name.split()[0] for name in watched.listening} & {"gcs_server", "raylet"}, "Ray was not seen listening"
-    assert [one for one in watched.listening if not one.split()[1].startswith(LOOPBACK)] == []
+def test_a_local_model_needs_no_network_even_where_nobody_forbids_it(unasked: Watched) -> None:
+    assert unasked.return_code == 0, unasked.errors
+    assert notes_in(unasked.folder, "elsewhere") == []
+
+
+def test_every_port_of_a_private_ray_is_on_loopback(unasked: Watched) -> None:
+    assert {name.split()[0] for name in unasked.listening} & {"gcs_server", "raylet"}, "Ray was not seen listening"
+    assert [one for one in unasked.listening if not one.split()[1].startswith(LOOPBACK)] == []
 
 
 def test_the_guard_sees_what_it_is_there_for(tmp_path: Path) -> None:

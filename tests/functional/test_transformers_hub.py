@@ -132,14 +132,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(code: str, hub_url: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, hub_url: str, home: Path, *, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
+        cwd=cwd,
         env={**clean, "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "KVRAY_CACHE": str(home / "kvray"), **environment},
     )
     assert done.returncode == 0, done.stderr
@@ -149,7 +152,7 @@ def run(code: str, hub_url: str, home: Path, **environment: str) -> subprocess.C
 def refusal(hub_url: str, home: Path, **environment: str) -> str:
     """The one line of the `ModelError` that describing the model ends in."""
     started = time.monotonic()
-    output = run(DESCRIBE, hub_url, home, **environment).stdout
+    output = run(DESCRIBE, hub_url, home, cwd=None, **environment).stdout
     assert time.monotonic() - started < MOST_SECONDS
     assert output.startswith("refused ")
     assert output.count("\n") == 1
@@ -263,6 +266,29 @@ def test_pickled_weights_are_not_even_downloaded(tmp_path: Path) -> None:
     assert not any("pytorch_model.bin" in path for path in hub.asked)
 
 
+USE_PICKLED = USE.replace('model_id="org/model"', 'model_id="org/model", allow_pickle=True')
+
+
+def test_pickled_weights_are_downloaded_where_they_are_allowed_and_there_are_no_others(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    def hub_of(folder: Path) -> Hub:
+        good = serving(folder)
+        return Hub(lambda path: (500, {}, b"") if path == "/mark" else good(path))
+
+    folder = save_tiny_model(tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    with running(hub_of(folder)) as hub:
+        both = run(USE_PICKLED, hub.url, tmp_path / "a")
+        assert not any("pytorch_model.bin" in path for path in hub.asked)
+    (folder / "model.safetensors").unlink()
+    with running(hub_of(folder)) as hub:
+        pickled = run(USE_PICKLED, hub.url, tmp_path / "b")
+        assert any("pytorch_model.bin" in path for path in hub.asked)
+    assert pickled.stdout == both.stdout
+
+
 FETCH_OR_SAY_WHY = """
 from kvray.errors import ModelError
 try:
@@ -284,3 +310,38 @@ def test_foreign_code_on_the_hub_is_refused_unless_trusted(tmp_path: Path) -> No
         assert "foreign code ran" in run(trusting, hub.url, tmp_path / "home").stdout
     assert "foreign code ran" not in message
     assert "brings its own Python code. If you trust its author, pass --trust-remote-code." in message
+
+
+NEXT_COMMIT = COMMIT[::-1]
+
+
+def moving(first: Path, second: Path, hub: Hub) -> Callable[[str], Answer]:
+    """A hub on which `second` is pushed over `first` as soon as somebody has read the first one's config."""
+    answers = {COMMIT: serving(first), NEXT_COMMIT: serving(second)}
+
+    def answer(path: str) -> Answer:
+        was_read = any(f"/resolve/{COMMIT}/config.json" in asked for asked in hub.asked[:-1])
+        commit = next((one for one in answers if one in path), NEXT_COMMIT if was_read else COMMIT)
+        status, headers, body = answers[commit](path)
+        return status, {**headers, "X-Repo-Commit": commit}, body.replace(COMMIT.encode(), commit.encode())
+
+    return answer
+
+
+def test_a_push_in_the_middle_of_a_sweep_changes_nothing_of_what_is_measured(tmp_path: Path) -> None:
+    first = save_tiny_model(tmp_path / "first")
+    second = save_tiny_model(tmp_path / "second", max_shard_size="100KB")
+    line = "tune org/model --device cpu --profile ci-micro --context 16 --output-len 4 --repeats 1 --no-forecast"
+    line += " --cache dynamic --attention sdpa --dtype float32 --compile off --search grid --confirm 0 --output results"
+    code = f"import sys\nfrom kvray.cli.app import main\nmain({line.split()!r})"
+    hub = Hub(lambda path: (500, {}, b""))
+    with running(hub):
+        hub.answer = moving(first, second, hub)
+        run(code, hub.url, tmp_path, cwd=tmp_path)
+        weights = [path for path in hub.asked if "/resolve/" in path and ".safetensors" in path]
+        newest = run(DESCRIBE, hub.url, tmp_path).stdout
+    (manifest,) = (tmp_path / "results" / "sweeps").iterdir()
+    assert json.loads(manifest.read_text())["model_revision"] == COMMIT
+    assert weights
+    assert all(f"/resolve/{COMMIT}/model.safetensors" in path for path in weights)
+    assert NEXT_COMMIT in newest, "nothing was pushed"
