@@ -46,6 +46,9 @@ class TuneConfig(BaseModel):
             axes is measured; empty means those of the space's first block. Of the last two `None` is a value: all of
             the prompt at once, and no limit. Not together with a space file.
         static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
+        trust_remote_code: whether Python code that the model brings, and attention kernels by anybody, may run.
+        allow_pickle: whether weights may come from pickle files, where there are no safetensors.
+        offline: whether the network is forbidden; `HF_HUB_OFFLINE` in the environment does the same.
         address: address of a running Ray cluster; `None` starts a private local Ray.
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
@@ -80,6 +83,8 @@ class TuneConfig(BaseModel):
     weights_limits_mib: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
     static_len: Annotated[int, Field(ge=1)] | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
     address: str | None = None
     slots: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 600.0

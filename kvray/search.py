@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kvray.analysis import analyse
 from kvray.analysis.launching import Prediction
@@ -19,12 +21,14 @@ from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, OutputError, SweepInterruptedError
-from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep
+from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.redaction import redact
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.claim import claimed_sweep
 from kvray.store.keeper import RecordKeeper
@@ -53,6 +57,18 @@ class SearchObserver(SweepObserver, Protocol):
         """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
 
 
+T = TypeVar("T")
+
+
+def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[TuningSearch], T]:
+    @functools.wraps(method)
+    def wrapped(self: TuningSearch) -> T:
+        with offline_environment(enabled=self._config.offline):
+            return method(self)
+
+    return wrapped
+
+
 class TuningSearch:
     """Measures the configurations of one model and decides.
 
@@ -60,7 +76,7 @@ class TuningSearch:
         config: what to tune.
         adapter: the engine; by default the one that `config.engine` names.
         observer: hears of every trial.
-        arguments: what a user typed after `kvray tune`, kept to tell how to resume.
+        arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
     """
 
     def __init__(
@@ -76,6 +92,7 @@ class TuningSearch:
         self._observer = observer
         self._arguments = tuple(arguments)
 
+    @_offline_where_asked
     def preview(self) -> Preview:
         """What would be measured; nothing is started or written.
 
@@ -87,6 +104,7 @@ class TuningSearch:
         check_request(self._config, adapter)
         return preview_sweep(self._config, adapter)
 
+    @_offline_where_asked
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
 
@@ -141,7 +159,8 @@ class TuningSearch:
                 store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
             )
             manifest, recall = attempt.manifest, attempt.recall
-            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
+            # The very version that was described: the hub may get another one while the sweep runs.
+            request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
             store.write_manifest(manifest)
             keeper = RecordKeeper(store, manifest)
@@ -371,4 +390,4 @@ def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             if text.strip():
                 with suppress(OutputError):  # a full disk is told of where records are written
-                    store.write_text(store.paths(run_id).sweep_log, text)
+                    store.write_text(store.paths(run_id).sweep_log, redact(text))

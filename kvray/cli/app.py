@@ -127,9 +127,11 @@ def _reader_gone() -> int:
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exc()
-    typer.echo(f"kvray: {' '.join(text.split())}", err=True)
+    from kvray.redaction import redact
+
+    if verbose and sys.exc_info()[0] is not None:
+        typer.echo(redact(traceback.format_exc()), err=True, nl=False)
+    typer.echo(f"kvray: {redact(' '.join(text.split()))}", err=True)
     return exit_code
 
 
@@ -137,10 +139,12 @@ def _show_warnings() -> None:
     """Show what kvray's own modules warn about, one line each, on stderr."""
     import logging
 
+    from kvray.redaction import redact
+
     class Warnings(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # `echo` looks stderr up anew each time: the live view replaces it while it is on the screen.
-            typer.echo(f"kvray: warning: {' '.join(record.getMessage().split())}", err=True)
+            typer.echo(f"kvray: warning: {redact(' '.join(record.getMessage().split()))}", err=True)
 
     logger = logging.getLogger("kvray")
     logger.handlers = [Warnings(logging.WARNING)]

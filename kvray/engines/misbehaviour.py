@@ -70,6 +70,8 @@ class Misbehaviour(enum.StrEnum):
     """Prints without end."""
     GARBAGE = "garbage"
     """Writes into the pipe of its events, then dies."""
+    LEAK = "leak"
+    """Prints what its environment holds of credentials, and raises with a token in its message."""
     LOSSY = "lossy"
     """Tells log-probabilities far from those of the other candidates."""
 
@@ -156,6 +158,13 @@ def _flood() -> NoReturn:
         os.write(2, b"x" * 1023 + b"\n")
 
 
+def _leak() -> NoReturn:
+    kinds = ("TOKEN", "SECRET", "PASSWORD", "PROXY", "ENDPOINT")
+    found = {name: value for name, value in os.environ.items() if any(kind in name for kind in kinds)}
+    sys.stderr.write(f"{found}\n")
+    raise RuntimeError(f"refused with token {os.environ.get('HF_TOKEN')}")
+
+
 def _write_garbage() -> NoReturn:
     for descriptor in range(3, 64):
         with suppress(OSError):
@@ -187,5 +196,6 @@ _ACTS: dict[Misbehaviour, Callable[[], object]] = {
     Misbehaviour.SHM: _leave_shared_memory,
     Misbehaviour.FLOOD: _flood,
     Misbehaviour.GARBAGE: _write_garbage,
+    Misbehaviour.LEAK: _leak,
 }
 """`LOSSY` is nothing to do at a moment."""

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
 from kvray.sweep.guardian import Guardian
+from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
 
 _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -67,6 +68,8 @@ class RaySession:
         self._is_ours = True
 
     def __enter__(self) -> Self:
+        if self._address:
+            warn_of_open_cluster(self._address)
         self._thread.start()
         return self
 
@@ -122,13 +125,15 @@ class RaySession:
             self._guardian = Guardian(self._scratch)
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                _system_config=dict(_PRIVATE_RAY),
-                _temp_dir=_ray_folder(),
-                **quiet,
-            )
+            with loopback_ray() as loopback:
+                ray.init(
+                    address="local",
+                    _system_config=dict(_PRIVATE_RAY),
+                    _temp_dir=_ray_folder(),
+                    **loopback,
+                    **quiet,
+                )
+            check_loopback()
 
 
 def _give_signals_back() -> None:

@@ -19,6 +19,7 @@ from ray import tune
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
 from kvray.engines.base import EngineAdapter
+from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
@@ -163,3 +164,5 @@ def _set_process_environment(order: TrialOrder) -> None:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     for name, value in order.adapter.process_environment().items():
         os.environ.setdefault(name, value)
+    if order.spec.request.offline:
+        os.environ.update(OFFLINE_ENVIRONMENT)

@@ -6,6 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from kvray.redaction import redact
+
 LIMIT_BYTES = 16 * 2**20
 _TAIL_BYTES = 16_000
 _TAIL_CHARS = 4000
@@ -39,9 +41,10 @@ class TrialLog:
                     file.write(end)
 
     def tail(self) -> str | None:
-        """The last lines; `None` if there are none."""
+        """The last lines without secrets; `None` if there are none."""
         with contextlib.suppress(OSError):
-            text = self._end().decode("utf-8", errors="replace").replace("\0", "")[-_TAIL_CHARS:]
+            # Cut afterwards: a secret that the first cut has halved is not among the last characters.
+            text = redact(self._end().decode("utf-8", errors="replace").replace("\0", ""))[-_TAIL_CHARS:]
             return "\n".join(text.splitlines()[-_TAIL_LINES:]).strip() or None
         return None
 
