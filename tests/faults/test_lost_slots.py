@@ -105,7 +105,7 @@ def test_a_node_that_leaves_costs_its_trial_another_attempt(tune: Tune, cluster:
 
 
 def test_a_node_that_joins_takes_trials(tune: Tune, cluster: Cluster, tmp_path: Path) -> None:
-    sweep = tune("fake:/=slow", *on_gpus(cluster))
+    sweep = tune("fake:/=slow", *on_gpus(cluster), "--cache", "dynamic,static")  # long enough for a node's start
     sweep.wait_for("start ")
     cluster.add_node(num_cpus=2, num_gpus=1)
     assert sweep.wait() == 0, sweep.lines
