@@ -14,10 +14,18 @@ from typing import Protocol
 from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
 from kvray.candidate import Candidate
-from kvray.config import SearchStrategy, TuneConfig
+from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
-from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, ResultsError, SweepInterruptedError
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    OutputError,
+    ResultsError,
+    SweepInterruptedError,
+    first_line,
+)
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep
 from kvray.probes.cpu import openmp_threads
 from kvray.probes.environment import kvray_version
@@ -123,6 +131,7 @@ class TuningSearch:
         with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
+            warn_of_closed_cache()
             request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
             adapter.fetch_weights(request)
             slots = plan_slots(
@@ -353,7 +362,7 @@ def _new_run_id() -> str:
 @contextmanager
 def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
     """A file for what Ray has to say; kept beside the reports if anything was said."""
-    with tempfile.TemporaryDirectory(prefix="kvray-log-") as folder:
+    with _temporary_folder() as folder:
         log = Path(folder) / "sweep.log"
         try:
             yield log
@@ -361,3 +370,13 @@ def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             if text.strip():
                 store.write_text(store.paths(run_id).sweep_log, text)
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvray-log-")
+    except OSError as error:
+        raise OutputError(
+            f"No temporary folder can be made: {first_line(error)}.",
+            hint="Set TMPDIR to a folder that can be written and has space.",
+        ) from error
