@@ -28,8 +28,8 @@ COMMANDS = {
     "static/sdpa_math/f": "stopped@load",
 }
 """Of the twelve candidates `dynamic/sdpa/f`, which is the baseline, and `static/sdpa_math/b` are told nothing."""
-LINE = ("--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--repeats", "2")
-LINE = (*LINE, "--search", "grid", "--confirm", "0", "--timeout", "2")
+FAKE = ("--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--repeats", "2")
+LINE = (*FAKE, "--search", "grid", "--confirm", "0", "--timeout", "2")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def shared_memory() -> set[str]:
 def is_ours(pid: int, scratch: Path) -> bool:
     try:
         process = psutil.Process(pid)
-        return process.environ().get("TMPDIR", "").startswith(str(scratch)) and process.status() != psutil.STATUS_ZOMBIE
+        mine = str(process.environ().get("TMPDIR", "")).startswith(str(scratch))
+        return mine and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
