@@ -100,6 +100,7 @@ def test_a_cache_folder_that_cannot_be_written_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("kvray"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="kvray.config")
     monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "not" / "there"))
     warn_of_closed_cache()
     assert caplog.messages == []
