@@ -19,11 +19,18 @@ from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
 from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
-from kvray.config import SearchStrategy, TuneConfig
+from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, OutputError, SweepInterruptedError
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    OutputError,
+    SweepInterruptedError,
+    first_line,
+)
 from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
@@ -152,6 +159,7 @@ class TuningSearch:
         ):
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
+            warn_of_closed_cache()
             slots = plan_slots(
                 ray.nodes(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
             )
@@ -382,7 +390,7 @@ def _company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
 @contextmanager
 def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
     """A file for what Ray has to say; kept beside the reports if anything was said."""
-    with tempfile.TemporaryDirectory(prefix="kvray-log-") as folder:
+    with _temporary_folder() as folder:
         log = Path(folder) / "sweep.log"
         try:
             yield log
@@ -391,3 +399,13 @@ def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
             if text.strip():
                 with suppress(OutputError):  # a full disk is told of where records are written
                     store.write_text(store.paths(run_id).sweep_log, redact(text))
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvray-log-")
+    except OSError as error:
+        raise OutputError(
+            f"No temporary folder can be made: {first_line(error)}.",
+            hint="Set TMPDIR to a folder that can be written and has space.",
+        ) from error

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kvray.cli.encoding import show_all_signs
+
 COMMANDS = {
     "tune": "Measure a model's KV-cache configurations and decide.",
     "forecast": "Predict what fits and how fast it is, without loading the model.",
@@ -78,6 +80,7 @@ def kvray(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process."""
+    show_all_signs((sys.stdout, sys.stderr))
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = VERBOSE in given
     sys.exit(run([argument for argument in given if argument != VERBOSE], verbose=verbose))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
 import signal
 import socket
 import tempfile
@@ -39,6 +40,10 @@ _PRIVATE_RAY: Mapping[str, int] = {
     "memory_monitor_refresh_ms": 0,
 }
 
+_ROOM_HINT = (
+    "Ray needs a folder for sockets and logs that can be written, has space, and has a short path: $RAY_TMPDIR, else "
+    "$TMPDIR, else /tmp. Set RAY_TMPDIR."
+)
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 
@@ -96,8 +101,10 @@ class RaySession:
         """
         self._connected.wait()
         if self._error is not None:
-            where = f"The Ray cluster at {self._address!r} cannot be reached" if self._address else "Ray cannot start"
-            raise SweepError(f"{where}: {first_line(self._error)}") from self._error
+            reason = first_line(self._error)
+            if self._address:
+                raise SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}") from self._error
+            raise SweepError(f"Ray cannot start: {reason.rstrip('.')}.", hint=_ROOM_HINT) from self._error
         _give_signals_back()
         return living_nodes()
 
@@ -117,12 +124,16 @@ class RaySession:
         if ray.is_initialized():
             self._is_ours = False
             return
+        _mute(logging.getLogger("ray"))
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address:
             _check_reachable(self._address)
             ray.init(address=self._address, **quiet)
         else:
             self._guardian = Guardian(self._scratch)
+            if not _has_writable_home():
+                # Ray would write a token for its cluster there; one in the environment is for this sweep alone.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
             with loopback_ray() as loopback:
@@ -157,6 +168,21 @@ def living_nodes() -> tuple[Mapping[str, float], ...]:
     import ray
 
     return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+
+
+def _mute(logger: logging.Logger) -> None:
+    """Of Ray's own handlers, which write to stderr: an error that it meets is raised as well, and told once."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)
+
+
+def _has_writable_home() -> bool:
+    try:
+        home = Path.home() / ".ray"
+    except RuntimeError:
+        return False
+    return os.access(home if home.is_dir() else home.parent, os.W_OK | os.X_OK)
 
 
 def _check_reachable(address: str) -> None:

@@ -24,6 +24,7 @@ from kvray.record import Phase, Run, TrialStatus
 from kvray.trial.channel import BrokenChannelError, EventReader
 from kvray.trial.child import CONTINUE, STOP, child_main
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialEnded
+from kvray.trial.imports import PRELOAD
 from kvray.trial.leftovers import ProcessTree, group, remove_folder, remove_stale_locks
 from kvray.trial.log import TrialLog, scratch_of
 from kvray.trial.memory_watch import MemoryWatch
@@ -49,7 +50,7 @@ class Launcher:
         self._context: ForkServerContext | SpawnContext
         if adapter.start_method == "forkserver":
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["kvray.trial.server_preload", "kvray.trial.child", *adapter.preload])
+            context.set_forkserver_preload(["kvray.trial.server_preload"])
             self._context = context
         else:
             self._context = multiprocessing.get_context("spawn")
@@ -59,7 +60,8 @@ class Launcher:
         if isinstance(self._context, ForkServerContext):
             from multiprocessing.forkserver import ensure_running
 
-            ensure_running()
+            with self._preloading():
+                ensure_running()
 
     def start(self, spec: TrialSpec, log: Path) -> tuple[Any, Connection]:
         """A started process and this side of its pipe."""
@@ -67,10 +69,19 @@ class Launcher:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, spec, self.adapter, log, scratch_of(log))
         process = self._context.Process(target=child_main, args=arguments, daemon=False)
-        with _main_module_hidden(), self.tree.marked():
+        with _main_module_hidden(), self.tree.marked(), self._preloading():
             process.start()
         theirs.close()
         return process, ours
+
+    @contextlib.contextmanager
+    def _preloading(self) -> Iterator[None]:
+        """A fork server that starts meanwhile imports what measurement processes of this engine need."""
+        os.environ[PRELOAD] = ",".join(("kvray.trial.child", *self.adapter.preload))
+        try:
+            yield
+        finally:
+            del os.environ[PRELOAD]
 
 
 class TrialProcess:

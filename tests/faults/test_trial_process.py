@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -197,6 +198,7 @@ def test_the_next_trial_starts_clean_after_a_crash(start: Start) -> None:
 OWNER = """
 import sys, time
 from pathlib import Path
+from typing import ClassVar
 sys.path[:0] = {path!r}
 from test_trial_process import spec_of
 from kvray.engines.fake import FakeAdapter
@@ -271,3 +273,25 @@ def test_a_loss_over_the_limit_is_a_status_and_what_was_measured_is_kept(compare
     assert event.facts is not None
     assert event.facts.quality is not None
     assert [run.rung for run in process.runs] == [0]
+
+
+class UnpreloadableAdapter(FakeAdapter):
+    preload: ClassVar[tuple[str, ...]] = ("kvray_has_no_such_module", "module_that_raises")
+
+
+def test_a_library_that_cannot_be_imported_beforehand_ends_no_fork_server(tmp_path: Path) -> None:
+    (tmp_path / "module_that_raises.py").write_text("raise OSError('read-only')")
+    code = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(tmp_path)]!r}\n"
+        "from pathlib import Path\n"
+        "from test_trial_process import UnpreloadableAdapter, spec_of\n"
+        "from kvray.trial.process import Launcher, TrialProcess\n"
+        f"process = TrialProcess(Launcher(UnpreloadableAdapter()), spec_of('ok'), Path({str(tmp_path / 'log')!r}))\n"
+        "print(process.advance().rung); process.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+    assert done.stdout == "0\n"
+    assert "OSError: read-only" in done.stderr

@@ -99,10 +99,8 @@ class TransformersAdapter(EngineAdapter):
 
     def process_environment(self) -> Mapping[str, str]:
         """See `EngineAdapter.process_environment`: one folder of compiled kernels per torch version, no chatter."""
-        compiled = cache_dir() / "compiled" / f"torch-{version('torch')}"
         return {
-            "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-            "TRITON_CACHE_DIR": str(compiled / "triton"),
+            **_compiler_caches(cache_dir() / "compiled" / f"torch-{version('torch')}"),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "KINETO_LOG_LEVEL": "99",
@@ -139,6 +137,17 @@ class TransformersAdapter(EngineAdapter):
             "Peak memory is the highest resident set of the measuring process while a cell was measured; it includes "
             "the libraries and the weights, which are the same for every candidate of a dtype."
         )
+
+
+def _compiler_caches(folder: Path) -> Mapping[str, str]:
+    """None where `folder` cannot be written: torch makes its own at import, and then takes a temporary folder."""
+    caches = {"TORCHINDUCTOR_CACHE_DIR": folder / "inductor", "TRITON_CACHE_DIR": folder / "triton"}
+    try:
+        for cache in caches.values():
+            cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {name: str(cache) for name, cache in caches.items()}
 
 
 def _convert_if_gguf(request: ModelRequest) -> None:

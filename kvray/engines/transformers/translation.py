@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +20,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether host or device memory ran out, whatever type PyTorch gives that."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+    told = (*_NO_MEMORY, os.strerror(errno.ENOMEM).lower())  # the system speaks the user's language
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
 
 
 @contextmanager
