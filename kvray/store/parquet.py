@@ -57,6 +57,7 @@ class ResultsStore:
 
     def __init__(self, root: str | Path) -> None:
         self._files = ResultsFiles(root)
+        self._warned: set[tuple[Path, str]] = set()
 
     @property
     def display_name(self) -> str:
@@ -237,15 +238,21 @@ class ResultsStore:
         except ResultsError as error:
             if not self.is_local:  # what a service does not give now it may give later
                 raise
-            logger.warning("Skipped %s: %s", path.as_posix(), error.message)
+            self._warn_of(path, error.message)
             return None
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             table = conform(file.read(), kind)
             return _File(path, table, from_table(table, kind))
         except (SchemaError, pa.ArrowException, OSError) as error:
-            logger.warning("Skipped %s: %s.", path.as_posix(), reason(error))
+            self._warn_of(path, f"{reason(error)}.")
             return None
+
+    def _warn_of(self, path: Path, why: str) -> None:
+        """Once: a sweep's records are read several times."""
+        if (path, why) not in self._warned:
+            self._warned.add((path, why))
+            logger.warning("Skipped %s: %s", path.as_posix(), why)
 
     def _manifests(self) -> list[SweepManifest]:
         manifests = []
@@ -255,7 +262,7 @@ class ResultsStore:
             except FileNotFoundError:
                 continue
             except ResultsError as error:
-                logger.warning("Skipped %s: %s", path.as_posix(), error.message)
+                self._warn_of(path, error.message)
         return manifests
 
     def _write_table(self, path: Path, table: pa.Table) -> None:

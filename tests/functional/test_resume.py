@@ -163,8 +163,8 @@ def test_a_trial_without_its_row_or_without_its_runs_is_measured_again(tmp_path:
         sweep(tmp_path, broken, observer=listener)
     store = ResultsStore(tmp_path / "results")
     run_id = listener.manifest.run_id
-    for result in store.read(run_id):  # as separate files, as a kill leaves them
-        store.append(result)
+    for recorded in store.read(run_id):  # as separate files, as a kill leaves them
+        store.append(recorded)
     paths = store.paths(run_id)
     for table in (paths.runs, paths.trials):
         (table / "part-0.parquet").unlink()
