@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,28 +185,20 @@ def test_where_nothing_can_be_read_nothing_is_ranked_and_each_file_is_named(
     assert len(said) == 4
 
 
-def test_flipped_bits_in_the_data_never_change_a_figure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Pages carry checksums. The footer has none of its own: what is flipped there must at least not end in a traceback
-    or a crash."""
+def test_a_flipped_bit_never_changes_a_figure(folder: Path) -> None:
+    """Wherever it is: in a page, which has a checksum, or in the footer, which has none."""
     path = victim(folder)
     whole = path.read_bytes()
-    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    draw = random.Random(1)
     right = result_of(VICTIM, ttft_ms=50.0).record
-    store = ResultsStore(folder)
-    for _ in range(60):
-        place = draw.randrange(footer)
+    store, draw = ResultsStore(folder), random.Random(1)
+    names = [place.start() for place in re.finditer(rb"decode_tok_s|ttft_ms", whole)]
+    assert len(names) > 4
+    for place in (*names, *(draw.randrange(len(whole)) for _ in range(80))):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << draw.randrange(8)
         path.write_bytes(flipped)
         read = [one.record for one in store.read(RUN_ID) if one.record.candidate_id == VICTIM.candidate_id]
-        assert read in ([], [right]), f"bit flipped at byte {place}"
-    for _ in range(60):
-        flipped = bytearray(whole)
-        flipped[draw.randrange(footer, len(whole))] ^= 1 << draw.randrange(8)
-        path.write_bytes(flipped)
-        store.read(RUN_ID)
-    assert "internal error" not in capsys.readouterr().err
+        assert read in ([], [right]), f"a bit flipped at byte {place}"
 
 
 def test_folders_pipes_and_leftovers_called_like_records_are_none(
