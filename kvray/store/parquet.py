@@ -5,6 +5,7 @@ One sweep has one writer. Readers may come at any time, from any process: what t
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import hashlib
 import json
@@ -57,6 +58,7 @@ class ResultsStore:
 
     def __init__(self, root: str | Path) -> None:
         self._files = ResultsFiles(root)
+        self._warned: set[tuple[Path, str]] = set()
 
     @property
     def display_name(self) -> str:
@@ -245,15 +247,22 @@ class ResultsStore:
         except ResultsError as error:
             if not self.is_local:  # what a service does not give now it may give later
                 raise
-            logger.warning("Skipped %s: %s", path.as_posix(), error.message)
+            self._warn_of(path, error.message)
             return None
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            _check_footer(file)
             table = conform(file.read(), kind)
             return _File(path, table, from_table(table, kind))
-        except (SchemaError, pa.ArrowException, OSError) as error:
-            logger.warning("Skipped %s: %s.", path.as_posix(), reason(error))
+        except (ValueError, OverflowError, pa.ArrowException, OSError) as error:
+            self._warn_of(path, f"{reason(error)}.")
             return None
+
+    def _warn_of(self, path: Path, why: str) -> None:
+        """Once: a sweep's records are read several times."""
+        if (path, why) not in self._warned:
+            self._warned.add((path, why))
+            logger.warning("Skipped %s: %s", path.as_posix(), why)
 
     def _manifests(self) -> list[SweepManifest]:
         manifests = []
@@ -263,13 +272,30 @@ class ResultsStore:
             except FileNotFoundError:
                 continue
             except ResultsError as error:
-                logger.warning("Skipped %s: %s", path.as_posix(), error.message)
+                self._warn_of(path, error.message)
         return manifests
 
     def _write_table(self, path: Path, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True)
         self._files.write(path, sink.getvalue().to_pybytes())
+
+
+def _check_footer(file: pq.ParquetFile) -> None:
+    """Pages have checksums and the footer has none: a bit flipped in a column's name would lose its values silently.
+
+    Not asked of the column chunks, which name their columns too: for some damages pyarrow 26 then aborts the process.
+
+    Raises:
+        SchemaError: the columns are not those of the Arrow schema that pyarrow leaves beside them.
+    """
+    encoded = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if encoded is None:
+        return
+    written = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names
+    if written != file.schema_arrow.names:
+        wrong = sorted(set(written) ^ set(file.schema_arrow.names))
+        raise SchemaError(f"its footer is damaged: columns {', '.join(wrong[:4])}")
 
 
 def _newest_first(path: Path) -> tuple[bool, bool, str]:

@@ -112,6 +112,9 @@ def one_line(err: str) -> str:
         ),
         (["--resume", "../x"], 2, "Invalid run id '../x'. Use up to 80 letters"),
         (["--resume", "nope"], 10, "holds no sweep 'nope'. It holds none."),
+        (["--retry", "oom"], 2, "resume is missing, without which there is no use for retry"),
+        (["--force"], 2, "resume is missing, without which there is no use for force"),
+        (["--resume", "nope", "--retry", "ok"], 2, "Unknown status of --retry 'ok'. Allowed: oom, timeout, crashed, "),
         (["--output", "foo://bar"], 2, "Results folder 'foo://bar' cannot be opened: Unrecognized filesystem type"),
     ],
 )
@@ -322,7 +325,11 @@ def test_when_every_trial_fails_the_last_line_says_why(all_failed: tuple[Path, D
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"), [(["fake:/=oom", "--output-len", "5"], "profile"), (["fake:ok"], "model_id")]
+    ("arguments", "what"),
+    [
+        (["fake:/=oom", "--output-len", "5"], "profile.output_lengths: 4 → 5"),
+        (["fake:ok"], "model: fake:/=oom → fake:ok"),
+    ],
 )
 def test_a_sweep_is_not_resumed_with_other_arguments(
     arguments: list[str], what: str, kvray: Kvray, cluster: str, all_failed: tuple[Path, Done]
@@ -334,8 +341,8 @@ def test_a_sweep_is_not_resumed_with_other_arguments(
     done = kvray("tune", model, *FAKE[2:], *rest, "--address", cluster, "--output", folder, "--resume", run_id)
     assert (done.returncode, done.stdout) == (10, "")
     assert one_line(done.stderr) == (
-        f"Sweep {run_id!r} cannot be resumed: it was run with another {what}. Repeat its own arguments, or start a new "
-        "sweep without --resume."
+        f"Sweep {run_id!r} cannot be resumed, for what was measured cannot be compared with what would be: {what}. "
+        "Undo that, start a new sweep without --resume, or pass --force to measure everything anew beside it."
     )
     assert ResultsStore(folder).records_sha256(run_id) == before
 
