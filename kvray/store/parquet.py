@@ -25,7 +25,8 @@ from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.files import ResultsFiles, reason
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
 from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths
-from kvray.store.schema import SchemaError, conform, encode, from_table, to_table
+from kvray.store.plausible import check_plausible
+from kvray.store.schema import conform, encode, from_table, to_table
 
 logger = logging.getLogger("kvray.store")
 
@@ -231,8 +232,11 @@ class ResultsStore:
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             table = conform(file.read(), kind)
-            return _File(path, table, from_table(table, kind))
-        except (SchemaError, pa.ArrowException, OSError) as error:
+            items = from_table(table, kind)
+            for item in items:
+                check_plausible(item)
+            return _File(path, table, items)
+        except (ValueError, pa.ArrowException, OSError) as error:  # `SchemaError` is a `ValueError`
             logger.warning("Skipped %s: %s.", path.as_posix(), reason(error))
             return None
 
@@ -280,7 +284,7 @@ def _canonical(item: TrialRecord | Run) -> str:
 def _parse_manifest(data: bytes, run_id: str) -> SweepManifest:
     try:
         version = json.loads(data).get("manifest_version", MANIFEST_VERSION)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ResultsError(f"The manifest of sweep {run_id!r} is not a JSON object: {error}.") from error
     if not isinstance(version, int) or version > MANIFEST_VERSION:
         raise ResultsError(
