@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kvray.errors import InvalidValueError, OutputError, ProfileError, describe_problems
 
-PositiveInt = Annotated[int, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=2**31 - 1)]
+MOST_LENGTHS = 100
+"""Of a list in a profile. Each cell is measured several times by each candidate, so a longer one is a mistake."""
 RUNG0_OUTPUT_TOKENS = 16
 MAX_QUALITY_LOSS = 0.1
 """Default of `Limits.max_quality_loss`, nats per token. Measured by `benchmarks/quality.py` (docs/quality.md): exact
@@ -114,9 +116,11 @@ class WorkloadProfile(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     description: str = ""
-    context_lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    output_lengths: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1,)
+    context_lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MOST_LENGTHS)]
+    output_lengths: Annotated[
+        tuple[Annotated[PositiveInt, Field(ge=2)], ...], Field(min_length=1, max_length=MOST_LENGTHS)
+    ]
+    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MOST_LENGTHS)] = (1,)
     repeats: PositiveInt = 3
     weight_ttft: Annotated[float, Field(ge=0, le=1)]
     weight_throughput: Annotated[float, Field(ge=0, le=1)]

@@ -9,6 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from kvray.candidate import DeviceType, DType
 from kvray.config import cache_dir
@@ -17,6 +20,8 @@ from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
 
 FORMAT_VERSION = 1
+Rate = Annotated[float, Field(gt=1e-9, lt=1e30)]
+NotNegative = Annotated[float, Field(ge=0, lt=1e15)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +42,13 @@ class Hardware:
     """
 
     device: DeviceType
-    copy_bytes_s: float
-    matmul_flops_s: Mapping[DType, float]
-    stream_bytes_s: Mapping[DType, float]
-    layer_s: float
-    step_s: float
-    to_device_bytes_s: float | None = None
-    resident_mib: float = 0.0
+    copy_bytes_s: Rate
+    matmul_flops_s: Mapping[DType, Rate]
+    stream_bytes_s: Mapping[DType, Rate]
+    layer_s: NotNegative
+    step_s: NotNegative
+    to_device_bytes_s: Rate | None = None
+    resident_mib: NotNegative = 0.0
     disturbance: str | None = None
 
     def to_json(self) -> str:
@@ -55,14 +60,10 @@ class Hardware:
         """Rebuild from `to_json`.
 
         Raises:
-            ValueError, TypeError, LookupError: it is something else.
+            ValueError: it is something else, or a rate is not a positive number.
         """
-        values = dict(json.loads(text))
-        rates = {
-            name: {DType(dtype): float(rate) for dtype, rate in values.pop(name).items()}
-            for name in ("matmul_flops_s", "stream_bytes_s")
-        }
-        return cls(**{**values, **rates, "device": DeviceType(values["device"])})
+        hardware: Hardware = TypeAdapter(cls).validate_json(text)
+        return hardware
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class HardwareKey:
 
 def load_hardware(key: HardwareKey) -> Hardware | None:
     """What was measured for `key`; `None` if nothing was, or it cannot be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+    with contextlib.suppress(OSError, ValueError):
         return Hardware.from_json(key.path.read_text(encoding="utf-8"))
     return None
 

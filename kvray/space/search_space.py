@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.candidate import AttentionChoice, CacheChoice, Candidate, CompileMode, DType
+from kvray.errors import InvalidValueError
 from kvray.space.constraints import RULES, Rule, SpaceFacts, first_objection
+
+MOST_CANDIDATES = 20_000
+"""Rejected ones included. The full space of a GPU has three thousand for each batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,12 @@ def build_space(
     blocks: Sequence[Axes], *, baseline: Candidate, facts: SpaceFacts, engine_rules: Sequence[Rule] = ()
 ) -> SearchSpace:
     """Enumerate `blocks` for the baseline's engine, what several have once; the baseline is part of the space whatever
-    they say."""
+    they say.
+
+    Raises:
+        InvalidValueError: they have more than `MOST_CANDIDATES` points.
+    """
+    _check_size(blocks)
     rules = (*RULES, *engine_rules)
     kept: list[Candidate] = [baseline]
     rejected: list[RejectedCandidate] = []
@@ -64,6 +74,15 @@ def build_space(
         if candidate != baseline:
             kept.append(candidate)
     return SearchSpace(baseline=baseline, candidates=tuple(kept), rejected=tuple(rejected), asked_for=asked_for)
+
+
+def _check_size(blocks: Sequence[Axes]) -> None:
+    points = sum(math.prod(len(values) for values in vars(axes).values()) for axes in blocks)
+    if points > MOST_CANDIDATES:
+        raise InvalidValueError(
+            f"The space has {points:,} configurations, at most {MOST_CANDIDATES:,} can be listed.",
+            hint="Give its axes fewer values.",
+        )
 
 
 def _product(axes: Axes, engine: str) -> list[Candidate]:

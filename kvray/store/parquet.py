@@ -26,6 +26,7 @@ from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.files import ResultsFiles, reason
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
 from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths, not_launched_files
+from kvray.store.plausible import check_plausible
 from kvray.store.schema import SchemaError, conform, encode, from_table, to_table
 
 logger = logging.getLogger("kvray.store")
@@ -253,8 +254,11 @@ class ResultsStore:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             _check_footer(file)
             table = conform(file.read(), kind)
-            return _File(path, table, from_table(table, kind))
-        except (ValueError, OverflowError, pa.ArrowException, OSError) as error:
+            items = from_table(table, kind)
+            for item in items:
+                check_plausible(item)
+            return _File(path, table, items)
+        except (ValueError, OverflowError, pa.ArrowException, OSError) as error:  # `SchemaError` is a `ValueError`
             self._warn_of(path, f"{reason(error)}.")
             return None
 

@@ -28,6 +28,7 @@ _FLOAT = pa.float64()
 _BOOL = pa.bool_()
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _INSTANT = pa.timestamp("us", tz="UTC")
+_VERSION_DIGITS = 9
 _METADATA = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 TRIALS_SCHEMA = pa.schema(
@@ -175,7 +176,7 @@ def from_table(table: pa.Table, kind: type[T]) -> list[T]:
     fitting = conform(table, kind)
     try:
         return [_decode(row, kind) for row in fitting.select(schema_of(kind).names).to_pylist()]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SchemaError(f"a row does not fit: {error}") from error
 
 
@@ -253,8 +254,9 @@ def _check_version(table: pa.Table) -> None:
     text = (table.schema.metadata or {}).get(VERSION_KEY)
     if text is None:
         raise SchemaError(f"no {VERSION_KEY.decode()} in its metadata: not written by kvray")
-    if not text.isdigit() or int(text) > SCHEMA_VERSION:
-        raise SchemaError(f"schema version {text.decode(errors='replace')}, this kvray reads up to {SCHEMA_VERSION}")
+    if not text.isdigit() or len(text) > _VERSION_DIGITS or int(text) > SCHEMA_VERSION:
+        shown = text[:_VERSION_DIGITS].decode(errors="replace")
+        raise SchemaError(f"schema version {shown}, this kvray reads up to {SCHEMA_VERSION}")
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

@@ -16,7 +16,6 @@ import signal
 import tempfile
 import time
 import traceback
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -72,9 +71,29 @@ def load_reference(path: Path) -> Reference:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return Reference(**{field.name: arrays[field.name] for field in dataclasses.fields(Reference)})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            reference = Reference(**{field.name: arrays[field.name] for field in dataclasses.fields(Reference)})
+    except (
+        Exception
+    ) as error:  # what lies in a cache may be torn anywhere, and zip, zlib and NumPy each say so in their way
         raise IncomparableError(f"the reference {str(path)!r} cannot be read: {first_line(error)}") from error
+    if not _is_whole(reference):
+        raise IncomparableError(f"the reference {str(path)!r} is damaged: its arrays do not go together")
+    return reference
+
+
+def _is_whole(reference: Reference) -> bool:
+    """Whether types and shapes are those that `summarize` makes, and every token's are finite."""
+    tokens, logs = reference.tokens, reference.top_logs
+    return (
+        all(array.dtype.kind == kind for array, kind in zip(vars(reference).values(), "iiff", strict=True))
+        and tokens.ndim == 1
+        and logs.ndim == 2
+        and logs.shape == reference.top_ids.shape
+        and reference.nll.shape == tokens.shape
+        and logs.shape[0] == len(tokens) > 0
+        and logs.shape[1] > 0
+        and bool((reference.top_ids >= 0).all() and np.isfinite(logs).all() and np.isfinite(reference.nll).all())
+    )
 
 
 def save_reference(reference: Reference, path: Path) -> None:

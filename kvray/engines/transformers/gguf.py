@@ -9,12 +9,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from kvray.config import cache_dir
+from kvray.engines.transformers.gguf_header import check_gguf_file
 from kvray.errors import KvrayError, ModelError, first_line
 
 _HASH_BLOCK = 1 << 20
@@ -68,7 +70,11 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        check_gguf_file(gguf)
+        model, found = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, output_loading_info=True)
+        if missing := sorted(found["missing_keys"]):
+            # Transformers would make them up at random and say so in its log only.
+            raise ModelError(f"it lacks {len(missing)} tensors of the model: {missing[0]}, …")
         # A model read from GGUF refuses save_pretrained ("quantized with gguf and is not serializable") until both
         # traces of the quantizer are gone; its weights are plain tensors by now.
         model.hf_quantizer = None
@@ -88,8 +94,11 @@ def file_sha256(path: Path) -> str:
     stat = path.stat()
     identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     memo = cache_dir() / "hashes" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        known = json.loads(memo.read_text(encoding="utf-8"))["sha256"]
+        # It becomes the name of a folder: whatever else the memo may say by now is not followed.
+        if re.fullmatch(r"[0-9a-f]{64}", known):
+            return str(known)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_HASH_BLOCK):

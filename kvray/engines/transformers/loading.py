@@ -62,7 +62,15 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
     try:
         with contextlib.nullcontext() if request.allow_pickle else pickle_refused():
             model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        pickle.UnpicklingError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ModelError(f"The weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         # Transformers would make them up at random and say so in its log only.
@@ -106,7 +114,23 @@ def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) ->
 
 
 def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
-    """The model's tokenizer, or `None` for a bare config with random weights."""
+    """The model's tokenizer, or `None` for a bare config with random weights.
+
+    Raises:
+        ModelError: its files are damaged, or name code that is not trusted.
+    """
     if request.model_id.startswith(RANDOM_PREFIX) and not models.has_tokenizer(folder):
         return None
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+        tokenizer("a")
+    except (
+        Exception
+    ) as error:  # its files are outside input; the library meets most of what is wrong with an error of its own
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"The tokenizer of model {request.model_id!r} is Python code of its own.",
+                hint="If you trust its author, pass --trust-remote-code.",
+            ) from error
+        raise ModelError(f"The tokenizer of model {request.model_id!r} cannot be read: {first_line(error)}") from error
+    return tokenizer

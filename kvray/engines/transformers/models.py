@@ -8,7 +8,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from kvray.candidate import AttentionBackend, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
+from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
 from kvray.errors import ModelError, first_line
 from kvray.record import RANDOM_PREFIX
@@ -222,13 +225,19 @@ def _indexed_files(folder: Path, single: str, index_name: str, suffix: str) -> t
     if (folder / single).is_file() or not index.is_file():
         return (single,)
     try:
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        names = tuple(sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
-    for name in names:
-        if Path(name).name != name or not name.endswith(suffix):
-            raise ModelError(f"{str(index)!r} names {name!r}, which is no {suffix} file beside it.")
-    return tuple(names)
+    if strange := [name for name in names if not (_SHARD.fullmatch(name) and name.endswith(suffix))]:
+        raise ModelError(
+            f"{str(index)!r} names {strange[0][:80]!r}, which is no {suffix} file beside it.",
+            hint="Save the model with save_pretrained, which writes safetensors.",
+        )
+    return names or (single,)
+
+
+_SHARD = re.compile(r"[\w][\w.-]{0,200}", re.ASCII)
+"""What `from_pretrained` may be led to: a path would leave the folder."""
 
 
 def describe(request: ModelRequest) -> ModelInfo:
@@ -242,12 +251,10 @@ def describe(request: ModelRequest) -> ModelInfo:
     config = read_config(request, folder)
     if source.kind is SourceKind.FOLDER:
         _check_complete(request, folder)
-    text_config = config.get_text_config(decoder=True)
-    return replace(
-        info_of_config(source, config, _layer_kinds(text_config)),
-        revision=_revision(request, source, folder),
-        missing_attentions=_missing_attentions(config),
-    )
+    with config_errors(request):
+        info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
+        info = replace(info, missing_attentions=_missing_attentions(config))
+    return replace(info, revision=_revision(request, source, folder))
 
 
 def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
@@ -320,15 +327,9 @@ def read_config(request: ModelRequest, folder: Path) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    try:
+    with config_errors(request):
+        check_config_file(folder / "config.json")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-    except Exception as error:  # a config is outside input, and every architecture checks its own in its own way
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"Model {request.model_id!r} brings its own Python code.",
-                hint="If you trust its author, pass --trust-remote-code.",
-            ) from error
-        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None):
         raise ModelError(
             f"Model {request.model_id!r} is of type {config.model_type!r}, which Transformers has no causal language "
@@ -336,6 +337,23 @@ def read_config(request: ModelRequest, folder: Path) -> Any:
             hint="Give a decoder-only model, or update transformers.",
         )
     return config
+
+
+@contextmanager
+def config_errors(request: ModelRequest) -> Iterator[None]:
+    """Turn whatever a config leads to into one `ModelError`: it is outside input, and every architecture checks its own
+    in its own way."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"Model {request.model_id!r} brings its own Python code.",
+                hint="If you trust its author, pass --trust-remote-code.",
+            ) from error
+        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
 
 
 def _native_dtype(config: Any) -> DType:

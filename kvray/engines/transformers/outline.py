@@ -49,9 +49,11 @@ def _info(values: dict[str, Any]) -> ModelInfo:
 
 def _main(model_id: str, folder: Path) -> None:
     _hide_torch()
-    config = models.read_config(ModelRequest(model_id=model_id), folder)
-    kinds = layer_kinds(config.get_text_config(decoder=True))
-    info = models.info_of_config(models.parse_model_id(model_id), config, kinds)
+    request = ModelRequest(model_id=model_id)
+    config = models.read_config(request, folder)
+    with models.config_errors(request):
+        kinds = layer_kinds(config.get_text_config(decoder=True))
+        info = models.info_of_config(models.parse_model_id(model_id), config, kinds)
     sys.stdout.write(json.dumps(asdict(info)))
 
 

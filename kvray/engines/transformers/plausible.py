@@ -1,0 +1,54 @@
+"""A first look at a config.json, before Transformers reads it: sizes that no model has would take all memory there.
+
+Transformers makes a list as long as the number of layers, and sums over it; nothing there is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kvray.errors import ModelError
+
+MOST_BYTES = 64 << 20
+MOST_LAYERS = 10_000
+"""Ten times those of any model known. Asked of every number whose name speaks of layers or blocks."""
+MOST = 2**53
+"""Of any number: beyond, a float does not hold every whole one, and products leave what a float holds."""
+_LAYERS = ("layer", "block", "depth")
+
+
+def check_config_file(path: Path) -> None:
+    """Refuse what cannot be a model's configuration.
+
+    Raises:
+        ModelError: it is too large, or a number in it is; names the field.
+        OSError, ValueError, RecursionError: it cannot be read, or is not JSON.
+    """
+    if path.stat().st_size > MOST_BYTES:
+        raise ModelError(f"{str(path)!r} has {path.stat().st_size:,} bytes; a config has {MOST_BYTES:,} at most.")
+    for name, number in _numbers("", json.loads(path.read_text(encoding="utf-8"))):
+        most = MOST_LAYERS if any(word in name for word in _LAYERS) else MOST
+        if isinstance(number, int) and abs(number) > most:
+            raise ModelError(f"{str(path)!r}: {name} is {_shown(number)}; {most:,} is the most that is believed.")
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, int | float]]:
+    """Every number with the name of the field that holds it, however deep."""
+    match value:
+        case bool():
+            return
+        case int() | float():
+            yield name, value
+        case dict():
+            for key, one in value.items():
+                yield from _numbers(str(key), one)
+        case list():
+            for one in value:
+                yield from _numbers(name, one)
+
+
+def _shown(number: int) -> str:
+    return str(number) if abs(number) < 10**30 else "above 10^30"

@@ -1,0 +1,44 @@
+"""Which numbers a record may hold: whoever divides by them or takes logarithms relies on it. kvray writes no others."""
+
+from __future__ import annotations
+
+from kvray.errors import InvalidValueError
+from kvray.record import Run, TrialRecord
+
+LEAST, MOST = 1e-9, 1e15
+"""Of a measured time, rate or size, whatever its unit: what no machine measures, so that no ratio overflows."""
+_METRICS = ("ttft_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "decode_tok_s", "peak_mib", "reserved_peak_mib")
+_COUNTS = ("context_tokens", "output_tokens", "batch_size")
+_MAY_BE_ZERO = ("itl_p50_ms", "itl_p95_ms", "itl_p99_ms")
+
+
+def check_plausible(item: Run | TrialRecord) -> None:
+    """Refuse what cannot have been measured.
+
+    Raises:
+        ValueError: names the field and its value.
+    """
+    for name in _METRICS:
+        _check(name, getattr(item, name, None), may_be_zero=name in _MAY_BE_ZERO)
+    if isinstance(item, TrialRecord):
+        _check_candidate(item)
+        return
+    for name in _COUNTS:
+        if getattr(item, name) < 1:
+            raise ValueError(f"{name} {getattr(item, name)} is not a positive number")
+    for value in item.itl_ms:
+        _check("itl_ms", value, may_be_zero=True)
+
+
+def _check_candidate(record: TrialRecord) -> None:
+    try:
+        _ = record.candidate
+    except InvalidValueError as error:
+        raise ValueError(error.message.rstrip(".")) from error
+
+
+def _check(name: str, value: float | None, *, may_be_zero: bool) -> None:
+    if value is None or (may_be_zero and value == 0):
+        return
+    if not LEAST <= value <= MOST:
+        raise ValueError(f"{name} {value} was never measured")
