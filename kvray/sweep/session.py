@@ -47,7 +47,7 @@ class RaySession:
     """
 
     def __init__(self, *, address: str | None) -> None:
-        self._address = address
+        self._address = None if address == "local" else address  # Ray's own word for a private one
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
         self._connected = threading.Event()
         self._closing = threading.Event()
