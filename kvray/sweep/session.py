@@ -63,7 +63,7 @@ class RaySession:
     """
 
     def __init__(self, *, address: str | None, scratch: Path) -> None:
-        self._address = address
+        self._address = None if address == "local" else address  # Ray's own word for a private one
         self._scratch = scratch
         self._guardian: Guardian | None = None
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)

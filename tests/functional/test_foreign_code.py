@@ -23,7 +23,6 @@ from kvray.plan.session import load_plan
 from kvray.workload import Cell
 
 ADAPTER = TransformersAdapter()
-Folder = Callable[[str], Path]
 
 
 class Malice:
@@ -176,10 +175,7 @@ def code_of_its_own(folder: Path, marker: Path) -> Path:
     return folder
 
 
-def test_a_model_brings_code_that_runs_only_where_it_is_trusted(
-    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_a_models_own_code_does_not_run_unasked(tmp_path: Path, marker: Path) -> None:
     folder = code_of_its_own(tmp_path / "model", marker)
     with pytest.raises(ModelError, match="brings its own Python code"):
         ADAPTER.describe_model(ModelRequest(model_id=str(folder)))
@@ -194,7 +190,7 @@ def test_a_kernel_by_anybody_is_not_loaded_unless_trusted(tmp_path: Path) -> Non
 
 @pytest.mark.filterwarnings("ignore::kvray.plan.session.FingerprintWarning")
 def test_a_plan_that_asks_for_foreign_code_does_not_run_it(
-    tmp_path: Path, marker: Path, kvray: Callable[..., Any], tiny_model: str
+    tmp_path: Path, marker: Path, kvray: Callable[..., Any]
 ) -> None:
     output = tmp_path / "results"
     line = ("tune", "fake:ok", "--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4")
