@@ -151,9 +151,10 @@ def test_a_trial_that_prints_without_end_fills_no_disk(start: Start, tmp_path: P
 
 
 LOCK_HOLDER = """
-import os, sys, time
-os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)  # as torch.utils.file_baton does
-print("held", flush=True)
+import sys, time
+from torch.utils.file_baton import FileBaton
+baton = FileBaton(sys.argv[1])
+print("held" if baton.try_acquire() else "not held", flush=True)
 time.sleep(600)
 """
 

@@ -195,6 +195,31 @@ def test_the_next_trial_starts_clean_after_a_crash(start: Start) -> None:
     assert isinstance(start("ok").advance(), RungFinished)
 
 
+SERVER_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+sys.path[:0] = {path!r}
+from test_trial_process import spec_of
+from kvray.engines.fake import FakeAdapter
+from kvray.trial.process import Launcher, TrialProcess
+launcher = Launcher(FakeAdapter())
+first = TrialProcess(launcher, spec_of("dynamic=hang"), Path({log!r}))
+psutil.Process(first.pid).parent().kill()
+print(first.advance().status, flush=True)
+first.close()
+second = TrialProcess(launcher, spec_of("ok"), Path({log!r}))
+print(second.advance().rung, flush=True)
+second.close()
+"""
+
+
+def test_a_slot_outlives_its_fork_server(tmp_path: Path) -> None:
+    code = SERVER_KILLED.format(path=[str(Path(__file__).parent)], log=str(tmp_path / "log"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == ["crashed", "0"]
+
+
 OWNER = """
 import sys, time
 from pathlib import Path
