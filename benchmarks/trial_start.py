@@ -36,8 +36,12 @@ def main() -> None:
     repeats = 2 if arguments.quick else 5
     measured: dict[str, list[float]] = {way: [] for way in NAMES}
     launcher = Launcher(ReadyAdapter())
-    with tempfile.TemporaryDirectory() as folder, quiet_ray(Path(folder) / "ray.log"), RaySession(address=None) as ray:
-        ray.resources()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        quiet_ray(Path(folder) / "ray.log"),
+        RaySession(address=None, scratch=Path(folder)) as ray,
+    ):
+        ray.nodes()
         fork_s(launcher, Path(folder))  # the first one waits for the server's own imports
         for _ in range(repeats):
             measured["new_interpreter_s"].append(new_interpreter_s())

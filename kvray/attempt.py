@@ -10,6 +10,7 @@ from kvray.config import TuneConfig
 from kvray.engines.base import EngineAdapter
 from kvray.preview import Preview
 from kvray.probes.environment import capture_environment, kvray_version
+from kvray.redaction import redact
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -59,11 +60,6 @@ def prepare_attempt(
     return Attempt(manifest=manifest, recall=recall(manifest, results, config.retry))
 
 
-def end_attempt(store: ResultsStore, run_id: str) -> None:
-    """Keep that the last attempt at `run_id` came to its end."""
-    store.write_manifest(store.read_manifest(run_id).ended(dt.datetime.now(dt.UTC)))
-
-
 def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan) -> SweepFingerprint:
     return SweepFingerprint.of(
         engine=adapter.name,
@@ -98,11 +94,12 @@ def _manifest(
         memory_note=adapter.memory_note(device.device),
         quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
         trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
         left_out=preview.left_out,
         search=config.search.value,
         budget_s=config.budget_s,
         max_trials=config.max_trials,
         confirm_rounds=config.confirm_rounds,
         seed=config.seed,
-        arguments=arguments,
+        arguments=tuple(redact(argument) for argument in arguments),
     )

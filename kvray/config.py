@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ class SearchStrategy(Choice):
 DEFAULT_SPACE = "default"
 FULL_SPACE = "full"
 CONFIRM_ROUNDS = 3
+_logger = logging.getLogger("kvray.config")
 
 
 class TuneConfig(BaseModel):
@@ -46,6 +48,9 @@ class TuneConfig(BaseModel):
             axes is measured; empty means those of the space's first block. Of the last two `None` is a value: all of
             the prompt at once, and no limit. Not together with a space file.
         static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
+        trust_remote_code: whether Python code that the model brings, and attention kernels by anybody, may run.
+        allow_pickle: whether weights may come from pickle files, where there are no safetensors.
+        offline: whether the network is forbidden; `HF_HUB_OFFLINE` in the environment does the same.
         address: address of a running Ray cluster; `None` starts a private local Ray.
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
@@ -80,6 +85,8 @@ class TuneConfig(BaseModel):
     weights_limits_mib: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
     static_len: Annotated[int, Field(ge=1)] | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
     address: str | None = None
     slots: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -158,7 +165,31 @@ def _each(values: object, convert: Callable[[Any], Any]) -> object:
 
 def cache_dir() -> Path:
     """Where kvray keeps what it can make again (converted weights, compiled kernels): `$KVRAY_CACHE`, else
-    `kvray` under `$XDG_CACHE_HOME`, else `~/.cache/kvray`. Not created here."""
+    `kvray` under `$XDG_CACHE_HOME`, else `~/.cache/kvray`. Not created here.
+
+    Raises:
+        InvalidValueError: none of them is known.
+    """
     if own := os.environ.get("KVRAY_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvray"
+    if common := os.environ.get("XDG_CACHE_HOME"):
+        return Path(common) / "kvray"
+    try:
+        return Path.home() / ".cache" / "kvray"
+    except RuntimeError as error:
+        raise InvalidValueError(
+            "There is no place for kvray's cache: HOME is not set, and this user has no home folder.",
+            hint="Set KVRAY_CACHE to a folder that can be written.",
+        ) from error
+
+
+def warn_of_closed_cache() -> None:
+    """Say what is lost where `cache_dir()` can neither be written nor made."""
+    folder = cache_dir()
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        _logger.warning(
+            "The cache folder %s cannot be written: quality is not measured unless its reference is there already, and "
+            "what is compiled is not kept. Set KVRAY_CACHE to another folder.",
+            folder,
+        )

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from kvray.analysis import analyse
 from kvray.analysis.launching import Prediction
 from kvray.analysis.misses import nearest_misses
-from kvray.attempt import end_attempt, prepare_attempt
+from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
-from kvray.config import SearchStrategy, TuneConfig
+from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
 from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, SweepInterruptedError
-from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    OutputError,
+    SweepInterruptedError,
+    first_line,
+)
+from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.redaction import redact
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.claim import claimed_sweep
+from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.course import Bounds, SweepCourse
@@ -36,6 +49,7 @@ from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.trial.spec import ReferenceSpec, TrialSpec
+from kvray.workload import WorkloadProfile
 
 _logger = logging.getLogger("kvray.search")
 
@@ -50,6 +64,18 @@ class SearchObserver(SweepObserver, Protocol):
         """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
 
 
+T = TypeVar("T")
+
+
+def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[TuningSearch], T]:
+    @functools.wraps(method)
+    def wrapped(self: TuningSearch) -> T:
+        with offline_environment(enabled=self._config.offline):
+            return method(self)
+
+    return wrapped
+
+
 class TuningSearch:
     """Measures the configurations of one model and decides.
 
@@ -57,7 +83,7 @@ class TuningSearch:
         config: what to tune.
         adapter: the engine; by default the one that `config.engine` names.
         observer: hears of every trial.
-        arguments: what a user typed after `kvray tune`, kept to tell how to resume.
+        arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
     """
 
     def __init__(
@@ -73,6 +99,7 @@ class TuningSearch:
         self._observer = observer
         self._arguments = tuple(arguments)
 
+    @_offline_where_asked
     def preview(self) -> Preview:
         """What would be measured; nothing is started or written.
 
@@ -84,6 +111,7 @@ class TuningSearch:
         check_request(self._config, adapter)
         return preview_sweep(self._config, adapter)
 
+    @_offline_where_asked
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
 
@@ -102,12 +130,12 @@ class TuningSearch:
         run_id = config.resume or _new_run_id()
         with claimed_sweep(store, run_id), _company_noticed(config, run_id):
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
-            interrupted = self._measure(store, run_id, adapter)
+            keeper, interrupted = self._measure(store, run_id, adapter)
             if not interrupted:
-                end_attempt(store, run_id)
-            store.compact(run_id)
-            result = read_result(store, run_id)
-            write_artefacts(store, result)
+                keeper.end_attempt()
+            result = _written(keeper, run_id, config.profile)
+        if keeper.has_moved:
+            raise keeper.moved()
         if interrupted:
             raise interruption(store, run_id)
         if not result.analysis.ranking.entries:
@@ -121,23 +149,30 @@ class TuningSearch:
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
-    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> bool:
-        """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
+    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> tuple[RecordKeeper, bool]:
+        """Run all trials that `run_id` still lacks; returns who keeps them, and whether the user interrupted them."""
         config, started_s = self._config, time.monotonic()
-        with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
+        with (
+            _log_kept_in(store, run_id) as log,
+            quiet_ray(log),
+            RaySession(address=config.address, scratch=log.parent) as ray,
+        ):
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
+            warn_of_closed_cache()
             slots = plan_slots(
-                ray.resources(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
+                ray.nodes(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
             )
             attempt = prepare_attempt(
                 store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
             )
             manifest, recall = attempt.manifest, attempt.recall
-            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
+            # The very version that was described: the hub may get another one while the sweep runs.
+            request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
             store.write_manifest(manifest)
-            recorder = _Recorder(store, self._observer)
+            keeper = RecordKeeper(store, manifest)
+            recorder = _Recorder(keeper, self._observer)
             recorder.search_started(preview, manifest, recall.results)
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
@@ -163,13 +198,13 @@ class TuningSearch:
                 repeats_apart=config.search is SearchStrategy.MODEL,
             )
             try:
-                run_sweep(course, slots=slots, observer=recorder)
+                run_sweep(course, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
-                return True
+                return keeper, True
             expected = launches.predictions()
             skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
-            store.append_many(skipped)
-        return False
+            keeper.keep_unlaunched(skipped)
+        return keeper, False
 
 
 def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
@@ -180,11 +215,36 @@ def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
     )
 
 
+def _written(keeper: RecordKeeper, run_id: str, profile: WorkloadProfile) -> TuneResult:
+    """The sweep read back from where all of it lies, its files merged, plan and reports beside them.
+
+    Raises:
+        OutputError: it could be written nowhere.
+    """
+    try:
+        store = keeper.settle()
+    except OutputError as error:
+        ranked = analyse(keeper.results, profile).ranking.entries
+        best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
+        raise OutputError(f"{error.message}{best}", hint=error.hint) from error
+    try:
+        return _written_to(store, run_id)
+    except OutputError as trouble:
+        return _written_to(keeper.move(trouble), run_id)
+
+
+def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
+    store.compact(run_id)
+    result = read_result(store, run_id)
+    write_artefacts(store, result)
+    return result
+
+
 class _Recorder:
     """Writes every trial the moment it ends, then passes the news on."""
 
-    def __init__(self, store: ResultsStore, observer: SearchObserver | None) -> None:
-        self._store = store
+    def __init__(self, keeper: RecordKeeper, observer: SearchObserver | None) -> None:
+        self._keeper = keeper
         self._observer = observer
 
     def measuring_device(self) -> None:
@@ -193,7 +253,7 @@ class _Recorder:
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         rejected = [(one.candidate, one.reason) for one in preview.space.rejected]
-        self._store.append_many(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
+        self._keeper.keep_unlaunched(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
         if self._observer is not None:
             self._observer.search_started(preview, manifest, recorded)
 
@@ -205,8 +265,12 @@ class _Recorder:
         if self._observer is not None:
             self._observer.rung_finished(result)
 
+    def trial_lost(self, spec: TrialSpec) -> None:
+        if self._observer is not None:
+            self._observer.trial_lost(spec)
+
     def trial_finished(self, result: TrialResult) -> None:
-        self._store.append(result)
+        self._keeper.keep(result)
         if self._observer is not None:
             self._observer.trial_finished(result)
 
@@ -326,11 +390,22 @@ def _company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
 @contextmanager
 def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
     """A file for what Ray has to say; kept beside the reports if anything was said."""
-    with tempfile.TemporaryDirectory(prefix="kvray-log-") as folder:
+    with _temporary_folder() as folder:
         log = Path(folder) / "sweep.log"
         try:
             yield log
         finally:
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             if text.strip():
-                store.write_text(store.paths(run_id).sweep_log, text)
+                with suppress(OutputError):  # a full disk is told of where records are written
+                    store.write_text(store.paths(run_id).sweep_log, redact(text))
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvray-log-")
+    except OSError as error:
+        raise OutputError(
+            f"No temporary folder can be made: {first_line(error)}.",
+            hint="Set TMPDIR to a folder that can be written and has space.",
+        ) from error

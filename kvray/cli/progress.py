@@ -26,6 +26,8 @@ from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
+LOST = "lost"
+"""State of a trial that waits to run again."""
 MEASURING = "measuring how fast this device copies and multiplies: some seconds"
 
 
@@ -79,6 +81,10 @@ class SweepState:
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""
         self.standings[spec.trial_id] = _standing(spec.candidate.label, spec.role)
+
+    def lose(self, spec: TrialSpec) -> None:
+        """A trial's slot died; it will begin anew."""
+        self.standings[spec.trial_id] = replace(_standing(spec.candidate.label, spec.role), state=LOST)
 
     def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> Standing:
         """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
@@ -188,6 +194,11 @@ class LineProgress:
         """See `SweepObserver`."""
         self._print(f"rung {result.record.rung}  {_figures(self._update(result, ended=False))}")
 
+    def trial_lost(self, spec: TrialSpec) -> None:
+        """See `SweepObserver`."""
+        self._state.lose(spec)
+        self._print(f"{LOST:<7} {spec.candidate.label} · its slot or node died; it runs again")
+
     def trial_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
         standing = self._update(result, ended=True)
@@ -238,6 +249,10 @@ class LiveProgress:
     def rung_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
         self._update(result, ended=False)
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        """See `SweepObserver`."""
+        self._state.lose(spec)
 
     def trial_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
@@ -302,7 +317,7 @@ def _style(state: str) -> str:
         return "cyan"
     if state == TrialStatus.OK:
         return "green"
-    return "red" if TrialStatus(state).is_failure else "dim"
+    return "red" if state == LOST or TrialStatus(state).is_failure else "dim"
 
 
 def _clock(seconds: float) -> str:

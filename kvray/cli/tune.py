@@ -194,6 +194,15 @@ def tune(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
     ] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Load pickled weights where there are no safetensors.", rich_help_panel=_HOW
+        ),
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=_HOW)
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show candidates, rejections and cells; start nothing.")
     ] = False,
@@ -226,6 +235,8 @@ def tune(
         weights_limits_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
         static_len=static_len,
         trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        offline=offline,
         address=address,
         slots=slots,
         timeout_s=timeout,

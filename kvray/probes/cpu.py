@@ -80,6 +80,12 @@ def available_memory_mib() -> float:
     return min([float(psutil.virtual_memory().available) / MIB, *(mib for mib in left if mib is not None)])
 
 
+def kernel_oom_kills() -> int | None:
+    """Processes that the kernel has ended for want of memory: in this cgroup where it counts (in version 1 without
+    those below), else on the whole machine; `None` where it does not tell."""
+    return _oom_kills(_cgroup_folders("memory"), Path("/proc/vmstat"))
+
+
 def set_normal_priority() -> int:
     """Undo a raised niceness (Ray's workers have 15), so that a measurement competes as a user's process would.
 
@@ -212,6 +218,15 @@ def _cgroup_memory_left_mib(folder: Path) -> float | None:
     files = dict(zip(words[::2], words[1::2], strict=False))
     droppable = int(files.get("inactive_file", files.get("total_inactive_file", "0")))
     return max(0.0, limit - (int(used[0]) - droppable) / MIB)
+
+
+def _oom_kills(folders: list[Path], vmstat: Path) -> int | None:
+    places = [folder / name for folder in folders for name in ("memory.events", "memory.oom_control")]
+    for place in (*places, vmstat):
+        words = _read_words(place)
+        if "oom_kill" in words[:-1]:
+            return int(words[words.index("oom_kill") + 1])
+    return None
 
 
 def _read_words(path: Path) -> list[str]:

@@ -57,7 +57,7 @@ class SweepManifest(BaseModel):
         max_trials: launches of the search at most, `None` without a bound.
         confirm_rounds: rounds at most in which winner, rivals and baseline were measured again.
         seed: of the search and of the confidence's draws.
-        arguments: the `kvray tune` arguments that repeat this sweep, without `--resume`.
+        arguments: the `kvray tune` arguments that repeat this sweep, without `--resume` and without secrets.
         attempts: all of them, the last one last; empty in sweeps of version 1.
     """
 
@@ -79,6 +79,7 @@ class SweepManifest(BaseModel):
     memory_note: str
     quality_note: str | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
     left_out: tuple[tuple[str, str, str], ...] = ()
     search: str | None = None
     budget_s: float | None = None

@@ -184,6 +184,14 @@ class ResultsStore:
             ) from None
         return _parse_manifest(data, run_id)
 
+    def has_manifest(self, run_id: str) -> bool:
+        """Whether the sweep `run_id` has a manifest here, readable or not."""
+        try:
+            self._files.read(self.paths(run_id).manifest)
+        except FileNotFoundError:
+            return False
+        return True
+
     def read(self, run_id: str) -> list[TrialResult]:
         """All trials of `run_id`, by start (those never launched last), then by trial id; each with its runs.
 
@@ -193,7 +201,7 @@ class ResultsStore:
         """
         paths = self.paths(run_id)
         # In this order: the runs of every trial row that is seen are there already.
-        records = _without_overtaken(self._items(paths.trials, TrialRecord))
+        records = without_overtaken(self._items(paths.trials, TrialRecord))
         runs = defaultdict[str, list[Run]](list)
         for run in self._items(paths.runs, Run):
             runs[run.trial_id].append(run)
@@ -294,7 +302,7 @@ def _newest_first(path: Path) -> tuple[bool, bool, str]:
     return (path.name == PART, path.name.startswith(NOT_LAUNCHED), path.name)
 
 
-def _without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """All but those of trials never launched whose candidate was launched after all, under the same fingerprint."""
     launched = {(record.fingerprint, record.candidate_id) for record in records if record.status.was_launched}
     return [

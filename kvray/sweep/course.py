@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kvray.analysis.confirming import MOST_CONTENDERS, next_round
@@ -59,7 +59,8 @@ class Course(Protocol):
         """A trial ended in whatever way."""
 
     def trial_lost(self, order: TrialOrder) -> None:
-        """A trial's slot died; what it had measured is not known here."""
+        """A trial's slot died; what it had measured is not known here. It runs again unless `order` was its last
+        attempt."""
 
     def is_out_of_time(self) -> bool:
         """Whether the budget is spent."""
@@ -129,13 +130,14 @@ class SweepCourse:
         self._end_reason = "too unlikely to win"
         self._round = self._recalled_round = 0
         self._lineup: deque[str] = deque()
+        self._lost: deque[TrialOrder] = deque()
         for result in recorded:
             self._recall(result)
 
     @property
     def is_over(self) -> bool:
         """See `Course`."""
-        return not self._running and not self._is_searching and not self._lineup
+        return not (self._running or self._is_searching or self._lineup or self._lost)
 
     def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
         """The candidates that no process was started for, now or in an earlier attempt, each with what is expected."""
@@ -146,6 +148,8 @@ class SweepCourse:
 
     def next_order(self) -> TrialOrder | None:
         """See `Course`."""
+        if self._lost:
+            return self._lost.popleft()
         if self._is_searching and (candidate := self._next_searched()) is not None:
             key = candidate.candidate_id
             rungs = ALL_RUNGS if key == self._baseline_id else self._search_rungs
@@ -171,6 +175,9 @@ class SweepCourse:
 
     def trial_lost(self, order: TrialOrder) -> None:
         """See `Course`."""
+        if not order.is_last_attempt:
+            self._lost.append(replace(order, attempt=order.attempt + 1))
+            return
         self._running.discard(order.spec.trial_id)
         if order.spec.role is not Role.CONFIRM:
             self._launches.ended(order.spec.candidate.candidate_id, failed=True, seconds=None)

@@ -104,6 +104,9 @@ class Listener:
     def rung_finished(self, result: TrialResult) -> None:
         pass
 
+    def trial_lost(self, spec: TrialSpec) -> None:
+        raise AssertionError("no slot dies here")
+
     def trial_finished(self, result: TrialResult) -> None:
         self.ended.append(result.record)
         if len(self.ended) == self._patience:

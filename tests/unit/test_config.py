@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, DeviceType, DType
-from kvray.config import TuneConfig, cache_dir
+from kvray.config import TuneConfig, cache_dir, warn_of_closed_cache
 from kvray.errors import InvalidValueError, ProfileError
 from kvray.record import TrialStatus
 from kvray.workload import get_profile
@@ -100,3 +102,26 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "own"))
     assert cache_dir() == tmp_path / "own"
     assert not cache_dir().exists()
+
+
+def test_without_any_home_the_cache_folder_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "KVRAY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # of which the user database knows nothing
+    with pytest.raises(InvalidValueError, match=r"no home folder\. Set KVRAY_CACHE to a folder that can be written"):
+        cache_dir()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("kvray"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="kvray.config")
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "not" / "there"))
+    warn_of_closed_cache()
+    assert caplog.messages == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "file"))
+    warn_of_closed_cache()
+    (said,) = caplog.messages
+    assert said.startswith(f"The cache folder {tmp_path / 'file'} cannot be written: quality is not measured")
