@@ -79,6 +79,9 @@ class Listener:
     def rung_finished(self, result: TrialResult) -> None:
         pass
 
+    def trial_lost(self, spec: TrialSpec) -> None:
+        raise AssertionError("no slot dies here")
+
     def trial_finished(self, result: TrialResult) -> None:
         self._ended += 1
         if self._ended == self._patience:
