@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import multiprocessing
 import os
 import resource
 import signal
@@ -65,7 +66,7 @@ class Misbehaviour(enum.StrEnum):
     FILES = "files"
     """Leaves temporary files, some of them in a folder that may not be entered."""
     SHM = "shm"
-    """Leaves shared memory."""
+    """Leaves shared memory and a semaphore."""
     FLOOD = "flood"
     """Prints without end."""
     GARBAGE = "garbage"
@@ -150,6 +151,7 @@ def _leave_files() -> None:
 
 def _leave_shared_memory() -> None:
     _kept.append(SharedMemory(create=True, size=_MIB))
+    _kept.append(multiprocessing.get_context("spawn").Lock())  # a semaphore with a name
     time.sleep(1.0)  # long enough to be seen with it
 
 

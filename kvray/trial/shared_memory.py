@@ -1,4 +1,4 @@
-"""POSIX shared memory that a trial made and did not unlink; it would stay until the machine is started again.
+"""POSIX shared memory and semaphores that a trial left behind; they would stay until the machine starts again.
 
 The rule: an entry of `/dev/shm` is removed when it appeared while the trial ran, belongs to our user, was seen open or
 mapped in a process of the trial soon after it appeared or when the trial was ended, and no living process uses it any
@@ -39,16 +39,16 @@ class SharedMemoryWatch:
         new = _entries(self._folder) - self._known
         if new:
             self._known |= new
-            used = _used_paths(self._folder, pids())
-            self._made_by_trial |= {entry for entry in new if entry.path in used}
+            used = _used_inodes(self._folder, pids())
+            self._made_by_trial |= {entry for entry in new if entry.inode in used}
 
     def clean(self) -> None:
         """Remove what the trial has left, once its processes are gone."""
         left = self._made_by_trial & _entries(self._folder)
         if left:
-            used = _used_paths(self._folder, psutil.pids())
+            used = _used_inodes(self._folder, psutil.pids())
             for entry in left:
-                if entry.path in used:
+                if entry.inode in used:
                     _logger.warning("shared memory %r of a trial is used by another process and stays", entry.path)
                     continue
                 with contextlib.suppress(OSError):
@@ -68,16 +68,21 @@ def _entries(folder: Path) -> set[_Entry]:
     return found
 
 
-def _used_paths(folder: Path, pids: Iterable[int]) -> set[str]:
-    """Paths in `folder` that the processes `pids` have open or mapped."""
-    used: set[str] = set()
+def _used_inodes(folder: Path, pids: Iterable[int]) -> set[int]:
+    """Of files in `folder` that the processes `pids` have open or mapped.
+
+    Not by name: glibc makes a semaphore under a temporary one, by which it stays known here, and links it to its own.
+    """
+    used: set[int] = set()
+    within = f"{folder}/"
     for pid in pids:
         with contextlib.suppress(OSError):
             for number in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    used.add(str(number.readlink()))
+                    if str(number.readlink()).startswith(within):
+                        used.add(number.stat().st_ino)
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-                if "/" in line:
-                    used.add(line[line.index("/") :])
-    return {path for path in used if path.startswith(f"{folder}/")}
+                if within in line:  # proc_pid_maps(5): address perms offset dev inode pathname
+                    used.add(int(line.split(maxsplit=5)[4]))
+    return used
