@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import os
 import random
 import re
@@ -72,6 +73,15 @@ def result_of(candidate: Candidate, *, ttft_ms: float) -> TrialResult:
         for repeat in range(3)
     )
     return TrialResult(record=record, runs=runs)
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """A command line shows warnings its own way; other tests do not want that."""
+    logger = logging.getLogger("kvray")
+    before = logger.handlers, logger.propagate
+    yield
+    logger.handlers, logger.propagate = before
 
 
 @pytest.fixture
