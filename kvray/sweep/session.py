@@ -173,7 +173,8 @@ def living_nodes() -> tuple[Mapping[str, float], ...]:
 def _mute(logger: logging.Logger) -> None:
     """Of Ray's own handlers, which write to stderr: an error that it meets is raised as well, and told once."""
     for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        # Others, such as those of a program that collects logs, are not Ray's.
+        if type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)
 
 
