@@ -36,9 +36,7 @@ CANDIDATES = tuple(
         attention=AttentionBackend.SDPA,
         dtype=DType.FLOAT32,
     )
-    for choice in map(
-        CacheChoice.parse, ("dynamic", "static", "quantized(backend=hqq,nbits=4)")
-    )
+    for choice in map(CacheChoice.parse, ("dynamic", "static", "quantized(backend=hqq,nbits=4)"))
 )
 
 

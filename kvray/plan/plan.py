@@ -22,10 +22,12 @@ from pydantic import (
 )
 
 from kvray.candidate import Candidate, DeviceType
+from kvray.documents import read_document
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
 from kvray.workload import WorkloadProfile
 
 PLAN_VERSION: Literal[1] = 1
+_MOST_BYTES = 16 << 20
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -287,7 +289,7 @@ def load_plan_file(path: str | Path) -> Plan:
         PlanError: missing, not JSON, not a valid plan, or of a version that this kvray does not read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_document(path, most_bytes=_MOST_BYTES)
         data = json.loads(text)
     except OSError as error:
         raise PlanError(

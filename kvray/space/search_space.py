@@ -11,7 +11,6 @@ from kvray.candidate import AttentionChoice, CacheChoice, Candidate, CompileMode
 from kvray.errors import InvalidValueError
 from kvray.space.constraints import RULES, Rule, SpaceFacts, first_objection
 
-
 MOST_CANDIDATES = 20_000
 """Rejected ones included. The full space of a GPU has three thousand for each batch size."""
 

@@ -1,4 +1,4 @@
-"""Which numbers a record may hold: whoever divides by them, or takes logarithms, relies on it. kvray writes no others."""
+"""Which numbers a record may hold: whoever divides by them or takes logarithms relies on it. kvray writes no others."""
 
 from __future__ import annotations
 

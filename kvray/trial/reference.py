@@ -72,7 +72,9 @@ def load_reference(path: Path) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             reference = Reference(**{field.name: arrays[field.name] for field in dataclasses.fields(Reference)})
-    except Exception as error:  # what lies in a cache may be torn anywhere, and zip, zlib and NumPy each say so in their way
+    except (
+        Exception
+    ) as error:  # what lies in a cache may be torn anywhere, and zip, zlib and NumPy each say so in their way
         raise IncomparableError(f"the reference {str(path)!r} cannot be read: {first_line(error)}") from error
     if not _is_whole(reference):
         raise IncomparableError(f"the reference {str(path)!r} is damaged: its arrays do not go together")

@@ -92,7 +92,9 @@ def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
         tokenizer("a")
-    except Exception as error:  # its files are outside input; the library meets most of what is wrong with an error of its own
+    except (
+        Exception
+    ) as error:  # its files are outside input; the library meets most of what is wrong with an error of its own
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"The tokenizer of model {request.model_id!r} is Python code of its own.",
