@@ -266,7 +266,22 @@ class ModelIds(Kind):
         (folder / "broken.gguf").write_bytes(b"GGUF")
         (folder / "loop").symlink_to(folder / "loop")
         self.parts = (
-            *(f"random:{folder}", "random:", "random:random:", "org/name", "a/b/c", "name", "", ".", "..", "/", "~", "~/x", "fake:ok", ":"),
+            *(
+                f"random:{folder}",
+                "random:",
+                "random:random:",
+                "org/name",
+                "a/b/c",
+                "name",
+                "",
+                ".",
+                "..",
+                "/",
+                "~",
+                "~/x",
+                "fake:ok",
+                ":",
+            ),
             *(
                 str(folder),
                 str(folder / "config.json"),
@@ -285,6 +300,8 @@ class ModelIds(Kind):
                 "\0",
             ),
         )
+
+        call_cli("tune", f"random:{folder}", *FAKE[4:])  # what libraries do when they are first imported is no escape
 
     def feed(self, mutator: Mutator) -> bool:
         """See `Kind.feed`."""

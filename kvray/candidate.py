@@ -13,6 +13,8 @@ from typing import Any
 from kvray.errors import InvalidValueError
 
 ParamValue = bool | int | float | str
+MOST_DIGITS = 18
+"""Of a whole number that a user writes: more would not fit into 64 bits, where it is stored."""
 CACHE_PARAM_TYPES = (bool, int, float, str)
 _AXIS_NAMES = {
     "DeviceType": "device",
@@ -283,7 +285,7 @@ _LATER_FIELDS = ("hub_kernel", "prefill_chunk", "weights_limit_mib")
 def _param_value(text: str) -> ParamValue:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    return int(text) if text.isascii() and text.isdigit() else text
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else text
 
 
 def _checked_kernel_name(name: str) -> str:

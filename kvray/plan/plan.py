@@ -31,6 +31,7 @@ _MOST_BYTES = 16 << 20
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Gain = Annotated[float, Field(gt=-1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -87,9 +88,9 @@ class GainInterval(_PlanPart):
 class PlannedGain(_PlanPart):
     """The winner against the baseline; positive is better, 1.0 is twice as good (as `kvray.analysis.ranking.Gain`)."""
 
-    ttft: float
-    throughput: float
-    memory: float | None
+    ttft: Gain
+    throughput: Gain
+    memory: Gain | None
     ttft_interval: GainInterval | None = None
     throughput_interval: GainInterval | None = None
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from kvray.candidate import AttentionChoice, CacheChoice, CompileMode, DType
+from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
 from kvray.documents import read_document
 from kvray.errors import InvalidValueError
 from kvray.space.search_space import Axes
@@ -70,7 +70,7 @@ def _block(block: Mapping[str, Any], where: str, otherwise: Axes) -> Axes:
 def _optional_integer(text: str) -> int | None:
     if text.lower() in _NONE:
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0):
         raise InvalidValueError(f"{text!r} is neither a positive whole number nor none.")
     return int(text)
 
