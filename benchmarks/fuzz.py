@@ -21,9 +21,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from output import Figure, make_parser, print_table, write_figures
+
+if TYPE_CHECKING:
+    from fuzz_mutator import Mutator
+    from fuzz_plain import Kind
 
 INPUTS, QUICK_INPUTS = 10_000, 100
 STALLED_S = 120.0
@@ -147,15 +152,7 @@ def work(kind: str, root: Path, seed: int, numbers: range) -> None:
 
     place = Place(root)
     os.chdir(place.cwd)
-    if kind in ("configs", "tokenizers", "weights", "gguf"):
-        from fuzz_models import KINDS as kinds
-    else:
-        from fuzz_plain import KINDS as kinds
-    if kind == "command_lines":
-        from fuzz_models import quicken
-
-        quicken()
-    fed = kinds[kind](place, Watch(place))
+    fed = _kind(kind)(place, Watch(place))
     limit_memory(MEMORY_MIB)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as voice:
         for number in numbers:
@@ -165,19 +162,34 @@ def work(kind: str, root: Path, seed: int, numbers: range) -> None:
             voice.flush()
 
 
+def _kind(name: str) -> type[Kind]:
+    if name in ("configs", "tokenizers", "weights", "gguf"):
+        import fuzz_models
+
+        return fuzz_models.KINDS[name]
+    import fuzz_plain
+    import fuzz_results
+
+    if name == "command_lines":
+        from fuzz_models import quicken
+
+        quicken()
+    return {**fuzz_plain.KINDS, **fuzz_results.KINDS}[name]
+
+
 def _remember_what_no_input_changes() -> None:
     """Installed packages, and commands by their functions: reading them anew is half of a short command line's time."""
     importlib.metadata.version = functools.cache(importlib.metadata.version)
-    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
+    importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # type: ignore[assignment]
     typer.main.get_command = functools.cache(typer.main.get_command)
 
 
-def _feed(kind: object, mutator: object) -> tuple[bool, str | None, str]:
-    from fuzz_watch import Finding, TimedOutError, described
+def _feed(kind: Kind, mutator: Mutator) -> tuple[bool, str | None, str]:
+    from fuzz_watch import BrokenPromiseError, TimedOutError, described
 
     try:
-        return bool(kind.feed(mutator)), None, ""  # type: ignore[attr-defined]
-    except Finding as finding:
+        return kind.feed(mutator), None, ""
+    except BrokenPromiseError as finding:
         return False, finding.what, finding.where
     except TimedOutError as error:
         return False, "hangs", described(error)

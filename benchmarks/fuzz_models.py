@@ -46,6 +46,7 @@ class ModelKind(Kind):
     """A small model in a folder, of which some file is wrong; beside it lies code that must never run."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         self.good = self.place.root / "good"
         self.folder = self.place.input / "model"
         save_tiny_model(self.good)
@@ -70,12 +71,14 @@ class Configs(ModelKind):
     """config.json, of a bare config and of a folder with weights: described, forecast, all rules asked."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         super().prepare()
         self.samples = [AutoConfig.for_model(name).to_dict() for name in TYPES]
         own = {"AutoConfig": "configuration_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
         self.samples += [{**self.samples[0], "auto_map": own}, {"model_type": "own", "auto_map": own}]
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         self.damage("config.json", mutator, mutator.one_of(*self.samples))
         model_id = str(self.folder) if mutator.chance(0.15) else f"random:{self.folder}"
         code, _ = self.cli("tune", model_id, *PREVIEW, *(["--space", "full"] if mutator.chance(0.05) else []))
@@ -100,6 +103,7 @@ class Tokenizers(ModelKind):
     """tokenizer.json, tokenizer_config.json and a chat template: loaded, and prompts made."""
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         self.restore()
         name = mutator.one_of("tokenizer.json", "tokenizer.json", "tokenizer_config.json")
         sample = json.loads((self.good / name).read_bytes())
@@ -125,17 +129,19 @@ class Weights(ModelKind):
     """model.safetensors, its index, generation_config.json: checked by the driver, then loaded."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         super().prepare()
         self.content = (self.good / "model.safetensors").read_bytes()
         length = struct.unpack("<Q", self.content[:8])[0]
         self.header, self.body = json.loads(self.content[8 : 8 + length]), self.content[8 + length :]
         names = [name for name in self.header if name != "__metadata__"]
-        self.index = {
+        self.index: dict[str, Any] = {
             "metadata": {"total_size": len(self.body)},
             "weight_map": dict.fromkeys(names, "model.safetensors"),
         }
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         self.restore()
         weights, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
         index.unlink(missing_ok=True)
@@ -181,6 +187,7 @@ class Gguf(Kind):
     """GGUF files, as the process that converts them reads them."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         self.path = self.place.input / "tiny.gguf"
         self.fields = {
             "llama.block_count": 1,
@@ -205,6 +212,7 @@ class Gguf(Kind):
         self.header_bytes = len(self.content) - sum(tensor.nbytes for tensor in self.tensors.values())
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         if mutator.chance(0.4):
             self._write_other_fields(mutator)
         else:
@@ -309,7 +317,7 @@ def _gguf_shapes() -> dict[str, tuple[int, ...]]:
 
 def quicken() -> None:
     """`kvray forecast` looks at a model in a process of its own, which costs a second: let it use its other way."""
-    outline.outline_model = lambda request: None
+    outline.outline_model = lambda request: None  # noqa: ARG005
 
 
 KINDS: dict[str, type[Kind]] = {"configs": Configs, "tokenizers": Tokenizers, "weights": Weights, "gguf": Gguf}

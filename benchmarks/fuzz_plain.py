@@ -1,33 +1,25 @@
-"""Kinds of input of `fuzz.py` that need no model: plans, profiles, spaces, command lines, model ids, results, caches."""
+"""Kinds of input of `fuzz.py` that need no model: files that kvray reads, command lines, model ids."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import io
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import fuzz_samples as samples
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 import yaml
 from fuzz_mutator import Mutator
-from fuzz_watch import Finding, Place, Watch, call_cli, names_canary
+from fuzz_watch import BrokenPromiseError, Place, Watch, call_cli, names_canary
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.cli.app import COMMANDS
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError
-from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware, save_hardware
-from kvray.probes.cpu import openmp_threads
+from kvray.forecast.hardware import Hardware, HardwareKey, save_hardware
 from kvray.plan.plan import load_plan_file
-from kvray.trial.quality import compare, summarize
-from kvray.trial.reference import load_reference
+from kvray.probes.cpu import openmp_threads
 from kvray.workload import list_profiles, load_profile
 
 FAKE = ("tune", "fake:ok", "--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--dry-run")
@@ -47,7 +39,7 @@ class Kind:
         """Feed one input.
 
         Raises:
-            Finding, or whatever escaped.
+            BrokenPromiseError, or whatever escaped.
         """
         raise NotImplementedError
 
@@ -61,15 +53,17 @@ class Plans(Kind):
     """best_plan.json: shown, printed as a snippet, asked what to use."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         self.sample = samples.plan()
         self.path = self.place.input / "best_plan.json"
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         self.path.write_bytes(mutator.json_bytes(self._with_true_ids(mutator)))
         code, out = self.cli("apply", self.path, *(["--print-snippet"] if mutator.chance(0.6) else []))
         if code == 0:
             if out.startswith("#") and names_canary(out):
-                raise Finding("escapes", "a string of the plan is code in the snippet")
+                raise BrokenPromiseError("escapes", "a string of the plan is code in the snippet")
             with self.watch():
                 plan = load_plan_file(self.path)
                 plan.choose(mutator.one_of(0, 1, 64, 10**9), 1, mutator.one_of(None, 0.0, 1e300))
@@ -89,10 +83,12 @@ class Profiles(Kind):
     """A profile's .json file."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         self.sample = samples.PROFILE.model_dump(mode="json")
         self.path = self.place.input / "profile.json"
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         self.path.write_bytes(mutator.json_bytes(self.sample))
         own = [] if mutator.chance(0.7) else ["--json"]
         code, _ = self.cli(*FAKE[:6], "--dry-run", "--profile", self.path, *own)
@@ -108,7 +104,8 @@ class Spaces(Kind):
         "- cache: &a [static]\n  attention: *a\n",
         "- cache: !!python/object/apply:os.system ['touch kvray_escape']\n",
         "- !!python/object/new:type {}\n",
-        "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi")),
+        "a: &a [x, x]\n"
+        + "".join(f"{c}: &{c} [*{p}, *{p}, *{p}, *{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)),
         "- &a [*a]\n",
         "- cache: &b\n    - static\n    - *b\n",
         "? [a]\n: b\n",
@@ -131,6 +128,7 @@ class Spaces(Kind):
     )
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         self.sample = [
             {
                 "cache": ["dynamic", "static", "quantized(backend=hqq,nbits=4)", "sliding_window(window=8,sinks=2)"],
@@ -143,6 +141,7 @@ class Spaces(Kind):
         self.path = self.place.input / "space.yaml"
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         self.path.write_bytes(self._content(mutator))
         code, _ = self.cli(*FAKE, "--space", self.path)
         return code == 0
@@ -153,10 +152,8 @@ class Spaces(Kind):
         else:
             text = mutator.json_text(mutator.mutated(self.sample))
             if mutator.chance(0.5):
-                try:
+                with contextlib.suppress(ValueError, RecursionError, yaml.YAMLError):
                     text = yaml.safe_dump(json.loads(text), allow_unicode=True)
-                except (ValueError, RecursionError, yaml.YAMLError):
-                    pass
         data = text.encode("utf-8", errors="surrogatepass")
         return mutator.damaged(data) if mutator.chance(0.2) else data
 
@@ -165,6 +162,7 @@ class CommandLines(Kind):
     """Every option of every command, in any combination; what could start something is a dry run."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         samples.write_results(self.place.output / "results").compact(samples.RUN_ID)
         (self.place.input / "plan.json").write_text(json.dumps(samples.plan()), encoding="utf-8")
         (self.place.input / "space.yaml").write_text("- cache: [static]\n", encoding="utf-8")
@@ -210,11 +208,12 @@ class CommandLines(Kind):
         ]
 
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         name = mutator.one_of(*self.commands, "tune", "tune", "forecast")
         arguments: list[str] = []
         for parameter in self.commands[name].params:
             if parameter.param_type_name == "argument":
-                arguments += self._positional(parameter.name, name, mutator)
+                arguments += self._positional(parameter.name, mutator)
             elif mutator.chance(0.12) and "--help" not in parameter.opts:
                 arguments += self._option(parameter, mutator)
         if name in ("tune", "forecast"):
@@ -230,7 +229,7 @@ class CommandLines(Kind):
         code, _ = self.cli(name, *arguments)
         return code == 0
 
-    def _positional(self, parameter: str, command: str, mutator: Mutator) -> list[str]:
+    def _positional(self, parameter: str, mutator: Mutator) -> list[str]:
         if mutator.chance(0.03):
             return []
         if mutator.chance(0.15):
@@ -259,14 +258,30 @@ class ModelIds(Kind):
     """What follows `kvray tune`."""
 
     def prepare(self) -> None:
+        """See `Kind.prepare`."""
         folder = self.place.input / "folder"
-        for name in ("config.json", "broken.gguf", "empty"):
-            (folder / name).mkdir(parents=True) if name == "empty" else None
-        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "empty").mkdir(parents=True)
+        sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}), encoding="utf-8")
         (folder / "broken.gguf").write_bytes(b"GGUF")
         (folder / "loop").symlink_to(folder / "loop")
         self.parts = (
-            *("random:", "random:random:", "org/name", "a/b/c", "name", "", ".", "..", "/", "~", "~/x", "fake:ok", ":"),
+            *(
+                f"random:{folder}",
+                "random:",
+                "random:random:",
+                "org/name",
+                "a/b/c",
+                "name",
+                "",
+                ".",
+                "..",
+                "/",
+                "~",
+                "~/x",
+                "fake:ok",
+                ":",
+            ),
             *(
                 str(folder),
                 str(folder / "config.json"),
@@ -286,7 +301,10 @@ class ModelIds(Kind):
             ),
         )
 
+        call_cli("tune", f"random:{folder}", *FAKE[4:])  # what libraries do when they are first imported is no escape
+
     def feed(self, mutator: Mutator) -> bool:
+        """See `Kind.feed`."""
         pieces = [mutator.one_of(*self.parts) for _ in range(1 + mutator.random.randrange(2))]
         if mutator.chance(0.5):
             pieces.insert(mutator.random.randrange(len(pieces) + 1), mutator.string())
@@ -299,191 +317,6 @@ class ModelIds(Kind):
             get_engine("transformers").check_model_id(text)
         code, _ = self.cli("tune", "--device", "cpu", "--context", "16", "--output-len", "4", "--dry-run", "--", text)
         return code == 0
-
-
-class Results(Kind):
-    """What the commands that read a results folder have in common."""
-
-    def prepare(self) -> None:
-        self.folder = self.place.output / "results"
-        self.store = samples.write_results(self.folder)
-        self.paths = self.store.paths(samples.RUN_ID)
-        self.other = self.place.output / "other"
-        samples.write_results(self.other).compact(samples.RUN_ID)
-
-    def read(self, mutator: Mutator) -> bool:
-        """Rank, report or compare."""
-        shutil.rmtree(self.folder / "reports", ignore_errors=True)
-        line: list[object] = mutator.one_of(
-            *[["rank", self.folder, "--json"]] * 5,
-            *[["rank", self.folder, "--run", samples.RUN_ID]] * 3,
-            ["report", self.folder],
-            ["compare", self.folder, self.other],
-        )
-        code, _ = self.cli(*line)
-        strange = [path for path in self.place.output.iterdir() if path not in (self.folder, self.other)]
-        strange += [path for path in self.folder.glob("*") if path.name not in ("sweeps", "trials", "runs", "reports")]
-        strange = [path for path in strange if path.name != ".partial"]
-        if strange:
-            raise Finding("escapes", f"wrote {strange[0]}")
-        snippet = self.paths.optimized_config
-        if snippet.exists() and names_canary(snippet.read_text(encoding="utf-8")):
-            raise Finding("escapes", "a string of the records is code in the snippet")
-        return code == 0
-
-
-class Manifests(Results):
-    """sweeps/<id>.json."""
-
-    def feed(self, mutator: Mutator) -> bool:
-        sample = json.loads(samples.manifest().model_dump_json())
-        if mutator.chance(0.4):
-            sample[mutator.one_of("model_id", "architecture", "device_name", "memory_note")] = mutator.string()
-        self.paths.manifest.write_bytes(mutator.json_bytes(sample))
-        return self.read(mutator)
-
-
-class Records(Results):
-    """Parquet files of trials and runs."""
-
-    def feed(self, mutator: Mutator) -> bool:
-        files = sorted([*self.paths.trials.glob("*.parquet"), *self.paths.runs.glob("*.parquet")])
-        whole = {path: path.read_bytes() for path in files}
-        try:
-            for _ in range(1 + mutator.random.randrange(2)):
-                path = mutator.one_of(*files)
-                content = self._changed(whole[path], mutator)
-                path.write_bytes(mutator.damaged(content) if mutator.chance(0.3) else content)
-            return self.read(mutator)
-        finally:
-            for path, content in whole.items():
-                path.write_bytes(content)
-
-    def _changed(self, content: bytes, mutator: Mutator) -> bytes:
-        """With a column dropped, retyped or filled with something else, or of other metadata."""
-        if mutator.chance(0.1):
-            return mutator.one_of(b"", b"PAR1", b"PAR1PAR1", b"not parquet", b"\0" * 4096)
-        table = pq.read_table(io.BytesIO(content), partitioning=None)
-        for _ in range(1 + mutator.random.randrange(3)):
-            table = self._with_change(table, mutator)
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        return sink.getvalue()
-
-    def _with_change(self, table: pa.Table, mutator: Mutator) -> pa.Table:
-        name = mutator.one_of(*table.column_names)
-        place, field = table.column_names.index(name), table.schema.field(name)
-        kind = mutator.random.randrange(8)
-        if kind == 0:
-            return table.drop_columns([name])
-        if kind == 1:
-            version = mutator.one_of(b"2", b"", b"x", b"1" * 5000, "١".encode(), b"-1")
-            return table.replace_schema_metadata({b"kvray_schema_version": version})
-        if kind == 2:
-            return pa.concat_tables([table, table]) if table.num_rows < 64 else table
-        values = [self._value(field.type, mutator) for _ in range(table.num_rows)]
-        try:
-            column = pa.array(values, field.type if kind > 4 else None)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError, UnicodeError):
-            return table.set_column(place, name, pa.nulls(table.num_rows, field.type))
-        return table.set_column(place, pa.field(name, column.type), column)
-
-    def _value(self, kind: pa.DataType, mutator: Mutator) -> object:
-        if pa.types.is_floating(kind):
-            return mutator.one_of(0.0, -1.0, float("nan"), float("inf"), -float("inf"), 1e308, 5e-324, 1e-300, None)
-        if pa.types.is_integer(kind):
-            return mutator.one_of(0, -1, 1, 2, 2**31, 2**63 - 1, -(2**63), None)
-        if pa.types.is_timestamp(kind):
-            return mutator.one_of(samples.START, None)
-        if pa.types.is_list(kind):
-            return mutator.one_of([], [0.0], [float("nan")] * 3, [-1.0, 1e308], [float("inf")], None)
-        if pa.types.is_boolean(kind):
-            return mutator.one_of(True, False, None)
-        texts = (
-            "dynamic",
-            "static",
-            "ok",
-            "oom",
-            "baseline",
-            "sdpa",
-            "hub_kernel",
-            "float32",
-            "off",
-            "t-0",
-            "t-1",
-            "{}",
-        )
-        more = ('{"a": [1]}', '{"nbits": 1e999}', "[" * 50_000, "[]", "null", '{"window": 0, "sinks": 0}')
-        return mutator.one_of(mutator.string(), mutator.one_of(*texts), mutator.one_of(*more), None)
-
-
-class Caches(Kind):
-    """What kvray keeps in its cache folder: the device's rates, references for quality, hashes of files."""
-
-    def prepare(self) -> None:
-        self.key = keep_hardware()
-        self.reference_path = self.place.cache / "reference" / "some.npz"
-        self.reference_path.parent.mkdir(parents=True)
-        rows = np.log(np.full((6, 32), 1 / 32, dtype=np.float32))
-        self.stream = [(number, row[None]) for number, row in enumerate(rows)]
-        self.reference = vars(summarize(self.stream))
-        self.model = tiny_config_folder(self.place.input / "model")
-        self.feeds: tuple[Callable[[Mutator], bool], ...] = (self._hardware, self._reference, self._hash)
-
-    def feed(self, mutator: Mutator) -> bool:
-        return mutator.one_of(*self.feeds)(mutator)
-
-    def _hardware(self, mutator: Mutator) -> bool:
-        self.key.path.parent.mkdir(exist_ok=True)
-        self.key.path.write_bytes(mutator.json_bytes(json.loads(HARDWARE.to_json())))
-        with self.watch():
-            loaded = load_hardware(self.key)
-        code, _ = self.cli("tune", self.model, "--device", "cpu", "--context", "16", "--output-len", "4", "--dry-run")
-        if code != 0:
-            raise Finding("tracebacks", f"a damaged cache ends a command with {code}")
-        self.key.path.unlink()
-        return loaded is not None
-
-    def _reference(self, mutator: Mutator) -> bool:
-        arrays = dict(self.reference)
-        name = mutator.one_of(*arrays)
-        arrays[name] = mutator.one_of(
-            arrays[name][:1],
-            arrays[name][::-1],
-            arrays[name].astype(np.float64),
-            np.full_like(arrays[name], mutator.one_of(0, 1)),
-            np.zeros((0,)),
-            np.array("text"),
-            arrays[name].astype(str),
-            arrays[name].reshape(-1),
-        )
-        if mutator.chance(0.2):
-            arrays.pop(mutator.one_of(*arrays))
-        sink = io.BytesIO()
-        np.savez(sink, **arrays)
-        content = sink.getvalue()
-        self.reference_path.write_bytes(mutator.damaged(content) if mutator.chance(0.5) else content)
-        with self.watch():
-            try:
-                compare(load_reference(self.reference_path), iter(self.stream))
-            except KvrayError:
-                return False
-            return True
-
-    def _hash(self, mutator: Mutator) -> bool:
-        from kvray.engines.transformers.gguf import file_sha256
-
-        target = self.model.removeprefix("random:") + "/config.json"
-        file_sha256(Path(target))
-        for memo in (self.place.cache / "hashes").glob("*.json"):
-            memo.write_bytes(mutator.json_bytes(json.loads(memo.read_bytes())))
-        with self.watch():
-            found = file_sha256(Path(target))
-        for memo in (self.place.cache / "hashes").glob("*.json"):
-            memo.unlink()
-        if any(not character.isalnum() for character in found):
-            raise Finding("escapes", f"a hash that is a path: {found!r}"[:200])
-        return True
 
 
 HARDWARE = Hardware(
@@ -504,18 +337,7 @@ def keep_hardware() -> HardwareKey:
     return key
 
 
-def tiny_config_folder(folder: Path) -> str:
-    """A `random:` model."""
-    from transformers import LlamaConfig
-
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=256, max_position_embeddings=512).save_pretrained(folder)
-    return f"random:{folder}"
-
-
 def _kvray_errors_allowed() -> Any:
-    import contextlib
-
     return contextlib.suppress(KvrayError)
 
 
@@ -525,7 +347,4 @@ KINDS: dict[str, type[Kind]] = {
     "spaces": Spaces,
     "command_lines": CommandLines,
     "model_ids": ModelIds,
-    "manifests": Manifests,
-    "records": Records,
-    "caches": Caches,
 }

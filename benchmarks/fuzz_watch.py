@@ -37,7 +37,7 @@ _STARTS = (
     "pty.spawn",
 )
 _CODE = tuple(
-    {str(Path(path).resolve()) for path in (*sysconfig.get_paths().values(), Path(__file__).parents[1] / "kvray")}
+    {str(Path(path).resolve()) for path in (*sysconfig.get_paths().values(), str(Path(__file__).parents[1] / "kvray"))}
 )
 
 
@@ -45,7 +45,7 @@ class TimedOutError(BaseException):
     """An input took longer than `INPUT_TIMEOUT_S`. Not an `Exception`: nobody may take it for an error of theirs."""
 
 
-class Finding(Exception):
+class BrokenPromiseError(Exception):
     """An input that kvray did not meet as promised: `what` is a key of the figures, `where` tells findings apart."""
 
     def __init__(self, what: str, where: str) -> None:
@@ -83,7 +83,12 @@ class Watch:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Watch what happens within; raises `Finding` for an escape or for memory, `TimedOutError` for a hang."""
+        """Watch what happens within.
+
+        Raises:
+            BrokenPromiseError: an escape, or too much memory.
+            TimedOutError: a hang.
+        """
         before = self._place.snapshot()
         self.escapes.clear()
         signal.setitimer(signal.ITIMER_REAL, INPUT_TIMEOUT_S)
@@ -95,10 +100,10 @@ class Watch:
             signal.setitimer(signal.ITIMER_REAL, 0)
         changed = {path for path, _ in before.items() ^ self._place.snapshot().items()}
         if self.escapes or changed:
-            raise Finding("escapes", "; ".join([*self.escapes, *sorted(changed)])[:300])
+            raise BrokenPromiseError("escapes", "; ".join([*self.escapes, *sorted(changed)])[:300])
         grown, self._peak_mib = _peak_mib() - self._peak_mib, _peak_mib()
         if grown > MEMORY_GROWTH_MIB:
-            raise Finding("tracebacks", f"memory grew by {grown:,.0f} MiB")
+            raise BrokenPromiseError("tracebacks", f"memory grew by {grown:,.0f} MiB")
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self._armed:
@@ -110,7 +115,8 @@ class Watch:
                 self.escapes.append(f"open {path!r}")
         elif event in _CHANGES:
             folders = [one for one in arguments if isinstance(one, int) and one > 2]
-            base = os.readlink(f"/proc/self/fd/{folders[0]}") if folders and event != "os.mkdir" else os.getcwd()
+            relative = folders and event != "os.mkdir"  # whose number is a mode
+            base = str(Path(f"/proc/self/fd/{folders[0]}").readlink() if relative else Path.cwd())
             self.escapes += [
                 f"{event} {one!r}"
                 for one in arguments
@@ -134,13 +140,13 @@ def call_cli(*arguments: str) -> tuple[int, str]:
     """Exit code and stdout of a command line in this process.
 
     Raises:
-        Finding: it did not end as promised: with a result, or with one line that names the problem.
+        BrokenPromiseError: it did not end as promised: with a result, or with one line that names the problem.
     """
     code, out, err = _run(arguments, verbose=False)
     if "internal error" in err:
         _, _, told = _run(arguments, verbose=True)
         places = re.findall(r'File ".*?[/]kvray[/](.*?)", line (\d+)', told)
-        raise Finding("tracebacks", f"{':'.join(places[-1]) if places else '?'} {err.strip()[-200:]}")
+        raise BrokenPromiseError("tracebacks", f"{':'.join(places[-1]) if places else '?'} {err.strip()[-200:]}")
     _check_ending(code, err)
     return code, out
 
@@ -153,17 +159,18 @@ def _run(arguments: Sequence[str], *, verbose: bool) -> tuple[int, str, str]:
         code = run(list(arguments), verbose=verbose)
     out.flush()
     err.flush()
-    return code, *(one.getvalue().decode("utf-8", errors="replace") for one in kept)
+    out_text, err_text = (one.getvalue().decode("utf-8", errors="replace") for one in kept)
+    return code, out_text, err_text
 
 
 def _check_ending(code: int, err: str) -> None:
     if "Traceback (most" in err:
-        raise Finding("tracebacks", err.strip()[-300:])
+        raise BrokenPromiseError("tracebacks", err.strip()[-300:])
     lines = [line for line in err.split("\n") if line.startswith("kvray: ") and "kvray: warning: " not in line]
     if code and len(lines) != 1:
-        raise Finding("tracebacks", f"exit code {code} with {len(lines)} lines: {err.strip()[-200:]!r}")
+        raise BrokenPromiseError("tracebacks", f"exit code {code} with {len(lines)} lines: {err.strip()[-200:]!r}")
     if code == 1:
-        raise Finding("tracebacks", f"exit code 1: {lines[0][:200]}")
+        raise BrokenPromiseError("tracebacks", f"exit code 1: {lines[0][:200]}")
 
 
 def refuses(error: BaseException) -> bool:
@@ -198,5 +205,5 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _time_out(signum: int, frame: FrameType | None) -> None:
+def _time_out(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  (the signature of a handler)
     raise TimedOutError

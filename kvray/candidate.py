@@ -13,6 +13,8 @@ from typing import Any
 from kvray.errors import InvalidValueError
 
 ParamValue = bool | int | float | str
+MOST_DIGITS = 18
+"""Of a whole number that a user writes: more would not fit into 64 bits, where it is stored."""
 CACHE_PARAM_TYPES = (bool, int, float, str)
 TRUSTED_KERNELS = "kernels-community/"
 """Begins the names of kernels that Transformers itself trusts. Any other is compiled code by anybody."""
@@ -295,7 +297,7 @@ _LATER_FIELDS = ("hub_kernel", "prefill_chunk", "weights_limit_mib")
 def _param_value(text: str) -> ParamValue:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    return int(text) if text.isascii() and text.isdigit() else text
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else text
 
 
 def _checked_kernel_name(name: str) -> str:

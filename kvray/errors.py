@@ -112,10 +112,14 @@ class SweepInterruptedError(KvrayError):
 def describe_problems(error: ValidationError) -> str:
     """All problems that pydantic found, on one line: `field: problem (got value)`."""
     problems = error.errors(include_url=False)
-    places = [problem["loc"] for problem in problems]
     # A bad item of a list makes the whole list bad too; only the item tells something.
-    roots = [p for p in problems if not any(q != p["loc"] and q[: len(p["loc"])] == p["loc"] for q in places)]
-    return "; ".join(_describe_problem(problem) for problem in roots or problems)
+    above = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    roots = [problem for problem in problems if problem["loc"] not in above] or problems
+    told = "; ".join(_describe_problem(problem) for problem in roots[:_MOST_PROBLEMS])
+    return told if len(roots) <= _MOST_PROBLEMS else f"{told}; and {len(roots) - _MOST_PROBLEMS:,} more"
+
+
+_MOST_PROBLEMS = 20
 
 
 def _describe_problem(problem: ErrorDetails) -> str:
@@ -125,7 +129,10 @@ def _describe_problem(problem: ErrorDetails) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a value as deep
+        return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -12,9 +12,11 @@ from typing import Annotated, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from kvray.documents import read_document
 from kvray.errors import InvalidValueError, OutputError, ProfileError, describe_problems
 
 PositiveInt = Annotated[int, Field(gt=0, le=2**31 - 1)]
+_MOST_BYTES = 1 << 20
 MOST_LENGTHS = 100
 """Of a list in a profile. Each cell is measured several times by each candidate, so a longer one is a mistake."""
 RUNG0_OUTPUT_TOKENS = 16
@@ -297,7 +299,7 @@ def load_profile(path: str | Path) -> WorkloadProfile:
         ProfileError: the file is missing, not JSON, or not a profile.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_document(path, most_bytes=_MOST_BYTES))
     except OSError as error:
         raise ProfileError(f"Cannot read profile {str(path)!r}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,7 @@ import math
 import re
 from typing import TypeVar
 
-from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, Choice
+from kvray.candidate import MOST_DIGITS, AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, Choice
 from kvray.errors import InvalidValueError
 from kvray.record import TrialStatus
 
@@ -108,9 +108,7 @@ def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:
         InvalidValueError: a part is not a positive integer, or there is none.
     """
     parts = _parts(text)
-    if text is not None and (
-        not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
-    ):
+    if text is not None and (not parts or not all(_is_positive_integer(part) for part in parts)):
         raise InvalidValueError(
             f"{option} {text!r} is not a list of positive integers.", hint="Write it like 512 or 512,1024."
         )
@@ -150,6 +148,10 @@ def parse_memory_limit(text: str, *, option: str) -> float | None:
     raise InvalidValueError(
         f"{option} {text!r} is neither a size nor {OFF}.", hint="Write it like 8000 (which are MiB) or 8GiB."
     )
+
+
+def _is_positive_integer(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0
 
 
 def _parts(text: str | None) -> list[str]:

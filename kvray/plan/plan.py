@@ -22,13 +22,16 @@ from pydantic import (
 )
 
 from kvray.candidate import Candidate, DeviceType
+from kvray.documents import read_document
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
 from kvray.workload import WorkloadProfile
 
 PLAN_VERSION: Literal[1] = 1
+_MOST_BYTES = 16 << 20
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Gain = Annotated[float, Field(gt=-1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -85,9 +88,9 @@ class GainInterval(_PlanPart):
 class PlannedGain(_PlanPart):
     """The winner against the baseline; positive is better, 1.0 is twice as good (as `kvray.analysis.ranking.Gain`)."""
 
-    ttft: float
-    throughput: float
-    memory: float | None
+    ttft: Gain
+    throughput: Gain
+    memory: Gain | None
     ttft_interval: GainInterval | None = None
     throughput_interval: GainInterval | None = None
 
@@ -294,7 +297,7 @@ def load_plan_file(path: str | Path) -> Plan:
         PlanError: missing, not JSON, not a valid plan, or of a version that this kvray does not read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_document(path, most_bytes=_MOST_BYTES)
         data = json.loads(text)
     except OSError as error:
         raise PlanError(

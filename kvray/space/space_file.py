@@ -19,10 +19,13 @@ from typing import Any
 
 import yaml
 
-from kvray.candidate import AttentionChoice, CacheChoice, CompileMode, DType
+from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
+from kvray.documents import read_document
 from kvray.errors import InvalidValueError
 from kvray.space.search_space import Axes
 
+_MOST_BYTES = 100_000
+"""The parser needs seconds for a megabyte."""
 _NONE = ("none", "null", "~")
 
 
@@ -34,7 +37,7 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
     """
     try:
         # Plain strings only: no objects, and `off` is not made a truth value.
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        data = yaml.load(read_document(path, most_bytes=_MOST_BYTES), Loader=yaml.BaseLoader)
     except OSError as error:
         raise InvalidValueError(
             f"Cannot read space file {str(path)!r}: {error.strerror}.", hint="A space is default, full, or a YAML file."
@@ -67,7 +70,7 @@ def _block(block: Mapping[str, Any], where: str, otherwise: Axes) -> Axes:
 def _optional_integer(text: str) -> int | None:
     if text.lower() in _NONE:
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0):
         raise InvalidValueError(f"{text!r} is neither a positive whole number nor none.")
     return int(text)
 

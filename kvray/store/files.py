@@ -141,7 +141,14 @@ def _is_uri(root: str) -> bool:
 
 
 def _open_local(root: str) -> tuple[FileSystem, Path]:
-    return LocalFileSystem(), Path(root).expanduser().absolute()
+    try:
+        path = Path(root).expanduser().absolute()
+        path.as_posix().encode()  # Arrow takes names in UTF-8 alone
+    except (RuntimeError, ValueError) as error:
+        raise InvalidValueError(
+            f"Results folder {root!r} cannot be opened: {reason(error)}.", hint="Use the path of a folder."
+        ) from error
+    return LocalFileSystem(), path
 
 
 def _open_uri(uri: str) -> tuple[FileSystem, Path]:

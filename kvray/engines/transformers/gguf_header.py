@@ -38,7 +38,12 @@ def check_gguf_file(path: Path) -> None:
     if not embedding or width != embedding[0]:
         raise ModelError(f"its embedding_length {_shown(width)} is not that of its embedding {embedding!r}")
     inner = fields.get(f"{architecture}.feed_forward_length")
-    if isinstance(inner, int) and not any(inner in shape for name, shape in tensors.items() if "ffn" in name):
+    has_experts = f"{architecture}.expert_count" in fields  # of a width of their own
+    if (
+        isinstance(inner, int)
+        and not has_experts
+        and not any(inner in shape for name, shape in tensors.items() if "ffn" in name)
+    ):
         raise ModelError(f"its feed_forward_length {inner} is that of none of its tensors")
 
 
@@ -54,7 +59,7 @@ class _Header:
         self._left = size
 
     def read(self) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]:
-        """Fields (of arrays their length) and the shapes of tensors, innermost dimension first."""
+        """Fields (`None` for arrays) and the shapes of tensors, innermost dimension first."""
         if self._take(4) != b"GGUF":
             raise ModelError("it does not begin with GGUF")
         version = self._number("I")
@@ -78,10 +83,10 @@ class _Header:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            return self._skipped_array()
+            return self._skip_array()
         return self._number(self._format(kind))
 
-    def _skipped_array(self) -> int:
+    def _skip_array(self) -> None:
         kind, length = self._number("I"), int(self._number("Q"))
         if kind == _STRING:
             self._check(8 * length)
@@ -91,7 +96,6 @@ class _Header:
             raise ModelError("it holds arrays of arrays")
         else:
             self._take(length * struct.calcsize(self._format(kind)))
-        return length
 
     def _string(self) -> str:
         return self._take(int(self._number("Q"))).decode("utf-8", errors="replace")

@@ -51,4 +51,4 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, int | float]]:
 
 
 def _shown(number: int) -> str:
-    return str(number) if abs(number) < 10**30 else "above 10^30"
+    return str(number) if abs(number) < 10**30 else "beyond 10^30"
