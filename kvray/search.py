@@ -403,7 +403,7 @@ def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     try:
-        return tempfile.TemporaryDirectory(prefix="kvray-log-")
+        return tempfile.TemporaryDirectory(prefix="kvray-")
     except OSError as error:
         raise OutputError(
             f"No temporary folder can be made: {first_line(error)}.",

@@ -78,10 +78,11 @@ class Slot(tune.Trainable):
         order: TrialOrder = config[ORDER]
         self._process: TrialProcess | None = None
         self._logs = tempfile.TemporaryDirectory(
-            prefix="kvray-slot-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None
+            prefix="kvray-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None
         )
         self._environment = capture_environment(order.spec.device)
         _set_process_environment(order)
+        _shorten_socket_folder()
         self._launcher = Launcher(order.adapter)
         self._launcher.warm()
         self._order = order
@@ -152,6 +153,16 @@ class Slot(tune.Trainable):
             report[KEEPS_LIMITS] = not missed_limits(record, rung_cells(runs, self._rung), spec.profile.limits)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
+
+
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes that multiprocessing leaves for the temporary folder in a Unix socket's path (unix(7))."""
+
+
+def _shorten_socket_folder() -> None:
+    """The fork server listens in a folder of its own within the temporary one, whose path may be too long for that."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
 
 
 def _set_process_environment(order: TrialOrder) -> None:

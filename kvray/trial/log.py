@@ -15,8 +15,8 @@ _TAIL_LINES = 30
 
 
 def scratch_of(log: Path) -> Path:
-    """The folder for the temporary files of the process that writes `log`."""
-    return log.with_suffix(".tmp")
+    """The folder for the temporary files of the process that writes `log`. Short: sockets may lie in it."""
+    return log.parent / "tmp"
 
 
 class TrialLog:

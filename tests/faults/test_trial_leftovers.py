@@ -79,7 +79,7 @@ def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
 ) -> None:
     process = start(f"daemon@load{end}", adapter, timeout_s=1.0)
     process.advance()
-    daemon = int((tmp_path / "trial.tmp" / "daemon.pid").read_text())
+    daemon = int((tmp_path / "tmp" / "daemon.pid").read_text())
     assert is_running(daemon)
     assert os.getpgid(daemon) != process.pid
     process.close()
@@ -99,7 +99,7 @@ def test_the_end_of_one_trial_leaves_another_alone(start: Start) -> None:
 def test_temporary_files_are_gone_with_the_trial(start: Start, tmp_path: Path, end: str) -> None:
     process = start(f"files{end}", timeout_s=1.0)
     process.advance()
-    scratch = tmp_path / "trial.tmp"
+    scratch = tmp_path / "tmp"
     assert len(list(scratch.rglob("*"))) >= 3
     process.close()
     assert not scratch.exists()
