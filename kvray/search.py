@@ -14,29 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from kvray.analysis import analyse
 from kvray.analysis.launching import Prediction
-from kvray.analysis.misses import nearest_misses
 from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
+from kvray.endings import interruption, no_winner, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import (
-    AllTrialsFailedError,
-    KvrayError,
-    LimitsMissedError,
-    OutputError,
-    SweepInterruptedError,
-    first_line,
-)
+from kvray.errors import OutputError, first_line
 from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.redaction import redact
-from kvray.result import TuneResult, read_result, write_artefacts
+from kvray.result import TuneResult
 from kvray.store.claim import claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
@@ -49,7 +41,6 @@ from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.trial.spec import ReferenceSpec, TrialSpec
-from kvray.workload import WorkloadProfile
 
 _logger = logging.getLogger("kvray.search")
 
@@ -133,13 +124,13 @@ class TuningSearch:
             keeper, interrupted = self._measure(store, run_id, adapter)
             if not interrupted:
                 keeper.end_attempt()
-            result = _written(keeper, run_id, config.profile)
+            result = write_up(keeper, run_id, config.profile)
         if keeper.has_moved:
             raise keeper.moved()
         if interrupted:
             raise interruption(store, run_id)
         if not result.analysis.ranking.entries:
-            raise _no_winner(result)
+            raise no_winner(result)
         return result
 
     def _measuring(self) -> None:
@@ -205,39 +196,6 @@ class TuningSearch:
             skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
             keeper.keep_unlaunched(skipped)
         return keeper, False
-
-
-def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
-    """The error that tells the user where the ended trials of `run_id` are and how to go on."""
-    return SweepInterruptedError(
-        f"Interrupted; the trials that had ended are kept in {store.display_name}.",
-        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
-    )
-
-
-def _written(keeper: RecordKeeper, run_id: str, profile: WorkloadProfile) -> TuneResult:
-    """The sweep read back from where all of it lies, its files merged, plan and reports beside them.
-
-    Raises:
-        OutputError: it could be written nowhere.
-    """
-    try:
-        store = keeper.settle()
-    except OutputError as error:
-        ranked = analyse(keeper.results, profile).ranking.entries
-        best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
-        raise OutputError(f"{error.message}{best}", hint=error.hint) from error
-    try:
-        return _written_to(store, run_id)
-    except OutputError as trouble:
-        return _written_to(keeper.move(trouble), run_id)
-
-
-def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
-    store.compact(run_id)
-    result = read_result(store, run_id)
-    write_artefacts(store, result)
-    return result
 
 
 class _Recorder:
@@ -343,30 +301,6 @@ def _expected_columns(prediction: Prediction) -> dict[str, float | None]:
         "expected_score_high": prediction.high,
         "win_chance": prediction.chance,
     }
-
-
-def _no_winner(result: TuneResult) -> KvrayError:
-    nearest = nearest_misses(result.analysis.ranking, result.manifest.profile.limits)
-    if not nearest:
-        return AllTrialsFailedError(
-            f"No candidate was measured completely: {_failures(result.results)}.",
-            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
-        )
-    told = " ".join(f"{place}. {near.record.candidate.label}: {near.text}." for place, near in enumerate(nearest, 1))
-    return LimitsMissedError(
-        f"No candidate keeps the limits of profile {result.manifest.profile.name!r}. Nearest: {told}",
-        hint=f"Loosen a limit, or let --space full try more; see {result.paths.report_markdown} for all of them.",
-    )
-
-
-def _failures(results: Sequence[TrialResult]) -> str:
-    """E.g. `oom (3): CUDA out of memory; unsupported (1): …`, each status with its first message."""
-    failed = [result.record for result in results if result.record.status.was_launched]
-    by_status = {record.status: [other for other in failed if other.status is record.status] for record in failed}
-    return "; ".join(
-        f"{status} ({len(records)}): {(records[0].message or 'no message').rstrip('.')}"
-        for status, records in by_status.items()
-    )
 
 
 def _new_run_id() -> str:

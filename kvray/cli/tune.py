@@ -29,9 +29,10 @@ from kvray.cli.parsing import (
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
+from kvray.endings import interruption
 from kvray.errors import SweepInterruptedError
 from kvray.record import TrialStatus
-from kvray.search import TuningSearch, interruption
+from kvray.search import TuningSearch
 from kvray.store.parquet import ResultsStore
 from kvray.workload import Objective, get_profile, override_profile
 
