@@ -96,7 +96,7 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
             orders = [
                 TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs
             ]
-            run_sweep(InSequence(orders), slots=slots, observer=ended, scratch=log.parent)
+            run_sweep(InSequence(orders), ray=ray, slots=slots, observer=ended, scratch=log.parent)
     return [sample(result, profile.cells(1, rung=2)) for result in ended.results if result.record.candidate == LIGHT]
 
 

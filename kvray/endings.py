@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from kvray.analysis import analyse
 from kvray.analysis.misses import nearest_misses
-from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, OutputError, SweepInterruptedError
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    OutputError,
+    SweepError,
+    SweepInterruptedError,
+)
 from kvray.record import TrialResult
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.keeper import RecordKeeper
@@ -44,6 +51,14 @@ def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
     return SweepInterruptedError(
         f"Interrupted; the trials that had ended are kept in {store.display_name}.",
         hint=f"Repeat the command with --resume {run_id} to measure the rest.",
+    )
+
+
+def broken_off(error: SweepError, store: ResultsStore, run_id: str) -> SweepError:
+    """The `error` that ended the trials of `run_id`, with where they are and how to go on."""
+    return SweepError(
+        f"{error.message} The trials that had ended are kept in {store.display_name}.",
+        hint=interruption(store, run_id).hint,
     )
 
 

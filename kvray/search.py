@@ -18,11 +18,11 @@ from kvray.analysis.launching import Prediction
 from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
-from kvray.endings import interruption, no_winner, write_up
+from kvray.endings import broken_off, interruption, no_winner, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import OutputError, first_line
+from kvray.errors import KvrayError, OutputError, SweepError, first_line
 from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
@@ -121,14 +121,14 @@ class TuningSearch:
         run_id = config.resume or _new_run_id()
         with claimed_sweep(store, run_id), _company_noticed(config, run_id):
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
-            keeper, interrupted = self._measure(store, run_id, adapter)
-            if not interrupted:
+            keeper, break_off = self._measure(store, run_id, adapter)
+            if break_off is None:
                 keeper.end_attempt()
             result = write_up(keeper, run_id, config.profile)
         if keeper.has_moved:
             raise keeper.moved()
-        if interrupted:
-            raise interruption(store, run_id)
+        if break_off is not None:
+            raise break_off
         if not result.analysis.ranking.entries:
             raise no_winner(result)
         return result
@@ -140,13 +140,19 @@ class TuningSearch:
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
-    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> tuple[RecordKeeper, bool]:
-        """Run all trials that `run_id` still lacks; returns who keeps them, and whether the user interrupted them."""
+    def _measure(
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter
+    ) -> tuple[RecordKeeper, KvrayError | None]:
+        """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
         with (
             _log_kept_in(store, run_id) as log,
             quiet_ray(log),
-            RaySession(address=config.address, scratch=log.parent) as ray,
+            RaySession(
+                address=config.address,
+                scratch=log.parent,
+                last_words=str(broken_off(SweepError("Ray broke down."), store, run_id)),
+            ) as ray,
         ):
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
@@ -189,13 +195,15 @@ class TuningSearch:
                 repeats_apart=config.search is SearchStrategy.MODEL,
             )
             try:
-                run_sweep(course, slots=slots, observer=recorder, scratch=log.parent)
+                run_sweep(course, ray=ray, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
-                return keeper, True
+                return keeper, interruption(store, run_id)
+            except SweepError as error:
+                return keeper, broken_off(error, store, run_id)
             expected = launches.predictions()
             skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
             keeper.keep_unlaunched(skipped)
-        return keeper, False
+        return keeper, None
 
 
 class _Recorder:

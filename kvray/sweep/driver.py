@@ -14,7 +14,7 @@ from kvray.sweep.course import Course
 from kvray.sweep.progress import ObserverCallback, SweepObserver
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.searcher import CourseSearcher
-from kvray.sweep.session import living_nodes
+from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot import Slot
 
 
@@ -95,14 +95,15 @@ def _room(node: Mapping[str, float], cpus: float, gpus: int) -> int:
     return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
 
 
-def run_sweep(course: Course, *, slots: SlotPlan, observer: SweepObserver, scratch: Path) -> None:
-    """Run what `course` orders on the Ray that is connected; returns when it is over.
+def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: SweepObserver, scratch: Path) -> None:
+    """Run what `course` orders on `ray`; returns when it is over.
 
     Args:
         scratch: temporary folder for Tune's own state, which nobody reads.
 
     Raises:
         KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
+        SweepError: a private Ray broke down.
     """
     from ray import tune
 
@@ -118,7 +119,7 @@ def run_sweep(course: Course, *, slots: SlotPlan, observer: SweepObserver, scrat
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            callbacks=[ObserverCallback(observer)],
+            callbacks=[ObserverCallback(observer, ray.check_alive)],
             # A lost slot comes back through the course, as a trial of Tune's own: Tune would put it at the end of its
             # queue, and keep the rungs of the lost attempt.
             failure_config=tune.FailureConfig(max_failures=0),

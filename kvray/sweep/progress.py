@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ray import tune
@@ -29,15 +30,24 @@ class SweepObserver(Protocol):
 
 
 class ObserverCallback(tune.Callback):
-    """Translates Tune's callbacks."""
+    """Translates Tune's callbacks.
 
-    def __init__(self, observer: SweepObserver) -> None:
+    Args:
+        check_alive: asked at every step of Tune's; what it raises ends the sweep.
+    """
+
+    def __init__(self, observer: SweepObserver, check_alive: Callable[[], None]) -> None:
         self._observer = observer
+        self._check_alive = check_alive
         self._latest: dict[str, TrialResult] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks into a state that nobody reads, and consoles do not pickle."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """See `tune.Callback`."""
+        self._check_alive()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""

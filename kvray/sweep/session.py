@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from kvray.errors import SweepError, first_line
 from kvray.sweep.guardian import Guardian
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
@@ -44,6 +46,11 @@ _ROOM_HINT = (
     "Ray needs a folder for sockets and logs that can be written, has space, and has a short path: $RAY_TMPDIR, else "
     "$TMPDIR, else /tmp. Set RAY_TMPDIR."
 )
+_SERVERS = ("gcs_server", "raylet")
+"""Without either of them a Ray is dead; names of processes."""
+_LOOK_S = 1.0
+_DESPAIR_S = 20.0
+"""After the death of a server, until which the main thread must have noticed and ended the session."""
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 
@@ -60,12 +67,16 @@ class RaySession:
     Args:
         address: of a running cluster; `None` starts a private Ray.
         scratch: the sweep's temporary folder, removed even if this process is killed.
+        last_words: what to say if a private Ray breaks down and takes this process with it: its C++ ends a process
+            that cannot reach its server, after a minute in which nothing else can be done.
     """
 
-    def __init__(self, *, address: str | None, scratch: Path) -> None:
+    def __init__(self, *, address: str | None, scratch: Path, last_words: str = "Ray broke down.") -> None:
         self._address = None if address == "local" else address  # Ray's own word for a private one
         self._scratch = scratch
+        self._last_words = last_words
         self._guardian: Guardian | None = None
+        self._servers: tuple[psutil.Process, ...] = ()
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
         self._connected = threading.Event()
         self._closing = threading.Event()
@@ -108,6 +119,20 @@ class RaySession:
         _give_signals_back()
         return living_nodes()
 
+    def check_alive(self) -> None:
+        """Ask while a sweep runs: Tune waits for ever for a private Ray whose servers have died.
+
+        Raises:
+            SweepError: one has.
+        """
+        dead = self._dead_server()
+        if dead is not None:
+            raise SweepError(f"Ray broke down: its process {dead!r} died.")
+
+    def _dead_server(self) -> str | None:
+        servers = zip(_SERVERS, self._servers, strict=False)
+        return next((name for name, process in servers if not _is_alive(process)), None)
+
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
         try:
@@ -116,7 +141,10 @@ class RaySession:
             self._error = error
         finally:
             self._connected.set()
-        self._closing.wait()
+        while not self._closing.wait(_LOOK_S):
+            if self._dead_server() is not None and not self._closing.wait(_DESPAIR_S):
+                os.write(2, f"kvray: {self._last_words}\n".encode())
+                os._exit(SweepError.exit_code)
 
     def _connect(self) -> None:
         import ray
@@ -145,6 +173,20 @@ class RaySession:
                     **quiet,
                 )
             check_loopback()
+            self._servers = _own_servers()
+
+
+def _own_servers() -> tuple[psutil.Process, ...]:
+    """The processes of the private Ray that this process has started, in the order of `_SERVERS`."""
+    children = {child.name(): child for child in psutil.Process().children()}
+    return tuple(children[name] for name in _SERVERS) if children.keys() >= set(_SERVERS) else ()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _give_signals_back() -> None:

@@ -15,6 +15,7 @@ from drivers import FAKE, Driver, recorded
 from ray.cluster_utils import Cluster
 
 from kvray.record import TrialResult, TrialStatus
+from kvray.store.parquet import ResultsStore
 
 Tune = Callable[..., Driver]
 GRID = (*FAKE, "--search", "grid", "--confirm", "0", "--cache", "dynamic")
@@ -123,3 +124,17 @@ def test_slots_asked_for_are_not_exceeded_by_a_node_that_joins(tune: Tune, clust
     assert sweep.wait() == 0, sweep.lines
     spans = sorted((one.record.started_at, one.record.ended_at) for one in recorded(tmp_path / "out").values())
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def test_a_ray_that_breaks_down_ends_the_sweep_with_what_to_do(server: str, tune: Tune, tmp_path: Path) -> None:
+    sweep = tune("fake:eager=slow", *GRID)
+    sweep.wait_for("start   dynamic/eager/float32")
+    (process,) = (one for one in psutil.Process(sweep.process.pid).children() if one.name() == server)
+    process.kill()
+    assert sweep.wait() == 11, sweep.lines
+    (run_id,) = ResultsStore(tmp_path / "out").run_ids()
+    assert sweep.lines[-1].startswith("kvray: Ray broke down")
+    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
+    assert statuses(recorded(tmp_path / "out")) == {"dynamic/sdpa/float32": TrialStatus.OK}
+    assert sweep.orphans(5.0) == []
