@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from kvray.candidate import DeviceType
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.workload import WorkloadProfile
 
@@ -71,7 +72,7 @@ class SweepManifest(BaseModel):
     model_revision: str
     architecture: str
     engine: str
-    device: str
+    device: DeviceType
     device_name: str
     profile: WorkloadProfile
     dropped_contexts: tuple[int, ...] = ()
@@ -85,7 +86,7 @@ class SweepManifest(BaseModel):
     budget_s: float | None = None
     max_trials: int | None = None
     confirm_rounds: int = 0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arguments: tuple[str, ...] = ()
     attempts: tuple[SweepAttempt, ...] = ()
 
