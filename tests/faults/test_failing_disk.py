@@ -97,6 +97,7 @@ def test_what_cannot_be_written_goes_to_a_second_place_and_the_sweep_goes_on(
     assert all(recorded(second)[name] == one for name, one in written.items())
 
 
+@pytest.mark.slow  # what it shows of the store is in tests/unit/store/test_keeper.py
 def test_a_disk_that_has_room_again_gets_everything(tune: Tune, disk: Path, tmp_path: Path) -> None:
     sweep = tune()
     sweep.wait_for("ok ")
@@ -120,6 +121,7 @@ def test_a_folder_that_vanishes_is_written_anew(tune: Tune, tmp_path: Path) -> N
     assert store.paths(store.latest_run_id()).report_html.is_file()
 
 
+@pytest.mark.slow  # what it shows of the store is in tests/unit/store/test_keeper.py
 def test_where_nothing_can_be_written_the_loss_and_the_best_are_said(tune: Tune, disk: Path, tmp_path: Path) -> None:
     sweep = tune()
     sweep.wait_for("ok ")
