@@ -131,7 +131,7 @@ class TuneConfig(BaseModel):
     def _only_with_resume(self) -> Self:
         given = [name for name in ("retry", "force") if getattr(self, name)]
         if given and self.resume is None:
-            raise ValueError(f"resume is missing, without which there is no use for {' and '.join(given)}")
+            raise ValueError(f"{' and '.join(f'--{name}' for name in given)} can only be used with --resume")
         return self
 
     @field_validator("retry")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis, analyse
+from kvray.errors import ResultsError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
 from kvray.record import TrialResult
@@ -50,6 +51,22 @@ def read_result(store: ResultsStore, run_id: str) -> TuneResult:
         records_sha256=store.records_sha256(run_id),
         paths=store.paths(run_id),
     )
+
+
+def read_measured(store: ResultsStore, run_id: str) -> TuneResult:
+    """Like `read_result`, for a sweep of which something was measured.
+
+    Raises:
+        ResultsError: there is no such sweep, or not one record of a launched trial that can be read.
+    """
+    result = read_result(store, run_id)
+    if not any(one.record.status.was_launched for one in (*result.results, *result.set_aside)):
+        raise ResultsError(
+            f"Sweep {run_id!r} in {store.display_name!r} has no record of a trial that was launched: it was broken off "
+            "before the first had ended, or its files are damaged or gone.",
+            hint=f"Repeat its command with --resume {run_id} to measure it.",
+        )
+    return result
 
 
 def info_of(result: TuneResult) -> ReportInfo:

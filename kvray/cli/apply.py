@@ -29,6 +29,8 @@ def apply(
     snippet = render_snippet(loaded)
     if loaded.foreign_code:
         _logger.warning("The code runs %s: run it only if you trust its authors.", " and ".join(loaded.foreign_code))
+    if loaded.winner.confidence is not None and loaded.winner.confidence.is_disturbed:
+        _logger.warning("Too many runs behind this plan were disturbed for its figures to be trusted: measure again.")
     if out is not None:
         try:
             out.write_text(snippet, encoding="utf-8")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kvray.cli.output import summary
 from kvray.report.terminal import render_terminal
-from kvray.result import info_of, read_result
+from kvray.result import info_of, read_measured
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -24,7 +24,7 @@ def rank(
 ) -> None:
     """Show the ranking of a sweep, computed anew from its records."""
     store = ResultsStore(results)
-    result = read_result(store, run or store.latest_run_id())
+    result = read_measured(store, run or store.latest_run_id())
     if as_json:
         typer.echo(json.dumps(summary(result), indent=2))
         return

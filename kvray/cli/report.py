@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kvray.cli.output import print_paths
-from kvray.result import read_result, write_artefacts
+from kvray.result import read_measured, write_artefacts
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -21,6 +21,6 @@ def report(
 ) -> None:
     """Write plan, snippet and reports of a sweep again, from its records."""
     store = ResultsStore(results)
-    result = read_result(store, run or store.latest_run_id())
+    result = read_measured(store, run or store.latest_run_id())
     write_artefacts(store, result)
     print_paths(result, Console())

@@ -53,7 +53,7 @@ def headline(
     told = _headline(manifest, results, analysis, rows, nearest)
     return replace(
         told,
-        sentence=f"{incomplete_prefix(manifest, results)}{told.sentence}",
+        sentence=f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(rows, results)}{told.sentence}",
         notes=(*attempt_notes(manifest, results, set_aside), *told.notes),
     )
 
@@ -265,6 +265,12 @@ def _place(rows: Sequence[Row], confidence: Confidence | None, profile: str) -> 
     is_clear = confidence is None or not (in_noise(confidence.ttft_gain) or in_noise(confidence.throughput_gain))
     place = "fastest here" if is_fastest and is_clear else f"best here for {profile}"
     return f"among the {place}" if any(row.is_tied for row in rows) else place
+
+
+def _disturbed_prefix(rows: Sequence[Row], results: Sequence[TrialResult]) -> str:
+    """Begins a verdict whose figures are not to be trusted: who reads no further must know it."""
+    found = disturbances(results)
+    return f"Disturbed ({found.counted}): " if rows and found.share > DISTURBED_RUNS_WORTH_A_NOTE else ""
 
 
 def _disturbance_note(results: Sequence[TrialResult]) -> tuple[str, ...]:

@@ -86,10 +86,15 @@ class RecordKeeper:
         """The error to end with when `settle` returned the second place and everything else has been written there."""
         second = self._second.store.display_name if self._second else "memory"
         run_id = self._manifest.run_id
+        see = f"kvray rank {shlex.quote(second)} --run {run_id}"
+        if self._manifest.is_complete is False:
+            what = f"The sweep was broken off; what it had measured is in {second!r}."
+            hint = f"See it with {see}; go on with --output {shlex.quote(second)} --resume {run_id}."
+        else:
+            what = f"The sweep was measured to its end; all of it, with plan and reports, is in {second!r}."
+            hint = f"See it with {see}; copy the folder where there is room."
         return OutputError(
-            f"{self._trouble.message if self._trouble else 'The results folder fails.'} The sweep was measured to its "
-            f"end; all of it, with plan and reports, is in {second!r}.",
-            hint=f"See it with kvray rank {shlex.quote(second)} --run {run_id}; copy the folder where there is room.",
+            f"{self._trouble.message if self._trouble else 'The results folder fails.'} {what}", hint=hint
         )
 
     def move(self, trouble: OutputError) -> ResultsStore:

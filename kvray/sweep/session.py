@@ -164,7 +164,7 @@ class RaySession:
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            with loopback_ray() as loopback:
+            with loopback_ray() as loopback, _group_of_its_own():
                 ray.init(
                     address="local",
                     _system_config=dict(_PRIVATE_RAY),
@@ -174,6 +174,24 @@ class RaySession:
                 )
             check_loopback()
             self._servers = _own_servers()
+
+
+@contextmanager
+def _group_of_its_own() -> Iterator[None]:
+    """Ray's servers leave this program's process group: a signal to all of it, from a terminal that is closed, a batch
+    system or `timeout`, must not end them under a sweep that has yet to be written up."""
+    from ray._private import services
+
+    class OwnGroup(services.ConsolePopen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, process_group=0)
+
+    plain = services.ConsolePopen
+    services.ConsolePopen = OwnGroup
+    try:
+        yield
+    finally:
+        services.ConsolePopen = plain
 
 
 def _own_servers() -> tuple[psutil.Process, ...]:

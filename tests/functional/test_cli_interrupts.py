@@ -148,7 +148,7 @@ def test_a_sweep_that_is_told_to_end_does_as_after_ctrl_c(
 ) -> None:
     sweep = terminal("fake:dynamic/sdpa_math/f=hang", *SMALL, "--cache", "dynamic", "--output", tmp_path)
     sweep.wait_for("start   dynamic/sdpa_math/float32")
-    os.kill(sweep.process.pid, number)
+    sweep.interrupt(number)  # the whole group, as a closed terminal, a batch system and `timeout` do
     out, err = sweep.process.communicate(timeout=60)
     assert (sweep.process.returncode, out) == (130, "")
     ending, last = err.splitlines()

@@ -409,6 +409,7 @@ def facts_of(info: ReportInfo) -> dict[str, str]:
 
 def test_a_sweep_that_others_disturbed_says_so_first_and_counts_the_runs() -> None:
     info = info_of([disturbed(one, runs=9) for one in realistic_results()])
+    assert info.headline.sentence.startswith("Disturbed (")
     assert info.headline.notes[0].startswith("Other programs kept the machine busy in ")
     assert "not to be trusted" in info.headline.notes[0]
     runs = [run for one in realistic_results() for run in one.runs]

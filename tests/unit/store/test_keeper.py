@@ -12,8 +12,9 @@ import pytest
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import OutputError
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.keeper import RecordKeeper
-from kvray.store.manifest import SweepManifest
+from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.workload import get_profile
 
@@ -161,3 +162,22 @@ def test_reports_that_cannot_be_written_move_everything(folder: Path) -> None:
     assert place.paths(RUN_ID).root == second_of(folder)
     assert there(second_of(folder)) == {"a"}
     assert str(keeper.moved()).startswith("Cannot write 'report.html': No space left on device. The sweep was measured")
+
+
+def test_a_sweep_that_was_broken_off_is_not_said_to_have_come_to_its_end(folder: Path) -> None:
+    attempt = SweepAttempt(
+        started_at=MANIFEST.created_at,
+        kvray_version="0.1.0",
+        fingerprint_id="0" * 8,
+        fingerprint=SweepFingerprint(),
+    )
+    keeper = RecordKeeper(ResultsStore(folder), MANIFEST.model_copy(update={"attempts": (attempt,)}))
+    block(folder / ".partial")
+    keep(keeper, "a")
+    keeper.settle()
+    assert "The sweep was broken off; what it had measured is in" in str(keeper.moved())
+    assert f"go on with --output {second_of(folder)} --resume {RUN_ID}." in str(keeper.moved())
+    keeper.end_attempt()
+    keeper.settle()
+    assert "The sweep was measured to its end" in str(keeper.moved())
+    assert ResultsStore(second_of(folder)).read_manifest(RUN_ID).is_complete
