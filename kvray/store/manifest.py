@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from typing import Annotated
 
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from kvray.candidate import DeviceType
 from kvray.workload import WorkloadProfile
 
 MANIFEST_VERSION = 1
@@ -37,7 +40,7 @@ class SweepManifest(BaseModel):
     model_revision: str
     architecture: str
     engine: str
-    device: str
+    device: DeviceType
     device_name: str
     profile: WorkloadProfile
     dropped_contexts: tuple[int, ...] = ()
@@ -50,5 +53,5 @@ class SweepManifest(BaseModel):
     budget_s: float | None = None
     max_trials: int | None = None
     confirm_rounds: int = 0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arguments: tuple[str, ...] = ()

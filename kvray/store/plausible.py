@@ -7,9 +7,9 @@ from kvray.record import Run, TrialRecord
 
 LEAST, MOST = 1e-9, 1e15
 """Of a measured time, rate or size, whatever its unit: what no machine measures, so that no ratio overflows."""
-_METRICS = ("ttft_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "decode_tok_s", "peak_mib", "reserved_peak_mib")
+_METRICS = ("ttft_ms", "decode_tok_s", "peak_mib", "reserved_peak_mib")
 _COUNTS = ("context_tokens", "output_tokens", "batch_size")
-_MAY_BE_ZERO = ("itl_p50_ms", "itl_p95_ms", "itl_p99_ms")
+_MAY_BE_ZERO = ("itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "energy_j", "energy_j_per_tok")
 
 
 def check_plausible(item: Run | TrialRecord) -> None:
@@ -18,7 +18,7 @@ def check_plausible(item: Run | TrialRecord) -> None:
     Raises:
         ValueError: names the field and its value.
     """
-    for name in _METRICS:
+    for name in (*_METRICS, *_MAY_BE_ZERO):
         _check(name, getattr(item, name, None), may_be_zero=name in _MAY_BE_ZERO)
     if isinstance(item, TrialRecord):
         _check_candidate(item)
@@ -32,9 +32,11 @@ def check_plausible(item: Run | TrialRecord) -> None:
 
 def _check_candidate(record: TrialRecord) -> None:
     try:
-        _ = record.candidate
+        own = record.candidate.candidate_id
     except InvalidValueError as error:
         raise ValueError(error.message.rstrip(".")) from error
+    if record.candidate_id != own:
+        raise ValueError(f"candidate_id {record.candidate_id!r} is not that of its fields, {own!r}")
 
 
 def _check(name: str, value: float | None, *, may_be_zero: bool) -> None:

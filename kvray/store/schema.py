@@ -246,7 +246,8 @@ def _same(value: Any) -> Any:
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
     if field.name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, field.type)], field.type)
-    return table.column(field.name).cast(field.type)
+    column = table.column(field.name)
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def _check_version(table: pa.Table) -> None:

@@ -18,6 +18,8 @@ from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_PANIC = "PanicException"
+"""Of a library in Rust: a `BaseException`, of a class that each library makes for itself and none exports."""
 _ENDS = (
     "eos_token_id",
     "forced_eos_token_id",
@@ -59,6 +61,13 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         )
     except (OSError, SafetensorError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
         raise ModelError(f"The weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ModelError(
+            f"The weights in {str(folder)!r} have other shapes than its config.json says.",
+            hint="Download or save the model again.",
+        ) from error
     if missing := sorted(found["missing_keys"]):
         # Transformers would make them up at random and say so in its log only.
         raise ModelError(f"The weights in {str(folder)!r} lack {len(missing)} tensors of the model: {missing[0]}, …")
@@ -92,9 +101,9 @@ def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
         tokenizer("a")
-    except (
-        Exception
-    ) as error:  # its files are outside input; the library meets most of what is wrong with an error of its own
+    except BaseException as error:
+        if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
+            raise
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"The tokenizer of model {request.model_id!r} is Python code of its own.",

@@ -231,12 +231,19 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         model_id=source.portable_id,
         revision="unknown",
         architecture=str(architectures[0]),
-        max_context=getattr(config.get_text_config(decoder=True), "max_position_embeddings", None),
+        max_context=_max_context(config),
         native_dtype=_native_dtype(config),
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=layer_kinds,
         shape=model_shape(config),
     )
+
+
+def _max_context(config: Any) -> int | None:
+    tokens: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if tokens is not None and (type(tokens) is not int or tokens < 1):
+        raise ValueError(f"max_position_embeddings {tokens!r} is not a number of tokens")
+    return tokens
 
 
 _WITHOUT_KEYS = {"linear_attention", "conv", "dummy"}

@@ -35,10 +35,19 @@ _WITHOUT_KEYS = ("linear_attention", "conv", "dummy")
 
 def model_shape(config: Any) -> ModelShape | None:
     """The shape of a causal language model of this `config`; `None` if its type is not known, or its weights are packed
-    so that a dtype does not tell their bytes."""
+    so that a dtype does not tell their bytes.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
     if config.model_type not in KNOWN_TYPES or getattr(config, "quantization_config", None) is not None:
         return None
-    return shape_by_formulas(config)
+    shape = shape_by_formulas(config)
+    sizes = (shape.total_parameters, shape.vocab, shape.hidden, shape.intermediate, shape.heads)
+    kept = [number for layer in shape.layers for number in (layer.kv_elements, layer.state_elements, layer.window or 0)]
+    if min(sizes) < 1 or min(kept, default=0) < 0:
+        raise ValueError(f"its sizes are not all positive: {shape.hidden=}, {shape.vocab=}, {shape.heads=}")
+    return shape
 
 
 def layer_kinds(config: Any) -> tuple[str, ...]:
