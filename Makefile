@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	CI=1 $(BIN)/pytest -m "not slow"
 
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest

@@ -76,9 +76,9 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
     request = ModelRequest(model_id=demo_model())
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ray.log"
-        with quiet_ray(log), RaySession(address=None) as ray:
+        with quiet_ray(log), RaySession(address=None, scratch=log.parent) as ray:
             adapter.fetch_weights(request)
-            slots = plan_slots(ray.resources(), device=DeviceType.CPU, slots=None)
+            slots = plan_slots(ray.nodes(), device=DeviceType.CPU, slots=None)
             specs = [
                 TrialSpec(
                     run_id="benchmark",
@@ -96,7 +96,7 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
             orders = [
                 TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs
             ]
-            run_sweep(InSequence(orders), slots=slots, observer=ended)
+            run_sweep(InSequence(orders), ray=ray, slots=slots, observer=ended, scratch=log.parent)
     return [sample(result, profile.cells(1, rung=2)) for result in ended.results if result.record.candidate == LIGHT]
 
 
@@ -147,6 +147,9 @@ class Ended:
 
     def rung_finished(self, result: TrialResult) -> None:
         """Nothing to keep."""
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        """It runs again."""
 
     def trial_finished(self, result: TrialResult) -> None:
         """Keep it."""

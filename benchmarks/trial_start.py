@@ -23,7 +23,8 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.engines.base import ModelRequest
 from kvray.record import Phase, Role
 from kvray.sweep.session import RaySession, quiet_ray
-from kvray.trial.events import PhaseStarted, TrialEnded
+from kvray.trial.channel import EventReader
+from kvray.trial.events import Event, PhaseStarted, TrialEnded
 from kvray.trial.process import Launcher
 from kvray.trial.spec import TrialSpec
 from kvray.workload import get_profile
@@ -36,8 +37,12 @@ def main() -> None:
     repeats = 2 if arguments.quick else 5
     measured: dict[str, list[float]] = {way: [] for way in NAMES}
     launcher = Launcher(ReadyAdapter())
-    with tempfile.TemporaryDirectory() as folder, quiet_ray(Path(folder) / "ray.log"), RaySession(address=None) as ray:
-        ray.resources()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        quiet_ray(Path(folder) / "ray.log"),
+        RaySession(address=None, scratch=Path(folder)) as ray,
+    ):
+        ray.nodes()
         fork_s(launcher, Path(folder))  # the first one waits for the server's own imports
         for _ in range(repeats):
             measured["new_interpreter_s"].append(new_interpreter_s())
@@ -80,14 +85,22 @@ def fork_s(launcher: Launcher, folder: Path) -> float:
     )
     started = time.perf_counter()
     process, connection = launcher.start(spec, folder / "fork.log")
-    event: object = None
+    events = EventReader(connection.fileno())
+    event: Event | None = None
     while not (isinstance(event, PhaseStarted) and event.phase is Phase.LOAD):
-        event = connection.recv()
+        event = next_event(events)
     ready = time.perf_counter() - started
     while not isinstance(event, TrialEnded):
-        event = connection.recv()
+        event = next_event(events)
     process.join()
     return ready
+
+
+def next_event(events: EventReader) -> Event:
+    while (event := events.take()) is None:
+        if not events.read():
+            raise EOFError("the process ended before it was ready")
+    return event
 
 
 class ReadyTrainable(tune.Trainable):

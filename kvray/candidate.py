@@ -16,6 +16,8 @@ ParamValue = bool | int | float | str
 MOST_DIGITS = 18
 """Of a whole number that a user writes: more would not fit into 64 bits, where it is stored."""
 CACHE_PARAM_TYPES = (bool, int, float, str)
+TRUSTED_KERNELS = "kernels-community/"
+"""Begins the names of kernels that Transformers itself trusts. Any other is compiled code by anybody."""
 _AXIS_NAMES = {
     "DeviceType": "device",
     "DType": "dtype",
@@ -222,6 +224,10 @@ class Candidate:
             raise InvalidValueError(f"attention {self.attention} does not go with hub_kernel {self.hub_kernel!r}.")
         if self.hub_kernel is not None:
             _checked_kernel_name(self.hub_kernel)
+        for name, _ in self.cache_params:
+            # They become names of arguments in generated code.
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
+                raise InvalidValueError(f"Cache setting {name!r} is not a name of letters, digits and underscores.")
         object.__setattr__(self, "cache_params", tuple(sorted(self.cache_params)))
 
     @property
@@ -242,6 +248,12 @@ class Candidate:
         if self.batch_size > 1:
             text += f"×{self.batch_size}"
         return text
+
+    @property
+    def foreign_kernel(self) -> str | None:
+        """The hub kernel, if it is code that needs the user's trust."""
+        kernel = self.hub_kernel
+        return None if kernel is None or kernel.startswith(TRUSTED_KERNELS) else kernel
 
     @property
     def cache_choice(self) -> CacheChoice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType
 from kvray.errors import InvalidValueError, describe_problems
+from kvray.record import TrialStatus
 from kvray.workload import WorkloadProfile, get_profile
 
 
@@ -30,6 +32,7 @@ class SearchStrategy(Choice):
 DEFAULT_SPACE = "default"
 FULL_SPACE = "full"
 CONFIRM_ROUNDS = 3
+_logger = logging.getLogger("kvray.config")
 
 
 class TuneConfig(BaseModel):
@@ -45,10 +48,16 @@ class TuneConfig(BaseModel):
             axes is measured; empty means those of the space's first block. Of the last two `None` is a value: all of
             the prompt at once, and no limit. Not together with a space file.
         static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
+        trust_remote_code: whether Python code that the model brings, and attention kernels by anybody, may run.
+        allow_pickle: whether weights may come from pickle files, where there are no safetensors.
+        offline: whether the network is forbidden; `HF_HUB_OFFLINE` in the environment does the same.
         address: address of a running Ray cluster; `None` starts a private local Ray.
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
+        retry: of these, failures with one of these statuses that are measured again all the same.
+        force: whether to go on with `resume` where machine, software, model or profile are others than they were:
+            everything is measured anew then and not ranked together with what was measured before.
         search: how the space is searched.
         budget_s: seconds after which nothing more is launched; the best found until then is the result.
         max_trials: launches of the search, without the confirming ones.
@@ -76,10 +85,14 @@ class TuneConfig(BaseModel):
     weights_limits_mib: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
     static_len: Annotated[int, Field(ge=1)] | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
     address: str | None = None
     slots: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
+    retry: tuple[TrialStatus, ...] = ()
+    force: bool = False
     search: SearchStrategy = SearchStrategy.MODEL
     budget_s: Annotated[float, Field(gt=0)] | None = None
     max_trials: Annotated[int, Field(ge=1)] | None = None
@@ -114,6 +127,21 @@ class TuneConfig(BaseModel):
             raise ValueError("a space file and options that narrow an axis exclude each other")
         return self
 
+    @model_validator(mode="after")
+    def _only_with_resume(self) -> Self:
+        given = [name for name in ("retry", "force") if getattr(self, name)]
+        if given and self.resume is None:
+            raise ValueError(f"resume is missing, without which there is no use for {' and '.join(given)}")
+        return self
+
+    @field_validator("retry")
+    @classmethod
+    def _failures_only(cls, values: tuple[TrialStatus, ...]) -> tuple[TrialStatus, ...]:
+        wrong = [value for value in values if not value.is_failure]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} is no failure; allowed: {', '.join(TrialStatus.failures())}")
+        return values
+
     @property
     def has_space_file(self) -> bool:
         """Whether `space` is a file's path."""
@@ -137,7 +165,31 @@ def _each(values: object, convert: Callable[[Any], Any]) -> object:
 
 def cache_dir() -> Path:
     """Where kvray keeps what it can make again (converted weights, compiled kernels): `$KVRAY_CACHE`, else
-    `kvray` under `$XDG_CACHE_HOME`, else `~/.cache/kvray`. Not created here."""
+    `kvray` under `$XDG_CACHE_HOME`, else `~/.cache/kvray`. Not created here.
+
+    Raises:
+        InvalidValueError: none of them is known.
+    """
     if own := os.environ.get("KVRAY_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvray"
+    if common := os.environ.get("XDG_CACHE_HOME"):
+        return Path(common) / "kvray"
+    try:
+        return Path.home() / ".cache" / "kvray"
+    except RuntimeError as error:
+        raise InvalidValueError(
+            "There is no place for kvray's cache: HOME is not set, and this user has no home folder.",
+            hint="Set KVRAY_CACHE to a folder that can be written.",
+        ) from error
+
+
+def warn_of_closed_cache() -> None:
+    """Say what is lost where `cache_dir()` can neither be written nor made."""
+    folder = cache_dir()
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        _logger.warning(
+            "The cache folder %s cannot be written: quality is not measured unless its reference is there already, and "
+            "what is compiled is not kept. Set KVRAY_CACHE to another folder.",
+            folder,
+        )

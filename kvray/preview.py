@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
 from kvray.config import FULL_SPACE, TuneConfig
 from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
+from kvray.engines.offline import is_offline_environment
 from kvray.errors import NoCandidatesError, SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, free_memory_mib, load_hardware, save_hardware
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
@@ -79,6 +80,16 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
         load_space(config.space, otherwise=Axes(caches=(), attentions=(), dtypes=()))
 
 
+def requested_model(config: TuneConfig) -> ModelRequest:
+    """The model of `config`, with what the user allows; the user's environment may forbid the network as well."""
+    return ModelRequest(
+        model_id=config.model_id,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+        offline=config.offline or is_offline_environment(),
+    )
+
+
 def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool = False) -> Preview:
     """Resolve `config` against the machine and the model's configuration.
 
@@ -91,7 +102,7 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool =
     device = detect_device(config.device)
     menu = adapter.menu(device)
     _check_obstacles(config, menu)
-    request = ModelRequest(model_id=config.model_id, trust_remote_code=config.trust_remote_code)
+    request = requested_model(config)
     model = (adapter.outline_model if outline else adapter.describe_model)(request)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if dropped:

@@ -44,6 +44,11 @@ class TrialStatus(enum.StrEnum):
         """Whether the trial was launched and could not deliver what it was asked for."""
         return self in _FAILURES
 
+    @classmethod
+    def failures(cls) -> tuple[TrialStatus, ...]:
+        """Those that are."""
+        return tuple(status for status in cls if status.is_failure)
+
     @property
     def was_launched(self) -> bool:
         """Whether a process was started for it."""
@@ -164,6 +169,8 @@ class TrialRecord:
         top1_agreement: share of tokens at which both hold the same one for the most probable.
         quality_s: seconds of measuring that, beside the reference.
         quality_note: why it was not measured, where it was tried.
+        fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
+            those with the same one are ranked together. `None` in older records, which have the sweep's first one.
         niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
     """
 
@@ -248,6 +255,7 @@ class TrialRecord:
     torch_version: str | None = None
     transformers_version: str | None = None
     kvray_version: str | None = None
+    fingerprint: str | None = None
     niceness: int | None = None
     threads: int | None = None
     cpus: int | None = None

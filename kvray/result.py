@@ -9,19 +9,26 @@ from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
 from kvray.record import TrialResult
 from kvray.report.html import render_html
-from kvray.report.info import report_info
+from kvray.report.info import ReportInfo, report_info
 from kvray.report.markdown import render_markdown
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.paths import ResultsPaths
+from kvray.store.resuming import current_results
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
-    """A sweep as its records tell it, what they mean, and where its files are."""
+    """A sweep as its records tell it, what they mean, and where its files are.
+
+    Attributes:
+        results: of the last attempt's fingerprint; `analysis` rests on them.
+        set_aside: of other fingerprints, which cannot be compared with those.
+    """
 
     manifest: SweepManifest
     results: tuple[TrialResult, ...]
+    set_aside: tuple[TrialResult, ...] = ()
     analysis: Analysis
     records_sha256: str
     paths: ResultsPaths
@@ -34,14 +41,20 @@ def read_result(store: ResultsStore, run_id: str) -> TuneResult:
         ResultsError: there is no such sweep.
     """
     manifest = store.read_manifest(run_id)
-    results = tuple(store.read(run_id))
+    results, set_aside = current_results(manifest, store.read(run_id))
     return TuneResult(
         manifest=manifest,
         results=results,
+        set_aside=set_aside,
         analysis=analyse(results, manifest.profile, seed=manifest.seed),
         records_sha256=store.records_sha256(run_id),
         paths=store.paths(run_id),
     )
+
+
+def info_of(result: TuneResult) -> ReportInfo:
+    """What reports of it show."""
+    return report_info(result.manifest, result.results, result.analysis, result.set_aside)
 
 
 def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
@@ -50,7 +63,7 @@ def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    info = report_info(result.manifest, result.results, result.analysis)
+    info = info_of(result)
     store.write_text(result.paths.report_markdown, render_markdown(info))
     store.write_text(result.paths.report_html, render_html(info))
     if result.analysis.ranking.entries:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
+import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kvray.analysis.launching import Prediction
-from kvray.analysis.misses import nearest_misses
+from kvray.attempt import prepare_attempt
 from kvray.candidate import Candidate
-from kvray.config import SearchStrategy, TuneConfig
+from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
+from kvray.endings import broken_off, interruption, no_winner, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import AllTrialsFailedError, KvrayError, LimitsMissedError, ResultsError, SweepInterruptedError
-from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.errors import KvrayError, OutputError, SweepError, first_line
+from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
+from kvray.probes.company import announced_sweep, disturbers
 from kvray.probes.cpu import openmp_threads
-from kvray.probes.environment import kvray_version
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.result import TuneResult, read_result, write_artefacts
+from kvray.redaction import redact
+from kvray.result import TuneResult
+from kvray.store.claim import claimed_sweep
+from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.course import Bounds, SweepCourse
@@ -34,9 +42,7 @@ from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 
-RANDOM_WEIGHTS_NOTE = (
-    "Random weights: speed and memory are real, quality is not; it is recorded, and its limit is not enforced."
-)
+_logger = logging.getLogger("kvray.search")
 
 
 class SearchObserver(SweepObserver, Protocol):
@@ -49,6 +55,18 @@ class SearchObserver(SweepObserver, Protocol):
         """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
 
 
+T = TypeVar("T")
+
+
+def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[TuningSearch], T]:
+    @functools.wraps(method)
+    def wrapped(self: TuningSearch) -> T:
+        with offline_environment(enabled=self._config.offline):
+            return method(self)
+
+    return wrapped
+
+
 class TuningSearch:
     """Measures the configurations of one model and decides.
 
@@ -56,7 +74,7 @@ class TuningSearch:
         config: what to tune.
         adapter: the engine; by default the one that `config.engine` names.
         observer: hears of every trial.
-        arguments: what a user typed after `kvray tune`, kept to tell how to resume.
+        arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
     """
 
     def __init__(
@@ -72,6 +90,7 @@ class TuningSearch:
         self._observer = observer
         self._arguments = tuple(arguments)
 
+    @_offline_where_asked
     def preview(self) -> Preview:
         """What would be measured; nothing is started or written.
 
@@ -83,6 +102,7 @@ class TuningSearch:
         check_request(self._config, adapter)
         return preview_sweep(self._config, adapter)
 
+    @_offline_where_asked
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
 
@@ -98,16 +118,19 @@ class TuningSearch:
         if config.resume is not None:
             store.read_manifest(config.resume)
         store.check_writable()
-        known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
         run_id = config.resume or _new_run_id()
-        interrupted = self._measure(store, run_id, adapter)
-        store.compact(run_id)
-        result = read_result(store, run_id)
-        write_artefacts(store, result)
-        if interrupted:
-            raise interruption(store, run_id)
+        with claimed_sweep(store, run_id), _company_noticed(config, run_id):
+            known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
+            keeper, break_off = self._measure(store, run_id, adapter)
+            if break_off is None:
+                keeper.end_attempt()
+            result = write_up(keeper, run_id, config.profile)
+        if keeper.has_moved:
+            raise keeper.moved()
+        if break_off is not None:
+            raise break_off
         if not result.analysis.ranking.entries:
-            raise _no_winner(result)
+            raise no_winner(result)
         return result
 
     def _measuring(self) -> None:
@@ -117,21 +140,37 @@ class TuningSearch:
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
-    def _measure(self, store: ResultsStore, run_id: str, adapter: EngineAdapter) -> bool:
-        """Run all trials that `run_id` still lacks; returns whether the user interrupted them."""
+    def _measure(
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter
+    ) -> tuple[RecordKeeper, KvrayError | None]:
+        """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
-        with _log_kept_in(store, run_id) as log, quiet_ray(log), RaySession(address=config.address) as ray:
+        with (
+            _log_kept_in(store, run_id) as log,
+            quiet_ray(log),
+            RaySession(
+                address=config.address,
+                scratch=log.parent,
+                last_words=str(broken_off(SweepError("Ray broke down."), store, run_id)),
+            ) as ray,
+        ):
             # Ray takes seconds to start and does it in the background.
             preview = preview_sweep(config, adapter)
-            request = ModelRequest(model_id=preview.model.model_id, trust_remote_code=config.trust_remote_code)
-            adapter.fetch_weights(request)
+            warn_of_closed_cache()
             slots = plan_slots(
-                ray.resources(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
+                ray.nodes(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
             )
-            manifest = _opened_manifest(store, config, self._new_manifest(run_id, preview, adapter))
-            recorded = _recorded(store, run_id)
-            recorder = _Recorder(store, self._observer)
-            recorder.search_started(preview, manifest, recorded)
+            attempt = prepare_attempt(
+                store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
+            )
+            manifest, recall = attempt.manifest, attempt.recall
+            # The very version that was described: the hub may get another one while the sweep runs.
+            request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
+            adapter.fetch_weights(request)
+            store.write_manifest(manifest)
+            keeper = RecordKeeper(store, manifest)
+            recorder = _Recorder(keeper, self._observer)
+            recorder.search_started(preview, manifest, recall.results)
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
             )
@@ -140,68 +179,38 @@ class TuningSearch:
                 launches=launches,
                 profile=preview.profile,
                 make_order=OrderMaker(
-                    _plain_spec(config, preview, request, run_id),
+                    _plain_spec(config, preview, request, manifest),
                     reference=_reference(preview),
                     forecasts=preview.forecasts,
                     adapter=adapter,
                     threads=slots.threads,
                     scratch=log.parent,
+                    trial_suffix=manifest.trial_suffix,
+                    trial_ids=recall.trial_ids,
                 ),
                 bounds=_bounds(config, started_s),
-                recorded=recorded,
+                recorded=recall.results,
+                retry=recall.retry,
                 stops_early=config.search is not SearchStrategy.GRID,
                 repeats_apart=config.search is SearchStrategy.MODEL,
             )
             try:
-                run_sweep(course, slots=slots, observer=recorder)
+                run_sweep(course, ray=ray, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
-                return True
+                return keeper, interruption(store, run_id)
+            except SweepError as error:
+                return keeper, broken_off(error, store, run_id)
             expected = launches.predictions()
             skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
-            store.append_many(skipped)
-        return False
-
-    def _new_manifest(self, run_id: str, preview: Preview, adapter: EngineAdapter) -> SweepManifest:
-        model, device = preview.model, preview.device
-        return SweepManifest(
-            kvray_version=kvray_version(),
-            run_id=run_id,
-            created_at=dt.datetime.now(dt.UTC),
-            model_id=model.model_id,
-            model_revision=model.revision,
-            architecture=model.architecture,
-            engine=adapter.name,
-            device=device.device.value,
-            device_name=device.device_name,
-            profile=preview.profile,
-            dropped_contexts=preview.dropped_contexts,
-            baseline_id=preview.space.baseline.candidate_id,
-            memory_note=adapter.memory_note(device.device),
-            quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
-            trust_remote_code=self._config.trust_remote_code,
-            left_out=preview.left_out,
-            search=self._config.search.value,
-            budget_s=self._config.budget_s,
-            max_trials=self._config.max_trials,
-            confirm_rounds=self._config.confirm_rounds,
-            seed=self._config.seed,
-            arguments=self._arguments,
-        )
-
-
-def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
-    """The error that tells the user where the ended trials of `run_id` are and how to go on."""
-    return SweepInterruptedError(
-        f"Interrupted; the trials that had ended are kept in {store.display_name}.",
-        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
-    )
+            keeper.keep_unlaunched(skipped)
+        return keeper, None
 
 
 class _Recorder:
     """Writes every trial the moment it ends, then passes the news on."""
 
-    def __init__(self, store: ResultsStore, observer: SearchObserver | None) -> None:
-        self._store = store
+    def __init__(self, keeper: RecordKeeper, observer: SearchObserver | None) -> None:
+        self._keeper = keeper
         self._observer = observer
 
     def measuring_device(self) -> None:
@@ -210,7 +219,7 @@ class _Recorder:
 
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         rejected = [(one.candidate, one.reason) for one in preview.space.rejected]
-        self._store.append_many(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
+        self._keeper.keep_unlaunched(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
         if self._observer is not None:
             self._observer.search_started(preview, manifest, recorded)
 
@@ -222,36 +231,20 @@ class _Recorder:
         if self._observer is not None:
             self._observer.rung_finished(result)
 
+    def trial_lost(self, spec: TrialSpec) -> None:
+        if self._observer is not None:
+            self._observer.trial_lost(spec)
+
     def trial_finished(self, result: TrialResult) -> None:
-        self._store.append(result)
+        self._keeper.keep(result)
         if self._observer is not None:
             self._observer.trial_finished(result)
 
 
-def _opened_manifest(store: ResultsStore, config: TuneConfig, new: SweepManifest) -> SweepManifest:
-    """Write the manifest of a new sweep, or check that the one to resume asked the same.
-
-    Raises:
-        ResultsError: there is no such sweep, or it measured something else.
-    """
-    if config.resume is None:
-        store.write_manifest(new)
-        return new
-    old = store.read_manifest(config.resume)
-    same = ("model_id", "model_revision", "engine", "device", "device_name", "profile", "baseline_id")
-    different = [name for name in same if getattr(old, name) != getattr(new, name)]
-    if different:
-        raise ResultsError(
-            f"Sweep {config.resume!r} cannot be resumed: it was run with another {', '.join(different)}.",
-            hint="Repeat its own arguments, or start a new sweep without --resume.",
-        )
-    return old
-
-
-def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, run_id: str) -> TrialSpec:
+def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, manifest: SweepManifest) -> TrialSpec:
     """What all trials of the sweep have in common, with the baseline in it."""
     return TrialSpec(
-        run_id=run_id,
+        run_id=manifest.run_id,
         trial_id="",
         role=Role.BASELINE,
         request=request,
@@ -259,6 +252,7 @@ def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, run
         profile=preview.profile,
         device=preview.device.device,
         timeout_s=config.timeout_s,
+        fingerprint=manifest.fingerprint_id,
     )
 
 
@@ -279,11 +273,6 @@ def _bounds(config: TuneConfig, started_s: float) -> Bounds:
     )
 
 
-def _recorded(store: ResultsStore, run_id: str) -> tuple[TrialResult, ...]:
-    """What earlier attempts at the sweep have measured."""
-    return tuple(result for result in store.read(run_id) if result.record.status.was_launched)
-
-
 def _unlaunched(
     reasons: Iterable[tuple[Candidate, str]],
     status: TrialStatus,
@@ -297,12 +286,13 @@ def _unlaunched(
         TrialRecord.of(
             candidate,
             run_id=manifest.run_id,
-            trial_id=f"unlaunched-{candidate.candidate_id}",
+            trial_id=f"unlaunched-{candidate.candidate_id}{manifest.trial_suffix}",
             role=Role.SEARCH,
             model_id=manifest.model_id,
             profile=manifest.profile.name,
             status=status,
             message=reason,
+            fingerprint=manifest.fingerprint_id,
             **forecast_columns(preview.forecasts.get(candidate.candidate_id)),
             **columns.get(candidate.candidate_id, {}),
         )
@@ -321,43 +311,43 @@ def _expected_columns(prediction: Prediction) -> dict[str, float | None]:
     }
 
 
-def _no_winner(result: TuneResult) -> KvrayError:
-    nearest = nearest_misses(result.analysis.ranking, result.manifest.profile.limits)
-    if not nearest:
-        return AllTrialsFailedError(
-            f"No candidate was measured completely: {_failures(result.results)}.",
-            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
-        )
-    told = " ".join(f"{place}. {near.record.candidate.label}: {near.text}." for place, near in enumerate(nearest, 1))
-    return LimitsMissedError(
-        f"No candidate keeps the limits of profile {result.manifest.profile.name!r}. Nearest: {told}",
-        hint=f"Loosen a limit, or let --space full try more; see {result.paths.report_markdown} for all of them.",
-    )
-
-
-def _failures(results: Sequence[TrialResult]) -> str:
-    """E.g. `oom (3): CUDA out of memory; unsupported (1): …`, each status with its first message."""
-    failed = [result.record for result in results if result.record.status.was_launched]
-    by_status = {record.status: [other for other in failed if other.status is record.status] for record in failed}
-    return "; ".join(
-        f"{status} ({len(records)}): {(records[0].message or 'no message').rstrip('.')}"
-        for status, records in by_status.items()
-    )
-
-
 def _new_run_id() -> str:
     """Sorts by time, is unique, and reads as a date: `20261124-211419-3f9a`."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 @contextmanager
+def _company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
+    """Warn of who else uses the device; on a cluster it is another machine's."""
+    if config.address is not None:
+        yield
+        return
+    device = detect_device(config.device).device
+    with announced_sweep(device, run_id) as others:
+        for sentence in (*others, *disturbers(device)):
+            _logger.warning("%s", sentence)
+        yield
+
+
+@contextmanager
 def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
     """A file for what Ray has to say; kept beside the reports if anything was said."""
-    with tempfile.TemporaryDirectory(prefix="kvray-log-") as folder:
+    with _temporary_folder() as folder:
         log = Path(folder) / "sweep.log"
         try:
             yield log
         finally:
             text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
             if text.strip():
-                store.write_text(store.paths(run_id).sweep_log, text)
+                with suppress(OutputError):  # a full disk is told of where records are written
+                    store.write_text(store.paths(run_id).sweep_log, redact(text))
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvray-")
+    except OSError as error:
+        raise OutputError(
+            f"No temporary folder can be made: {first_line(error)}.",
+            hint="Set TMPDIR to a folder that can be written and has space.",
+        ) from error

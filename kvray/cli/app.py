@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from kvray.cli.encoding import show_all_signs
+
 COMMANDS = {
     "tune": "Measure a model's KV-cache configurations and decide.",
     "forecast": "Predict what fits and how fast it is, without loading the model.",
@@ -78,6 +80,7 @@ def kvray(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process."""
+    show_all_signs((sys.stdout, sys.stderr))
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = VERBOSE in given
     sys.exit(run([argument for argument in given if argument != VERBOSE], verbose=verbose))
@@ -127,9 +130,11 @@ def _reader_gone() -> int:
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:
-    if verbose:
-        traceback.print_exc()
-    typer.echo(f"kvray: {' '.join(text.split())}", err=True)
+    from kvray.redaction import redact
+
+    if verbose and sys.exc_info()[0] is not None:
+        typer.echo(redact(traceback.format_exc()), err=True, nl=False)
+    typer.echo(f"kvray: {redact(' '.join(text.split()))}", err=True)
     return exit_code
 
 
@@ -137,10 +142,12 @@ def _show_warnings() -> None:
     """Show what kvray's own modules warn about, one line each, on stderr."""
     import logging
 
+    from kvray.redaction import redact
+
     class Warnings(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # `echo` looks stderr up anew each time: the live view replaces it while it is on the screen.
-            typer.echo(f"kvray: warning: {' '.join(record.getMessage().split())}", err=True)
+            typer.echo(f"kvray: warning: {redact(' '.join(record.getMessage().split()))}", err=True)
 
     logger = logging.getLogger("kvray")
     logger.handlers = [Warnings(logging.WARNING)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from kvray.errors import OutputError
 from kvray.plan.plan import load_plan_file
 from kvray.plan.snippet import render_snippet
 
+_logger = logging.getLogger("kvray.cli")
 app = typer.Typer(add_completion=False)
 
 
@@ -25,6 +27,8 @@ def apply(
     """Say what a plan decides, and print or save the code that applies it: torch and transformers alone."""
     loaded = load_plan_file(plan)
     snippet = render_snippet(loaded)
+    if loaded.foreign_code:
+        _logger.warning("The code runs %s: run it only if you trust its authors.", " and ".join(loaded.foreign_code))
     if out is not None:
         try:
             out.write_text(snippet, encoding="utf-8")

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from kvray.errors import InvalidValueError
 from kvray.report.compare import compare_info, render_comparison
-from kvray.report.info import ReportInfo, report_info
-from kvray.result import read_result
+from kvray.report.info import ReportInfo
+from kvray.result import info_of, read_result
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -31,4 +31,4 @@ def _read(place: str) -> ReportInfo:
         raise InvalidValueError(f"{place!r} names no results folder.", hint="Write FOLDER or FOLDER#RUN_ID.")
     store = ResultsStore(folder)
     result = read_result(store, run or store.latest_run_id())
-    return report_info(result.manifest, result.results, result.analysis)
+    return info_of(result)

@@ -15,6 +15,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit
 from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
+from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
@@ -49,6 +50,10 @@ def forecast(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
     ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Accept a model that has pickled weights only.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use no network, only what is on this machine.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Predict what fits and how fast it is from the model's config and this device's measured rates.
@@ -69,11 +74,14 @@ def forecast(
         caches=parse_caches(cache),
         dtypes=parse_choices(dtype, DType),
         trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        offline=offline,
     )
     adapter = get_engine(engine)
     check_request(config, adapter)
-    known_hardware(config, adapter, before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True))
-    preview = preview_sweep(config, adapter, outline=True)
+    with offline_environment(enabled=offline):
+        known_hardware(config, adapter, before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True))
+        preview = preview_sweep(config, adapter, outline=True)
     if preview.model.shape is None:
         raise ModelError(
             f"The sizes of {preview.model.architecture} are not known, so nothing can be forecast.",

@@ -1,41 +1,49 @@
-"""Ctrl-C during a sweep: once ends it in good order, again does not break that off unasked."""
+"""Ctrl-C, `kill` and a closed terminal during a sweep: once ends it in good order, again leaves at once."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-_ENDING = "Ending already; this takes seconds. Press Ctrl-C once more to leave at once, without a report."
+_ENDING = "Ending: what was measured is being written up; this takes seconds. Press Ctrl-C again to leave at once."
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 
 @contextlib.contextmanager
 def patient_interrupts(farewell: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C raises `KeyboardInterrupt`, again says that the end is under way, a third time says `farewell` and leaves.
+    """SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt` and says that the end is under way; a second one says
+    `farewell` and leaves. A signal that was ignored (`nohup`) stays so.
 
     Leaving loses no record: each is durable before its trial is reported. Ray's processes end with this one.
     """
-    presses = itertools.count(1)
+    presses = 0
 
-    def on_interrupt(signum: int, frame: FrameType | None) -> None:
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        nonlocal presses
         del signum, frame
-        press = next(presses)
-        if press == 1:
+        presses += 1
+        if presses == 1:
+            _say(_ENDING)
             raise KeyboardInterrupt
-        _say(_ENDING if press == 2 else farewell())
-        if press > 2:
-            os._exit(130)
+        _say(farewell())
+        os._exit(130)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            if handler is not None:  # that of a library in C, which Python cannot put back
+                signal.signal(number, handler)
 
 
 def _say(text: str) -> None:
     """Write to stderr past its buffer: the signal may have come in the middle of a `print`."""
-    os.write(2, f"kvray: {text}\n".encode())
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        os.write(2, f"kvray: {text}\n".encode())

@@ -11,15 +11,14 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
-from kvray.report.info import report_info
 from kvray.report.terminal import render_terminal
-from kvray.result import TuneResult
+from kvray.result import TuneResult, info_of
 
 
 def print_report(result: TuneResult) -> None:
     """Ranking and headline on stdout, then where plan and reports are."""
     console = Console()
-    console.print(render_terminal(report_info(result.manifest, result.results, result.analysis)))
+    console.print(render_terminal(info_of(result)))
     print_paths(result, console)
 
 
@@ -65,6 +64,8 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "runs": confidence.runs,
             "ties": list(confidence.ties),
         },
+        "is_complete": result.manifest.is_complete,
+        "trials_set_aside": sum(one.record.status.was_launched for one in result.set_aside),
         "records_sha256": result.records_sha256,
         "files": {
             "plan": str(paths.best_plan) if ranking.entries else None,

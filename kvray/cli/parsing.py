@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from kvray.candidate import MOST_DIGITS, AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, Choice
 from kvray.errors import InvalidValueError
+from kvray.record import TrialStatus
 
 C = TypeVar("C", bound=Choice)
 OFF = "off"
@@ -84,6 +85,20 @@ def parse_optional_integers(text: str | None, *, option: str) -> tuple[int | Non
     if text is not None and not parts:
         raise InvalidValueError(f"{option} {text!r} names no value.", hint="Write it like 512 or none,512.")
     return tuple(dict.fromkeys(None if part == "none" else next(numbers) for part in parts))
+
+
+def parse_failures(text: str | None, *, option: str) -> tuple[TrialStatus, ...]:
+    """`"oom,crashed"` as statuses of failed trials; empty for `None`.
+
+    Raises:
+        InvalidValueError: a part is none, or there is no part.
+    """
+    parts = _parts(text)
+    allowed = TrialStatus.failures()
+    wrong = [part for part in parts if part not in allowed]
+    if wrong or (text is not None and not parts):
+        raise InvalidValueError.not_one_of(f"status of {option}", wrong[0] if wrong else text, allowed)
+    return tuple(dict.fromkeys(TrialStatus(part) for part in parts))
 
 
 def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:

@@ -18,12 +18,16 @@ from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
 from kvray.preview import Preview
 from kvray.record import Role, TrialResult, TrialStatus
+from kvray.report.attempts import session_text
 from kvray.report.formats import clean_line, gain, plural, quantity
 from kvray.store.manifest import SweepManifest
+from kvray.store.resuming import earlier_session
 from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
+LOST = "lost"
+"""State of a trial that waits to run again."""
 MEASURING = "measuring how fast this device copies and multiplies: some seconds"
 
 
@@ -60,6 +64,7 @@ class SweepState:
     budget_s: float | None = None
     standings: dict[str, Standing] = field(default_factory=dict)
     started: float = 0.0
+    recalled: str = ""
 
     def start(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """The sweep begins, or goes on after `recorded`."""
@@ -68,12 +73,18 @@ class SweepState:
         self.budget_s = manifest.budget_s
         for result in recorded:
             self.update(result, preview, ended=True)
+        starts = earlier_session(manifest, recorded)
+        self.recalled = session_text(starts) if starts else ""
         model, device = preview.model, preview.device
         self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
 
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""
         self.standings[spec.trial_id] = _standing(spec.candidate.label, spec.role)
+
+    def lose(self, spec: TrialSpec) -> None:
+        """A trial's slot died; it will begin anew."""
+        self.standings[spec.trial_id] = replace(_standing(spec.candidate.label, spec.role), state=LOST)
 
     def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> Standing:
         """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
@@ -171,6 +182,8 @@ class LineProgress:
         self.run_id = manifest.run_id
         self._state.start(preview, manifest, recorded)
         self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
+        if self._state.recalled:
+            self._print(self._state.recalled)
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -180,6 +193,11 @@ class LineProgress:
     def rung_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
         self._print(f"rung {result.record.rung}  {_figures(self._update(result, ended=False))}")
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        """See `SweepObserver`."""
+        self._state.lose(spec)
+        self._print(f"{LOST:<7} {spec.candidate.label} · its slot or node died; it runs again")
 
     def trial_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
@@ -232,6 +250,10 @@ class LiveProgress:
         """See `SweepObserver`."""
         self._update(result, ended=False)
 
+    def trial_lost(self, spec: TrialSpec) -> None:
+        """See `SweepObserver`."""
+        self._state.lose(spec)
+
     def trial_finished(self, result: TrialResult) -> None:
         """See `SweepObserver`."""
         self._update(result, ended=True)
@@ -278,6 +300,8 @@ def render_state(state: SweepState) -> RenderableType:
     gain_line = state.gain_line()
     if gain_line is not None:
         lines.append(Text(f"      {gain_line}"))
+    if state.recalled:
+        lines.append(Text(state.recalled, style="dim"))
     return Group(*lines, Text(state.time_line(), style="dim"))
 
 
@@ -293,7 +317,7 @@ def _style(state: str) -> str:
         return "cyan"
     if state == TrialStatus.OK:
         return "green"
-    return "red" if TrialStatus(state).is_failure else "dim"
+    return "red" if state == LOST or TrialStatus(state).is_failure else "dim"
 
 
 def _clock(seconds: float) -> str:

@@ -9,9 +9,8 @@ import typer
 from rich.console import Console
 
 from kvray.cli.output import summary
-from kvray.report.info import report_info
 from kvray.report.terminal import render_terminal
-from kvray.result import read_result
+from kvray.result import info_of, read_result
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -29,4 +28,4 @@ def rank(
     if as_json:
         typer.echo(json.dumps(summary(result), indent=2))
         return
-    Console().print(render_terminal(report_info(result.manifest, result.results, result.analysis)))
+    Console().print(render_terminal(info_of(result)))

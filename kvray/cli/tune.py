@@ -20,6 +20,7 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_duration,
+    parse_failures,
     parse_integers,
     parse_limit,
     parse_memory_limit,
@@ -28,8 +29,10 @@ from kvray.cli.parsing import (
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
+from kvray.endings import interruption
 from kvray.errors import SweepInterruptedError
-from kvray.search import TuningSearch, interruption
+from kvray.record import TrialStatus
+from kvray.search import TuningSearch
 from kvray.store.parquet import ResultsStore
 from kvray.workload import Objective, get_profile, override_profile
 
@@ -141,6 +144,21 @@ def tune(
     resume: Annotated[
         str | None, typer.Option(help="Id of a sweep in the results folder to go on with.", rich_help_panel=_HOW)
     ] = None,
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="With --resume on another machine, software, model or profile: measure all anew beside it.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     search: Annotated[
         str,
         typer.Option(
@@ -177,6 +195,15 @@ def tune(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
     ] = False,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle", help="Load pickled weights where there are no safetensors.", rich_help_panel=_HOW
+        ),
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=_HOW)
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show candidates, rejections and cells; start nothing.")
     ] = False,
@@ -209,10 +236,14 @@ def tune(
         weights_limits_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
         static_len=static_len,
         trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        offline=offline,
         address=address,
         slots=slots,
         timeout_s=timeout,
         resume=resume,
+        retry=parse_failures(retry, option="--retry"),
+        force=force,
         search=SearchStrategy.parse(search),
         budget_s=parse_duration(budget, option="--budget"),
         max_trials=max_trials,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -47,10 +48,21 @@ class OutOfMemoryError(KvrayError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """Which model a user asked for."""
+    """Which model a user asked for, and what may be done to get it.
+
+    Attributes:
+        trust_remote_code: whether Python code that the model brings may run.
+        allow_pickle: whether weights may come from pickle files, where there are no others.
+        offline: whether the network is forbidden: only what is on this machine counts.
+        revision: the version to take where the model's home has several, as `ModelInfo.revision` tells it; `None`: the
+            newest.
+    """
 
     model_id: str
     trust_remote_code: bool = False
+    allow_pickle: bool = False
+    offline: bool = False
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +347,11 @@ class EngineAdapter(ABC):
     def process_environment(self) -> Mapping[str, str]:
         """Environment variables for the measurement processes, set before any library is imported; a user's own win."""
         return {}
+
+    def build_locks(self) -> Sequence[Path]:
+        """Lock files that lie there now and that its libraries make while they build native code: one whose maker was
+        killed lets every later trial wait. Imports no library."""
+        return ()
 
     def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
         """Rules beyond those that hold for every engine."""

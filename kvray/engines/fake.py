@@ -6,11 +6,7 @@ The model id is `fake:` followed by comma-separated `WHERE=HOW`: in every candid
 
 from __future__ import annotations
 
-import ctypes
-import enum
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -38,10 +34,8 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
     Observed,
-    OutOfMemoryError,
-    SubstitutedError,
-    UnsupportedError,
 )
+from kvray.engines.misbehaviour import Misbehaviour
 from kvray.errors import ModelError
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
@@ -66,57 +60,6 @@ _SPEED: Mapping[str, float] = {
     "float16": 1.0,
     "bfloat16": 0.9,
 }
-
-
-class Misbehaviour(enum.StrEnum):
-    """What a candidate can be told to do."""
-
-    RAISE = "raise"
-    OOM = "oom"
-    UNSUPPORTED = "unsupported"
-    SUBSTITUTED = "substituted"
-    EXIT = "exit"
-    SEGV = "segv"
-    KILL = "kill"
-    HANG = "hang"
-    STUBBORN = "stubborn"
-    """Hangs and ignores SIGTERM."""
-    CHILDREN = "children"
-    """Leaves a process behind in its own process group."""
-    LOSSY = "lossy"
-    """Tells log-probabilities far from those of the other candidates."""
-
-    def act(self) -> None:
-        """Do it."""
-        match self:
-            case Misbehaviour.RAISE:
-                raise RuntimeError("told to raise")
-            case Misbehaviour.OOM:
-                raise OutOfMemoryError("told to run out of memory")
-            case Misbehaviour.UNSUPPORTED:
-                raise UnsupportedError("told to be unsupported")
-            case Misbehaviour.SUBSTITUTED:
-                raise SubstitutedError("told to run something else")
-            case Misbehaviour.EXIT:
-                sys.stderr.write("last words\n")
-                sys.stderr.flush()
-                os._exit(7)
-            case Misbehaviour.SEGV:
-                ctypes.string_at(0)
-            case Misbehaviour.KILL:
-                os.kill(os.getpid(), signal.SIGKILL)
-            case Misbehaviour.HANG:
-                time.sleep(3600)
-            case Misbehaviour.STUBBORN:
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                while True:
-                    time.sleep(3600)
-            case Misbehaviour.CHILDREN:
-                if os.fork() == 0:
-                    time.sleep(3600)
-                    os._exit(0)
-            case Misbehaviour.LOSSY:
-                pass  # is nothing to do at a moment
 
 
 class FakeAdapter(EngineAdapter):

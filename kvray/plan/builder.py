@@ -74,7 +74,7 @@ class PlanBuilder:
         return Plan(
             kvray_version=kvray_version(),
             created_at=dt.datetime.now(dt.UTC),
-            measured_at=manifest.created_at,
+            measured_at=manifest.measured_since,
             run_id=manifest.run_id,
             model_id=manifest.model_id,
             architecture=manifest.architecture,

@@ -246,6 +246,13 @@ class Plan(_PlanPart):
             raise ValueError("the last rule must hold always: its `when` must be empty")
         return self
 
+    @property
+    def foreign_code(self) -> tuple[str, ...]:
+        """What of the plan is code by others, each as a phrase: who applies the plan must trust its authors."""
+        kernels = {one.candidate.foreign_kernel for one in self.candidates.values()} - {None}
+        own = ("Python code that the model brings",) if self.trust_remote_code else ()
+        return (*own, *(f"kernel {name} from the hub" for name in sorted(filter(None, kernels))))
+
     def to_json(self) -> str:
         """The text of a plan's file; `load_plan_file` reads it back equal."""
         return self.model_dump_json(indent=2) + "\n"

@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, OutOfMemoryError
+from kvray.engines.offline import is_offline_environment
 from kvray.engines.registry import get_engine
+from kvray.errors import PlanError
 from kvray.plan.plan import Fingerprint, Plan, load_plan_file
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
@@ -37,18 +39,37 @@ class PlanLoader:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def load(self, *, device: DeviceType | None = None) -> Session:
+    def load(
+        self, *, device: DeviceType | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
+    ) -> Session:
         """Load the model as the winner has it, on `device` (by default the kind that the plan was measured on).
 
         Warns with `FingerprintWarning` where device, driver or library versions differ from the plan's.
 
+        Args:
+            trust_remote_code: whether the plan may run code by others. What the plan's own file says of that is no
+                consent of yours.
+            allow_pickle: whether weights may come from pickle files, where there are no safetensors.
+
         Raises:
+            PlanError: the plan needs code by others.
             EngineError, ModelError: the engine or the model is not there.
         """
+        if self.plan.foreign_code and not trust_remote_code:
+            raise PlanError(
+                f"The plan runs {' and '.join(self.plan.foreign_code)}.",
+                hint="If you trust its authors, call load(trust_remote_code=True).",
+            )
         target = device or self.plan.device
         for difference in _differences(self.plan.fingerprint, target):
             warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
-        return Session(self.plan, get_engine(self.plan.engine), target)
+        request = ModelRequest(
+            model_id=self.plan.model_id,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            offline=is_offline_environment(),
+        )
+        return Session(self.plan, get_engine(self.plan.engine), target, request)
 
 
 class Session:
@@ -58,11 +79,11 @@ class Session:
     out of memory once is not tried again.
     """
 
-    def __init__(self, plan: Plan, adapter: EngineAdapter, device: DeviceType) -> None:
+    def __init__(self, plan: Plan, adapter: EngineAdapter, device: DeviceType, request: ModelRequest) -> None:
         self._plan = plan
         self._adapter = adapter
         self._device = device
-        self._request = ModelRequest(model_id=plan.model_id, trust_remote_code=plan.trust_remote_code)
+        self._request = request
         self._free_vram_mib = _free_vram_mib() if device is DeviceType.CUDA else None
         self._too_big: set[str] = set()
         self._adapter.fetch_weights(self._request)

@@ -37,6 +37,11 @@ def physical_cores() -> int:
     return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
 
 
+def machine_cpus() -> int:
+    """CPUs of this machine, whoever may use them."""
+    return int(psutil.cpu_count() or 1)
+
+
 def available_cpus() -> int:
     """CPUs that this process may keep busy: its affinity, less what a cgroup quota takes away; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
@@ -73,6 +78,12 @@ def available_memory_mib() -> float:
     cgroup uses, files that the kernel would drop again do not count."""
     left = (_cgroup_memory_left_mib(folder) for folder in _cgroup_folders("memory"))
     return min([float(psutil.virtual_memory().available) / MIB, *(mib for mib in left if mib is not None)])
+
+
+def kernel_oom_kills() -> int | None:
+    """Processes that the kernel has ended for want of memory: in this cgroup where it counts (in version 1 without
+    those below), else on the whole machine; `None` where it does not tell."""
+    return _oom_kills(_cgroup_folders("memory"), Path("/proc/vmstat"))
 
 
 def set_normal_priority() -> int:
@@ -207,6 +218,15 @@ def _cgroup_memory_left_mib(folder: Path) -> float | None:
     files = dict(zip(words[::2], words[1::2], strict=False))
     droppable = int(files.get("inactive_file", files.get("total_inactive_file", "0")))
     return max(0.0, limit - (int(used[0]) - droppable) / MIB)
+
+
+def _oom_kills(folders: list[Path], vmstat: Path) -> int | None:
+    places = [folder / name for folder in folders for name in ("memory.events", "memory.oom_control")]
+    for place in (*places, vmstat):
+        words = _read_words(place)
+        if "oom_kill" in words[:-1]:
+            return int(words[words.index("oom_kill") + 1])
+    return None
 
 
 def _read_words(path: Path) -> list[str]:

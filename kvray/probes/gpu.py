@@ -109,6 +109,17 @@ def other_processes(gpu: GpuInfo, own_pids: Collection[int]) -> tuple[int, ...]:
     return tuple(sorted({process.pid for process in _processes(gpu)} - set(own_pids)))
 
 
+def processes_on(gpu: GpuInfo) -> dict[int, float | None]:
+    """The processes that compute on `gpu`, each with the MiB that it holds there, `None` if NVML does not know."""
+    return {process.pid: process.used_mib for process in _processes(gpu)}
+
+
+def utilisation_percent(gpu: GpuInfo) -> int | None:
+    """Share of the last moments (up to a second) in which anything ran on `gpu`; `None` if NVML cannot tell."""
+    percent = _of_device(gpu, lambda nvml, handle: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    return None if percent is None else int(percent)
+
+
 def wait_until_released(pid: int, *, gpus: Sequence[GpuInfo] | None = None, timeout_s: float = 10.0) -> bool:
     """Wait until process `pid`, which has ended, is gone from `gpus` (by default those visible to this process).
 

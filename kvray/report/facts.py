@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvray.record import TrialRecord, TrialResult
 from kvray.report import formats
+from kvray.report.attempts import attempts_text, repeating_arguments
 from kvray.report.disturbances import disturbances
 from kvray.report.rows import label_of
 from kvray.report.searching import confirm_fact, forecast_fact, repeats_fact, search_fact
@@ -68,9 +69,10 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Host", _values(record.host for record in records)),
         *((fact.name, fact.text) for fact in version_facts(manifest, results)),
         ("Run", formats.clean_line(manifest.run_id)),
-        ("Started", formats.timestamp(manifest.created_at)),
+        ("Started", formats.timestamp(manifest.measured_since)),
+        ("Attempts", attempts_text(manifest)),
         ("Seed", str(manifest.seed)),
-        ("Repeat it with", formats.clean_line(shlex.join(("kvray", "tune", *manifest.arguments)))),
+        ("Repeat it with", formats.clean_line(shlex.join(("kvray", "tune", *repeating_arguments(manifest.arguments))))),
     ]
     return tuple(Fact(name=name, text=text) for name, text in facts if text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvray.analysis import Analysis
 from kvray.analysis.choice import Reason
@@ -14,6 +14,7 @@ from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
 from kvray.candidate import CacheStrategy
 from kvray.record import TrialRecord, TrialResult, TrialStatus
 from kvray.report import formats
+from kvray.report.attempts import attempt_notes, incomplete_prefix
 from kvray.report.disturbances import disturbances
 from kvray.report.listing import NearestMiss
 from kvray.report.rows import NEVER, Row, label_of
@@ -29,8 +30,8 @@ class Headline:
     Attributes:
         sentence: the verdict.
         confidence: how sure it is and what that rests on; empty when nothing is ranked.
-        notes: disturbances, loss, ties, processes of two kinds, break-even, no steady state, a missing baseline: one
-            sentence each.
+        notes: interruption, sessions, disturbances, loss, ties, processes of two kinds, break-even, no steady state, a
+            missing baseline: one sentence each.
         stats: of the winner; empty when nothing is ranked.
     """
 
@@ -46,8 +47,24 @@ def headline(
     analysis: Analysis,
     rows: Sequence[Row],
     nearest: Sequence[NearestMiss],
+    set_aside: Sequence[TrialResult] = (),
 ) -> Headline:
-    """The headline of a sweep."""
+    """The headline of a sweep; of one that did not come to its end, it begins with that."""
+    told = _headline(manifest, results, analysis, rows, nearest)
+    return replace(
+        told,
+        sentence=f"{incomplete_prefix(manifest, results)}{told.sentence}",
+        notes=(*attempt_notes(manifest, results, set_aside), *told.notes),
+    )
+
+
+def _headline(
+    manifest: SweepManifest,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    rows: Sequence[Row],
+    nearest: Sequence[NearestMiss],
+) -> Headline:
     if nearest:
         return Headline(sentence=_limits_missed(nearest[0]), confidence="", notes=_disturbance_note(results), stats=())
     baseline_note = _baseline_note(manifest.baseline_id, analysis.ranking)

@@ -129,17 +129,23 @@ class ReportInfo:
         return next((row for row in self.rows if row.is_baseline), None)
 
 
-def report_info(manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis) -> ReportInfo:
-    """What a report of the sweep shows. Pure: no clock, no file."""
+def report_info(
+    manifest: SweepManifest,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    set_aside: Sequence[TrialResult] = (),
+) -> ReportInfo:
+    """What a report of the sweep shows. Pure: no clock, no file. `set_aside` are trials of other fingerprints."""
     baseline_id = analysis.ranking.baseline_id or manifest.baseline_id
     rows = ranking_rows(analysis, results, manifest.profile, baseline_id)
     near = nearest(analysis.ranking, manifest.profile.limits)
+    since = formats.timestamp(manifest.measured_since)
     model, profile = short_model_name(formats.clean_line(manifest.model_id)), formats.clean_line(manifest.profile.name)
     return ReportInfo(
         title=f"KV cache of {model}",
-        subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {formats.timestamp(manifest.created_at)}",
+        subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {since}",
         run_id=formats.clean_line(manifest.run_id),
-        headline=headline(manifest, results, analysis, rows, near),
+        headline=headline(manifest, results, analysis, rows, near, set_aside),
         counts=_counts(results, ranked=len(rows)),
         rows=rows,
         gains_note=_gains_note(analysis.confidence),

@@ -19,8 +19,8 @@ from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from kvray.errors import InvalidValueError, OutputError, ResultsError
+from kvray.store.paths import PARTIAL
 
-_PARTIAL = ".partial"
 _FAILURES = (OSError, ArrowException)
 
 
@@ -83,7 +83,7 @@ class ResultsFiles:
 
     def delete_leftovers(self, folder: Path) -> None:
         """Remove what killed writers left half-written for `folder`; nobody may be writing there."""
-        for path in self._files(self.root / _PARTIAL):
+        for path in self._files(self.root / PARTIAL):
             if path.name.startswith(_partial_prefix(folder)):
                 self.delete(path)
 
@@ -114,7 +114,7 @@ class ResultsFiles:
 
     def _put(self, path: Path, data: bytes) -> None:
         if self.is_local:
-            _write_local(path, data, self.root / _PARTIAL)
+            _write_local(path, data, self.root / PARTIAL)
             return
         with self._filesystem.open_output_stream(path.as_posix()) as stream:
             stream.write(data)

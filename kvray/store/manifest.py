@@ -7,15 +7,46 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from kvray.candidate import DeviceType
+from kvray.store.fingerprint import SweepFingerprint
 from kvray.workload import WorkloadProfile
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+"""2: a sweep may have several attempts and fingerprints. A kvray that knows only 1 would rank them together."""
+
+
+class SweepAttempt(BaseModel):
+    """One `kvray tune` at a sweep: the first one, or one with `--resume`.
+
+    Attributes:
+        ended_at: when it came to its end; `None` while it runs, and for ever where it was interrupted or killed.
+        candidates: of the space; each is launched or gets a record that says why it was not.
+        fingerprint_id: what the column `fingerprint` of its records says.
+        arguments, search, budget_s, max_trials, confirm_rounds, seed: see `SweepManifest`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    started_at: AwareDatetime
+    ended_at: AwareDatetime | None = None
+    kvray_version: str
+    candidates: int | None = None
+    fingerprint_id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+    fingerprint: SweepFingerprint
+    arguments: tuple[str, ...] = ()
+    search: str | None = None
+    budget_s: float | None = None
+    max_trials: int | None = None
+    confirm_rounds: int = 0
+    seed: int = 0
 
 
 class SweepManifest(BaseModel):
-    """Written to `sweeps/<run_id>.json` when the sweep starts.
+    """Written to `sweeps/<run_id>.json` when the sweep starts, anew with every attempt at it, and when one ends.
+
+    All but `created_at` and `attempts` tells of the last attempt.
 
     Attributes:
+        created_at: when the first attempt began.
         profile: as measured, after overrides and after contexts beyond the model's limit were dropped.
         dropped_contexts: context lengths (tokens) that the model cannot hold.
         device_name: of the device that was measured.
@@ -27,7 +58,8 @@ class SweepManifest(BaseModel):
         max_trials: launches of the search at most, `None` without a bound.
         confirm_rounds: rounds at most in which winner, rivals and baseline were measured again.
         seed: of the search and of the confidence's draws.
-        arguments: the `kvray tune` arguments that repeat this sweep, without `--resume`.
+        arguments: the `kvray tune` arguments that repeat this sweep, without `--resume` and without secrets.
+        attempts: all of them, the last one last; empty in sweeps of version 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +80,7 @@ class SweepManifest(BaseModel):
     memory_note: str
     quality_note: str | None = None
     trust_remote_code: bool = False
+    allow_pickle: bool = False
     left_out: tuple[tuple[str, str, str], ...] = ()
     search: str | None = None
     budget_s: float | None = None
@@ -55,3 +88,41 @@ class SweepManifest(BaseModel):
     confirm_rounds: int = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arguments: tuple[str, ...] = ()
+    attempts: tuple[SweepAttempt, ...] = ()
+
+    @property
+    def fingerprint_id(self) -> str | None:
+        """That of the last attempt: what is ranked."""
+        return self.attempts[-1].fingerprint_id if self.attempts else None
+
+    @property
+    def first_fingerprint_id(self) -> str | None:
+        """That of the first attempt, and of records without one."""
+        return self.attempts[0].fingerprint_id if self.attempts else None
+
+    @property
+    def trial_suffix(self) -> str:
+        """Ends the trial ids of the last attempt, so that they never replace those of another fingerprint."""
+        same = self.fingerprint_id == self.first_fingerprint_id
+        return "" if same else f".{self.fingerprint_id}"
+
+    @property
+    def measured_since(self) -> AwareDatetime:
+        """When the first attempt with the last one's fingerprint began."""
+        alike = [one.started_at for one in self.attempts if one.fingerprint_id == self.fingerprint_id]
+        return min(alike, default=self.created_at)
+
+    @property
+    def session_started_at(self) -> AwareDatetime:
+        """When the last attempt began."""
+        return self.attempts[-1].started_at if self.attempts else self.created_at
+
+    @property
+    def is_complete(self) -> bool | None:
+        """Whether the last attempt came to its end; `None` where nothing tells."""
+        return self.attempts[-1].ended_at is not None if self.attempts else None
+
+    def ended(self, at: AwareDatetime) -> SweepManifest:
+        """The same after its last attempt came to its end."""
+        *before, last = self.attempts
+        return self.model_copy(update={"attempts": (*before, last.model_copy(update={"ended_at": at}))})

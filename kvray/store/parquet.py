@@ -5,6 +5,7 @@ One sweep has one writer. Readers may come at any time, from any process: what t
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import hashlib
 import json
@@ -24,9 +25,9 @@ from kvray.errors import ResultsError, describe_problems
 from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.files import ResultsFiles, reason
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
-from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths
+from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths, not_launched_files
 from kvray.store.plausible import check_plausible
-from kvray.store.schema import conform, encode, from_table, to_table
+from kvray.store.schema import SchemaError, conform, encode, from_table, to_table
 
 logger = logging.getLogger("kvray.store")
 
@@ -58,6 +59,7 @@ class ResultsStore:
 
     def __init__(self, root: str | Path) -> None:
         self._files = ResultsFiles(root)
+        self._warned: set[tuple[Path, str]] = set()
 
     @property
     def display_name(self) -> str:
@@ -100,16 +102,21 @@ class ResultsStore:
         if not run_ids:
             return
         (run_id,) = run_ids
-        path = self.paths(run_id).trials / NOT_LAUNCHED
-        distinct = {record.trial_id: record for record in (*self._never_launched(path), *records)}
+        path, held = self._never_launched(self.paths(run_id).trials)
+        distinct = {record.trial_id: record for record in (*held, *records)}
         self._write_table(path, to_table(distinct.values(), TrialRecord))
 
-    def _never_launched(self, path: Path) -> list[TrialRecord]:
-        try:
-            held = self._read_file(path, TrialRecord)
-        except FileNotFoundError:
-            return []
-        return held.items if held else []
+    def _never_launched(self, folder: Path) -> tuple[Path, list[TrialRecord]]:
+        """The file for them and what it holds: the first of its kind that can be read or is not there yet, so that one
+        which cannot be read (a newer kvray's, say) is not overwritten."""
+        for path in not_launched_files(folder):
+            try:
+                held = self._read_file(path, TrialRecord)
+            except FileNotFoundError:
+                return path, []
+            if held is not None:
+                return path, held.items
+        raise ResultsError(f"Too many unreadable files in {folder.as_posix()!r}.", hint="Move them elsewhere.")
 
     def write_manifest(self, manifest: SweepManifest) -> None:
         """Keep what a sweep was asked; replaces an earlier manifest of the same run."""
@@ -178,6 +185,14 @@ class ResultsStore:
             ) from None
         return _parse_manifest(data, run_id)
 
+    def has_manifest(self, run_id: str) -> bool:
+        """Whether the sweep `run_id` has a manifest here, readable or not."""
+        try:
+            self._files.read(self.paths(run_id).manifest)
+        except FileNotFoundError:
+            return False
+        return True
+
     def read(self, run_id: str) -> list[TrialResult]:
         """All trials of `run_id`, by start (those never launched last), then by trial id; each with its runs.
 
@@ -187,7 +202,7 @@ class ResultsStore:
         """
         paths = self.paths(run_id)
         # In this order: the runs of every trial row that is seen are there already.
-        records = _without_overtaken(self._items(paths.trials, TrialRecord))
+        records = without_overtaken(self._items(paths.trials, TrialRecord))
         runs = defaultdict[str, list[Run]](list)
         for run in self._items(paths.runs, Run):
             runs[run.trial_id].append(run)
@@ -228,25 +243,40 @@ class ResultsStore:
         raise ResultsError(f"The files in {folder.as_posix()!r} change while they are read.", hint="Try again.")
 
     def _read_file(self, path: Path, kind: type[T]) -> _File[T] | None:
-        data = self._files.read(path)
+        try:
+            data = self._files.read(path)
+        except ResultsError as error:
+            if not self.is_local:  # what a service does not give now it may give later
+                raise
+            self._warn_of(path, error.message)
+            return None
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            _check_footer(file)
             table = conform(file.read(), kind)
             items = from_table(table, kind)
             for item in items:
                 check_plausible(item)
             return _File(path, table, items)
-        except (ValueError, pa.ArrowException, OSError) as error:  # `SchemaError` is a `ValueError`
-            logger.warning("Skipped %s: %s.", path.as_posix(), reason(error))
+        except (ValueError, OverflowError, pa.ArrowException, OSError) as error:  # `SchemaError` is a `ValueError`
+            self._warn_of(path, f"{reason(error)}.")
             return None
+
+    def _warn_of(self, path: Path, why: str) -> None:
+        """Once: a sweep's records are read several times."""
+        if (path, why) not in self._warned:
+            self._warned.add((path, why))
+            logger.warning("Skipped %s: %s", path.as_posix(), why)
 
     def _manifests(self) -> list[SweepManifest]:
         manifests = []
         for path in self._files.list(self._files.root / SWEEPS, ".json"):
             try:
                 manifests.append(_parse_manifest(self._files.read(path), path.stem))
+            except FileNotFoundError:
+                continue
             except ResultsError as error:
-                logger.warning("Skipped %s: %s", path.as_posix(), error.message)
+                self._warn_of(path, error.message)
         return manifests
 
     def _write_table(self, path: Path, table: pa.Table) -> None:
@@ -255,14 +285,35 @@ class ResultsStore:
         self._files.write(path, sink.getvalue().to_pybytes())
 
 
+def _check_footer(file: pq.ParquetFile) -> None:
+    """Pages have checksums and the footer has none: a bit flipped in a column's name would lose its values silently.
+
+    Not asked of the column chunks, which name their columns too: for some damages pyarrow 26 then aborts the process.
+
+    Raises:
+        SchemaError: the columns are not those of the Arrow schema that pyarrow leaves beside them.
+    """
+    encoded = (file.metadata.metadata or {}).get(b"ARROW:schema")
+    if encoded is None:
+        return
+    written = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names
+    if written != file.schema_arrow.names:
+        wrong = sorted(set(written) ^ set(file.schema_arrow.names))
+        raise SchemaError(f"its footer is damaged: columns {', '.join(wrong[:4])}")
+
+
 def _newest_first(path: Path) -> tuple[bool, bool, str]:
-    return (path.name == PART, path.name == NOT_LAUNCHED, path.name)
+    return (path.name == PART, path.name.startswith(NOT_LAUNCHED), path.name)
 
 
-def _without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """All but those of trials never launched whose candidate was launched after all."""
-    launched = {record.candidate_id for record in records if record.status.was_launched}
-    return [record for record in records if record.status.was_launched or record.candidate_id not in launched]
+def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """All but those of trials never launched whose candidate was launched after all, under the same fingerprint."""
+    launched = {(record.fingerprint, record.candidate_id) for record in records if record.status.was_launched}
+    return [
+        record
+        for record in records
+        if record.status.was_launched or (record.fingerprint, record.candidate_id) not in launched
+    ]
 
 
 def _masked(files: Sequence[_File[T]]) -> Iterator[tuple[_File[T], list[bool]]]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from kvray.errors import InvalidValueError
 
 SWEEPS = "sweeps"
+PARTIAL = ".partial"
+"""Of what is being written, and of locks: hidden, because readers of Parquet scan folders."""
 PART = "part-0.parquet"
-NOT_LAUNCHED = "not_launched.parquet"
+NOT_LAUNCHED = "not_launched"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_RESERVED = frozenset({PART.removesuffix(".parquet"), NOT_LAUNCHED.removesuffix(".parquet")})
+_RESERVED = re.compile(rf"{PART.removesuffix('.parquet')}|{NOT_LAUNCHED}(-\d+)?")
 
 
 def check_id(value: str, *, what: str = "run id") -> str:
@@ -24,12 +26,17 @@ def check_id(value: str, *, what: str = "run id") -> str:
     Raises:
         InvalidValueError: it is not of that form.
     """
-    if not _ID.fullmatch(value) or value.isdigit() or value in _RESERVED:
+    if not _ID.fullmatch(value) or value.isdigit() or _RESERVED.fullmatch(value):
         raise InvalidValueError(
             f"Invalid {what} {value!r}.",
             hint="Use up to 80 letters, digits, '.', '_' or '-', starting with a letter or digit, not digits alone.",
         )
     return value
+
+
+def not_launched_files(folder: Path) -> list[Path]:
+    """Names for the file of trials that were never launched; a later one only where those before cannot be read."""
+    return [folder / f"{NOT_LAUNCHED}{suffix}.parquet" for suffix in ("", *(f"-{number}" for number in range(1, 100)))]
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,11 @@ class ResultsPaths:
     def sweep_log(self) -> Path:
         """What libraries and processes said during the sweep."""
         return self.reports / "sweep.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that measures."""
+        return self.root / PARTIAL / f"{self.run_id}.lock"
 
     def trial_file(self, trial_id: str) -> Path:
         """The file of one trial's row.

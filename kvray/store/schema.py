@@ -107,6 +107,7 @@ TRIALS_SCHEMA = pa.schema(
         ("torch_version", _TEXT),
         ("transformers_version", _TEXT),
         ("kvray_version", _TEXT),
+        ("fingerprint", _TEXT),
         ("niceness", _INT),
         ("threads", _INT),
         ("cpus", _INT),

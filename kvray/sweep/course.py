@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kvray.analysis.confirming import MOST_CONTENDERS, next_round
@@ -33,7 +33,7 @@ class MakeOrder(Protocol):
     """Everything that a slot needs for one trial of a candidate."""
 
     def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
-        """The order; `trial_id` names the trial in the records."""
+        """The order; in the records the trial is called as its spec says, which may not be `trial_id` alone."""
 
 
 class Course(Protocol):
@@ -59,7 +59,8 @@ class Course(Protocol):
         """A trial ended in whatever way."""
 
     def trial_lost(self, order: TrialOrder) -> None:
-        """A trial's slot died; what it had measured is not known here."""
+        """A trial's slot died; what it had measured is not known here. It runs again unless `order` was its last
+        attempt."""
 
     def is_out_of_time(self) -> bool:
         """Whether the budget is spent."""
@@ -91,6 +92,7 @@ class SweepCourse:
     Args:
         candidates: of the space, the baseline first.
         recorded: what earlier attempts at the sweep have left; it is not measured again.
+        retry: ids of candidates that failed then and are launched again first, however little is expected of them.
         stops_early: whether a trial may be stopped between rungs because it is poor.
         repeats_apart: whether a searched candidate measures every cell once, and again only in the confirm phase, in
             processes of its own: a second process tells more than a second run. The baseline's trial has all repeats.
@@ -105,6 +107,7 @@ class SweepCourse:
         make_order: MakeOrder,
         bounds: Bounds,
         recorded: Iterable[TrialResult] = (),
+        retry: Iterable[str] = (),
         stops_early: bool = True,
         repeats_apart: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -119,6 +122,7 @@ class SweepCourse:
         self._make_order = make_order
         self._bounds = bounds
         self._clock = clock
+        self._retry = tuple(retry)
         self._results: list[TrialResult] = []
         self._running: set[str] = set()
         self._launched: set[str] = set()
@@ -126,13 +130,14 @@ class SweepCourse:
         self._end_reason = "too unlikely to win"
         self._round = self._recalled_round = 0
         self._lineup: deque[str] = deque()
+        self._lost: deque[TrialOrder] = deque()
         for result in recorded:
             self._recall(result)
 
     @property
     def is_over(self) -> bool:
         """See `Course`."""
-        return not self._running and not self._is_searching and not self._lineup
+        return not (self._running or self._is_searching or self._lineup or self._lost)
 
     def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
         """The candidates that no process was started for, now or in an earlier attempt, each with what is expected."""
@@ -143,6 +148,8 @@ class SweepCourse:
 
     def next_order(self) -> TrialOrder | None:
         """See `Course`."""
+        if self._lost:
+            return self._lost.popleft()
         if self._is_searching and (candidate := self._next_searched()) is not None:
             key = candidate.candidate_id
             rungs = ALL_RUNGS if key == self._baseline_id else self._search_rungs
@@ -168,6 +175,9 @@ class SweepCourse:
 
     def trial_lost(self, order: TrialOrder) -> None:
         """See `Course`."""
+        if not order.is_last_attempt:
+            self._lost.append(replace(order, attempt=order.attempt + 1))
+            return
         self._running.discard(order.spec.trial_id)
         if order.spec.role is not Role.CONFIRM:
             self._launches.ended(order.spec.candidate.candidate_id, failed=True, seconds=None)
@@ -212,13 +222,17 @@ class SweepCourse:
         elif not self._has_time_to_search():
             self._end_reason = f"the budget of {self._bounds.budget_s:g} s left no time for another launch"
         else:
-            candidate = self._launches.proposal()
+            candidate = self._retried() or self._launches.proposal()
         if candidate is None:
             self._is_searching = bool(self._running) and has_room
             return None
         self._launches.launched(candidate.candidate_id)
         self._launched.add(candidate.candidate_id)
         return candidate
+
+    def _retried(self) -> Candidate | None:
+        left = (key for key in self._retry if key in self._by_id and key not in self._launched)
+        return next((self._by_id[key] for key in left), None)
 
     def _has_time_to_search(self) -> bool:
         if self._bounds.deadline_s is None:
@@ -272,8 +286,9 @@ class SweepCourse:
             role, trial_id = Role.CONFIRM, confirm_trial_id(self._round, key)
         else:
             role, trial_id = Role.BASELINE if key == self._baseline_id else Role.SEARCH, f"{number}-{key}"
-        self._running.add(trial_id)
-        return self._make_order(candidate, role=role, trial_id=trial_id, rungs=rungs)
+        order = self._make_order(candidate, role=role, trial_id=trial_id, rungs=rungs)
+        self._running.add(order.spec.trial_id)
+        return order
 
     def _remaining_s(self) -> float:
         return float("inf") if self._bounds.deadline_s is None else self._bounds.deadline_s - self._clock()

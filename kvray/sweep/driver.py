@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
@@ -13,15 +14,17 @@ from kvray.sweep.course import Course
 from kvray.sweep.progress import ObserverCallback, SweepObserver
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.searcher import CourseSearcher
+from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot import Slot
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlotPlan:
-    """How the machine is divided.
+    """How the machines are divided.
 
     Attributes:
         slots: trials at the same time.
+        follows_nodes: whether machines that join or leave during the sweep change that.
         threads: intra-op threads of each trial's process, `None` for the library's own choice.
     """
 
@@ -29,81 +32,113 @@ class SlotPlan:
     cpus_per_slot: float
     gpus_per_slot: int
     threads: int | None
+    follows_nodes: bool = False
 
     @property
     def resources(self) -> dict[str, float]:
         """What Ray reserves for a slot."""
         return {"CPU": self.cpus_per_slot, "GPU": float(self.gpus_per_slot)}
 
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Slots that `nodes` have room for, each on one of them."""
+        return sum(_room(node, self.cpus_per_slot, self.gpus_per_slot) for node in nodes)
+
 
 def plan_slots(
-    available: Mapping[str, float],
+    nodes: Sequence[Mapping[str, float]],
     *,
     device: DeviceType,
     slots: int | None,
     gpus_per_trial: int = 1,
     user_threads: int | None = None,
 ) -> SlotPlan:
-    """Divide `available` (Ray's cluster resources) into slots; by default one per GPU, or one on a CPU.
+    """Divide `nodes` (what Ray has on each machine) into slots; by default one per GPU, or one on a CPU.
 
-    With one slot a trial has the whole machine, like a user's own process. With more, threads are divided evenly.
+    With one slot a trial has a whole machine, like a user's own process. With more, CPUs and threads are divided so
+    that each slot has as many as possible. A slot never spans machines.
 
     Raises:
         SweepError: there is not enough for a single slot, or not for as many as asked.
     """
-    cpus, gpus = available.get("CPU", 0.0), int(available.get("GPU", 0.0))
+    cpus, gpus = _total(nodes, "CPU"), int(_total(nodes, "GPU"))
     if cpus < 1:
         raise SweepError("Ray offers no CPU to run a slot on.")
-    if device is DeviceType.CUDA:
-        most = gpus // gpus_per_trial
-        if most < 1:
-            raise SweepError(
-                f"The sweep needs {gpus_per_trial} GPU, Ray offers {gpus}.",
-                hint="Pass --device cpu to tune on the CPU.",
-            )
-        wanted = slots or most
-    else:
-        most = int(cpus)
-        wanted = slots or 1
+    gpus_per_slot = gpus_per_trial if device is DeviceType.CUDA else 0
+    most = sum(_room(node, 1, gpus_per_slot) for node in nodes)
+    if gpus_per_slot and most < 1:
+        raise SweepError(
+            f"The sweep needs {gpus_per_trial} GPU, Ray offers {gpus}.", hint="Pass --device cpu to tune on the CPU."
+        )
+    wanted = slots or (most if gpus_per_slot else 1)
     if wanted > most:
         raise SweepError(
             f"{wanted} slots do not fit: Ray offers {cpus:g} CPUs and {gpus} GPUs.", hint=f"At most {most}."
         )
-    share = math.floor(cpus / wanted)
-    threads = user_threads or (None if wanted == 1 else max(1, share))
+    share = 1
+    while sum(_room(node, share + 1, gpus_per_slot) for node in nodes) >= wanted:
+        share += 1
     return SlotPlan(
         slots=wanted,
-        cpus_per_slot=float(max(1, share)),
-        gpus_per_slot=gpus_per_trial if device is DeviceType.CUDA else 0,
-        threads=threads,
+        cpus_per_slot=float(share),
+        gpus_per_slot=gpus_per_slot,
+        threads=user_threads or (None if wanted == 1 else share),
+        follows_nodes=bool(gpus_per_slot) and slots is None,
     )
 
 
-def run_sweep(course: Course, *, slots: SlotPlan, observer: SweepObserver) -> None:
-    """Run what `course` orders on the Ray that is connected; returns when it is over.
+def _total(nodes: Sequence[Mapping[str, float]], resource: str) -> float:
+    return sum(node.get(resource, 0.0) for node in nodes)
+
+
+def _room(node: Mapping[str, float], cpus: float, gpus: int) -> int:
+    by_cpu = int(node.get("CPU", 0.0) // cpus)
+    return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
+
+
+def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: SweepObserver, scratch: Path) -> None:
+    """Run what `course` orders on `ray`; returns when it is over.
+
+    Args:
+        scratch: temporary folder for Tune's own state, which nobody reads.
 
     Raises:
         KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
+        SweepError: a private Ray broke down.
     """
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as storage:
-        tuner = tune.Tuner(
-            tune.with_resources(Slot, slots.resources),
-            tune_config=tune.TuneConfig(
-                search_alg=CourseSearcher(course),
-                scheduler=SparingHalving(course),
-                num_samples=-1,
-                max_concurrent_trials=slots.slots,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=storage,
-                verbose=0,
-                callbacks=[ObserverCallback(observer)],
-                failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        )
-        tuner.fit()
+    tuner = tune.Tuner(
+        tune.with_resources(Slot, slots.resources),
+        tune_config=tune.TuneConfig(
+            search_alg=CourseSearcher(course, capacity=_Capacity(slots)),
+            scheduler=SparingHalving(course),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            callbacks=[ObserverCallback(observer, ray.check_alive)],
+            # A lost slot comes back through the course, as a trial of Tune's own: Tune would put it at the end of its
+            # queue, and keep the rungs of the lost attempt.
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()
+
+
+class _Capacity:
+    """How many trials may be out. Asks Ray once a second, for Tune asks all the time."""
+
+    def __init__(self, slots: SlotPlan) -> None:
+        self._slots = slots
+        self._known = slots.slots
+        self._asked_s = -math.inf
+
+    def __call__(self) -> int:
+        if self._slots.follows_nodes and time.monotonic() - self._asked_s > 1:
+            self._known = self._slots.room(living_nodes())
+            self._asked_s = time.monotonic()
+        return self._known

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from kvray.candidate import Candidate
 from kvray.engines.base import EngineAdapter
@@ -21,6 +22,8 @@ class OrderMaker:
         spec: what all trials of the sweep have in common.
         reference: what quality is compared with. Confirming trials measure none: it is the same in every process.
         forecasts: by candidate id, for those of which there are any.
+        trial_suffix: ends every trial id (see `SweepManifest`).
+        trial_ids: by candidate id, the id that its searched trial has in the records and that is to be replaced.
         threads, scratch: see `TrialOrder`.
     """
 
@@ -33,6 +36,8 @@ class OrderMaker:
         adapter: EngineAdapter,
         threads: int | None,
         scratch: Path | None,
+        trial_suffix: str = "",
+        trial_ids: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._reference = reference
@@ -40,14 +45,17 @@ class OrderMaker:
         self._adapter = adapter
         self._threads = threads
         self._scratch = scratch
+        self._trial_suffix = trial_suffix
+        self._trial_ids = trial_ids
 
     def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
-        """The order of one trial of `candidate`."""
+        """The order of one trial of `candidate`; its spec says what the trial is called in the end."""
+        recorded = None if role is Role.CONFIRM else self._trial_ids.get(candidate.candidate_id)
         spec = replace(
             self._spec,
             candidate=candidate,
             role=role,
-            trial_id=trial_id,
+            trial_id=recorded or f"{trial_id}{self._trial_suffix}",
             rungs=rungs,
             reference=None if role is Role.CONFIRM else self._reference,
             forecast=self._forecasts.get(candidate.candidate_id),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ray import tune
 
 from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.recording import blank_record
-from kvray.sweep.slot import ORDER, RESULT
+from kvray.sweep.slot import MOST_ATTEMPTS, ORDER, RESULT, TrialOrder
 from kvray.trial.spec import TrialSpec
 
 
@@ -16,25 +17,37 @@ class SweepObserver(Protocol):
     """Hears of every trial, in the driver's process, in order. What it raises ends the sweep."""
 
     def trial_started(self, spec: TrialSpec) -> None:
-        """A slot took the trial."""
+        """A slot took the trial; again after `trial_lost`."""
 
     def rung_finished(self, result: TrialResult) -> None:
         """The trial completed `result.record.rung` and may go on or be stopped."""
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        """The trial's slot or its node died; the trial runs again from its beginning on another."""
 
     def trial_finished(self, result: TrialResult) -> None:
         """The trial ended, with its final status. Called exactly once per trial that was started."""
 
 
 class ObserverCallback(tune.Callback):
-    """Translates Tune's callbacks."""
+    """Translates Tune's callbacks.
 
-    def __init__(self, observer: SweepObserver) -> None:
+    Args:
+        check_alive: asked at every step of Tune's; what it raises ends the sweep.
+    """
+
+    def __init__(self, observer: SweepObserver, check_alive: Callable[[], None]) -> None:
         self._observer = observer
+        self._check_alive = check_alive
         self._latest: dict[str, TrialResult] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks into a state that nobody reads, and consoles do not pickle."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """See `tune.Callback`."""
+        self._check_alive()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
@@ -57,6 +70,10 @@ class ObserverCallback(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`. Only the loss of the slot itself comes here; a trial's own failure is a result."""
         latest = self._latest.pop(trial.trial_id, None)
-        record = latest.record if latest else blank_record(trial.config[ORDER].spec, TrialStatus.CRASHED)
-        record = record.with_(status=TrialStatus.CRASHED, message="the slot that ran the trial died")
+        order: TrialOrder = trial.config[ORDER]
+        if not order.is_last_attempt:
+            self._observer.trial_lost(order.spec)
+            return
+        record = latest.record if latest else blank_record(order.spec, TrialStatus.CRASHED)
+        record = record.with_(status=TrialStatus.CRASHED, message=f"the slot that ran it died, {MOST_ATTEMPTS} times")
         self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))

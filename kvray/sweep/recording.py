@@ -9,6 +9,7 @@ from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate, aggregate_
 from kvray.forecast.prediction import Forecast
 from kvray.probes.environment import Environment
 from kvray.record import Phase, Run, TrialRecord, TrialStatus
+from kvray.redaction import redact
 from kvray.trial.events import TrialFacts
 from kvray.trial.spec import TrialSpec
 
@@ -37,6 +38,7 @@ def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = 
         profile=spec.profile.name,
         status=status,
         message=message,
+        fingerprint=spec.fingerprint,
         **forecast_columns(spec.forecast),
     )
 
@@ -66,17 +68,22 @@ def measured_record(
     facts: TrialFacts | None,
     environment: Environment,
     started_at: dt.datetime,
+    wall_s: float,
     log_tail: str | None,
 ) -> TrialRecord:
-    """The record of a trial that was launched, as far as it has come."""
-    ended_at = dt.datetime.now(dt.UTC)
-    record = blank_record(spec, status, message=message).with_(
+    """The record of a trial that was launched, as far as it has come; what its process said is without secrets.
+
+    Args:
+        wall_s: since its start, by a clock that nobody sets: `ended_at` follows from it, so no trial ends before it
+            began.
+    """
+    record = blank_record(spec, status, message=_redacted(message)).with_(
         phase=phase,
-        log_tail=log_tail,
+        log_tail=_redacted(log_tail),
         rung=rung,
         started_at=started_at,
-        ended_at=ended_at,
-        wall_s=(ended_at - started_at).total_seconds(),
+        ended_at=started_at + dt.timedelta(seconds=wall_s),
+        wall_s=wall_s,
         host=environment.host,
         device_name=environment.device_name,
         driver_version=environment.driver_version,
@@ -90,6 +97,10 @@ def measured_record(
     reserved = [run.reserved_peak_mib for run in runs if run.reserved_peak_mib is not None]
     record = record.with_(reserved_peak_mib=max(reserved, default=None))
     return record if facts is None else _with_facts(record, facts)
+
+
+def _redacted(text: str | None) -> str | None:
+    return None if text is None else redact(text)
 
 
 def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
@@ -113,7 +124,7 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         gpu_temperature_c=facts.device_state.temperature_c,
         gpu_power_w=facts.device_state.power_w,
         quality_s=facts.quality_s,
-        quality_note=facts.quality_note,
+        quality_note=_redacted(facts.quality_note),
         threads=observed.threads,
         cache_class=observed.cache_class,
         cache_layers=observed.cache_layers,

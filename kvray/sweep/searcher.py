@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -11,15 +12,23 @@ from kvray.sweep.slot import ORDER, RESULT, UTILITY, TrialOrder
 
 
 class CourseSearcher(Searcher):
-    """Hands out the orders of a `Course` whenever a slot is free, and tells it how they ended."""
+    """Hands out the orders of a `Course` whenever a slot is free, and tells it how they ended.
 
-    def __init__(self, course: Course) -> None:
+    Args:
+        capacity: how many trials may be out now. Tune itself would take one more than there is room for, and the
+            course would choose it before it knew how the others end.
+    """
+
+    def __init__(self, course: Course, *, capacity: Callable[[], int]) -> None:
         super().__init__(metric=UTILITY, mode="max")
         self._course = course
+        self._capacity = capacity
         self._out: dict[str, TrialOrder] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, `None` while a running trial must end first, or `Searcher.FINISHED`."""
+        if len(self._out) >= self._capacity():
+            return None
         order = self._course.next_order()
         if order is None:
             return str(Searcher.FINISHED) if self._course.is_over else None

@@ -5,14 +5,21 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
+import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from kvray.errors import SweepError, first_line
+from kvray.sweep.guardian import Guardian
+from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
 
 _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -35,18 +42,41 @@ _PRIVATE_RAY: Mapping[str, int] = {
     "memory_monitor_refresh_ms": 0,
 }
 
+_ROOM_HINT = (
+    "Ray needs a folder for sockets and logs that can be written, has space, and has a short path: $RAY_TMPDIR, else "
+    "$TMPDIR, else /tmp. Set RAY_TMPDIR."
+)
+_SERVERS = ("gcs_server", "raylet")
+"""Without either of them a Ray is dead; names of processes."""
+_LOOK_S = 1.0
+_DESPAIR_S = 20.0
+"""After the death of a server, until which the main thread must have noticed and ended the session."""
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
+
+
+_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes that a folder for temporary files may have: a Unix socket's path holds 107 (unix(7))."""
 
 
 class RaySession:
     """Ray for the length of a `with`: starting in the background from its first line, gone after its last.
 
     A Ray to which this process is connected already is used and left running.
+
+    Args:
+        address: of a running cluster; `None` starts a private Ray.
+        scratch: the sweep's temporary folder, removed even if this process is killed.
+        last_words: what to say if a private Ray breaks down and takes this process with it: its C++ ends a process
+            that cannot reach its server, after a minute in which nothing else can be done.
     """
 
-    def __init__(self, *, address: str | None) -> None:
-        self._address = address
+    def __init__(self, *, address: str | None, scratch: Path, last_words: str = "Ray broke down.") -> None:
+        self._address = None if address == "local" else address  # Ray's own word for a private one
+        self._scratch = scratch
+        self._last_words = last_words
+        self._guardian: Guardian | None = None
+        self._servers: tuple[psutil.Process, ...] = ()
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
         self._connected = threading.Event()
         self._closing = threading.Event()
@@ -54,6 +84,8 @@ class RaySession:
         self._is_ours = True
 
     def __enter__(self) -> Self:
+        if self._address:
+            warn_of_open_cluster(self._address)
         self._thread.start()
         return self
 
@@ -69,21 +101,37 @@ class RaySession:
             gc.collect()
         self._closing.set()
         self._thread.join()
+        if self._guardian is not None:
+            self._guardian.dismiss()
 
-    def resources(self) -> Mapping[str, float]:
-        """Wait for Ray; returns what the cluster has, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
+    def nodes(self) -> tuple[Mapping[str, float], ...]:
+        """Wait for Ray; returns what each living machine of the cluster has, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
 
         Raises:
             SweepError: it cannot be started or reached.
         """
         self._connected.wait()
         if self._error is not None:
-            where = f"The Ray cluster at {self._address!r} cannot be reached" if self._address else "Ray cannot start"
-            raise SweepError(f"{where}: {first_line(self._error)}") from self._error
-        import ray
+            reason = first_line(self._error)
+            if self._address:
+                raise SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}") from self._error
+            raise SweepError(f"Ray cannot start: {reason.rstrip('.')}.", hint=_ROOM_HINT) from self._error
+        _give_signals_back()
+        return living_nodes()
 
-        resources: Mapping[str, float] = ray.cluster_resources()
-        return resources
+    def check_alive(self) -> None:
+        """Ask while a sweep runs: Tune waits for ever for a private Ray whose servers have died.
+
+        Raises:
+            SweepError: one has.
+        """
+        dead = self._dead_server()
+        if dead is not None:
+            raise SweepError(f"Ray broke down: its process {dead!r} died.")
+
+    def _dead_server(self) -> str | None:
+        servers = zip(_SERVERS, self._servers, strict=False)
+        return next((name for name, process in servers if not _is_alive(process)), None)
 
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
@@ -93,7 +141,10 @@ class RaySession:
             self._error = error
         finally:
             self._connected.set()
-        self._closing.wait()
+        while not self._closing.wait(_LOOK_S):
+            if self._dead_server() is not None and not self._closing.wait(_DESPAIR_S):
+                os.write(2, f"kvray: {self._last_words}\n".encode())
+                os._exit(SweepError.exit_code)
 
     def _connect(self) -> None:
         import ray
@@ -101,14 +152,80 @@ class RaySession:
         if ray.is_initialized():
             self._is_ours = False
             return
+        _mute(logging.getLogger("ray"))
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address:
             _check_reachable(self._address)
             ray.init(address=self._address, **quiet)
         else:
+            self._guardian = Guardian(self._scratch)
+            if not _has_writable_home():
+                # Ray would write a token for its cluster there; one in the environment is for this sweep alone.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            ray.init(address="local", include_dashboard=False, _system_config=dict(_PRIVATE_RAY), **quiet)
+            with loopback_ray() as loopback:
+                ray.init(
+                    address="local",
+                    _system_config=dict(_PRIVATE_RAY),
+                    _temp_dir=_ray_folder(),
+                    **loopback,
+                    **quiet,
+                )
+            check_loopback()
+            self._servers = _own_servers()
+
+
+def _own_servers() -> tuple[psutil.Process, ...]:
+    """The processes of the private Ray that this process has started, in the order of `_SERVERS`."""
+    children = {child.name(): child for child in psutil.Process().children()}
+    return tuple(children[name] for name in _SERVERS) if children.keys() >= set(_SERVERS) else ()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _give_signals_back() -> None:
+    """Ray's C++ takes SIGTERM, below Python's handler, prints its stack and ends the process. Here the handler that
+    this program has set gets it again, or the kernel's default."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGTERM)
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _ray_folder() -> str | None:
+    """Where a private Ray has its sockets: `None` for its own choice, which follows `RAY_TMPDIR` and `TMPDIR`, unless a
+    socket's path there would be longer than the kernel allows."""
+    chosen = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    return None if len(os.fsencode(chosen)) <= _LONGEST_FOLDER else "/tmp/ray"
+
+
+def living_nodes() -> tuple[Mapping[str, float], ...]:
+    """What each machine of the connected Ray has, of those that are alive now."""
+    import ray
+
+    return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+
+
+def _mute(logger: logging.Logger) -> None:
+    """Of Ray's own handlers, which write to stderr: an error that it meets is raised as well, and told once."""
+    for handler in logger.handlers:
+        # Others, such as those of a program that collects logs, are not Ray's.
+        if type(handler).__module__.startswith("ray."):
+            handler.setLevel(logging.CRITICAL)
+
+
+def _has_writable_home() -> bool:
+    try:
+        home = Path.home() / ".ray"
+    except RuntimeError:
+        return False
+    return os.access(home if home.is_dir() else home.parent, os.W_OK | os.X_OK)
 
 
 def _check_reachable(address: str) -> None:

@@ -9,6 +9,7 @@ import datetime as dt
 import logging
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ray import tune
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
 from kvray.engines.base import EngineAdapter
+from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
@@ -37,6 +39,8 @@ KEEPS_LIMITS = "keeps_limits"
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 REDUCTION_FACTOR = 3
+MOST_ATTEMPTS = 3
+"""At a trial whose slot or node dies under it: it runs again twice."""
 _logger = logging.getLogger("kvray.sweep")
 _GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
 """How a trial has ended if no further step is asked for."""
@@ -51,12 +55,19 @@ class TrialOrder:
             own process.
         scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
             slot makes one of its own.
+        attempt: 1, or higher where the slots of earlier attempts at this very trial died.
     """
 
     spec: TrialSpec
     adapter: EngineAdapter
     threads: int | None = None
     scratch: Path | None = None
+    attempt: int = 1
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether the trial has crashed if this attempt's slot dies too."""
+        return self.attempt >= MOST_ATTEMPTS
 
 
 class Slot(tune.Trainable):
@@ -67,10 +78,11 @@ class Slot(tune.Trainable):
         order: TrialOrder = config[ORDER]
         self._process: TrialProcess | None = None
         self._logs = tempfile.TemporaryDirectory(
-            prefix="kvray-slot-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None
+            prefix="kvray-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None
         )
         self._environment = capture_environment(order.spec.device)
         _set_process_environment(order)
+        _shorten_socket_folder()
         self._launcher = Launcher(order.adapter)
         self._launcher.warm()
         self._order = order
@@ -108,7 +120,7 @@ class Slot(tune.Trainable):
     def _begin(self) -> None:
         spec = self._order.spec
         self._rung, self._facts = None, None
-        self._started_at = dt.datetime.now(dt.UTC)
+        self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
         self._process = TrialProcess(self._launcher, spec, Path(self._logs.name) / f"{spec.trial_id}.log")
 
     def _end_process(self) -> None:
@@ -131,6 +143,7 @@ class Slot(tune.Trainable):
             facts=self._facts,
             environment=self._environment,
             started_at=self._started_at,
+            wall_s=time.monotonic() - self._started_s,
             log_tail=process.log_tail() if end.status.is_failure else None,
         )
         report: dict[str, Any] = {RESULT: TrialResult(record=record, runs=runs), "done": done}
@@ -140,6 +153,16 @@ class Slot(tune.Trainable):
             report[KEEPS_LIMITS] = not missed_limits(record, rung_cells(runs, self._rung), spec.profile.limits)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
+
+
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes that multiprocessing leaves for the temporary folder in a Unix socket's path (unix(7))."""
+
+
+def _shorten_socket_folder() -> None:
+    """The fork server listens in a folder of its own within the temporary one, whose path may be too long for that."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
 
 
 def _set_process_environment(order: TrialOrder) -> None:
@@ -152,3 +175,5 @@ def _set_process_environment(order: TrialOrder) -> None:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     for name, value in order.adapter.process_environment().items():
         os.environ.setdefault(name, value)
+    if order.spec.request.offline:
+        os.environ.update(OFFLINE_ENVIRONMENT)

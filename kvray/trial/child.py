@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import tempfile
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from kvray.errors import first_line
 from kvray.probes.cpu import set_normal_priority
 from kvray.probes.gpu import process_memory_mib
 from kvray.record import TrialStatus
+from kvray.trial.channel import send_event
 from kvray.trial.events import Event, TrialEnded
 from kvray.trial.orphans import die_with_parent
 from kvray.trial.protocol import TrialProtocol
@@ -30,22 +34,25 @@ _STATUS_OF = (
 )
 
 
-def child_main(connection: Connection, spec: TrialSpec, adapter: EngineAdapter, log: Path) -> None:
-    """Measure `spec`, sending events over `connection`; what is printed goes to the file `log`."""
+def child_main(connection: Connection, spec: TrialSpec, adapter: EngineAdapter, log: Path, scratch: Path) -> None:
+    """Measure `spec`, sending events over `connection`; what is printed goes to the file `log`, temporary files into
+    the folder `scratch`, which is made here and removed by the slot."""
     os.setsid()
     die_with_parent()
     _redirect_output(log)
+    _redirect_temporary_files(scratch)
     set_normal_priority()
+    emit = partial(send_event, connection.fileno())
     protocol = TrialProtocol(
         spec,
         adapter,
-        emit=connection.send,
+        emit=emit,
         may_continue=lambda: connection.recv() == CONTINUE,
         device_memory_mib=lambda: process_memory_mib(os.getpid()),
     )
     # A closed pipe means that the slot is gone: nobody listens any more.
     with contextlib.suppress(EOFError, BrokenPipeError):
-        connection.send(_run(protocol))
+        emit(_run(protocol))
 
 
 def _run(protocol: TrialProtocol) -> Event:
@@ -55,13 +62,27 @@ def _run(protocol: TrialProtocol) -> Event:
         raise
     except Exception as error:  # noqa: BLE001  (the boundary: every failure of a trial becomes its status)
         traceback.print_exc()
-        status = next((status for kind, status in _STATUS_OF if isinstance(error, kind)), TrialStatus.ERROR)
+        status = _status_of(error)
         message = first_line(error)
         if status is TrialStatus.ERROR:
             message = f"{type(error).__name__}: {message}"
         return TrialEnded(status=status, phase=protocol.phase, message=message, facts=protocol.facts)
     status = TrialStatus.OK if finished else TrialStatus.STOPPED
     return TrialEnded(status=status, phase=None, message=None, facts=protocol.facts)
+
+
+def _status_of(error: Exception) -> TrialStatus:
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return TrialStatus.OOM
+    return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), TrialStatus.ERROR)
+
+
+def _redirect_temporary_files(scratch: Path) -> None:
+    """For this process and all that it starts. Without room for a folder of its own it has the system's."""
+    with contextlib.suppress(OSError):
+        scratch.mkdir(mode=0o700, exist_ok=True)
+        os.environ["TMPDIR"] = str(scratch)
+        tempfile.tempdir = None  # the fork server may have looked it up already
 
 
 def _redirect_output(log: Path) -> None:

@@ -2,7 +2,7 @@
 
 A process is forked from a server that has imported the engine's libraries (or spawned, where the engine demands it),
 so it starts in hundredths of a second with clean memory. A watchdog kills its whole process group when a phase takes
-too long.
+too long or the machine's memory runs out. What a trial leaves behind goes with it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ from typing import Any
 
 from kvray.engines.base import EngineAdapter
 from kvray.record import Phase, Run, TrialStatus
+from kvray.trial.channel import BrokenChannelError, EventReader
 from kvray.trial.child import CONTINUE, STOP, child_main
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialEnded
+from kvray.trial.imports import PRELOAD
+from kvray.trial.leftovers import ProcessTree, group, remove_folder, remove_stale_locks
+from kvray.trial.log import TrialLog, scratch_of
+from kvray.trial.memory_watch import MemoryWatch
+from kvray.trial.shared_memory import SharedMemoryWatch
 from kvray.trial.spec import TrialSpec
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
-LOG_TAIL_CHARS = 4000
-LOG_TAIL_LINES = 30
+LOOK_INTERVAL_S = 0.5
+"""Between two looks at memory, log and shared memory."""
+_POLL_S = 0.05
 
 
 class Launcher:
@@ -39,10 +46,11 @@ class Launcher:
 
     def __init__(self, adapter: EngineAdapter) -> None:
         self.adapter = adapter
+        self.tree = ProcessTree()
         self._context: ForkServerContext | SpawnContext
         if adapter.start_method == "forkserver":
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["kvray.trial.server_preload", "kvray.trial.child", *adapter.preload])
+            context.set_forkserver_preload(["kvray.trial.server_preload"])
             self._context = context
         else:
             self._context = multiprocessing.get_context("spawn")
@@ -52,29 +60,54 @@ class Launcher:
         if isinstance(self._context, ForkServerContext):
             from multiprocessing.forkserver import ensure_running
 
-            ensure_running()
+            with self._preloading():
+                ensure_running()
 
     def start(self, spec: TrialSpec, log: Path) -> tuple[Any, Connection]:
         """A started process and this side of its pipe."""
+        remove_stale_locks(self.adapter.build_locks())
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=child_main, args=(theirs, spec, self.adapter, log), daemon=False)
-        with _main_module_hidden():
+        arguments = (theirs, spec, self.adapter, log, scratch_of(log))
+        process = self._context.Process(target=child_main, args=arguments, daemon=False)
+        with _main_module_hidden(), self.tree.marked(), self._preloading():
             process.start()
         theirs.close()
         return process, ours
 
+    @contextlib.contextmanager
+    def _preloading(self) -> Iterator[None]:
+        """A fork server that starts meanwhile imports what measurement processes of this engine need."""
+        os.environ[PRELOAD] = ",".join(("kvray.trial.child", *self.adapter.preload))
+        try:
+            yield
+        finally:
+            del os.environ[PRELOAD]
+
 
 class TrialProcess:
-    """One trial's process. `advance` runs one rung; `close` must be called in the end, whatever happened."""
+    """One trial's process. `advance` runs one rung; `close` must be called in the end, whatever happened.
 
-    def __init__(self, launcher: Launcher, spec: TrialSpec, log: Path) -> None:
+    Args:
+        log: file for what it prints. Its temporary files go into a folder beside it, which `close` removes.
+        memory: what watches the host's memory; `None` for the default.
+    """
+
+    def __init__(self, launcher: Launcher, spec: TrialSpec, log: Path, *, memory: MemoryWatch | None = None) -> None:
         self.spec = spec
         self.runs: list[Run] = []
         self.phase = Phase.START
-        self._log = log
+        self._launcher = launcher
+        self._log = TrialLog(log)
+        self._scratch = scratch_of(log)
+        self._memory = memory or MemoryWatch()
+        self._shared_memory = SharedMemoryWatch()
         self._process, self._connection = launcher.start(spec, log)
+        launcher.tree.add(self.pid)
+        self._events = EventReader(self._connection.fileno())
         self._deadline = time.monotonic() + self._allowance_s
+        self._next_look = time.monotonic() + LOOK_INTERVAL_S
         self._waits_for_word = False
+        self._is_closed = False
 
     def advance(self) -> RungFinished | TrialEnded:
         """Let the process go on until its next rung is finished or it ends in whatever way. Collects `runs`."""
@@ -96,15 +129,25 @@ class TrialProcess:
                     return event
 
     def close(self) -> None:
-        """End the process and everything in its group: politely if it waits for a word, else by signals. Idempotent."""
+        """End the process and everything that it has started or left: politely if it waits for a word, else by signals.
+        Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self._waits_for_word:
             self._say(STOP)
-            self._process.join(GRACE_S)
+            self._await_end()
+        self._look_at_shared_memory()
         self._kill_group(signal.SIGTERM)
-        self._process.join(GRACE_S)
+        self._await_end()
         self._kill_group(signal.SIGKILL)
-        self._process.join(GRACE_S)
+        self._await_end()
+        self._launcher.tree.remove(self.pid)
         self._connection.close()
+        self._shared_memory.clean()
+        self._log.bound()
+        remove_folder(self._scratch)
+        remove_stale_locks(self._launcher.adapter.build_locks())
 
     @property
     def pid(self) -> int:
@@ -113,34 +156,62 @@ class TrialProcess:
 
     def log_tail(self) -> str | None:
         """The last lines that the process printed."""
-        with contextlib.suppress(OSError):
-            text = self._log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARS:]
-            lines = text.splitlines()[-LOG_TAIL_LINES:]
-            return "\n".join(lines).strip() or None
-        return None
+        return self._log.tail()
 
     def _next_event(self) -> Event:
-        remaining = self._deadline - time.monotonic()
-        if remaining > 0:
-            wait([self._connection, self._process.sentinel], timeout=remaining)
-        if self._connection.poll():
-            with contextlib.suppress(EOFError, OSError):
-                event: Event = self._connection.recv()
-                return event
-        elif self._process.is_alive():
+        try:
+            while (event := self._events.take()) is None:
+                end = self._listen()
+                if end is not None:
+                    return end
+        except BrokenChannelError as error:
+            return self._ended(TrialStatus.CRASHED, f"{error}; killed")
+        return event
+
+    def _listen(self) -> TrialEnded | None:
+        """Wait for the next word, or a while. Returns the trial's end if it shows that it has come."""
+        now = time.monotonic()
+        if now >= self._deadline:
             return self._timed_out()
-        return self._died()
+        if now >= self._next_look:
+            return self._look()
+        timeout_s = min(self._deadline, self._next_look) - now
+        ready = wait([self._connection, self._process.sentinel], timeout=timeout_s)
+        if self._connection in ready or (ready and self._connection.poll()):
+            return None if self._events.read() else self._died()
+        return self._died() if ready or not self._process.is_alive() else None
+
+    def _look(self) -> TrialEnded | None:
+        """What cannot wait until the trial says something."""
+        self._next_look = time.monotonic() + LOOK_INTERVAL_S
+        self._log.bound()
+        self._look_at_shared_memory()
+        shortage = self._memory.shortage(lambda: group(self.pid))
+        if shortage is None:
+            return None
+        self._kill_group(signal.SIGKILL)
+        return self._ended(TrialStatus.OOM, shortage)
+
+    def _look_at_shared_memory(self) -> None:
+        self._shared_memory.look(lambda: group(self.pid))
 
     def _timed_out(self) -> TrialEnded:
         self._kill_group(signal.SIGTERM)
-        message = f"no end of phase {self.phase} within {self._allowance_s:g} s; killed"
-        return TrialEnded(status=TrialStatus.TIMEOUT, phase=self.phase, message=message, facts=None)
+        return self._ended(TrialStatus.TIMEOUT, f"no end of phase {self.phase} within {self._allowance_s:g} s; killed")
 
     def _died(self) -> TrialEnded:
-        self._process.join(GRACE_S)
-        return TrialEnded(
-            status=TrialStatus.CRASHED, phase=self.phase, message=_exit_reason(self._process.exitcode), facts=None
-        )
+        self._await_end()
+        exit_code = self._process.exitcode
+        if exit_code != -signal.SIGKILL:
+            return self._ended(TrialStatus.CRASHED, _exit_reason(exit_code))
+        by_kernel = self._memory.kernel_killed()
+        if by_kernel:
+            return self._ended(TrialStatus.OOM, "killed by the kernel's out-of-memory killer")
+        cause = " (the kernel's out-of-memory killer does this)" if by_kernel is None else ""
+        return self._ended(TrialStatus.CRASHED, f"killed by SIGKILL{cause}")
+
+    def _ended(self, status: TrialStatus, message: str) -> TrialEnded:
+        return TrialEnded(status=status, phase=self.phase, message=message, facts=None)
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -155,6 +226,12 @@ class TrialProcess:
         with contextlib.suppress(BrokenPipeError, OSError):
             self._connection.send(word)
 
+    def _await_end(self) -> None:
+        """At most `GRACE_S`. What a spawned process leaves behind keeps its sentinel open, so `join` is not enough."""
+        deadline = time.monotonic() + GRACE_S
+        while self._process.is_alive() and time.monotonic() < deadline:
+            wait([self._process.sentinel], timeout=_POLL_S)
+
     def _kill_group(self, signal_number: signal.Signals) -> None:
         # The group outlives its leader when the trial left children behind, so it is signalled in any case.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -168,9 +245,9 @@ def _exit_reason(exit_code: int | None) -> str:
     if exit_code is None:
         return "the process closed its pipe and did not end"
     if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        cause = " (the kernel's out-of-memory killer does this)" if name == "SIGKILL" else ""
-        return f"killed by {name}{cause}"
+        number = -exit_code
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"killed by {name}"
     return f"exited with code {exit_code} without a word"
 
 

@@ -1,5 +1,13 @@
-"""Preloaded by the fork server before everything else: imported there, it ties the server's life to its slot's."""
+"""Preloaded by the fork server: imported there, it ties the server's life to its slot's, makes it the parent of what
+trials leave behind, and imports what they need."""
 
-from kvray.trial.orphans import die_with_parent
+import warnings
+
+from kvray.trial.imports import preload
+from kvray.trial.orphans import adopt_orphans, die_with_parent
 
 die_with_parent()
+adopt_orphans()
+# It reaps what it has adopted, and would warn each time.
+warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")
+preload()

@@ -42,6 +42,7 @@ class TrialSpec:
         rungs: those that it runs, in this order.
         forecast: what was predicted, to be recorded beside what is measured; `None` where nothing was.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
+        fingerprint: of the sweep, for the record (see `store.fingerprint`).
         fetch_timeout_s: seconds that making the weights available may take.
     """
 
@@ -57,3 +58,4 @@ class TrialSpec:
     reference: ReferenceSpec | None = None
     rungs: tuple[int, ...] = ALL_RUNGS
     forecast: Forecast | None = None
+    fingerprint: str | None = None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Role, TrialStatus
 from kvray.trial.events import RungFinished, TrialEnded
+from kvray.trial.memory_watch import MemoryWatch
 from kvray.trial.process import Launcher, TrialProcess
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import create_custom_profile
@@ -59,8 +61,9 @@ def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
 def start(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
     started: list[TrialProcess] = []
 
-    def begin(commands: str, *, timeout_s: float = 30.0) -> TrialProcess:
-        process = TrialProcess(launcher, spec_of(commands, timeout_s=timeout_s), tmp_path / "trial.log")
+    def begin(commands: str, *, timeout_s: float = 30.0, memory: MemoryWatch | None = None) -> TrialProcess:
+        spec = spec_of(commands, timeout_s=timeout_s)
+        process = TrialProcess(launcher, spec, tmp_path / "trial.log", memory=memory)
         started.append(process)
         return process
 
@@ -110,11 +113,13 @@ def test_a_healthy_trial_reports_every_rung_then_its_end(start: Start) -> None:
     [
         ("raise", TrialStatus.ERROR, "RuntimeError: told to raise"),
         ("oom", TrialStatus.OOM, "told to run out of memory"),
+        ("rlimit", TrialStatus.OOM, "Unable to allocate 2.00 GiB"),
         ("unsupported", TrialStatus.UNSUPPORTED, "told to be unsupported"),
         ("substituted", TrialStatus.SUBSTITUTED, "told to run something else"),
         ("exit", TrialStatus.CRASHED, "exited with code 7 without a word"),
         ("segv", TrialStatus.CRASHED, "killed by SIGSEGV"),
         ("kill", TrialStatus.CRASHED, "killed by SIGKILL"),
+        ("garbage", TrialStatus.CRASHED, r"the process wrote b'\x00\x00\x01\x00' into the pipe of its events"),
     ],
 )
 def test_every_way_to_fail_becomes_one_status(start: Start, command: str, status: TrialStatus, message: str) -> None:
@@ -148,9 +153,12 @@ def test_a_traceback_is_kept(start: Start) -> None:
     assert tail.endswith("RuntimeError: told to raise")
 
 
-@pytest.mark.parametrize("command", ["hang", "stubborn"])
-def test_a_hung_trial_becomes_a_timeout_and_is_killed(start: Start, command: str) -> None:
-    process = start(f"dynamic={command}", timeout_s=1.0)
+@pytest.mark.parametrize(
+    "commands",
+    ["hang", "gil", "stopped", "stubborn", "children+gil", "deaf+children+gil", "thread+gil"],
+)
+def test_a_hung_trial_becomes_a_timeout_and_is_killed_with_its_group(start: Start, commands: str) -> None:
+    process = start(",".join(f"dynamic={command}" for command in commands.split("+")), timeout_s=1.0)
     event = ended(process)
     assert event.status is TrialStatus.TIMEOUT
     assert event.message == "no end of phase warmup within 1 s; killed"
@@ -162,6 +170,15 @@ def test_processes_that_a_trial_leaves_behind_are_killed_with_it(start: Start) -
     process = start("dynamic=children")
     process.advance()
     assert len(group_members(process.pid)) == 2
+    process.close()
+    assert wait_until_gone(process.pid) == []
+
+
+def test_a_thread_that_does_not_end_keeps_no_process_alive(start: Start) -> None:
+    process = start("dynamic=thread")
+    while isinstance(event := process.advance(), RungFinished):
+        pass
+    assert event.status is TrialStatus.OK
     process.close()
     assert wait_until_gone(process.pid) == []
 
@@ -178,9 +195,35 @@ def test_the_next_trial_starts_clean_after_a_crash(start: Start) -> None:
     assert isinstance(start("ok").advance(), RungFinished)
 
 
+SERVER_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import psutil
+sys.path[:0] = {path!r}
+from test_trial_process import spec_of
+from kvray.engines.fake import FakeAdapter
+from kvray.trial.process import Launcher, TrialProcess
+launcher = Launcher(FakeAdapter())
+first = TrialProcess(launcher, spec_of("dynamic=hang"), Path({log!r}))
+psutil.Process(first.pid).parent().kill()
+print(first.advance().status, flush=True)
+first.close()
+second = TrialProcess(launcher, spec_of("ok"), Path({log!r}))
+print(second.advance().rung, flush=True)
+second.close()
+"""
+
+
+def test_a_slot_outlives_its_fork_server(tmp_path: Path) -> None:
+    code = SERVER_KILLED.format(path=[str(Path(__file__).parent)], log=str(tmp_path / "log"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines() == ["crashed", "0"]
+
+
 OWNER = """
 import sys, time
 from pathlib import Path
+from typing import ClassVar
 sys.path[:0] = {path!r}
 from test_trial_process import spec_of
 from kvray.engines.fake import FakeAdapter
@@ -255,3 +298,25 @@ def test_a_loss_over_the_limit_is_a_status_and_what_was_measured_is_kept(compare
     assert event.facts is not None
     assert event.facts.quality is not None
     assert [run.rung for run in process.runs] == [0]
+
+
+class UnpreloadableAdapter(FakeAdapter):
+    preload: ClassVar[tuple[str, ...]] = ("kvray_has_no_such_module", "module_that_raises")
+
+
+def test_a_library_that_cannot_be_imported_beforehand_ends_no_fork_server(tmp_path: Path) -> None:
+    (tmp_path / "module_that_raises.py").write_text("raise OSError('read-only')")
+    code = (
+        f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(tmp_path)]!r}\n"
+        "from pathlib import Path\n"
+        "from test_trial_process import UnpreloadableAdapter, spec_of\n"
+        "from kvray.trial.process import Launcher, TrialProcess\n"
+        f"process = TrialProcess(Launcher(UnpreloadableAdapter()), spec_of('ok'), Path({str(tmp_path / 'log')!r}))\n"
+        "print(process.advance().rung); process.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+    )
+    assert done.stdout == "0\n"
+    assert "OSError: read-only" in done.stderr

@@ -112,6 +112,9 @@ def one_line(err: str) -> str:
         ),
         (["--resume", "../x"], 2, "Invalid run id '../x'. Use up to 80 letters"),
         (["--resume", "nope"], 10, "holds no sweep 'nope'. It holds none."),
+        (["--retry", "oom"], 2, "resume is missing, without which there is no use for retry"),
+        (["--force"], 2, "resume is missing, without which there is no use for force"),
+        (["--resume", "nope", "--retry", "ok"], 2, "Unknown status of --retry 'ok'. Allowed: oom, timeout, crashed, "),
         (["--output", "foo://bar"], 2, "Results folder 'foo://bar' cannot be opened: Unrecognized filesystem type"),
     ],
 )
@@ -291,17 +294,34 @@ def cluster() -> Iterator[str]:
     running.shutdown()
 
 
+def after_the_warning(err: str, cluster: str) -> str:
+    """What follows the line about a Ray that listens on a network, as that of `cluster` does where there is one."""
+    if cluster.startswith("127."):
+        return err
+    warning, rest = err.split("\n", 1)
+    assert warning.startswith(
+        f"kvray: warning: Ray at {cluster} listens on a network: whoever reaches its ports can run "
+    )
+    return rest
+
+
 def test_more_slots_than_there_are_cpus_are_refused(kvray: Kvray, cluster: str, tmp_path: Path) -> None:
     done = kvray(*FAKE, "--output", tmp_path / "out", "--address", cluster, "--slots", "99")
     assert (done.returncode, done.stdout) == (11, "")
-    assert one_line(done.stderr) == "99 slots do not fit: Ray offers 2 CPUs and 0 GPUs. At most 2."
+    assert (
+        one_line(after_the_warning(done.stderr, cluster))
+        == "99 slots do not fit: Ray offers 2 CPUs and 0 GPUs. At most 2."
+    )
     assert not (tmp_path / "out" / "sweeps").exists()
 
 
 def test_a_cluster_without_a_gpu_is_refused_for_a_sweep_on_gpus(kvray: Kvray, cluster: str, tmp_path: Path) -> None:
     done = kvray(*FAKE, "--device", "cuda", "--output", tmp_path / "out", "--address", cluster, CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout) == (11, "")
-    assert one_line(done.stderr) == "The sweep needs 1 GPU, Ray offers 0. Pass --device cpu to tune on the CPU."
+    assert (
+        one_line(after_the_warning(done.stderr, cluster))
+        == "The sweep needs 1 GPU, Ray offers 0. Pass --device cpu to tune on the CPU."
+    )
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +342,11 @@ def test_when_every_trial_fails_the_last_line_says_why(all_failed: tuple[Path, D
 
 
 @pytest.mark.parametrize(
-    ("arguments", "what"), [(["fake:/=oom", "--output-len", "5"], "profile"), (["fake:ok"], "model_id")]
+    ("arguments", "what"),
+    [
+        (["fake:/=oom", "--output-len", "5"], "profile.output_lengths: 4 → 5"),
+        (["fake:ok"], "model: fake:/=oom → fake:ok"),
+    ],
 )
 def test_a_sweep_is_not_resumed_with_other_arguments(
     arguments: list[str], what: str, kvray: Kvray, cluster: str, all_failed: tuple[Path, Done]
@@ -333,9 +357,9 @@ def test_a_sweep_is_not_resumed_with_other_arguments(
     model, *rest = arguments
     done = kvray("tune", model, *FAKE[2:], *rest, "--address", cluster, "--output", folder, "--resume", run_id)
     assert (done.returncode, done.stdout) == (10, "")
-    assert one_line(done.stderr) == (
-        f"Sweep {run_id!r} cannot be resumed: it was run with another {what}. Repeat its own arguments, or start a new "
-        "sweep without --resume."
+    assert one_line(after_the_warning(done.stderr, cluster)) == (
+        f"Sweep {run_id!r} cannot be resumed, for what was measured cannot be compared with what would be: {what}. "
+        "Undo that, start a new sweep without --resume, or pass --force to measure everything anew beside it."
     )
     assert ResultsStore(folder).records_sha256(run_id) == before
 

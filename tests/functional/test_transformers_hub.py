@@ -132,14 +132,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(code: str, hub_url: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    code: str, hub_url: str, home: Path, *, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
+        cwd=cwd,
         env={**clean, "HF_ENDPOINT": hub_url, "HF_HOME": str(home), "KVRAY_CACHE": str(home / "kvray"), **environment},
     )
     assert done.returncode == 0, done.stderr
@@ -149,7 +152,7 @@ def run(code: str, hub_url: str, home: Path, **environment: str) -> subprocess.C
 def refusal(hub_url: str, home: Path, **environment: str) -> str:
     """The one line of the `ModelError` that describing the model ends in."""
     started = time.monotonic()
-    output = run(DESCRIBE, hub_url, home, **environment).stdout
+    output = run(DESCRIBE, hub_url, home, cwd=None, **environment).stdout
     assert time.monotonic() - started < MOST_SECONDS
     assert output.startswith("refused ")
     assert output.count("\n") == 1
@@ -220,7 +223,14 @@ def test_offline_mode_is_named_as_the_cause(tmp_path: Path) -> None:
     with running(Hub(lambda path: (200, {}, b""))) as hub:
         message = refusal(hub.url, tmp_path, HF_HUB_OFFLINE="1")
         assert hub.asked == []
-    assert "HF_HUB_OFFLINE forbids to download it. Unset HF_HUB_OFFLINE" in message
+    assert "--offline or HF_HUB_OFFLINE forbids to download it. Unset HF_HUB_OFFLINE" in message
+
+
+def test_an_offline_request_asks_the_hub_nothing_whatever_the_environment_says(tmp_path: Path) -> None:
+    with running(Hub(lambda path: (200, {}, b""))) as hub:
+        code = DESCRIBE.replace('"org/model"', '"org/model", offline=True')
+        assert "is not in the local hub cache, and --offline or" in run(code, hub.url, tmp_path).stdout
+        assert hub.asked == []
 
 
 def test_an_impossible_id_is_refused_without_a_question(tmp_path: Path) -> None:
@@ -240,7 +250,7 @@ def test_a_model_is_described_fetched_loaded_and_found_again_without_the_hub(rep
     before, after = hub.asked[: hub.asked.index("/mark")], hub.asked[hub.asked.index("/mark") + 1 :]
     assert first.startswith(f"org/model {COMMIT} LlamaForCausalLM 2048 float32\nfetched\n((")
     assert first == offline
-    assert after == ["/api/models/org/model"] * 3, "loading, which is timed, asked the hub, or a refusal was retried"
+    assert after == ["/api/models/org/model"] * 2, "loading, which is timed, asked the hub, or a refusal was retried"
     names = {path.rpartition("/")[2] for path in before if "/resolve/" in path}
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= names
     assert not names & {"consolidated.safetensors", "pytorch_model.bin", "model.fp16.safetensors"}
@@ -254,6 +264,29 @@ def test_pickled_weights_are_not_even_downloaded(tmp_path: Path) -> None:
         output = run(code, hub.url, tmp_path / "home").stdout
     assert "has no model.safetensors: kvray loads safetensors weights only, no pickled ones" in output
     assert not any("pytorch_model.bin" in path for path in hub.asked)
+
+
+USE_PICKLED = USE.replace('model_id="org/model"', 'model_id="org/model", allow_pickle=True')
+
+
+def test_pickled_weights_are_downloaded_where_they_are_allowed_and_there_are_no_others(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    def hub_of(folder: Path) -> Hub:
+        good = serving(folder)
+        return Hub(lambda path: (500, {}, b"") if path == "/mark" else good(path))
+
+    folder = save_tiny_model(tmp_path / "model")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    with running(hub_of(folder)) as hub:
+        both = run(USE_PICKLED, hub.url, tmp_path / "a")
+        assert not any("pytorch_model.bin" in path for path in hub.asked)
+    (folder / "model.safetensors").unlink()
+    with running(hub_of(folder)) as hub:
+        pickled = run(USE_PICKLED, hub.url, tmp_path / "b")
+        assert any("pytorch_model.bin" in path for path in hub.asked)
+    assert pickled.stdout == both.stdout
 
 
 FETCH_OR_SAY_WHY = """
@@ -277,3 +310,38 @@ def test_foreign_code_on_the_hub_is_refused_unless_trusted(tmp_path: Path) -> No
         assert "foreign code ran" in run(trusting, hub.url, tmp_path / "home").stdout
     assert "foreign code ran" not in message
     assert "brings its own Python code. If you trust its author, pass --trust-remote-code." in message
+
+
+NEXT_COMMIT = COMMIT[::-1]
+
+
+def moving(first: Path, second: Path, hub: Hub) -> Callable[[str], Answer]:
+    """A hub on which `second` is pushed over `first` as soon as somebody has read the first one's config."""
+    answers = {COMMIT: serving(first), NEXT_COMMIT: serving(second)}
+
+    def answer(path: str) -> Answer:
+        was_read = any(f"/resolve/{COMMIT}/config.json" in asked for asked in hub.asked[:-1])
+        commit = next((one for one in answers if one in path), NEXT_COMMIT if was_read else COMMIT)
+        status, headers, body = answers[commit](path)
+        return status, {**headers, "X-Repo-Commit": commit}, body.replace(COMMIT.encode(), commit.encode())
+
+    return answer
+
+
+def test_a_push_in_the_middle_of_a_sweep_changes_nothing_of_what_is_measured(tmp_path: Path) -> None:
+    first = save_tiny_model(tmp_path / "first")
+    second = save_tiny_model(tmp_path / "second", max_shard_size="100KB")
+    line = "tune org/model --device cpu --profile ci-micro --context 16 --output-len 4 --repeats 1 --no-forecast"
+    line += " --cache dynamic --attention sdpa --dtype float32 --compile off --search grid --confirm 0 --output results"
+    code = f"import sys\nfrom kvray.cli.app import main\nmain({line.split()!r})"
+    hub = Hub(lambda path: (500, {}, b""))
+    with running(hub):
+        hub.answer = moving(first, second, hub)
+        run(code, hub.url, tmp_path, cwd=tmp_path)
+        weights = [path for path in hub.asked if "/resolve/" in path and ".safetensors" in path]
+        newest = run(DESCRIBE, hub.url, tmp_path).stdout
+    (manifest,) = (tmp_path / "results" / "sweeps").iterdir()
+    assert json.loads(manifest.read_text())["model_revision"] == COMMIT
+    assert weights
+    assert all(f"/resolve/{COMMIT}/model.safetensors" in path for path in weights)
+    assert NEXT_COMMIT in newest, "nothing was pushed"

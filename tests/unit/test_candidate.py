@@ -12,6 +12,7 @@ from kvray.errors import InvalidValueError
 BASE = Candidate(
     engine="transformers", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
 )
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,4}", fullmatch=True)
 candidates = st.builds(
     Candidate,
     engine=st.sampled_from(["transformers", "llama_cpp"]),
@@ -23,7 +24,7 @@ candidates = st.builds(
     compile=st.sampled_from(CompileMode),
     batch_size=st.integers(1, 64),
     parallelism=st.integers(1, 8),
-    cache_params=st.dictionaries(st.text(max_size=5), st.one_of(st.booleans(), st.integers(), st.text(max_size=5))).map(
+    cache_params=st.dictionaries(NAMES, st.one_of(st.booleans(), st.integers(), st.text(max_size=5))).map(
         lambda params: tuple(params.items())
     ),
 )

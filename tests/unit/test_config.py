@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, DeviceType, DType
-from kvray.config import TuneConfig, cache_dir
+from kvray.config import TuneConfig, cache_dir, warn_of_closed_cache
 from kvray.errors import InvalidValueError, ProfileError
+from kvray.record import TrialStatus
 from kvray.workload import get_profile
 
 
@@ -68,6 +71,21 @@ def test_a_space_file_and_a_narrowed_axis_exclude_each_other() -> None:
     assert config(space="space.yaml").has_space_file
 
 
+@pytest.mark.parametrize("values", [{"retry": ("oom",)}, {"force": True}])
+def test_what_only_a_resumed_sweep_can_use_is_refused_without_one(values: dict[str, Any]) -> None:
+    with pytest.raises(
+        InvalidValueError, match=f"resume is missing, without which there is no use for {next(iter(values))}"
+    ):
+        config(**values)
+    assert config(resume="a-run", **values).resume == "a-run"
+
+
+def test_only_failures_can_be_retried() -> None:
+    assert config(resume="a-run", retry=("oom", "crashed")).retry == (TrialStatus.OOM, TrialStatus.CRASHED)
+    with pytest.raises(InvalidValueError, match="ok, skipped is no failure; allowed: oom, timeout, crashed, unsupp"):
+        config(resume="a-run", retry=("ok", "oom", "skipped"))
+
+
 def test_nothing_of_a_configuration_can_be_changed() -> None:
     given = config()
     with pytest.raises(ValueError, match="frozen"):
@@ -84,3 +102,26 @@ def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "own"))
     assert cache_dir() == tmp_path / "own"
     assert not cache_dir().exists()
+
+
+def test_without_any_home_the_cache_folder_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "KVRAY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)  # of which the user database knows nothing
+    with pytest.raises(InvalidValueError, match=r"no home folder\. Set KVRAY_CACHE to a folder that can be written"):
+        cache_dir()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("kvray"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="kvray.config")
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "not" / "there"))
+    warn_of_closed_cache()
+    assert caplog.messages == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "file"))
+    warn_of_closed_cache()
+    (said,) = caplog.messages
+    assert said.startswith(f"The cache folder {tmp_path / 'file'} cannot be written: quality is not measured")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -98,14 +99,18 @@ class TransformersAdapter(EngineAdapter):
 
     def process_environment(self) -> Mapping[str, str]:
         """See `EngineAdapter.process_environment`: one folder of compiled kernels per torch version, no chatter."""
-        compiled = cache_dir() / "compiled" / f"torch-{version('torch')}"
         return {
-            "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-            "TRITON_CACHE_DIR": str(compiled / "triton"),
+            **_compiler_caches(cache_dir() / "compiled" / f"torch-{version('torch')}"),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "KINETO_LOG_LEVEL": "99",
         }
+
+    def build_locks(self) -> Sequence[Path]:
+        """See `EngineAdapter.build_locks`: those of optimum-quanto, which builds inside its own package."""
+        optimum = find_spec("optimum")
+        homes = optimum.submodule_search_locations if optimum is not None else None
+        return [lock for home in homes or () for lock in Path(home).glob("quanto/library/extensions/*/build/lock")]
 
     def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
         """See `EngineAdapter.rules`."""
@@ -132,6 +137,17 @@ class TransformersAdapter(EngineAdapter):
             "Peak memory is the highest resident set of the measuring process while a cell was measured; it includes "
             "the libraries and the weights, which are the same for every candidate of a dtype."
         )
+
+
+def _compiler_caches(folder: Path) -> Mapping[str, str]:
+    """None where `folder` cannot be written: torch makes its own at import, and then takes a temporary folder."""
+    caches = {"TORCHINDUCTOR_CACHE_DIR": folder / "inductor", "TRITON_CACHE_DIR": folder / "triton"}
+    try:
+        for cache in caches.values():
+            cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {name: str(cache) for name, cache in caches.items()}
 
 
 def _convert_if_gguf(request: ModelRequest) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from kvray.engines.base import DECODED_TOKENS, ForcedToken, UnsupportedError
+from kvray.engines.transformers.translation import is_out_of_memory
 from kvray.errors import first_line
 
 CHUNK_TOKENS = 64
@@ -96,9 +97,9 @@ def _continue(model: Any, cache: Any, ids: torch.Tensor, new_tokens: int) -> tor
         with torch.no_grad():
             inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=new_tokens, **options)
             logits: torch.Tensor = model(**inputs, return_dict=True).logits
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, IndexError, TypeError) as error:  # decoding token by token may well work
+        if is_out_of_memory(error):
+            raise
         raise UnsupportedError(f"the cache does not go on with {new_tokens} tokens: {first_line(error)}") from error
     return logits
 

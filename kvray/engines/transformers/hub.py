@@ -14,9 +14,13 @@ ANSWER_TIMEOUT_S = 10.0
 """For the hub's first answer. The hub's client sets no limit of its own there, so a silent hub would hang a sweep."""
 
 
-def snapshot(repo_id: str, patterns: Iterable[str]) -> Path:
-    """The folder with the newest files of `repo_id` that match `patterns`: downloaded, or as cached where the hub
-    refuses, fails or cannot be reached. Its name is the commit.
+def snapshot(repo_id: str, patterns: Iterable[str], *, revision: str | None = None, offline: bool = False) -> Path:
+    """The folder with the files of `repo_id` that match `patterns`: downloaded, or as cached where the hub refuses,
+    fails or cannot be reached. Its name is the commit.
+
+    Args:
+        revision: a commit; `None`: the newest, which is what the hub is asked for.
+        offline: whether the hub must not be asked at all.
 
     Raises:
         ModelError: they are neither on the hub nor cached; says why and what to do.
@@ -25,30 +29,46 @@ def snapshot(repo_id: str, patterns: Iterable[str]) -> Path:
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
     wanted = list(patterns)
+    if offline:
+        return _cached_or_refused(repo_id, wanted, revision)
     try:
-        HfApi().model_info(repo_id, timeout=ANSWER_TIMEOUT_S)
+        HfApi().model_info(repo_id, revision=revision, timeout=ANSWER_TIMEOUT_S)
     except (HTTPError, OSError, ValueError) as error:
-        found = cached_snapshot(repo_id, wanted)
+        found = cached_snapshot(repo_id, wanted, revision=revision)
         if found is None:
             raise _explained(repo_id, error) from error
         return found
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=wanted))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
         raise _explained(repo_id, error.__cause__ or error) from error
     except (HTTPError, OSError, ValueError) as error:
         raise _explained(repo_id, error) from error
 
 
-def cached_snapshot(repo_id: str, patterns: Iterable[str]) -> Path | None:
+def cached_snapshot(repo_id: str, patterns: Iterable[str], *, revision: str | None = None) -> Path | None:
     """The cached folder of `repo_id`, the hub not being asked; `None`: there is none, or it is known to lack files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=list(patterns), local_files_only=True))
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def _cached_or_refused(repo_id: str, patterns: list[str], revision: str | None) -> Path:
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.utils import validate_repo_id
+
+    found = cached_snapshot(repo_id, patterns, revision=revision)
+    if found is not None:
+        return found
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise _explained(repo_id, error) from error
+    raise _explained(repo_id, OfflineModeIsEnabled())
 
 
 def _explained(repo_id: str, error: BaseException) -> ModelError:
@@ -75,8 +95,9 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
             )
         case OfflineModeIsEnabled():
             return ModelError(
-                f"Model {repo_id!r} is not in the local hub cache, and HF_HUB_OFFLINE forbids to download it.",
-                hint="Unset HF_HUB_OFFLINE, or give a local folder.",
+                f"Model {repo_id!r} is not in the local hub cache, and --offline or HF_HUB_OFFLINE forbids to download "
+                "it.",
+                hint="Unset HF_HUB_OFFLINE and leave --offline out, or give a local folder.",
             )
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return ModelError(

@@ -80,6 +80,8 @@ class TransformersModel(LoadedModel):
     def __init__(self, request: ModelRequest, candidate: Candidate, device: DeviceType) -> None:
         if (objection := cache_parameters_objection(candidate)) is not None:
             raise UnsupportedError(objection)
+        if candidate.foreign_kernel is not None and not request.trust_remote_code:
+            raise UnsupportedError(f"kernel {candidate.foreign_kernel} is code by others that nobody said to trust")
         self._candidate = candidate
         self._device = torch.device(device.value)
         self._arguments = call_arguments(candidate)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +38,8 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
     """The model on `device`, as `arguments` say.
 
     Raises:
-        ModelError: weights are damaged, or some are missing. Anything else that the library raises passes as it is.
+        ModelError: weights are damaged or of a kind that may not be loaded, or some are missing. Anything else that the
+            library raises passes as it is.
     """
     options = {
         "dtype": getattr(torch, arguments.dtype),
@@ -55,11 +59,20 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         options |= {"device_map": "auto", "max_memory": max_memory(arguments.weights_limit_mib)}
     elif device.type == "cuda":
         options["device_map"] = {"": device}
+    has_safetensors = all((folder / name).is_file() for name in models.safetensors_files(folder))
+    options["use_safetensors"] = has_safetensors or not request.allow_pickle
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, SafetensorError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        with contextlib.nullcontext() if request.allow_pickle else pickle_refused():
+            model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    except (
+        OSError,
+        SafetensorError,
+        pickle.UnpicklingError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise ModelError(f"The weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -72,6 +85,25 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         # Transformers would make them up at random and say so in its log only.
         raise ModelError(f"The weights in {str(folder)!r} lack {len(missing)} tensors of the model: {missing[0]}, …")
     return model
+
+
+@contextlib.contextmanager
+def pickle_refused() -> Iterator[None]:
+    """`torch.load` refuses: a config may name weights of its own, or an adapter, by ways that no option closes."""
+    real = torch.load
+    torch.load = _refuse_pickle
+    try:
+        yield
+    finally:
+        torch.load = real
+
+
+def _refuse_pickle(file: object, *arguments: object, **options: object) -> NoReturn:
+    del arguments, options
+    raise ModelError(
+        f"The model wants {str(file)!r} loaded, which is a pickle: kvray loads safetensors weights only.",
+        hint="If you trust whoever made it, pass --allow-pickle.",
+    )
 
 
 def max_memory(weights_limit_mib: int) -> dict[int | str, str]:

@@ -9,7 +9,7 @@ import enum
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,8 @@ from kvray.record import RANDOM_PREFIX
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+PICKLED_WEIGHTS_INDEX = "pytorch_model.bin.index.json"
 SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
@@ -124,7 +126,7 @@ def config_path(request: ModelRequest) -> Path:
     """
     source = parse_model_id(request.model_id)
     if source.kind is SourceKind.HUB:
-        return hub.snapshot(source.model_id, SMALL_FILES)
+        return hub.snapshot(source.model_id, SMALL_FILES, revision=request.revision, offline=request.offline)
     if source.kind is SourceKind.GGUF:
         return converted_gguf(source.local_path)
     return source.local_path
@@ -134,15 +136,27 @@ def weights_path(request: ModelRequest) -> Path:
     """The folder that `from_pretrained` loads from (for `random:`, the folder with the config), fetched if need be.
 
     Raises:
-        ModelError: it cannot be had, or lacks safetensors weights or a tokenizer.
+        ModelError: it cannot be had, or lacks weights that may be loaded, or a tokenizer.
     """
     source = parse_model_id(request.model_id)
     folder = config_path(request)
     if source.kind is SourceKind.HUB:
-        # Exactly the files that `from_pretrained` reads: many repositories hold their weights twice.
-        folder = hub.snapshot(source.model_id, (*SMALL_FILES, *_weight_files(folder)))
+        folder = _downloaded_weights(request, folder)
     if source.kind is not SourceKind.RANDOM:
         _check_complete(request, folder)
+    return folder
+
+
+def _downloaded_weights(request: ModelRequest, folder: Path) -> Path:
+    """Exactly the files that `from_pretrained` reads, of the very commit of `folder`: many repositories hold their
+    weights twice."""
+    revision = request.revision or folder.name
+    for names in (safetensors_files(folder), *([_pickle_files(folder)] if request.allow_pickle else [])):
+        if _absent(names, folder):
+            wanted = (*SMALL_FILES, *names)
+            folder = hub.snapshot(request.model_id, wanted, revision=revision, offline=request.offline)
+        if not _absent(names, folder):
+            break
     return folder
 
 
@@ -150,8 +164,8 @@ def fetched_path(request: ModelRequest) -> Path:
     """`weights_path` without a word to the hub where everything is here already: for loading, which is timed."""
     source = parse_model_id(request.model_id)
     if source.kind is SourceKind.HUB:
-        folder = hub.cached_snapshot(source.model_id, SMALL_FILES)
-        if folder is not None and not _missing_weights(folder):
+        folder = hub.cached_snapshot(source.model_id, SMALL_FILES, revision=request.revision)
+        if folder is not None and not _missing_weights(request, folder):
             return folder
     return weights_path(request)
 
@@ -162,10 +176,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _check_complete(request: ModelRequest, folder: Path) -> None:
-    if missing := _missing_weights(folder):
+    if missing := _missing_weights(request, folder):
+        is_pickled = not request.allow_pickle and not _absent(_pickle_files(folder), folder)
+        only = "kvray loads safetensors weights only, no pickled ones"
         raise ModelError(
-            f"Model {request.model_id!r} has no {missing[0]}: kvray loads safetensors weights only, no pickled ones.",
-            hint="Save it with save_pretrained, which writes safetensors.",
+            f"Model {request.model_id!r} has no {missing[0]}{'' if request.allow_pickle else f': {only}'}.",
+            hint="Save it with save_pretrained, which writes safetensors"
+            + (", or, if you trust whoever made it, pass --allow-pickle." if is_pickled else "."),
         )
     if not has_tokenizer(folder):
         raise ModelError(
@@ -173,29 +190,54 @@ def _check_complete(request: ModelRequest, folder: Path) -> None:
         )
 
 
-def _missing_weights(folder: Path) -> list[str]:
-    return [name for name in _weight_files(folder) if not (folder / name).is_file()]
+def _missing_weights(request: ModelRequest, folder: Path) -> list[str]:
+    return _absent(_weight_files(request, folder), folder)
 
 
-def _weight_files(folder: Path) -> tuple[str, ...]:
-    """Names of the files that `from_pretrained` reads from `folder`, by the index that lies there, if any."""
-    index = folder / WEIGHTS_INDEX
-    if (folder / WEIGHTS).is_file() or not index.is_file():
-        return (WEIGHTS,)
+def _weight_files(request: ModelRequest, folder: Path) -> tuple[str, ...]:
+    """Names of the files that `from_pretrained` reads from `folder`: pickles only where they may be, and where there
+    is nothing else."""
+    safe = safetensors_files(folder)
+    if request.allow_pickle and _absent(safe, folder) and not _absent(_pickle_files(folder), folder):
+        return _pickle_files(folder)
+    return safe
+
+
+def safetensors_files(folder: Path) -> tuple[str, ...]:
+    """Names of the safetensors files of the model in `folder`, by the index that lies there, if any.
+
+    Raises:
+        ModelError: the index is none, or names a file of another kind, which Transformers would take for a pickle.
+    """
+    return _indexed_files(folder, WEIGHTS, WEIGHTS_INDEX, ".safetensors")
+
+
+def _pickle_files(folder: Path) -> tuple[str, ...]:
+    return _indexed_files(folder, PICKLED_WEIGHTS, PICKLED_WEIGHTS_INDEX, ".bin")
+
+
+def _absent(names: Iterable[str], folder: Path) -> list[str]:
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def _indexed_files(folder: Path, single: str, index_name: str, suffix: str) -> tuple[str, ...]:
+    index = folder / index_name
+    if (folder / single).is_file() or not index.is_file():
+        return (single,)
     try:
         names = tuple(sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
-    if strange := [name for name in names if not _SHARD.fullmatch(name)]:
+    if strange := [name for name in names if not (_SHARD.fullmatch(name) and name.endswith(suffix))]:
         raise ModelError(
-            f"{str(index)!r} names {strange[0][:80]!r}, which is no safetensors file beside it.",
+            f"{str(index)!r} names {strange[0][:80]!r}, which is no {suffix} file beside it.",
             hint="Save the model with save_pretrained, which writes safetensors.",
         )
-    return names or (WEIGHTS,)
+    return names or (single,)
 
 
-_SHARD = re.compile(r"[\w][\w.-]{0,200}\.safetensors", re.ASCII)
-"""What `from_pretrained` may be led to: a path would leave the folder, and any other ending is unpickled."""
+_SHARD = re.compile(r"[\w][\w.-]{0,200}", re.ASCII)
+"""What `from_pretrained` may be led to: a path would leave the folder."""
 
 
 def describe(request: ModelRequest) -> ModelInfo:
@@ -212,7 +254,7 @@ def describe(request: ModelRequest) -> ModelInfo:
     with config_errors(request):
         info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
         info = replace(info, missing_attentions=_missing_attentions(config))
-    return replace(info, revision=_revision(source, folder))
+    return replace(info, revision=_revision(request, source, folder))
 
 
 def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
@@ -327,7 +369,7 @@ def _native_dtype(config: Any) -> DType:
     return DType(named) if named in set(DType) else DType.FLOAT32
 
 
-def _revision(source: ModelSource, folder: Path) -> str:
+def _revision(request: ModelRequest, source: ModelSource, folder: Path) -> str:
     if source.kind is SourceKind.HUB:
         return folder.name
     if source.kind is SourceKind.GGUF:
@@ -335,6 +377,6 @@ def _revision(source: ModelSource, folder: Path) -> str:
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     if source.kind is SourceKind.FOLDER:
         # Fine-tuned models share their config: only the weights tell them apart.
-        for name in _weight_files(folder):
+        for name in _weight_files(request, folder):
             digest.update(file_sha256(folder / name).encode())
     return f"sha256:{digest.hexdigest()}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType
+from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers.arguments import cache_parameters_objection
 from kvray.space.constraints import Rule, SpaceFacts
 from kvray.workload import Cell, WorkloadProfile
 
 FULL_ATTENTION = "full_attention"
-TRUSTED_KERNELS = "kernels-community/"
 _PAGED_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _PAGED_ATTENTION = (
     AttentionBackend.EAGER,
@@ -124,7 +123,7 @@ def _weights_limit(candidate: Candidate, facts: SpaceFacts, model: ModelInfo) ->
 
 
 def _trusted_kernel(candidate: Candidate, request: ModelRequest) -> str | None:
-    kernel = candidate.hub_kernel
-    if kernel is None or kernel.startswith(TRUSTED_KERNELS) or request.trust_remote_code:
+    kernel = candidate.foreign_kernel
+    if kernel is None or request.trust_remote_code:
         return None
     return f"kernel {kernel} is code by others than {TRUSTED_KERNELS.rstrip('/')}: it needs --trust-remote-code"

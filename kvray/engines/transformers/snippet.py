@@ -18,10 +18,12 @@ from kvray.engines.transformers.arguments import (
     SLIDING_WINDOW_CLASS,
     XFORMERS,
     CallArguments,
+    cache_parameters_objection,
     call_arguments,
 )
 from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
 from kvray.engines.transformers.models import has_tokenizer
+from kvray.errors import InvalidValueError
 from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
 
@@ -31,7 +33,12 @@ def render(*, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code
 
     A candidate with a batch size takes a list of prompts instead of one. Where a `random:` model has no tokenizer, the
     source brings a stand-in, so that it runs. Needs none of the model's files.
+
+    Raises:
+        InvalidValueError: the candidate's cache does not take its settings: nobody has measured it.
     """
+    if (objection := cache_parameters_objection(candidate)) is not None:
+        raise InvalidValueError(f"There is no code for {candidate.label}: {objection}.", hint="Tune again.")
     model, random_weights = model_id.removeprefix(RANDOM_PREFIX), model_id.startswith(RANDOM_PREFIX)
     if random_weights:
         model = model.removesuffix("/config.json")

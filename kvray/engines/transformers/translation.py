@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +11,17 @@ import torch
 
 from kvray.engines.base import OutOfMemoryError, UnsupportedError
 from kvray.errors import KvrayError, first_line
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
+"""What PyTorch's own RuntimeErrors say where the host has no memory left: its allocator, a file's mapping, C++."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether host or device memory ran out, whatever type PyTorch gives that."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = (*_NO_MEMORY, os.strerror(errno.ENOMEM).lower())  # the system speaks the user's language
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in told)
 
 
 @contextmanager
@@ -24,7 +37,7 @@ def translated_errors() -> Iterator[None]:
         raise UnsupportedError(first_line(error)) from error
     except RuntimeError as error:
         text = first_line(error)
-        if "can't allocate memory" in text or "not enough memory" in text:
+        if is_out_of_memory(error):
             raise OutOfMemoryError(text) from error
         if "No available kernel" in text or "No viable backend" in text:
             raise UnsupportedError(f"PyTorch: {text}") from error

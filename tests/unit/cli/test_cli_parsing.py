@@ -10,12 +10,14 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_duration,
+    parse_failures,
     parse_integers,
     parse_limit,
     parse_memory_limit,
     parse_optional_integers,
 )
 from kvray.errors import InvalidValueError
+from kvray.record import TrialStatus
 
 
 def test_an_option_that_is_not_given_narrows_nothing() -> None:
@@ -133,3 +135,14 @@ def test_a_duration_is_a_number_with_its_unit(text: str, seconds: float) -> None
 def test_what_is_no_duration_above_zero_is_refused_with_examples(text: str) -> None:
     with pytest.raises(InvalidValueError, match=r"--budget .* is not a time above 0 with its unit\. Write it like 90s"):
         parse_duration(text, option="--budget")
+
+
+def test_failures_to_retry_are_statuses_each_once() -> None:
+    assert parse_failures("oom, crashed,oom", option="--retry") == (TrialStatus.OOM, TrialStatus.CRASHED)
+    assert parse_failures(None, option="--retry") == ()
+
+
+@pytest.mark.parametrize("text", ["ok", "oom,skipped", "", "OOM"])
+def test_what_is_no_failure_is_refused_with_those_that_are(text: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"Unknown status of --retry .* Allowed: oom, timeout, crashed, unsup"):
+        parse_failures(text, option="--retry")

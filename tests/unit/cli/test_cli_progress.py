@@ -261,6 +261,22 @@ def test_that_the_device_is_measured_is_said_because_it_takes_seconds() -> None:
     assert printed(lines) == printed(live) == [MEASURING]
 
 
+def test_trials_of_an_earlier_session_are_said_in_a_line(preview: Preview, manifest: SweepManifest) -> None:
+    baseline, *_ = specs_of(preview)
+    early = result_of(baseline)
+    begun = manifest.created_at - dt.timedelta(days=2)
+    recorded = [replace(early, record=early.record.with_(started_at=begun))]
+    console = Console(file=io.StringIO(), width=120)
+    LineProgress(console).search_started(preview, manifest, recorded)
+    told = f"1 trial is from an earlier session on {begun:%Y-%m-%d}"
+    assert printed(console)[1:] == [told]
+    state = SweepState()
+    state.start(preview, manifest, recorded)
+    live = Console(file=io.StringIO(), width=120)
+    live.print(render_state(state))
+    assert told in printed(live)
+
+
 def test_the_run_id_is_known_from_the_start_of_the_search(preview: Preview, manifest: SweepManifest) -> None:
     progress = LineProgress(Console(file=io.StringIO()))
     assert progress.run_id is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,16 @@ def test_compiled_code_is_kept_apart_by_torch_version(tmp_path: Path, monkeypatc
     environment = ADAPTER.process_environment()
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         assert environment[name].startswith(str(tmp_path / "compiled" / "torch-2."))
+
+
+def test_the_lock_of_an_interrupted_build_is_found_inside_optimum_quanto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = tmp_path / "optimum" / "quanto" / "library" / "extensions" / "cpp" / "build"
+    build.mkdir(parents=True)
+    (tmp_path / "optimum" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "optimum", raising=False)
+    assert TransformersAdapter().build_locks() == []
+    (build / "lock").touch()
+    assert TransformersAdapter().build_locks() == [build / "lock"]

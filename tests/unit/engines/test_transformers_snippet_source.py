@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import PAGED_OPTIONS, call_arguments
+from kvray.errors import InvalidValueError
 from kvray.workload import Cell
 
 TINY = Path(__file__).parents[2] / "assets" / "tiny_llama"
@@ -60,6 +63,28 @@ def test_a_hostile_model_id_stays_inside_its_strings(prefix: str, suffix: str) -
     same_but_strings = [ast.dump(_without_strings(ast.parse(source))) for source in (plain, hostile)]
     assert same_but_strings[0] == same_but_strings[1]
     assert any(HOSTILE in value for value in strings(hostile))
+
+
+@given(st.text(), st.booleans(), st.sampled_from(["", "random:"]))
+@example("""x\"\"\"); import os; os.system('id') #""", True, "")
+@example("x\n# coding: utf-7\n+AGE-", False, "")
+@example("\u2028\x00\ud800{model}\\", False, "random:")
+def test_no_model_id_ever_leaves_its_strings(name: str, trust: bool, prefix: str) -> None:
+    plain, hostile = render(f"{prefix}name", trust=trust), render(f"{prefix}n/{name}", trust=trust)
+    assert ast.dump(_without_strings(ast.parse(plain))) == ast.dump(_without_strings(ast.parse(hostile)))
+    shown = f"n/{name}".removesuffix("/config.json") if prefix else f"n/{name}"
+    assert shown in strings(hostile)
+
+
+@pytest.mark.parametrize("name", ["x=os.system('id'), y", "x)\nimport os", "a b", "", "ｘ", "1x"])
+def test_no_cache_setting_is_a_piece_of_code(name: str) -> None:
+    with pytest.raises(InvalidValueError, match="is not a name of letters, digits and underscores"):
+        candidate(cache=CacheStrategy.STATIC, cache_params=((name, 1),))
+
+
+def test_there_is_no_code_for_settings_that_the_cache_does_not_take() -> None:
+    with pytest.raises(InvalidValueError, match="static does not take max_batch_size: it takes max_cache_len"):
+        render(cache=CacheStrategy.STATIC, cache_params=(("max_batch_size", 1),))
 
 
 def _without_strings(tree: ast.AST) -> ast.AST:

@@ -52,7 +52,7 @@ class WatchedAdapter(FakeAdapter):
 
 def session_of(plan: Plan) -> tuple[Session, WatchedAdapter]:
     adapter = WatchedAdapter()
-    return Session(plan, adapter, plan.device), adapter
+    return Session(plan, adapter, plan.device, ModelRequest(model_id=plan.model_id)), adapter
 
 
 def plan_of(commands: str = "ok") -> Plan:
@@ -225,3 +225,35 @@ def test_with_room_enough_the_winner_serves(monkeypatch: pytest.MonkeyPatch) -> 
     session, adapter = session_of(plan)
     session.generate("a b", max_new_tokens=1)
     assert adapter.loaded == [WINNER]
+
+
+def with_foreign_kernel(plan: Plan) -> Plan:
+    """`plan` with one more candidate in its table, whose attention is a kernel by anybody."""
+    data = plan.model_dump(mode="json")
+    kernel = Candidate.from_dict({**WINNER.to_dict(), "attention": "hub_kernel", "hub_kernel": "someone/attention"})
+    metrics = data["candidates"][WINNER.candidate_id]["metrics"]
+    data["candidates"][kernel.candidate_id] = {"candidate": kernel.to_dict(), "metrics": metrics}
+    return Plan.model_validate(data)
+
+
+def test_code_by_others_needs_the_consent_of_whoever_loads_the_plan() -> None:
+    own = plan_of().model_copy(update={"trust_remote_code": True})
+    with pytest.raises(PlanError, match=r"runs Python code that the model brings\. .*load\(trust_remote_code=True\)"):
+        PlanLoader(own).load()
+    with pytest.raises(PlanError, match="runs kernel someone/attention from the hub"):
+        PlanLoader(with_foreign_kernel(plan_of())).load()
+
+
+@pytest.mark.filterwarnings("ignore::kvray.plan.session.FingerprintWarning")
+def test_with_consent_a_plan_loads_and_without_need_nothing_is_trusted() -> None:
+    own = plan_of().model_copy(update={"trust_remote_code": True})
+    assert PlanLoader(own).load(trust_remote_code=True)._request.trust_remote_code
+    plain = PlanLoader(plan_of()).load()._request
+    assert (plain.trust_remote_code, plain.allow_pickle) == (False, False)
+
+
+@pytest.mark.filterwarnings("ignore::kvray.plan.session.FingerprintWarning")
+@pytest.mark.parametrize("engine", ["os:system", "subprocess", "../evil", "kvray.engines.fake:FakeAdapter", "Fake"])
+def test_a_plan_names_no_engine_but_a_registered_one(engine: str) -> None:
+    with pytest.raises(EngineError, match="Unknown engine"):
+        PlanLoader(plan_of().model_copy(update={"engine": engine})).load()

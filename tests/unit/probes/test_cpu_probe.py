@@ -225,3 +225,27 @@ def test_this_program_is_not_its_own_disturbance() -> None:
 
 def test_what_is_over_in_a_moment_is_not_judged() -> None:
     assert cpu.OtherLoad().cpus() is None
+
+
+@pytest.mark.parametrize(
+    ("files", "kills"),
+    [
+        ({"g/memory.events": "low 0\nmax 9\noom 5\noom_kill 4\noom_group_kill 0\n"}, 4),
+        ({"g/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.events": "oom_kill 7"}, 2),
+        ({"memory.events": "oom 8\noom_kill 7\n"}, 7),
+        ({"vmstat": "nr_free_pages 12\noom_kill 3\n"}, 3),
+        ({"vmstat": "nr_free_pages 12\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_kernels_kills_are_counted_where_it_tells(tmp_path: Path, files: dict[str, str], kills: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu._oom_kills([tmp_path / "g", tmp_path], tmp_path / "vmstat") == kills
+
+
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="Linux tells them")
+def test_a_linux_tells_the_kernels_kills() -> None:
+    assert (cpu.kernel_oom_kills() or 0) >= 0
+    assert cpu.kernel_oom_kills() is not None

@@ -200,6 +200,56 @@ def test_compaction_keeps_columns_that_this_kvray_does_not_know(store: ResultsSt
     assert table.column("colour").to_pylist() == [None, "red"]
 
 
+@pytest.mark.parametrize("name", ["not_launched.parquet", "part-0.parquet"])
+def test_trials_never_launched_are_kept_beside_files_that_cannot_be_read(store: ResultsStore, name: str) -> None:
+    unreadable = store.paths(RUN_ID).trials / name
+    unreadable.parent.mkdir(parents=True)
+    unreadable.write_bytes(b"of a newer kvray")
+    records = [result_of(trial_id).record.with_(status=TrialStatus.REJECTED) for trial_id in ("t-1", "t-2")]
+    for record in records:
+        store.append_many([record])
+    store.compact(RUN_ID)
+    assert [one.record for one in store.read(RUN_ID)] == [one.with_(started_at=NOON) for one in records]
+    assert unreadable.read_bytes() == b"of a newer kvray"
+
+
+def test_a_folder_and_a_named_pipe_called_like_records_are_no_records(store: ResultsStore) -> None:
+    store.append(result_of("t-1"))
+    trials = store.paths(RUN_ID).trials
+    (trials / "folder.parquet").mkdir()
+    os.mkfifo(trials / "pipe.parquet")
+    assert store.read(RUN_ID) == [result_of("t-1")]
+
+
+def test_a_file_that_may_not_be_read_is_passed_over_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Not in `tmp_path`: root, who may read everything, drops its privileges, and others may not enter there."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    store = ResultsStore(folder)
+    store.append(result_of("t-1"))
+    store.append(result_of("t-2"))
+    store.paths(RUN_ID).trial_file("t-2").chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        assert store.read(RUN_ID) == [result_of("t-1")]
+    finally:
+        if is_root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
+    assert "t-2.parquet" in caplog.text
+    assert "Permission denied" in caplog.text
+
+
+def test_of_another_fingerprint_a_skipped_trial_stays_although_its_candidate_was_launched(store: ResultsStore) -> None:
+    launched = result_of("t-1", fingerprint="aaaaaaaa")
+    skipped = result_of("t-2").record.with_(status=TrialStatus.SKIPPED, started_at=None)
+    store.append(launched)
+    store.append_many([skipped.with_(fingerprint="bbbbbbbb", trial_id="t-3"), skipped.with_(fingerprint="aaaaaaaa")])
+    assert [one.record.trial_id for one in store.read(RUN_ID)] == ["t-1", "t-3"]
+
+
 def rewrite(path: Path, **columns: str) -> None:
     """The file with columns set to a constant, metadata kept: what a newer kvray could have written."""
     import pyarrow as pa
@@ -286,8 +336,10 @@ def test_a_uri_of_an_unknown_kind_is_refused_without_repeating_its_secret() -> N
     [
         ("{", "is not a JSON object"),
         ("[]", "is not a JSON object"),
-        ('{"manifest_version": 99}', "has version 99, this kvray reads up to 1. Use a newer kvray"),
+        ('{"manifest_version": 99}', "has version 99, this kvray reads up to 2. Use a newer kvray"),
         ('{"run_id": "r-1"}', "is not valid: kvray_version: Field required"),
+        ("\x00\x00", "is not a JSON object"),
+        pytest.param("[" * 200_000, "is not a JSON object", id="deeply nested"),
     ],
 )
 def test_a_bad_manifest_is_refused_and_not_listed(

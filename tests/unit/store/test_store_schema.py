@@ -22,9 +22,9 @@ counts = st.integers(0, 2**62)
 instants = st.datetimes(
     dt.datetime(1970, 1, 2), timezones=st.sampled_from([dt.UTC, dt.timezone(dt.timedelta(hours=5, minutes=30))])
 )
-params = st.dictionaries(st.text(min_size=1), st.booleans() | counts | floats | st.text()).map(
-    lambda values: tuple(sorted(values.items()))
-)
+params = st.dictionaries(
+    st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), st.booleans() | counts | floats | st.text()
+).map(lambda values: tuple(sorted(values.items())))
 
 
 def of_type(annotation: str) -> st.SearchStrategy[Any] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from kvray.analysis.launching import EveryCandidate, Launches
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -48,6 +49,9 @@ def make_course(
     clock: Clock | None = None,
     launches: Launches | None = None,
     recorded: Sequence[TrialResult] = (),
+    retry: Sequence[str] = (),
+    trial_ids: Mapping[str, str] = MappingProxyType({}),
+    trial_suffix: str = "",
     repeats_apart: bool = False,
     deadline_s: float | None = None,
     max_trials: int | None = None,
@@ -74,6 +78,8 @@ def make_course(
             adapter=FakeAdapter(),
             threads=None,
             scratch=None,
+            trial_suffix=trial_suffix,
+            trial_ids=trial_ids,
         ),
         bounds=Bounds(
             deadline_s=deadline_s,
@@ -82,6 +88,7 @@ def make_course(
             confirm_rounds=confirm_rounds,
         ),
         recorded=recorded,
+        retry=retry,
         repeats_apart=repeats_apart,
         clock=clock or Clock(),
     )

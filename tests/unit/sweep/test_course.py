@@ -153,11 +153,24 @@ def test_a_confirming_trial_that_fails_does_not_hold_the_sweep_up() -> None:
     assert Role.CONFIRM in roles(orders)
 
 
-def test_a_lost_slot_frees_the_course() -> None:
-    course = make_course(max_trials=1)
+def test_a_trial_whose_slot_died_runs_again_next_and_twice_at_most() -> None:
+    course = make_course(max_trials=2)
     order = course.next_order()
     assert order is not None
-    course.trial_lost(order)
+    tried = [order]
+    while not tried[-1].is_last_attempt:
+        course.trial_lost(tried[-1])
+        assert not course.is_over
+        again = course.next_order()
+        assert again is not None
+        tried.append(again)
+    assert [one.attempt for one in tried] == [1, 2, 3]
+    assert {one.spec for one in tried} == {order.spec}
+    course.trial_lost(tried[-1])
+    other = course.next_order()
+    assert other is not None
+    assert other.spec.trial_id != order.spec.trial_id
+    course.trial_finished(answer(other))
     assert course.next_order() is None
     assert course.is_over
 

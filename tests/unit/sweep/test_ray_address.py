@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,27 +23,27 @@ def closed_port() -> Iterator[int]:
         yield int(bound.getsockname()[1])
 
 
-def connect(address: str) -> None:
-    with RaySession(address=address) as ray:
-        ray.resources()
+def connect(address: str, scratch: Path) -> None:
+    with RaySession(address=address, scratch=scratch) as ray:
+        ray.nodes()
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "[::1]:{}", "ray://127.0.0.1:{}"])
 def test_an_address_at_which_nobody_listens_is_refused(
-    form: str, closed_port: int, capfd: pytest.CaptureFixture[str]
+    form: str, closed_port: int, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     address = form.format(closed_port)
     expected = rf"^The Ray cluster at '{re.escape(address)}' cannot be reached: \[Errno \d+\] "
     with pytest.raises(SweepError, match=expected):
-        connect(address)
+        connect(address, tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_host_that_does_not_exist_is_refused() -> None:
+def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"The Ray cluster at 'nohost\.invalid:6379' cannot be reached: .*[Nn]ame"):
-        connect("nohost.invalid:6379")
+        connect("nohost.invalid:6379", tmp_path)
 
 
-def test_what_is_no_address_is_refused_by_ray_itself() -> None:
+def test_what_is_no_address_is_refused_by_ray_itself(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"The Ray cluster at 'nonsense' cannot be reached: Invalid address format"):
-        connect("nonsense")
+        connect("nonsense", tmp_path)

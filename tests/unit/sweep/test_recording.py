@@ -49,6 +49,7 @@ def record_of(*runs: Run, spec: TrialSpec = SPEC, rung: int | None = 0, **facts:
         facts=TrialFacts(pid=1, host="h", niceness=0, cpus=2, **facts),
         environment=capture_environment(DeviceType.CPU),
         started_at=NOW,
+        wall_s=2.5,
         log_tail=None,
     )
 
@@ -107,3 +108,9 @@ def test_a_trial_that_measured_nothing_keeps_what_was_predicted() -> None:
 def test_without_a_forecast_these_columns_are_empty() -> None:
     record = record_of(run_of())
     assert (record.forecast_ttft_ms, record.forecast_peak_mib, record.roofline_share) == (None, None, None)
+
+
+def test_how_long_a_trial_took_does_not_depend_on_the_date() -> None:
+    record = record_of(run_of())
+    assert record.wall_s == 2.5
+    assert record.ended_at == NOW + dt.timedelta(seconds=2.5), "the machine's date has long passed it"

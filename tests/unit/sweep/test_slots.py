@@ -12,7 +12,7 @@ from kvray.sweep.driver import SlotPlan, plan_slots
 def plan(
     cpus: float, gpus: float = 0, *, device: DeviceType = DeviceType.CPU, slots: int | None = None, threads: int = 0
 ) -> SlotPlan:
-    return plan_slots({"CPU": cpus, "GPU": gpus}, device=device, slots=slots, user_threads=threads or None)
+    return plan_slots([{"CPU": cpus, "GPU": gpus}], device=device, slots=slots, user_threads=threads or None)
 
 
 def test_one_trial_has_the_whole_cpu_and_the_library_chooses_its_threads() -> None:
@@ -55,3 +55,31 @@ def test_cuda_on_a_ray_without_gpus_is_refused() -> None:
 def test_a_ray_without_a_cpu_is_refused() -> None:
     with pytest.raises(SweepError, match="Ray offers no CPU"):
         plan(0)
+
+
+def on(nodes: list[dict[str, float]], **how: object) -> SlotPlan:
+    return plan_slots(nodes, **{"device": DeviceType.CPU, "slots": None, **how})  # type: ignore[arg-type]
+
+
+def test_a_slot_never_spans_machines() -> None:
+    two = [{"CPU": 4.0}, {"CPU": 2.0}]
+    assert on(two).cpus_per_slot == 4
+    assert on(two, slots=2).cpus_per_slot == 2
+    assert on(two, slots=3).cpus_per_slot == 2
+    assert on(two, slots=4).cpus_per_slot == 1
+    with pytest.raises(SweepError, match="7 slots do not fit"):
+        on(two, slots=7)
+
+
+def test_gpus_without_a_cpu_beside_them_make_no_slot() -> None:
+    divided = on([{"CPU": 1.0, "GPU": 4.0}, {"CPU": 8.0}], device=DeviceType.CUDA)
+    assert (divided.slots, divided.cpus_per_slot) == (1, 1)
+
+
+def test_machines_with_gpus_that_come_and_go_change_the_room_unless_slots_are_asked_for() -> None:
+    one, two = [{"CPU": 2.0, "GPU": 1.0}], [{"CPU": 2.0, "GPU": 1.0}] * 2
+    divided = on(one, device=DeviceType.CUDA)
+    assert divided.follows_nodes
+    assert [divided.room(nodes) for nodes in (one, two, [])] == [1, 2, 0]
+    assert not on(two, device=DeviceType.CUDA, slots=2).follows_nodes
+    assert not on([{"CPU": 2.0}]).follows_nodes

@@ -1,0 +1,87 @@
+"""How a sweep ends: its records put together, plan and reports written, or the error that says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvray.analysis import analyse
+from kvray.analysis.misses import nearest_misses
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    OutputError,
+    SweepError,
+    SweepInterruptedError,
+)
+from kvray.record import TrialResult
+from kvray.result import TuneResult, read_result, write_artefacts
+from kvray.store.keeper import RecordKeeper
+from kvray.store.parquet import ResultsStore
+from kvray.workload import WorkloadProfile
+
+
+def write_up(keeper: RecordKeeper, run_id: str, profile: WorkloadProfile) -> TuneResult:
+    """The sweep read back from where all of it lies, its files merged, plan and reports beside them.
+
+    Raises:
+        OutputError: it could be written nowhere.
+    """
+    try:
+        store = keeper.settle()
+    except OutputError as error:
+        ranked = analyse(keeper.results, profile).ranking.entries
+        best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
+        raise OutputError(f"{error.message}{best}", hint=error.hint) from error
+    try:
+        return _written_to(store, run_id)
+    except OutputError as trouble:
+        return _written_to(keeper.move(trouble), run_id)
+
+
+def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
+    store.compact(run_id)
+    result = read_result(store, run_id)
+    write_artefacts(store, result)
+    return result
+
+
+def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
+    """The error that tells the user where the ended trials of `run_id` are and how to go on."""
+    return SweepInterruptedError(
+        f"Interrupted; the trials that had ended are kept in {store.display_name}.",
+        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
+    )
+
+
+def broken_off(error: SweepError, store: ResultsStore, run_id: str) -> SweepError:
+    """The `error` that ended the trials of `run_id`, with where they are and how to go on."""
+    return SweepError(
+        f"{error.message} The trials that had ended are kept in {store.display_name}.",
+        hint=interruption(store, run_id).hint,
+    )
+
+
+def no_winner(result: TuneResult) -> KvrayError:
+    """The error of a sweep in which nothing can be ranked."""
+    nearest = nearest_misses(result.analysis.ranking, result.manifest.profile.limits)
+    if not nearest:
+        return AllTrialsFailedError(
+            f"No candidate was measured completely: {_failures(result.results)}.",
+            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+        )
+    told = " ".join(f"{place}. {near.record.candidate.label}: {near.text}." for place, near in enumerate(nearest, 1))
+    return LimitsMissedError(
+        f"No candidate keeps the limits of profile {result.manifest.profile.name!r}. Nearest: {told}",
+        hint=f"Loosen a limit, or let --space full try more; see {result.paths.report_markdown} for all of them.",
+    )
+
+
+def _failures(results: Sequence[TrialResult]) -> str:
+    """E.g. `oom (3): CUDA out of memory; unsupported (1): …`, each status with its first message."""
+    failed = [result.record for result in results if result.record.status.was_launched]
+    by_status = {record.status: [other for other in failed if other.status is record.status] for record in failed}
+    return "; ".join(
+        f"{status} ({len(records)}): {(records[0].message or 'no message').rstrip('.')}"
+        for status, records in by_status.items()
+    )

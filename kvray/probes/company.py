@@ -1,0 +1,115 @@
+"""Who else uses this machine when a sweep starts: other sweeps, programs on the GPUs, programs on the CPUs.
+
+Nothing here stands in a sweep's way: what cannot be found out is not said. What happens during a run is watched by
+`kvray.probes.disturbance`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kvray.candidate import DeviceType
+from kvray.config import cache_dir
+from kvray.probes import cpu, gpu
+from kvray.probes.disturbance import DISTURBING_SHARE
+from kvray.probes.gpu import GpuInfo
+from kvray.probes.holds import HeldError, hold, holder_of
+
+BUSY_PERCENT = 10
+"""Of a GPU's time; its own housekeeping stays far below."""
+BUSY_SHARE = 0.05
+"""Of a GPU's memory, where NVML names no process that holds it; the driver alone takes about one per cent."""
+SAMPLE_S = 0.4
+"""In which the CPUs are watched."""
+_SUFFIX = ".sweep"
+_PROBLEMS = (OSError, RuntimeError)  # the latter: no home folder
+
+
+def disturbers(device: DeviceType) -> tuple[str, ...]:
+    """A sentence for all that keeps `device` busy, asked before anything of ours runs. Takes up to `SAMPLE_S`."""
+    return busy_gpus() if device is DeviceType.CUDA else busy_cpus()
+
+
+def busy_gpus(cuda_visible_devices: str | None = None, *, own_pids: Sequence[int] = ()) -> tuple[str, ...]:
+    """A sentence for each visible GPU on which others compute or hold memory; `None`: as this process sees them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") if cuda_visible_devices is None else cuda_visible_devices
+    own = {os.getpid(), *own_pids}
+    told = ((one, _use_of(one, own)) for one in gpu.visible_gpus(visible))
+    return tuple(
+        f"GPU {one.index} ({one.name}) is busy: {', '.join(use)}: what is measured now will be disturbed."
+        for one, use in told
+        if use
+    )
+
+
+def _use_of(one: GpuInfo, own: set[int]) -> list[str]:
+    held = gpu.processes_on(one)
+    use = [
+        f"process {pid} holds {'memory' if mib is None else f'{mib:,.0f} MiB'}"
+        for pid, mib in sorted(held.items())
+        if pid not in own
+    ]
+    used_mib = gpu.used_memory_mib(one)
+    if not held and used_mib is not None and used_mib > BUSY_SHARE * one.memory_total_mib:
+        use.append(f"{used_mib:,.0f} MiB of its memory are in use")
+    percent = gpu.utilisation_percent(one)
+    if percent is not None and percent > BUSY_PERCENT and not set(held) & own:
+        use.append(f"utilisation {percent} %")
+    return use
+
+
+def busy_cpus(sample_s: float = SAMPLE_S) -> tuple[str, ...]:
+    """A sentence if other programs keep the CPUs busy."""
+    load = cpu.OtherLoad()
+    time.sleep(sample_s)
+    return describe_cpu_load(load.cpus(), cpu.available_cpus(), cpu.machine_cpus())
+
+
+def describe_cpu_load(used: float | None, wanted: int, there: int) -> tuple[str, ...]:
+    """The sentence for `used` CPUs that others keep busy, of `there`, where a trial wants `wanted`; none if it hardly
+    suffers."""
+    if used is None or used - (there - wanted) <= DISTURBING_SHARE * wanted:
+        return ()
+    return (f"Other programs keep {used:.1f} of {there} CPUs busy: what is measured now will be disturbed.",)
+
+
+@contextlib.contextmanager
+def announced_sweep(device: DeviceType, run_id: str) -> Iterator[tuple[str, ...]]:
+    """Let other sweeps on this machine know of this one; gives a sentence for each of them that uses `device` too.
+
+    Sweeps of other users, who have another cache folder, are not seen.
+    """
+    uses = _used(device)
+    with contextlib.ExitStack() as stack:
+        others: tuple[str, ...] = ()
+        with contextlib.suppress(HeldError, *_PROBLEMS):
+            folder = cache_dir() / "sweeps"
+            host = socket.gethostname()
+            about = {"pid": os.getpid(), "host": host, "uses": uses, "run_id": run_id}
+            stack.enter_context(hold(folder / f"{host}-{os.getpid()}-{run_id}{_SUFFIX}", about))
+            files = [path for path in sorted(folder.glob(f"*{_SUFFIX}")) if path.name.startswith(f"{host}-")]
+            found = [one for path in files if (one := holder_of(path)) is not None and one.get("run_id") != run_id]
+            others = tuple(_other_sweep(one) for one in found if set(_listed(one.get("uses"))) & set(uses))
+        yield others
+
+
+def _used(device: DeviceType) -> list[str]:
+    if device is DeviceType.CPU:
+        return ["cpu"]
+    return [one.uuid for one in gpu.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))]
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []
+
+
+def _other_sweep(holder: Any) -> str:
+    return (
+        f"Another sweep, {holder.get('run_id')} of process {holder.get('pid')}, runs on the same device: each disturbs "
+        "what the other one measures."
+    )

@@ -1,0 +1,110 @@
+"""Files that a process holds for as long as it lives, and that say who it is: `kill -9` ends a hold like any other end.
+
+By `flock`, which belongs to this machine and, on most network file systems, to those that share the folder. Where there
+is none (Windows, some mounts) everyone gets the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_ATTEMPTS = 20
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class HeldError(Exception):
+    """Another process holds the file.
+
+    Attributes:
+        holder: what it says of itself; empty where it has not written that yet.
+    """
+
+    def __init__(self, holder: Mapping[str, Any]) -> None:
+        super().__init__(str(holder))
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def hold(path: Path, about: Mapping[str, Any]) -> Iterator[None]:
+    """Hold `path`, which says `about` meanwhile and is gone afterwards. Its folder is made.
+
+    Raises:
+        HeldError: another process does, or another `hold` in this one.
+        OSError: the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _locked(path)
+    try:
+        os.truncate(handle, 0)
+        os.write(handle, json.dumps(dict(about)).encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # while it is still locked: afterwards it may be another's
+            path.unlink()
+        os.close(handle)
+
+
+def holder_of(path: Path) -> Mapping[str, Any] | None:
+    """What the process that holds `path` says of itself; `None` where nobody does, and then the file is removed."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not _try_lock(handle):
+            return _read(path)
+        path.unlink(missing_ok=True)
+        return None
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+
+
+def _locked(path: Path) -> int:
+    """A locked handle of the file that lies at `path` now, not of one that its last holder has just removed."""
+    for _ in range(_ATTEMPTS):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if not _try_lock(handle):
+                raise HeldError(_read(path))
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(handle)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+    raise HeldError(_read(path))
+
+
+def _try_lock(handle: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}

@@ -1,0 +1,100 @@
+"""What a reader must know of a sweep's attempts: that it is incomplete, of several sessions, or of several machines."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+
+from kvray.record import TrialResult
+from kvray.report import formats
+from kvray.store.manifest import SweepAttempt, SweepManifest
+from kvray.store.resuming import earlier_session
+
+_FOR_RESUMING = {"--resume": 2, "--retry": 2, "--force": 1}
+"""Options that a new sweep has no use for, each with the number of words it takes."""
+
+
+def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -> str:
+    """Begins the verdict of a sweep that did not come to its end; empty for any other."""
+    if manifest.is_complete is not False:
+        return ""
+    candidates = manifest.attempts[-1].candidates or 0
+    left = candidates - len({one.record.candidate_id for one in results if one.record.status.was_launched})
+    if left <= 0:
+        return "Incomplete (the best are not confirmed yet): "
+    return f"Incomplete ({formats.count(left)} of {formats.plural(candidates, 'candidate')} not measured yet): "
+
+
+def attempt_notes(
+    manifest: SweepManifest, results: Sequence[TrialResult], set_aside: Sequence[TrialResult]
+) -> tuple[str, ...]:
+    """A sentence each: interrupted, mixed of several sessions, beside trials that cannot be compared."""
+    return (*_incomplete(manifest), *_session_note(manifest, results), *_set_aside_note(manifest, set_aside))
+
+
+def session_text(starts: Sequence[dt.datetime]) -> str:
+    """E.g. `12 trials are from an earlier session on 2026-11-24`; `starts` are theirs, by time and not empty."""
+    days = list(dict.fromkeys(f"{start:%Y-%m-%d}" for start in starts))
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    are = "is" if len(starts) == 1 else "are"
+    return f"{formats.plural(len(starts), 'trial')} {are} from an earlier session on {when}"
+
+
+def attempts_text(manifest: SweepManifest) -> str:
+    """All attempts, one after the other; empty where there was one."""
+    if len(manifest.attempts) < 2:
+        return ""
+    return "; ".join(_attempt(number, one) for number, one in enumerate(manifest.attempts, start=1)) + "."
+
+
+def repeating_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Those of them that measure the same in a new sweep."""
+    return tuple(_without_resuming(arguments))
+
+
+def _without_resuming(arguments: Sequence[str]) -> Iterator[str]:
+    skip = 0
+    for argument in arguments:
+        if skip:
+            skip -= 1
+        elif argument in _FOR_RESUMING:
+            skip = _FOR_RESUMING[argument] - 1
+        elif argument.partition("=")[0] not in _FOR_RESUMING:
+            yield argument
+
+
+def _attempt(number: int, attempt: SweepAttempt) -> str:
+    end = "came to its end" if attempt.ended_at else "interrupted or unfinished"
+    how = f"{number}: {formats.timestamp(attempt.started_at)}, {end}, fingerprint {attempt.fingerprint_id}"
+    return f"{how}, {formats.clean_line(' '.join(attempt.arguments))}" if attempt.arguments else how
+
+
+def _incomplete(manifest: SweepManifest) -> Iterator[str]:
+    if manifest.is_complete is False:
+        yield (
+            "The sweep was interrupted, or is still running: what was not measured may be better. Repeat the command "
+            f"with --resume {formats.clean_line(manifest.run_id)} to measure the rest."
+        )
+
+
+def _session_note(manifest: SweepManifest, results: Sequence[TrialResult]) -> Iterator[str]:
+    starts = earlier_session(manifest, results)
+    if starts and len(starts) < sum(one.record.status.was_launched for one in results):
+        yield (
+            f"{session_text(starts)} and compared with later ones as if clocks, temperature and other programs were "
+            "the same then."
+        )
+
+
+def _set_aside_note(manifest: SweepManifest, set_aside: Sequence[TrialResult]) -> Iterator[str]:
+    launched = sum(one.record.status.was_launched for one in set_aside)
+    if not launched:
+        return
+    others = [one for one in manifest.attempts if one.fingerprint_id != manifest.fingerprint_id]
+    told = others[-1].fingerprint.differences(manifest.attempts[-1].fingerprint) if others else ()
+    what = f" ({formats.clean_line('; '.join(told))})" if told else ""
+    lie = "lies" if launched == 1 else "lie"
+    yield (
+        f"{formats.plural(launched, 'trial')} of other fingerprints{what} {lie} in the records: kept, not ranked, and "
+        "in no figure here."
+    )

@@ -1,0 +1,183 @@
+"""`SweepFingerprint`: what must be the same for two measurements to be compared, and what differs if it is not.
+
+Not in it: the host's name, for a cluster has many and a restarted container a new one; and kvray's patch version, for
+within one minor version kvray measures in one way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from kvray.candidate import DeviceType
+from kvray.engines.base import DeviceFacts, ModelInfo
+from kvray.probes.cpu import total_memory_mib
+from kvray.probes.environment import Environment
+from kvray.workload import WorkloadProfile
+
+SPEED_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "LD_PRELOAD",
+    "MALLOC_ARENA_MAX",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TORCHINDUCTOR_MAX_AUTOTUNE",
+)
+"""Environment variables by which libraries compute faster or slower."""
+OWN_CHOICE = 0
+"""Threads where the choice is left to the engine's library."""
+
+_NAMES = {
+    "model_id": "model",
+    "model_revision": "model file",
+    "baseline_id": "baseline",
+    "place": "measured on",
+    "device_name": "device name",
+    "gpus": "GPUs",
+    "driver_version": "driver",
+    "cpus": "usable CPUs",
+    "memory_gib": "memory, GiB",
+    "torch_version": "torch",
+    "transformers_version": "transformers",
+    "python_version": "Python",
+    "kvray_release": "kvray",
+}
+"""How fields are called in messages, where not by their own name."""
+
+
+class SweepFingerprint(BaseModel):
+    """One attempt's. `None` stands for what is not known, and differs from nothing.
+
+    Attributes:
+        model_revision: what identifies the weights: a commit, or a file's hash.
+        baseline_id: of the candidate that gains are against.
+        place: `this machine`, or `a Ray cluster`, whose nodes' CPUs, memory, GPUs and drivers are not known here.
+        gpus: that this machine shows, for a CUDA device.
+        cpus: that a process here may keep busy.
+        threads: of a trial, `OWN_CHOICE` where its library chooses.
+        slots: trials at the same time, on a CPU, which they share.
+        kvray_release: major and minor version.
+        variables: those of `SPEED_VARIABLES` that are set.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: str | None = None
+    model_id: str | None = None
+    model_revision: str | None = None
+    profile: WorkloadProfile | None = None
+    baseline_id: str | None = None
+    place: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    gpus: int | None = None
+    driver_version: str | None = None
+    cpus: int | None = None
+    memory_gib: int | None = None
+    threads: int | None = None
+    slots: int | None = None
+    torch_version: str | None = None
+    transformers_version: str | None = None
+    python_version: str | None = None
+    kvray_release: str | None = None
+    variables: dict[str, str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        engine: str,
+        model: ModelInfo,
+        profile: WorkloadProfile,
+        baseline_id: str,
+        device: DeviceFacts,
+        threads: int | None,
+        slots: int,
+        on_cluster: bool,
+        environment: Environment,
+    ) -> Self:
+        """That of a sweep which starts here and now."""
+        is_cpu = device.device is DeviceType.CPU
+        here: dict[str, Any] = {
+            "gpus": None if is_cpu else device.gpu_count,
+            "driver_version": environment.driver_version,
+            "cpus": environment.cpus,
+            "memory_gib": round(total_memory_mib() / 1024),
+        }
+        return cls(
+            engine=engine,
+            model_id=model.model_id,
+            model_revision=model.revision,
+            profile=profile,
+            baseline_id=baseline_id,
+            place="a Ray cluster" if on_cluster else "this machine",
+            device=device.device.value,
+            device_name=device.device_name,
+            threads=threads or OWN_CHOICE,
+            slots=slots if is_cpu else None,
+            torch_version=environment.torch_version,
+            transformers_version=environment.transformers_version,
+            python_version=".".join(environment.python_version.split(".")[:2]),
+            kvray_release=release_of(environment.kvray_version),
+            variables={name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ},
+            **({} if on_cluster else here),
+        )
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits over everything that is known. Another kvray may know more and compute another one,
+        so an attempt keeps the one that its records carry."""
+        known = self.model_dump(mode="json", exclude_none=True)
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+    def differences(self, other: SweepFingerprint) -> tuple[str, ...]:
+        """What `other` has otherwise, e.g. `torch: 2.12.0 → 2.13.0`; empty where the two may be compared."""
+        return tuple(_differences(self.model_dump(mode="json"), other.model_dump(mode="json")))
+
+
+def release_of(version: str) -> str:
+    """Major and minor version of `version`."""
+    return ".".join(version.split(".")[:2])
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for key in old:
+        before, after = old[key], new.get(key)
+        if before is None or after is None or before == after:
+            continue
+        if isinstance(before, dict):
+            yield from _parts(key, before, after)
+        else:
+            one, two = (_shown(value, of=key) for value in (before, after))
+            yield f"{_NAMES.get(key, key)}: {one} → {two}"
+
+
+def _parts(key: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """Of the profile's fields (and its limits', one level below), or of variables."""
+    prefix = "" if key == "variables" else f"{key}."
+    for name in sorted(before.keys() | after.keys()):
+        one, two = before.get(name), after.get(name)
+        if isinstance(one, dict) and isinstance(two, dict):
+            yield from _parts(f"{prefix}{name}", one, two)
+        elif one != two:
+            yield f"{prefix}{name}: {_shown(one)} → {_shown(two)}"
+
+
+def _shown(value: object, *, of: str = "") -> str:
+    if value is None:
+        return "none"
+    if of == "threads" and value == OWN_CHOICE:
+        return "the library's own choice"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

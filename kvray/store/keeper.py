@@ -1,0 +1,198 @@
+"""`RecordKeeper`: keeps what a sweep measures, whatever the disk does meanwhile.
+
+Every record is written the moment it comes. What cannot be written stays in memory, is tried again with every further
+one, and goes to a second place until then: the cache folder, or else the folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvray.config import cache_dir
+from kvray.errors import KvrayError, OutputError, ResultsError
+from kvray.record import TrialRecord, TrialResult
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore, without_overtaken
+
+_logger = logging.getLogger("kvray.store")
+_RESCUED = "rescued"
+
+
+class RecordKeeper:
+    """Holds one sweep, in memory and in `store`, whose manifest must lie there already. One thread uses it.
+
+    Nothing but `settle` raises: a sweep must not end because a disk does.
+    """
+
+    def __init__(self, store: ResultsStore, manifest: SweepManifest) -> None:
+        self._manifest = manifest
+        self._held = {one.record.trial_id: one for one in store.read(manifest.run_id)}
+        self._first = _Place(store, self._held)
+        self._second: _Place | None = None
+        self._trouble: KvrayError | None = None
+
+    @property
+    def results(self) -> tuple[TrialResult, ...]:
+        """All trials of the sweep, those of earlier attempts included, in no particular order."""
+        return tuple(self._held.values())
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether what `settle` or `move` returned last is the second place."""
+        return self._trouble is not None
+
+    def keep(self, result: TrialResult) -> None:
+        """A trial that ended."""
+        self._keep([result])
+
+    def keep_unlaunched(self, records: Sequence[TrialRecord]) -> None:
+        """Trials that no process was started for."""
+        self._keep([TrialResult(record=record) for record in records])
+
+    def end_attempt(self) -> None:
+        """Say that the sweep's last attempt came to its end."""
+        self._manifest = self._manifest.ended(dt.datetime.now(dt.UTC))
+        for place in (self._first, self._second):
+            if place is not None:
+                place.lacks_manifest = True
+
+    def settle(self) -> ResultsStore:
+        """Call it when the sweep has ended. Returns the store that holds all of it: the given one, or the second place.
+
+        Raises:
+            OutputError: it could not be written anywhere; the message names the best that was measured.
+        """
+        self._first.doubt_everything(self._manifest)
+        self._save()
+        if self._trouble is None:
+            self._leave_second()
+            return self._first.store
+        if self._second is not None and not self._second.lacks:
+            return self._second.store
+        raise OutputError(
+            f"{self._trouble.message} No other place could be written either: {len(self._first.lacks)} of "
+            f"{len(self._held)} records are lost.",
+            hint="Make room, then repeat the sweep.",
+        )
+
+    def moved(self) -> OutputError:
+        """The error to end with when `settle` returned the second place and everything else has been written there."""
+        second = self._second.store.display_name if self._second else "memory"
+        run_id = self._manifest.run_id
+        return OutputError(
+            f"{self._trouble.message if self._trouble else 'The results folder fails.'} The sweep was measured to its "
+            f"end; all of it, with plan and reports, is in {second!r}.",
+            hint=f"See it with kvray rank {shlex.quote(second)} --run {run_id}; copy the folder where there is room.",
+        )
+
+    def move(self, trouble: OutputError) -> ResultsStore:
+        """Go on in the second place, because what is written after the records cannot be written to the first.
+
+        Raises:
+            OutputError: there is no second place.
+        """
+        self._stumble(trouble)
+        if self._second is None or self._second.lacks:
+            raise trouble
+        return self._second.store
+
+    def _keep(self, results: Sequence[TrialResult]) -> None:
+        for result in results:
+            self._held[result.record.trial_id] = result
+            self._first.lacks.add(result.record.trial_id)
+            if self._second is not None:
+                self._second.lacks.add(result.record.trial_id)
+        self._save()
+
+    def _save(self) -> None:
+        try:
+            if not self._first.holds(self._manifest):
+                _logger.warning(
+                    "Results folder %r is gone or was emptied; this sweep is written there anew.",
+                    self._first.store.display_name,
+                )
+                self._first.lacks = set(self._held)
+            self._first.write(self._manifest)
+        except (OutputError, ResultsError) as error:
+            self._stumble(error)
+        else:
+            self._trouble = None
+
+    def _stumble(self, trouble: KvrayError) -> None:
+        is_new, self._trouble = self._trouble is None, trouble
+        before = self._second
+        self._second = self._rescued()
+        if is_new or self._second is not before:
+            where = "in memory only" if self._second is None else f"also in {self._second.store.display_name!r}"
+            _logger.warning("%s Measuring goes on; what cannot be written is kept %s.", trouble.message, where)
+
+    def _rescued(self) -> _Place | None:
+        """The place that all of the sweep has been written to, the known one if it still can be."""
+        known = [] if self._second is None else [self._second]
+        for place in (*known, *self._new_places()):
+            with contextlib.suppress(OutputError, ResultsError):
+                place.write(self._manifest)
+                return place
+        return None
+
+    def _new_places(self) -> Sequence[_Place]:
+        folders = (cache_dir() / _RESCUED, Path(tempfile.gettempdir()) / f"kvray-{_RESCUED}")
+        places = [_Place(ResultsStore(folder / self._manifest.run_id), self._held) for folder in folders]
+        for place in places:
+            place.lacks = set(self._held)
+        return places
+
+    def _leave_second(self) -> None:
+        """All lies in the first place after all."""
+        if self._second is not None:
+            shutil.rmtree(self._second.store.paths(self._manifest.run_id).root, ignore_errors=True)
+            self._second = None
+            _logger.warning("Everything could be written to %r after all.", self._first.store.display_name)
+
+
+class _Place:
+    """A results folder, and what has yet to be written to it.
+
+    Attributes:
+        lacks: ids of trials in `held`.
+    """
+
+    def __init__(self, store: ResultsStore, held: dict[str, TrialResult]) -> None:
+        self.store = store
+        self.lacks: set[str] = set()
+        self.lacks_manifest = False
+        self._held = held
+
+    def holds(self, manifest: SweepManifest) -> bool:
+        """Whether it holds such a sweep (still)."""
+        return self.store.has_manifest(manifest.run_id)
+
+    def write(self, manifest: SweepManifest) -> None:
+        """Write what it lacks.
+
+        Raises:
+            OutputError, ResultsError
+        """
+        if self.lacks_manifest or not self.holds(manifest):
+            self.store.write_manifest(manifest)
+            self.lacks_manifest = False
+        unlaunched = [name for name in self.lacks if not self._held[name].record.status.was_launched]
+        for name in sorted(self.lacks.difference(unlaunched)):
+            self.store.append(self._held[name])
+            self.lacks.discard(name)
+        self.store.append_many([self._held[name].record for name in unlaunched])
+        self.lacks.difference_update(unlaunched)
+
+    def doubt_everything(self, manifest: SweepManifest) -> None:
+        """Look what really lies there; a file may have been taken away."""
+        expected = without_overtaken([one.record for one in self._held.values()])
+        with contextlib.suppress(ResultsError):
+            there = {one.record.trial_id for one in self.store.read(manifest.run_id)}
+            self.lacks |= {record.trial_id for record in expected} - there

@@ -1,0 +1,157 @@
+"""What a further attempt at a sweep may build on: whether it measures the same, and which records it may use.
+
+Pure functions over manifests and records; `kvray.search` reads and writes them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvray.errors import ResultsError
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.store.fingerprint import SweepFingerprint, release_of
+from kvray.store.manifest import SweepAttempt, SweepManifest
+
+_OF_AN_ATTEMPT = ("kvray_version", "arguments", "search", "budget_s", "max_trials", "confirm_rounds", "seed")
+
+
+def first_attempt(manifest: SweepManifest, fingerprint: SweepFingerprint, *, candidates: int) -> SweepManifest:
+    """The manifest of a new sweep with its first attempt."""
+    attempt = _attempt(manifest, fingerprint, fingerprint.digest, candidates=candidates)
+    return manifest.model_copy(update={"attempts": (attempt,)})
+
+
+def further_attempt(
+    old: SweepManifest,
+    new: SweepManifest,
+    fingerprint: SweepFingerprint,
+    *,
+    candidates: int,
+    results: Iterable[TrialResult],
+    force: bool,
+) -> SweepManifest:
+    """The manifest of a sweep that goes on: `new` for itself, with the history of `old`.
+
+    An attempt that measures as an earlier one did joins its records, also where others came between.
+
+    Raises:
+        ResultsError: what it would measure cannot be compared with any of the records, and it is not forced.
+    """
+    attempts = old.attempts or (_attempt_of_version_1(old, results),)
+    known = [one.fingerprint_id for one in reversed(attempts)]
+    same = next((key for key in known if not _differences(attempts, key, fingerprint)), None)
+    if same is None and not force:
+        raise _differs(old.run_id, _differences(attempts, known[0], fingerprint))
+    attempt = _attempt(new, fingerprint, same or fingerprint.digest, candidates=candidates)
+    return new.model_copy(update={"run_id": old.run_id, "created_at": old.created_at, "attempts": (*attempts, attempt)})
+
+
+def current_results(
+    manifest: SweepManifest, results: Iterable[TrialResult]
+) -> tuple[tuple[TrialResult, ...], tuple[TrialResult, ...]]:
+    """Those of the last attempt's fingerprint, which are ranked, and those of others, which are kept and not ranked."""
+    current: list[TrialResult] = []
+    set_aside: list[TrialResult] = []
+    for result in results:
+        own = result.record.fingerprint or manifest.first_fingerprint_id
+        (current if own == manifest.fingerprint_id else set_aside).append(result)
+    # Of version 1, candidates that were never launched have no fingerprint, and one that was launched later has.
+    launched = {one.record.candidate_id for one in current if one.record.status.was_launched}
+    kept = (one for one in current if one.record.status.was_launched or one.record.candidate_id not in launched)
+    return tuple(kept), tuple(set_aside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """What a further attempt takes from the records.
+
+    Attributes:
+        results: need not be measured again.
+        retry: ids of candidates that failed in the search and are to be launched again.
+        trial_ids: by candidate id, those of searched trials that the next measurement of the candidate replaces.
+    """
+
+    results: tuple[TrialResult, ...] = ()
+    retry: tuple[str, ...] = ()
+    trial_ids: Mapping[str, str] = field(default_factory=dict)
+
+
+def recall(manifest: SweepManifest, results: Iterable[TrialResult], retry: Collection[TrialStatus] = ()) -> Recall:
+    """What was measured under the last attempt's fingerprint, without the failures with a status of `retry`.
+
+    A trial whose raw runs are lost counts as not there: what it says it measured cannot be shown.
+    """
+    current, _ = current_results(manifest, results)
+    launched = [one for one in current if one.record.status.was_launched]
+    wanted = [one.record for one in launched if one.record.status in retry]
+    kept = tuple(one for one in launched if one.record.status not in retry and not _lacks_runs(one))
+    replaced = [*wanted, *(one.record for one in launched if _lacks_runs(one))]
+    return Recall(
+        results=kept,
+        retry=tuple(record.candidate_id for record in wanted if record.role is not Role.CONFIRM),
+        trial_ids={record.candidate_id: record.trial_id for record in replaced if record.role is not Role.CONFIRM},
+    )
+
+
+def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> Sequence[dt.datetime]:
+    """When those launched trials began that the last attempt found there, by time."""
+    begun = (one.record.started_at for one in results if one.record.status.was_launched)
+    return sorted(start for start in begun if start is not None and start < manifest.session_started_at)
+
+
+def _differences(attempts: Iterable[SweepAttempt], key: str, fingerprint: SweepFingerprint) -> tuple[str, ...]:
+    """From all attempts of one fingerprint: a later one may know more of it than the first."""
+    alike = (one.fingerprint for one in attempts if one.fingerprint_id == key)
+    return tuple(dict.fromkeys(told for one in alike for told in one.differences(fingerprint)))
+
+
+def _lacks_runs(result: TrialResult) -> bool:
+    return result.record.rung is not None and not result.runs
+
+
+def _attempt(
+    manifest: SweepManifest, fingerprint: SweepFingerprint, fingerprint_id: str, *, candidates: int | None
+) -> SweepAttempt:
+    values: dict[str, Any] = {name: getattr(manifest, name) for name in _OF_AN_ATTEMPT}
+    return SweepAttempt(
+        started_at=manifest.created_at,
+        candidates=candidates,
+        fingerprint=fingerprint,
+        fingerprint_id=fingerprint_id,
+        **values,
+    )
+
+
+def _attempt_of_version_1(manifest: SweepManifest, results: Iterable[TrialResult]) -> SweepAttempt:
+    """As far as a manifest of version 1 and its records tell."""
+    launched = [one.record for one in results if one.record.status.was_launched]
+    fingerprint = SweepFingerprint(
+        engine=manifest.engine,
+        model_id=manifest.model_id,
+        model_revision=manifest.model_revision,
+        profile=manifest.profile,
+        baseline_id=manifest.baseline_id,
+        device=manifest.device,
+        device_name=manifest.device_name,
+        driver_version=_first(launched, "driver_version"),
+        cpus=_first(launched, "cpus"),
+        torch_version=_first(launched, "torch_version"),
+        transformers_version=_first(launched, "transformers_version"),
+        kvray_release=release_of(manifest.kvray_version),
+    )
+    return _attempt(manifest, fingerprint, fingerprint.digest, candidates=None)
+
+
+def _first(records: Iterable[TrialRecord], column: str) -> Any:
+    return next((value for record in records if (value := getattr(record, column)) is not None), None)
+
+
+def _differs(run_id: str, differences: Sequence[str]) -> ResultsError:
+    return ResultsError(
+        f"Sweep {run_id!r} cannot be resumed, for what was measured cannot be compared with what would be: "
+        f"{'; '.join(differences)}.",
+        hint="Undo that, start a new sweep without --resume, or pass --force to measure everything anew beside it.",
+    )

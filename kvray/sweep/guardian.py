@@ -1,0 +1,80 @@
+"""Cleans up after a driver that was killed: a process of its own, started by `sweep.session` before a private Ray.
+
+Of a killed driver's Ray, two agents live on for a minute (Ray 2.60 waits so long for a server that is gone), and its
+folders for ever. This process sleeps until the driver's end of a pipe closes, however that came about. It imports the
+standard library only and runs as a script, so that it costs a few MiB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+GRACE_S = 2.0
+"""For Ray's own way out. What dies by itself does so within 1.6 s."""
+
+
+class Guardian:
+    """The driver's side: start it before Ray, `dismiss` it when Ray is gone. `folder` goes with a killed driver."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C and a closed terminal are meant for the driver
+        )
+
+    def dismiss(self) -> None:
+        """Nothing is left to clean up."""
+        pipe: IO[bytes] | None = self._process.stdin
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.write(b"\n")
+                pipe.close()
+        self._process.wait()
+
+
+def ray_processes_of(driver: int) -> list[int]:
+    """Processes that write logs of the Ray that the process `driver` started; its folder's name ends in that number."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _writes_logs_of(entry, driver)]
+
+
+def _writes_logs_of(process: Path, driver: int) -> bool:
+    try:
+        return any(_is_log_of(descriptor, driver) for descriptor in (process / "fd").iterdir())
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _is_log_of(descriptor: Path, driver: int) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        parts = descriptor.readlink().parts
+        is_log = any(part.startswith("session_") and part.endswith(f"_{driver}") for part in parts)
+        return is_log and bool(descriptor.lstat().st_mode & stat.S_IWUSR)  # who reads them is a person
+    return False
+
+
+def watch(driver: int, folder: Path) -> None:
+    """Wait for a word on standard input. None comes from a driver that was killed: then clean up."""
+    if sys.stdin.buffer.read(1):
+        return
+    time.sleep(GRACE_S)
+    for pid in ray_processes_of(driver):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,20 @@
+"""What a fork server imports for all processes to come, named in its environment."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+
+PRELOAD = "KVRAY_PRELOAD"
+"""Names of modules with commas between them."""
+
+
+def preload() -> None:
+    """Import them. One that cannot be imported fails again in the measurement process, where that has a status; here
+    it would end the server without a word, as multiprocessing forgives nothing but an `ImportError`."""
+    for name in filter(None, os.environ.pop(PRELOAD, "").split(",")):
+        try:
+            importlib.import_module(name)
+        except Exception:  # noqa: BLE001  (the boundary: see above)
+            traceback.print_exc()

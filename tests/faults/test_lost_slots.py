@@ -1,0 +1,140 @@
+"""Slots and nodes that die under a sweep, and nodes that join it: real processes of a real Ray."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from drivers import FAKE, Driver, recorded
+from ray.cluster_utils import Cluster
+
+from kvray.record import TrialResult, TrialStatus
+from kvray.store.parquet import ResultsStore
+
+Tune = Callable[..., Driver]
+GRID = (*FAKE, "--search", "grid", "--confirm", "0", "--cache", "dynamic")
+"""Six candidates, each measured once."""
+SLOT_TITLES = ("ray::Slot", "ray::ResourceTrainable")
+"""What Ray calls a slot's process while it waits, and while it works."""
+
+
+@pytest.fixture
+def tune(tmp_path: Path) -> Iterator[Tune]:
+    """Start `kvray tune` with its results in `tmp_path / "out"`."""
+    started: list[Driver] = []
+
+    def start(*arguments: str) -> Driver:
+        started.append(Driver(*arguments, "--output", tmp_path / "out", KVRAY_CACHE=str(tmp_path / "cache")))
+        return started[-1]
+
+    yield start
+    for driver in started:
+        driver.end()
+
+
+def slots_of(driver: Driver) -> list[psutil.Process]:
+    below = psutil.Process(driver.process.pid).children(recursive=True)
+    return [one for one in below if (one.cmdline() or [""])[0].startswith(SLOT_TITLES)]
+
+
+def kill_slots(processes: list[psutil.Process]) -> None:
+    assert processes, "no slot runs"
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def statuses(results: dict[str, TrialResult]) -> dict[str, TrialStatus]:
+    return {one.record.candidate.label: one.record.status for one in results.values()}
+
+
+def test_a_trial_whose_slot_is_killed_runs_again_and_no_other_is_touched(tune: Tune, tmp_path: Path) -> None:
+    sweep = tune("fake:sdpa_math/f=slow", *GRID)
+    sweep.wait_for("start   dynamic/sdpa_math/float32")
+    before = recorded(tmp_path / "out")
+    kill_slots(slots_of(sweep))
+    sweep.wait_for("lost    dynamic/sdpa_math/float32 · its slot or node died; it runs again")
+    assert sweep.wait() == 0, sweep.lines
+    after = recorded(tmp_path / "out")
+    assert set(statuses(after).values()) == {TrialStatus.OK}
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
+    assert sum(line.startswith("start ") for line in sweep.lines) == 7
+
+
+def test_a_trial_whose_slot_dies_every_time_has_crashed_after_three_attempts(tune: Tune, tmp_path: Path) -> None:
+    sweep = tune("fake:sdpa_math/f=hang", *GRID)
+    for _ in range(3):
+        sweep.wait_for("start   dynamic/sdpa_math/float32")
+        kill_slots(slots_of(sweep))
+    assert sweep.wait() == 0, sweep.lines
+    after = recorded(tmp_path / "out")
+    (crashed,) = (one.record for one in after.values() if one.record.status is not TrialStatus.OK)
+    assert (crashed.candidate.label, crashed.status) == ("dynamic/sdpa_math/float32", TrialStatus.CRASHED)
+    assert crashed.message == "the slot that ran it died, 3 times"
+    assert len(after) == 6
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """One node with a logical GPU: Ray schedules and pins as with a real one."""
+    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    yield running
+    running.shutdown()
+
+
+def on_gpus(cluster: Cluster) -> tuple[str, ...]:
+    return (*GRID, "--device", "cuda", "--address", str(cluster.address))
+
+
+def test_a_node_that_leaves_costs_its_trial_another_attempt(tune: Tune, cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    cluster.wait_for_nodes()
+    sweep = tune("fake:/=slow", *on_gpus(cluster))
+    sweep.wait_for("start ", times=2)
+    cluster.remove_node(node, allow_graceful=False)
+    sweep.wait_for("lost ")
+    assert sweep.wait() == 0, sweep.lines
+    after = recorded(tmp_path / "out")
+    assert len(after) == 6
+    assert set(statuses(after).values()) == {TrialStatus.OK}
+
+
+def test_a_node_that_joins_takes_trials(tune: Tune, cluster: Cluster, tmp_path: Path) -> None:
+    sweep = tune("fake:/=slow", *on_gpus(cluster), "--cache", "dynamic,static")  # long enough for a node's start
+    sweep.wait_for("start ")
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    assert sweep.wait() == 0, sweep.lines
+    after = recorded(tmp_path / "out")
+    assert set(statuses(after).values()) == {TrialStatus.OK}
+    spans = sorted((one.record.started_at, one.record.ended_at) for one in after.values())
+    assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans)), "two at a time"  # type: ignore[operator]
+
+
+def test_slots_asked_for_are_not_exceeded_by_a_node_that_joins(tune: Tune, cluster: Cluster, tmp_path: Path) -> None:
+    sweep = tune("fake:ok", *on_gpus(cluster), "--slots", "1")
+    sweep.wait_for("start ")
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    time.sleep(0.1)
+    assert sweep.wait() == 0, sweep.lines
+    spans = sorted((one.record.started_at, one.record.ended_at) for one in recorded(tmp_path / "out").values())
+    assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def test_a_ray_that_breaks_down_ends_the_sweep_with_what_to_do(server: str, tune: Tune, tmp_path: Path) -> None:
+    sweep = tune("fake:eager=slow", *GRID)
+    sweep.wait_for("start   dynamic/eager/float32")
+    (process,) = (one for one in psutil.Process(sweep.process.pid).children() if one.name() == server)
+    process.kill()
+    assert sweep.wait() == 11, sweep.lines
+    (run_id,) = ResultsStore(tmp_path / "out").run_ids()
+    assert sweep.lines[-1].startswith("kvray: Ray broke down")
+    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
+    assert statuses(recorded(tmp_path / "out")) == {"dynamic/sdpa/float32": TrialStatus.OK}
+    assert sweep.orphans(5.0) == []

@@ -1,0 +1,216 @@
+"""Sweeps that go on: nothing is paid for twice, nothing unlike is ranked together. Whole sweeps of a fake engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from changing_engine import ChangingAdapter
+
+from kvray.candidate import DeviceType
+from kvray.config import TuneConfig
+from kvray.errors import ResultsError, SweepInterruptedError
+from kvray.plan.plan import load_plan_file
+from kvray.preview import Preview
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.result import TuneResult
+from kvray.search import TuningSearch
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore
+from kvray.trial.spec import TrialSpec
+from kvray.workload import create_custom_profile
+
+PROFILE = create_custom_profile(
+    "resume",
+    context_lengths=(256,),
+    output_lengths=(4,),
+    repeats=1,
+    weight_ttft=0.5,
+    weight_throughput=0.45,
+    weight_memory=0.05,
+)
+FOUR: dict[str, Any] = {"caches": ("dynamic",), "attentions": ("sdpa", "eager"), "search": "grid"}
+"""Baseline, one more that works, and two that run out of memory until they are mended."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """For all sweeps of this file; each would start its own otherwise, which takes seconds."""
+    tests = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": tests}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> ChangingAdapter:
+    return ChangingAdapter(tmp_path)
+
+
+class Listener:
+    """Hears which trials start and what is recalled; presses Ctrl-C when as many have ended as asked."""
+
+    def __init__(self, *, patience: int | None = None) -> None:
+        self.started: list[TrialSpec] = []
+        self.recalled: list[TrialRecord] = []
+        self._patience = patience
+        self._ended = 0
+
+    def measuring_device(self) -> None:
+        raise AssertionError("the fake engine's device is never measured")
+
+    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+        self.manifest = manifest
+        self.recalled = [one.record for one in recorded]
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        self.started.append(spec)
+
+    def rung_finished(self, result: TrialResult) -> None:
+        pass
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        raise AssertionError("no slot dies here")
+
+    def trial_finished(self, result: TrialResult) -> None:
+        self._ended += 1
+        if self._ended == self._patience:
+            raise KeyboardInterrupt
+
+
+def sweep(folder: Path, adapter: ChangingAdapter, *, observer: Listener | None = None, **changes: object) -> TuneResult:
+    values: dict[str, object] = {
+        "model_id": "fake:ok",
+        "profile": PROFILE,
+        "device": DeviceType.CPU,
+        "engine": "fake",
+        "output_dir": folder / "results",
+        "timeout_s": 20.0,
+        "confirm_rounds": 0,
+        **FOUR,
+    }
+    config = TuneConfig(**{**values, **changes})
+    return TuningSearch(config=config, adapter=adapter, observer=observer).run()
+
+
+def statuses(results: Sequence[TrialResult]) -> dict[str, str]:
+    return {one.record.candidate.label: one.record.status.value for one in results}
+
+
+OUT_OF_MEMORY = {
+    "dynamic/sdpa/float32": "ok",
+    "dynamic/sdpa/bfloat16": "ok",
+    "dynamic/eager/float32": "oom",
+    "dynamic/eager/bfloat16": "oom",
+}
+
+
+def test_failures_are_not_paid_for_twice_unless_asked_and_then_replaced_in_their_place(
+    tmp_path: Path, broken: ChangingAdapter
+) -> None:
+    first = sweep(tmp_path, broken)
+    assert statuses(first.results) == OUT_OF_MEMORY
+    (tmp_path / "mended").touch()
+    unasked, other, asked = Listener(), Listener(), Listener()
+    run_id = first.manifest.run_id
+    assert sweep(tmp_path, broken, observer=unasked, resume=run_id).results == first.results
+    assert sweep(tmp_path, broken, observer=other, resume=run_id, retry=("crashed",)).results == first.results
+    assert unasked.started == other.started == []
+
+    again = sweep(tmp_path, broken, observer=asked, resume=run_id, retry=("oom",))
+    assert sorted(spec.candidate.label for spec in asked.started) == ["dynamic/eager/bfloat16", "dynamic/eager/float32"]
+    assert set(statuses(again.results).values()) == {"ok"}
+    assert {one.record.trial_id for one in again.results} == {one.record.trial_id for one in first.results}
+    assert len(again.results) == 4
+    assert again.manifest.is_complete
+    assert [attempt.max_trials for attempt in again.manifest.attempts] == [None] * 4
+
+
+def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, broken: ChangingAdapter) -> None:
+    first = sweep(tmp_path, broken)
+    (tmp_path / "mended").touch()
+    with pytest.raises(SweepInterruptedError):
+        sweep(tmp_path, broken, observer=Listener(patience=1), resume=first.manifest.run_id, retry=("oom",))
+    left = ResultsStore(tmp_path / "results").read(first.manifest.run_id)
+    assert sorted(statuses(left).values()) == ["ok", "ok", "ok", "oom"]
+
+
+def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_marked(
+    tmp_path: Path, broken: ChangingAdapter
+) -> None:
+    listener = Listener(patience=2)
+    with pytest.raises(SweepInterruptedError):
+        sweep(tmp_path, broken, observer=listener)
+    store = ResultsStore(tmp_path / "results")
+    report = store.read_text(store.paths(listener.manifest.run_id).report_markdown)
+    assert "**Incomplete (2 of 4 candidates not measured yet): " in report
+    result = sweep(tmp_path, broken, resume=listener.manifest.run_id)
+    assert {one.record.fingerprint for one in result.results} == {listener.manifest.fingerprint_id}
+    assert "Incomplete" not in store.read_text(result.paths.report_markdown)
+    assert "from an earlier session on" in store.read_text(result.paths.report_markdown)
+
+
+def test_a_trial_without_its_row_or_without_its_runs_is_measured_again(tmp_path: Path, broken: ChangingAdapter) -> None:
+    listener = Listener(patience=3)
+    with pytest.raises(SweepInterruptedError):
+        sweep(tmp_path, broken, observer=listener)
+    store = ResultsStore(tmp_path / "results")
+    run_id = listener.manifest.run_id
+    for recorded in store.read(run_id):  # as separate files, as a kill leaves them
+        store.append(recorded)
+    paths = store.paths(run_id)
+    for table in (paths.runs, paths.trials):
+        (table / "part-0.parquet").unlink()
+    whole = [one for one in store.read(run_id) if one.record.status is TrialStatus.OK]
+    paths.trial_file(whole[0].record.trial_id).unlink()
+    paths.runs_file(whole[1].record.trial_id).write_bytes(b"PAR1 torn")
+
+    again = Listener()
+    result = sweep(tmp_path, broken, observer=again, resume=run_id)
+    damaged = {one.record.trial_id for one in whole[:2]}
+    assert damaged <= {spec.trial_id for spec in again.started}
+    assert {record.trial_id for record in again.recalled}.isdisjoint(damaged)
+    assert statuses(result.results) == OUT_OF_MEMORY
+    assert all(one.runs for one in result.results if one.record.status is TrialStatus.OK)
+
+
+def test_another_model_file_is_refused_forced_beside_it_and_never_ranked_with_it(
+    tmp_path: Path, broken: ChangingAdapter
+) -> None:
+    first = sweep(tmp_path, broken)
+    run_id = first.manifest.run_id
+    other = ChangingAdapter(tmp_path, revision="2")
+    with pytest.raises(ResultsError, match=r"cannot be compared with what would be: model file: 1 → 2\. Undo that"):
+        sweep(tmp_path, other, resume=run_id)
+    store = ResultsStore(tmp_path / "results")
+    assert store.read_manifest(run_id) == first.manifest, "a refused attempt leaves no trace"
+
+    forced = sweep(tmp_path, other, resume=run_id, force=True, confirm_rounds=1)
+    assert {one.record.fingerprint for one in forced.results} == {forced.manifest.fingerprint_id}
+    measured = [one.record for one in forced.results if one.record.role is not Role.CONFIRM]
+    assert sorted(record.role for record in measured) == ["baseline", "search", "search", "search"]
+    assert any(one.record.role is Role.CONFIRM for one in forced.results)
+    assert forced.set_aside == first.results
+    assert len(store.read(run_id)) == len(first.results) + len(forced.results)
+    ranked = [entry.record.fingerprint for entry in forced.analysis.ranking.entries]
+    assert set(ranked) == {forced.manifest.fingerprint_id}
+    assert "4 trials of other fingerprints (model file: 1 → 2) lie in the records" in store.read_text(
+        forced.paths.report_markdown
+    )
+    assert load_plan_file(forced.paths.best_plan).measured_at == forced.manifest.measured_since
+
+    back = Listener()
+    first_again = sweep(tmp_path, broken, observer=back, resume=run_id)
+    assert back.started == []
+    assert first_again.results == first.results
+    assert len(first_again.set_aside) == len(forced.results)

@@ -1,0 +1,112 @@
+"""What makes measurements comparable: named where it differs, unknown where it is not known, stable as a digest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from resuming_samples import PROFILE, fingerprint
+
+from kvray.candidate import DeviceType, DType
+from kvray.engines.base import DeviceFacts, ModelInfo
+from kvray.probes.environment import Environment
+from kvray.store.fingerprint import SweepFingerprint
+from kvray.workload import Limits
+
+ENVIRONMENT: dict[str, Any] = {
+    "device_name": "a CPU",
+    "driver_version": None,
+    "torch_version": "2.12.0",
+    "transformers_version": "5.20.0",
+    "kvray_version": "0.1.7",
+    "python_version": "3.12.4",
+    "host": "a-host",
+    "cpus": 2,
+}
+
+
+def here(*, on_cluster: bool = False, device: DeviceType = DeviceType.CPU, **changes: Any) -> SweepFingerprint:
+    return SweepFingerprint.of(
+        engine="fake",
+        model=ModelInfo(
+            model_id="org/model", revision="r1", architecture="Fake", max_context=None, native_dtype=DType.FLOAT32
+        ),
+        profile=PROFILE,
+        baseline_id="abc",
+        device=DeviceFacts(device=device, device_name="a device", gpu_count=2),
+        threads=None,
+        slots=1,
+        on_cluster=on_cluster,
+        environment=Environment(**{**ENVIRONMENT, **changes}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"torch_version": "2.13.0"}, "torch: 2.12.0 → 2.13.0"),
+        ({"transformers_version": "5.23.0"}, "transformers: 5.20.0 → 5.23.0"),
+        ({"model_revision": "sha256:bbbb"}, "model file: sha256:aaaa → sha256:bbbb"),
+        ({"device_name": "another CPU"}, "device name: a CPU → another CPU"),
+        ({"cpus": 4}, "usable CPUs: 2 → 4"),
+        ({"memory_gib": 32}, "memory, GiB: 16 → 32"),
+        ({"threads": 1}, "threads: the library's own choice → 1"),
+        ({"place": "a Ray cluster"}, "measured on: this machine → a Ray cluster"),
+        ({"variables": {"OMP_NUM_THREADS": "1"}}, "OMP_NUM_THREADS: none → 1"),
+        ({"profile": PROFILE.model_copy(update={"repeats": 5})}, "profile.repeats: 3 → 5"),
+        (
+            {"profile": PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=9.0)})},
+            "profile.limits.max_ttft_ms: none → 9.0",
+        ),
+        ({"profile": PROFILE.model_copy(update={"context_lengths": (8, 9)})}, "profile.context_lengths: 512 → 8, 9"),
+    ],
+)
+def test_a_difference_is_named_with_both_values(change: dict[str, Any], told: str) -> None:
+    assert fingerprint().differences(fingerprint(**change)) == (told,)
+    assert fingerprint().digest != fingerprint(**change).digest
+
+
+def test_a_driver_that_changed_is_named() -> None:
+    assert fingerprint(driver_version="550.1").differences(fingerprint(driver_version="570.2")) == (
+        "driver: 550.1 → 570.2",
+    )
+
+
+def test_all_differences_are_named_at_once() -> None:
+    assert len(fingerprint().differences(fingerprint(torch_version="9", cpus=64, model_revision="x"))) == 3
+
+
+def test_what_is_not_known_differs_from_nothing() -> None:
+    known, unknown = fingerprint(), SweepFingerprint()
+    assert unknown.differences(known) == known.differences(unknown) == ()
+
+
+def test_a_fingerprint_comes_back_equal_from_its_file() -> None:
+    back = SweepFingerprint.model_validate_json(fingerprint().model_dump_json())
+    assert back == fingerprint()
+    assert back.digest == fingerprint().digest
+
+
+def test_another_host_or_patch_version_makes_no_difference_and_another_minor_version_does() -> None:
+    assert here() == here(host="another", kvray_version="0.1.9", python_version="3.12.9")
+    assert here().differences(here(kvray_version="0.2.0")) == ("kvray: 0.1 → 0.2",)
+
+
+def test_of_a_cluster_only_what_its_nodes_share_is_known() -> None:
+    cluster = here(on_cluster=True)
+    assert (cluster.cpus, cluster.memory_gib, cluster.gpus, cluster.driver_version) == (None,) * 4
+    assert here().differences(cluster) == ("measured on: this machine → a Ray cluster",)
+
+
+def test_gpus_are_counted_on_cuda_where_slots_do_not_share_one() -> None:
+    cuda = here(device=DeviceType.CUDA, driver_version="550.1")
+    assert (cuda.gpus, cuda.slots, cuda.driver_version) == (2, None, "550.1")
+    assert (here().gpus, here().slots) == (None, 1)
+
+
+def test_variables_that_change_speed_are_in_it_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = here()
+    monkeypatch.setenv("KMP_BLOCKTIME", "0")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert before.differences(here()) == ("KMP_BLOCKTIME: none → 0",)
+    assert "secret" not in here().model_dump_json()

@@ -1,0 +1,163 @@
+"""What a sweep has measured is kept, wherever it can be written."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
+from kvray.errors import OutputError
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.store.keeper import RecordKeeper
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore
+from kvray.workload import get_profile
+
+RUN_ID = "20260101-120000-abcd"
+MANIFEST = SweepManifest(
+    kvray_version="0.1.0",
+    run_id=RUN_ID,
+    created_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    model_id="m",
+    model_revision="r",
+    architecture="A",
+    engine="fake",
+    device="cpu",
+    device_name="CPU",
+    profile=get_profile("ci-micro"),
+    baseline_id="b",
+    memory_note="none",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    ResultsStore(tmp_path / "out").write_manifest(MANIFEST)
+    return tmp_path / "out"
+
+
+def keeper_of(folder: Path) -> RecordKeeper:
+    return RecordKeeper(ResultsStore(folder), MANIFEST)
+
+
+def record(name: str, status: TrialStatus = TrialStatus.OK, dtype: DType = DType.FLOAT32) -> TrialRecord:
+    candidate = Candidate(
+        engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=dtype, batch_size=1
+    )
+    return TrialRecord.of(
+        candidate, run_id=RUN_ID, trial_id=name, role=Role.SEARCH, model_id="m", profile="ci-micro", status=status
+    )
+
+
+def keep(keeper: RecordKeeper, *names: str) -> None:
+    for name in names:
+        keeper.keep(TrialResult(record=record(name)))
+
+
+def there(folder: Path) -> set[str]:
+    return {one.record.trial_id for one in ResultsStore(folder).read(RUN_ID)}
+
+
+def block(path: Path) -> None:
+    """A file where a folder is needed: nothing below it can be written, by root neither."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def second_of(folder: Path) -> Path:
+    return folder.parent / "cache" / "rescued" / RUN_ID
+
+
+def test_a_healthy_disk_gets_every_record_at_once_and_no_second_place(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    keep(keeper, "a")
+    assert there(folder) == {"a"}
+    keeper.keep_unlaunched([record("u", TrialStatus.SKIPPED, DType.FLOAT16)])
+    assert there(folder) == {"a", "u"}
+    assert keeper.settle().paths(RUN_ID).root == folder
+    assert not keeper.has_moved
+    assert not second_of(folder).parent.exists()
+
+
+def test_records_of_earlier_attempts_go_to_the_second_place_too(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep(keeper_of(folder), "earlier")
+    keeper = keeper_of(folder)
+    (folder / ".partial").rmdir()
+    block(folder / ".partial")
+    with caplog.at_level(logging.WARNING, logger="kvray.store"):
+        keep(keeper, "a", "b")
+    assert there(second_of(folder)) == {"earlier", "a", "b"}
+    assert len(caplog.messages) == 1, "said once"
+    assert "Measuring goes on; what cannot be written is kept also in" in caplog.messages[0]
+    assert keeper.settle().paths(RUN_ID).root == second_of(folder)
+    assert keeper.has_moved
+    assert f"kvray rank {second_of(folder)} --run {RUN_ID}" in str(keeper.moved())
+
+
+def test_what_could_not_be_written_is_once_it_can_be(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    block(folder / ".partial")
+    keep(keeper, "a")
+    (folder / ".partial").unlink()
+    keep(keeper, "b")
+    assert there(folder) == {"a", "b"}
+    assert keeper.settle().paths(RUN_ID).root == folder
+    assert not second_of(folder).exists()
+
+
+def test_a_second_place_that_fails_gives_way_to_a_third(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    block(folder / ".partial")
+    block(second_of(folder).parent)
+    keep(keeper, "a")
+    third = folder.parent / "tmp" / "kvray-rescued" / RUN_ID
+    assert there(third) == {"a"}
+    assert keeper.settle().paths(RUN_ID).root == third
+
+
+def test_records_that_lie_nowhere_are_said_to_be_lost(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    keep(keeper, "a")
+    block(folder / ".partial")
+    block(folder.parent / "cache")
+    block(folder.parent / "tmp")
+    keep(keeper, "b", "c")
+    assert {one.record.trial_id for one in keeper.results} == {"a", "b", "c"}
+    with pytest.raises(OutputError, match="No other place could be written either: 2 of 3 records are lost"):
+        keeper.settle()
+
+
+def test_a_file_that_was_taken_away_is_written_again_at_the_end(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    keep(keeper, "a", "b")
+    ResultsStore(folder).paths(RUN_ID).trial_file("a").unlink()
+    keeper.settle()
+    assert there(folder) == {"a", "b"}
+
+
+def test_a_folder_that_vanished_is_written_anew(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    keeper.keep_unlaunched([record("u", TrialStatus.REJECTED, DType.FLOAT16)])
+    keep(keeper, "a")
+    shutil.rmtree(folder)
+    keep(keeper, "b")
+    assert there(folder) == {"a", "b", "u"}
+    assert ResultsStore(folder).read_manifest(RUN_ID) == MANIFEST
+
+
+def test_reports_that_cannot_be_written_move_everything(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    keep(keeper, "a")
+    assert not keeper.has_moved
+    keeper.settle()
+    place = keeper.move(OutputError("Cannot write 'report.html': No space left on device."))
+    assert place.paths(RUN_ID).root == second_of(folder)
+    assert there(second_of(folder)) == {"a"}
+    assert str(keeper.moved()).startswith("Cannot write 'report.html': No space left on device. The sweep was measured")

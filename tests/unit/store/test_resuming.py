@@ -1,0 +1,156 @@
+"""What a further attempt may build on: equal conditions, records of its own fingerprint, no failure that is retried."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from resuming_samples import BASELINE, NOON, OTHER, THIRD, fingerprint, manifest, trial
+
+from kvray.errors import ResultsError
+from kvray.record import Role, TrialResult, TrialStatus
+from kvray.store.fingerprint import SweepFingerprint
+from kvray.store.manifest import SweepManifest
+from kvray.store.resuming import current_results, earlier_session, first_attempt, further_attempt, recall
+
+A, B = fingerprint(), fingerprint(torch_version="2.13.0")
+
+
+def begun(of: SweepFingerprint = A) -> SweepManifest:
+    return first_attempt(manifest(arguments=("org/model",)), of, candidates=3)
+
+
+def goes_on(
+    old: SweepManifest,
+    of: SweepFingerprint,
+    *,
+    hour: int = 1,
+    force: bool = False,
+    results: tuple[TrialResult, ...] = (),
+) -> SweepManifest:
+    new = manifest(hour=hour, run_id="ignored", arguments=("org/model", "--resume", old.run_id), max_trials=9)
+    return further_attempt(old, new, of, candidates=3, results=results, force=force)
+
+
+# Attempts
+
+
+def test_an_attempt_under_the_same_conditions_joins_and_keeps_both_histories() -> None:
+    both = goes_on(begun(), A)
+    assert (both.run_id, both.created_at) == (begun().run_id, NOON)
+    assert [one.arguments for one in both.attempts] == [("org/model",), ("org/model", "--resume", both.run_id)]
+    assert [one.max_trials for one in both.attempts] == [None, 9]
+    assert both.max_trials == 9, "the manifest's own fields are the last attempt's"
+    assert (both.fingerprint_id, both.trial_suffix) == (A.digest, "")
+    assert both.measured_since == NOON < both.session_started_at
+
+
+def test_other_conditions_are_refused_with_all_that_differs_and_what_to_do() -> None:
+    other = fingerprint(torch_version="2.13.0", cpus=8)
+    told = "usable CPUs: 2 → 8; torch: 2.12.0 → 2.13.0. Undo that, start a new sweep without --resume, or pass --force"
+    with pytest.raises(ResultsError, match=re.escape(told)) as error:
+        goes_on(begun(), other)
+    assert error.value.exit_code == 10
+
+
+def test_forced_they_are_another_fingerprint_with_trial_ids_of_its_own() -> None:
+    forced = goes_on(begun(), B, force=True)
+    assert forced.fingerprint_id == B.digest != forced.first_fingerprint_id
+    assert forced.trial_suffix == f".{B.digest}"
+    assert forced.measured_since == forced.session_started_at > NOON
+
+
+def test_force_changes_nothing_where_nothing_differs() -> None:
+    assert goes_on(begun(), A, force=True) == goes_on(begun(), A)
+
+
+def test_who_comes_back_to_earlier_conditions_joins_their_records_unforced() -> None:
+    back = goes_on(goes_on(begun(), B, force=True), A, hour=2)
+    assert [one.fingerprint_id for one in back.attempts] == [A.digest, B.digest, A.digest]
+    assert (back.trial_suffix, back.measured_since) == ("", NOON)
+
+
+def test_what_the_last_attempt_differs_from_is_named_not_what_an_older_one_did() -> None:
+    forced = goes_on(begun(), B, force=True)
+    with pytest.raises(ResultsError, match=r"torch: 2\.13\.0 → 2\.14\.0\. "):
+        goes_on(forced, fingerprint(torch_version="2.14.0"))
+
+
+def test_a_manifest_of_version_1_goes_on_where_what_it_and_its_records_tell_is_the_same() -> None:
+    old = manifest(manifest_version=1)
+    results = (trial(torch_version="2.12.0", cpus=2),)
+    joined = goes_on(old, A, results=results)
+    assert joined.manifest_version == 2
+    assert len({one.fingerprint_id for one in joined.attempts}) == 1
+    assert current_results(joined, results) == (results, ()), "records without a fingerprint are the first's"
+    with pytest.raises(ResultsError, match=r"torch: 2\.12\.0 → 2\.13\.0\. "):
+        goes_on(old, B, results=results)
+
+
+def test_what_a_version_1_sweep_did_not_tell_is_known_from_its_next_attempt_on() -> None:
+    joined = goes_on(manifest(manifest_version=1), A)
+    with pytest.raises(ResultsError, match=r"torch: 2\.12\.0 → 2\.13\.0\. "):
+        goes_on(joined, B)
+
+
+def test_an_attempt_is_complete_once_it_has_ended_and_of_version_1_nothing_is_said() -> None:
+    assert (begun().is_complete, begun().ended(NOON).is_complete, manifest().is_complete) == (False, True, None)
+    assert goes_on(begun().ended(NOON), A).is_complete is False
+
+
+def test_a_manifest_with_attempts_comes_back_equal_from_its_file() -> None:
+    forced = goes_on(begun().ended(NOON), B, force=True)
+    assert SweepManifest.model_validate_json(forced.model_dump_json()) == forced
+
+
+# Records
+
+
+def test_only_records_of_the_last_fingerprint_are_ranked() -> None:
+    of_a, of_b, of_old = trial(fingerprint=A.digest), trial(THIRD, fingerprint=B.digest), trial(BASELINE)
+    forced = goes_on(begun(), B, force=True)
+    assert current_results(forced, [of_a, of_b, of_old]) == ((of_b,), (of_a, of_old))
+    assert current_results(begun(), [of_a, of_b, of_old]) == ((of_a, of_old), (of_b,))
+    assert current_results(manifest(), [of_a, of_old])[0] == (of_old,)
+
+
+def test_who_was_skipped_before_there_were_fingerprints_and_launched_since_is_there_once() -> None:
+    skipped, launched = trial(status=TrialStatus.SKIPPED), trial(fingerprint=A.digest)
+    assert current_results(begun(), [skipped, launched]) == ((launched,), ())
+
+
+def test_a_trial_whose_raw_runs_are_lost_is_measured_again_in_its_place() -> None:
+    lost = trial(runs=0, rung=1)
+    found = recall(begun(), [lost, trial(THIRD)])
+    assert [one.record.candidate_id for one in found.results] == [THIRD.candidate_id]
+    assert found.trial_ids == {OTHER.candidate_id: lost.record.trial_id}
+    assert found.retry == ()
+
+
+@given(st.lists(st.sampled_from(TrialStatus), min_size=3, max_size=3), st.sets(st.sampled_from(TrialStatus.failures())))
+def test_exactly_the_failures_asked_for_are_measured_again(
+    statuses: list[TrialStatus], retry: set[TrialStatus]
+) -> None:
+    candidates = (BASELINE, OTHER, THIRD)
+    results = [trial(one, status, runs=0) for one, status in zip(candidates, statuses, strict=True)]
+    found = recall(begun(), results, retry)
+    again = [one.candidate_id for one, status in zip(candidates, statuses, strict=True) if status in retry]
+    kept = [status for status in statuses if status.was_launched and status not in retry]
+    assert list(found.retry) == list(found.trial_ids) == again
+    assert [one.record.status for one in found.results] == kept
+
+
+def test_a_confirming_trial_that_failed_is_left_out_without_a_new_search_for_its_candidate() -> None:
+    failed = trial(status=TrialStatus.CRASHED, runs=0, role=Role.CONFIRM, trial_id="confirm-1-x")
+    found = recall(begun(), [trial(), failed], [TrialStatus.CRASHED])
+    assert [one.record.role for one in found.results] == [Role.SEARCH]
+    assert (found.retry, found.trial_ids) == ((), {})
+
+
+def test_trials_of_an_earlier_session_are_those_begun_before_the_last_attempt() -> None:
+    early, late = trial(), trial(THIRD, hour=5)
+    both = goes_on(begun(), A)
+    assert earlier_session(both, [late, early, trial(status=TrialStatus.SKIPPED)]) == [early.record.started_at]
+    assert earlier_session(begun(), [early, late]) == []
