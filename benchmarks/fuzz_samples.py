@@ -12,7 +12,8 @@ from kvray.candidate import AttentionBackend, CacheChoice, Candidate, DType
 from kvray.plan.builder import PlanBuilder
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.result import TuneResult
-from kvray.store.manifest import SweepManifest
+from kvray.store.fingerprint import SweepFingerprint
+from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile
 
@@ -48,7 +49,7 @@ def results() -> list[TrialResult]:
 
 
 def manifest() -> SweepManifest:
-    """Of these results."""
+    """Of these results, whose sweep was gone on with after torch had changed."""
     return SweepManifest(
         kvray_version="0.1.0",
         run_id=RUN_ID,
@@ -65,6 +66,23 @@ def manifest() -> SweepManifest:
         left_out=(("dtype", "float16", "emulated"),),
         search="model",
         arguments=("org/model", "--profile", "fuzzed"),
+        attempts=(_attempt("2.12", None), _attempt("2.13", START)),
+    )
+
+
+def _fingerprint(torch_version: str) -> SweepFingerprint:
+    return SweepFingerprint(model_id="org/model", profile=PROFILE, torch_version=torch_version, variables={"LANG": "C"})
+
+
+def _attempt(torch_version: str, ended_at: dt.datetime | None) -> SweepAttempt:
+    fingerprint = _fingerprint(torch_version)
+    return SweepAttempt(
+        started_at=START,
+        ended_at=ended_at,
+        kvray_version="0.1.0",
+        candidates=len(CANDIDATES),
+        fingerprint_id=fingerprint.digest,
+        fingerprint=fingerprint,
     )
 
 
@@ -129,5 +147,6 @@ def _record(candidate: Candidate, number: int, status: TrialStatus, **values: An
         ended_at=START,
         device_name="A CPU",
         torch_version="2.13",
+        fingerprint=_fingerprint("2.13").digest,
         **values,
     )

@@ -20,6 +20,7 @@ from typing import Any
 from fuzz_mutator import CANARY
 
 from kvray.cli.app import run
+from kvray.cli.encoding import show_all_signs
 from kvray.errors import KvrayError
 
 INPUT_TIMEOUT_S = 15.0
@@ -155,6 +156,7 @@ def _run(arguments: Sequence[str], *, verbose: bool) -> tuple[int, str, str]:
     kept = io.BytesIO(), io.BytesIO()
     out = io.TextIOWrapper(kept[0], encoding="utf-8", errors="strict")
     err = io.TextIOWrapper(kept[1], encoding="utf-8", errors="backslashreplace")
+    show_all_signs((out, err))  # as `main` does with the streams of the process
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run(list(arguments), verbose=verbose)
     out.flush()
