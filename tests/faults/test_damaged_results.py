@@ -185,14 +185,24 @@ def test_reports_are_written_anew_from_what_is_left(folder: Path, capsys: pytest
     assert "static/sdpa/float32" not in report
 
 
-def test_where_nothing_can_be_read_nothing_is_ranked_and_each_file_is_named(
+def test_where_nothing_can_be_read_that_is_said_and_good_reports_stay(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    good = ResultsStore(folder).paths(RUN_ID).report_markdown
+    good.parent.mkdir(parents=True)
+    good.write_text("good")
     for path in content_of(folder):
         path.write_bytes(b"torn")
-    found, said = ranked(folder, capsys)
-    assert found == {"winner": None, "trials": {}}
-    assert len(said) == 4
+    for command in ("rank", "report"):
+        assert run([command, str(folder)], verbose=False) == 10
+        *skipped, last = capsys.readouterr().err.splitlines()
+        assert len(skipped) == 4
+        assert last == (
+            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it was broken off "
+            f"before the first had ended, or its files are damaged or gone. Repeat its command with --resume {RUN_ID} to "
+            "measure it."
+        )
+    assert good.read_text() == "good"
 
 
 def test_a_flipped_bit_never_changes_a_figure(folder: Path) -> None:
