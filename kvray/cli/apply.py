@@ -29,8 +29,6 @@ def apply(
     snippet = render_snippet(loaded)
     if loaded.foreign_code:
         _logger.warning("The code runs %s: run it only if you trust its authors.", " and ".join(loaded.foreign_code))
-    if loaded.winner.confidence is not None and loaded.winner.confidence.is_disturbed:
-        _logger.warning("Too many runs behind this plan were disturbed for its figures to be trusted: measure again.")
     if out is not None:
         try:
             out.write_text(snippet, encoding="utf-8")
@@ -44,6 +42,8 @@ def apply(
     console = Console()
     console.print(Text(f"model    {loaded.model_id}"), soft_wrap=True)
     console.print(Text(f"use      {loaded.winner.candidate.label}", style="bold"), soft_wrap=True)
+    if loaded.winner.confidence is not None and loaded.winner.confidence.is_disturbed:
+        console.print(Text("note     too many runs were disturbed for its figures to be trusted: measure again"))
     for rule in loaded.rules:
         use = loaded.candidates[rule.use].candidate.label
         console.print(Text(f"rule     {rule.when.describe()}: {use}. {rule.evidence}"), soft_wrap=True)
