@@ -24,7 +24,7 @@ import numpy as np
 from kvray.engines.base import OutOfMemoryError, SubstitutedError, UnsupportedError
 
 LONG_S = 3600.0
-SLOW_S = 3.0
+SLOW_S = 2.0
 MOST_MEMORY_MIB = 4096
 """What `memory` takes at most, should nobody end it."""
 _MIB = 2**20

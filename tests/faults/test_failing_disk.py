@@ -69,7 +69,7 @@ def all_three(results: dict[str, TrialResult]) -> bool:
     return [one.record.status for one in results.values()] == [TrialStatus.OK] * 3
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("how", ["full", pytest.param("read-only", marks=pytest.mark.slow)])
 def test_what_cannot_be_written_goes_to_a_second_place_and_the_sweep_goes_on(
     how: str, tune: Tune, disk: Path, tmp_path: Path
 ) -> None:

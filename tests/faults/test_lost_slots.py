@@ -116,6 +116,7 @@ def test_a_node_that_joins_takes_trials(tune: Tune, cluster: Cluster, tmp_path: 
     assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans)), "two at a time"  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_slots_asked_for_are_not_exceeded_by_a_node_that_joins(tune: Tune, cluster: Cluster, tmp_path: Path) -> None:
     sweep = tune("fake:ok", *on_gpus(cluster), "--slots", "1")
     sweep.wait_for("start ")

@@ -269,6 +269,7 @@ def test_pickled_weights_are_not_even_downloaded(tmp_path: Path) -> None:
 USE_PICKLED = USE.replace('model_id="org/model"', 'model_id="org/model", allow_pickle=True')
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_downloaded_where_they_are_allowed_and_there_are_no_others(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
