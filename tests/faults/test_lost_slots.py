@@ -67,6 +67,7 @@ def test_a_trial_whose_slot_is_killed_runs_again_and_no_other_is_touched(tune: T
     assert sum(line.startswith("start ") for line in sweep.lines) == 7
 
 
+@pytest.mark.slow
 def test_a_trial_whose_slot_dies_every_time_has_crashed_after_three_attempts(tune: Tune, tmp_path: Path) -> None:
     sweep = tune("fake:sdpa_math/f=hang", *GRID)
     for _ in range(3):
