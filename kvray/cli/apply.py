@@ -44,6 +44,8 @@ def apply(
     console.print(Text(f"use      {loaded.winner.candidate.label}", style="bold"), soft_wrap=True)
     if loaded.winner.confidence is not None and loaded.winner.confidence.is_disturbed:
         console.print(Text("note     too many runs were disturbed for its figures to be trusted: measure again"))
+    if loaded.is_partial:
+        console.print(Text("note     the sweep was interrupted: what it did not measure may be better"))
     for rule in loaded.rules:
         use = loaded.candidates[rule.use].candidate.label
         console.print(Text(f"rule     {rule.when.describe()}: {use}. {rule.evidence}"), soft_wrap=True)

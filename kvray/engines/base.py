@@ -369,8 +369,9 @@ class EngineAdapter(ABC):
         """
 
     @abstractmethod
-    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
-        """Python source that applies `candidate` with the engine's library alone, sized for `cell`."""
+    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
+        """Python source that applies `candidate` to the very weights of `request` with the engine's library alone,
+        sized for `cell`."""
 
     @abstractmethod
     def memory_note(self, device: DeviceType) -> str:

@@ -135,10 +135,9 @@ class FakeAdapter(EngineAdapter):
         model.misbehave("load")
         return model
 
-    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
+    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
         """See `EngineAdapter.render_snippet`."""
-        del trust_remote_code
-        return f"print({model_id!r}, {candidate.label!r}, {cell.label!r})\n"
+        return f"print({request.model_id!r}, {candidate.label!r}, {cell.label!r})\n"
 
     def memory_note(self, device: DeviceType) -> str:
         """See `EngineAdapter.memory_note`."""

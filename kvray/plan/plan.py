@@ -33,6 +33,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Gain = Annotated[float, Field(gt=-1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Revision = Annotated[str, Field(pattern=r"^\w[\w.:-]{0,99}$")]
+"""Never a path: the hub's client looks for it among its files."""
 
 
 def _to_candidate(value: Any) -> Candidate:
@@ -206,7 +208,9 @@ class Plan(_PlanPart):
     Attributes:
         kvray_version: that wrote the plan; the one that measured is in `fingerprint`.
         created_at: when the plan was written; `measured_at` is when its sweep began.
+        model_revision: what identifies the weights that were measured (a commit of the hub, a file's hash).
         device: the kind of device that was measured.
+        is_partial: whether the sweep was interrupted, so that what it did not measure may be better than the winner.
         baseline: what a user has today, `None` if it did not complete.
         candidates: by candidate id, every one that rules or ties name.
         rules: first match wins; the last one always matches.
@@ -219,10 +223,12 @@ class Plan(_PlanPart):
     measured_at: AwareDatetime
     run_id: str
     model_id: Annotated[str, Field(min_length=1)]
+    model_revision: Revision | None = None
     architecture: str
     engine: Annotated[str, Field(min_length=1)]
     device: DeviceType
     trust_remote_code: bool = False
+    is_partial: bool = False
     profile: WorkloadProfile
     winner: PlannedWinner
     baseline: PlannedCandidate | None

@@ -44,7 +44,7 @@ class PlanLoader:
     ) -> Session:
         """Load the model as the winner has it, on `device` (by default the kind that the plan was measured on).
 
-        Warns with `FingerprintWarning` where device, driver or library versions differ from the plan's.
+        Warns with `FingerprintWarning` where device, driver, library versions or the model's files are not the plan's.
 
         Args:
             trust_remote_code: whether the plan may run code by others. What the plan's own file says of that is no
@@ -61,15 +61,18 @@ class PlanLoader:
                 hint="If you trust its authors, call load(trust_remote_code=True).",
             )
         target = device or self.plan.device
-        for difference in _differences(self.plan.fingerprint, target):
-            warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
+        adapter = get_engine(self.plan.engine)
         request = ModelRequest(
             model_id=self.plan.model_id,
+            revision=self.plan.model_revision,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             offline=is_offline_environment(),
         )
-        return Session(self.plan, get_engine(self.plan.engine), target, request)
+        here = adapter.describe_model(request).revision
+        for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, here)):
+            warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
+        return Session(self.plan, adapter, target, request)
 
 
 class Session:
@@ -134,6 +137,12 @@ def _differences(fingerprint: Fingerprint, device: DeviceType) -> list[str]:
         for name, then in fingerprint.model_dump().items()
         if then is not None and getattr(here, name) != then
     ]
+
+
+def _other_files(plan: Plan, revision: str) -> list[str]:
+    if plan.model_revision in (None, revision):
+        return []
+    return [f"model revision {plan.model_revision}, here it is {revision}"]
 
 
 def _free_vram_mib() -> float | None:

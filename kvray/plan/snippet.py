@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.plan.plan import GainInterval, Plan
 
@@ -17,10 +18,9 @@ def render_snippet(plan: Plan) -> str:
     """
     winner = plan.winner.candidate
     body = get_engine(plan.engine).render_snippet(
-        model_id=plan.model_id,
+        ModelRequest(model_id=plan.model_id, revision=plan.model_revision, trust_remote_code=plan.trust_remote_code),
         candidate=winner,
         cell=max(plan.profile.cells(winner.batch_size, rung=2)),
-        trust_remote_code=plan.trust_remote_code,
     )
     header = "".join(_comment_line(line) for line in (*_OPENING, *_evidence(plan)))
     return f"{header}\n{body.strip()}\n"
@@ -36,6 +36,7 @@ def _evidence(plan: Plan) -> tuple[str, ...]:
         f"Measured: TTFT {metrics.ttft_ms:,.1f} ms, {metrics.decode_tok_s:,.1f} tok/s{peak}",
         *_gain_lines(plan),
         *_confidence_lines(plan),
+        *_incomplete_lines(plan),
         f"Where: {plan.fingerprint.device_name or 'unknown device'}, {plan.measured_at:%Y-%m-%d}, run {plan.run_id}",
     )
 
@@ -68,6 +69,10 @@ def _confidence_lines(plan: Plan) -> tuple[str, ...]:
     ties = f", {len(plan.winner.ties)} cannot be told apart from it" if plan.winner.ties else ""
     assumed = " (not all ran in several processes: their spread is assumed)" if confidence.assumed_process_noise else ""
     return (f"Confidence: the best in {confidence.winner_share:.0%} of replicates{ties}{assumed}",)
+
+
+def _incomplete_lines(plan: Plan) -> tuple[str, ...]:
+    return ("Incomplete: the sweep was interrupted, what it did not measure may be better",) if plan.is_partial else ()
 
 
 def _interval(interval: GainInterval | None) -> str:

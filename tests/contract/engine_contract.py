@@ -193,7 +193,7 @@ class EngineContract:
     ) -> None:
         hostile = 'x"); import os; os.system("echo hacked"); print("\n{folder}'
         source = adapter.render_snippet(
-            model_id=hostile, candidate=space.baseline, cell=Cell(24, 4, 1), trust_remote_code=False
+            ModelRequest(model_id=hostile, revision=hostile), candidate=space.baseline, cell=Cell(24, 4, 1)
         )
         compile(source, "snippet", "exec")
         assert repr(hostile) in source

@@ -154,9 +154,13 @@ def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_m
     store = ResultsStore(tmp_path / "results")
     report = store.read_text(store.paths(listener.manifest.run_id).report_markdown)
     assert "**Incomplete (2 of 4 candidates not measured yet): " in report
+    paths = store.paths(listener.manifest.run_id)
+    assert load_plan_file(tmp_path / "results" / paths.best_plan).is_partial
+    assert "\n# Incomplete: " in store.read_text(paths.optimized_config)
     result = sweep(tmp_path, broken, resume=listener.manifest.run_id)
     assert {one.record.fingerprint for one in result.results} == {listener.manifest.fingerprint_id}
     assert "Incomplete" not in store.read_text(result.paths.report_markdown)
+    assert not load_plan_file(tmp_path / "results" / paths.best_plan).is_partial
     assert "from an earlier session on" in store.read_text(result.paths.report_markdown)
 
 

@@ -12,6 +12,7 @@ import pytest
 from transformers_samples import load, make_candidate, save_tiny_model, write_tiny_gguf
 
 from kvray.candidate import Candidate
+from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.workload import Cell
@@ -24,9 +25,7 @@ RUNNER = Path(__file__).parent / "run_snippets.py"
 def write_snippet(path: Path, model_id: str, candidate: Candidate) -> Path:
     # For the compiled one the size of the cache is part of what was compiled: its prompt is a token per byte.
     cell = Cell(len(PROMPT.encode()), TOKENS, candidate.batch_size)
-    source = TransformersAdapter().render_snippet(
-        model_id=model_id, candidate=candidate, cell=cell, trust_remote_code=False
-    )
+    source = TransformersAdapter().render_snippet(ModelRequest(model_id=model_id), candidate=candidate, cell=cell)
     path.write_text(source, encoding="utf-8")
     return path
 

@@ -60,6 +60,19 @@ assert adapter.describe_model(request) == info
 adapter.fetch_weights(request)
 """
 
+APPLY = """
+import sys
+from pathlib import Path
+from kvray import load_plan
+sys.path.insert(0, {folder!r})
+import optimized_config
+model, tokenizer = optimized_config.load()
+print("applied")
+session = load_plan(Path({folder!r}) / "best_plan.json").load()
+session.generate("one two", max_new_tokens=2)
+print("planned")
+"""
+
 
 @dataclass
 class Hub:
@@ -341,8 +354,14 @@ def test_a_push_in_the_middle_of_a_sweep_changes_nothing_of_what_is_measured(tmp
         run(code, hub.url, tmp_path, cwd=tmp_path)
         weights = [path for path in hub.asked if "/resolve/" in path and ".safetensors" in path]
         newest = run(DESCRIBE, hub.url, tmp_path).stdout
+        asked = len(hub.asked)
+        (snippet,) = (tmp_path / "results").glob("reports/*/optimized_config.py")
+        applied = run(APPLY.format(folder=str(snippet.parent)), hub.url, tmp_path).stdout
     (manifest,) = (tmp_path / "results" / "sweeps").iterdir()
     assert json.loads(manifest.read_text())["model_revision"] == COMMIT
     assert weights
     assert all(f"/resolve/{COMMIT}/model.safetensors" in path for path in weights)
     assert NEXT_COMMIT in newest, "nothing was pushed"
+    assert applied.split() == ["applied", "planned"]
+    assert f"REVISION = {COMMIT!r}" in snippet.read_text()
+    assert not [path for path in hub.asked[asked:] if NEXT_COMMIT in path or "/main" in path], "the newest was applied"

@@ -125,9 +125,9 @@ class TransformersAdapter(EngineAdapter):
 
         return TransformersModel(request, candidate, device)
 
-    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
+    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
         """See `EngineAdapter.render_snippet`."""
-        return snippet.render(model_id=model_id, candidate=candidate, cell=cell, trust_remote_code=trust_remote_code)
+        return snippet.render(request, candidate=candidate, cell=cell)
 
     def memory_note(self, device: DeviceType) -> str:
         """See `EngineAdapter.memory_note`."""

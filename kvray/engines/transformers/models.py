@@ -170,6 +170,11 @@ def fetched_path(request: ModelRequest) -> Path:
     return weights_path(request)
 
 
+def is_commit(revision: str | None) -> bool:
+    """Whether a `ModelInfo.revision` is a commit of the hub, not a file's hash."""
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether `folder` holds a tokenizer. Without one Transformers builds an empty tokenizer rather than complain."""
     return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)

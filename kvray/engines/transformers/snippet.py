@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvray.candidate import Candidate
+from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import templates
 from kvray.engines.transformers.arguments import (
     PAGED_OPTIONS,
@@ -22,24 +23,26 @@ from kvray.engines.transformers.arguments import (
     call_arguments,
 )
 from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
-from kvray.engines.transformers.models import has_tokenizer
+from kvray.engines.transformers.models import has_tokenizer, is_commit
 from kvray.errors import InvalidValueError
 from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
 
 
-def render(*, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
+def render(request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
     """Python source with `load()` and `generate(model, tokenizer, prompt, max_new_tokens)`, runnable as a script.
 
     A candidate with a batch size takes a list of prompts instead of one. Where a `random:` model has no tokenizer, the
-    source brings a stand-in, so that it runs. Needs none of the model's files.
+    source brings a stand-in, so that it runs. Where the request names a commit of the hub, the source loads just
+    that. Needs none of the model's files.
 
     Raises:
         InvalidValueError: the candidate's cache does not take its settings: nobody has measured it.
     """
     if (objection := cache_parameters_objection(candidate)) is not None:
         raise InvalidValueError(f"There is no code for {candidate.label}: {objection}.", hint="Tune again.")
-    model, random_weights = model_id.removeprefix(RANDOM_PREFIX), model_id.startswith(RANDOM_PREFIX)
+    model = request.model_id.removeprefix(RANDOM_PREFIX)
+    random_weights = request.model_id.startswith(RANDOM_PREFIX)
     if random_weights:
         model = model.removesuffix("/config.json")
     return _Program(
@@ -48,7 +51,8 @@ def render(*, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code
         arguments=call_arguments(candidate),
         batch_size=candidate.batch_size,
         cell=cell,
-        trust=("trust_remote_code=True",) if trust_remote_code else (),
+        commit=request.revision if is_commit(request.revision) else None,
+        trust=("trust_remote_code=True",) if request.trust_remote_code else (),
     ).source()
 
 
@@ -70,6 +74,7 @@ class _Program:
     arguments: CallArguments
     batch_size: int
     cell: Cell
+    commit: str | None
     trust: tuple[str, ...]
 
     def source(self) -> str:
@@ -138,6 +143,8 @@ class _Program:
         if self._is_gguf:
             path = Path(self.model)
             lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}"]
+        if self.commit is not None:
+            lines.append(f"REVISION = {self.commit!r}  # the commit that was measured")
         lines.append('DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
         if self.arguments.weights_limit_mib is not None:
             lines.append('HOST_MEMORY = "1000GiB"  # for the weights that the GPU has no room for')
@@ -151,7 +158,7 @@ class _Program:
         return "\n".join(lines)
 
     def _load(self) -> str:
-        where = ["MODEL", "gguf_file=GGUF_FILE"] if self._is_gguf else ["MODEL"]
+        where = ["MODEL", *self._which]
         weights = [] if self._is_gguf else ["use_safetensors=True"]  # as measured: pickled weights can run code
         return templates.LOAD.format(
             tokenizer=self._before_loading(where),
@@ -165,6 +172,12 @@ class _Program:
             seed=RANDOM_WEIGHTS_SEED,
             options=_listed(["config", *self._precision], indent=12),
         )
+
+    @property
+    def _which(self) -> list[str]:
+        if self._is_gguf:
+            return ["gguf_file=GGUF_FILE"]
+        return [] if self.commit is None else ["revision=REVISION"]
 
     @property
     def _placement(self) -> list[str]:

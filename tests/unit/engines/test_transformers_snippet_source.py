@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import PAGED_OPTIONS, call_arguments
 from kvray.errors import InvalidValueError
@@ -33,9 +34,11 @@ def candidate(**changes: object) -> Candidate:
     return Candidate(engine="transformers", **{**values, **changes})  # type: ignore[arg-type]
 
 
-def render(model_id: str = "org/name", *, trust: bool = False, **changes: object) -> str:
+def render(model_id: str = "org/name", *, trust: bool = False, revision: str | None = None, **changes: object) -> str:
     return TransformersAdapter().render_snippet(
-        model_id=model_id, candidate=candidate(**changes), cell=Cell(512, 64, 1), trust_remote_code=trust
+        ModelRequest(model_id=model_id, revision=revision, trust_remote_code=trust),
+        candidate=candidate(**changes),
+        cell=Cell(512, 64, 1),
     )
 
 
@@ -51,6 +54,18 @@ def calls(source: str, name: str) -> list[dict[str, str]]:
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name
     ]
+
+
+def test_the_commit_that_was_measured_is_the_one_that_is_loaded() -> None:
+    commit = "0123456789" * 4
+    source = render(revision=commit)
+    assert f"REVISION = {commit!r}" in source
+    assert [call["revision"] for call in calls(source, "from_pretrained")] == ["REVISION", "REVISION"]
+
+
+@pytest.mark.parametrize("revision", ["sha256:" + "0" * 64, "unknown", HOSTILE, None])
+def test_what_is_no_commit_is_not_asked_of_the_hub(revision: str | None) -> None:
+    assert render(revision=revision) == render()
 
 
 @pytest.mark.parametrize("prefix", ["", "random:", "/models/", "random:/models/"])

@@ -26,8 +26,8 @@ class StubEngine(EngineAdapter):
 
     name = "stub"
 
-    def render_snippet(self, *, model_id: str, candidate: Candidate, cell: Cell, trust_remote_code: bool) -> str:
-        return f"\nasked = {(model_id, candidate.candidate_id, tuple(cell), trust_remote_code)!r}\n\n"
+    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
+        return f"\nasked = {(request.model_id, candidate.candidate_id, tuple(cell), request.trust_remote_code)!r}\n\n"
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         raise NotImplementedError

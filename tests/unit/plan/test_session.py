@@ -56,7 +56,7 @@ def session_of(plan: Plan) -> tuple[Session, WatchedAdapter]:
 
 
 def plan_of(commands: str = "ok") -> Plan:
-    return make_plan(model_id=f"fake:{commands}", device="cpu")
+    return make_plan(model_id=f"fake:{commands}", device="cpu", model_revision="1")
 
 
 def here() -> Fingerprint:
@@ -72,6 +72,15 @@ def test_a_plan_file_becomes_a_session_that_answers(tmp_path: Path) -> None:
     session = load_plan(tmp_path / "plan.json").load()
     assert session.generate("a b c", max_new_tokens=3) == "fake fake fake"
     assert session.candidate == WINNER
+
+
+def test_the_revision_that_was_measured_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(FakeAdapter, "fetch_weights", lambda self, request: asked.append(request.revision))
+    plan = make_plan(model_id="fake:ok", device="cpu", model_revision="0123abcd")
+    with pytest.warns(FingerprintWarning, match="the plan was measured with model revision 0123abcd, here it is 1$"):
+        PlanLoader(plan.model_copy(update={"fingerprint": here()})).load()
+    assert asked == ["0123abcd"]
 
 
 def test_a_missing_plan_is_named(tmp_path: Path) -> None:
