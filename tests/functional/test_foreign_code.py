@@ -203,7 +203,7 @@ def test_a_plan_that_asks_for_foreign_code_does_not_run_it(
     with pytest.raises(PlanError, match=r"load\(trust_remote_code=True\)"):
         load_plan(path).load()
     path.write_text(json.dumps({**plan, "model_id": str(folder), "engine": "transformers"}))
-    with pytest.raises(KvrayError, match="contains custom code"):
+    with pytest.raises(KvrayError, match="brings its own Python code"):
         load_plan(path).load().generate("Hello", max_new_tokens=1)
     assert not marker.exists()
     path.write_text(json.dumps({**plan, "trust_remote_code": True}))
