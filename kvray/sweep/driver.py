@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
+from kvray.sweep.capacity import Capacity
 from kvray.sweep.course import Course
 from kvray.sweep.progress import ObserverCallback, SweepObserver
 from kvray.sweep.scheduler import SparingHalving
@@ -103,14 +102,20 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
 
     Raises:
         KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
-        SweepError: a private Ray broke down.
+        SweepError: Ray broke down, or no machine has room for a trial any more.
     """
     from ray import tune
+
+    capacity = Capacity(slots.slots, room=lambda: slots.room(living_nodes()), follows_nodes=slots.follows_nodes)
+
+    def check() -> None:
+        ray.check_alive()
+        capacity.check()
 
     tuner = tune.Tuner(
         tune.with_resources(Slot, slots.resources),
         tune_config=tune.TuneConfig(
-            search_alg=CourseSearcher(course, capacity=_Capacity(slots)),
+            search_alg=CourseSearcher(course, capacity=capacity),
             scheduler=SparingHalving(course),
             num_samples=-1,
             reuse_actors=True,
@@ -119,7 +124,7 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            callbacks=[ObserverCallback(observer, ray.check_alive)],
+            callbacks=[ObserverCallback(observer, check)],
             # A lost slot comes back through the course, as a trial of Tune's own: Tune would put it at the end of its
             # queue, and keep the rungs of the lost attempt.
             failure_config=tune.FailureConfig(max_failures=0),
@@ -127,18 +132,3 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
         ),
     )
     tuner.fit()
-
-
-class _Capacity:
-    """How many trials may be out. Asks Ray once a second, for Tune asks all the time."""
-
-    def __init__(self, slots: SlotPlan) -> None:
-        self._slots = slots
-        self._known = slots.slots
-        self._asked_s = -math.inf
-
-    def __call__(self) -> int:
-        if self._slots.follows_nodes and time.monotonic() - self._asked_s > 1:
-            self._known = self._slots.room(living_nodes())
-            self._asked_s = time.monotonic()
-        return self._known

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 from kvray.errors import SweepError, first_line
 from kvray.sweep.guardian import Guardian
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
+from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
 
 _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -46,15 +45,15 @@ _ROOM_HINT = (
     "Ray needs a folder for sockets and logs that can be written, has space, and has a short path: $RAY_TMPDIR, else "
     "$TMPDIR, else /tmp. Set RAY_TMPDIR."
 )
-_SERVERS = ("gcs_server", "raylet")
-"""Without either of them a Ray is dead; names of processes."""
 _LOOK_S = 1.0
-_DESPAIR_S = 20.0
+_DESPAIR_S = 15.0
 """After the death of a server, until which the main thread must have noticed and ended the session."""
+_HEAD_PATIENCE_S = 40.0
+"""For a cluster's head, which may be started anew: Ray's C++ ends this process 60 s after the last word (2.60)."""
+_NODE_PATIENCE_S = 10.0
+"""For the raylet that this process is attached to: no other takes its place."""
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
-
-
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Bytes that a folder for temporary files may have: a Unix socket's path holds 107 (unix(7))."""
 
@@ -67,8 +66,8 @@ class RaySession:
     Args:
         address: of a running cluster; `None` starts a private Ray.
         scratch: the sweep's temporary folder, removed even if this process is killed.
-        last_words: what to say if a private Ray breaks down and takes this process with it: its C++ ends a process
-            that cannot reach its server, after a minute in which nothing else can be done.
+        last_words: what to say if Ray breaks down and takes this process with it: its C++ ends a process that cannot
+            reach its server, after a minute in which nothing else can be done.
     """
 
     def __init__(self, *, address: str | None, scratch: Path, last_words: str = "Ray broke down.") -> None:
@@ -76,7 +75,8 @@ class RaySession:
         self._scratch = scratch
         self._last_words = last_words
         self._guardian: Guardian | None = None
-        self._servers: tuple[psutil.Process, ...] = ()
+        self._pulse: Pulse | None = None
+        self._death: str | None = None
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
         self._connected = threading.Event()
         self._closing = threading.Event()
@@ -120,18 +120,13 @@ class RaySession:
         return living_nodes()
 
     def check_alive(self) -> None:
-        """Ask while a sweep runs: Tune waits for ever for a private Ray whose servers have died.
+        """Ask while a sweep runs: Tune waits for ever for a Ray whose servers have died.
 
         Raises:
             SweepError: one has.
         """
-        dead = self._dead_server()
-        if dead is not None:
-            raise SweepError(f"Ray broke down: its process {dead!r} died.")
-
-    def _dead_server(self) -> str | None:
-        servers = zip(_SERVERS, self._servers, strict=False)
-        return next((name for name, process in servers if not _is_alive(process)), None)
+        if self._death is not None:
+            raise SweepError(f"Ray broke down: {self._death}.")
 
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
@@ -142,7 +137,8 @@ class RaySession:
         finally:
             self._connected.set()
         while not self._closing.wait(_LOOK_S):
-            if self._dead_server() is not None and not self._closing.wait(_DESPAIR_S):
+            self._death = self._pulse.death() if self._pulse else None
+            if self._death is not None and not self._closing.wait(_DESPAIR_S):
                 os.write(2, f"kvray: {self._last_words}\n".encode())
                 os._exit(SweepError.exit_code)
 
@@ -157,6 +153,7 @@ class RaySession:
         if self._address:
             _check_reachable(self._address)
             ray.init(address=self._address, **quiet)
+            self._pulse = ClusterServers(_cluster_servers())
         else:
             self._guardian = Guardian(self._scratch)
             if not _has_writable_home():
@@ -173,7 +170,7 @@ class RaySession:
                     **quiet,
                 )
             check_loopback()
-            self._servers = _own_servers()
+            self._pulse = OwnServers()
 
 
 @contextmanager
@@ -194,17 +191,26 @@ def _group_of_its_own() -> Iterator[None]:
         services.ConsolePopen = plain
 
 
-def _own_servers() -> tuple[psutil.Process, ...]:
-    """The processes of the private Ray that this process has started, in the order of `_SERVERS`."""
-    children = {child.name(): child for child in psutil.Process().children()}
-    return tuple(children[name] for name in _SERVERS) if children.keys() >= set(_SERVERS) else ()
+def _cluster_servers() -> list[Server]:
+    """What this process needs of the cluster that it is connected to: its head, and the node that it is attached to."""
+    import ray
 
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
+    context = ray.get_runtime_context()
+    host, _, port = context.gcs_address.rpartition(":")
+    head = Server(what="its head", host=host.strip("[]"), port=int(port), patience_s=_HEAD_PATIENCE_S)
+    nodes = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return [
+        head,
+        *(
+            Server(
+                what="this machine's node",
+                host=node["NodeManagerAddress"],
+                port=node["NodeManagerPort"],
+                patience_s=_NODE_PATIENCE_S,
+            )
+            for node in nodes
+        ),
+    ]
 
 
 def _give_signals_back() -> None:

@@ -128,6 +128,38 @@ def test_slots_asked_for_are_not_exceeded_by_a_node_that_joins(tune: Tune, clust
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
 
 
+@pytest.mark.slow
+def test_the_only_node_with_room_may_leave_and_another_come(tune: Tune, tmp_path: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        node = cluster.add_node(num_cpus=2, num_gpus=1)
+        cluster.wait_for_nodes()
+        sweep = tune("fake:/=slow", *on_gpus(cluster))
+        sweep.wait_for("start ", times=2)
+        cluster.remove_node(node, allow_graceful=False)
+        sweep.wait_for("kvray: warning: No node is left that has room for a trial; waiting 10 minutes for one.")
+        cluster.add_node(num_cpus=2, num_gpus=1)
+        assert sweep.wait() == 0, sweep.lines
+    finally:
+        cluster.shutdown()
+    assert list(statuses(recorded(tmp_path / "out")).values()) == [TrialStatus.OK] * 6
+
+
+@pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+def test_a_cluster_that_breaks_down_ends_the_sweep_with_what_to_do(
+    server: str, tune: Tune, cluster: Cluster, tmp_path: Path
+) -> None:
+    sweep = tune("fake:eager=slow", *on_gpus(cluster))
+    sweep.wait_for("start   dynamic/eager/float32")
+    kill = cluster.head_node.kill_raylet if server == "raylet" else cluster.head_node.kill_gcs_server
+    kill(check_alive=False)
+    assert sweep.wait() == 11, sweep.lines
+    (run_id,) = ResultsStore(tmp_path / "out").run_ids()
+    assert sweep.lines[-1].startswith("kvray: Ray broke down")
+    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
+    assert statuses(recorded(tmp_path / "out")) == {"dynamic/sdpa/float32": TrialStatus.OK}
+
+
 @pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_a_ray_that_breaks_down_ends_the_sweep_with_what_to_do(server: str, tune: Tune, tmp_path: Path) -> None:
     sweep = tune("fake:eager=slow", *GRID)
