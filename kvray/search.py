@@ -134,6 +134,9 @@ class TuningSearch:
         return result
 
     def _measuring(self) -> None:
+        # What the model rules out is told first: it takes less time.
+        model = self._engine().describe_model(requested_model(self._config))
+        self._config.profile.fit_to_context_limit(model.max_context)
         if self._observer is not None:
             self._observer.measuring_device()
 

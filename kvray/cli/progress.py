@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
+QUIET_S = 60.0
+"""After so long without an event a log is told that the sweep is alive."""
+RUNNING = "running"
 LOST = "lost"
 """State of a trial that waits to run again."""
 MEASURING = "measuring how fast this device copies and multiplies: some seconds"
@@ -134,6 +138,11 @@ class SweepState:
         over = gain_over(baseline.metrics, best.metrics)
         return f"over the baseline: first token {gain(over.ttft)}, tok/s {gain(over.throughput)}"
 
+    def pulse_line(self) -> str:
+        """What is going on, when nothing has happened for a while."""
+        running = [one.label for one in list(self.standings.values()) if one.state == RUNNING]
+        return f"{self.time_line()} · running: {', '.join(running) or 'nothing'}"
+
     def time_line(self) -> str:
         """Candidates tried, confirming runs, and time passed. How many more a search will launch is not known."""
         text = f"{self.finished} of {plural(self.total, 'candidate')} tried"
@@ -160,17 +169,30 @@ def _pooled(processes: Sequence[Standing]) -> Standing:
 
 
 def _standing(label: str, role: Role) -> Standing:
-    return Standing(label=label, state="running", is_baseline=role is Role.BASELINE, is_confirming=role is Role.CONFIRM)
+    return Standing(label=label, state=RUNNING, is_baseline=role is Role.BASELINE, is_confirming=role is Role.CONFIRM)
 
 
 class LineProgress:
-    """One line per event, for logs and pipes."""
+    """One line per event, for logs and pipes, and one every `QUIET_S` without any. Use it as a context manager."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, quiet_s: float = QUIET_S) -> None:
         self._console = console
+        self._quiet_s = quiet_s
+        self._said = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._tell_of_life, name="kvray-progress", daemon=True)
         self._state = SweepState()
         self._preview: Preview | None = None
         self.run_id: str | None = None
+
+    def __enter__(self) -> LineProgress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing = True
+        self._said.set()
+        self._thread.join()
 
     def measuring_device(self) -> None:
         """See `SearchObserver`."""
@@ -213,7 +235,15 @@ class LineProgress:
         return self._state.update(result, self._preview, ended=ended)
 
     def _print(self, text: str) -> None:
+        self._said.set()
         self._console.print(Text(text), soft_wrap=True)
+
+    def _tell_of_life(self) -> None:
+        while not self._closing:
+            if self._said.wait(self._quiet_s):
+                self._said.clear()
+            elif self.run_id is not None:
+                self._console.print(Text(f"        {self._state.pulse_line()}"), soft_wrap=True)
 
 
 class LiveProgress:
@@ -313,7 +343,7 @@ def _figures(standing: Standing) -> str:
 
 
 def _style(state: str) -> str:
-    if state == "running":
+    if state == RUNNING:
         return "cyan"
     if state == TrialStatus.OK:
         return "green"

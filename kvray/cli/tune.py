@@ -304,11 +304,8 @@ def _limits(
 @contextlib.contextmanager
 def _progress() -> Iterator[LineProgress | LiveProgress]:
     console = Console(stderr=True)
-    if console.is_terminal:
-        with LiveProgress(console) as live:
-            yield live
-    else:
-        yield LineProgress(console)
+    with LiveProgress(console) if console.is_terminal else LineProgress(console) as progress:
+        yield progress
 
 
 def _typed_arguments() -> tuple[str, ...]:

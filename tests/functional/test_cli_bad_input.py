@@ -369,3 +369,13 @@ def test_verbose_shows_where_an_error_came_from(kvray: Kvray) -> None:
     assert done.returncode == 6
     assert done.stderr.startswith("Traceback (most recent call last):")
     assert done.stderr.splitlines()[-1].startswith("kvray: Cannot read plan 'nope.json'")
+
+
+def test_a_device_is_not_measured_for_a_model_that_cannot_be_tuned(
+    kvray: Kvray, tiny_model: str, tmp_path: Path
+) -> None:
+    fresh = {"KVRAY_CACHE": str(tmp_path / "cache")}
+    done = kvray("tune", tiny_model, "--device", "cpu", "--context", "5000", "--output", tmp_path / "out", **fresh)
+    assert done.returncode == 3
+    assert "keeps no context length" in done.stderr
+    assert "measuring how fast" not in done.stderr

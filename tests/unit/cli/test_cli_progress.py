@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -252,6 +254,20 @@ def test_lines_tell_every_event_once(preview: Preview, manifest: SweepManifest) 
     assert lines[4].endswith("best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s · this is the baseline")
     assert lines[5:7] == ["start   dynamic/eager/float32", "oom     dynamic/eager/float32 · no memory"]
     assert len(lines) == 8
+
+
+def test_a_log_in_which_nothing_happens_says_what_is_running(preview: Preview, manifest: SweepManifest) -> None:
+    console = Console(file=io.StringIO(), width=40)
+    with LineProgress(console, quiet_s=0.02) as progress:
+        time.sleep(0.1)
+        assert printed(console) == [], "there is no sweep yet"
+        progress.search_started(preview, manifest, [])
+        progress.trial_started(specs_of(preview)[0])
+        told = re.compile(r"^ {8}0 of 12 candidates tried · \d+ s passed · running: dynamic/sdpa/float32$")
+        deadline = time.monotonic() + 10
+        while not any(map(told.match, printed(console))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert any(map(told.match, printed(console))), printed(console)
 
 
 def test_that_the_device_is_measured_is_said_because_it_takes_seconds() -> None:
