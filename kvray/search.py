@@ -4,56 +4,37 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import logging
 import secrets
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from kvray.analysis.launching import Prediction
+from kvray.analysis.launching import Launches
 from kvray.attempt import prepare_attempt
-from kvray.candidate import Candidate
 from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
 from kvray.endings import broken_off, interruption, no_winner, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import KvrayError, OutputError, SweepError, first_line
-from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep, requested_model
-from kvray.probes.company import announced_sweep, disturbers
+from kvray.errors import KvrayError, SweepError
+from kvray.preview import Preview, check_request, known_hardware, preview_sweep, requested_model
 from kvray.probes.cpu import openmp_threads
-from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.redaction import redact
+from kvray.record import Role
+from kvray.recorder import Recorder, SearchObserver
 from kvray.result import TuneResult
 from kvray.store.claim import claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.store.resuming import Recall
+from kvray.surroundings import company_noticed, log_kept_in
 from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.launches import check_search, make_launches
 from kvray.sweep.orders import OrderMaker
-from kvray.sweep.progress import SweepObserver
-from kvray.sweep.recording import forecast_columns
 from kvray.sweep.session import RaySession, quiet_ray
 from kvray.trial.spec import ReferenceSpec, TrialSpec
-
-_logger = logging.getLogger("kvray.search")
-
-
-class SearchObserver(SweepObserver, Protocol):
-    """Hears how the job goes on, in the driver's process."""
-
-    def measuring_device(self) -> None:
-        """The device's rates are measured now, for they never were undisturbed: a few seconds."""
-
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
-        """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
-
 
 T = TypeVar("T")
 
@@ -119,7 +100,7 @@ class TuningSearch:
             store.read_manifest(config.resume)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        with claimed_sweep(store, run_id), _company_noticed(config, run_id):
+        with claimed_sweep(store, run_id), company_noticed(config, run_id):
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
             keeper, break_off = self._measure(store, run_id, adapter)
             if break_off is None:
@@ -149,7 +130,7 @@ class TuningSearch:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
         with (
-            _log_kept_in(store, run_id) as log,
+            log_kept_in(store, run_id) as log,
             quiet_ray(log),
             RaySession(
                 address=config.address,
@@ -166,82 +147,56 @@ class TuningSearch:
             attempt = prepare_attempt(
                 store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
             )
-            manifest, recall = attempt.manifest, attempt.recall
             # The very version that was described: the hub may get another one while the sweep runs.
             request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
-            store.write_manifest(manifest)
-            keeper = RecordKeeper(store, manifest)
-            recorder = _Recorder(keeper, self._observer)
-            recorder.search_started(preview, manifest, recall.results)
+            store.write_manifest(attempt.manifest)
+            keeper = RecordKeeper(store, attempt.manifest)
+            recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
+            recorder.start(attempt.recall.results)
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
             )
-            course = SweepCourse(
-                preview.space.candidates,
-                launches=launches,
-                profile=preview.profile,
-                make_order=OrderMaker(
-                    _plain_spec(config, preview, request, manifest),
-                    reference=_reference(preview),
-                    forecasts=preview.forecasts,
-                    adapter=adapter,
-                    threads=slots.threads,
-                    scratch=log.parent,
-                    trial_suffix=manifest.trial_suffix,
-                    trial_ids=recall.trial_ids,
-                ),
-                bounds=_bounds(config, started_s),
-                recorded=recall.results,
-                retry=recall.retry,
-                stops_early=config.search is not SearchStrategy.GRID,
-                repeats_apart=config.search is SearchStrategy.MODEL,
+            orders = OrderMaker(
+                _plain_spec(config, preview, request, attempt.manifest),
+                reference=_reference(preview),
+                forecasts=preview.forecasts,
+                adapter=adapter,
+                threads=slots.threads,
+                scratch=log.parent,
+                trial_suffix=attempt.manifest.trial_suffix,
+                trial_ids=attempt.recall.trial_ids,
             )
+            course = _course(config, preview, attempt.recall, launches, orders, started_s=started_s)
             try:
                 run_sweep(course, ray=ray, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
                 return keeper, interruption(store, run_id)
             except SweepError as error:
                 return keeper, broken_off(error, store, run_id)
-            expected = launches.predictions()
-            skipped = _unlaunched(course.never_launched(), TrialStatus.SKIPPED, preview, manifest, expected)
-            keeper.keep_unlaunched(skipped)
+            recorder.end(course.never_launched(), launches.predictions())
         return keeper, None
 
 
-class _Recorder:
-    """Writes every trial the moment it ends, then passes the news on."""
-
-    def __init__(self, keeper: RecordKeeper, observer: SearchObserver | None) -> None:
-        self._keeper = keeper
-        self._observer = observer
-
-    def measuring_device(self) -> None:
-        if self._observer is not None:
-            self._observer.measuring_device()
-
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
-        rejected = [(one.candidate, one.reason) for one in preview.space.rejected]
-        self._keeper.keep_unlaunched(_unlaunched(rejected, TrialStatus.REJECTED, preview, manifest))
-        if self._observer is not None:
-            self._observer.search_started(preview, manifest, recorded)
-
-    def trial_started(self, spec: TrialSpec) -> None:
-        if self._observer is not None:
-            self._observer.trial_started(spec)
-
-    def rung_finished(self, result: TrialResult) -> None:
-        if self._observer is not None:
-            self._observer.rung_finished(result)
-
-    def trial_lost(self, spec: TrialSpec) -> None:
-        if self._observer is not None:
-            self._observer.trial_lost(spec)
-
-    def trial_finished(self, result: TrialResult) -> None:
-        self._keeper.keep(result)
-        if self._observer is not None:
-            self._observer.trial_finished(result)
+def _course(
+    config: TuneConfig, preview: Preview, recall: Recall, launches: Launches, orders: OrderMaker, *, started_s: float
+) -> SweepCourse:
+    return SweepCourse(
+        preview.space.candidates,
+        launches=launches,
+        profile=preview.profile,
+        make_order=orders,
+        bounds=Bounds(
+            deadline_s=None if config.budget_s is None else started_s + config.budget_s,
+            budget_s=config.budget_s or 0.0,
+            max_trials=config.max_trials,
+            confirm_rounds=config.confirm_rounds,
+        ),
+        recorded=recall.results,
+        retry=recall.retry,
+        stops_early=config.search is not SearchStrategy.GRID,
+        repeats_apart=config.search is SearchStrategy.MODEL,
+    )
 
 
 def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, manifest: SweepManifest) -> TrialSpec:
@@ -267,90 +222,6 @@ def _reference(preview: Preview) -> ReferenceSpec:
     )
 
 
-def _bounds(config: TuneConfig, started_s: float) -> Bounds:
-    return Bounds(
-        deadline_s=None if config.budget_s is None else started_s + config.budget_s,
-        budget_s=config.budget_s or 0.0,
-        max_trials=config.max_trials,
-        confirm_rounds=config.confirm_rounds,
-    )
-
-
-def _unlaunched(
-    reasons: Iterable[tuple[Candidate, str]],
-    status: TrialStatus,
-    preview: Preview,
-    manifest: SweepManifest,
-    expected: Iterable[Prediction] = (),
-) -> list[TrialRecord]:
-    """Records of candidates that no process is started for; the latest reason replaces that of an earlier attempt."""
-    columns = {one.candidate.candidate_id: _expected_columns(one) for one in expected}
-    return [
-        TrialRecord.of(
-            candidate,
-            run_id=manifest.run_id,
-            trial_id=f"unlaunched-{candidate.candidate_id}{manifest.trial_suffix}",
-            role=Role.SEARCH,
-            model_id=manifest.model_id,
-            profile=manifest.profile.name,
-            status=status,
-            message=reason,
-            fingerprint=manifest.fingerprint_id,
-            **forecast_columns(preview.forecasts.get(candidate.candidate_id)),
-            **columns.get(candidate.candidate_id, {}),
-        )
-        for candidate, reason in reasons
-    ]
-
-
-def _expected_columns(prediction: Prediction) -> dict[str, float | None]:
-    return {
-        "expected_ttft_ms": prediction.ttft_ms,
-        "expected_decode_tok_s": prediction.decode_tok_s,
-        "expected_peak_mib": prediction.peak_mib,
-        "expected_score_low": prediction.low,
-        "expected_score_high": prediction.high,
-        "win_chance": prediction.chance,
-    }
-
-
 def _new_run_id() -> str:
     """Sorts by time, is unique, and reads as a date: `20261124-211419-3f9a`."""
     return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-@contextmanager
-def _company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
-    """Warn of who else uses the device; on a cluster it is another machine's."""
-    if config.address is not None:
-        yield
-        return
-    device = detect_device(config.device).device
-    with announced_sweep(device, run_id) as others:
-        for sentence in (*others, *disturbers(device)):
-            _logger.warning("%s", sentence)
-        yield
-
-
-@contextmanager
-def _log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
-    """A file for what Ray has to say; kept beside the reports if anything was said."""
-    with _temporary_folder() as folder:
-        log = Path(folder) / "sweep.log"
-        try:
-            yield log
-        finally:
-            text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-            if text.strip():
-                with suppress(OutputError):  # a full disk is told of where records are written
-                    store.write_text(store.paths(run_id).sweep_log, redact(text))
-
-
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="kvray-")
-    except OSError as error:
-        raise OutputError(
-            f"No temporary folder can be made: {first_line(error)}.",
-            hint="Set TMPDIR to a folder that can be written and has space.",
-        ) from error

@@ -1,0 +1,55 @@
+"""What a sweep has around it: a temporary folder, the log of what Ray says, and others on the device."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kvray.config import TuneConfig
+from kvray.errors import OutputError, first_line
+from kvray.preview import detect_device
+from kvray.probes.company import announced_sweep, disturbers
+from kvray.redaction import redact
+from kvray.store.parquet import ResultsStore
+
+_logger = logging.getLogger("kvray.search")
+
+
+@contextmanager
+def company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
+    """Warn of who else uses the device; on a cluster it is another machine's."""
+    if config.address is not None:
+        yield
+        return
+    device = detect_device(config.device).device
+    with announced_sweep(device, run_id) as others:
+        for sentence in (*others, *disturbers(device)):
+            _logger.warning("%s", sentence)
+        yield
+
+
+@contextmanager
+def log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
+    """A file for what Ray has to say; kept beside the reports if anything was said."""
+    with _temporary_folder() as folder:
+        log = Path(folder) / "sweep.log"
+        try:
+            yield log
+        finally:
+            text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+            if text.strip():
+                with suppress(OutputError):  # a full disk is told of where records are written
+                    store.write_text(store.paths(run_id).sweep_log, redact(text))
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvray-")
+    except OSError as error:
+        raise OutputError(
+            f"No temporary folder can be made: {first_line(error)}.",
+            hint="Set TMPDIR to a folder that can be written and has space.",
+        ) from error
