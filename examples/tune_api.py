@@ -17,7 +17,7 @@ def main(model_id: str, results: str = "./kvray_results") -> None:
         weight_throughput=0.3,
         weight_memory=0.2,
     )
-    # Narrowed to one attention implementation and to half a minute, as an example; leave both out to try all that may win.
+    # Narrowed to one attention implementation and half a minute, as an example; without both all that may win is tried.
     config = TuneConfig(
         model_id=model_id, profile=profile, output_dir=results, attentions=[AttentionBackend.SDPA], budget_s=30
     )

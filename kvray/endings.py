@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from kvray.analysis import analyse
@@ -21,7 +22,7 @@ from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile
 
 
-def write_up(keeper: RecordKeeper, run_id: str, profile: WorkloadProfile) -> TuneResult:
+def write_up(keeper: RecordKeeper, profile: WorkloadProfile) -> TuneResult:
     """The sweep read back from where all of it lies, its files merged, plan and reports beside them.
 
     Raises:
@@ -34,9 +35,9 @@ def write_up(keeper: RecordKeeper, run_id: str, profile: WorkloadProfile) -> Tun
         best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
         raise OutputError(f"{error.message}{best}", hint=error.hint) from error
     try:
-        return _written_to(store, run_id)
+        return _written_to(store, keeper.run_id)
     except OutputError as trouble:
-        return _written_to(keeper.move(trouble), run_id)
+        return _written_to(keeper.move(trouble), keeper.run_id)
 
 
 def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
@@ -46,20 +47,32 @@ def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
     return result
 
 
-def interruption(store: ResultsStore, run_id: str) -> SweepInterruptedError:
-    """The error that tells the user where the ended trials of `run_id` are and how to go on."""
+def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
+    """The error that tells the user where the ended trials are and how to go on."""
+    if keeper.is_complete:
+        return SweepInterruptedError(
+            f"Interrupted after the last trial; all are kept in {keeper.place.display_name}.",
+            hint=f"Plan and reports lie there too, or are written by kvray report {_shown(keeper)}.",
+        )
     return SweepInterruptedError(
-        f"Interrupted; the trials that had ended are kept in {store.display_name}.",
-        hint=f"Repeat the command with --resume {run_id} to measure the rest.",
+        f"Interrupted; the trials that had ended are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
     )
 
 
-def broken_off(error: SweepError, store: ResultsStore, run_id: str) -> SweepError:
-    """The `error` that ended the trials of `run_id`, with where they are and how to go on."""
+def broken_off(error: SweepError, keeper: RecordKeeper) -> SweepError:
+    """The `error` that ended the sweep, with where its trials are and how to go on."""
     return SweepError(
-        f"{error.message} The trials that had ended are kept in {store.display_name}.",
-        hint=interruption(store, run_id).hint,
+        f"{error.message} The trials that had ended are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
     )
+
+
+def _to_go_on(keeper: RecordKeeper) -> str:
+    elsewhere = f"--output {shlex.quote(keeper.place.display_name)} " if keeper.has_moved else ""
+    return f"Repeat the command with {elsewhere}--resume {keeper.run_id} to measure the rest."
+
+
+def _shown(keeper: RecordKeeper) -> str:
+    return f"{shlex.quote(keeper.place.display_name)} --run {keeper.run_id}"
 
 
 def no_winner(result: TuneResult) -> KvrayError:

@@ -17,7 +17,7 @@ from kvray.endings import broken_off, interruption, no_winner, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import KvrayError, SweepError
+from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep, requested_model
 from kvray.probes.cpu import openmp_threads
 from kvray.record import Role
@@ -70,6 +70,7 @@ class TuningSearch:
         self._adapter = adapter
         self._observer = observer
         self._arguments = tuple(arguments)
+        self._keeper: RecordKeeper | None = None
 
     @_offline_where_asked
     def preview(self) -> Preview:
@@ -92,6 +93,22 @@ class TuningSearch:
                 `LimitsMissedError`, or `SweepInterruptedError` when the user pressed Ctrl-C. Records are kept in any
                 case.
         """
+        self._keeper = None
+        try:
+            return self._run()
+        except KeyboardInterrupt:
+            raise self.interrupted() from None
+
+    def interrupted(self) -> SweepInterruptedError:
+        """What to say of an interruption at this moment: where the records are, and how to go on."""
+        if self._keeper is not None:
+            return interruption(self._keeper)
+        return SweepInterruptedError(
+            "Interrupted before anything was measured.",
+            hint=self._config.resume and f"What sweep {self._config.resume} had measured before is kept.",
+        )
+
+    def _run(self) -> TuneResult:
         config, adapter = self._config, self._engine()
         store = ResultsStore(config.output_dir)
         check_search(config.search)
@@ -102,12 +119,9 @@ class TuningSearch:
         run_id = config.resume or _new_run_id()
         with claimed_sweep(store, run_id), company_noticed(config, run_id):
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
-            keeper, break_off = self._measure(store, run_id, adapter)
-            if break_off is None:
-                keeper.end_attempt()
-            result = write_up(keeper, run_id, config.profile)
-        if keeper.has_moved:
-            raise keeper.moved()
+            result, break_off = self._measured_and_written_up(store, run_id, adapter)
+        if self._keeper is not None and self._keeper.has_moved:
+            raise self._keeper.moved()
         if break_off is not None:
             raise break_off
         if not result.analysis.ranking.entries:
@@ -124,6 +138,19 @@ class TuningSearch:
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
+    def _measured_and_written_up(
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter
+    ) -> tuple[TuneResult, KvrayError | None]:
+        """The sweep as far as it came, and the error if that was broken off."""
+        try:
+            keeper, break_off = self._measure(store, run_id, adapter)
+            return write_up(keeper, self._config.profile), break_off
+        except KeyboardInterrupt:
+            # After the last trial too: a user who does not press again gets what was measured.
+            if self._keeper is None:
+                raise
+            return write_up(self._keeper, self._config.profile), interruption(self._keeper)
+
     def _measure(
         self, store: ResultsStore, run_id: str, adapter: EngineAdapter
     ) -> tuple[RecordKeeper, KvrayError | None]:
@@ -135,7 +162,7 @@ class TuningSearch:
             RaySession(
                 address=config.address,
                 scratch=log.parent,
-                last_words=str(broken_off(SweepError("Ray broke down."), store, run_id)),
+                last_words=self._last_words,
             ) as ray,
         ):
             # Ray takes seconds to start and does it in the background.
@@ -151,7 +178,7 @@ class TuningSearch:
             request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
             store.write_manifest(attempt.manifest)
-            keeper = RecordKeeper(store, attempt.manifest)
+            keeper = self._keeper = RecordKeeper(store, attempt.manifest)
             recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
             recorder.start(attempt.recall.results)
             launches = make_launches(
@@ -171,11 +198,16 @@ class TuningSearch:
             try:
                 run_sweep(course, ray=ray, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
-                return keeper, interruption(store, run_id)
+                return keeper, interruption(keeper)
             except SweepError as error:
-                return keeper, broken_off(error, store, run_id)
+                return keeper, broken_off(error, keeper)
             recorder.end(course.never_launched(), launches.predictions())
+            keeper.end_attempt()
         return keeper, None
+
+    def _last_words(self) -> str:
+        error = SweepError("Ray broke down.")
+        return str(error if self._keeper is None else broken_off(error, self._keeper))
 
 
 def _course(

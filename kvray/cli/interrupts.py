@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-_ENDING = "Ending: what was measured is being written up; this takes seconds. Press Ctrl-C again to leave at once."
+_ENDING = "Ending in good order, with what has been measured; this takes seconds. Press Ctrl-C again to leave at once."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
 

@@ -183,7 +183,6 @@ class LineProgress:
         self._thread = threading.Thread(target=self._tell_of_life, name="kvray-progress", daemon=True)
         self._state = SweepState()
         self._preview: Preview | None = None
-        self.run_id: str | None = None
 
     def __enter__(self) -> LineProgress:
         self._thread.start()
@@ -201,7 +200,6 @@ class LineProgress:
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """See `SearchObserver`."""
         self._preview = preview
-        self.run_id = manifest.run_id
         self._state.start(preview, manifest, recorded)
         self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
         if self._state.recalled:
@@ -242,7 +240,7 @@ class LineProgress:
         while not self._closing:
             if self._said.wait(self._quiet_s):
                 self._said.clear()
-            elif self.run_id is not None:
+            elif self._preview is not None:
                 self._console.print(Text(f"        {self._state.pulse_line()}"), soft_wrap=True)
 
 
@@ -252,7 +250,6 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._state = SweepState()
         self._preview: Preview | None = None
-        self.run_id: str | None = None
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveProgress:
@@ -269,7 +266,6 @@ class LiveProgress:
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """See `SearchObserver`."""
         self._preview = preview
-        self.run_id = manifest.run_id
         self._state.start(preview, manifest, recorded)
 
     def trial_started(self, spec: TrialSpec) -> None:

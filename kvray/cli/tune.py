@@ -29,11 +29,8 @@ from kvray.cli.parsing import (
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
-from kvray.endings import interruption
-from kvray.errors import SweepInterruptedError
 from kvray.record import TrialStatus
 from kvray.search import TuningSearch
-from kvray.store.parquet import ResultsStore
 from kvray.workload import Objective, get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
@@ -259,24 +256,14 @@ def tune(
 
 def _tune(config: TuneConfig, *, as_json: bool) -> None:
     started = time.monotonic()
-    with _progress() as progress, patient_interrupts(lambda: str(_interrupted(config, progress))):
+    with _progress() as progress:
         search = TuningSearch(config=config, observer=progress, arguments=_typed_arguments())
-        try:
+        with patient_interrupts(lambda: str(search.interrupted())):
             result = search.run()
-        except KeyboardInterrupt:
-            raise _interrupted(config, progress) from None
     if as_json:
         typer.echo(json.dumps(summary(result, wall_s=time.monotonic() - started), indent=2))
     else:
         print_report(result)
-
-
-def _interrupted(config: TuneConfig, progress: LineProgress | LiveProgress) -> SweepInterruptedError:
-    """For an interruption outside the trials, where `TuningSearch` does not know better."""
-    run_id = progress.run_id or config.resume
-    if run_id is None:
-        return SweepInterruptedError("Interrupted before anything was measured.")
-    return interruption(ResultsStore(config.output_dir), run_id)
 
 
 def _limits(

@@ -44,8 +44,23 @@ class RecordKeeper:
         return tuple(self._held.values())
 
     @property
+    def run_id(self) -> str:
+        """Of the sweep."""
+        return self._manifest.run_id
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last attempt has come to its end."""
+        return self._manifest.is_complete is True
+
+    @property
+    def place(self) -> ResultsStore:
+        """Where all that has been kept lies now; the given store, if it lies in memory only."""
+        return self._second.store if self.has_moved and self._second is not None else self._first.store
+
+    @property
     def has_moved(self) -> bool:
-        """Whether what `settle` or `move` returned last is the second place."""
+        """Whether that is not the given store: it could not be written."""
         return self._trouble is not None
 
     def keep(self, result: TrialResult) -> None:

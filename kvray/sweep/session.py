@@ -10,7 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -70,7 +70,9 @@ class RaySession:
             reach its server, after a minute in which nothing else can be done.
     """
 
-    def __init__(self, *, address: str | None, scratch: Path, last_words: str = "Ray broke down.") -> None:
+    def __init__(
+        self, *, address: str | None, scratch: Path, last_words: Callable[[], str] = lambda: "Ray broke down."
+    ) -> None:
         self._address = None if address == "local" else address  # Ray's own word for a private one
         self._scratch = scratch
         self._last_words = last_words
@@ -91,16 +93,19 @@ class RaySession:
 
     def __exit__(self, *exception: object) -> None:
         self._connected.wait()
-        if self._is_ours:
-            import ray
+        try:
+            if self._is_ours:
+                import ray
 
-            ray.shutdown()
-        else:
-            # Of a sweep that was interrupted, Tune gives CPUs and GPUs back when its controller, which refers to
-            # itself, is collected; until then the next sweep on this Ray would wait for them.
-            gc.collect()
-        self._closing.set()
-        self._thread.join()
+                ray.shutdown()
+            else:
+                # Of a sweep that was interrupted, Tune gives CPUs and GPUs back when its controller, which refers to
+                # itself, is collected; until then the next sweep on this Ray would wait for them.
+                gc.collect()
+        finally:
+            # Ctrl-C may come here: Ray's processes then end with the thread, and what is left with the guardian.
+            self._closing.set()
+            self._thread.join()
         if self._guardian is not None:
             self._guardian.dismiss()
 
@@ -139,7 +144,7 @@ class RaySession:
         while not self._closing.wait(_LOOK_S):
             self._death = self._pulse.death() if self._pulse else None
             if self._death is not None and not self._closing.wait(_DESPAIR_S):
-                os.write(2, f"kvray: {self._last_words}\n".encode())
+                os.write(2, f"kvray: {self._last_words()}\n".encode())
                 os._exit(SweepError.exit_code)
 
     def _connect(self) -> None:

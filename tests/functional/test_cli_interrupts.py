@@ -82,7 +82,7 @@ INTERRUPTED = (
     r"Repeat the command with --resume (\S+) to measure the rest\."
 )
 ENDING = (
-    "kvray: Ending: what was measured is being written up; this takes seconds. Press Ctrl-C again to leave at once."
+    "kvray: Ending in good order, with what has been measured; this takes seconds. Press Ctrl-C again to leave at once."
 )
 
 
@@ -184,8 +184,13 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize(
     ("presses", "code", "out", "err"),
     [
-        (0, 0, ["ending", "ended", "as before"], ["Ending: what"]),
-        (1, 130, ["ending"], ["Ending: what", "Farewell."]),
+        (
+            0,
+            0,
+            ["ending", "ended", "as before"],
+            ["Ending in good order"],
+        ),
+        (1, 130, ["ending"], ["Ending in good order", "Farewell."]),
     ],
 )
 def test_ctrl_c_once_ends_and_twice_leaves(
@@ -201,7 +206,7 @@ def test_ctrl_c_once_ends_and_twice_leaves(
     )
     assert done.returncode == code
     assert done.stdout.splitlines() == out
-    assert [line.removeprefix("kvray: ").partition(" was")[0] for line in done.stderr.splitlines()] == err
+    assert [line.removeprefix("kvray: ").partition(",")[0] for line in done.stderr.splitlines()] == err
 
 
 NOHUP = """

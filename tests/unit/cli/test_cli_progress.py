@@ -293,13 +293,6 @@ def test_trials_of_an_earlier_session_are_said_in_a_line(preview: Preview, manif
     assert told in printed(live)
 
 
-def test_the_run_id_is_known_from_the_start_of_the_search(preview: Preview, manifest: SweepManifest) -> None:
-    progress = LineProgress(Console(file=io.StringIO()))
-    assert progress.run_id is None
-    progress.search_started(preview, manifest, [])
-    assert progress.run_id == "r1"
-
-
 def test_brackets_in_a_message_are_text_not_markup(preview: Preview, manifest: SweepManifest) -> None:
     console = Console(file=io.StringIO())
     progress, (baseline, *_) = LineProgress(console), specs_of(preview)
@@ -374,7 +367,6 @@ def test_the_live_view_is_gone_when_the_sweep_ends(preview: Preview, manifest: S
         progress.trial_started(baseline)
         progress.rung_finished(result_of(baseline, rung=0))
         progress.trial_finished(result_of(baseline))
-        assert progress.run_id == "r1"
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "dynamic/sdpa/float32" in text
