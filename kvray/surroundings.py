@@ -39,15 +39,15 @@ def log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
         try:
             yield log
         finally:
-            text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-            if text.strip():
-                with suppress(OutputError):  # a full disk is told of where records are written
+            with suppress(OutputError, OSError):  # a full disk is told of where records are written
+                text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+                if text.strip():
                     store.write_text(store.paths(run_id).sweep_log, redact(text))
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     try:
-        return tempfile.TemporaryDirectory(prefix="kvray-")
+        return tempfile.TemporaryDirectory(prefix="kvray-", ignore_cleanup_errors=True)
     except OSError as error:
         raise OutputError(
             f"No temporary folder can be made: {first_line(error)}.",

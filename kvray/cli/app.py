@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from kvray.cli.encoding import show_all_signs
+from kvray.cli.interrupts import leave_at_once_if_signalled
+from kvray.cli.streams import PatientStream, open_closed_streams
 
 COMMANDS = {
     "tune": "Measure a model's KV-cache configurations and decide.",
@@ -80,17 +81,24 @@ def kvray(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process."""
+    open_closed_streams()
+    sys.stdout = printed = PatientStream(sys.stdout)
+    sys.stderr = PatientStream(sys.stderr)
     show_all_signs((sys.stdout, sys.stderr))
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = VERBOSE in given
-    sys.exit(run([argument for argument in given if argument != VERBOSE], verbose=verbose))
+    code = run([argument for argument in given if argument != VERBOSE], verbose=verbose)
+    if printed.failure is not None:
+        code = code or _fail(f"Cannot write to standard output: {printed.failure.strerror}.", 7, verbose=False)
+    leave_at_once_if_signalled(code)  # all is done; taking Ray's client down takes a moment
+    sys.exit(code)
 
 
 def run(arguments: list[str], *, verbose: bool) -> int:
     """Run one command line; returns its exit code. Errors go to stderr, as one line unless `verbose`."""
     command = typer.main.get_command(app)
     try:
-        # Not `command.main`: it turns Ctrl-C and what a closed pipe raises into exit codes without a word.
+        # Not `command.main`: it turns Ctrl-C into an exit code without a word.
         with command.make_context("kvray", arguments) as context:
             command.invoke(context)
         sys.stdout.flush()
@@ -98,8 +106,6 @@ def run(arguments: list[str], *, verbose: bool) -> int:
         return int(end.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("Interrupted.", 130, verbose=verbose)
-    except BrokenPipeError:
-        return _reader_gone()
     except _UsageProblem as error:
         return _fail(_usage_message(error, arguments), 2, verbose=verbose)
     except Exception as error:  # noqa: BLE001  (the boundary: a user sees a line, never a traceback unasked)
@@ -121,12 +127,6 @@ def _usage_message(error: Any, arguments: Sequence[str]) -> str:
         message += f" (got {problems[0]['input']!r})"
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     return f"{message}. See kvray {f'{command} ' if command in COMMANDS else ''}--help."
-
-
-def _reader_gone() -> int:
-    """End quietly when whoever reads the output (`| head`) has left; Python's own last flush must not fail either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:

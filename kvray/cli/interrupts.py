@@ -1,4 +1,4 @@
-"""Ctrl-C, `kill` and a closed terminal during a sweep: once ends it in good order, again leaves at once."""
+"""Ctrl-C, `kill` and a closed terminal: during a sweep once ends it in good order, again leaves at once."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def patient_interrupts(farewell: Callable[[], str]) -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:  # that of a library in C, which Python cannot put back
                 signal.signal(number, handler)
+
+
+def leave_at_once_if_signalled(exit_code: int) -> None:
+    """From here on there is nothing to lose: a signal ends the process with `exit_code`, without a word."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(exit_code))
 
 
 def _say(text: str) -> None:

@@ -315,7 +315,7 @@ class EngineAdapter(ABC):
         """Make the weights available on this machine's disk, ready for a fast load (download, convert once).
 
         Raises:
-            ModelError: they cannot be had.
+            ModelError: they cannot be had, or are not of the revision that `request` names.
         """
 
     @abstractmethod

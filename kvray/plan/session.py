@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +73,7 @@ class PlanLoader:
         here = adapter.describe_model(request).revision
         for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, here)):
             warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
-        return Session(self.plan, adapter, target, request)
+        return Session(self.plan, adapter, target, replace(request, revision=here))
 
 
 class Session:

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -227,11 +227,12 @@ def _give_signals_back() -> None:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _ray_folder() -> str | None:
-    """Where a private Ray has its sockets: `None` for its own choice, which follows `RAY_TMPDIR` and `TMPDIR`, unless a
-    socket's path there would be longer than the kernel allows."""
-    chosen = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    return None if len(os.fsencode(chosen)) <= _LONGEST_FOLDER else "/tmp/ray"
+def _ray_folder() -> str:
+    """Where a private Ray has its sockets: below `RAY_TMPDIR` or `TMPDIR` as Ray itself would have it, unless a
+    socket's path there would be longer than the kernel allows, or not in ASCII, which Ray does not take."""
+    chosen = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    fits = str(chosen).isascii() and len(str(chosen)) <= _LONGEST_FOLDER
+    return str((chosen if fits else Path("/tmp")) / "ray")
 
 
 def living_nodes() -> tuple[Mapping[str, float], ...]:
@@ -268,12 +269,24 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
+class _RayLog(logging.FileHandler):
+    """Loses what a full disk has no room for."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library's name)
+        """See `logging.Handler.handleError`."""
+
+    def close(self) -> None:
+        """See `logging.FileHandler.close`."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def quiet_ray(log: Path) -> Iterator[None]:
     """Environment and loggers under which Ray prints nothing here; what it has to say goes to the file `log`."""
     before = {name: os.environ.get(name) for name in _QUIET}
     os.environ.update(_QUIET)
-    handler = logging.FileHandler(log, delay=True, encoding="utf-8")
+    handler = _RayLog(log, delay=True, encoding="utf-8")
     logger = logging.getLogger("ray")
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(handler)

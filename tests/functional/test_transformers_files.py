@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,18 @@ def test_what_identifies_a_folder_is_its_weights(folder: Path) -> None:
     assert describe(folder) == first
     weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
     assert describe(folder) != first
+
+
+@pytest.mark.parametrize("form", ["{}", "random:{}"])
+def test_a_model_that_changes_while_it_is_measured_is_measured_no_more(form: str, folder: Path) -> None:
+    engine, plain = TransformersAdapter(), ModelRequest(model_id=form.format(folder))
+    request = replace(plain, revision=engine.describe_model(plain).revision)
+    engine.fetch_weights(request)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    with pytest.raises(ModelError, match="has changed since the sweep began"):
+        engine.fetch_weights(request)
+    engine.fetch_weights(plain)
 
 
 def test_a_folder_that_lacks_weights_is_refused_before_anything_starts(folder: Path) -> None:

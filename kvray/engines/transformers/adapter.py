@@ -64,7 +64,7 @@ class TransformersAdapter(EngineAdapter):
     def fetch_weights(self, request: ModelRequest) -> None:
         """See `EngineAdapter.fetch_weights`."""
         _convert_if_gguf(request)
-        models.weights_path(request)
+        models.check_unchanged(request, models.weights_path(request))
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
         """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, SDPA where the architecture has

@@ -160,6 +160,22 @@ def _downloaded_weights(request: ModelRequest, folder: Path) -> Path:
     return folder
 
 
+def check_unchanged(request: ModelRequest, folder: Path) -> None:
+    """Compare the files of a local model with the revision that `request` names, if it does.
+
+    Raises:
+        ModelError: they are others by now.
+    """
+    source = parse_model_id(request.model_id)
+    if request.revision is None or source.kind is SourceKind.HUB:
+        return
+    if _revision(request, source, folder) != request.revision:
+        raise ModelError(
+            f"Model {request.model_id!r} has changed since the sweep began.",
+            hint="What was measured before cannot be compared with it: start a new sweep.",
+        )
+
+
 def fetched_path(request: ModelRequest) -> Path:
     """`weights_path` without a word to the hub where everything is here already: for loading, which is timed."""
     source = parse_model_id(request.model_id)
