@@ -198,7 +198,8 @@ class TuningSearch:
             try:
                 run_sweep(course, ray=ray, slots=slots, observer=recorder, scratch=log.parent)
             except KeyboardInterrupt:
-                return keeper, interruption(keeper)
+                if not course.is_over:
+                    return keeper, interruption(keeper)
             except SweepError as error:
                 return keeper, broken_off(error, keeper)
             recorder.end(course.never_launched(), launches.predictions())

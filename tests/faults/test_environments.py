@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,31 @@ def test_a_sweep_works_with_decimal_commas_a_read_only_home_and_no_shared_memory
     shown = done.stderr.decode()
     assert re.search(r"TTFT \d+\.\d+ ms", shown)
     assert f"warning: The cache folder {home}/.cache/kvray cannot be written: quality is not measured" in shown
+
+
+def test_a_log_that_nobody_reads_and_a_full_output_stop_no_measurement(tmp_path: Path) -> None:
+    line = shlex.join([sys.executable, "-m", "kvray", "tune", *FAKE, "--output", str(tmp_path / "out")])
+    shell = f"{{ {line} 2>&1 >/dev/full; echo $? >{tmp_path}/code; }} | head -1"
+    subprocess.run(["bash", "-c", shell], capture_output=True, check=True, timeout=120)
+    assert (tmp_path / "code").read_text() == "7\n", "the ranking was lost"
+    check_swept(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("reports/*/best_plan.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "text"),
+    [
+        ("profiles | head -1", 0, ""),
+        ("profiles >/dev/full", 7, "kvray: Cannot write to standard output: No space left on device.\n"),
+        ("profiles 2>&- >&-", 0, ""),
+        ("rank nowhere 2>/dev/full", 10, ""),
+        ("rank nowhere 2>&1 >&-", 10, ""),
+    ],
+)
+def test_a_command_minds_no_stream_but_the_one_it_prints_to(redirected: str, code: int, text: str) -> None:
+    line = f"{shlex.quote(sys.executable)} -m kvray {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (code, text)
 
 
 @pytest.mark.slow

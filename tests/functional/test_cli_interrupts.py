@@ -142,6 +142,22 @@ def test_a_sweep_interrupted_twice_ends_at_once_with_whole_files(
     assert kvray("rank", tmp_path).stderr == "", "no file is torn"
 
 
+def test_a_sweep_interrupted_after_its_last_trial_is_written_up_all_the_same(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    sweep = terminal("fake:ok", *SMALL, "--cache", "dynamic", "--confirm", "0", "--output", tmp_path)
+    sweep.wait_for("6 of 6 candidates tried")
+    time.sleep(0.3)  # into the end of Ray
+    sweep.interrupt()
+    out, err = sweep.process.communicate(timeout=60)
+    assert (sweep.process.returncode, out) == (130, "")
+    ending, last = err.splitlines()
+    assert ending == ENDING
+    assert last.startswith((f"kvray: Interrupted after the last trial; all are kept in {tmp_path}. ", INTERRUPTED[:20]))
+    assert len(list(tmp_path.glob("reports/*/best_plan.json"))) == 1
+    assert sweep.left() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_sweep_that_is_told_to_end_does_as_after_ctrl_c(
     number: signal.Signals, terminal: Callable[..., Terminal], tmp_path: Path
