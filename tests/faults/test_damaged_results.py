@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -263,6 +264,44 @@ def test_a_file_that_may_not_be_read_is_named_with_the_reason(
     assert len(said) == 1
     assert str(unreadable) in said[0]
     assert "Permission denied" in said[0]
+
+
+# Folders that were merged by hand
+
+
+def test_a_file_of_another_sweep_is_named_and_changes_no_figure(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copied as whoever merges two results folders does it; the other one measured the same candidates slower."""
+    paths = ResultsStore(folder).paths(RUN_ID)
+    ResultsStore(folder).compact(RUN_ID)
+    before = ranked(folder, capsys)[0]
+    for table in (paths.trials, paths.runs):
+        rows = pq.ParquetFile(table / "part-0.parquet").read()
+        other = pa.array(["20260202-120000-beef"] * rows.num_rows).dictionary_encode()
+        place = rows.schema.get_field_index("run_id")
+        pq.write_table(rows.set_column(place, rows.schema.field("run_id"), other), table / "part-1.parquet")
+    content = content_of(folder)
+    found, said = ranked(folder, capsys)
+    assert found == before
+    why = "it holds records of another sweep, '20260202-120000-beef'."
+    assert sorted(said) == [
+        f"kvray: warning: Skipped {table / 'part-1.parquet'}: {why}" for table in (paths.runs, paths.trials)
+    ]
+    ResultsStore(folder).compact(RUN_ID)
+    assert content_of(folder) == content
+
+
+def test_a_name_that_is_not_utf_8_does_not_hide_the_records_beside_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (victim(folder).parent, folder / "sweeps"):
+        for suffix in (b".parquet", b".json"):
+            Path(os.fsdecode(os.fsencode(place) + b"/\xff\xfe" + suffix)).write_bytes(b"x")
+    found, said = ranked(folder, capsys)
+    assert found["trials"] == {"ok": 2}
+    assert len(said) == 2
+    assert all(line.startswith("kvray: warning: Skipped ") and "\\xff\\xfe." in line for line in said)
 
 
 # Manifests
