@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from collections.abc import Iterator, Sequence
 
 from kvray.record import TrialResult
@@ -28,8 +29,31 @@ def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -
 def attempt_notes(
     manifest: SweepManifest, results: Sequence[TrialResult], set_aside: Sequence[TrialResult]
 ) -> tuple[str, ...]:
-    """A sentence each: interrupted, mixed of several sessions, beside trials that cannot be compared."""
-    return (*_incomplete(manifest), *_session_note(manifest, results), *_set_aside_note(manifest, set_aside))
+    """A sentence each: interrupted, without raw runs, mixed of several sessions, beside trials that cannot be
+    compared."""
+    lost = lost_runs_text(manifest, results)
+    return (
+        *_incomplete(manifest),
+        *((lost,) if lost else ()),
+        *_session_note(manifest, results),
+        *_set_aside_note(manifest, set_aside),
+    )
+
+
+def lost_runs_text(manifest: SweepManifest, results: Sequence[TrialResult]) -> str:
+    """How many trials count in no figure because their raw runs are gone, and the command that measures them again;
+    empty where none is."""
+    lost = sum(one.has_lost_its_runs for one in results)
+    if not lost:
+        return ""
+    resume = ("--resume", manifest.run_id)
+    command = shlex.join(("kvray", "tune", *repeating_arguments(manifest.arguments), *resume))
+    again = command if manifest.arguments else f"its command and {shlex.join(resume)}"
+    they_are, them = ("it is", "it") if lost == 1 else ("they are", "them")
+    return formats.clean_line(
+        f"The raw runs of {formats.plural(lost, 'trial')} are missing or cannot be read, so that {they_are} in no "
+        f"figure. Measure {them} again with {again}"
+    )
 
 
 def session_text(starts: Sequence[dt.datetime]) -> str:

@@ -87,8 +87,8 @@ def recall(manifest: SweepManifest, results: Iterable[TrialResult], retry: Colle
     current, _ = current_results(manifest, results)
     launched = [one for one in current if one.record.status.was_launched]
     wanted = [one.record for one in launched if one.record.status in retry]
-    kept = tuple(one for one in launched if one.record.status not in retry and not _lacks_runs(one))
-    replaced = [*wanted, *(one.record for one in launched if _lacks_runs(one))]
+    kept = tuple(one for one in launched if one.record.status not in retry and not one.has_lost_its_runs)
+    replaced = [*wanted, *(one.record for one in launched if one.has_lost_its_runs)]
     return Recall(
         results=kept,
         retry=tuple(record.candidate_id for record in wanted if record.role is not Role.CONFIRM),
@@ -106,10 +106,6 @@ def _differences(attempts: Iterable[SweepAttempt], key: str, fingerprint: SweepF
     """From all attempts of one fingerprint: a later one may know more of it than the first."""
     alike = (one.fingerprint for one in attempts if one.fingerprint_id == key)
     return tuple(dict.fromkeys(told for one in alike for told in one.differences(fingerprint)))
-
-
-def _lacks_runs(result: TrialResult) -> bool:
-    return result.record.rung is not None and not result.runs
 
 
 def _attempt(

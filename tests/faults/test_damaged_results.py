@@ -103,6 +103,7 @@ def folder(tmp_path: Path) -> Path:
             profile=PROFILE,
             baseline_id=BASELINE.candidate_id,
             memory_note="made up",
+            arguments=("fake:ok", "--engine", "fake"),
         )
     )
     store.append(result_of(BASELINE, ttft_ms=100.0))
@@ -174,7 +175,28 @@ def test_damaged_raw_runs_leave_their_trial_listed_and_not_ranked(
     path.write_bytes(b"PAR1")
     found, said = ranked(folder, capsys)
     assert found == {"winner": "dynamic/sdpa/float32", "trials": {"ok": 2}}
-    assert [line.startswith(f"kvray: warning: Skipped {path}: ") for line in said] == [True]
+    assert said[0].startswith(f"kvray: warning: Skipped {path}: ")
+    assert said[1:] == [
+        "kvray: warning: The raw runs of 1 trial are missing or cannot be read, so that it is in no figure. "
+        f"Measure it again with kvray tune fake:ok --engine fake --resume {RUN_ID}"
+    ]
+
+
+@pytest.mark.parametrize("command", ["rank", "report"])
+def test_without_any_raw_runs_that_is_given_as_the_reason_with_the_command_that_measures_them(
+    folder: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(folder / "runs")
+    assert run([command, str(folder)], verbose=False) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == (
+        "kvray: warning: The raw runs of 2 trials are missing or cannot be read, so that they are in no figure. "
+        f"Measure them again with kvray tune fake:ok --engine fake --resume {RUN_ID}"
+    )
+    assert run(["report", str(folder)], verbose=False) == 0
+    report = (folder / "reports" / RUN_ID / "report.md").read_text(encoding="utf-8")
+    assert "of 2 launched trials, 2 are without their raw runs, which are missing or cannot be read." in report
+    assert "not every cell" not in report
 
 
 def test_reports_are_written_anew_from_what_is_left(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
