@@ -23,7 +23,7 @@ from kvray.probes.cpu import openmp_threads
 from kvray.record import Role
 from kvray.recorder import Recorder, SearchObserver
 from kvray.result import TuneResult
-from kvray.store.claim import claimed_sweep
+from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -100,9 +100,9 @@ class TuningSearch:
             store.read_manifest(config.resume)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        with claimed_sweep(store, run_id), company_noticed(config, run_id):
+        with claimed_sweep(store, run_id) as claim, company_noticed(config, run_id):
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
-            keeper, break_off = self._measure(store, run_id, adapter)
+            keeper, break_off = self._measure(store, run_id, adapter, claim)
             if break_off is None:
                 keeper.end_attempt()
             result = write_up(keeper, run_id, config.profile)
@@ -125,7 +125,7 @@ class TuningSearch:
         return self._adapter or get_engine(self._config.engine)
 
     def _measure(
-        self, store: ResultsStore, run_id: str, adapter: EngineAdapter
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
     ) -> tuple[RecordKeeper, KvrayError | None]:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
@@ -151,7 +151,7 @@ class TuningSearch:
             request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
             store.write_manifest(attempt.manifest)
-            keeper = RecordKeeper(store, attempt.manifest)
+            keeper = RecordKeeper(store, attempt.manifest, claim)
             recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
             recorder.start(attempt.recall.results)
             launches = make_launches(
