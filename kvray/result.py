@@ -70,7 +70,7 @@ def read_measured(store: ResultsStore, run_id: str) -> TuneResult:
             "before the first had ended, or its files are damaged or gone.",
             hint=f"Repeat its command with --resume {run_id} to measure it.",
         )
-    if lost := lost_runs_text(result.manifest, result.results):
+    if lost := lost_runs_text(result.manifest, result.results, store.display_name):
         _logger.warning("%s", lost)
     return result
 

@@ -6,6 +6,7 @@ Pure functions over manifests and records; `kvray.search` reads and writes them.
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,24 @@ def further_attempt(
         raise _differs(old.run_id, _differences(attempts, known[0], fingerprint))
     attempt = _attempt(new, fingerprint, same or fingerprint.digest, candidates=candidates)
     return new.model_copy(update={"run_id": old.run_id, "created_at": old.created_at, "attempts": (*attempts, attempt)})
+
+
+def asks_nothing_new(
+    manifest: SweepManifest, found: Recall, results: Iterable[TrialResult], space: Collection[str]
+) -> bool:
+    """Whether the last attempt is answered before it begins, so that no interruption can leave the sweep incomplete.
+
+    It is where an earlier attempt of the same fingerprint came to its end that searched alike, within bounds no
+    narrower, and nothing of that is lost: each of `space` (candidate ids) was launched, or has a record that says why
+    not, and every launched trial is in `found`, with its raw runs and not to be retried. What such an attempt measures
+    beyond that is more than was asked: interrupted, it has still lost nothing.
+    """
+    *before, last = manifest.attempts
+    if not any(_asks_no_more(last, one) for one in before):
+        return False
+    current, _ = current_results(manifest, results)
+    launched = sum(one.record.status.was_launched for one in current)
+    return len(found.results) == launched and set(space) <= {one.record.candidate_id for one in current}
 
 
 def current_results(
@@ -100,6 +119,21 @@ def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> 
     """When those launched trials began that the last attempt found there, by time."""
     begun = (one.record.started_at for one in results if one.record.status.was_launched)
     return sorted(start for start in begun if start is not None and start < manifest.session_started_at)
+
+
+def _asks_no_more(attempt: SweepAttempt, earlier: SweepAttempt) -> bool:
+    return (
+        earlier.ended_at is not None
+        and earlier.fingerprint_id == attempt.fingerprint_id
+        and (earlier.search, earlier.seed) == (attempt.search, attempt.seed)
+        and attempt.confirm_rounds <= earlier.confirm_rounds
+        and _or_endless(attempt.budget_s) <= _or_endless(earlier.budget_s)
+        and _or_endless(attempt.max_trials) <= _or_endless(earlier.max_trials)
+    )
+
+
+def _or_endless(bound: float | None) -> float:
+    return math.inf if bound is None else bound
 
 
 def _differences(attempts: Iterable[SweepAttempt], key: str, fingerprint: SweepFingerprint) -> tuple[str, ...]:

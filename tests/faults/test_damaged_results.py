@@ -103,7 +103,7 @@ def folder(tmp_path: Path) -> Path:
             profile=PROFILE,
             baseline_id=BASELINE.candidate_id,
             memory_note="made up",
-            arguments=("fake:ok", "--engine", "fake"),
+            arguments=("fake:ok", "-o", "elsewhere", "--engine", "fake"),
         )
     )
     store.append(result_of(BASELINE, ttft_ms=100.0))
@@ -178,7 +178,7 @@ def test_damaged_raw_runs_leave_their_trial_listed_and_not_ranked(
     assert said[0].startswith(f"kvray: warning: Skipped {path}: ")
     assert said[1:] == [
         "kvray: warning: The raw runs of 1 trial are missing or cannot be read, so that it is in no figure. "
-        f"Measure it again with kvray tune fake:ok --engine fake --resume {RUN_ID}"
+        f"Measure it again with kvray tune fake:ok --engine fake --output {folder} --resume {RUN_ID}"
     ]
 
 
@@ -191,11 +191,12 @@ def test_without_any_raw_runs_that_is_given_as_the_reason_with_the_command_that_
     (said,) = capsys.readouterr().err.splitlines()
     assert said == (
         "kvray: warning: The raw runs of 2 trials are missing or cannot be read, so that they are in no figure. "
-        f"Measure them again with kvray tune fake:ok --engine fake --resume {RUN_ID}"
+        f"Measure them again with kvray tune fake:ok --engine fake --output {folder} --resume {RUN_ID}"
     )
     assert run(["report", str(folder)], verbose=False) == 0
     report = (folder / "reports" / RUN_ID / "report.md").read_text(encoding="utf-8")
     assert "of 2 launched trials, 2 are without their raw runs, which are missing or cannot be read." in report
+    assert f"Repeat the command with --resume {RUN_ID} to measure them again." in report
     assert "not every cell" not in report
 
 
