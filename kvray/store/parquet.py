@@ -79,11 +79,12 @@ class ResultsStore:
 
         A trial without runs gets an empty runs file, so that the `runs` table exists whatever happened.
         """
-        record = result.record
-        paths = self.paths(record.run_id)
-        runs_file, trial_file = paths.runs_file(record.trial_id), paths.trial_file(record.trial_id)
-        self._write_table(self._place_for(runs_file, Run, record.run_id), to_table(result.runs, Run))
-        self._write_table(self._place_for(trial_file, TrialRecord, record.run_id), to_table([record], TrialRecord))
+        run_id, trial_id = result.record.run_id, result.record.trial_id
+        paths = self.paths(run_id)
+        runs_file, trial_file = paths.runs_file(trial_id), paths.trial_file(trial_id)
+        self._write_table(self._place_for(runs_file, Run, run_id), to_table(result.runs, Run, run_id=run_id))
+        record = to_table([result.record], TrialRecord, run_id=run_id)
+        self._write_table(self._place_for(trial_file, TrialRecord, run_id), record)
 
     def _place_for(self, path: Path, kind: type[T], run_id: str) -> Path:
         """`path`, or a name beside it where a file of another sweep lies there, which must not be overwritten."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from kvray.record import Run, TrialRecord
 from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART
 from kvray.store.plausible import check_plausible
-from kvray.store.schema import SchemaError, conform, from_table
+from kvray.store.schema import RUN_KEY, SchemaError, conform, from_table
 
 T = TypeVar("T", Run, TrialRecord)
 
@@ -32,6 +32,8 @@ _TAIL = 8
 _LARGEST_FOOTER = 64 * 2**20
 """Bytes. kvray's have tens of kilobytes; of a damaged length nothing is allocated."""
 _NEVER_LAUNCHED = re.compile(rf"{NOT_LAUNCHED}(-\d+)?")
+_OF_ONE_TRIAL, _UNLAUNCHED, _COMPACTED, _OF_SOMEBODY = range(4)
+"""Who named a file, in the order in which they have the say."""
 
 
 class ForeignSweepError(SchemaError):
@@ -43,12 +45,14 @@ class RecordsFile(Generic[T]):
     """A file that was read: its rows as Arrow has them, unknown columns included, and the same rows as objects.
 
     Attributes:
+        is_of_the_sweep: whether it says so itself; older ones do not, and without rows they replace nothing.
         counted: of each row, whether it has the say: false where a file that precedes this one holds that trial.
     """
 
     path: Path
     table: pa.Table
     items: list[T]
+    is_of_the_sweep: bool
     counted: tuple[bool, ...] = ()
 
     @property
@@ -69,8 +73,9 @@ class RecordsFile(Generic[T]):
     @property
     def trial_ids(self) -> frozenset[str]:
         """The trials of which it tells; a trial without runs has a file without rows."""
-        ids = {item.trial_id for item in self.items}
-        return frozenset(ids or {_trial_id_of(self.path)})
+        if not self.items and self.is_of_the_sweep:
+            return frozenset({_trial_id_of(self.path)})
+        return frozenset(item.trial_id for item in self.items)
 
     @property
     def _precedence(self) -> int:
@@ -78,15 +83,12 @@ class RecordsFile(Generic[T]):
             return _COMPACTED
         if _NEVER_LAUNCHED.fullmatch(self.path.stem):
             return _UNLAUNCHED
-        return _OF_ONE_TRIAL if self.trial_ids == {_trial_id_of(self.path)} else _OF_SOMEBODY
+        return _OF_ONE_TRIAL if self.trial_ids <= {_trial_id_of(self.path)} else _OF_SOMEBODY
 
     @property
     def sort_key(self) -> tuple[int, str]:
         """Puts those first that have the say: what was written last, and before all what kvray wrote."""
         return self._precedence, self.path.name
-
-
-_OF_ONE_TRIAL, _UNLAUNCHED, _COMPACTED, _OF_SOMEBODY = range(4)
 
 
 def read_records(source: pa.NativeFile, path: Path, kind: type[T], run_id: str) -> RecordsFile[T]:
@@ -105,9 +107,10 @@ def read_records(source: pa.NativeFile, path: Path, kind: type[T], run_id: str) 
     items = from_table(table, kind)
     for item in items:
         check_plausible(item)
-    if others := sorted({item.run_id for item in items} - {run_id}):
+    told = (file.schema_arrow.metadata or {}).get(RUN_KEY, b"").decode()
+    if others := sorted(({told or run_id} | {item.run_id for item in items}) - {run_id}):
         raise ForeignSweepError(f"it holds records of another sweep, {others[0][:80]!r}")
-    return RecordsFile(path, table, items)
+    return RecordsFile(path, table, items, is_of_the_sweep=bool(told))
 
 
 def in_order(files: Iterable[RecordsFile[T]]) -> list[RecordsFile[T]]:

@@ -24,6 +24,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.parquet import ResultsStore
+from kvray.store.schema import VERSION_KEY
 
 pytestmark = pytest.mark.spawns
 
@@ -240,6 +241,25 @@ def test_records_of_another_sweep_replace_nothing_and_stay_where_they_are(
     assert foreign.read_bytes() == content
     why = "it holds records of another sweep, '20260102-120000-beef'."
     assert caplog.messages == [f"Skipped {foreign}: {why}"]
+
+
+def test_a_trial_without_runs_of_another_sweep_takes_no_runs_from_the_trial_with_its_id(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    other = ResultsStore(tmp_path / "other")
+    other.append(TrialResult(record=result_of("t-1", run_id="20260102-120000-beef").record))
+    store.append(result_of("t-1"))
+    store.compact(RUN_ID)
+    foreign = store.paths(RUN_ID).runs_file("t-1")
+    shutil.copy(other.paths("20260102-120000-beef").runs_file("t-1"), foreign)
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    assert foreign.exists()
+
+    rows = pq.ParquetFile(foreign).read()
+    pq.write_table(rows.replace_schema_metadata({VERSION_KEY: rows.schema.metadata[VERSION_KEY]}), foreign)
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1")], "of an older kvray: its file does not name the sweep"
 
 
 def test_a_trial_is_not_written_over_that_of_another_sweep_with_the_same_id(
