@@ -14,7 +14,7 @@ from kvray.redaction import redact
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.store.resuming import Recall, first_attempt, further_attempt, recall
+from kvray.store.resuming import Recall, asks_nothing_new, first_attempt, further_attempt, recall
 from kvray.sweep.driver import SlotPlan
 
 RANDOM_WEIGHTS_NOTE = (
@@ -57,7 +57,11 @@ def prepare_attempt(
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
     old, results = store.read_manifest(run_id), store.read(run_id)
     manifest = further_attempt(old, new, fingerprint, candidates=candidates, results=results, force=config.force)
-    return Attempt(manifest=manifest, recall=recall(manifest, results, config.retry))
+    found = recall(manifest, results, config.retry)
+    space = {candidate.candidate_id for candidate in preview.space.candidates}
+    if asks_nothing_new(manifest, found, results, space):
+        manifest = manifest.ended(manifest.session_started_at)
+    return Attempt(manifest=manifest, recall=found)
 
 
 def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan) -> SweepFingerprint:

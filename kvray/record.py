@@ -309,6 +309,11 @@ class TrialResult:
     record: TrialRecord
     runs: tuple[Run, ...] = field(default_factory=tuple)
 
+    @property
+    def has_lost_its_runs(self) -> bool:
+        """Whether it measured something, and its raw runs are gone or could not be read."""
+        return self.record.rung is not None and not self.runs
+
 
 def short_model_name(model_id: str) -> str:
     """For titles: the last part of a local path, e.g. `model.gguf` or `random:llama`; a hub id as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis, analyse
@@ -9,6 +10,7 @@ from kvray.errors import ResultsError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
 from kvray.record import TrialResult
+from kvray.report.attempts import lost_runs_text
 from kvray.report.html import render_html
 from kvray.report.info import ReportInfo, report_info
 from kvray.report.markdown import render_markdown
@@ -16,6 +18,8 @@ from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.paths import ResultsPaths
 from kvray.store.resuming import current_results
+
+_logger = logging.getLogger("kvray.result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ def read_result(store: ResultsStore, run_id: str) -> TuneResult:
 
 
 def read_measured(store: ResultsStore, run_id: str) -> TuneResult:
-    """Like `read_result`, for a sweep of which something was measured.
+    """Like `read_result`, for a sweep of which something was measured; warns where raw runs of it are gone.
 
     Raises:
         ResultsError: there is no such sweep, or not one record of a launched trial that can be read.
@@ -66,6 +70,8 @@ def read_measured(store: ResultsStore, run_id: str) -> TuneResult:
             "before the first had ended, or its files are damaged or gone.",
             hint=f"Repeat its command with --resume {run_id} to measure it.",
         )
+    if lost := lost_runs_text(result.manifest, result.results, store.display_name):
+        _logger.warning("%s", lost)
     return result
 
 

@@ -23,7 +23,7 @@ from kvray.probes.cpu import openmp_threads
 from kvray.record import Role
 from kvray.recorder import Recorder, SearchObserver
 from kvray.result import TuneResult
-from kvray.store.claim import claimed_sweep
+from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -117,9 +117,9 @@ class TuningSearch:
             store.read_manifest(config.resume)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        with claimed_sweep(store, run_id), company_noticed(config, run_id):
+        with claimed_sweep(store, run_id) as claim, company_noticed(config, run_id):
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
-            result, break_off = self._measured_and_written_up(store, run_id, adapter)
+            result, break_off = self._measured_and_written_up(store, run_id, adapter, claim)
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:
@@ -139,11 +139,11 @@ class TuningSearch:
         return self._adapter or get_engine(self._config.engine)
 
     def _measured_and_written_up(
-        self, store: ResultsStore, run_id: str, adapter: EngineAdapter
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
     ) -> tuple[TuneResult, KvrayError | None]:
         """The sweep as far as it came, and the error if that was broken off."""
         try:
-            keeper, break_off = self._measure(store, run_id, adapter)
+            keeper, break_off = self._measure(store, run_id, adapter, claim)
             return write_up(keeper, self._config.profile), break_off
         except KeyboardInterrupt:
             # After the last trial too: a user who does not press again gets what was measured.
@@ -152,7 +152,7 @@ class TuningSearch:
             return write_up(self._keeper, self._config.profile), interruption(self._keeper)
 
     def _measure(
-        self, store: ResultsStore, run_id: str, adapter: EngineAdapter
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
     ) -> tuple[RecordKeeper, KvrayError | None]:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
@@ -178,7 +178,7 @@ class TuningSearch:
             request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
             adapter.fetch_weights(request)
             store.write_manifest(attempt.manifest)
-            keeper = self._keeper = RecordKeeper(store, attempt.manifest)
+            keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
             recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
             recorder.start(attempt.recall.results)
             launches = make_launches(

@@ -286,6 +286,8 @@ def _unpooled(
         missing = missing_cells(result, profile)
         if result.record.status is TrialStatus.STOPPED and not missing:
             yield _Measured.of((result,), profile).unranked(status_reason(result.record))
+        elif result.record.status is TrialStatus.OK and result.has_lost_its_runs:
+            yield UnrankedTrial(record=result.record, reason="its raw runs are missing or cannot be read")
         elif result.record.status is TrialStatus.OK:
             cells = ", ".join(cell.label for cell in missing)
             yield UnrankedTrial(record=result.record, reason=f"not every cell was measured; missing: {cells}")

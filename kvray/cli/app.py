@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from kvray.cli.encoding import show_all_signs
 from kvray.cli.interrupts import leave_at_once_if_signalled
-from kvray.cli.streams import PatientStream, open_closed_streams
+from kvray.cli.streams import PatientStream, open_closed_streams, patient
 
 COMMANDS = {
     "tune": "Measure a model's KV-cache configurations and decide.",
@@ -82,13 +82,13 @@ def kvray(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; ends the process."""
     open_closed_streams()
-    sys.stdout = printed = PatientStream(sys.stdout)
-    sys.stderr = PatientStream(sys.stderr)
+    sys.stdout = printed = patient(sys.stdout)
+    sys.stderr = patient(sys.stderr)
     show_all_signs((sys.stdout, sys.stderr))
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = VERBOSE in given
     code = run([argument for argument in given if argument != VERBOSE], verbose=verbose)
-    if printed.failure is not None:
+    if isinstance(printed, PatientStream) and printed.failure is not None:
         code = code or _fail(f"Cannot write to standard output: {printed.failure.strerror}.", 7, verbose=False)
     leave_at_once_if_signalled(code)  # all is done; taking Ray's client down takes a moment
     sys.exit(code)

@@ -23,6 +23,14 @@ def open_closed_streams() -> None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
+def patient(stream: TextIO) -> TextIO:
+    """`stream` as a `PatientStream`, if it is one of the operating system's; a test's own is taken as it is."""
+    try:
+        return PatientStream(stream)
+    except io.UnsupportedOperation:
+        return stream
+
+
 class PatientStream(io.TextIOWrapper):
     """Text on a file descriptor; what cannot be written is lost without an error.
 
@@ -31,9 +39,9 @@ class PatientStream(io.TextIOWrapper):
     """
 
     def __init__(self, stream: TextIO) -> None:
+        self.failure: OSError | None = None
         binary = io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False))
         super().__init__(binary, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
-        self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
         """As `TextIO.write`."""

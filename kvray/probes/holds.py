@@ -35,24 +35,56 @@ class HeldError(Exception):
         self.holder = holder
 
 
+class Hold:
+    """A file that this process holds. Made by `hold`."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self._path = path
+        self._about = json.dumps(dict(about)).encode()
+        self._handle: int | None = None
+
+    def renew(self) -> None:
+        """Hold the file that lies at the path now: the one that was held may have been removed, with its folder, and a
+        lock on a file without a name keeps nobody out. Nothing happens where it still lies there.
+
+        Raises:
+            HeldError: another process was faster, or another `hold` in this one.
+            OSError: the file cannot be made.
+        """
+        if self._handle is not None and _lies_at(self._path, self._handle):
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _locked(self._path)
+        self.release()
+        self._handle = handle
+        os.truncate(handle, 0)
+        os.write(handle, self._about)
+
+    def release(self) -> None:
+        """End it; removes the file where it is still the one that was held, not one that another process has made."""
+        if self._handle is None:
+            return
+        if _lies_at(self._path, self._handle):
+            with contextlib.suppress(OSError):  # while it is still locked: afterwards it may be another's
+                self._path.unlink()
+        os.close(self._handle)
+        self._handle = None
+
+
 @contextlib.contextmanager
-def hold(path: Path, about: Mapping[str, Any]) -> Iterator[None]:
+def hold(path: Path, about: Mapping[str, Any]) -> Iterator[Hold]:
     """Hold `path`, which says `about` meanwhile and is gone afterwards. Its folder is made.
 
     Raises:
         HeldError: another process does, or another `hold` in this one.
         OSError: the file cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = _locked(path)
+    held = Hold(path, about)
     try:
-        os.truncate(handle, 0)
-        os.write(handle, json.dumps(dict(about)).encode())
-        yield
+        held.renew()
+        yield held
     finally:
-        with contextlib.suppress(OSError):  # while it is still locked: afterwards it may be another's
-            path.unlink()
-        os.close(handle)
+        held.release()
 
 
 def holder_of(path: Path) -> Mapping[str, Any] | None:
@@ -64,7 +96,8 @@ def holder_of(path: Path) -> Mapping[str, Any] | None:
     try:
         if not _try_lock(handle):
             return _read(path)
-        path.unlink(missing_ok=True)
+        if _lies_at(path, handle):
+            path.unlink(missing_ok=True)
         return None
     except OSError:
         return None
@@ -79,14 +112,20 @@ def _locked(path: Path) -> int:
         try:
             if not _try_lock(handle):
                 raise HeldError(_read(path))
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(handle)):
-                    return handle
+            if _lies_at(path, handle):
+                return handle
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
     raise HeldError(_read(path))
+
+
+def _lies_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
 
 
 def _try_lock(handle: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvray.record import TrialResult
 from kvray.report import formats
@@ -12,6 +13,7 @@ from kvray.store.resuming import earlier_session
 
 _FOR_RESUMING = {"--resume": 2, "--retry": 2, "--force": 1}
 """Options that a new sweep has no use for, each with the number of words it takes."""
+_OUTPUT = {"--output": 2, "-o": 2}
 
 
 def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -> str:
@@ -28,8 +30,31 @@ def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -
 def attempt_notes(
     manifest: SweepManifest, results: Sequence[TrialResult], set_aside: Sequence[TrialResult]
 ) -> tuple[str, ...]:
-    """A sentence each: interrupted, mixed of several sessions, beside trials that cannot be compared."""
-    return (*_incomplete(manifest), *_session_note(manifest, results), *_set_aside_note(manifest, set_aside))
+    """A sentence each: interrupted, without raw runs, mixed of several sessions, beside trials that cannot be
+    compared."""
+    lost = lost_runs_text(manifest, results)
+    return (
+        *_incomplete(manifest),
+        *((lost,) if lost else ()),
+        *_session_note(manifest, results),
+        *_set_aside_note(manifest, set_aside),
+    )
+
+
+def lost_runs_text(manifest: SweepManifest, results: Sequence[TrialResult], output: str | None = None) -> str:
+    """How many trials count in no figure because their raw runs are gone, and how to measure them again: the whole
+    command where `output`, the results folder, is given. Empty where none is gone."""
+    lost = sum(one.has_lost_its_runs for one in results)
+    if not lost:
+        return ""
+    they_are, them = ("it is", "it") if lost == 1 else ("they are", "them")
+    trials = formats.plural(lost, "trial")
+    what = f"The raw runs of {trials} are missing or cannot be read, so that {they_are} in no figure."
+    if output is None or not manifest.arguments:
+        return f"{what} Repeat the command with --resume {formats.clean_line(manifest.run_id)} to measure {them} again."
+    kept = _without(repeating_arguments(manifest.arguments), _OUTPUT)
+    command = shlex.join(("kvray", "tune", *kept, "--output", output, "--resume", manifest.run_id))
+    return f"{what} Measure {them} again with {formats.clean_line(command)}"
 
 
 def session_text(starts: Sequence[dt.datetime]) -> str:
@@ -49,22 +74,24 @@ def attempts_text(manifest: SweepManifest) -> str:
 
 def repeating_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
     """Those of them that measure the same in a new sweep."""
-    return tuple(_without_resuming(arguments))
+    return tuple(_without(arguments, _FOR_RESUMING))
 
 
-def _without_resuming(arguments: Sequence[str]) -> Iterator[str]:
+def _without(arguments: Sequence[str], options: Mapping[str, int]) -> Iterator[str]:
     skip = 0
     for argument in arguments:
         if skip:
             skip -= 1
-        elif argument in _FOR_RESUMING:
-            skip = _FOR_RESUMING[argument] - 1
-        elif argument.partition("=")[0] not in _FOR_RESUMING:
+        elif argument in options:
+            skip = options[argument] - 1
+        elif argument.partition("=")[0] not in options:
             yield argument
 
 
 def _attempt(number: int, attempt: SweepAttempt) -> str:
-    end = "came to its end" if attempt.ended_at else "interrupted or unfinished"
+    asked_nothing_new = attempt.ended_at == attempt.started_at
+    ended = "asked nothing new" if asked_nothing_new else "came to its end"
+    end = ended if attempt.ended_at else "interrupted or unfinished"
     how = f"{number}: {formats.timestamp(attempt.started_at)}, {end}, fingerprint {attempt.fingerprint_id}"
     return f"{how}, {formats.clean_line(' '.join(attempt.arguments))}" if attempt.arguments else how
 

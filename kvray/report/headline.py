@@ -69,7 +69,9 @@ def _headline(
         return Headline(sentence=_limits_missed(nearest[0]), confidence="", notes=_disturbance_note(results), stats=())
     baseline_note = _baseline_note(manifest.baseline_id, analysis.ranking)
     if not rows:
-        return Headline(sentence=_nothing_ranked(analysis.ranking), confidence="", notes=baseline_note, stats=())
+        return Headline(
+            sentence=_nothing_ranked(analysis.ranking, results), confidence="", notes=baseline_note, stats=()
+        )
     winner, baseline = rows[0], analysis.ranking.baseline
     return Headline(
         sentence=_verdict(
@@ -199,7 +201,7 @@ def _limits_missed(nearest: NearestMiss) -> str:
     return f"No candidate keeps the limits. {nearest.label} comes nearest: {nearest.misses}."
 
 
-def _nothing_ranked(ranking: Ranking) -> str:
+def _nothing_ranked(ranking: Ranking, results: Sequence[TrialResult]) -> str:
     statuses = [trial.record.status for trial in ranking.unranked]
     launched = sum(status.was_launched for status in statuses)
     if not launched:
@@ -208,10 +210,14 @@ def _nothing_ranked(ranking: Ranking) -> str:
     if failed == launched:
         who = "the one trial" if launched == 1 else f"all {launched} trials"
         return f"Nothing could be ranked: {who} that ran failed."
-    return (
-        f"Nothing could be ranked: of {formats.plural(launched, 'launched trial')}, {failed} failed and "
-        f"{launched - failed} lack a complete measurement."
+    lost = sum(one.has_lost_its_runs and not one.record.status.is_failure for one in results)
+    parts = (
+        (failed, "failed"),
+        (lost, "are without their raw runs, which are missing or cannot be read"),
+        (launched - failed - lost, "lack a complete measurement"),
     )
+    told = formats.listed([f"{number} {what}" for number, what in parts if number])
+    return f"Nothing could be ranked: of {formats.plural(launched, 'launched trial')}, {told}."
 
 
 def _verdict(

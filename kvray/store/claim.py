@@ -11,34 +11,61 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from kvray.errors import OutputError, ResultsError
-from kvray.probes.holds import HeldError, hold
+from kvray.probes.holds import HeldError, Hold, hold
 from kvray.store.files import reason
 from kvray.store.parquet import ResultsStore
 
 
+class Claim:
+    """That this process writes a sweep. Made by `claimed_sweep`."""
+
+    def __init__(self, hold: Hold | None, path: Path, run_id: str) -> None:
+        self._hold = hold
+        self._path = path
+        self._run_id = run_id
+
+    def renew(self) -> None:
+        """Claim the sweep anew where the folder has vanished, or been replaced, with the file that is the claim. To be
+        called before anything is written there: a sweep whose manifest lies there can be resumed by others.
+
+        Raises:
+            ResultsError: another process has claimed it since; the message says which.
+            OutputError: the claim cannot be written.
+        """
+        with _claiming(self._path, self._run_id):
+            if self._hold is not None:
+                self._hold.renew()
+
+
 @contextmanager
-def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[None]:
+def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
     """Be the only process that writes `run_id` into `store`, as long as it is local.
 
     Raises:
         ResultsError: another process is; the message says which.
         OutputError: the claim cannot be written.
     """
+    path = store.paths(run_id).lock
+    now = dt.datetime.now(dt.UTC)
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now.isoformat(timespec="seconds")}
     with ExitStack() as stack:
-        if store.is_local:
-            path = store.paths(run_id).lock
-            now = dt.datetime.now(dt.UTC)
-            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now.isoformat(timespec="seconds")}
-            try:
-                stack.enter_context(hold(path, about))
-            except HeldError as error:
-                raise _claimed_by(run_id, error.holder) from error
-            except OSError as error:
-                raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
+        with _claiming(path, run_id):
+            held = stack.enter_context(hold(path, about)) if store.is_local else None
+        yield Claim(held, path, run_id)
+
+
+@contextmanager
+def _claiming(path: Path, run_id: str) -> Iterator[None]:
+    try:
         yield
+    except HeldError as error:
+        raise _claimed_by(run_id, error.holder) from error
+    except OSError as error:
+        raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
 
 
 def _claimed_by(run_id: str, holder: Mapping[str, Any]) -> ResultsError:

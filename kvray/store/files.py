@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pyarrow import ArrowException
+from pyarrow import ArrowException, BufferReader, NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.store.paths import PARTIAL
 
-_FAILURES = (OSError, ArrowException)
+_FAILURES = (OSError, ArrowException, UnicodeEncodeError)
+_LARGEST_WHOLE = 256 * 2**20
+"""Bytes. Manifests and reports are read whole; records, which may be more, are not."""
 
 
 class ResultsFiles:
@@ -87,19 +89,29 @@ class ResultsFiles:
             if path.name.startswith(_partial_prefix(folder)):
                 self.delete(path)
 
+    def open(self, path: Path) -> NativeFile:
+        """What lies at `path`, to be read in parts where it is local: a file may be larger than memory. From an object
+        store it comes whole, in one request.
+
+        Raises:
+            FileNotFoundError: nothing does.
+        """
+        if not self.is_local:
+            return BufferReader(self.read(path))
+        with _reading(path):
+            return self._filesystem.open_input_file(path.as_posix())
+
     def read(self, path: Path) -> bytes:
         """What lies at `path`.
 
         Raises:
             FileNotFoundError: nothing does.
         """
-        try:
+        with _reading(path):
+            if self.is_local and (size := path.stat().st_size) > _LARGEST_WHOLE:
+                raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than kvray writes")
             with self._filesystem.open_input_stream(path.as_posix()) as stream:
                 return bytes(stream.read())
-        except FileNotFoundError:
-            raise
-        except _FAILURES as error:
-            raise ResultsError(f"Cannot read {path.as_posix()!r}: {reason(error)}.") from error
 
     def list(self, folder: Path, suffix: str) -> list[Path]:
         """Visible files directly in `folder` whose names end in `suffix`, by name; empty where there is no folder."""
@@ -107,6 +119,8 @@ class ResultsFiles:
 
     def _files(self, folder: Path) -> Iterator[Path]:
         try:
+            if self.is_local:
+                return iter(sorted(_local_files(folder)))
             found = self._filesystem.get_file_info(FileSelector(folder.as_posix(), allow_not_found=True))
         except _FAILURES as error:
             raise ResultsError(f"Cannot list {folder.as_posix()!r}: {reason(error)}.") from error
@@ -130,8 +144,15 @@ class ResultsFiles:
         return self._opened
 
 
+def shown(path: Path) -> str:
+    """`path` for messages: bytes of its name that are not UTF-8 are escaped."""
+    return path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def reason(error: BaseException) -> str:
     """Why `error` happened, on one line."""
+    if isinstance(error, UnicodeEncodeError):
+        return "its name is not UTF-8"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.splitlines()[0].rstrip(".")
 
@@ -166,6 +187,25 @@ def _open_uri(uri: str) -> tuple[FileSystem, Path]:
 def _without_secrets(uri: str) -> str:
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _local_files(folder: Path) -> Iterator[Path]:
+    """Not by Arrow, which lists nothing at all where one name is not UTF-8."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # a link that leads to itself
+                if entry.is_file():
+                    yield Path(entry.path)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except _FAILURES as error:
+        raise ResultsError(f"Cannot read {shown(path)!r}: {reason(error)}.") from error
 
 
 def _write_local(path: Path, data: bytes, partial: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from kvray.config import cache_dir
 from kvray.errors import KvrayError, OutputError, ResultsError
 from kvray.record import TrialRecord, TrialResult
+from kvray.store.claim import Claim
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore, without_overtaken
 
@@ -26,12 +27,14 @@ _RESCUED = "rescued"
 
 
 class RecordKeeper:
-    """Holds one sweep, in memory and in `store`, whose manifest must lie there already. One thread uses it.
+    """Holds one sweep, in memory and in `store`, whose manifest must lie there already. One thread uses it. `claim` is
+    what keeps other processes from writing there.
 
     Nothing but `settle` raises: a sweep must not end because a disk does.
     """
 
-    def __init__(self, store: ResultsStore, manifest: SweepManifest) -> None:
+    def __init__(self, store: ResultsStore, manifest: SweepManifest, claim: Claim | None = None) -> None:
+        self._claim = claim
         self._manifest = manifest
         self._held = {one.record.trial_id: one for one in store.read(manifest.run_id)}
         self._first = _Place(store, self._held)
@@ -133,6 +136,8 @@ class RecordKeeper:
 
     def _save(self) -> None:
         try:
+            if self._claim is not None:
+                self._claim.renew()
             if not self._first.holds(self._manifest):
                 _logger.warning(
                     "Results folder %r is gone or was emptied; this sweep is written there anew.",

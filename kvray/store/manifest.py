@@ -18,7 +18,8 @@ class SweepAttempt(BaseModel):
     """One `kvray tune` at a sweep: the first one, or one with `--resume`.
 
     Attributes:
-        ended_at: when it came to its end; `None` while it runs, and for ever where it was interrupted or killed.
+        ended_at: when it came to its end; `None` while it runs, and for ever where it was interrupted or killed. Where
+            all that it asks was answered before it began, its start at first, see `asks_nothing_new`.
         candidates: of the space; each is launched or gets a record that says why it was not.
         fingerprint_id: what the column `fingerprint` of its records says.
         arguments, search, budget_s, max_trials, confirm_rounds, seed: see `SweepManifest`.

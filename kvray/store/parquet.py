@@ -5,29 +5,27 @@ One sweep has one writer. Readers may come at any time, from any process: what t
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import hashlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
-from itertools import compress
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from kvray.errors import ResultsError, describe_problems
+from kvray.errors import OutputError, ResultsError, describe_problems
 from kvray.record import Run, TrialRecord, TrialResult
-from kvray.store.files import ResultsFiles, reason
+from kvray.store.files import ResultsFiles, reason, shown
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
-from kvray.store.paths import NOT_LAUNCHED, PART, SWEEPS, ResultsPaths, not_launched_files
-from kvray.store.plausible import check_plausible
-from kvray.store.schema import SchemaError, conform, encode, from_table, to_table
+from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
+from kvray.store.schema import encode, to_table
+from kvray.store.tables import UNREADABLE, ForeignSweepError, RecordsFile, in_order, read_records
 
 logger = logging.getLogger("kvray.store")
 
@@ -36,15 +34,6 @@ T = TypeVar("T", Run, TrialRecord)
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 _READ_ATTEMPTS = 5
 """A reader that meets a compaction finds listed files gone and lists again; only one compaction ends a sweep."""
-
-
-@dataclass(frozen=True)
-class _File(Generic[T]):
-    """A file that was read: its rows as Arrow has them, unknown columns included, and the same rows as objects."""
-
-    path: Path
-    table: pa.Table
-    items: list[T]
 
 
 class ResultsStore:
@@ -90,11 +79,20 @@ class ResultsStore:
 
         A trial without runs gets an empty runs file, so that the `runs` table exists whatever happened.
         """
-        record = result.record
-        paths = self.paths(record.run_id)
-        runs_file, trial_file = paths.runs_file(record.trial_id), paths.trial_file(record.trial_id)
-        self._write_table(runs_file, to_table(result.runs, Run))
-        self._write_table(trial_file, to_table([record], TrialRecord))
+        run_id, trial_id = result.record.run_id, result.record.trial_id
+        paths = self.paths(run_id)
+        runs_file, trial_file = paths.runs_file(trial_id), paths.trial_file(trial_id)
+        self._write_table(self._place_for(runs_file, Run, run_id), to_table(result.runs, Run, run_id=run_id))
+        record = to_table([result.record], TrialRecord, run_id=run_id)
+        self._write_table(self._place_for(trial_file, TrialRecord, run_id), record)
+
+    def _place_for(self, path: Path, kind: type[T], run_id: str) -> Path:
+        """`path`, or a name beside it where a file of another sweep lies there, which must not be overwritten."""
+        names = (path, *(path.with_name(f"{path.stem}{BESIDE}{number}.parquet") for number in range(1, 100)))
+        for name in names:
+            if not self._is_of_another_sweep(name, kind, run_id):
+                return name
+        raise OutputError(f"Too many files of other sweeps in {path.parent.as_posix()!r}.", hint="Move them elsewhere.")
 
     def append_many(self, records: Sequence[TrialRecord]) -> None:
         """Keep trials of one run that were never launched, in one file, beside those it holds already."""
@@ -102,21 +100,21 @@ class ResultsStore:
         if not run_ids:
             return
         (run_id,) = run_ids
-        path, held = self._never_launched(self.paths(run_id).trials)
+        path, held = self._never_launched(self.paths(run_id))
         distinct = {record.trial_id: record for record in (*held, *records)}
         self._write_table(path, to_table(distinct.values(), TrialRecord))
 
-    def _never_launched(self, folder: Path) -> tuple[Path, list[TrialRecord]]:
+    def _never_launched(self, paths: ResultsPaths) -> tuple[Path, list[TrialRecord]]:
         """The file for them and what it holds: the first of its kind that can be read or is not there yet, so that one
         which cannot be read (a newer kvray's, say) is not overwritten."""
-        for path in not_launched_files(folder):
+        for path in not_launched_files(paths.trials):
             try:
-                held = self._read_file(path, TrialRecord)
+                held = self._read_file(path, TrialRecord, paths.run_id)
             except FileNotFoundError:
                 return path, []
             if held is not None:
                 return path, held.items
-        raise ResultsError(f"Too many unreadable files in {folder.as_posix()!r}.", hint="Move them elsewhere.")
+        raise ResultsError(f"Too many unreadable files in {paths.trials.as_posix()!r}.", hint="Move them elsewhere.")
 
     def write_manifest(self, manifest: SweepManifest) -> None:
         """Keep what a sweep was asked; replaces an earlier manifest of the same run."""
@@ -130,21 +128,23 @@ class ResultsStore:
         """Merge the run's small files into one per table.
 
         The merged file is whole before the small ones go; killed in between, `read` drops the duplicates and the next
-        `compact` cleans up. Files that cannot be read here are left as they are.
+        `compact` cleans up. Files that cannot be read here, that are of another sweep, or that somebody else named are
+        left as they are.
         """
         paths = self.paths(run_id)
-        self._compact(paths.runs, Run)
-        self._compact(paths.trials, TrialRecord)
+        self._compact(paths.runs, Run, run_id)
+        self._compact(paths.trials, TrialRecord, run_id)
 
-    def _compact(self, folder: Path, kind: type[T]) -> None:
+    def _compact(self, folder: Path, kind: type[T], run_id: str) -> None:
         self._files.delete_leftovers(folder)
-        files = self._read_folder(folder, kind)
+        files = [file for file in self._read_folder(folder, kind, run_id) if file.is_own]
         small = [file.path for file in files if file.path.name != PART]
         unreadable_part = len(small) == len(files) and folder / PART in self._files.list(folder, PART)
         if not small or unreadable_part:
             return
-        kept = [file.table.filter(pa.array(mask, pa.bool_())) for file, mask in _masked(files)]
-        self._write_table(folder / PART, pa.concat_tables(kept, promote_options="permissive"))
+        self._write_table(
+            folder / PART, pa.concat_tables([file.counted_table for file in files], promote_options="permissive")
+        )
         for path in small:
             self._files.delete(path)
 
@@ -196,15 +196,16 @@ class ResultsStore:
     def read(self, run_id: str) -> list[TrialResult]:
         """All trials of `run_id`, by start (those never launched last), then by trial id; each with its runs.
 
-        A trial that lies there twice is returned once; of a candidate that an earlier attempt at the sweep did not
-        launch and a later one did, the launched trial alone. Files that are torn, foreign or of a newer schema version
-        are passed over with a warning on the logger `kvray.store`. An unknown run has no trials.
+        A trial that lies there twice is returned once, as the file has it that kvray wrote last; of a candidate that
+        an earlier attempt at the sweep did not launch and a later one did, the launched trial alone. Files that are
+        torn, foreign, of another sweep or of a newer schema version are passed over with a warning on the logger
+        `kvray.store`. An unknown run has no trials.
         """
         paths = self.paths(run_id)
         # In this order: the runs of every trial row that is seen are there already.
-        records = without_overtaken(self._items(paths.trials, TrialRecord))
+        records = without_overtaken(self._items(paths.trials, TrialRecord, run_id))
         runs = defaultdict[str, list[Run]](list)
-        for run in self._items(paths.runs, Run):
+        for run in self._items(paths.runs, Run, run_id):
             runs[run.trial_id].append(run)
         records.sort(key=lambda record: (record.started_at or _NEVER, record.trial_id))
         return [TrialResult(record=record, runs=tuple(runs[record.trial_id])) for record in records]
@@ -226,47 +227,58 @@ class ResultsStore:
         lines = sorted(f"{type(item).__name__} {_canonical(item)}" for item in items)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def _items(self, folder: Path, kind: type[T]) -> list[T]:
-        files = self._read_folder(folder, kind)
-        return [item for file, mask in _masked(files) for item in compress(file.items, mask)]
+    def _items(self, folder: Path, kind: type[T], run_id: str) -> list[T]:
+        return [item for file in self._read_folder(folder, kind, run_id) for item in file.counted_items]
 
-    def _read_folder(self, folder: Path, kind: type[T]) -> list[_File[T]]:
-        """The files of `folder` that can be read: of single trials first, compacted last, so that of duplicates the
-        first is the newest."""
+    def _read_folder(self, folder: Path, kind: type[T], run_id: str) -> list[RecordsFile[T]]:
+        """The files of `folder` that can be read, those first that have the say."""
         for _ in range(_READ_ATTEMPTS):
-            paths = sorted(self._files.list(folder, ".parquet"), key=_newest_first)
+            paths = self._files.list(folder, ".parquet")
             try:
-                files = [self._read_file(path, kind) for path in paths]
+                files = [self._read_file(path, kind, run_id) for path in paths]
             except FileNotFoundError:
                 continue
-            return [file for file in files if file is not None]
+            ordered = in_order(file for file in files if file is not None)
+            for file in ordered:
+                self._warn_of_copies(file)
+            return ordered
         raise ResultsError(f"The files in {folder.as_posix()!r} change while they are read.", hint="Try again.")
 
-    def _read_file(self, path: Path, kind: type[T]) -> _File[T] | None:
+    def _read_file(self, path: Path, kind: type[T], run_id: str) -> RecordsFile[T] | None:
         try:
-            data = self._files.read(path)
+            with self._files.open(path) as source:
+                return read_records(source, path, kind, run_id)
+        except FileNotFoundError:
+            raise
         except ResultsError as error:
             if not self.is_local:  # what a service does not give now it may give later
                 raise
             self._warn_of(path, error.message)
-            return None
-        try:
-            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            _check_footer(file)
-            table = conform(file.read(), kind)
-            items = from_table(table, kind)
-            for item in items:
-                check_plausible(item)
-            return _File(path, table, items)
-        except (ValueError, OverflowError, pa.ArrowException, OSError) as error:  # `SchemaError` is a `ValueError`
+        except UNREADABLE as error:
             self._warn_of(path, f"{reason(error)}.")
-            return None
+        return None
+
+    def _is_of_another_sweep(self, path: Path, kind: type[T], run_id: str) -> bool:
+        try:
+            with self._files.open(path) as source:
+                read_records(source, path, kind, run_id)
+        except ForeignSweepError:
+            return True
+        except (ResultsError, *UNREADABLE):
+            return False
+        return False
+
+    def _warn_of_copies(self, file: RecordsFile[T]) -> None:
+        copied = {item.trial_id for item in file.items} - {item.trial_id for item in file.counted_items}
+        if copied and not file.is_own:
+            told = f"{len(copied)} of its trials lie in the sweep's own files too, which are used."
+            self._warn_of(file.path, told)
 
     def _warn_of(self, path: Path, why: str) -> None:
         """Once: a sweep's records are read several times."""
         if (path, why) not in self._warned:
             self._warned.add((path, why))
-            logger.warning("Skipped %s: %s", path.as_posix(), why)
+            logger.warning("Skipped %s: %s", shown(path), why)
 
     def _manifests(self) -> list[SweepManifest]:
         manifests = []
@@ -285,27 +297,6 @@ class ResultsStore:
         self._files.write(path, sink.getvalue().to_pybytes())
 
 
-def _check_footer(file: pq.ParquetFile) -> None:
-    """Pages have checksums and the footer has none: a bit flipped in a column's name would lose its values silently.
-
-    Not asked of the column chunks, which name their columns too: for some damages pyarrow 26 then aborts the process.
-
-    Raises:
-        SchemaError: the columns are not those of the Arrow schema that pyarrow leaves beside them.
-    """
-    encoded = (file.metadata.metadata or {}).get(b"ARROW:schema")
-    if encoded is None:
-        return
-    written = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names
-    if written != file.schema_arrow.names:
-        wrong = sorted(set(written) ^ set(file.schema_arrow.names))
-        raise SchemaError(f"its footer is damaged: columns {', '.join(wrong[:4])}")
-
-
-def _newest_first(path: Path) -> tuple[bool, bool, str]:
-    return (path.name == PART, path.name.startswith(NOT_LAUNCHED), path.name)
-
-
 def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """All but those of trials never launched whose candidate was launched after all, under the same fingerprint."""
     launched = {(record.fingerprint, record.candidate_id) for record in records if record.status.was_launched}
@@ -314,14 +305,6 @@ def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
         for record in records
         if record.status.was_launched or (record.fingerprint, record.candidate_id) not in launched
     ]
-
-
-def _masked(files: Sequence[_File[T]]) -> Iterator[tuple[_File[T], list[bool]]]:
-    """Each file with a mask over its rows: false where an earlier file holds that trial already."""
-    seen: set[str] = set()
-    for file in files:
-        yield file, [item.trial_id not in seen for item in file.items]
-        seen.update(item.trial_id for item in file.items)
 
 
 def _canonical(item: TrialRecord | Run) -> str:

@@ -13,6 +13,8 @@ PARTIAL = ".partial"
 """Of what is being written, and of locks: hidden, because readers of Parquet scan folders."""
 PART = "part-0.parquet"
 NOT_LAUNCHED = "not_launched"
+BESIDE = "+"
+"""Parts a trial's id from a number, where a file of another sweep lies under the name that is this trial's."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _RESERVED = re.compile(rf"{PART.removesuffix('.parquet')}|{NOT_LAUNCHED}(-\d+)?")

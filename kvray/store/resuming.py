@@ -6,6 +6,7 @@ Pure functions over manifests and records; `kvray.search` reads and writes them.
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,24 @@ def further_attempt(
     return new.model_copy(update={"run_id": old.run_id, "created_at": old.created_at, "attempts": (*attempts, attempt)})
 
 
+def asks_nothing_new(
+    manifest: SweepManifest, found: Recall, results: Iterable[TrialResult], space: Collection[str]
+) -> bool:
+    """Whether the last attempt is answered before it begins, so that no interruption can leave the sweep incomplete.
+
+    It is where an earlier attempt of the same fingerprint came to its end that searched alike, within bounds no
+    narrower, and nothing of that is lost: each of `space` (candidate ids) was launched, or has a record that says why
+    not, and every launched trial is in `found`, with its raw runs and not to be retried. What such an attempt measures
+    beyond that is more than was asked: interrupted, it has still lost nothing.
+    """
+    *before, last = manifest.attempts
+    if not any(_asks_no_more(last, one) for one in before):
+        return False
+    current, _ = current_results(manifest, results)
+    launched = sum(one.record.status.was_launched for one in current)
+    return len(found.results) == launched and set(space) <= {one.record.candidate_id for one in current}
+
+
 def current_results(
     manifest: SweepManifest, results: Iterable[TrialResult]
 ) -> tuple[tuple[TrialResult, ...], tuple[TrialResult, ...]]:
@@ -87,8 +106,8 @@ def recall(manifest: SweepManifest, results: Iterable[TrialResult], retry: Colle
     current, _ = current_results(manifest, results)
     launched = [one for one in current if one.record.status.was_launched]
     wanted = [one.record for one in launched if one.record.status in retry]
-    kept = tuple(one for one in launched if one.record.status not in retry and not _lacks_runs(one))
-    replaced = [*wanted, *(one.record for one in launched if _lacks_runs(one))]
+    kept = tuple(one for one in launched if one.record.status not in retry and not one.has_lost_its_runs)
+    replaced = [*wanted, *(one.record for one in launched if one.has_lost_its_runs)]
     return Recall(
         results=kept,
         retry=tuple(record.candidate_id for record in wanted if record.role is not Role.CONFIRM),
@@ -102,14 +121,25 @@ def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> 
     return sorted(start for start in begun if start is not None and start < manifest.session_started_at)
 
 
+def _asks_no_more(attempt: SweepAttempt, earlier: SweepAttempt) -> bool:
+    return (
+        earlier.ended_at is not None
+        and earlier.fingerprint_id == attempt.fingerprint_id
+        and (earlier.search, earlier.seed) == (attempt.search, attempt.seed)
+        and attempt.confirm_rounds <= earlier.confirm_rounds
+        and _or_endless(attempt.budget_s) <= _or_endless(earlier.budget_s)
+        and _or_endless(attempt.max_trials) <= _or_endless(earlier.max_trials)
+    )
+
+
+def _or_endless(bound: float | None) -> float:
+    return math.inf if bound is None else bound
+
+
 def _differences(attempts: Iterable[SweepAttempt], key: str, fingerprint: SweepFingerprint) -> tuple[str, ...]:
     """From all attempts of one fingerprint: a later one may know more of it than the first."""
     alike = (one.fingerprint for one in attempts if one.fingerprint_id == key)
     return tuple(dict.fromkeys(told for one in alike for told in one.differences(fingerprint)))
-
-
-def _lacks_runs(result: TrialResult) -> bool:
-    return result.record.rung is not None and not result.runs
 
 
 def _attempt(

@@ -19,6 +19,8 @@ from kvray.record import Phase, Role, Run, TrialRecord, TrialStatus
 
 SCHEMA_VERSION = 1
 VERSION_KEY = b"kvray_schema_version"
+RUN_KEY = b"kvray_run_id"
+"""In the files of single trials: one without rows would not tell of which sweep it is."""
 
 T = TypeVar("T", Run, TrialRecord)
 
@@ -153,8 +155,8 @@ def schema_of(kind: type[Run] | type[TrialRecord]) -> pa.Schema:
     return _SCHEMAS[kind]
 
 
-def to_table(items: Iterable[T], kind: type[T]) -> pa.Table:
-    """A table of `items`, in order.
+def to_table(items: Iterable[T], kind: type[T], *, run_id: str | None = None) -> pa.Table:
+    """A table of `items`, in order; its metadata name the sweep `run_id`, if given.
 
     Raises:
         KeyError: a field of `kind` has no column.
@@ -164,7 +166,8 @@ def to_table(items: Iterable[T], kind: type[T]) -> pa.Table:
     names = [field.name for field in dataclasses.fields(kind)]
     schema = schema_of(kind)
     columns = {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in names}
-    return pa.table(columns).select(schema.names).replace_schema_metadata(_METADATA)
+    metadata = _METADATA if run_id is None else {**_METADATA, RUN_KEY: run_id.encode()}
+    return pa.table(columns).select(schema.names).replace_schema_metadata(metadata)
 
 
 def from_table(table: pa.Table, kind: type[T]) -> list[T]:

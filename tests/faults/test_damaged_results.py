@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -102,6 +103,7 @@ def folder(tmp_path: Path) -> Path:
             profile=PROFILE,
             baseline_id=BASELINE.candidate_id,
             memory_note="made up",
+            arguments=("fake:ok", "-o", "elsewhere", "--engine", "fake"),
         )
     )
     store.append(result_of(BASELINE, ttft_ms=100.0))
@@ -173,7 +175,29 @@ def test_damaged_raw_runs_leave_their_trial_listed_and_not_ranked(
     path.write_bytes(b"PAR1")
     found, said = ranked(folder, capsys)
     assert found == {"winner": "dynamic/sdpa/float32", "trials": {"ok": 2}}
-    assert [line.startswith(f"kvray: warning: Skipped {path}: ") for line in said] == [True]
+    assert said[0].startswith(f"kvray: warning: Skipped {path}: ")
+    assert said[1:] == [
+        "kvray: warning: The raw runs of 1 trial are missing or cannot be read, so that it is in no figure. "
+        f"Measure it again with kvray tune fake:ok --engine fake --output {folder} --resume {RUN_ID}"
+    ]
+
+
+@pytest.mark.parametrize("command", ["rank", "report"])
+def test_without_any_raw_runs_that_is_given_as_the_reason_with_the_command_that_measures_them(
+    folder: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(folder / "runs")
+    assert run([command, str(folder)], verbose=False) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == (
+        "kvray: warning: The raw runs of 2 trials are missing or cannot be read, so that they are in no figure. "
+        f"Measure them again with kvray tune fake:ok --engine fake --output {folder} --resume {RUN_ID}"
+    )
+    assert run(["report", str(folder)], verbose=False) == 0
+    report = (folder / "reports" / RUN_ID / "report.md").read_text(encoding="utf-8")
+    assert "of 2 launched trials, 2 are without their raw runs, which are missing or cannot be read." in report
+    assert f"Repeat the command with --resume {RUN_ID} to measure them again." in report
+    assert "not every cell" not in report
 
 
 def test_reports_are_written_anew_from_what_is_left(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,6 +287,44 @@ def test_a_file_that_may_not_be_read_is_named_with_the_reason(
     assert len(said) == 1
     assert str(unreadable) in said[0]
     assert "Permission denied" in said[0]
+
+
+# Folders that were merged by hand
+
+
+def test_a_file_of_another_sweep_is_named_and_changes_no_figure(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copied as whoever merges two results folders does it; the other one measured the same candidates slower."""
+    paths = ResultsStore(folder).paths(RUN_ID)
+    ResultsStore(folder).compact(RUN_ID)
+    before = ranked(folder, capsys)[0]
+    for table in (paths.trials, paths.runs):
+        rows = pq.ParquetFile(table / "part-0.parquet").read()
+        other = pa.array(["20260202-120000-beef"] * rows.num_rows).dictionary_encode()
+        place = rows.schema.get_field_index("run_id")
+        pq.write_table(rows.set_column(place, rows.schema.field("run_id"), other), table / "part-1.parquet")
+    content = content_of(folder)
+    found, said = ranked(folder, capsys)
+    assert found == before
+    why = "it holds records of another sweep, '20260202-120000-beef'."
+    assert sorted(said) == [
+        f"kvray: warning: Skipped {table / 'part-1.parquet'}: {why}" for table in (paths.runs, paths.trials)
+    ]
+    ResultsStore(folder).compact(RUN_ID)
+    assert content_of(folder) == content
+
+
+def test_a_name_that_is_not_utf_8_does_not_hide_the_records_beside_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in (victim(folder).parent, folder / "sweeps"):
+        for suffix in (b".parquet", b".json"):
+            Path(os.fsdecode(os.fsencode(place) + b"/\xff\xfe" + suffix)).write_bytes(b"x")
+    found, said = ranked(folder, capsys)
+    assert found["trials"] == {"ok": 2}
+    assert len(said) == 2
+    assert all(line.startswith("kvray: warning: Skipped ") and "\\xff\\xfe." in line for line in said)
 
 
 # Manifests

@@ -98,6 +98,20 @@ def test_a_sweep_that_is_being_measured_cannot_be_resumed_and_one_that_was_kille
     assert sorted(one.record.status.value for one in recorded) == ["ok", "timeout"]
 
 
+def test_a_sweep_whose_folder_vanished_and_was_written_anew_cannot_be_resumed_beside_it(
+    kvray: Open, tmp_path: Path
+) -> None:
+    first = kvray("fake:bfloat16=hang", *SMALL, *TWO)
+    run_id = wait_for(first, "sweep 2").split()[1].rstrip(":")
+    wait_for(first, "start   dynamic/sdpa/float32")
+    (tmp_path / "results").rename(tmp_path / "gone")
+    wait_for(first, "start   dynamic/sdpa/bfloat16")
+    second = kvray("fake:bfloat16=hang", *SMALL, *TWO, "--timeout", "1", "--resume", run_id)
+    _, err = second.communicate(timeout=100)
+    assert second.returncode == 10, err
+    assert f"Sweep '{run_id}' is being measured already, by process {first.pid} on " in err
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

@@ -58,7 +58,8 @@ def broken(tmp_path: Path) -> ChangingAdapter:
 
 
 class Listener:
-    """Hears which trials start and what is recalled; presses Ctrl-C when as many have ended as asked."""
+    """Hears which trials start and what is recalled; presses Ctrl-C when as many have ended as asked, with none before
+    the first starts."""
 
     def __init__(self, *, patience: int | None = None) -> None:
         self.started: list[TrialSpec] = []
@@ -72,6 +73,8 @@ class Listener:
     def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         self.manifest = manifest
         self.recalled = [one.record for one in recorded]
+        if self._patience == 0:
+            raise KeyboardInterrupt
 
     def trial_started(self, spec: TrialSpec) -> None:
         self.started.append(spec)
@@ -127,13 +130,21 @@ def test_failures_are_not_paid_for_twice_unless_asked_and_then_replaced_in_their
     assert sweep(tmp_path, broken, observer=other, resume=run_id, retry=("crashed",)).results == first.results
     assert unasked.started == other.started == []
 
+    with pytest.raises(SweepInterruptedError, match="after the last trial"):
+        sweep(tmp_path, broken, observer=Listener(patience=0), resume=run_id)
+    store = ResultsStore(tmp_path / "results")
+    assert store.read_manifest(run_id).is_complete, "that attempt had nothing to measure"
+    with pytest.raises(SweepInterruptedError, match="to measure the rest"):
+        sweep(tmp_path, broken, observer=Listener(patience=0), resume=run_id, confirm_rounds=1)
+    assert store.read_manifest(run_id).is_complete is False, "that one had"
+
     again = sweep(tmp_path, broken, observer=asked, resume=run_id, retry=("oom",))
     assert sorted(spec.candidate.label for spec in asked.started) == ["dynamic/eager/bfloat16", "dynamic/eager/float32"]
     assert set(statuses(again.results).values()) == {"ok"}
     assert {one.record.trial_id for one in again.results} == {one.record.trial_id for one in first.results}
     assert len(again.results) == 4
     assert again.manifest.is_complete
-    assert [attempt.max_trials for attempt in again.manifest.attempts] == [None] * 4
+    assert [attempt.max_trials for attempt in again.manifest.attempts] == [None] * 6
 
 
 def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, broken: ChangingAdapter) -> None:

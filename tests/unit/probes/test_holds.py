@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,38 @@ def test_a_hold_ends_with_an_error_too(tmp_path: Path) -> None:
     with pytest.raises(KeyError), hold(tmp_path / "a.lock", {}):
         raise KeyError
     assert not (tmp_path / "a.lock").exists()
+
+
+def test_a_hold_whose_file_was_removed_keeps_others_out_again_once_it_is_renewed(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "a.lock"
+    with hold(path, {"pid": 7}) as held:
+        held.renew()
+        shutil.rmtree(path.parent)
+        held.renew()
+        assert holder_of(path) == {"pid": 7}
+        with pytest.raises(HeldError), hold(path, {"pid": 8}):
+            raise AssertionError("held twice")
+    assert not path.exists()
+
+
+def test_whoever_was_faster_stays_the_holder_of_a_file_that_was_removed(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with hold(path, {"pid": 7}) as first:
+        path.unlink()
+        with hold(path, {"pid": 8}):
+            with pytest.raises(HeldError) as error:
+                first.renew()
+            assert error.value.holder == {"pid": 8}
+        first.renew()
+        assert holder_of(path) == {"pid": 7}
+
+
+def test_the_end_of_a_hold_removes_no_file_that_another_has_made_since(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with contextlib.ExitStack() as other:
+        with hold(path, {"pid": 7}):
+            path.unlink()
+            other.enter_context(hold(path, {"pid": 8}))
+        assert holder_of(path) == {"pid": 8}
+        with pytest.raises(HeldError), hold(path, {"pid": 9}):
+            raise AssertionError("held twice")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from kvray.analysis import analyse
@@ -117,8 +118,13 @@ def _run(
 
 
 def ended(what: Candidate, status: TrialStatus, message: str, **values: Any) -> TrialResult:
-    """A trial without runs."""
-    return TrialResult(record=record_of(what, status, message=message, **values))
+    """A trial without runs, or with one of the rung that it came to."""
+    record = record_of(what, status, message=message, **values)
+    if record.rung is None:
+        return TrialResult(record=record)
+    cell = PROFILE.cells(what.batch_size, rung=record.rung)[0]
+    run = replace(_run(what, record.trial_id, cell, 0, 1.0, 1.0, 900.0), rung=record.rung)
+    return TrialResult(record=record, runs=(run,))
 
 
 def record_of(what: Candidate, status: TrialStatus, **values: Any) -> TrialRecord:

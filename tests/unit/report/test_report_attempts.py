@@ -19,6 +19,7 @@ from kvray.store.manifest import SweepManifest
 from kvray.store.resuming import first_attempt, further_attempt
 
 LATER = STARTED + dt.timedelta(days=2)
+HOUR = dt.timedelta(hours=1)
 RESULTS = (measured(BASELINE, role=Role.BASELINE, started_at=STARTED), measured(WINNER, speed=1.5, started_at=STARTED))
 A, B = SweepFingerprint(torch_version="2.12.0"), SweepFingerprint(torch_version="2.13.0")
 
@@ -29,8 +30,8 @@ def begun(candidates: int = 2, **values: Any) -> SweepManifest:
 
 def gone_on(of: SweepFingerprint = A, *, candidates: int = 2) -> SweepManifest:
     new = manifest(created_at=LATER, arguments=("m", "--resume", "20261124-2130-ab12"))
-    gone = further_attempt(begun().ended(STARTED), new, of, candidates=candidates, results=(), force=True)
-    return gone.ended(LATER)
+    gone = further_attempt(begun().ended(STARTED + HOUR), new, of, candidates=candidates, results=(), force=True)
+    return gone.ended(LATER + HOUR)
 
 
 def report(about: SweepManifest, results: Sequence[TrialResult], set_aside: Sequence[TrialResult] = ()) -> ReportInfo:
@@ -92,6 +93,13 @@ def test_all_attempts_are_listed_with_how_they_ended_and_the_last_is_what_to_rep
         f"chat-agent; 2: 2026-11-26 21:30 UTC, came to its end, fingerprint {B.digest}, m --resume 20261124-2130-ab12."
     )
     assert facts["Repeat it with"] == "kvray tune m"
+
+
+def test_an_attempt_that_was_answered_before_it_began_is_said_to_have_asked_nothing_new() -> None:
+    facts = {fact.name: fact.text for fact in report(gone_on().ended(LATER), RESULTS).environment}
+    first, second = facts["Attempts"].split(";")
+    assert "came to its end" in first
+    assert "asked nothing new" in second
 
 
 @pytest.mark.parametrize(

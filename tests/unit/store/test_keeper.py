@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
-from kvray.errors import OutputError
+from kvray.errors import OutputError, ResultsError
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.store.claim import claimed_sweep
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepAttempt, SweepManifest
@@ -181,3 +182,32 @@ def test_a_sweep_that_was_broken_off_is_not_said_to_have_come_to_its_end(folder:
     keeper.settle()
     assert "The sweep was measured to its end" in str(keeper.moved())
     assert ResultsStore(second_of(folder)).read_manifest(RUN_ID).is_complete
+
+
+@pytest.mark.parametrize("what", [".", ".partial"])
+def test_a_folder_that_is_written_anew_is_claimed_anew(folder: Path, what: str) -> None:
+    store = ResultsStore(folder)
+    with claimed_sweep(store, RUN_ID) as claim:
+        keeper = RecordKeeper(store, MANIFEST, claim)
+        shutil.rmtree(folder / what)
+        keep(keeper, "a")
+        with pytest.raises(ResultsError, match="is being measured already, by process"), claimed_sweep(store, RUN_ID):
+            raise AssertionError("claimed twice")
+    with claimed_sweep(store, RUN_ID):
+        assert there(folder) == {"a"}
+
+
+def test_what_another_process_claimed_meanwhile_is_left_to_it_and_the_sweep_goes_to_a_second_place(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ResultsStore(folder)
+    with claimed_sweep(store, RUN_ID) as claim:
+        keeper = RecordKeeper(store, MANIFEST, claim)
+        store.paths(RUN_ID).lock.unlink()
+        with claimed_sweep(store, RUN_ID):
+            keep(keeper, "a")
+            assert there(folder) == set()
+            assert there(second_of(folder)) == {"a"}
+            assert f"Sweep '{RUN_ID}' is being measured already, by process" in caplog.text
+        keep(keeper, "b")
+        assert there(folder) == {"a", "b"}

@@ -24,6 +24,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.parquet import ResultsStore
+from kvray.store.schema import VERSION_KEY
 
 pytestmark = pytest.mark.spawns
 
@@ -211,6 +212,203 @@ def test_trials_never_launched_are_kept_beside_files_that_cannot_be_read(store: 
     store.compact(RUN_ID)
     assert [one.record for one in store.read(RUN_ID)] == [one.with_(started_at=NOON) for one in records]
     assert unreadable.read_bytes() == b"of a newer kvray"
+
+
+# Files of other sweeps, and copies of this one's
+
+
+def file_of_another_sweep(folder: Path, trial_id: str = "t-1", table: str = "trials") -> bytes:
+    other = ResultsStore(folder / "other")
+    other.append(result_of(trial_id, run_id="20260102-120000-beef", ttft_ms=1.0))
+    paths = other.paths("20260102-120000-beef")
+    return (paths.trial_file(trial_id) if table == "trials" else paths.runs_file(trial_id)).read_bytes()
+
+
+@pytest.mark.parametrize("table", ["trials", "runs"])
+@pytest.mark.parametrize("name", ["part-1.parquet", "t-9.parquet", "not_launched.parquet", "0.parquet"])
+def test_records_of_another_sweep_replace_nothing_and_stay_where_they_are(
+    store: ResultsStore, tmp_path: Path, table: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append(result_of("t-1"))
+    store.compact(RUN_ID)
+    content = file_of_another_sweep(tmp_path, table=table)
+    foreign = getattr(store.paths(RUN_ID), table) / name
+    foreign.write_bytes(content)
+    skipped = result_of("t-2", fingerprint="bbbbbbbb").record.with_(status=TrialStatus.SKIPPED, started_at=None)
+    store.append_many([skipped])
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1"), TrialResult(record=skipped)]
+    assert foreign.read_bytes() == content
+    why = "it holds records of another sweep, '20260102-120000-beef'."
+    assert caplog.messages == [f"Skipped {foreign}: {why}"]
+
+
+def test_a_trial_without_runs_of_another_sweep_takes_no_runs_from_the_trial_with_its_id(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    other = ResultsStore(tmp_path / "other")
+    other.append(TrialResult(record=result_of("t-1", run_id="20260102-120000-beef").record))
+    store.append(result_of("t-1"))
+    store.compact(RUN_ID)
+    foreign = store.paths(RUN_ID).runs_file("t-1")
+    shutil.copy(other.paths("20260102-120000-beef").runs_file("t-1"), foreign)
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    assert foreign.exists()
+
+    rows = pq.ParquetFile(foreign).read()
+    pq.write_table(rows.replace_schema_metadata({VERSION_KEY: rows.schema.metadata[VERSION_KEY]}), foreign)
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1")], "of an older kvray: its file does not name the sweep"
+
+
+def test_a_trial_is_not_written_over_that_of_another_sweep_with_the_same_id(
+    store: ResultsStore, tmp_path: Path
+) -> None:
+    paths = store.paths(RUN_ID)
+    foreign = {
+        paths.trial_file("t-1"): file_of_another_sweep(tmp_path),
+        paths.runs_file("t-1"): file_of_another_sweep(tmp_path, table="runs"),
+    }
+    for path, content in foreign.items():
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    store.append(result_of("t-1", message="first"))
+    store.append(result_of("t-1", message="again"))
+    assert store.read(RUN_ID) == [result_of("t-1", message="again")]
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1", message="again")]
+    assert {path: path.read_bytes() for path in foreign} == foreign
+    assert "trials/run_id=20260101-120000-abcd/t-1+1.parquet" not in visible_files(tmp_path), "it was merged"
+
+
+def test_a_compacted_file_of_another_sweep_in_its_place_is_not_replaced(store: ResultsStore, tmp_path: Path) -> None:
+    foreign = store.paths(RUN_ID).trials / "part-0.parquet"
+    store.append(result_of("t-1"))
+    content = file_of_another_sweep(tmp_path)
+    foreign.write_bytes(content)
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    assert foreign.read_bytes() == content
+
+
+def test_of_an_older_copy_of_the_same_sweep_only_what_is_missing_counts_and_it_is_never_deleted(
+    store: ResultsStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for trial_id in ("t-1", "t-2"):
+        store.append(result_of(trial_id, message="old"))
+    store.compact(RUN_ID)
+    part = store.paths(RUN_ID).trials / "part-0.parquet"
+    copy = part.with_name("copy of part-0.parquet")
+    shutil.copy(part, copy)
+    content = copy.read_bytes()
+    part.unlink()
+    store.append(result_of("t-1", message="new"))
+    expected = [result_of("t-1", message="new"), result_of("t-2", message="old")]
+    assert store.read(RUN_ID) == expected
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == expected
+    assert copy.read_bytes() == content
+    assert caplog.messages == [f"Skipped {copy}: 1 of its trials lie in the sweep's own files too, which are used."]
+
+
+def test_a_trial_measured_again_without_runs_has_none_left_from_before(store: ResultsStore) -> None:
+    store.append(result_of("t-1"))
+    store.compact(RUN_ID)
+    again = TrialResult(record=result_of("t-1", message="again").record)
+    store.append(again)
+    assert store.read(RUN_ID) == [again]
+    store.compact(RUN_ID)
+    assert store.read(RUN_ID) == [again]
+
+
+def test_a_row_that_lies_in_a_file_twice_is_one_trial(store: ResultsStore) -> None:
+    import pyarrow as pa
+
+    store.append(result_of("t-1"))
+    path = store.paths(RUN_ID).trial_file("t-1")
+    table = pq.ParquetFile(path).read()
+    pq.write_table(pa.concat_tables([table, table]), path)
+    assert store.read(RUN_ID) == [result_of("t-1")]
+
+
+# Names and sizes that kvray never makes
+
+
+def test_a_name_that_is_not_utf_8_is_escaped_in_a_warning_and_the_rest_is_read(
+    store: ResultsStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append(result_of("t-1"))
+    trials = store.paths(RUN_ID).trials
+    odd = Path(os.fsdecode(os.fsencode(trials) + b"/\xff\xfe.parquet"))
+    odd.write_bytes(store.paths(RUN_ID).trial_file("t-1").read_bytes())
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    (told,) = caplog.messages
+    assert told.startswith(f"Skipped {trials}/\\xff\\xfe.parquet: ")
+    assert told.endswith("its name is not UTF-8.")
+    store.compact(RUN_ID)
+    assert odd.exists()
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Not more than a gigabyte beyond what this process has."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def footer_of(data: bytes) -> bytes:
+    return data[-8 - int.from_bytes(data[-8:-4], "little") :]
+
+
+@pytest.mark.parametrize("table", ["trials", "runs"])
+def test_a_file_larger_than_memory_is_told_by_its_ends_and_passed_over(
+    store: ResultsStore, table: str, little_memory: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append(result_of("t-1"))
+    sparse = getattr(store.paths(RUN_ID), table) / "x.parquet"
+    sparse.touch()
+    os.truncate(sparse, 4 * 2**30)
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    assert caplog.messages == [f"Skipped {sparse}: it is no Parquet file: the magic bytes at its ends are missing."]
+
+
+def test_of_a_file_with_a_hole_only_what_its_footer_tells_of_is_read(store: ResultsStore, little_memory: None) -> None:
+    store.append(result_of("t-1"))
+    path = store.paths(RUN_ID).trial_file("t-1")
+    footer = footer_of(path.read_bytes())
+    os.truncate(path, 4 * 2**30)
+    with path.open("ab") as file:
+        file.write(footer)
+    assert store.read(RUN_ID) == [result_of("t-1")]
+
+
+def test_of_a_footer_that_would_be_huge_nothing_is_read(
+    store: ResultsStore, little_memory: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.append(result_of("t-1"))
+    store.append(result_of("t-2"))
+    path = store.paths(RUN_ID).trial_file("t-2")
+    os.truncate(path, 4 * 2**30)
+    with path.open("ab") as file:
+        file.write((3 * 2**30).to_bytes(4, "little") + b"PAR1")
+    assert store.read(RUN_ID) == [result_of("t-1")]
+    assert caplog.messages == [f"Skipped {path}: its footer is damaged: it would be larger than 64 MiB."]
+
+
+def test_a_manifest_that_is_larger_than_any_is_refused_unread(store: ResultsStore, little_memory: None) -> None:
+    path = store.paths("r-1").manifest
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.truncate(path, 4 * 2**30)
+    with pytest.raises(ResultsError, match=r"r-1\.json': it has 4,294,967,296 bytes, more than kvray writes\."):
+        store.read_manifest("r-1")
+    assert store.run_ids() == []
 
 
 def test_a_folder_and_a_named_pipe_called_like_records_are_no_records(store: ResultsStore) -> None:

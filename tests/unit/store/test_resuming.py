@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,14 @@ from kvray.errors import ResultsError
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepManifest
-from kvray.store.resuming import current_results, earlier_session, first_attempt, further_attempt, recall
+from kvray.store.resuming import (
+    asks_nothing_new,
+    current_results,
+    earlier_session,
+    first_attempt,
+    further_attempt,
+    recall,
+)
 
 A, B = fingerprint(), fingerprint(torch_version="2.13.0")
 
@@ -147,6 +156,61 @@ def test_a_confirming_trial_that_failed_is_left_out_without_a_new_search_for_its
     found = recall(begun(), [trial(), failed], [TrialStatus.CRASHED])
     assert [one.record.role for one in found.results] == [Role.SEARCH]
     assert (found.retry, found.trial_ids) == ((), {})
+
+
+# Attempts that ask nothing new
+
+SPACE = [one.candidate_id for one in (BASELINE, OTHER, THIRD)]
+ALL = (trial(BASELINE), trial(OTHER, TrialStatus.OOM, runs=0), trial(THIRD, TrialStatus.SKIPPED))
+ASKED: dict[str, Any] = {"search": "model", "seed": 3, "confirm_rounds": 2, "max_trials": 5, "budget_s": 60.0}
+
+
+def is_answered(
+    results: tuple[TrialResult, ...] = ALL,
+    *,
+    of: SweepFingerprint = A,
+    has_ended: bool = True,
+    retry: tuple[TrialStatus, ...] = (),
+    space: Sequence[str] = SPACE,
+    **changes: Any,
+) -> bool:
+    """Whether an attempt that asks `ASKED` with `changes` asks nothing beyond an earlier one that asked `ASKED`."""
+    first = first_attempt(manifest(**ASKED), A, candidates=3)
+    old = first.ended(NOON) if has_ended else first
+    new = manifest(hour=1, **{**ASKED, **changes})
+    both = further_attempt(old, new, of, candidates=len(space), results=results, force=True)
+    return asks_nothing_new(both, recall(both, results, retry), results, space)
+
+
+def test_an_attempt_that_repeats_one_that_came_to_its_end_or_asks_less_is_answered_from_its_start() -> None:
+    assert is_answered()
+    assert is_answered(space=SPACE[:2], confirm_rounds=0, max_trials=4, budget_s=30.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confirm_rounds": 3},
+        {"max_trials": 6},
+        {"max_trials": None},
+        {"budget_s": None},
+        {"search": "grid"},
+        {"seed": 4},
+        {"space": [*SPACE, "one-more"]},
+        {"of": B},
+        {"has_ended": False},
+        {"retry": (TrialStatus.OOM,)},
+    ],
+    ids=str,
+)
+def test_an_attempt_that_asks_more_than_one_that_came_to_its_end_is_open(changes: dict[str, Any]) -> None:
+    assert not is_answered(**changes)
+
+
+def test_an_attempt_at_a_sweep_that_has_lost_a_row_or_raw_runs_since_is_open() -> None:
+    assert not is_answered(ALL[:2])
+    assert not is_answered((trial(BASELINE, runs=0, rung=2), *ALL[1:]))
+    assert not is_answered((*ALL, trial(BASELINE, runs=0, rung=2, role=Role.CONFIRM, trial_id="confirm-1-x")))
 
 
 def test_trials_of_an_earlier_session_are_those_begun_before_the_last_attempt() -> None:
