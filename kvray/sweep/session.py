@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
-from kvray.sweep.guardian import Guardian
+from kvray.sweep.guardian import Guardian, remove_folders
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
 from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
 
@@ -54,6 +54,8 @@ _HEAD_PATIENCE_S = 40.0
 """For a cluster's head, which may be started anew: Ray's C++ ends this process 60 s after the last word (2.60)."""
 _NODE_PATIENCE_S = 10.0
 """For the raylet that this process is attached to: no other takes its place."""
+_LAST_LOGS_S = 2.0
+"""In which what Ray has ended writes its last."""
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -77,6 +79,7 @@ class RaySession:
         self._scratch = scratch
         self._last_words = last_words
         self._guardian: Guardian | None = None
+        self._session: Path | None = None
         self._pulse: Pulse | None = None
         self._death: str | None = None
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
@@ -93,6 +96,7 @@ class RaySession:
 
     def __exit__(self, *exception: object) -> None:
         self._connected.wait()
+        broke_down = self._death is not None  # from here on it is dead because it was ended
         if self._is_ours:
             import ray
 
@@ -103,6 +107,8 @@ class RaySession:
             gc.collect()
         self._closing.set()
         self._thread.join()
+        if self._session is not None and not broke_down:
+            remove_folders([self._session], within_s=_LAST_LOGS_S)
         if self._guardian is not None:
             self._guardian.dismiss()
 
@@ -128,7 +134,8 @@ class RaySession:
             SweepError: one has.
         """
         if self._death is not None:
-            raise SweepError(f"Ray broke down: {self._death}.")
+            logs = f" Ray's logs are kept in {self._session}." if self._session is not None else ""
+            raise SweepError(f"Ray broke down: {self._death}.{logs}")
 
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
@@ -171,6 +178,8 @@ class RaySession:
                     **loopback,
                     **quiet,
                 )
+            self._session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+            self._guardian.remove_session(self._session)
             check_loopback()
             self._pulse = OwnServers()
 

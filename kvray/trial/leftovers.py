@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kvray.trial.warden import MARK, remove_tree
 _ROUNDS = 5
 """A process may fork between the look and the kill."""
 _KILL_S = 3.0
+_POLL_S = 0.02
 _logger = logging.getLogger("kvray.trial")
 
 
@@ -69,9 +71,17 @@ class ProcessTree:
         """The running trial's process `pid` with all that it has started and that is alive."""
         return tuple(dict.fromkeys((*group(pid), *(one.pid for one in self._left()))))
 
-    def has_lost_its_server(self) -> bool:
-        """Whether the fork server of the trial that was added last is dead."""
-        return self._server is not None and not _is_alive(self._server)
+    def has_lost_its_server(self, *, within_s: float = 0.0) -> bool:
+        """Whether the fork server of the trial that was added last is dead. One that is killed closes its pipes before
+        that can be seen."""
+        if self._server is None:
+            return False
+        deadline = time.monotonic() + within_s
+        while _is_alive(self._server):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
 
     def _left(self) -> list[psutil.Process]:
         """What is alive below no running trial's process: an ended one's, or what has got away from a running one."""

@@ -39,6 +39,8 @@ GRACE_S = 3.0
 LOOK_INTERVAL_S = 0.5
 """Between two looks at memory, log and shared memory."""
 _POLL_S = 0.05
+_DEATH_S = 0.5
+"""In which a process that was killed is seen to be dead."""
 _UNKNOWN_EXIT_CODE = 255
 """Of a process whose fork server died before it could tell (`multiprocessing.popen_forkserver`)."""
 
@@ -218,7 +220,7 @@ class TrialProcess:
     def _died(self) -> TrialEnded:
         self._await_end()
         exit_code = self._process.exitcode
-        if exit_code == _UNKNOWN_EXIT_CODE and self._launcher.tree.has_lost_its_server():
+        if exit_code == _UNKNOWN_EXIT_CODE and self._launcher.tree.has_lost_its_server(within_s=_DEATH_S):
             return self._ended(TrialStatus.CRASHED, "killed together with the process that forked it, which is dead")
         if exit_code != -signal.SIGKILL:
             return self._ended(TrialStatus.CRASHED, _exit_reason(exit_code))

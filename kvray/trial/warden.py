@@ -1,8 +1,8 @@
 """Ends what a slot leaves behind however it ends, SIGKILL included: processes of its trials, temporary folders and
 shared memory. A process of its own, started with the first launcher.
 
-`TrialProcess.close` does the same while the slot lives. This one sleeps until the slot's end of a pipe closes. It imports
-the standard library only and runs as a script, so that it costs a few MiB.
+`TrialProcess.close` does the same while the slot lives. This one sleeps until the slot's end of a pipe closes. It
+imports the standard library only and runs as a script, so that it costs a few MiB.
 """
 
 from __future__ import annotations
