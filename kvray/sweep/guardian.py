@@ -8,6 +8,7 @@ standard library only and runs as a script, so that it costs a few MiB.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import shutil
 import signal
@@ -15,23 +16,29 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 GRACE_S = 2.0
 """For Ray's own way out. What dies by itself does so within 1.6 s."""
 _POLL_S = 0.1
-_DISMISSED = b"\n"
+_SESSION_TIME = "%Y-%m-%d_%H-%M-%S_%f"
+"""Ray's local time in `session_TIME_PID`."""
 
 
 class Guardian:
-    """The driver's side: start it before Ray, `dismiss` it when Ray is gone. With a killed driver go `folder` and the
-    folder of its Ray's session."""
+    """The driver's side: start it before Ray, `dismiss` it when Ray is gone.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: goes with a killed driver.
+        ray_folder: in which Ray makes a folder for its session, which goes too.
+    """
+
+    def __init__(self, folder: Path, *, ray_folder: Path) -> None:
+        now = dt.datetime.now().strftime(_SESSION_TIME)
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder), str(ray_folder), now],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -39,48 +46,43 @@ class Guardian:
             start_new_session=True,  # Ctrl-C and a closed terminal are meant for the driver
         )
 
-    def remove_session(self, folder: Path) -> None:
-        """Where the driver's Ray has its logs and sockets."""
-        pipe: IO[bytes] | None = self._process.stdin
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.write(os.fsencode(folder) + b"\0")
-                pipe.flush()
-
     def dismiss(self) -> None:
         """Nothing is left to clean up."""
         pipe: IO[bytes] | None = self._process.stdin
         if pipe is not None:
             with contextlib.suppress(OSError):
-                pipe.write(_DISMISSED)
+                pipe.write(b"\n")
                 pipe.close()
         self._process.wait()
 
 
-def ray_processes_of(driver: int) -> dict[int, Path]:
-    """Processes that write logs of the Ray that the process `driver` started, each with the folder of its session. The
-    folder's name ends in that number."""
-    found = {int(entry.name): _session_of(entry, driver) for entry in Path("/proc").glob("[0-9]*")}
-    return {pid: session for pid, session in found.items() if session is not None}
+def ray_processes_of(driver: int) -> list[int]:
+    """Processes that write logs of the Ray that the process `driver` started; its folder's name ends in that number."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _writes_logs_of(entry, driver)]
 
 
-def _session_of(process: Path, driver: int) -> Path | None:
-    with contextlib.suppress(OSError):  # it has ended, or is another user's
-        sessions = (_session_of_log(descriptor, driver) for descriptor in (process / "fd").iterdir())
-        return next(filter(None, sessions), None)
-    return None
+def _writes_logs_of(process: Path, driver: int) -> bool:
+    try:
+        return any(_is_log_of(descriptor, driver) for descriptor in (process / "fd").iterdir())
+    except OSError:  # it has ended, or is another user's
+        return False
 
 
-def _session_of_log(descriptor: Path, driver: int) -> Path | None:
+def _is_log_of(descriptor: Path, driver: int) -> bool:
     with contextlib.suppress(OSError):  # closed meanwhile
-        log = descriptor.readlink()
-        is_written = bool(descriptor.lstat().st_mode & stat.S_IWUSR)  # who reads them is a person
-        folders = (one for one in log.parents if one.name.startswith("session_") and one.name.endswith(f"_{driver}"))
-        return next(folders, None) if is_written else None
-    return None
+        parts = descriptor.readlink().parts
+        is_log = any(part.startswith("session_") and part.endswith(f"_{driver}") for part in parts)
+        return is_log and bool(descriptor.lstat().st_mode & stat.S_IWUSR)  # who reads them is a person
+    return False
 
 
-def remove_folders(folders: Iterable[Path], *, within_s: float) -> None:
+def sessions_of(driver: int, ray_folder: Path, since: str) -> list[Path]:
+    """Folders of the Rays that the process `driver` started after `since`, a time as their names have it. An older one
+    may be of another process that had its number."""
+    return [one for one in ray_folder.glob(f"session_*_{driver}") if one.name > f"session_{since}"]
+
+
+def remove_folders(folders: Sequence[Path], *, within_s: float) -> None:
     """Delete them although processes that are about to end still write there."""
     deadline = time.monotonic() + within_s
     while left := [folder for folder in folders if folder.is_dir()]:
@@ -91,20 +93,16 @@ def remove_folders(folders: Iterable[Path], *, within_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def watch(driver: int, folder: Path) -> None:
-    """Wait until standard input ends. A driver that was killed has not said that all is well: then clean up."""
-    said = sys.stdin.buffer.read()
-    if said.endswith(_DISMISSED):
+def watch(driver: int, folder: Path, ray_folder: Path, since: str) -> None:
+    """Wait for a word on standard input. None comes from a driver that was killed: then clean up."""
+    if sys.stdin.buffer.read(1):
         return
-    # Where it was killed before Ray had told its session's folder.
-    sessions = {*map(Path, map(os.fsdecode, said.split(b"\0")[:-1])), *ray_processes_of(driver).values()}
     time.sleep(GRACE_S)
-    for pid, session in ray_processes_of(driver).items():
-        sessions.add(session)
+    for pid in ray_processes_of(driver):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    remove_folders([folder, *sessions], within_s=GRACE_S)
+    remove_folders([folder, *sessions_of(driver, ray_folder, since)], within_s=GRACE_S)
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), Path(sys.argv[2]))
+    watch(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -153,6 +153,7 @@ class RaySession:
 
     def _connect(self) -> None:
         import ray
+        from ray._common.utils import get_default_ray_temp_dir
 
         if ray.is_initialized():
             self._is_ours = False
@@ -164,7 +165,8 @@ class RaySession:
             ray.init(address=self._address, **quiet)
             self._pulse = ClusterServers(_cluster_servers())
         else:
-            self._guardian = Guardian(self._scratch)
+            folder = _ray_folder()
+            self._guardian = Guardian(self._scratch, ray_folder=Path(folder or get_default_ray_temp_dir()))
             if not _has_writable_home():
                 # Ray would write a token for its cluster there; one in the environment is for this sweep alone.
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
@@ -174,12 +176,11 @@ class RaySession:
                 ray.init(
                     address="local",
                     _system_config=dict(_PRIVATE_RAY),
-                    _temp_dir=_ray_folder(),
+                    _temp_dir=folder,
                     **loopback,
                     **quiet,
                 )
             self._session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
-            self._guardian.remove_session(self._session)
             check_loopback()
             self._pulse = OwnServers()
 
