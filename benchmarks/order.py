@@ -21,7 +21,8 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.sweep.driver import plan_slots, run_sweep
-from kvray.sweep.session import RaySession, quiet_ray
+from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.session import RaySession
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, WorkloadProfile, get_profile, override_profile

@@ -22,7 +22,8 @@ from ready_adapter import READY, ReadyAdapter
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
 from kvray.record import Phase, Role
-from kvray.sweep.session import RaySession, quiet_ray
+from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.session import RaySession
 from kvray.trial.channel import EventReader
 from kvray.trial.events import Event, PhaseStarted, TrialEnded
 from kvray.trial.process import Launcher

@@ -33,7 +33,8 @@ from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.launches import check_search, make_launches
 from kvray.sweep.orders import OrderMaker
-from kvray.sweep.session import RaySession, quiet_ray
+from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.session import RaySession
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 
 T = TypeVar("T")

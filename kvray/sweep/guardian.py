@@ -8,6 +8,7 @@ standard library only and runs as a script, so that it costs a few MiB.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import shutil
 import signal
@@ -15,19 +16,29 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 GRACE_S = 2.0
 """For Ray's own way out. What dies by itself does so within 1.6 s."""
+_POLL_S = 0.1
+_SESSION_TIME = "%Y-%m-%d_%H-%M-%S_%f"
+"""Ray's local time in `session_TIME_PID`."""
 
 
 class Guardian:
-    """The driver's side: start it before Ray, `dismiss` it when Ray is gone. `folder` goes with a killed driver."""
+    """The driver's side: start it before Ray, `dismiss` it when Ray is gone.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: goes with a killed driver.
+        ray_folder: in which Ray makes a folder for its session, which goes too.
+    """
+
+    def __init__(self, folder: Path, *, ray_folder: Path) -> None:
+        now = dt.datetime.now().strftime(_SESSION_TIME)
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder)],
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder), str(ray_folder), now],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -65,7 +76,24 @@ def _is_log_of(descriptor: Path, driver: int) -> bool:
     return False
 
 
-def watch(driver: int, folder: Path) -> None:
+def sessions_of(driver: int, ray_folder: Path, since: str) -> list[Path]:
+    """Folders of the Rays that the process `driver` started after `since`, a time as their names have it. An older one
+    may be of another process that had its number."""
+    return [one for one in ray_folder.glob(f"session_*_{driver}") if one.name > f"session_{since}"]
+
+
+def remove_folders(folders: Sequence[Path], *, within_s: float) -> None:
+    """Delete them although processes that are about to end still write there."""
+    deadline = time.monotonic() + within_s
+    while left := [folder for folder in folders if folder.is_dir()]:
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_POLL_S)
+
+
+def watch(driver: int, folder: Path, ray_folder: Path, since: str) -> None:
     """Wait for a word on standard input. None comes from a driver that was killed: then clean up."""
     if sys.stdin.buffer.read(1):
         return
@@ -73,8 +101,8 @@ def watch(driver: int, folder: Path) -> None:
     for pid in ray_processes_of(driver):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folders([folder, *sessions_of(driver, ray_folder, since)], within_s=GRACE_S)
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), Path(sys.argv[2]))
+    watch(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -11,34 +12,22 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
-from kvray.sweep.guardian import Guardian
+from kvray.sweep.guardian import Guardian, remove_folders
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
 from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
-
-_QUIET: Mapping[str, str] = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Ctrl-C must reach us as KeyboardInterrupt; Tune's own handler waits for the running step.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Tune's experiment state is of no use here: a sweep resumes from its records.
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 _PRIVATE_RAY: Mapping[str, int] = {
     "worker_niceness": 0,
     # Ray's monitor ends its workers when the machine runs low on memory, whoever took it; a slot that is ended so takes
     # the sweep with it, while the kernel would end the process that measures, which becomes a record.
     "memory_monitor_refresh_ms": 0,
+    # A slot's fork server must live until `trial.warden` has ended what is below it.
+    "kill_child_processes_on_worker_exit": False,
 }
 
 _ROOM_HINT = (
@@ -52,6 +41,8 @@ _HEAD_PATIENCE_S = 40.0
 """For a cluster's head, which may be started anew: Ray's C++ ends this process 60 s after the last word (2.60)."""
 _NODE_PATIENCE_S = 10.0
 """For the raylet that this process is attached to: no other takes its place."""
+_LAST_LOGS_S = 2.0
+"""In which what Ray has ended writes its last."""
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -77,6 +68,7 @@ class RaySession:
         self._scratch = scratch
         self._last_words = last_words
         self._guardian: Guardian | None = None
+        self._session: Path | None = None
         self._pulse: Pulse | None = None
         self._death: str | None = None
         self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
@@ -93,6 +85,7 @@ class RaySession:
 
     def __exit__(self, *exception: object) -> None:
         self._connected.wait()
+        broke_down = self._death is not None  # from here on it is dead because it was ended
         try:
             if self._is_ours:
                 import ray
@@ -106,6 +99,8 @@ class RaySession:
             # Ctrl-C may come here: Ray's processes then end with the thread, and what is left with the guardian.
             self._closing.set()
             self._thread.join()
+        if self._session is not None and not broke_down:
+            remove_folders([self._session], within_s=_LAST_LOGS_S)
         if self._guardian is not None:
             self._guardian.dismiss()
 
@@ -121,7 +116,6 @@ class RaySession:
             if self._address:
                 raise SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}") from self._error
             raise SweepError(f"Ray cannot start: {reason.rstrip('.')}.", hint=_ROOM_HINT) from self._error
-        _give_signals_back()
         return living_nodes()
 
     def check_alive(self) -> None:
@@ -131,7 +125,8 @@ class RaySession:
             SweepError: one has.
         """
         if self._death is not None:
-            raise SweepError(f"Ray broke down: {self._death}.")
+            logs = f" Ray's logs are kept in {self._session}." if self._session is not None else ""
+            raise SweepError(f"Ray broke down: {self._death}.{logs}")
 
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
@@ -157,23 +152,26 @@ class RaySession:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address:
             _check_reachable(self._address)
-            ray.init(address=self._address, **quiet)
+            with _own_sigterm():
+                ray.init(address=self._address, **quiet)
             self._pulse = ClusterServers(_cluster_servers())
         else:
-            self._guardian = Guardian(self._scratch)
+            folder = _ray_folder()
+            self._guardian = Guardian(self._scratch, ray_folder=Path(folder))
             if not _has_writable_home():
                 # Ray would write a token for its cluster there; one in the environment is for this sweep alone.
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            with loopback_ray() as loopback, _group_of_its_own():
+            with loopback_ray() as loopback, _group_of_its_own(), _own_sigterm():
                 ray.init(
                     address="local",
                     _system_config=dict(_PRIVATE_RAY),
-                    _temp_dir=_ray_folder(),
+                    _temp_dir=folder,
                     **loopback,
                     **quiet,
                 )
+            self._session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
             check_loopback()
             self._pulse = OwnServers()
 
@@ -218,13 +216,17 @@ def _cluster_servers() -> list[Server]:
     ]
 
 
-def _give_signals_back() -> None:
-    """Ray's C++ takes SIGTERM, below Python's handler, prints its stack and ends the process. Here the handler that
-    this program has set gets it again, or the kernel's default."""
-    if threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(signal.SIGTERM)
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's C++ takes SIGTERM, below Python's handler, prints its stack and ends the process. What this program has
+    set, or the kernel's default, is put back by sigaction(2): Python sets handlers in its main thread only."""
+    before = ctypes.create_string_buffer(512)  # a struct sigaction, larger than any system's
+    libc = ctypes.CDLL(None)
+    libc.sigaction(signal.SIGTERM, None, before)
+    try:
+        yield
+    finally:
+        libc.sigaction(signal.SIGTERM, before, None)
 
 
 def _ray_folder() -> str:
@@ -267,37 +269,3 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
-
-
-class _RayLog(logging.FileHandler):
-    """Loses what a full disk has no room for."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library's name)
-        """See `logging.Handler.handleError`."""
-
-    def close(self) -> None:
-        """See `logging.FileHandler.close`."""
-        with suppress(OSError):
-            super().close()
-
-
-@contextmanager
-def quiet_ray(log: Path) -> Iterator[None]:
-    """Environment and loggers under which Ray prints nothing here; what it has to say goes to the file `log`."""
-    before = {name: os.environ.get(name) for name in _QUIET}
-    os.environ.update(_QUIET)
-    handler = _RayLog(log, delay=True, encoding="utf-8")
-    logger = logging.getLogger("ray")
-    propagated, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-        logger.propagate = propagated
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

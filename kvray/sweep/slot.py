@@ -84,6 +84,7 @@ class Slot(tune.Trainable):
         _set_process_environment(order)
         _shorten_socket_folder()
         self._launcher = Launcher(order.adapter)
+        self._launcher.warden.remove_folder(Path(self._logs.name))
         self._launcher.warm()
         self._order = order
         self._rung: int | None = None

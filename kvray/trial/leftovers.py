@@ -6,40 +6,45 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
-_MARK = "KVRAY_LAUNCHER"
+from kvray.trial.warden import MARK, remove_tree
+
 _ROUNDS = 5
 """A process may fork between the look and the kill."""
 _KILL_S = 3.0
+_POLL_S = 0.02
 _logger = logging.getLogger("kvray.trial")
 
 
 class ProcessTree:
     """All that one launcher has started, also what has left its trial's process group (setsid, double fork).
 
-    What is forked from a fork server is adopted by it when its parent dies (`orphans.adopt_orphans`). What is spawned
-    carries a mark in its environment. One trial runs at a time: whatever is there beside those that run is an ended
-    one's.
+    What is forked from a fork server is adopted by it when its parent dies (`orphans.adopt_orphans`). Where it has died
+    or there is none, the mark tells that all have in their environment. One trial runs at a time: whatever is there
+    beside those that run is an ended one's.
+
+    Attributes:
+        mark: what `trial.warden` knows them by if this process dies.
     """
 
     def __init__(self) -> None:
-        self._mark = secrets.token_hex(8)
+        self.mark = secrets.token_hex(8)
         self._server: psutil.Process | None = None
         self._running: set[int] = set()
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[None]:
         """What is spawned meanwhile belongs to this tree."""
-        os.environ[_MARK] = self._mark
+        os.environ[MARK] = self.mark
         try:
             yield
         finally:
-            del os.environ[_MARK]
+            del os.environ[MARK]
 
     def add(self, pid: int) -> None:
         """Take note of a trial's process that has just started."""
@@ -53,7 +58,7 @@ class ProcessTree:
         """End everything that the trial of process `pid`, which has ended, left behind."""
         self._running.discard(pid)
         for _ in range(_ROUNDS):
-            left = self._adopted() if self._server is not None else self._marked()
+            left = self._left()
             if not left:
                 return
             for process in left:
@@ -61,6 +66,26 @@ class ProcessTree:
                     process.kill()
             psutil.wait_procs(left, timeout=_KILL_S)
         _logger.warning("processes of an ended trial are still there: %s", ", ".join(str(one.pid) for one in left))
+
+    def members(self, pid: int) -> Sequence[int]:
+        """The running trial's process `pid` with all that it has started and that is alive."""
+        return tuple(dict.fromkeys((*group(pid), *(one.pid for one in self._left()))))
+
+    def has_lost_its_server(self, *, within_s: float = 0.0) -> bool:
+        """Whether the fork server of the trial that was added last is dead. One that is killed closes its pipes before
+        that can be seen."""
+        if self._server is None:
+            return False
+        deadline = time.monotonic() + within_s
+        while _is_alive(self._server):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _left(self) -> list[psutil.Process]:
+        """What is alive below no running trial's process: an ended one's, or what has got away from a running one."""
+        return self._marked() if self._server is None or self.has_lost_its_server() else self._adopted()
 
     def _adopted(self) -> list[psutil.Process]:
         left: list[psutil.Process] = []
@@ -75,7 +100,7 @@ class ProcessTree:
         left: list[psutil.Process] = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid not in running and process.environ().get(_MARK) == self._mark and _is_alive(process):
+                if process.pid not in running and process.environ().get(MARK) == self.mark and _is_alive(process):
                     left.append(process)
         return left
 
@@ -89,16 +114,8 @@ def group(leader: int) -> Sequence[int]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete `folder` with all in it, also where permissions have been taken away; what resists is told."""
-    with contextlib.suppress(OSError):
-        folder.chmod(0o700)
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                path = Path(parent, name)
-                if not path.is_symlink():
-                    path.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete `folder` with all in it; what resists is told."""
+    remove_tree(folder)
     if folder.exists():
         _logger.warning("temporary files of a trial cannot be removed: %s", folder)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -57,7 +58,16 @@ class MemoryWatch:
 
 
 def _held_mib(pid: int) -> float:
-    """Memory that comes back when the process ends: files that it maps, such as weights, do not count."""
+    """Memory that comes back when the process ends: files that it maps, such as weights, do not count.
+
+    What is shared (MAP_SHARED, `/dev/shm`) counts for each process that has touched it.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        # proc_pid_status(5): "RssAnon:      1234 kB"
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        held = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+        if held:
+            return sum(held) / 1024
     with contextlib.suppress(psutil.Error):
         memory = psutil.Process(pid).memory_info()
         return float(memory.rss - getattr(memory, "shared", 0)) / MIB

@@ -10,6 +10,7 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+LAST_SECONDS = 6
 
 
 def die_with_parent() -> None:
@@ -17,12 +18,15 @@ def die_with_parent() -> None:
 
     Source: prctl(2), PR_SET_PDEATHSIG. It is cleared by fork, so each generation asks for itself.
     """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        # The parent died before the request; nobody is left to measure for.
-        os._exit(1)
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # a fork server's (`die_soon_after_parent`)
+    _ask_for(signal.SIGKILL)
+
+
+def die_soon_after_parent() -> None:
+    """As `die_with_parent`, but after `LAST_SECONDS`, in which `trial.warden` ends the descendants: while this process
+    lives, they are found below it. What it forks calls `die_with_parent`."""
+    signal.signal(signal.SIGUSR2, lambda *_: signal.alarm(LAST_SECONDS))
+    _ask_for(signal.SIGUSR2)
 
 
 def adopt_orphans() -> None:
@@ -32,3 +36,12 @@ def adopt_orphans() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _ask_for(number: signal.Signals) -> None:
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() == 1:
+        # The parent died before the request; nobody is left to measure for.
+        os._exit(1)

@@ -13,9 +13,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.resource_tracker import ensure_running as ensure_resource_tracker
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,22 @@ from kvray.trial.channel import BrokenChannelError, EventReader
 from kvray.trial.child import CONTINUE, STOP, child_main
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialEnded
 from kvray.trial.imports import PRELOAD
-from kvray.trial.leftovers import ProcessTree, group, remove_folder, remove_stale_locks
+from kvray.trial.leftovers import ProcessTree, remove_folder, remove_stale_locks
 from kvray.trial.log import TrialLog, scratch_of
 from kvray.trial.memory_watch import MemoryWatch
 from kvray.trial.shared_memory import SharedMemoryWatch
 from kvray.trial.spec import TrialSpec
+from kvray.trial.warden import process_warden
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
 LOOK_INTERVAL_S = 0.5
 """Between two looks at memory, log and shared memory."""
 _POLL_S = 0.05
+_DEATH_S = 0.5
+"""In which a process that was killed is seen to be dead."""
+_UNKNOWN_EXIT_CODE = 255
+"""Of a process whose fork server died before it could tell (`multiprocessing.popen_forkserver`)."""
 
 
 class Launcher:
@@ -47,6 +54,7 @@ class Launcher:
     def __init__(self, adapter: EngineAdapter) -> None:
         self.adapter = adapter
         self.tree = ProcessTree()
+        self.warden = process_warden()
         self._context: ForkServerContext | SpawnContext
         if adapter.start_method == "forkserver":
             context = multiprocessing.get_context("forkserver")
@@ -60,7 +68,7 @@ class Launcher:
         if isinstance(self._context, ForkServerContext):
             from multiprocessing.forkserver import ensure_running
 
-            with self._preloading():
+            with self._starting():
                 ensure_running()
 
     def start(self, spec: TrialSpec, log: Path) -> tuple[Any, Connection]:
@@ -69,17 +77,24 @@ class Launcher:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, spec, self.adapter, log, scratch_of(log))
         process = self._context.Process(target=child_main, args=arguments, daemon=False)
-        with _main_module_hidden(), self.tree.marked(), self._preloading():
+        self.warden.remove_folder(scratch_of(log))
+        with _main_module_hidden(), self._starting():
             process.start()
         theirs.close()
         return process, ours
 
     @contextlib.contextmanager
-    def _preloading(self) -> Iterator[None]:
-        """A fork server that starts meanwhile imports what measurement processes of this engine need."""
+    def _starting(self) -> Iterator[None]:
+        """What starts meanwhile ends with this process. A fork server imports what measurement processes of this engine
+        need."""
+        # It outlives all of them, unmarked, and removes the shared memory that they have told it of.
+        ensure_resource_tracker()
+        self.warden.end_processes(self.tree.mark)
+        self.warden.remove_folder(Path(get_temp_dir()))  # of the fork server's socket
         os.environ[PRELOAD] = ",".join(("kvray.trial.child", *self.adapter.preload))
         try:
-            yield
+            with self.tree.marked():
+                yield
         finally:
             del os.environ[PRELOAD]
 
@@ -100,7 +115,7 @@ class TrialProcess:
         self._log = TrialLog(log)
         self._scratch = scratch_of(log)
         self._memory = memory or MemoryWatch()
-        self._shared_memory = SharedMemoryWatch()
+        self._shared_memory = SharedMemoryWatch(heir=launcher.warden)
         self._process, self._connection = launcher.start(spec, log)
         launcher.tree.add(self.pid)
         self._events = EventReader(self._connection.fileno())
@@ -186,14 +201,17 @@ class TrialProcess:
         self._next_look = time.monotonic() + LOOK_INTERVAL_S
         self._log.bound()
         self._look_at_shared_memory()
-        shortage = self._memory.shortage(lambda: group(self.pid))
+        shortage = self._memory.shortage(self._members)
         if shortage is None:
             return None
         self._kill_group(signal.SIGKILL)
         return self._ended(TrialStatus.OOM, shortage)
 
     def _look_at_shared_memory(self) -> None:
-        self._shared_memory.look(lambda: group(self.pid))
+        self._shared_memory.look(self._members)
+
+    def _members(self) -> Sequence[int]:
+        return self._launcher.tree.members(self.pid)
 
     def _timed_out(self) -> TrialEnded:
         self._kill_group(signal.SIGTERM)
@@ -202,6 +220,8 @@ class TrialProcess:
     def _died(self) -> TrialEnded:
         self._await_end()
         exit_code = self._process.exitcode
+        if exit_code == _UNKNOWN_EXIT_CODE and self._launcher.tree.has_lost_its_server(within_s=_DEATH_S):
+            return self._ended(TrialStatus.CRASHED, "killed together with the process that forked it, which is dead")
         if exit_code != -signal.SIGKILL:
             return self._ended(TrialStatus.CRASHED, _exit_reason(exit_code))
         by_kernel = self._memory.kernel_killed()

@@ -4,9 +4,9 @@ trials leave behind, and imports what they need."""
 import warnings
 
 from kvray.trial.imports import preload
-from kvray.trial.orphans import adopt_orphans, die_with_parent
+from kvray.trial.orphans import adopt_orphans, die_soon_after_parent
 
-die_with_parent()
+die_soon_after_parent()
 adopt_orphans()
 # It reaps what it has adopted, and would warn each time.
 warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+from kvray.trial.warden import Warden, used_inodes
 
 FOLDER = Path("/dev/shm")
 _logger = logging.getLogger("kvray.trial")
@@ -26,10 +28,15 @@ class _Entry(NamedTuple):
 
 
 class SharedMemoryWatch:
-    """Make it right before the trial starts; `look` now and then and before its processes are ended, then `clean`."""
+    """Make it right before the trial starts; `look` now and then and before its processes are ended, then `clean`.
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    Args:
+        heir: who cleans if this process dies.
+    """
+
+    def __init__(self, folder: Path = FOLDER, *, heir: Warden | None = None) -> None:
         self._folder = folder
+        self._heir = heir
         self._known = _entries(folder)
         self._made_by_trial: set[_Entry] = set()
 
@@ -39,14 +46,18 @@ class SharedMemoryWatch:
         new = _entries(self._folder) - self._known
         if new:
             self._known |= new
-            used = _used_inodes(self._folder, pids())
-            self._made_by_trial |= {entry for entry in new if entry.inode in used}
+            used = used_inodes(self._folder, pids())
+            made = {entry for entry in new if entry.inode in used}
+            self._made_by_trial |= made
+            for entry in made:
+                if self._heir is not None:
+                    self._heir.remove_shared_memory(entry.path, entry.inode)
 
     def clean(self) -> None:
         """Remove what the trial has left, once its processes are gone."""
         left = self._made_by_trial & _entries(self._folder)
         if left:
-            used = _used_inodes(self._folder, psutil.pids())
+            used = used_inodes(self._folder, psutil.pids())
             for entry in left:
                 if entry.inode in used:
                     _logger.warning("shared memory %r of a trial is used by another process and stays", entry.path)
@@ -66,23 +77,3 @@ def _entries(folder: Path) -> set[_Entry]:
                 if status.st_uid == os.getuid() and entry.is_file(follow_symlinks=False):
                     found.add(_Entry(entry.path, status.st_ino))
     return found
-
-
-def _used_inodes(folder: Path, pids: Iterable[int]) -> set[int]:
-    """Of files in `folder` that the processes `pids` have open or mapped.
-
-    Not by name: glibc makes a semaphore under a temporary one, by which it stays known here, and links it to its own.
-    """
-    used: set[int] = set()
-    within = f"{folder}/"
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for number in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if str(number.readlink()).startswith(within):
-                        used.add(number.stat().st_ino)
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-                if within in line:  # proc_pid_maps(5): address perms offset dev inode pathname
-                    used.add(int(line.split(maxsplit=5)[4]))
-    return used

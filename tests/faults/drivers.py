@@ -20,6 +20,7 @@ from kvray.store.parquet import ResultsStore
 FAKE = ("--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--repeats", "1")
 _MARK = "KVRAY_TEST_SWEEP"
 _HEARD_WITHIN_S = 90.0
+_RAY_FOLDER = Path("/tmp/ray")
 
 
 class Driver:
@@ -33,6 +34,7 @@ class Driver:
         self.lines: list[str] = []
         self._mark = uuid.uuid4().hex
         self._below: list[psutil.Process] = []
+        self._older_sessions = set(_RAY_FOLDER.glob("session_*"))  # one may be of a process that had our number
         self._new: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kvray", "tune", *map(str, arguments)],
@@ -91,6 +93,10 @@ class Driver:
         while (left := self.marked()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return [f"{one.pid} {' '.join(one.cmdline())[:120]}" for one in left if one.is_running()]
+
+    def ray_sessions(self) -> list[Path]:
+        """Folders of its private Ray."""
+        return [one for one in _RAY_FOLDER.glob(f"session_*_{self.process.pid}") if one not in self._older_sessions]
 
     def _is_marked(self, process: psutil.Process) -> bool:
         try:

@@ -71,6 +71,7 @@ def check_kills(count: int, folder: Path, undisturbed: dict[str, TrialResult]) -
         known = ResultsStore(folder).run_ids()
         driver = kill_at(moment, folder, *resumed)
         assert driver.orphans(ORPHANS_GONE_WITHIN_S) == [], moment
+        assert driver.ray_sessions() == [], moment
         begun = [name for name in ResultsStore(folder).run_ids() if name not in known]
         resumed = resumed or (("--resume", begun[0]) if begun else ())
         after = recorded(folder, resumed[-1]) if resumed else {}

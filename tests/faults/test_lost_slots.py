@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -170,3 +171,6 @@ def test_a_ray_that_breaks_down_ends_the_sweep_with_what_to_do(server: str, tune
     assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
     assert statuses(recorded(tmp_path / "out")) == {"dynamic/sdpa/float32": TrialStatus.OK}
     assert sweep.orphans(5.0) == []
+    (kept,) = sweep.ray_sessions()
+    assert f"Ray's logs are kept in {kept}." in sweep.lines[-1]
+    shutil.rmtree(kept)

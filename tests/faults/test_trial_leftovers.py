@@ -75,13 +75,14 @@ def is_running(pid: int) -> bool:
     [(FakeAdapter, ""), (FakeAdapter, "+segv"), (FakeAdapter, "+deaf+gil"), (SpawnedAdapter, "+segv")],
 )
 def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
-    start: Start, tmp_path: Path, adapter: type[FakeAdapter], end: str
+    start: Start, launchers: dict[str, Launcher], tmp_path: Path, adapter: type[FakeAdapter], end: str
 ) -> None:
     process = start(f"daemon@load{end}", adapter, timeout_s=1.0)
     process.advance()
     daemon = int((tmp_path / "tmp" / "daemon.pid").read_text())
     assert is_running(daemon)
     assert os.getpgid(daemon) != process.pid
+    assert daemon in launchers[adapter.__name__].tree.members(process.pid), "whose memory counts"
     process.close()
     assert not is_running(daemon)
     assert wait_until_gone(process.pid) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,16 @@ def test_the_next_trial_starts_clean_after_a_crash(start: Start) -> None:
     assert isinstance(start("ok").advance(), RungFinished)
 
 
+def test_a_folder_for_logs_that_was_cleared_away_is_made_again(launcher: Launcher, tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "trial.log"
+    for _ in range(2):
+        process = TrialProcess(launcher, spec_of("dynamic=exit"), log)
+        assert ended(process).message == "exited with code 7 without a word"
+        process.close()
+        assert process.log_tail() == "last words"
+        shutil.rmtree(log.parent)
+
+
 SERVER_KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -206,7 +217,8 @@ from kvray.trial.process import Launcher, TrialProcess
 launcher = Launcher(FakeAdapter())
 first = TrialProcess(launcher, spec_of("dynamic=hang"), Path({log!r}))
 psutil.Process(first.pid).parent().kill()
-print(first.advance().status, flush=True)
+end = first.advance()
+print(end.status, end.message, flush=True)
 first.close()
 second = TrialProcess(launcher, spec_of("ok"), Path({log!r}))
 print(second.advance().rung, flush=True)
@@ -217,7 +229,8 @@ second.close()
 def test_a_slot_outlives_its_fork_server(tmp_path: Path) -> None:
     code = SERVER_KILLED.format(path=[str(Path(__file__).parent)], log=str(tmp_path / "log"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines() == ["crashed", "0"]
+    told = "killed together with the process that forked it, which is dead"
+    assert done.stdout.splitlines() == [f"crashed {told}", "0"]
 
 
 OWNER = """

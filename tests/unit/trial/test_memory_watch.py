@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import mmap
 import os
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,17 @@ def test_the_kernels_kills_count_from_the_trials_start(monkeypatch: pytest.Monke
 def test_memory_of_a_process_that_is_gone_is_none() -> None:
     assert memory_watch._held_mib(2**22 + 1) == 0.0
     assert memory_watch._held_mib(os.getpid()) > 1.0
+
+
+def test_anonymous_shared_memory_is_held_and_mapped_files_are_not(tmp_path: Path) -> None:
+    size = 64 * 2**20
+    before = memory_watch._held_mib(os.getpid())
+    with mmap.mmap(-1, size) as shared:
+        shared.write(b"x" * size)
+        assert memory_watch._held_mib(os.getpid()) - before == pytest.approx(64, abs=16)
+    file = tmp_path / "weights"
+    file.write_bytes(b"x" * size)
+    before = memory_watch._held_mib(os.getpid())
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[::4096]) == size // 4096 * ord("x")
+        assert memory_watch._held_mib(os.getpid()) - before < 16

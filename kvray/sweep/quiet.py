@@ -1,0 +1,57 @@
+"""Ray kept from printing: what it has to say goes to a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_QUIET: Mapping[str, str] = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Ctrl-C must reach us as KeyboardInterrupt; Tune's own handler waits for the running step.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Tune's experiment state is of no use here: a sweep resumes from its records.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@contextmanager
+def quiet_ray(log: Path) -> Iterator[None]:
+    """Environment and loggers under which Ray prints nothing here; what it has to say goes to the file `log`."""
+    before = {name: os.environ.get(name) for name in _QUIET}
+    os.environ.update(_QUIET)
+    handler = _RayLog(log, delay=True, encoding="utf-8")
+    logger = logging.getLogger("ray")
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.propagate = propagated
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _RayLog(logging.FileHandler):
+    """Loses what a full disk has no room for."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library's name)
+        """See `logging.Handler.handleError`."""
+
+    def close(self) -> None:
+        """See `logging.FileHandler.close`."""
+        with suppress(OSError):
+            super().close()
