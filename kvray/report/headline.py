@@ -369,7 +369,8 @@ def _break_even_note(winner: Row) -> tuple[str, ...]:
     if winner.is_baseline or (winner.break_even_tokens or 0) < 1 or winner.pays_after == NEVER:
         return ()
     tokens = formats.rounded_count(winner.break_even_tokens or 0)
-    return (f"It starts slower than the baseline and pays after {tokens} generated tokens.",)
+    noun = "token" if tokens == "1" else "tokens"
+    return (f"It starts slower than the baseline and pays after {tokens} generated {noun}.",)
 
 
 def _baseline_note(baseline_id: str, ranking: Ranking) -> tuple[str, ...]:
