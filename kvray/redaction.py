@@ -22,13 +22,14 @@ _SECRET_NAME = re.compile(
 )
 _NAMES_A_PLACE = re.compile(r"_(PATH|FILE|DIR|FOLDER|SOCK|URL|URI|TYPE|PROVIDER|VERSION)$|^(OLD)?PWD$", re.IGNORECASE)
 """Variables that say where a secret lies, not what it is."""
-_USERINFO = re.compile(r"(?<=://)(?:[^\s'\"<>/?#:@]*:[^\s'\"<>]*@|[^\s'\"<>/?#]*@)")
+# Each begins at a fixed text and looks a bounded way ahead: what a hostile file says must not take minutes to read.
+_USERINFO = re.compile(r"(?<=://)(?:[^\s'\"<>/?#:@]{0,4096}:[^\s'\"<>]{0,4096}@|[^\s'\"<>/?#]{0,4096}@)")
 """Up to the last `@` once there is a colon: people type keys with `/` and `@` into URIs unescaped."""
-_QUERY = re.compile(r"([a-z][a-z0-9+.-]*://[^\s'\"<>?]*)\?[^\s'\"<>]*", re.IGNORECASE)
+_QUERY = re.compile(r"(?<=://)([^\s'\"<>?]{0,4096})\?[^\s'\"<>]*")
 _TOKEN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|"
     r"glpat-[\w-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{30,}|sk-[\w-]{20,}|xox[abeprs]-[\w-]{10,}|"
-    r"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
+    r"eyJ[\w-]{8,4096}\.eyJ[\w-]{8,4096}\.[\w-]*)"
 )
 _AUTHORIZATION = re.compile(r"(\b(?:bearer|authorization\W{1,4}basic)\s+)[\w.~+/=-]{16,}", re.IGNORECASE)
 

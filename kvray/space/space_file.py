@@ -22,7 +22,7 @@ import yaml
 from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
 from kvray.documents import read_document
 from kvray.errors import InvalidValueError
-from kvray.space.search_space import Axes
+from kvray.space.search_space import MOST_CANDIDATES, Axes
 
 _MOST_BYTES = 100_000
 """The parser needs seconds for a megabyte."""
@@ -44,11 +44,22 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidValueError(f"Space file {str(path)!r} is not valid YAML: {_first_line(error)}.") from error
+    _check_size(data, path)
     if not isinstance(data, list) or not data or not all(isinstance(block, dict) for block in data):
         raise InvalidValueError(
             f"Space file {str(path)!r} is not a list of blocks.", hint="Begin each block with a dash: - cache: [static]"
         )
     return tuple(_block(block, f"Block {number} of {str(path)!r}", otherwise) for number, block in enumerate(data, 1))
+
+
+def _check_size(data: object, path: str | Path) -> None:
+    """A few kilobytes of aliases can stand for millions of values."""
+    blocks = [block for block in data if isinstance(block, dict)] if isinstance(data, list) else []
+    values = sum(len(one) for block in blocks for one in block.values() if isinstance(one, list))
+    if values > MOST_CANDIDATES:
+        raise InvalidValueError(
+            f"Space file {str(path)!r} has {values:,} values.", hint=f"A space may have {MOST_CANDIDATES:,} candidates."
+        )
 
 
 def _block(block: Mapping[str, Any], where: str, otherwise: Axes) -> Axes:

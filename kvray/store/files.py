@@ -76,6 +76,8 @@ class ResultsFiles:
 
     def delete(self, path: Path) -> None:
         """Remove the file at `path`; nothing happens where there is none."""
+        if self.is_local:
+            self._check_inside(path.parent)
         try:
             self._filesystem.delete_file(path.as_posix())
         except FileNotFoundError:
@@ -128,10 +130,25 @@ class ResultsFiles:
 
     def _put(self, path: Path, data: bytes) -> None:
         if self.is_local:
-            _write_local(path, data, self.root / PARTIAL)
+            partial = self.root / PARTIAL
+            for folder in (path.parent, partial):
+                self._check_inside(folder)
+            _write_local(path, data, partial)
             return
         with self._filesystem.open_output_stream(path.as_posix()) as stream:
             stream.write(data)
+
+    def _check_inside(self, folder: Path) -> None:
+        """A results folder that somebody else has made may hold links to what is not theirs."""
+        try:
+            is_inside = folder.resolve().is_relative_to(self.root.resolve())
+        except (OSError, RuntimeError):  # links that lead to themselves
+            is_inside = False
+        if not is_inside:
+            raise OutputError(
+                f"Cannot write into {shown(folder)!r}: a link leads out of the results folder.",
+                hint="Replace the link by a folder, or link the whole results folder.",
+            )
 
     @property
     def _filesystem(self) -> FileSystem:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from kvray.candidate import DeviceType
 from kvray.store.fingerprint import SweepFingerprint
@@ -12,6 +13,16 @@ from kvray.workload import WorkloadProfile
 
 MANIFEST_VERSION = 2
 """2: a sweep may have several attempts and fingerprints. A kvray that knows only 1 would rank them together."""
+
+
+def _in_utc(moment: dt.datetime) -> dt.datetime:
+    try:
+        return moment.astimezone(dt.UTC)
+    except OverflowError as error:
+        raise ValueError("no such time in UTC") from error
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class SweepAttempt(BaseModel):
@@ -27,8 +38,8 @@ class SweepAttempt(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    started_at: AwareDatetime
-    ended_at: AwareDatetime | None = None
+    started_at: Moment
+    ended_at: Moment | None = None
     kvray_version: str
     candidates: int | None = None
     fingerprint_id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
@@ -68,7 +79,7 @@ class SweepManifest(BaseModel):
     manifest_version: int = MANIFEST_VERSION
     kvray_version: str
     run_id: str
-    created_at: AwareDatetime
+    created_at: Moment
     model_id: str
     model_revision: str
     architecture: str
@@ -108,13 +119,13 @@ class SweepManifest(BaseModel):
         return "" if same else f".{self.fingerprint_id}"
 
     @property
-    def measured_since(self) -> AwareDatetime:
+    def measured_since(self) -> dt.datetime:
         """When the first attempt with the last one's fingerprint began."""
         alike = [one.started_at for one in self.attempts if one.fingerprint_id == self.fingerprint_id]
         return min(alike, default=self.created_at)
 
     @property
-    def session_started_at(self) -> AwareDatetime:
+    def session_started_at(self) -> dt.datetime:
         """When the last attempt began."""
         return self.attempts[-1].started_at if self.attempts else self.created_at
 
@@ -123,7 +134,7 @@ class SweepManifest(BaseModel):
         """Whether the last attempt came to its end; `None` where nothing tells."""
         return self.attempts[-1].ended_at is not None if self.attempts else None
 
-    def ended(self, at: AwareDatetime) -> SweepManifest:
+    def ended(self, at: dt.datetime) -> SweepManifest:
         """The same after its last attempt came to its end."""
         *before, last = self.attempts
         return self.model_copy(update={"attempts": (*before, last.model_copy(update={"ended_at": at}))})

@@ -71,6 +71,13 @@ def test_a_bad_file_is_refused_with_what_is_wrong(text: str, complaint: str, tmp
         load(tmp_path, text)
 
 
+@pytest.mark.timeout(20)  # parsing all of them takes minutes
+def test_a_small_file_that_stands_for_millions_of_values_is_refused(tmp_path: Path) -> None:
+    block = f"- &b\n  prefill_chunk: [{','.join(map(str, range(1, 5001)))}]\n"
+    with pytest.raises(InvalidValueError, match=r"has 45,005,000 values\. A space may have 20,000 candidates"):
+        load(tmp_path, block + "- *b\n" * 9000)
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match=r"Cannot read space file .*nowhere\.yaml': No such file"):
         load_space(tmp_path / "nowhere.yaml", otherwise=OTHERWISE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import os
 import shutil
@@ -23,6 +24,7 @@ import pytest
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.store.files import ResultsFiles
 from kvray.store.parquet import ResultsStore
 from kvray.store.schema import VERSION_KEY
 
@@ -595,3 +597,33 @@ def test_pandas_reads_all_trials(two_runs: Path) -> None:
     assert [(*key, count) for key, count in counted.items()] == EXPECTED
     filtered = pd.read_parquet(two_runs / "trials", filters=[("run_id", "==", "2026-01-02")])
     assert list(filtered["trial_id"]) == ["t-1", "t-2"]
+
+
+@pytest.mark.parametrize("linked", ["reports", "reports/r-1", ".partial", "trials", "loop"])
+def test_nothing_is_written_through_a_link_out_of_the_folder(linked: str, tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "results"
+    outside.mkdir()
+    link = root / ("reports" if linked == "loop" else linked)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(link if linked == "loop" else outside)
+    files = ResultsFiles(root)
+    folder = root / ("trials" if linked == "trials" else "reports/r-1")
+    with pytest.raises(OutputError, match="a link leads out of the results folder"):
+        files.write(folder / "report.md", b"text")
+    assert list(outside.iterdir()) == []
+
+
+def test_a_results_folder_may_itself_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "results").symlink_to(tmp_path / "disk")
+    ResultsFiles(tmp_path / "results").write(tmp_path / "results/reports/report.md", b"text")
+    assert (tmp_path / "disk/reports/report.md").read_bytes() == b"text"
+
+
+def test_a_manifest_of_a_time_that_is_none_is_refused(store: ResultsStore) -> None:
+    manifest = json.loads(next((Path(__file__).parents[2] / "assets/results_v1/sweeps").iterdir()).read_text())
+    path = store.paths("r-1").manifest
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**manifest, "run_id": "r-1", "created_at": "0001-01-01T00:00:00+14:00"}))
+    with pytest.raises(ResultsError, match="no such time in UTC"):
+        store.read_manifest("r-1")
