@@ -144,7 +144,8 @@ def test_the_only_node_with_room_may_leave_and_another_come(tune: Tune, tmp_path
     assert list(statuses(recorded(tmp_path / "out")).values()) == [TrialStatus.OK] * 6
 
 
-@pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what is felt of a cluster is in tests/unit/sweep/test_pulse.py
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 def test_a_cluster_that_breaks_down_ends_the_sweep_with_what_to_do(
     server: str, tune: Tune, cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -148,6 +148,7 @@ def test_offline_neither_does_what_is_not_python(offline: Watched) -> None:
     assert [line for line in turned_to if not here.search(line)] == []
 
 
+@pytest.mark.slow
 def test_a_local_model_needs_no_network_even_where_nobody_forbids_it(unasked: Watched) -> None:
     assert unasked.return_code == 0, unasked.errors
     assert notes_in(unasked.folder, "elsewhere") == []

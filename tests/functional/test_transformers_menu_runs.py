@@ -138,6 +138,7 @@ def answer_and_fed(folder: Path, chunk: int | None) -> tuple[object, list[int]]:
     return answer, fed
 
 
+@pytest.mark.slow  # it compiles
 def test_flex_attention_runs_and_is_told_from_other_attention(folder: Path) -> None:
     model = load(folder, make_candidate("dynamic", "flex_attention"))
     model.prepare(Cell(40, 4, 1))
