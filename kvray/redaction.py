@@ -22,15 +22,17 @@ _SECRET_NAME = re.compile(
 )
 _NAMES_A_PLACE = re.compile(r"_(PATH|FILE|DIR|FOLDER|SOCK|URL|URI|TYPE|PROVIDER|VERSION)$|^(OLD)?PWD$", re.IGNORECASE)
 """Variables that say where a secret lies, not what it is."""
-# Each begins at a fixed text and looks a bounded way ahead: what a hostile file says must not take minutes to read.
-_USERINFO = re.compile(r"(?<=://)(?:[^\s'\"<>/?#:@]{0,4096}:[^\s'\"<>]{0,4096}@|[^\s'\"<>/?#]{0,4096}@)")
+# Linear in the length of the text: what a hostile file says must not take minutes to read.
+_URL = re.compile(r"(?<=://)[^\s'\"<>]+")
+"""What follows a scheme, up to what ends a URL."""
+_USERINFO = re.compile(r"[^/?#:@]*:.*@|[^/?#]*@")
 """Up to the last `@` once there is a colon: people type keys with `/` and `@` into URIs unescaped."""
-_QUERY = re.compile(r"(?<=://)([^\s'\"<>?]{0,4096})\?[^\s'\"<>]*")
 _TOKEN = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}|gh[opsur]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|"
-    r"glpat-[\w-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{30,}|sk-[\w-]{20,}|xox[abeprs]-[\w-]{10,}|"
-    r"eyJ[\w-]{8,4096}\.eyJ[\w-]{8,4096}\.[\w-]*)"
+    r"glpat-[\w-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{30,}|sk-[\w-]{20,}|xox[abeprs]-[\w-]{10,})"
 )
+_JSON_WEB_TOKEN = re.compile(r"(?<![\w-])((?>[\w-]*?\b(?=eyJ)))eyJ[\w-]{8,}+\.eyJ[\w-]{8,}+\.[\w-]*")
+"""Asked once for each word, from its beginning."""
 _AUTHORIZATION = re.compile(r"(\b(?:bearer|authorization\W{1,4}basic)\s+)[\w.~+/=-]{16,}", re.IGNORECASE)
 
 
@@ -42,8 +44,20 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
     """
     for secret in _secrets(os.environ if environment is None else environment):
         text = text.replace(secret, HIDDEN)
-    text = _QUERY.sub(r"\1", _USERINFO.sub("", text))
-    return _AUTHORIZATION.sub(rf"\1{HIDDEN}", _TOKEN.sub(HIDDEN, text))
+    text = _URL.sub(_without_secrets, text)
+    text = _JSON_WEB_TOKEN.sub(rf"\1{HIDDEN}", _TOKEN.sub(HIDDEN, text))
+    return _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
+
+
+def _without_secrets(url: re.Match[str]) -> str:
+    """Also of a URL within one, as proxies have them."""
+    kept, rest = [], url[0]
+    while rest:
+        if "@" in rest:
+            rest = _USERINFO.sub("", rest, count=1) if _USERINFO.match(rest) else rest
+        head, separator, rest = rest.partition("://")
+        kept += [head, separator]
+    return "".join(kept).partition("?")[0]
 
 
 def _secrets(environment: Mapping[str, str]) -> list[str]:

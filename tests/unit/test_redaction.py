@@ -105,6 +105,22 @@ def test_what_is_redacted_once_stays_as_it_is(text: str) -> None:
 
 
 @pytest.mark.timeout(30)  # a look ahead without a bound takes minutes for each
-@pytest.mark.parametrize("text", ["a" * 400_000, "eyJ-" * 50_000, "://a:" * 20_000, "://" * 40_000, "bearer " * 40_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 400_000,
+        "eyJ-" * 50_000,
+        "://a:" * 20_000,
+        "://" * 40_000,
+        "bearer " * 40_000,
+        "eyJ12345678-" * 20_000 + ".eyJ",
+    ],
+)
 def test_long_words_are_read_in_no_time(text: str) -> None:
     assert len(redact(text, {})) == len(text)
+
+
+def test_a_secret_may_be_of_any_length() -> None:
+    long = "x" * 10_000
+    assert redact(f"s3://key:{long}@bucket/{long}?signature={long} read", {}) == f"s3://bucket/{long} read"
+    assert redact(f"got eyJ{long}.eyJ{long}.{long}", {}) == f"got {HIDDEN}"
