@@ -106,7 +106,9 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
     """
     from ray import tune
 
-    capacity = Capacity(slots.slots, room=lambda: slots.room(living_nodes()), follows_nodes=slots.follows_nodes)
+    # A private Ray's one machine stays: while it measures nothing is asked of it.
+    room = (lambda: slots.slots) if ray.is_private else (lambda: slots.room(living_nodes()))
+    capacity = Capacity(slots.slots, room=room, follows_nodes=slots.follows_nodes)
 
     def check() -> None:
         ray.check_alive()

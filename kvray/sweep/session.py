@@ -104,6 +104,11 @@ class RaySession:
         if self._guardian is not None:
             self._guardian.dismiss()
 
+    @property
+    def is_private(self) -> bool:
+        """Whether it was started here, on this machine alone; known after `nodes`."""
+        return self._is_ours and not self._address
+
     def nodes(self) -> tuple[Mapping[str, float], ...]:
         """Wait for Ray; returns what each living machine of the cluster has, e.g. `{"CPU": 2.0, "GPU": 1.0}`.
 
