@@ -89,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbose = VERBOSE in given
     code = run([argument for argument in given if argument != VERBOSE], verbose=verbose)
     if isinstance(printed, PatientStream) and printed.failure is not None:
-        code = code or _fail(f"Cannot write to standard output: {printed.failure.strerror}.", 7, verbose=False)
+        from kvray.errors import OutputError
+
+        text = f"Cannot write to standard output: {printed.failure.strerror}."
+        code = code or _fail(text, OutputError.exit_code, verbose=False)
     leave_at_once_if_signalled(code)  # all is done; taking Ray's client down takes a moment
     sys.exit(code)
 

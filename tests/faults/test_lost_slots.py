@@ -144,6 +144,15 @@ def test_the_only_node_with_room_may_leave_and_another_come(tune: Tune, tmp_path
     assert list(statuses(recorded(tmp_path / "out")).values()) == [TrialStatus.OK] * 6
 
 
+def check_broken_off(sweep: Driver, folder: Path) -> None:
+    """Ray broke down in the second trial: the first is kept, and the last line says how to go on."""
+    assert sweep.wait() == 11, sweep.lines
+    (run_id,) = ResultsStore(folder).run_ids()
+    assert sweep.lines[-1].startswith("kvray: Ray broke down")
+    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
+    assert statuses(recorded(folder)) == {"dynamic/sdpa/float32": TrialStatus.OK}
+
+
 @pytest.mark.slow  # what is felt of a cluster is in tests/unit/sweep/test_pulse.py
 @pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 def test_a_cluster_that_breaks_down_ends_the_sweep_with_what_to_do(
@@ -153,11 +162,7 @@ def test_a_cluster_that_breaks_down_ends_the_sweep_with_what_to_do(
     sweep.wait_for("start   dynamic/eager/float32")
     kill = cluster.head_node.kill_raylet if server == "raylet" else cluster.head_node.kill_gcs_server
     kill(check_alive=False)
-    assert sweep.wait() == 11, sweep.lines
-    (run_id,) = ResultsStore(tmp_path / "out").run_ids()
-    assert sweep.lines[-1].startswith("kvray: Ray broke down")
-    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
-    assert statuses(recorded(tmp_path / "out")) == {"dynamic/sdpa/float32": TrialStatus.OK}
+    check_broken_off(sweep, tmp_path / "out")
 
 
 @pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
@@ -166,11 +171,7 @@ def test_a_ray_that_breaks_down_ends_the_sweep_with_what_to_do(server: str, tune
     sweep.wait_for("start   dynamic/eager/float32")
     (process,) = (one for one in psutil.Process(sweep.process.pid).children() if one.name() == server)
     process.kill()
-    assert sweep.wait() == 11, sweep.lines
-    (run_id,) = ResultsStore(tmp_path / "out").run_ids()
-    assert sweep.lines[-1].startswith("kvray: Ray broke down")
-    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
-    assert statuses(recorded(tmp_path / "out")) == {"dynamic/sdpa/float32": TrialStatus.OK}
+    check_broken_off(sweep, tmp_path / "out")
     assert sweep.orphans(5.0) == []
     (kept,) = sweep.ray_sessions()
     assert f"Ray's logs are kept in {kept}." in sweep.lines[-1]
