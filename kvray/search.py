@@ -207,8 +207,7 @@ class TuningSearch:
             keeper.end_attempt()
         return keeper, None
 
-    def _last_words(self) -> str:
-        error = SweepError("Ray broke down.")
+    def _last_words(self, error: SweepError) -> str:
         return str(error if self._keeper is None else broken_off(error, self._keeper))
 
 

@@ -23,6 +23,8 @@ from typing import IO
 GRACE_S = 2.0
 """For Ray's own way out. What dies by itself does so within 1.6 s."""
 _POLL_S = 0.1
+_NOTHING_LEFT, _KEEP_LOGS = b"n", b"k"
+"""What a driver may say before it ends."""
 _SESSION_TIME = "%Y-%m-%d_%H-%M-%S_%f"
 """Ray's local time in `session_TIME_PID`."""
 
@@ -48,12 +50,19 @@ class Guardian:
 
     def dismiss(self) -> None:
         """Nothing is left to clean up."""
+        self._say(_NOTHING_LEFT)
+        self._process.wait()
+
+    def keep_logs(self) -> None:
+        """This process is about to leave a Ray that broke down: all is to be cleaned up but its session's folder."""
+        self._say(_KEEP_LOGS)
+
+    def _say(self, word: bytes) -> None:
         pipe: IO[bytes] | None = self._process.stdin
         if pipe is not None:
             with contextlib.suppress(OSError):
-                pipe.write(b"\n")
+                pipe.write(word)
                 pipe.close()
-        self._process.wait()
 
 
 def ray_processes_of(driver: int) -> list[int]:
@@ -94,14 +103,16 @@ def remove_folders(folders: Sequence[Path], *, within_s: float) -> None:
 
 
 def watch(driver: int, folder: Path, ray_folder: Path, since: str) -> None:
-    """Wait for a word on standard input. None comes from a driver that was killed: then clean up."""
-    if sys.stdin.buffer.read(1):
+    """Wait for a word on standard input. None comes from a driver that was killed: then clean up everything."""
+    word = sys.stdin.buffer.read(1)
+    if word == _NOTHING_LEFT:
         return
     time.sleep(GRACE_S)
     for pid in ray_processes_of(driver):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    remove_folders([folder, *sessions_of(driver, ray_folder, since)], within_s=GRACE_S)
+    sessions = [] if word == _KEEP_LOGS else sessions_of(driver, ray_folder, since)
+    remove_folders([folder, *sessions], within_s=GRACE_S)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,7 @@ class RaySession:
             reach its server, after a minute in which nothing else can be done.
     """
 
-    def __init__(
-        self, *, address: str | None, scratch: Path, last_words: Callable[[], str] = lambda: "Ray broke down."
-    ) -> None:
+    def __init__(self, *, address: str | None, scratch: Path, last_words: Callable[[SweepError], str] = str) -> None:
         self._address = None if address == "local" else address  # Ray's own word for a private one
         self._scratch = scratch
         self._last_words = last_words
@@ -130,8 +128,11 @@ class RaySession:
             SweepError: one has.
         """
         if self._death is not None:
-            logs = f" Ray's logs are kept in {self._session}." if self._session is not None else ""
-            raise SweepError(f"Ray broke down: {self._death}.{logs}")
+            raise self._breakdown()
+
+    def _breakdown(self) -> SweepError:
+        logs = f" Ray's logs are kept in {self._session}." if self._session is not None else ""
+        return SweepError(f"Ray broke down: {self._death}.{logs}")
 
     def _hold(self) -> None:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
@@ -144,7 +145,9 @@ class RaySession:
         while not self._closing.wait(_LOOK_S):
             self._death = self._pulse.death() if self._pulse else None
             if self._death is not None and not self._closing.wait(_DESPAIR_S):
-                os.write(2, f"kvray: {self._last_words()}\n".encode())
+                os.write(2, f"kvray: {self._last_words(self._breakdown())}\n".encode())
+                if self._guardian is not None:
+                    self._guardian.keep_logs()
                 os._exit(SweepError.exit_code)
 
     def _connect(self) -> None:
