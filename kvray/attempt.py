@@ -97,6 +97,7 @@ def _manifest(
         baseline_id=preview.space.baseline.candidate_id,
         memory_note=adapter.memory_note(device.device),
         quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
+        model_notes=model.notes,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         left_out=preview.left_out,

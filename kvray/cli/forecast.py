@@ -13,6 +13,7 @@ from rich.text import Text
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit
+from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
 from kvray.engines.offline import offline_environment
@@ -110,6 +111,7 @@ def _print(console: Console, preview: Preview) -> None:
     model, device = preview.model, preview.device
     name = short_model_name(model.model_id)
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
+    print_notes(console, preview)
     free = "unknown" if preview.free_mib is None else f"{quantity(preview.free_mib)} MiB"
     console.print(Text(f"profile {preview.profile.name} · free memory {free} · means over cells, highest peak"))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -210,6 +212,7 @@ def _as_dict(preview: Preview) -> dict[str, object]:
         "model_id": preview.model.model_id,
         "architecture": preview.model.architecture,
         "max_context": preview.model.max_context,
+        "notes": list(preview.model.notes),
         "device": preview.device.device_name,
         "free_mib": preview.free_mib,
         "hardware": None if preview.hardware is None else dataclasses.asdict(preview.hardware),

@@ -46,6 +46,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         "model_id": result.manifest.model_id,
         "profile": result.manifest.profile.name,
         "device": result.manifest.device_name,
+        "notes": list(result.manifest.model_notes),
         "wall_s": None if wall_s is None else round(wall_s, 3),
         "busy_s": round(sum(one.record.busy_s or 0.0 for one in result.results), 3),
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},

@@ -17,7 +17,7 @@ from kvray.forecast.prediction import Forecast
 from kvray.preview import Preview
 from kvray.record import short_model_name
 from kvray.report.facts import limits_text, weights_text
-from kvray.report.formats import plural, quantity
+from kvray.report.formats import clean_line, plural, quantity
 from kvray.report.searching import confirming_text, strategy_text
 
 
@@ -30,6 +30,7 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     model, device, space = preview.model, preview.device, preview.space
     name = short_model_name(model.model_id)
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
+    print_notes(console, preview)
     cells = sorted({cell.label for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
     console.print(
         Text(
@@ -53,6 +54,12 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
             [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out],
         )
     console.print("Nothing was started.", style="dim")
+
+
+def print_notes(console: Console, preview: Preview) -> None:
+    """What a reader of the figures must know of the model."""
+    for note in preview.model.notes:
+        console.print(Text(f"note: {clean_line(note)}"))
 
 
 def _print_candidates(console: Console, preview: Preview) -> None:

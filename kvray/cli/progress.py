@@ -69,6 +69,7 @@ class SweepState:
     standings: dict[str, Standing] = field(default_factory=dict)
     started: float = 0.0
     recalled: str = ""
+    notes: tuple[str, ...] = ()
 
     def start(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
         """The sweep begins, or goes on after `recorded`."""
@@ -79,6 +80,7 @@ class SweepState:
             self.update(result, preview, ended=True)
         starts = earlier_session(manifest, recorded)
         self.recalled = session_text(starts) if starts else ""
+        self.notes = tuple(f"note: {clean_line(note)}" for note in manifest.model_notes)
         model, device = preview.model, preview.device
         self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
 
@@ -202,6 +204,8 @@ class LineProgress:
         self._preview = preview
         self._state.start(preview, manifest, recorded)
         self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
+        for note in self._state.notes:
+            self._print(note)
         if self._state.recalled:
             self._print(self._state.recalled)
 
@@ -326,6 +330,7 @@ def render_state(state: SweepState) -> RenderableType:
     gain_line = state.gain_line()
     if gain_line is not None:
         lines.append(Text(f"      {gain_line}"))
+    lines.extend(Text(note, style="dim") for note in state.notes)
     if state.recalled:
         lines.append(Text(state.recalled, style="dim"))
     return Group(*lines, Text(state.time_line(), style="dim"))

@@ -79,6 +79,8 @@ class ModelInfo:
         layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
         missing_attentions: those that the engine has no code for in this architecture.
         shape: what bytes and FLOPs depend on; `None`: unknown, so nothing is forecast.
+        notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
+            sweep, report and plan.
     """
 
     model_id: str
@@ -90,6 +92,7 @@ class ModelInfo:
     layer_kinds: tuple[str, ...] = ()
     missing_attentions: tuple[AttentionBackend, ...] = ()
     shape: ModelShape | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

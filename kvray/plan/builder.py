@@ -82,6 +82,7 @@ class PlanBuilder:
             engine=manifest.engine,
             device=device,
             trust_remote_code=manifest.trust_remote_code,
+            notes=manifest.model_notes,
             is_partial=manifest.is_complete is False,
             profile=manifest.profile,
             winner=winner,

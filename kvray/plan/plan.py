@@ -210,6 +210,7 @@ class Plan(_PlanPart):
         created_at: when the plan was written; `measured_at` is when its sweep began.
         model_revision: what identifies the weights that were measured (a commit of the hub, a file's hash).
         device: the kind of device that was measured.
+        notes: what a reader of the figures must know of the model, one sentence each.
         is_partial: whether the sweep was interrupted, so that what it did not measure may be better than the winner.
         baseline: what a user has today, `None` if it did not complete.
         candidates: by candidate id, every one that rules or ties name.
@@ -228,6 +229,7 @@ class Plan(_PlanPart):
     engine: Annotated[str, Field(min_length=1)]
     device: DeviceType
     trust_remote_code: bool = False
+    notes: tuple[str, ...] = ()
     is_partial: bool = False
     profile: WorkloadProfile
     winner: PlannedWinner

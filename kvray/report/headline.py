@@ -30,8 +30,8 @@ class Headline:
     Attributes:
         sentence: the verdict.
         confidence: how sure it is and what that rests on; empty when nothing is ranked.
-        notes: interruption, sessions, disturbances, loss, ties, processes of two kinds, break-even, no steady state, a
-            missing baseline: one sentence each.
+        notes: interruption, sessions, what the engine says of the model, disturbances, loss, ties, processes of two
+            kinds, break-even, no steady state, a missing baseline: one sentence each.
         stats: of the winner; empty when nothing is ranked.
     """
 
@@ -54,7 +54,11 @@ def headline(
     return replace(
         told,
         sentence=f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(rows, results)}{told.sentence}",
-        notes=(*attempt_notes(manifest, results, set_aside), *told.notes),
+        notes=(
+            *attempt_notes(manifest, results, set_aside),
+            *map(formats.clean_line, manifest.model_notes),
+            *told.notes,
+        ),
     )
 
 

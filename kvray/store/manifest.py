@@ -64,6 +64,7 @@ class SweepManifest(BaseModel):
         device_name: of the device that was measured.
         memory_note: what `peak_mib` means on that device.
         quality_note: why quality is not measured, if so.
+        model_notes: `ModelInfo.notes`, what a reader of the figures must know of the model.
         left_out: (axis, value, reason) of what the engine knows and this sweep did not try.
         search: how the space was searched; `None` in sweeps older than this field.
         budget_s: seconds that search and confirming might take, `None` without a bound.
@@ -91,6 +92,7 @@ class SweepManifest(BaseModel):
     baseline_id: str
     memory_note: str
     quality_note: str | None = None
+    model_notes: tuple[str, ...] = ()
     trust_remote_code: bool = False
     allow_pickle: bool = False
     left_out: tuple[tuple[str, str, str], ...] = ()

@@ -42,9 +42,11 @@ def _info(values: dict[str, Any]) -> ModelInfo:
     if shape is not None:
         layers = tuple(LayerShape(**layer) for layer in shape.pop("layers"))
         shape = ModelShape(**shape, layers=layers)
-    kinds = tuple(values.pop("layer_kinds"))
+    kinds, notes = tuple(values.pop("layer_kinds")), tuple(values.pop("notes"))
     del values["missing_attentions"]
-    return ModelInfo(**{**values, "native_dtype": DType(values["native_dtype"])}, layer_kinds=kinds, shape=shape)
+    return ModelInfo(
+        **{**values, "native_dtype": DType(values["native_dtype"])}, layer_kinds=kinds, notes=notes, shape=shape
+    )
 
 
 def _main(model_id: str, folder: Path) -> None:

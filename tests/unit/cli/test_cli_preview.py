@@ -82,3 +82,12 @@ def test_as_json_search_and_forecasts_are_there_too(capsys: pytest.CaptureFixtur
         "seed": 5,
     }
     assert told["candidates"][0]["forecast"]["highest_peak_mib"] == 731.0
+
+
+def test_a_dry_run_shows_what_is_to_be_known_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config()
+    preview = preview_sweep(given, FakeAdapter())
+    preview = replace(preview, model=replace(preview.model, notes=("Its weights are packed.",)))
+    assert "note: Its weights are packed.\n" in shown(capsys, preview, given)
+    print_preview(preview, given, as_json=True)
+    assert json.loads(capsys.readouterr().out)["model"]["notes"] == ["Its weights are packed."]

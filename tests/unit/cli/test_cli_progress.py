@@ -382,3 +382,16 @@ def test_the_best_so_far_is_shown_by_all_its_processes(preview: Preview) -> None
         finish(state, preview, again, ttft_ms=ttft_ms)
     assert state.best_line() == f"best: {other.candidate.label} · TTFT 80.0 ms · 50.0 tok/s"
     assert state.gain_line() == "over the baseline: first token +25 %, tok/s ±0 %"
+
+
+def test_what_is_to_be_known_of_the_model_is_said_at_the_start(preview: Preview, manifest: SweepManifest) -> None:
+    manifest = manifest.model_copy(update={"model_notes": ("Its weights are packed.",)})
+    said = io.StringIO()
+    with LineProgress(Console(file=said)) as progress:
+        progress.search_started(preview, manifest, ())
+    assert "note: Its weights are packed.\n" in said.getvalue()
+    state = SweepState()
+    state.start(preview, manifest, ())
+    console = Console(file=io.StringIO(), record=True)
+    console.print(render_state(state))
+    assert "note: Its weights are packed." in console.export_text()

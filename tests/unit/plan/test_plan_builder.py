@@ -207,3 +207,10 @@ def test_the_builder_keeps_its_result_as_it_was() -> None:
     first, second = PlanBuilder(sweep).build(), PlanBuilder(sweep).build()
 
     assert first.model_copy(update={"created_at": second.created_at}) == second
+
+
+def test_the_plan_says_what_is_to_be_known_of_the_model() -> None:
+    plan = make_plan(model_notes=("Its weights are packed.",))
+    assert plan.notes == ("Its weights are packed.",)
+    assert Plan.model_validate_json(plan.to_json()) == plan
+    assert Plan.model_validate_json(plan.model_dump_json(exclude={"notes"})).notes == ()

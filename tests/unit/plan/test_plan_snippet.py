@@ -146,3 +146,8 @@ def test_a_name_cannot_change_the_encoding_of_the_file() -> None:
 def test_an_unknown_engine_is_an_engine_error() -> None:
     with pytest.raises(EngineError, match="Unknown engine 'abacus'"):
         render_snippet(make_plan().model_copy(update={"engine": "abacus"}))
+
+
+def test_the_header_says_what_is_to_be_known_of_the_model() -> None:
+    source = render_snippet(make_plan(model_notes=("Its weights are packed.",)))
+    assert "\n# Note: Its weights are packed.\n" in source

@@ -451,3 +451,8 @@ def test_a_baseline_measured_alone_because_the_search_had_to_end_did_not_beat_ot
     skipped = ended(candidate("static"), TrialStatus.SKIPPED, "the budget of 9 s left no time for another launch")
     sentence = info_of([baseline(), skipped]).headline.sentence
     assert sentence == "dynamic/sdpa/float32, the baseline, is the only candidate measured for chat-agent."
+
+
+def test_what_is_to_be_known_of_the_model_stands_in_the_headline_whatever_was_measured() -> None:
+    for results in (realistic_results(), unsuccessful_results()):
+        assert "Its weights are packed." in info_of(results, model_notes=("Its weights are packed.",)).headline.notes
