@@ -354,7 +354,17 @@ def plain_tokens(folder: Path, prompt: torch.Tensor, tokens: int, **options: Any
 def test_what_shapes_the_choice_of_a_token_is_honoured(tmp_path: Path, tiny: TransformersModel) -> None:
     tiny.prepare(Cell(300, 12, 1))
     free = tiny.generate(12).tokens
-    for settings in ({"repetition_penalty": 3.0}, {"suppress_tokens": [free[0][0]]}):
+    first, second = free[0][:2]
+    for settings in (
+        {"repetition_penalty": 3.0},
+        {"encoder_repetition_penalty": 0.2},
+        {"no_repeat_ngram_size": 1},
+        {"encoder_no_repeat_ngram_size": 1},
+        {"suppress_tokens": [first]},
+        {"begin_suppress_tokens": [first]},
+        {"bad_words_ids": [[first, second]]},
+        {"sequence_bias": [[[first, second], -9.0]], "renormalize_logits": True},
+    ):
         folder = save_tiny_model(tmp_path / next(iter(settings)), **settings)
         model = load(folder)
         model.prepare(Cell(300, 12, 1))
@@ -367,13 +377,25 @@ def test_what_shapes_the_choice_of_a_token_is_honoured(tmp_path: Path, tiny: Tra
     "settings",
     [
         {"do_sample": True, "temperature": 9.0, "top_p": 0.5, "top_k": 3, "min_p": 0.1},
-        {"num_beams": 3},
+        {"num_beams": 3, "num_beam_groups": 3, "diversity_penalty": 0.5},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "low"},
+        {"prompt_lookup_num_tokens": 4},
+        {"assistant_early_exit": 1, "num_assistant_tokens": 3},
+        {"force_words_ids": [[3, 4]], "num_beams": 2},
+        {"guidance_scale": 1.5},
+        {"watermarking_config": {"bias": 9.0}},
+        {"token_healing": True, "use_mtp": True},
+        {"exponential_decay_length_penalty": [1, 1.5]},
+        {"forced_bos_token_id": 7},
+        {"output_scores": True, "output_logits": True, "output_attentions": True},
         {"use_cache": False},
         {"cache_implementation": "static"},
         {"cache_implementation": "quantized"},
         {"stop_strings": ["a"]},
-        {"return_dict_in_generate": True},
-        {"max_length": 3},
+        {"return_dict_in_generate": True, "output_hidden_states": True},
+        {"max_length": 3, "min_length": 99},
         {"max_new_tokens": 1},
         {"min_new_tokens": 99},
         {"max_time": 0.0001},

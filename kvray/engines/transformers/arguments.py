@@ -74,17 +74,14 @@ class CallArguments:
 
     @property
     def generate_options(self) -> dict[str, bool | int | None]:
-        """Given to every `generate`, against what the checkpoint's generation config may say: one greedy sequence
-        through the cache object that is passed.
+        """Given to every `generate`, beside the settings that `one_sequence` leaves of the checkpoint's own.
 
-        `use_cache=False` would leave that object empty with no more than a warning, and a `cache_implementation`
-        beside it is an error. Whatever else the checkpoint asks for holds, such as its `repetition_penalty`.
+        `use_cache=False` would leave the cache object that is passed empty with no more than a warning.
         """
         return {
             "do_sample": False,
             "num_beams": 1,
             "use_cache": True,
-            "cache_implementation": None,
             "disable_compile": self.compile_mode is None,
             "prefill_chunk_size": self.prefill_chunk_size,
         }

@@ -69,12 +69,11 @@ class StampingStreamer(BaseStreamer):
 
 
 class TransformersModel(LoadedModel):
-    """See `LoadedModel`. Raises what the contract says, with the library's own words inside.
+    """Raises what the contract says, with the library's own words inside.
 
-    Of the checkpoint's generation config, what shapes the choice of a token is honoured (`repetition_penalty`,
-    `no_repeat_ngram_size`, `suppress_tokens`, …): a user's own `generate` does that work at every token too. Set aside
-    are sampling (generation is greedy, so that equal weights give equal tokens), beams, a cache of the checkpoint's
-    choice, and, while measuring, everything that ends a sequence early or late.
+    What the checkpoint's generation config does to the scores of tokens (`repetition_penalty`, `suppress_tokens`, …) is
+    done here too, because a user's own `generate` does it at every token. Its other settings are set aside: generation
+    is one greedy sequence, so that equal weights give equal tokens.
     """
 
     def __init__(self, request: ModelRequest, candidate: Candidate, device: DeviceType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,22 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models, xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
+from kvray.engines.transformers.one_sequence import one_greedy_sequence
 from kvray.errors import ModelError, first_line
 from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
 
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _PANIC = "PanicException"
 """Of a library in Rust: a `BaseException`, of a class that each library makes for itself and none exports."""
-_ENDS = (
-    "eos_token_id",
-    "forced_eos_token_id",
-    "stop_strings",
-    "max_time",
-    "max_length",
-    "min_length",
-    "min_new_tokens",
-)
 
 
 def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, device: torch.device) -> Any:
@@ -112,13 +102,9 @@ def max_memory(weights_limit_mib: int) -> dict[int | str, str]:
 
 
 def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) -> GenerationConfig:
-    """What holds for every call: greedy, and exactly as many tokens as asked for. Without EOS no token costs more."""
-    settings = copy.deepcopy(checkpoint)
-    settings.update(**arguments.generate_options, **dict.fromkeys((*_SAMPLING, *_ENDS)), return_dict_in_generate=False)
-    if settings.pad_token_id is None:
-        # `generate` does the same at every call, with a warning.
-        ids = checkpoint.eos_token_id
-        settings.pad_token_id = ids[0] if isinstance(ids, list) else ids
+    """What holds for every measured call: one greedy sequence, and exactly as many tokens as asked for."""
+    settings = one_greedy_sequence(checkpoint)
+    settings.update(**arguments.generate_options, eos_token_id=None)
     return settings
 
 
