@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from transformers_samples import save_tiny_model
+import torch
+from transformers_samples import change_config, save_tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MOST_SECONDS = 12.0
@@ -138,8 +139,9 @@ def serving(folder: Path) -> Callable[[str], Answer]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in shards beside a second copy of its weights, as many repositories have."""
-    folder = save_tiny_model(tmp_path_factory.mktemp("repository"), max_shard_size="100KB")
+    """A model in shards beside a second copy of its weights, as many repositories have. Its config names no dtype."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("repository"), max_shard_size="100KB", dtype=torch.float16)
+    change_config(folder, "dtype")
     for name in ("consolidated.safetensors", "pytorch_model.bin", "model.fp16.safetensors"):
         (folder / name).write_bytes(b"never asked for")
     return folder
@@ -261,7 +263,7 @@ def test_a_model_is_described_fetched_loaded_and_found_again_without_the_hub(rep
     offline = run(USE, hub.url, tmp_path, HF_HUB_OFFLINE="1").stdout
 
     before, after = hub.asked[: hub.asked.index("/mark")], hub.asked[hub.asked.index("/mark") + 1 :]
-    assert first.startswith(f"org/model {COMMIT} LlamaForCausalLM 2048 float32\nfetched\n((")
+    assert first.startswith(f"org/model {COMMIT} LlamaForCausalLM 2048 float16\nfetched\n((")
     assert first == offline
     assert after == ["/api/models/org/model"] * 2, "loading, which is timed, asked the hub, or a refusal was retried"
     names = {path.rpartition("/")[2] for path in before if "/resolve/" in path}
@@ -284,7 +286,6 @@ USE_PICKLED = USE.replace('model_id="org/model"', 'model_id="org/model", allow_p
 
 @pytest.mark.slow
 def test_pickled_weights_are_downloaded_where_they_are_allowed_and_there_are_no_others(tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import load_file
 
     def hub_of(folder: Path) -> Hub:

@@ -43,7 +43,14 @@ def load(model_id: str | Path, candidate: Candidate | None = None) -> Transforme
     return TransformersModel(ModelRequest(model_id=str(model_id)), candidate or make_candidate(), DeviceType.CPU)
 
 
-def save_tiny_model(folder: Path, *, adds_bos: bool = False, max_shard_size: str = "1GB", **generation: Any) -> Path:
+def save_tiny_model(
+    folder: Path,
+    *,
+    adds_bos: bool = False,
+    max_shard_size: str = "1GB",
+    dtype: torch.dtype = torch.float32,
+    **generation: Any,
+) -> Path:
     """A two-layer Llama over bytes with random weights; `generation` goes into its generation_config.json."""
     torch.manual_seed(7)
     config = LlamaConfig(
@@ -58,10 +65,18 @@ def save_tiny_model(folder: Path, *, adds_bos: bool = False, max_shard_size: str
         eos_token_id=EOS,
         initializer_range=0.3,
     )
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size=max_shard_size)
+    LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     settings = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, **generation}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     _tokenizer(adds_bos=adds_bos).save_pretrained(folder)
+    return folder
+
+
+def change_config(folder: Path, *removed: str, **changed: Any) -> Path:
+    """Edit the folder's config.json."""
+    path = folder / "config.json"
+    kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in removed}
+    path.write_text(json.dumps({**kept, **changed}))
     return folder
 
 

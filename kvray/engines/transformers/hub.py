@@ -57,6 +57,32 @@ def cached_snapshot(repo_id: str, patterns: Iterable[str], *, revision: str | No
         return None
 
 
+def tensor_dtypes(repo_id: str, name: str, *, revision: str, offline: bool) -> list[str]:
+    """Dtypes of the tensors in a safetensors file on the hub, as that names them, read from its header alone. Empty
+    where the hub must not be asked, or has no such file.
+
+    Raises:
+        ModelError: the hub fails or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        SafetensorsParsingError,
+    )
+
+    if offline:
+        return []
+    try:
+        header = HfApi().parse_safetensors_file_metadata(repo_id, name, revision=revision)
+    except (EntryNotFoundError, OfflineModeIsEnabled, SafetensorsParsingError):
+        return []
+    except (HTTPError, OSError, ValueError) as error:
+        raise _explained(repo_id, error) from error
+    return [header.tensors[tensor].dtype for tensor in sorted(header.tensors)]
+
+
 def _cached_or_refused(repo_id: str, patterns: list[str], revision: str | None) -> Path:
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
     from huggingface_hub.utils import validate_repo_id

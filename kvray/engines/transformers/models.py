@@ -21,6 +21,7 @@ from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
+from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
 from kvray.errors import ModelError, first_line
 from kvray.record import RANDOM_PREFIX
 
@@ -275,11 +276,12 @@ def describe(request: ModelRequest) -> ModelInfo:
     with config_errors(request):
         info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
         info = replace(info, missing_attentions=_missing_attentions(config))
+    info = with_dtype(info, request, folder, config)
     return replace(info, revision=_revision(request, source, folder))
 
 
 def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
-    """What needs neither the weights nor the model's code.
+    """What needs neither the weights nor the model's code; `with_dtype` adds the dtype.
 
     Raises:
         ModelError: no layer keeps keys and values.
@@ -295,7 +297,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         revision="unknown",
         architecture=str(architectures[0]),
         max_context=_max_context(config),
-        native_dtype=_native_dtype(config),
+        native_dtype=DType.FLOAT32,
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=layer_kinds,
         shape=model_shape(config),
@@ -384,10 +386,32 @@ def config_errors(request: ModelRequest) -> Iterator[None]:
         raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
 
 
-def _native_dtype(config: Any) -> DType:
-    """The checkpoint's dtype; float32 where it names none, which is what `from_pretrained` then loads."""
-    named = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return DType(named) if named in set(DType) else DType.FLOAT32
+def with_dtype(info: ModelInfo, request: ModelRequest, folder: Path, config: Any) -> ModelInfo:
+    """`info` with the dtype that the library loads when nothing is set: the config's, else that of the weights.
+
+    Raises:
+        ModelError: the weights are on a hub that does not answer.
+    """
+    named = getattr(config, "dtype", None)
+    found = str(named).removeprefix("torch.") if named is not None else _dtype_of_weights(request, folder)
+    if found in set(DType):
+        return replace(info, native_dtype=DType(found))
+    told = (
+        f"{found} weights are not measured" if found else "the dtype of its weights is not known before they are here"
+    )
+    return replace(info, notes=(*info.notes, f"Measured as float32: {told}."))
+
+
+def _dtype_of_weights(request: ModelRequest, folder: Path) -> str | None:
+    source = parse_model_id(request.model_id)
+    if source.kind is SourceKind.RANDOM:
+        return DType.FLOAT32  # PyTorch's own
+    names = _weight_files(request, folder)
+    if (found := indexed_dtype(folder / WEIGHTS_INDEX)) is not None and len(names) > 1:
+        return found
+    if (folder / names[0]).is_file() or source.kind is not SourceKind.HUB:
+        return stored_dtype(folder / names[0])
+    return first_float(hub.tensor_dtypes(source.model_id, names[0], revision=folder.name, offline=request.offline))
 
 
 def _revision(request: ModelRequest, source: ModelSource, folder: Path) -> str:

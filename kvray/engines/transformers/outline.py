@@ -1,6 +1,6 @@
 """A model's configuration without the seconds that importing torch takes.
 
-`python -m kvray.engines.transformers.outline MODEL FOLDER` reads it in a process from which torch is hidden:
+`python -m kvray.engines.transformers.outline REQUEST FOLDER` reads it in a process from which torch is hidden:
 Transformers then offers its configuration classes alone, at once.
 """
 
@@ -32,7 +32,7 @@ def outline_model(request: ModelRequest) -> ModelInfo | None:
     if request.trust_remote_code:
         return None
     folder = models.config_path(request)
-    command = [sys.executable, "-m", __name__, request.model_id, str(folder)]
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(request)), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return _info(json.loads(done.stdout)) if done.returncode == 0 else None
 
@@ -49,13 +49,13 @@ def _info(values: dict[str, Any]) -> ModelInfo:
     )
 
 
-def _main(model_id: str, folder: Path) -> None:
+def _main(request: ModelRequest, folder: Path) -> None:
     _hide_torch()
-    request = ModelRequest(model_id=model_id)
     config = models.read_config(request, folder)
     with models.config_errors(request):
         kinds = layer_kinds(config.get_text_config(decoder=True))
-        info = models.info_of_config(models.parse_model_id(model_id), config, kinds)
+        info = models.info_of_config(models.parse_model_id(request.model_id), config, kinds)
+    info = models.with_dtype(info, request, folder, config)
     sys.stdout.write(json.dumps(asdict(info)))
 
 
@@ -67,6 +67,6 @@ def _hide_torch() -> None:
 
 if __name__ == "__main__":
     try:
-        _main(sys.argv[1], Path(sys.argv[2]))
+        _main(ModelRequest(**json.loads(sys.argv[1])), Path(sys.argv[2]))
     except ModelError as error:
         sys.exit(str(error))

@@ -1,0 +1,61 @@
+"""The baseline is what `from_pretrained` and a plain `generate` do with nothing set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers_samples import change_config, save_tiny_model
+
+from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.transformers import TransformersAdapter
+
+
+def described(folder: Path | str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> ModelInfo:
+    request = ModelRequest(model_id=str(folder), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    return TransformersAdapter().describe_model(request)
+
+
+def save_pickled(folder: Path, *, old_format: bool) -> None:
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old_format)
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("kind", ["one file", "shards", "pickled", "pickled long ago", "said by the index"])
+def test_the_baselines_dtype_is_that_of_the_weights_where_the_config_names_none(kind: str, tmp_path: Path) -> None:
+    shards = "100KB" if kind in ("shards", "said by the index") else "1GB"
+    folder = change_config(save_tiny_model(tmp_path / "m", max_shard_size=shards, dtype=torch.float16), "dtype")
+    if kind.startswith("pickled"):
+        save_pickled(folder, old_format=kind == "pickled long ago")
+    if kind == "said by the index":
+        index = folder / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        index.write_text(json.dumps({**content, "metadata": {**content["metadata"], "dtype": "bfloat16"}}))
+    with_nothing_set = AutoModelForCausalLM.from_pretrained(folder)
+    info = described(folder, allow_pickle=True)
+    assert str(with_nothing_set.dtype) == f"torch.{info.native_dtype}"
+    assert info.native_dtype == ("bfloat16" if kind == "said by the index" else "float16")
+    assert info.notes == ()
+
+
+def test_the_dtype_that_a_config_names_counts_before_that_of_the_weights(tmp_path: Path) -> None:
+    folder = change_config(save_tiny_model(tmp_path / "m", dtype=torch.float16), dtype="bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype is torch.bfloat16
+    assert described(folder).native_dtype == "bfloat16"
+
+
+def test_random_weights_are_of_pytorchs_own_dtype_where_the_config_names_none(tmp_path: Path) -> None:
+    folder = change_config(save_tiny_model(tmp_path / "m", dtype=torch.float16), "dtype")
+    assert AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).dtype is torch.float32
+    assert described(f"random:{folder}").native_dtype == "float32"
+
+
+def test_a_dtype_that_is_not_measured_is_told(tmp_path: Path) -> None:
+    folder = change_config(save_tiny_model(tmp_path / "m", dtype=torch.float64), "dtype")
+    info = described(folder)
+    assert (info.native_dtype, info.notes) == ("float32", ("Measured as float32: float64 weights are not measured.",))
