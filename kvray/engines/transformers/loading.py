@@ -16,6 +16,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models, xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
 from kvray.engines.transformers.one_sequence import one_greedy_sequence
+from kvray.engines.transformers.weight_files import safetensors_files
 from kvray.errors import ModelError, first_line
 from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
@@ -49,7 +50,7 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         options |= {"device_map": "auto", "max_memory": max_memory(arguments.weights_limit_mib)}
     elif device.type == "cuda":
         options["device_map"] = {"": device}
-    has_safetensors = all((folder / name).is_file() for name in models.safetensors_files(folder))
+    has_safetensors = all((folder / name).is_file() for name in safetensors_files(folder))
     options["use_safetensors"] = has_safetensors or not request.allow_pickle
     try:
         with contextlib.nullcontext() if request.allow_pickle else pickle_refused():

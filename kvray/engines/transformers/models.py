@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +21,10 @@ from kvray.engines.transformers.gguf import converted_gguf, file_sha256
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
+from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, absent, pickle_files, safetensors_files, weight_files
 from kvray.errors import ModelError, first_line
 from kvray.record import RANDOM_PREFIX
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-PICKLED_WEIGHTS = "pytorch_model.bin"
-PICKLED_WEIGHTS_INDEX = "pytorch_model.bin.index.json"
 SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
@@ -152,11 +148,11 @@ def _downloaded_weights(request: ModelRequest, folder: Path) -> Path:
     """Exactly the files that `from_pretrained` reads, of the very commit of `folder`: many repositories hold their
     weights twice."""
     revision = request.revision or folder.name
-    for names in (safetensors_files(folder), *([_pickle_files(folder)] if request.allow_pickle else [])):
-        if _absent(names, folder):
+    for names in (safetensors_files(folder), *([pickle_files(folder)] if request.allow_pickle else [])):
+        if absent(names, folder):
             wanted = (*SMALL_FILES, *names)
             folder = hub.snapshot(request.model_id, wanted, revision=revision, offline=request.offline)
-        if not _absent(names, folder):
+        if not absent(names, folder):
             break
     return folder
 
@@ -199,7 +195,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 def _check_complete(request: ModelRequest, folder: Path) -> None:
     if missing := _missing_weights(request, folder):
-        is_pickled = not request.allow_pickle and not _absent(_pickle_files(folder), folder)
+        is_pickled = not request.allow_pickle and not absent(pickle_files(folder), folder)
         only = "kvray loads safetensors weights only, no pickled ones"
         raise ModelError(
             f"Model {request.model_id!r} has no {missing[0]}{'' if request.allow_pickle else f': {only}'}.",
@@ -213,53 +209,7 @@ def _check_complete(request: ModelRequest, folder: Path) -> None:
 
 
 def _missing_weights(request: ModelRequest, folder: Path) -> list[str]:
-    return _absent(_weight_files(request, folder), folder)
-
-
-def _weight_files(request: ModelRequest, folder: Path) -> tuple[str, ...]:
-    """Names of the files that `from_pretrained` reads from `folder`: pickles only where they may be, and where there
-    is nothing else."""
-    safe = safetensors_files(folder)
-    if request.allow_pickle and _absent(safe, folder) and not _absent(_pickle_files(folder), folder):
-        return _pickle_files(folder)
-    return safe
-
-
-def safetensors_files(folder: Path) -> tuple[str, ...]:
-    """Names of the safetensors files of the model in `folder`, by the index that lies there, if any.
-
-    Raises:
-        ModelError: the index is none, or names a file of another kind, which Transformers would take for a pickle.
-    """
-    return _indexed_files(folder, WEIGHTS, WEIGHTS_INDEX, ".safetensors")
-
-
-def _pickle_files(folder: Path) -> tuple[str, ...]:
-    return _indexed_files(folder, PICKLED_WEIGHTS, PICKLED_WEIGHTS_INDEX, ".bin")
-
-
-def _absent(names: Iterable[str], folder: Path) -> list[str]:
-    return [name for name in names if not (folder / name).is_file()]
-
-
-def _indexed_files(folder: Path, single: str, index_name: str, suffix: str) -> tuple[str, ...]:
-    index = folder / index_name
-    if (folder / single).is_file() or not index.is_file():
-        return (single,)
-    try:
-        names = tuple(sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
-    if strange := [name for name in names if not (_SHARD.fullmatch(name) and name.endswith(suffix))]:
-        raise ModelError(
-            f"{str(index)!r} names {strange[0][:80]!r}, which is no {suffix} file beside it.",
-            hint="Save the model with save_pretrained, which writes safetensors.",
-        )
-    return names or (single,)
-
-
-_SHARD = re.compile(r"[\w][\w.-]{0,200}", re.ASCII)
-"""What `from_pretrained` may be led to: a path would leave the folder."""
+    return absent(weight_files(folder, allow_pickle=request.allow_pickle), folder)
 
 
 def describe(request: ModelRequest) -> ModelInfo:
@@ -406,7 +356,7 @@ def _dtype_of_weights(request: ModelRequest, folder: Path) -> str | None:
     source = parse_model_id(request.model_id)
     if source.kind is SourceKind.RANDOM:
         return DType.FLOAT32  # PyTorch's own
-    names = _weight_files(request, folder)
+    names = weight_files(folder, allow_pickle=request.allow_pickle)
     if (found := indexed_dtype(folder / WEIGHTS_INDEX)) is not None and len(names) > 1:
         return found
     if (folder / names[0]).is_file() or source.kind is not SourceKind.HUB:
@@ -422,6 +372,6 @@ def _revision(request: ModelRequest, source: ModelSource, folder: Path) -> str:
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     if source.kind is SourceKind.FOLDER:
         # Fine-tuned models share their config: only the weights tell them apart.
-        for name in _weight_files(request, folder):
+        for name in weight_files(folder, allow_pickle=request.allow_pickle):
             digest.update(file_sha256(folder / name).encode())
     return f"sha256:{digest.hexdigest()}"

@@ -12,6 +12,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models
 from kvray.engines.transformers.gguf import file_sha256, is_converted
 from kvray.engines.transformers.models import SourceKind, parse_model_id
+from kvray.engines.transformers.weight_files import WEIGHTS_INDEX
 from kvray.errors import ModelError
 
 
@@ -123,7 +124,7 @@ def test_safetensors_that_from_pretrained_does_not_read_are_no_weights(folder: P
 def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (folder / models.WEIGHTS_INDEX).write_text(json.dumps(index))
+    (folder / WEIGHTS_INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"no model-2\.safetensors"):
         models.weights_path(ModelRequest(model_id="model"))
 
@@ -131,7 +132,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}'])
 def test_a_broken_index_is_a_model_error(folder: Path, text: str) -> None:
     (folder / "model.safetensors").unlink()
-    (folder / models.WEIGHTS_INDEX).write_text(text)
+    (folder / WEIGHTS_INDEX).write_text(text)
     with pytest.raises(ModelError, match="not an index of weights"):
         models.weights_path(ModelRequest(model_id="model"))
 

@@ -1,0 +1,78 @@
+"""Which files of a folder hold the weights, by the rules of `from_pretrained`. Names only: nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from kvray.errors import ModelError, first_line
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+PICKLED_WEIGHTS_INDEX = "pytorch_model.bin.index.json"
+_SHARD = re.compile(r"[\w][\w.-]{0,200}", re.ASCII)
+"""What `from_pretrained` may be led to: a path would leave the folder."""
+
+
+def weight_files(folder: Path, *, allow_pickle: bool) -> tuple[str, ...]:
+    """Names of the files that `from_pretrained` reads from `folder`, whether they are there or not: pickles only where
+    they may be, and where there is nothing else.
+
+    Raises:
+        ModelError: as `safetensors_files`.
+    """
+    safe = safetensors_files(folder)
+    if allow_pickle and absent(safe, folder) and not absent(pickle_files(folder), folder):
+        return pickle_files(folder)
+    return safe
+
+
+def safetensors_files(folder: Path) -> tuple[str, ...]:
+    """Names of the safetensors files of the model in `folder`, by the index that lies there, if any.
+
+    Raises:
+        ModelError: the index is none, or names a file of another kind, which Transformers would take for a pickle.
+    """
+    return _indexed_files(folder, WEIGHTS, WEIGHTS_INDEX, ".safetensors")
+
+
+def pickle_files(folder: Path) -> tuple[str, ...]:
+    """Names of the pickled files of the model in `folder`, by the index that lies there, if any.
+
+    Raises:
+        ModelError: as `safetensors_files`.
+    """
+    return _indexed_files(folder, PICKLED_WEIGHTS, PICKLED_WEIGHTS_INDEX, ".bin")
+
+
+def absent(names: Iterable[str], folder: Path) -> list[str]:
+    """Those of `names` that are no files of `folder`."""
+    return [name for name in names if not (folder / name).is_file()]
+
+
+def index_names(index: Path) -> dict[str, str]:
+    """File by tensor, as the index says.
+
+    Raises:
+        ModelError: it cannot be read, or is not an index.
+    """
+    try:
+        return {str(tensor): str(name) for tensor, name in json.loads(index.read_bytes())["weight_map"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
+
+
+def _indexed_files(folder: Path, single: str, index_name: str, suffix: str) -> tuple[str, ...]:
+    index = folder / index_name
+    if (folder / single).is_file() or not index.is_file():
+        return (single,)
+    names = tuple(sorted(set(index_names(index).values())))
+    if strange := [name for name in names if not (_SHARD.fullmatch(name) and name.endswith(suffix))]:
+        raise ModelError(
+            f"{str(index)!r} names {strange[0][:80]!r}, which is no {suffix} file beside it.",
+            hint="Save the model with save_pretrained, which writes safetensors.",
+        )
+    return names or (single,)
