@@ -3,10 +3,22 @@
 The public names, imported lazily: `import kvray` costs nothing. Modules inside the package never import from here.
 """
 
-from __future__ import annotations
+import sys
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # the module `typing` is one more file that could be found in the working folder
+
+
+def _is_run_as_module() -> bool:
+    """Whether Python is about to run `-m kvray` or one of its modules: until it does, it calls the program `-m`."""
+    if sys.argv[:1] != ["-m"] or sys.flags.safe_path:
+        return False
+    asked = sys.orig_argv[-len(sys.argv)]  # what follows -m, or -Bmkvray
+    name = asked.partition(".")[0]
+    return name == "kvray" or (name.startswith("-") and name.endswith("mkvray"))
+
+
+if _is_run_as_module():
+    del sys.path[0]  # the working folder
 
 __version__ = "0.1.0"
 
@@ -56,9 +68,11 @@ if TYPE_CHECKING:
     from kvray.workload import save_profile as save_profile
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'kvray' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

@@ -31,6 +31,7 @@ from kvray.store.resuming import Recall
 from kvray.surroundings import company_noticed, log_kept_in
 from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.imports import engine_folders
 from kvray.sweep.launches import check_search, make_launches
 from kvray.sweep.orders import OrderMaker
 from kvray.sweep.quiet import quiet_ray
@@ -163,6 +164,7 @@ class TuningSearch:
             RaySession(
                 address=config.address,
                 scratch=log.parent,
+                imports=engine_folders(adapter),
                 last_words=self._last_words,
             ) as ray,
         ):

@@ -79,12 +79,18 @@ def kvray(
     _show_warnings()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script; ends the process."""
+def main(arguments: Sequence[str] | None = None, *, left_out: Sequence[str] = ()) -> None:
+    """Run the command line and end the process.
+
+    Args:
+        arguments: those of the process by default.
+        left_out: what was asked for in the environment and is not used, e.g. `PYTHONPATH=src`.
+    """
     open_closed_streams()
     sys.stdout = printed = patient(sys.stdout)
     sys.stderr = patient(sys.stderr)
     show_all_signs((sys.stdout, sys.stderr))
+    _warn_of_relative_paths(left_out)
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = VERBOSE in given
     code = run([argument for argument in given if argument != VERBOSE], verbose=verbose)
@@ -139,6 +145,15 @@ def _fail(text: str, exit_code: int, *, verbose: bool) -> int:
         typer.echo(redact(traceback.format_exc()), err=True, nl=False)
     typer.echo(f"kvray: {redact(' '.join(text.split()))}", err=True)
     return exit_code
+
+
+def _warn_of_relative_paths(left_out: Sequence[str]) -> None:
+    if left_out:
+        typer.echo(
+            f"kvray: warning: {', '.join(left_out)}: not used. kvray imports and runs nothing that is named relative "
+            "to the working folder. Use absolute paths.",
+            err=True,
+        )
 
 
 def _show_warnings() -> None:

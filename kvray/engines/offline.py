@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from kvray.environment import changed_environment
+
 OFFLINE_ENVIRONMENT: Mapping[str, str] = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -33,19 +35,13 @@ def offline_environment(*, enabled: bool) -> Iterator[None]:
     if not (enabled or is_offline_environment()):
         yield
         return
-    before = {name: os.environ.get(name) for name in OFFLINE_ENVIRONMENT}
     constants = sys.modules.get(_HUB_CONSTANTS)
     was_offline = getattr(constants, "HF_HUB_OFFLINE", None)
-    os.environ.update(OFFLINE_ENVIRONMENT)
-    _tell(constants, True)
     try:
-        yield
+        with changed_environment(OFFLINE_ENVIRONMENT):
+            _tell(constants, True)
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         _tell(constants or sys.modules.get(_HUB_CONSTANTS), bool(was_offline) or is_offline_environment())
 
 

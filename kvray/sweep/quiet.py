@@ -1,12 +1,14 @@
-"""Ray kept from printing: what it has to say goes to a file."""
+"""Ray kept from printing, and its processes from importing what lies in the working folder."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from kvray.environment import changed_environment
+from kvray.search_paths import safe_environment
 
 _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -26,23 +28,17 @@ _QUIET: Mapping[str, str] = {
 @contextmanager
 def quiet_ray(log: Path) -> Iterator[None]:
     """Environment and loggers under which Ray prints nothing here; what it has to say goes to the file `log`."""
-    before = {name: os.environ.get(name) for name in _QUIET}
-    os.environ.update(_QUIET)
     handler = _RayLog(log, delay=True, encoding="utf-8")
     logger = logging.getLogger("ray")
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield
+        with changed_environment({**_QUIET, **safe_environment()}):
+            yield
     finally:
         logger.removeHandler(handler)
         handler.close()
         logger.propagate = propagated
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class _RayLog(logging.FileHandler):

@@ -11,13 +11,14 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
 from kvray.sweep.guardian import Guardian, remove_folders
+from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
 from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
 
@@ -57,12 +58,21 @@ class RaySession:
     Args:
         address: of a running cluster; `None` starts a private Ray.
         scratch: the sweep's temporary folder, removed even if this process is killed.
+        imports: folders from which workers import besides what is installed.
         last_words: what to say if Ray breaks down and takes this process with it: its C++ ends a process that cannot
             reach its server, after a minute in which nothing else can be done.
     """
 
-    def __init__(self, *, address: str | None, scratch: Path, last_words: Callable[[SweepError], str] = str) -> None:
+    def __init__(
+        self,
+        *,
+        address: str | None,
+        scratch: Path,
+        imports: Sequence[str] = (),
+        last_words: Callable[[SweepError], str] = str,
+    ) -> None:
         self._address = None if address == "local" else address  # Ray's own word for a private one
+        self._imports = imports
         self._scratch = scratch
         self._last_words = last_words
         self._guardian: Guardian | None = None
@@ -160,8 +170,8 @@ class RaySession:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address:
             _check_reachable(self._address)
-            with _own_sigterm():
-                ray.init(address=self._address, **quiet)
+            with only_imports_from(self._imports) as imports, _own_sigterm():
+                ray.init(address=self._address, **imports, **quiet)
             self._pulse = ClusterServers(_cluster_servers())
         else:
             folder = _ray_folder()
@@ -171,17 +181,24 @@ class RaySession:
                 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
-            with loopback_ray() as loopback, _group_of_its_own(), _own_sigterm():
+            with (
+                only_imports_from(self._imports) as imports,
+                loopback_ray() as loopback,
+                _group_of_its_own(),
+                _own_sigterm(),
+            ):
                 ray.init(
                     address="local",
                     _system_config=dict(_PRIVATE_RAY),
                     _temp_dir=folder,
+                    **imports,
                     **loopback,
                     **quiet,
                 )
             self._session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
             check_loopback()
             self._pulse = OwnServers()
+        check_imports(self._imports)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
+from kvray.search_paths import leave_out_working_folder
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
 from kvray.trial.events import RungFinished, TrialEnded, TrialFacts
 from kvray.trial.process import Launcher, TrialProcess
@@ -76,6 +77,7 @@ class Slot(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the environment of all processes to come, and start the fork server."""
         order: TrialOrder = config[ORDER]
+        leave_out_working_folder()  # a cluster may have been started with other paths than ours
         self._process: TrialProcess | None = None
         self._logs = tempfile.TemporaryDirectory(
             prefix="kvray-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None

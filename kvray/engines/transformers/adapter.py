@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +23,7 @@ from kvray.engines.transformers import device_rates, menu, models, outline, rule
 from kvray.engines.transformers.gguf import is_converted
 from kvray.errors import ModelError
 from kvray.forecast.hardware import Hardware
+from kvray.search_paths import child_environment, python_command
 from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
@@ -158,8 +158,8 @@ def _convert_if_gguf(request: ModelRequest) -> None:
 
 
 def _convert_apart(gguf: Path) -> None:
-    command = [sys.executable, "-m", "kvray.engines.transformers.gguf", str(gguf)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = python_command("-m", "kvray.engines.transformers.gguf", str(gguf))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ModelError(lines[-1])

@@ -18,6 +18,7 @@ from kvray.forecast.hardware import Hardware
 from kvray.probes.cpu import PeakRss
 from kvray.probes.disturbance import TrialWatch
 from kvray.probes.gpu import process_memory_mib
+from kvray.search_paths import child_environment, python_command
 
 TIMEOUT_S = 120.0
 _MIB = 2**20
@@ -35,10 +36,10 @@ _DECODED = 12
 
 def measure_apart(device: DeviceType, threads: int | None, environment: Mapping[str, str]) -> Hardware | None:
     """The rates, measured by a process with the threads of a trial; `None` if it fails or takes too long."""
-    own = {**environment, **os.environ}
+    own = {**environment, **child_environment()}
     if threads is not None:
         own["OMP_NUM_THREADS"] = str(threads)
-    command = [sys.executable, "-m", __name__, device.value]
+    command = python_command("-m", __name__, device.value)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=own)
         return Hardware.from_json(done.stdout)

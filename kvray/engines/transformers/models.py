@@ -190,7 +190,7 @@ def is_commit(revision: str | None) -> bool:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether `folder` holds a tokenizer. Without one Transformers builds an empty tokenizer rather than complain."""
-    return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
+    return any(path.suffix != ".py" for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
 
 
 def _check_complete(request: ModelRequest, folder: Path) -> None:

@@ -20,6 +20,7 @@ from kvray.engines.transformers import models
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.errors import ModelError
 from kvray.forecast.shape import LayerShape, ModelShape
+from kvray.search_paths import child_environment, python_command
 
 
 def outline_model(request: ModelRequest) -> ModelInfo | None:
@@ -32,8 +33,8 @@ def outline_model(request: ModelRequest) -> ModelInfo | None:
     if request.trust_remote_code:
         return None
     folder = models.config_path(request)
-    command = [sys.executable, "-m", __name__, json.dumps(asdict(request)), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = python_command("-m", __name__, json.dumps(asdict(request)), str(folder))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     return _info(json.loads(done.stdout)) if done.returncode == 0 else None
 
 
