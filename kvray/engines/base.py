@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.candidate import AttentionBackend, CacheChoice, Candidate, DeviceType, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, DeviceType, DType
 from kvray.errors import KvrayError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import ModelShape
@@ -24,6 +24,7 @@ from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
+_SDPA = AttentionChoice(AttentionBackend.SDPA)
 StartMethod = Literal["forkserver", "spawn"]
 ForcedToken = tuple[int, NDArray[np.float32]]
 """A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
@@ -78,6 +79,7 @@ class ModelInfo:
         random_weights: whether speed and memory are real and quality is not.
         layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
         missing_attentions: those that the engine has no code for in this architecture.
+        default_attention: what the engine runs when none is asked for.
         shape: what bytes and FLOPs depend on; `None`: unknown, so nothing is forecast.
         notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
             sweep, report and plan.
@@ -91,6 +93,7 @@ class ModelInfo:
     random_weights: bool = False
     layer_kinds: tuple[str, ...] = ()
     missing_attentions: tuple[AttentionBackend, ...] = ()
+    default_attention: AttentionChoice = _SDPA
     shape: ModelShape | None = None
     notes: tuple[str, ...] = ()
 

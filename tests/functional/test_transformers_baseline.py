@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers_samples import change_config, save_tiny_model
+from transformers_samples import change_config, give_own_code, save_tiny_model
 
-from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.candidate import AttentionBackend, AttentionChoice, DeviceType
+from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.transformers import TransformersAdapter
+
+CPU = DeviceFacts(device=DeviceType.CPU, device_name="CPU")
 
 
 def described(folder: Path | str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> ModelInfo:
@@ -59,3 +62,45 @@ def test_a_dtype_that_is_not_measured_is_told(tmp_path: Path) -> None:
     folder = change_config(save_tiny_model(tmp_path / "m", dtype=torch.float64), "dtype")
     info = described(folder)
     assert (info.native_dtype, info.notes) == ("float32", ("Measured as float32: float64 weights are not measured.",))
+
+
+def save_with_attention(folder: Path, kind: str) -> Path:
+    match kind:
+        case "own code":
+            return give_own_code(save_tiny_model(folder))
+        case "no SDPA in the library":
+            size = {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 258}
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps({"model_type": "mpt", **size}))
+            return folder
+        case "named in the config":
+            return change_config(save_tiny_model(folder), attn_implementation="eager")
+        case "named as older versions did":
+            return change_config(save_tiny_model(folder), _attn_implementation="eager")
+    return save_tiny_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("nothing said", "sdpa"),
+        ("own code", "eager"),
+        ("no SDPA in the library", "eager"),
+        ("named in the config", "eager"),
+        ("named as older versions did", "eager"),
+    ],
+)
+def test_the_baselines_attention_is_what_the_library_picks(kind: str, expected: str, tmp_path: Path) -> None:
+    folder = save_with_attention(tmp_path / "m", kind)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    picked = AutoModelForCausalLM.from_config(config, trust_remote_code=True).config._attn_implementation
+    info = described(f"random:{folder}", trust_remote_code=True)
+    baseline = TransformersAdapter().baseline(info, CPU, batch_size=1)
+    assert (baseline.attention, picked) == (expected, expected)
+
+
+def test_an_attention_that_is_named_and_cannot_be_had_gives_way_to_the_usual_one(tmp_path: Path) -> None:
+    folder = change_config(save_tiny_model(tmp_path / "m"), attn_implementation="flash_attention_2")
+    info = described(folder)
+    assert info.default_attention == AttentionChoice(AttentionBackend.FLASH_ATTENTION_2)
+    assert TransformersAdapter().baseline(info, CPU, batch_size=1).attention is AttentionBackend.SDPA

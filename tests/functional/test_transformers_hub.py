@@ -37,7 +37,7 @@ except ModelError as error:
     print("refused", error)
 """
 USE = """
-from kvray.engines.base import ModelRequest
+from kvray.engines.base import DeviceFacts, ModelRequest
 from kvray.engines.transformers import TransformersAdapter, hub
 from kvray.candidate import DeviceType
 from kvray.workload import Cell, get_profile
@@ -53,7 +53,7 @@ if "HF_HUB_OFFLINE" not in os.environ:
         urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/mark")
     except urllib.error.HTTPError as error:
         assert error.code == 500
-candidate = adapter.baseline(info, None, batch_size=1)
+candidate = adapter.baseline(info, DeviceFacts(device=DeviceType.CPU, device_name="CPU"), batch_size=1)
 model = adapter.load(request, candidate, DeviceType.CPU, get_profile("ci-micro"))
 model.prepare(Cell(24, 4, 1))
 print(model.generate(4).tokens)

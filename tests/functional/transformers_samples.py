@@ -80,6 +80,19 @@ def change_config(folder: Path, *removed: str, **changed: Any) -> Path:
     return folder
 
 
+def give_own_code(folder: Path) -> Path:
+    """Make the model one of its own code, whose class says nothing of SDPA, as code from before SDPA does not."""
+    (folder / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (folder / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n    _supports_sdpa = False\n"
+    )
+    names = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    return change_config(folder, model_type="own", architectures=["OwnForCausalLM"], auto_map=names)
+
+
 def _tokenizer(*, adds_bos: bool) -> Any:
     tokenizer = Tokenizer(BPE(vocab={token: number for number, token in enumerate(VOCABULARY)}, merges=MERGES))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

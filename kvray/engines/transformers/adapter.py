@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
-from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, DeviceType
+from kvray.candidate import CacheChoice, CacheStrategy, Candidate, DeviceType
 from kvray.config import cache_dir
 from kvray.engines.base import (
     AxisValue,
@@ -67,14 +67,14 @@ class TransformersAdapter(EngineAdapter):
         models.check_unchanged(request, models.weights_path(request))
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
-        """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, SDPA where the architecture has
-        it, a growing cache."""
-        del device
-        has_sdpa = AttentionBackend.SDPA not in model.missing_attentions
+        """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, the attention that its config
+        names or its class picks, a growing cache."""
+        attention = spaces.default_attention(model, device)
         return Candidate(
             engine=self.name,
             cache=CacheStrategy.DYNAMIC,
-            attention=AttentionBackend.SDPA if has_sdpa else AttentionBackend.EAGER,
+            attention=attention.backend,
+            hub_kernel=attention.hub_kernel,
             dtype=model.native_dtype,
             batch_size=batch_size,
         )

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.candidate import AttentionBackend, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.gguf import converted_gguf, file_sha256
+from kvray.engines.transformers.model_class import architecture_of, missing_attentions, model_class, named_attention
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
@@ -225,13 +226,14 @@ def describe(request: ModelRequest) -> ModelInfo:
         _check_complete(request, folder)
     with config_errors(request):
         info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
-        info = replace(info, missing_attentions=_missing_attentions(config))
+        found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
+        info = with_attention(info, config, missing_attentions(found))
     info = with_dtype(info, request, folder, config)
     return replace(info, revision=_revision(request, source, folder))
 
 
 def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
-    """What needs neither the weights nor the model's code; `with_dtype` adds the dtype.
+    """What needs neither the weights nor the model's code; `with_dtype` and `with_attention` add the baseline's.
 
     Raises:
         ModelError: no layer keeps keys and values.
@@ -241,11 +243,10 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
             f"Model {source.model_id!r} is of type {config.model_type!r}, no layer of which keeps keys and values.",
             hint="There is no KV cache to choose; kvray is for models with attention.",
         )
-    architectures = getattr(config, "architectures", None) or [config.model_type]
     return ModelInfo(
         model_id=source.portable_id,
         revision="unknown",
-        architecture=str(architectures[0]),
+        architecture=architecture_of(config),
         max_context=_max_context(config),
         native_dtype=DType.FLOAT32,
         random_weights=source.kind is SourceKind.RANDOM,
@@ -270,32 +271,6 @@ def _layer_kinds(text_config: Any) -> tuple[str, ...]:
 
     kinds, _ = get_layer_types_and_kwargs(text_config)
     return tuple(str(kind) for kind in kinds)
-
-
-_SUPPORT_FLAGS = {
-    "_supports_sdpa": (
-        AttentionBackend.SDPA,
-        AttentionBackend.SDPA_FLASH,
-        AttentionBackend.SDPA_EFFICIENT,
-        AttentionBackend.SDPA_MATH,
-        AttentionBackend.SDPA_CUDNN,
-    ),
-    "_supports_flash_attn": (AttentionBackend.FLASH_ATTENTION_2, AttentionBackend.FLASH_ATTENTION_3),
-    "_supports_flex_attn": (AttentionBackend.FLEX_ATTENTION,),
-    "_supports_attention_backend": (AttentionBackend.XFORMERS,),
-}
-"""Attributes of a model's class by which Transformers refuses an attention implementation."""
-
-
-def _missing_attentions(config: Any) -> tuple[AttentionBackend, ...]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return ()  # the model's own code, which is not imported to find out
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return tuple(
-        one for flag, attentions in _SUPPORT_FLAGS.items() if not getattr(model_class, flag, True) for one in attentions
-    )
 
 
 def read_config(request: ModelRequest, folder: Path) -> Any:
@@ -334,6 +309,13 @@ def config_errors(request: ModelRequest) -> Iterator[None]:
                 hint="If you trust its author, pass --trust-remote-code.",
             ) from error
         raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
+
+
+def with_attention(info: ModelInfo, config: Any, missing: tuple[AttentionBackend, ...]) -> ModelInfo:
+    """`info` with the attention that the library picks when none is asked for: the config's, else SDPA, else eager."""
+    picked = AttentionBackend.EAGER if AttentionBackend.SDPA in missing else AttentionBackend.SDPA
+    default = named_attention(config) or AttentionChoice(picked)
+    return replace(info, missing_attentions=missing, default_attention=default)
 
 
 def with_dtype(info: ModelInfo, request: ModelRequest, folder: Path, config: Any) -> ModelInfo:

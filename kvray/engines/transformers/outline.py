@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kvray.candidate import DType
+from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import models
 from kvray.engines.transformers.shapes import layer_kinds
@@ -45,8 +45,13 @@ def _info(values: dict[str, Any]) -> ModelInfo:
         shape = ModelShape(**shape, layers=layers)
     kinds, notes = tuple(values.pop("layer_kinds")), tuple(values.pop("notes"))
     del values["missing_attentions"]
+    attention, kernel = values.pop("default_attention").values()
     return ModelInfo(
-        **{**values, "native_dtype": DType(values["native_dtype"])}, layer_kinds=kinds, notes=notes, shape=shape
+        **{**values, "native_dtype": DType(values["native_dtype"])},
+        default_attention=AttentionChoice(AttentionBackend(attention), kernel),
+        layer_kinds=kinds,
+        notes=notes,
+        shape=shape,
     )
 
 
@@ -56,6 +61,7 @@ def _main(request: ModelRequest, folder: Path) -> None:
     with models.config_errors(request):
         kinds = layer_kinds(config.get_text_config(decoder=True))
         info = models.info_of_config(models.parse_model_id(request.model_id), config, kinds)
+        info = models.with_attention(info, config, ())
     info = models.with_dtype(info, request, folder, config)
     sys.stdout.write(json.dumps(asdict(info)))
 

@@ -43,6 +43,17 @@ def resolve_cache(choice: CacheChoice, device: DeviceFacts, profile: WorkloadPro
     return (choice,)
 
 
+def default_attention(model: ModelInfo, device: DeviceFacts) -> AttentionChoice:
+    """What runs when no attention is asked for. Where the config names one that cannot be had on `device`, SDPA takes
+    its place, or eager where the architecture has no SDPA."""
+    entries = menu(device)
+    for choice in (model.default_attention, _SDPA):
+        lacking = choice.backend in model.missing_attentions
+        if not lacking and _entry(entries, "attention", choice.backend.value).obstacle is None:
+            return choice
+    return AttentionChoice(AttentionBackend.EAGER)
+
+
 def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
     """What a user should know of their model after one sweep: 8-12 candidates on a CPU, 20-40 on a GPU."""
     offered = _Offered(menu(device), device, profile)
@@ -52,7 +63,8 @@ def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfil
         dtypes=offered.dtypes(model),
         batch_sizes=profile.batch_sizes,
     )
-    lean = replace(main, caches=(_DYNAMIC,), attentions=(_SDPA,), dtypes=(offered.lean_dtype(model),))
+    usual = default_attention(model, device)
+    lean = replace(main, caches=(_DYNAMIC,), attentions=(usual,), dtypes=(offered.lean_dtype(model),))
     savers = replace(lean, caches=offered.savers())
     blocks = [main, replace(lean, attentions=offered.attentions(_RARE_ATTENTION[device.device])), savers]
     if device.device is DeviceType.CUDA:

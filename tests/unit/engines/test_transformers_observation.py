@@ -137,7 +137,6 @@ def test_settings_that_a_cache_does_not_take_are_told(cache: str, objection: str
 def test_a_checkpoint_cannot_take_the_cache_away() -> None:
     options = call_arguments(candidate()).generate_options
     assert options["use_cache"] is True
-    assert options["cache_implementation"] is None
 
 
 def test_a_static_cache_holds_prompt_and_output_or_its_own_number() -> None:
