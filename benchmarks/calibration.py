@@ -2,8 +2,12 @@
 
 Each sweep has 8 to 100 candidates on a landscape of one of four shapes, weights of one of the built-in profiles, noise
 between processes (TTFT 2-6 %, throughput 1-3 %) and between runs, tails heavier than normal in three of ten, and up to
-three confirming rounds, of which each may run on a machine that has become slower or faster. The measurements are
+three confirming rounds, of which each may run on a machine that has become slower or faster. In three of ten sweeps one
+process in twenty is slowed by something else, and half of these are noticed (marked as disturbed). The measurements are
 made up; everything from them to the claim is kvray's own code.
+
+The width of the gains' intervals is compared with that of the plain t interval of the same pairs, which is what a
+statistician would write down who knows nothing but the pairs.
 """
 
 from __future__ import annotations
@@ -11,16 +15,17 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from output import make_parser, print_table, write_figures
+from scipy import stats
 
 from kvray.analysis.choice import choose
 from kvray.analysis.confirming import next_round
 from kvray.analysis.evidence import DECODE, METRICS, PEAK, TTFT, Evidence
-from kvray.analysis.intervals import gain_interval
+from kvray.analysis.intervals import gain_interval, paired_rounds
 from kvray.analysis.score import utility_weights
 from kvray.analysis.standing import NEAR, standing_of
 from kvray.workload import get_profile, list_profiles
@@ -29,6 +34,10 @@ BASELINE = "0"
 BINS = 10
 FEWEST_IN_A_BIN = 50
 SEARCH_RUNS = 4
+SLOWED = 0.05
+SLOWDOWN = math.log(1.1), math.log(2.0)
+NOTICED = 0.5
+"""Share of the slowed processes that are marked as disturbed."""
 METRIC_SIZES = np.array([1.0, 0.6, 0.5])
 """How far candidates spread in TTFT, throughput and peak, relative to TTFT."""
 
@@ -47,9 +56,17 @@ def main() -> None:
         generator = np.random.default_rng([arguments.seed, list(SHAPES).index(shape)])
         outcomes += [simulate(shape, generator) for _ in range(sweeps)]
         print(f"{shape}: {sweeps} sweeps", file=sys.stderr)
+    generator = np.random.default_rng([arguments.seed, len(SHAPES)])
+    beside = [found for _ in range(sweeps) for found in beside_slowed(generator)]
     best = bins([(one.claimed, one.is_best) for one in outcomes])
     near = bins([(one.claimed_near, one.is_near) for one in outcomes])
     report(outcomes, best, near)
+    beside_width = float(np.median([width for _, width in beside]))
+    beside_coverage = share([covered for covered, _ in beside])
+    print(
+        f"three pairs beside a third candidate with a slowed process: {beside_width:.2f} of the t interval's width, "
+        f"which holds the true gain in {beside_coverage:.1%}"
+    )
     costs = [one.cost_of_choosing for one in outcomes]
     write_figures(
         arguments.json,
@@ -62,6 +79,12 @@ def main() -> None:
             "within_2pct_share": share([one.is_near for one in outcomes]),
             "cost_of_choosing_p95": float(np.quantile(costs, 0.95)),
             "gain_coverage": share([covered for one in outcomes for covered in one.gains_covered]),
+            "gain_interval_width": median_width(outcomes),
+            "gain_interval_width_by_pairs": [
+                f"{pairs} {median_width(outcomes, pairs):.2f}" for pairs in pair_counts(outcomes)
+            ],
+            "gain_interval_width_beside_slowed": beside_width,
+            "gain_coverage_beside_slowed": beside_coverage,
             "rounds_mean": float(np.mean([one.rounds for one in outcomes])),
             "worst_gap_by_shape": [f"{shape} {worst_gap(of_shape(outcomes, shape)):.3f}" for shape in SHAPES],
         },
@@ -78,6 +101,7 @@ class Outcome:
         claimed_near: that nothing is better than it by more than 2 %.
         cost_of_choosing: by which the chosen one is truly worse than the one that led, in utility.
         gains_covered: whether the 95 % intervals of its gains in TTFT and throughput hold the true ones.
+        widths: of these intervals: the number of pairs, and the width over that of the pairs' plain t interval.
     """
 
     shape: str
@@ -87,6 +111,7 @@ class Outcome:
     is_near: bool
     cost_of_choosing: float
     gains_covered: tuple[bool, ...]
+    widths: tuple[tuple[int, float], ...]
     rounds: int
 
 
@@ -112,11 +137,11 @@ def simulate(shape: str, generator: Generator) -> Outcome:
     evidence = machine.measure(truth, np.arange(count), 0, generator)
     most_rounds, rounds = int(generator.integers(1, 4)), 0
     while lineup := next_round(
-        evidence, baseline_id=BASELINE, round_number=rounds + 1, most_rounds=most_rounds, weights=weights
+        calm(evidence), baseline_id=BASELINE, round_number=rounds + 1, most_rounds=most_rounds, weights=weights
     ):
         rounds += 1
         evidence = joined(evidence, machine.measure(truth, np.array([int(key) for key in lineup]), rounds, generator))
-    return judge(shape, evidence, truth, weights, rounds, generator)
+    return judge(shape, calm(evidence), truth, weights, rounds, generator)
 
 
 def judge(shape: str, evidence: Evidence, truth: Array, weights: Array, rounds: int, generator: Generator) -> Outcome:
@@ -127,10 +152,12 @@ def judge(shape: str, evidence: Evidence, truth: Array, weights: Array, rounds: 
     utilities = truth @ weights
     chosen, over = int(choice.candidate_id), int(choice.over)
     behind = float(utilities.max() - utilities[chosen])
-    covered = []
+    covered, widths = [], []
     for metric in (TTFT, DECODE):
         stated = gain_interval(evidence, choice.candidate_id, BASELINE, metric)
         covered.append(abs(truth[chosen, metric] - truth[0, metric] - stated.value) <= stated.half_width)
+        if plain := plain_half_width(evidence, choice.candidate_id, metric):
+            widths.append((len(paired_rounds(evidence, choice.candidate_id, BASELINE)), stated.half_width / plain))
     return Outcome(
         shape=shape,
         claimed=standing.lead_shares[choice.candidate_id],
@@ -139,8 +166,46 @@ def judge(shape: str, evidence: Evidence, truth: Array, weights: Array, rounds: 
         is_near=behind <= NEAR,
         cost_of_choosing=float(utilities[over] - utilities[chosen]),
         gains_covered=tuple(covered) if chosen else (),
+        widths=tuple(widths) if chosen else (),
         rounds=rounds,
     )
+
+
+def plain_half_width(evidence: Evidence, candidate_id: str, metric: int) -> float | None:
+    """Half the 95 % t interval of the mean difference of the pairs; `None` with fewer than two."""
+    pairs = paired_rounds(evidence, candidate_id, BASELINE)
+    if len(pairs) < 2:
+        return None
+    own, base = (
+        [evidence.logs[(evidence.owner == int(key)) & (evidence.rounds == one), metric].item() for one in pairs]
+        for key in (candidate_id, BASELINE)
+    )
+    error = np.subtract(own, base).std(ddof=1) / math.sqrt(len(pairs))
+    return float(stats.t.ppf(0.975, len(pairs) - 1) * error)
+
+
+def beside_slowed(generator: Generator) -> list[tuple[bool, float]]:
+    """Three rounds of a winner, the baseline and a third candidate, one process of which something slows unnoticed.
+
+    Returns:
+        For the winner's gain in TTFT and in throughput: whether its interval holds the true gain, and its width over
+        that of the plain t interval.
+    """
+    truth = generator.normal(0, 0.3, (3, len(METRICS)))
+    machine = replace(Machine.any(generator), slowed=0.0)
+    evidence = machine.measure(truth, np.arange(3), 0, generator)
+    for round_number in (1, 2, 3):
+        evidence = joined(evidence, machine.measure(truth, np.arange(3), round_number, generator))
+    logs = evidence.logs.copy()
+    logs[-1] += generator.uniform(*SLOWDOWN) * np.array([1.0, -1.0, 0.0])
+    evidence = replace(evidence, logs=logs)
+    found = []
+    for metric in (TTFT, DECODE):
+        stated, plain = gain_interval(evidence, "1", BASELINE, metric), plain_half_width(evidence, "1", metric)
+        if plain:
+            is_covered = abs(truth[1, metric] - truth[0, metric] - stated.value) <= stated.half_width
+            found.append((is_covered, stated.half_width / plain))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +218,7 @@ class Machine:
         together: correlation between a process's TTFT and its throughput (a slow process is slow in both).
         heavy_tails: Student's t with four degrees of freedom instead of normal.
         drift: between rounds.
+        slowed: share of processes that something else slows.
     """
 
     process: Array
@@ -161,6 +227,7 @@ class Machine:
     together: float
     heavy_tails: bool
     drift: float
+    slowed: float
 
     @classmethod
     def any(cls, generator: Generator) -> Machine:
@@ -173,6 +240,7 @@ class Machine:
             together=float(generator.choice([0.0, 0.5])),
             heavy_tails=bool(generator.random() < 0.3),
             drift=float(generator.choice([0.0, 0.02])),
+            slowed=SLOWED if generator.random() < 0.3 else 0.0,
         )
 
     def measure(self, truth: Array, who: npt.NDArray[np.int64], round_number: int, generator: Generator) -> Evidence:
@@ -182,13 +250,16 @@ class Machine:
         size = len(who)
         drift = generator.normal(0, self.drift) * np.array([1.0, -1.0, 0.0]) if round_number else 0.0
         between = self._noise(self.process, self.together, size, generator)
+        slowed = generator.random(size) < self.slowed
+        lost = slowed[:, None] * np.outer(generator.uniform(*SLOWDOWN, size), [1.0, -1.0, 0.0])
         return Evidence(
             ids=tuple(str(place) for place in range(len(truth))),
             contenders=frozenset(str(place) for place in range(len(truth))),
             owner=who,
             rounds=np.full(size, round_number),
-            logs=truth[who] + between + self._noise(np.sqrt(within), 0.0, size, generator) + drift,
+            logs=truth[who] + between + self._noise(np.sqrt(within), 0.0, size, generator) + drift + lost,
             within=np.tile(within, (size, 1)),
+            disturbed=slowed & (generator.random(size) < NOTICED),
         )
 
     def _noise(self, deviation: Array, together: float, size: int, generator: Generator) -> Array:
@@ -208,6 +279,21 @@ def joined(one: Evidence, other: Evidence) -> Evidence:
         rounds=np.concatenate([one.rounds, other.rounds]),
         logs=np.concatenate([one.logs, other.logs]),
         within=np.concatenate([one.within, other.within]),
+        disturbed=np.concatenate([one.disturbed, other.disturbed]),
+    )
+
+
+def calm(evidence: Evidence) -> Evidence:
+    """Without the disturbed processes of candidates that have others, as `gather_evidence` leaves them out."""
+    has_calm = np.isin(evidence.owner, evidence.owner[~evidence.disturbed])
+    rows = ~(evidence.disturbed & has_calm)
+    return replace(
+        evidence,
+        owner=evidence.owner[rows],
+        rounds=evidence.rounds[rows],
+        logs=evidence.logs[rows],
+        within=evidence.within[rows],
+        disturbed=evidence.disturbed[rows],
     )
 
 
@@ -264,6 +350,15 @@ def of_shape(outcomes: Sequence[Outcome], shape: str) -> list[Bin]:
     return bins([(one.claimed, one.is_best) for one in outcomes if one.shape == shape])
 
 
+def pair_counts(outcomes: Sequence[Outcome]) -> list[int]:
+    return sorted({pairs for one in outcomes for pairs, _ in one.widths})
+
+
+def median_width(outcomes: Sequence[Outcome], pairs: int | None = None) -> float:
+    """Of kvray's interval over the t interval of the same pairs; with `pairs`, of sweeps with as many."""
+    return float(np.median([width for one in outcomes for count, width in one.widths if pairs in (None, count)]))
+
+
 def share(flags: Sequence[bool]) -> float:
     return float(np.mean(flags))
 
@@ -295,6 +390,11 @@ def report(outcomes: Sequence[Outcome], best: Sequence[Bin], near: Sequence[Bin]
     covered = [covered for one in outcomes for covered in one.gains_covered]
     costs = [one.cost_of_choosing for one in outcomes]
     print(f"\nworst gap {worst_gap(best):.3f}; 95 % intervals of gains hold the true ones in {share(covered):.1%}")
+    print_table(
+        "Width of the gains' 95 % intervals, over that of the plain t interval of the same pairs",
+        ("pairs", "median"),
+        [(pairs, median_width(outcomes, pairs)) for pairs in pair_counts(outcomes)],
+    )
     print(f"choosing the leaner or simpler of ties costs at most {np.quantile(costs, 0.95):.2%} in 95 % of sweeps")
 
 

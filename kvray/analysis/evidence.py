@@ -24,6 +24,7 @@ _CONFIRM_ID = re.compile(r"confirm-(\d+)-")
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class Evidence:
         logs: N × 3 natural logarithms of TTFT (ms), decode throughput (tok/s) and peak (MiB; 0 where nobody has one),
             each the mean over the profile's cells of the logarithm of the median of the process's calm runs.
         within: N × 3 variances that `logs` have because a process's runs differ, as far as that was seen.
+        disturbed: N: whether the process lacks an undisturbed run of some cell. It is here because its candidate has no
+            better one, and tells nothing about the noise of others.
     """
 
     ids: tuple[str, ...]
@@ -46,6 +49,7 @@ class Evidence:
     rounds: Indices
     logs: Array
     within: Array
+    disturbed: Flags
 
     def restricted(self, ids: Iterable[str]) -> Evidence:
         """That of the candidates in `ids` alone."""
@@ -59,6 +63,7 @@ class Evidence:
             rounds=self.rounds[rows],
             logs=self.logs[rows],
             within=self.within[rows],
+            disturbed=self.disturbed[rows],
         )
 
 
@@ -91,6 +96,7 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
         rounds=np.array([number for pool in kept.values() for number in _rounds(pool)], dtype=np.int64),
         logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
         within=np.array([one.run_share * per_run for one in measured]).reshape(-1, len(METRICS)),
+        disturbed=np.array([not _is_calm(trial, profile) for _, trial in rows], dtype=np.bool_),
     )
 
 
@@ -138,12 +144,11 @@ def _run_logs(runs: Sequence[Run]) -> Array:
 
 
 def _calm(pool: tuple[TrialResult, ...], profile: WorkloadProfile) -> tuple[TrialResult, ...]:
-    calm = (
-        trial
-        for trial in pool
-        if all(any(not run.disturbed for run in _runs(trial, cell)) for cell in _cells(trial, profile))
-    )
-    return tuple(calm) or pool
+    return tuple(trial for trial in pool if _is_calm(trial, profile)) or pool
+
+
+def _is_calm(trial: TrialResult, profile: WorkloadProfile) -> bool:
+    return all(any(not run.disturbed for run in _runs(trial, cell)) for cell in _cells(trial, profile))
 
 
 def _calm_runs(trial: TrialResult, cell: Cell) -> Sequence[Run]:

@@ -43,13 +43,8 @@ class LogInterval:
 
 def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogInterval:
     """Where the mean over many fresh processes of the candidate lies."""
-    axis = _axis(metric)
     rows = evidence.owner == evidence.ids.index(candidate_id)
-    variances = process_variances(evidence, axis, paired=False) / rows.sum()
-    return LogInterval(
-        value=float(evidence.logs[rows, metric].mean()),
-        half_width=half_width_95(variances + evidence.within[rows, metric].sum() / rows.sum() ** 2),
-    )
+    return _weighted(evidence, rows / rows.sum(), metric, paired=False)
 
 
 def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int) -> LogInterval:
@@ -63,12 +58,7 @@ def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metri
     ours, theirs = (evidence.owner == evidence.ids.index(key) for key in (candidate_id, baseline_id))
     if pairs := paired_rounds(evidence, candidate_id, baseline_id):
         ours, theirs = (rows & np.isin(evidence.rounds, pairs) for rows in (ours, theirs))
-    share = ours / ours.sum() - theirs / theirs.sum()
-    variances = process_variances(evidence, _axis(metric)) * (share**2).sum()
-    return LogInterval(
-        value=float(share @ evidence.logs[:, metric]),
-        half_width=half_width_95(variances + float(share**2 @ evidence.within[:, metric])),
-    )
+    return _weighted(evidence, ours / ours.sum() - theirs / theirs.sum(), metric, paired=True)
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
@@ -79,7 +69,12 @@ def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> li
     return sorted((ours & theirs) - {SEARCH_ROUND})
 
 
-def _axis(metric: int) -> Array:
+def _weighted(evidence: Evidence, share: Array, metric: int, *, paired: bool) -> LogInterval:
+    """The interval of a weighted sum of processes, each with its candidate's noise."""
     axis = np.zeros(len(METRICS))
     axis[metric] = 1.0
-    return axis
+    between = process_variances(evidence, axis, paired=paired)[:, evidence.owner] @ share**2
+    return LogInterval(
+        value=float(share @ evidence.logs[:, metric]),
+        half_width=half_width_95(between + float(share**2 @ evidence.within[:, metric])),
+    )

@@ -66,17 +66,17 @@ class Standing:
 def standing_of(evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int) -> Standing:
     """The standing of `ids`, none of which may be without a process.
 
-    The model: a process measures its candidate's utility, plus what its round has in common, plus its own noise, whose
-    variance is believed as `process_variances` says. True utilities are normal around a mean and with a spread that are
-    fitted to all of `ids` (empirical Bayes), which takes back the luck of those that were measured best of many. Rounds
-    differ from each other as much as processes do.
+    The model: a process measures its candidate's utility, plus what its round has in common, plus its own noise.
+    `process_variances` says what is believed of each candidate's noise. True utilities are normal around a mean and
+    with a spread that are fitted to all of `ids` (empirical Bayes), which takes back the luck of those that were
+    measured best of many. Rounds differ from each other as much as the processes of a typical candidate do.
     """
     own = evidence.restricted(ids)
-    variances = process_variances(evidence, weights)
+    variances = process_variances(evidence, weights)[:, [evidence.ids.index(key) for key in own.ids]]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
     each = -(-draws // len(variances))
-    drawn = [_draw(own, values, within + variance, float(variance), each, generator) for variance in variances]
+    drawn = [_draw(own, values, within + one[own.owner], float(np.median(one)), each, generator) for one in variances]
     return Standing(ids=own.ids, utilities=np.concatenate(drawn, axis=1)[:, :draws])
 
 

@@ -14,8 +14,13 @@ UTILITY_IS_THROUGHPUT = np.array([0.0, 1.0, 0.0])
 
 
 def make_evidence(
-    processes: Mapping[str, Iterable[Process]], *, contenders: Iterable[str] | None = None, within: float = 0.0
+    processes: Mapping[str, Iterable[Process]],
+    *,
+    contenders: Iterable[str] | None = None,
+    within: float = 0.0,
+    disturbed: Iterable[str] = (),
 ) -> Evidence:
+    """All processes of the candidates in `disturbed` were."""
     rows = [(place, *one) for place, of in enumerate(processes.values()) for one in of]
     logs = np.log([row[2:] for row in rows])
     return Evidence(
@@ -25,6 +30,7 @@ def make_evidence(
         rounds=np.array([row[1] for row in rows]),
         logs=logs,
         within=np.full_like(logs, within),
+        disturbed=np.isin([row[0] for row in rows], [list(processes).index(key) for key in disturbed]),
     )
 
 

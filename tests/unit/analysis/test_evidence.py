@@ -82,7 +82,8 @@ def test_a_disturbed_process_counts_only_where_there_is_no_better_one() -> None:
     disturbed = replace(calm, runs=tuple(replace(run, ttft_ms=900.0, disturbed=True) for run in calm.runs))
     again = TrialResult(record=disturbed.record.with_(trial_id="again"), runs=disturbed.runs)
 
-    assert len(gather_evidence([disturbed], PROFILE).owner) == 1
+    assert gather_evidence([disturbed], PROFILE).disturbed.tolist() == [True]
+    assert gather_evidence([calm, again], PROFILE).disturbed.tolist() == [False]
     assert gather_evidence([calm, again], PROFILE).logs[:, TTFT] == pytest.approx(math.log(100.0))
 
 

@@ -83,3 +83,41 @@ def test_an_interval_holds_the_true_mean_in_95_of_100(processes: int) -> None:
         held.append(interval.low <= 50.0 <= interval.high)
 
     assert np.mean(held) == pytest.approx(0.95, abs=0.025)
+
+
+PAIRS = {"winner": [(1, 30.5), (2, 29.3), (3, 30.1)], "baseline": [(1, 71.5), (2, 72.9), (3, 68.2)]}
+"""Rounds and TTFT in ms."""
+PLAIN = 0.118
+"""Half the t interval of their three logarithmic ratios."""
+
+
+def gain_of_ttft(third: list[tuple[int, float]], *, disturbed: tuple[str, ...] = ()) -> float:
+    """Half width of the winner's gain beside a third candidate with these rounds and times."""
+    processes = {
+        key: [(place, ttft, 50.0, 1.0) for place, ttft in of] for key, of in (PAIRS | {"third": third}).items()
+    }
+    return gain_interval(make_evidence(processes, disturbed=disturbed), "winner", "baseline", TTFT).half_width
+
+
+def test_an_outlying_process_of_a_third_candidate_hardly_widens_a_gain() -> None:
+    alone = gain_of_ttft([(0, 40.0)])
+    torn = gain_of_ttft([(1, 40.0), (2, 80.0), (3, 40.4)])
+
+    assert torn < 1.35 * alone
+    assert torn < PLAIN
+
+
+def test_disturbed_processes_of_others_tell_nothing_about_a_gain() -> None:
+    alone = gain_of_ttft([(0, 40.0)])
+
+    assert gain_of_ttft([(0, 40.0), (0, 80.0), (0, 35.0)], disturbed=("third",)) == pytest.approx(alone, rel=1e-3)
+    assert gain_of_ttft([(1, 40.0), (2, 80.0), (3, 35.0)], disturbed=("third",)) < 1.1 * alone
+
+
+def test_an_outlying_process_of_its_own_widens_an_interval() -> None:
+    calm, torn = (
+        metric_interval(of_throughputs({"a": values, "b": [40.0, 40.2, 39.9, 40.1]}, confirmed=False), "a", DECODE)
+        for values in ([50.0, 50.3, 49.8, 50.1], [50.0, 50.3, 35.0, 50.1])
+    )
+
+    assert torn.half_width > 4 * calm.half_width
