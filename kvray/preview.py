@@ -14,7 +14,7 @@ from kvray.engines.offline import is_offline_environment
 from kvray.errors import NoCandidatesError, SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, free_memory_mib, load_hardware, save_hardware
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
-from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads
+from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads, quota_threads
 from kvray.probes.gpu import visible_gpus
 from kvray.space.constraints import Rule, SpaceFacts
 from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
@@ -159,7 +159,7 @@ def _local_device(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceTyp
 def _threads(config: TuneConfig) -> int | None:
     """Of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
     if config.slots is None or config.slots == 1:
-        return openmp_threads()
+        return openmp_threads() or quota_threads()
     return openmp_threads() or max(1, available_cpus() // config.slots)
 
 

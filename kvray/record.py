@@ -172,6 +172,7 @@ class TrialRecord:
         fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
             those with the same one are ranked together. `None` in older records, which have the sweep's first one.
         niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
+        cpu_quota: CPUs' worth of time that its control groups allow (`probes.cgroups`); `None` without such a limit.
     """
 
     run_id: str
@@ -259,6 +260,7 @@ class TrialRecord:
     niceness: int | None = None
     threads: int | None = None
     cpus: int | None = None
+    cpu_quota: float | None = None
     gpu_clock_mhz: float | None = None
     gpu_temperature_c: float | None = None
     gpu_power_w: float | None = None

@@ -19,7 +19,7 @@ from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep, requested_model
-from kvray.probes.cpu import openmp_threads
+from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role
 from kvray.recorder import Recorder, SearchObserver
 from kvray.result import TuneResult
@@ -172,7 +172,11 @@ class TuningSearch:
             preview = preview_sweep(config, adapter)
             warn_of_closed_cache()
             slots = plan_slots(
-                ray.nodes(), device=preview.device.device, slots=config.slots, user_threads=openmp_threads()
+                ray.nodes(),
+                device=preview.device.device,
+                slots=config.slots,
+                user_threads=openmp_threads(),
+                quota_threads=quota_threads() if config.address is None else None,
             )
             attempt = prepare_attempt(
                 store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvray.config import TuneConfig
 from kvray.errors import OutputError, first_line
 from kvray.preview import detect_device
-from kvray.probes.company import announced_sweep, disturbers
+from kvray.probes.company import announced_sweep, disturbers, quota_notes
 from kvray.redaction import redact
 from kvray.store.parquet import ResultsStore
 
@@ -26,7 +26,7 @@ def company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
         return
     device = detect_device(config.device).device
     with announced_sweep(device, run_id) as others:
-        for sentence in (*others, *disturbers(device)):
+        for sentence in (*quota_notes(), *others, *disturbers(device)):
             _logger.warning("%s", sentence)
         yield
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from kvray.candidate import DeviceType
 from kvray.config import cache_dir
-from kvray.probes import cpu, gpu
+from kvray.probes import cgroups, cpu, gpu
+from kvray.probes.cpu_load import OtherLoad
 from kvray.probes.disturbance import DISTURBING_SHARE
 from kvray.probes.gpu import GpuInfo
 from kvray.probes.holds import HeldError, hold, holder_of
@@ -33,6 +34,26 @@ _PROBLEMS = (OSError, RuntimeError)  # the latter: no home folder
 def disturbers(device: DeviceType) -> tuple[str, ...]:
     """A sentence for all that keeps `device` busy, asked before anything of ours runs. Takes up to `SAMPLE_S`."""
     return busy_gpus() if device is DeviceType.CUDA else busy_cpus()
+
+
+def quota_notes() -> tuple[str, ...]:
+    """A sentence where a CPU quota leaves fewer CPUs than this process sees: what it means for trials."""
+    quota, threads, chosen = cgroups.cpu_quota(), cpu.quota_threads(), cpu.openmp_threads()
+    if quota is None or threads is None:
+        return ()
+    given = f"The CPU quota of this control group is {quota:g} of the {cpu.visible_cpus()} CPUs that are visible"
+    if chosen is not None and chosen > threads:
+        stopped = "runs will be stopped by the quota and count as disturbed"
+        return (f"{given}, and OMP_NUM_THREADS={chosen} asks for more: {stopped}. Set OMP_NUM_THREADS={threads}.",)
+    if quota < 1:
+        return (f"{given}, less than one thread needs: every run will be stopped by it and count as disturbed.",)
+    if chosen is not None:
+        return ()
+    counted = "1 thread" if threads == 1 else f"{threads} threads"
+    return (
+        f"{given}: every trial computes with {counted}, because the quota would stop more. Set OMP_NUM_THREADS="
+        f"{threads} where the model is used, too; what you set here is kept.",
+    )
 
 
 def busy_gpus(cuda_visible_devices: str | None = None, *, own_pids: Sequence[int] = ()) -> tuple[str, ...]:
@@ -65,9 +86,9 @@ def _use_of(one: GpuInfo, own: set[int]) -> list[str]:
 
 def busy_cpus(sample_s: float = SAMPLE_S) -> tuple[str, ...]:
     """A sentence if other programs keep the CPUs busy."""
-    load = cpu.OtherLoad()
+    load = OtherLoad()
     time.sleep(sample_s)
-    return describe_cpu_load(load.cpus(), cpu.available_cpus(), cpu.machine_cpus())
+    return describe_cpu_load(load.cpus(), cpu.wanted_cpus(), cpu.machine_cpus())
 
 
 def describe_cpu_load(used: float | None, wanted: int, there: int) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Everything is read right before and right after a run, by the thread that measures: a sampling thread would take the
 interpreter's lock from the very loop that is timed. So what comes and goes within a run is not seen, unless it leaves a
-trace in a counter (CPU time, energy) or in the state after it (throttling, clocks, processes).
+trace in a counter (waiting for a CPU, CPU time, energy) or in the state after it (throttling, clocks, processes).
 
 Whose process is whose: where NVML lists this process, all others but its children are foreign. In a container with
 process ids of its own it does not (see `kvray.probes.gpu`). Then a process that was on the GPU before this trial
@@ -21,12 +21,16 @@ from dataclasses import dataclass
 import psutil
 
 from kvray.candidate import DeviceType
-from kvray.probes import cpu, gpu
+from kvray.probes import cgroups, cpu, gpu
+from kvray.probes.cpu_load import OtherLoad, OwnThreads, Waited
 from kvray.probes.gpu import ClockEvent, GpuInfo
 
 DISTURBING_SHARE = 0.15
 """A second program that computes on the same two cores was seen to slow a generation ten times; an idle machine with
 Ray and a driver that draws its progress uses a few per cent."""
+DISTURBING_WAIT = 0.10
+"""Of a run's time, for which a thread had no CPU. On an idle machine threads were seen to wait for less than 1 % of it,
+beside one other program that computes for 40 % and more (docs/quiet.md)."""
 CPUS_BESIDE_A_GPU = 2
 """What a process needs that feeds a GPU: one to launch kernels, one for all its other threads."""
 GPU_CLOCK_FALL = 0.10
@@ -69,7 +73,9 @@ class TrialWatch:
         is_cuda = device is DeviceType.CUDA
         self._gpus = gpu.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if is_cuda else ()
         self._watches_cpu_clock = not is_cuda
-        self._wanted_cpus = min(CPUS_BESIDE_A_GPU, cpu.available_cpus()) if is_cuda else cpu.available_cpus()
+        self._wanted_cpus = min(CPUS_BESIDE_A_GPU, cpu.wanted_cpus()) if is_cuda else cpu.wanted_cpus()
+        self._quotas = cgroups.quota_folders()
+        self._others = OtherLoad()
         self._were_there = self._processes()
         self._highest_mhz: dict[str, float] = {}
         self._clocks_mhz: list[float] = []
@@ -111,12 +117,27 @@ class TrialWatch:
         unknown = {"another process computes on the same GPU"} if len(new) > len(tree) else set()
         return frozenset(unknown | {_on_the_gpu(pid) for pid in listed - new})
 
+    def start_cpus(self) -> OwnThreads:
+        """Begin to watch who has the CPUs."""
+        self._others.mark()
+        return OwnThreads(self._quotas)
+
+    def taken_cpus(self, own: OwnThreads) -> list[str]:
+        """A sentence for each way in which the process lacked a CPU since `start_cpus`."""
+        waited = own.waited() or Waited(for_others=0.0, for_quota=0.0)
+        reasons = [self.other_programs(self._others.cpus())]
+        if reasons[0] is None and waited.for_others > DISTURBING_WAIT:
+            reasons.append(f"other programs kept a thread from a CPU for {waited.for_others * 100:.0f} % of the run")
+        if waited.for_quota > DISTURBING_WAIT:
+            reasons.append(f"the CPU quota stopped a thread for {waited.for_quota * 100:.0f} % of the run")
+        return [reason for reason in reasons if reason]
+
     def other_programs(self, used_cpus: float | None) -> str | None:
         """The reason, if other programs that kept `used_cpus` CPUs busy took from those that the process wants.
 
         On a machine with more CPUs than that, others use the spare ones first.
         """
-        total = max(psutil.cpu_count() or 1, self._wanted_cpus)
+        total = max(cpu.machine_cpus(), self._wanted_cpus)
         if used_cpus is None or used_cpus - (total - self._wanted_cpus) <= DISTURBING_SHARE * self._wanted_cpus:
             return None
         return f"other programs used {used_cpus:.1f} of {total} CPUs"
@@ -170,17 +191,17 @@ class RunWatch:
         self._trial = trial
         self._reasons = trial.throttling() | trial.foreign_processes()
         self._energy_mj = trial.energy_mj()
-        self._others = cpu.OtherLoad()
+        self._own_threads = trial.start_cpus()
 
     def finish(self) -> Conditions:
         """Call it once, right after the run."""
         trial = self._trial
-        load = trial.other_programs(self._others.cpus())
+        taken = trial.taken_cpus(self._own_threads)
         energy_j = self._energy_j(trial.energy_mj())
         fallen = trial.fallen_clocks()
         after = trial.throttling() | trial.foreign_processes()
         trial.note_device_state()
-        reasons = [*([load] if load else []), *sorted(self._reasons | after), *fallen]
+        reasons = [*taken, *sorted(self._reasons | after), *fallen]
         return Conditions(disturbance="; ".join(reasons) or None, energy_j=energy_j)
 
     def _energy_j(self, now_mj: int | None) -> float | None:

@@ -113,6 +113,7 @@ TRIALS_SCHEMA = pa.schema(
         ("niceness", _INT),
         ("threads", _INT),
         ("cpus", _INT),
+        ("cpu_quota", _FLOAT),
         ("gpu_clock_mhz", _FLOAT),
         ("gpu_temperature_c", _FLOAT),
         ("gpu_power_w", _FLOAT),

@@ -50,11 +50,17 @@ def plan_slots(
     slots: int | None,
     gpus_per_trial: int = 1,
     user_threads: int | None = None,
+    quota_threads: int | None = None,
 ) -> SlotPlan:
     """Divide `nodes` (what Ray has on each machine) into slots; by default one per GPU, or one on a CPU.
 
     With one slot a trial has a whole machine, like a user's own process. With more, CPUs and threads are divided so
     that each slot has as many as possible. A slot never spans machines.
+
+    Args:
+        user_threads: what the user has set for each trial's process, whatever is left for it.
+        quota_threads: those that a CPU quota of this machine leaves room for; `None` without one, and on a cluster,
+            where each slot looks for itself.
 
     Raises:
         SweepError: there is not enough for a single slot, or not for as many as asked.
@@ -80,7 +86,7 @@ def plan_slots(
         slots=wanted,
         cpus_per_slot=float(share),
         gpus_per_slot=gpus_per_slot,
-        threads=user_threads or (None if wanted == 1 else share),
+        threads=user_threads or (quota_threads if wanted == 1 else share),
         follows_nodes=bool(gpus_per_slot) and slots is None,
     )
 

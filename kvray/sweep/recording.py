@@ -111,6 +111,7 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         pid=facts.pid,
         niceness=facts.niceness,
         cpus=facts.cpus,
+        cpu_quota=facts.cpu_quota,
         busy_s=facts.busy_s,
         load_s=facts.load_s,
         compile_s=facts.compile_s,

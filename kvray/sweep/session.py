@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
+from kvray.probes.cpu import available_cpus
 from kvray.sweep.guardian import Guardian, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
@@ -189,6 +190,7 @@ class RaySession:
             ):
                 ray.init(
                     address="local",
+                    num_cpus=available_cpus(),
                     _system_config=dict(_PRIVATE_RAY),
                     _temp_dir=folder,
                     **imports,

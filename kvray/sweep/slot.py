@@ -20,6 +20,7 @@ from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
 from kvray.engines.base import EngineAdapter
 from kvray.engines.offline import OFFLINE_ENVIRONMENT
+from kvray.probes.cpu import quota_threads
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
@@ -53,7 +54,7 @@ class TrialOrder:
 
     Attributes:
         threads: intra-op threads for the measurement process; `None` leaves the choice to its library, as in a user's
-            own process.
+            own process, unless a CPU quota where the slot runs leaves room for fewer.
         scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
             slot makes one of its own.
         attempt: 1, or higher where the slots of earlier attempts at this very trial died.
@@ -169,11 +170,12 @@ def _shorten_socket_folder() -> None:
 
 
 def _set_process_environment(order: TrialOrder) -> None:
-    """Ray caps a worker's threads at its share of CPUs; a user's own process has no such cap."""
-    if order.threads is None:
+    """Ray caps a worker's threads at its share of CPUs; a user's own process has no such cap, but perhaps a quota."""
+    threads = order.threads or quota_threads()
+    if threads is None:
         os.environ.pop("OMP_NUM_THREADS", None)
     else:
-        os.environ["OMP_NUM_THREADS"] = str(order.threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     # NVML numbers GPUs by bus; CUDA does so only when told, and Ray hands out such numbers.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     for name, value in order.adapter.process_environment().items():

@@ -32,6 +32,7 @@ class TrialFacts:
     host: str
     niceness: int
     cpus: int
+    cpu_quota: float | None = None
     load_s: float | None = None
     first_call_s: float | None = None
     warmup_s: float = 0.0

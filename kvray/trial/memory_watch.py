@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from kvray.probes.cpu import MIB, available_memory_mib, kernel_oom_kills, total_memory_mib
+from kvray.probes.cgroups import MIB, kernel_oom_kills
+from kvray.probes.cpu import available_memory_mib, total_memory_mib
 
 SMALLEST_MIB = 256.0
 """A trial that holds less is not why the memory is gone, and its end would not bring it back."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from kvray.candidate import DeviceType
 from kvray.engines.base import EngineAdapter, LoadedModel, OutOfMemoryError, SubstitutedError, UnsupportedError
 from kvray.errors import first_line
+from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import available_cpus
 from kvray.probes.disturbance import TrialWatch
 from kvray.record import Phase, Run
@@ -60,6 +61,7 @@ class TrialProtocol:
             host=socket.gethostname(),
             niceness=os.getpriority(os.PRIO_PROCESS, 0),
             cpus=available_cpus(),
+            cpu_quota=cpu_quota(),
         )
         self._spec = spec
         self._adapter = adapter

@@ -10,7 +10,8 @@ import pynvml
 import pytest
 
 from kvray.candidate import DeviceType
-from kvray.probes.company import announced_sweep, busy_cpus, busy_gpus, describe_cpu_load
+from kvray.probes import cgroups, cpu
+from kvray.probes.company import announced_sweep, busy_cpus, busy_gpus, describe_cpu_load, quota_notes
 from kvray.probes.gpu import MIB, GpuInfo
 from kvray.probes.holds import hold
 
@@ -152,3 +153,34 @@ def test_without_a_cache_folder_that_can_be_written_nothing_is_said(cache: Path)
     cache.write_text("in the way")
     with announced_sweep(DeviceType.CPU, "run-a") as others:
         assert others == ()
+
+
+@pytest.mark.parametrize(
+    ("quota", "chosen", "told"),
+    [
+        (None, "", None),
+        (4.0, "", None),
+        (1.0, "1", None),
+        (
+            1.5,
+            "",
+            "quota of this control group is 1.5 of the 4 CPUs that are visible: every trial computes with 1 thread",
+        ),
+        (
+            2.0,
+            "",
+            "every trial computes with 2 threads, because the quota would stop more. Set OMP_NUM_THREADS=2 where",
+        ),
+        (1.0, "4", "and OMP_NUM_THREADS=4 asks for more: runs will be stopped by the quota and count as disturbed."),
+        (0.5, "", "is 0.5 of the 4 CPUs that are visible, less than one thread needs: every run will be stopped by it"),
+    ],
+)
+def test_one_line_says_what_a_cpu_quota_means(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, chosen: str, told: str | None
+) -> None:
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "visible_cpus", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    notes = quota_notes()
+    assert len(notes) == (told is not None)
+    assert all(told in note for note in notes if told)

@@ -1,4 +1,4 @@
-"""CPU, memory, priority and peak RSS, asked of the real system; cgroup limits from files laid out as by the kernel."""
+"""CPU, memory, priority and peak RSS, asked of the real system."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
-from pathlib import Path
 
 import psutil
 import pytest
 
-from kvray.probes import cpu
+from kvray.probes import cgroups, cpu
 
 pytestmark = pytest.mark.spawns
 
@@ -144,108 +142,34 @@ def test_the_fastest_core_s_clock_is_told_or_nothing(monkeypatch: pytest.MonkeyP
     assert cpu.clock_mhz() is None
 
 
-def lay_out(mount: Path, own: str, files: dict[str, str]) -> Path:
-    """A cgroup mount under `mount` and a `/proc/self/cgroup` with the lines of `own`."""
-    for name, content in files.items():
-        path = mount / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content + "\n")
-    mount.mkdir(exist_ok=True)
-    (mount / "self").write_text(own)
-    return mount / "self"
-
-
-V2, V1 = "0::/pod/app\n", "5:memory:/pod/app\n4:cpu,cpuacct:/pod/app\n"
+def quota_of(monkeypatch: pytest.MonkeyPatch, quota: float | None, *, visible: int, chosen: str = "") -> None:
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "visible_cpus", lambda: visible)
+    monkeypatch.setenv("OMP_NUM_THREADS", chosen)
 
 
 @pytest.mark.parametrize(
-    ("own", "files", "quotas"),
+    ("quota", "visible", "threads", "available"),
     [
-        (V2, {"pod/app/cpu.max": "150000 100000"}, [1.5]),
-        (V2, {"pod/app/cpu.max": "max 100000", "pod/cpu.max": "200000 100000"}, [2.0]),
-        (V2, {"cpu.max": "50000 100000"}, [0.5]),
-        (V2, {"pod/app/cpu.max": "max 100000"}, []),
-        (V2, {}, []),
-        (V1, {"cpu/pod/app/cpu.cfs_quota_us": "300000", "cpu/pod/app/cpu.cfs_period_us": "100000"}, [3.0]),
-        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
+        (None, 2, None, 2),
+        (1.0, 2, 1, 1),
+        (1.9, 2, 1, 1),
+        (0.3, 2, 1, 1),
+        (2.0, 2, None, 2),
+        (8.0, 2, None, 2),
+        (3.5, 64, 3, 3),
     ],
 )
-def test_cpu_quotas_are_found_in_the_own_cgroup_and_above(
-    tmp_path: Path, own: str, files: dict[str, str], quotas: list[float]
+def test_a_quota_below_the_visible_cpus_leaves_room_for_one_thread_per_whole_cpu(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, visible: int, threads: int | None, available: int
 ) -> None:
-    folders = cpu._cgroup_folders("cpu", lay_out(tmp_path, own, files), tmp_path)
-    assert [quota for folder in folders if (quota := cpu._cpu_quota(folder)) is not None] == quotas
+    quota_of(monkeypatch, quota, visible=visible)
+    assert (cpu.quota_threads(), cpu.available_cpus()) == (threads, available)
 
 
-@pytest.mark.parametrize(
-    ("own", "files", "limits"),
-    [
-        (V2, {"pod/memory.max": str(2**30), "pod/app/memory.max": "max"}, [1024.0]),
-        (V1, {"memory/pod/app/memory.limit_in_bytes": str(2**29)}, [512.0]),
-        (V2, {}, []),
-    ],
-)
-def test_memory_limits_are_found_in_the_own_cgroup_and_above(
-    tmp_path: Path, own: str, files: dict[str, str], limits: list[float]
+@pytest.mark.parametrize(("chosen", "wanted"), [("", 4), ("1", 1), ("9", 4)])
+def test_a_measurement_wants_a_cpu_for_each_of_its_threads_as_far_as_there_are(
+    monkeypatch: pytest.MonkeyPatch, chosen: str, wanted: int
 ) -> None:
-    folders = cpu._cgroup_folders("memory", lay_out(tmp_path, own, files), tmp_path)
-    assert [limit for folder in folders if (limit := cpu._memory_limit_mib(folder)) is not None] == limits
-
-
-def test_a_system_without_cgroups_limits_nothing(tmp_path: Path) -> None:
-    assert cpu._cgroup_folders("cpu", tmp_path / "none", tmp_path) == []
-
-
-BUSY = "import time\nend = time.time() + 3\nwhile time.time() < end: pass"
-
-
-def test_a_program_beside_this_one_shows_as_the_load_of_others() -> None:
-    with subprocess.Popen([sys.executable, "-c", BUSY]) as other:
-        time.sleep(0.5)
-        load = cpu.OtherLoad()
-        time.sleep(1.0)
-        seen = load.cpus()
-        other.kill()
-    assert seen is not None
-    assert seen > 0.2, "one busy loop, however many others share the machine"
-
-
-def test_this_program_is_not_its_own_disturbance() -> None:
-    load = cpu.OtherLoad()
-    own = os.times()
-    end = time.perf_counter() + 0.5
-    while time.perf_counter() < end:
-        pass
-    spent = os.times().user - own.user
-    seen = load.cpus()
-    assert seen is not None
-    total = psutil.cpu_count() or 1
-    assert seen <= total - spent / 0.6, "its own seconds are not among those of others"
-
-
-def test_what_is_over_in_a_moment_is_not_judged() -> None:
-    assert cpu.OtherLoad().cpus() is None
-
-
-@pytest.mark.parametrize(
-    ("files", "kills"),
-    [
-        ({"g/memory.events": "low 0\nmax 9\noom 5\noom_kill 4\noom_group_kill 0\n"}, 4),
-        ({"g/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", "memory.events": "oom_kill 7"}, 2),
-        ({"memory.events": "oom 8\noom_kill 7\n"}, 7),
-        ({"vmstat": "nr_free_pages 12\noom_kill 3\n"}, 3),
-        ({"vmstat": "nr_free_pages 12\n"}, None),
-        ({}, None),
-    ],
-)
-def test_the_kernels_kills_are_counted_where_it_tells(tmp_path: Path, files: dict[str, str], kills: int | None) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu._oom_kills([tmp_path / "g", tmp_path], tmp_path / "vmstat") == kills
-
-
-@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="Linux tells them")
-def test_a_linux_tells_the_kernels_kills() -> None:
-    assert (cpu.kernel_oom_kills() or 0) >= 0
-    assert cpu.kernel_oom_kills() is not None
+    quota_of(monkeypatch, None, visible=4, chosen=chosen)
+    assert cpu.wanted_cpus() == wanted

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from kvray.candidate import DeviceType
-from kvray.probes import cpu, gpu
+from kvray.probes import cgroups, cpu, gpu
+from kvray.probes.cpu_load import OtherLoad, OwnThreads, Waited
 from kvray.probes.disturbance import DeviceState, TrialWatch
 from kvray.probes.gpu import ClockEvent, GpuInfo
 
@@ -49,6 +50,8 @@ class Machine:
     available_cpus: int = 2
     total_cpus: int = 2
     cpu_mhz: float | None = 3000.0
+    waited: Waited | None = None
+    chosen_threads: int | None = None
 
     def count_energy(self) -> int | None:
         if self.energy_mj is not None:
@@ -72,8 +75,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(gpu, name, answer)
     monkeypatch.setattr(cpu, "available_cpus", lambda: machine.available_cpus)
     monkeypatch.setattr(cpu, "clock_mhz", lambda: machine.cpu_mhz)
-    monkeypatch.setattr(cpu.OtherLoad, "cpus", lambda self: machine.others_cpus)
-    monkeypatch.setattr(psutil, "cpu_count", lambda: machine.total_cpus)
+    monkeypatch.setattr(cpu, "openmp_threads", lambda: machine.chosen_threads)
+    monkeypatch.setattr(cpu, "machine_cpus", lambda: machine.total_cpus)
+    monkeypatch.setattr(cgroups, "quota_folders", lambda: ())
+    monkeypatch.setattr(OtherLoad, "cpus", lambda self: machine.others_cpus)
+    monkeypatch.setattr(OwnThreads, "waited", lambda self: machine.waited)
     monkeypatch.setattr("kvray.probes.disturbance._own_processes", lambda: {OURS, *machine.children})
     return machine
 
@@ -112,6 +118,39 @@ def test_others_disturb_when_they_take_a_good_part_of_the_cpus_that_a_run_may_us
 ) -> None:
     machine.others_cpus, machine.available_cpus, machine.total_cpus = others, available, total
     assert disturbance(watch_on(machine, device)) == reason
+
+
+@pytest.mark.parametrize("device", list(DeviceType))
+@pytest.mark.parametrize(
+    ("for_others", "for_quota", "reason"),
+    [
+        (0.09, 0.09, None),
+        (0.23, 0.0, "other programs kept a thread from a CPU for 23 % of the run"),
+        (0.01, 0.48, "the CPU quota stopped a thread for 48 % of the run"),
+    ],
+)
+def test_a_thread_that_waited_for_a_cpu_has_been_disturbed_however_short_the_run(
+    machine: Machine, device: DeviceType, for_others: float, for_quota: float, reason: str | None
+) -> None:
+    machine.others_cpus, machine.waited = None, Waited(for_others=for_others, for_quota=for_quota)
+    assert disturbance(watch_on(machine, device)) == reason
+
+
+def test_what_others_used_is_told_rather_than_how_long_that_made_a_thread_wait(machine: Machine) -> None:
+    machine.others_cpus, machine.waited = 0.9, Waited(for_others=0.4, for_quota=0.3)
+    assert disturbance(watch_on(machine, DeviceType.CPU)) == (
+        "other programs used 0.9 of 2 CPUs; the CPU quota stopped a thread for 30 % of the run"
+    )
+
+
+def test_others_may_use_the_cpus_that_a_trials_threads_do_not_want(machine: Machine) -> None:
+    """One thread under a quota, or by the user's choice, on a machine that shows two CPUs."""
+    machine.others_cpus, machine.available_cpus = 1.0, 1
+    assert disturbance(watch_on(machine, DeviceType.CPU)) is None
+    machine.available_cpus, machine.chosen_threads = 2, 1
+    assert disturbance(watch_on(machine, DeviceType.CPU)) is None
+    machine.others_cpus = 1.6
+    assert disturbance(watch_on(machine, DeviceType.CPU)) == "other programs used 1.6 of 2 CPUs"
 
 
 def test_other_trials_on_other_gpus_do_not_disturb_while_cpus_are_left(machine: Machine) -> None:

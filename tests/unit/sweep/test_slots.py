@@ -31,6 +31,12 @@ def test_a_user_s_own_thread_count_wins() -> None:
     assert plan(8, slots=4, threads=5).threads == 5
 
 
+def test_threads_follow_a_cpu_quota_unless_they_are_divided_or_the_user_has_chosen() -> None:
+    assert on([{"CPU": 2.0}], quota_threads=2).threads == 2
+    assert on([{"CPU": 2.0}], quota_threads=2, slots=2).threads == 1
+    assert on([{"CPU": 2.0}], quota_threads=2, user_threads=4).threads == 4
+
+
 def test_each_gpu_is_a_slot() -> None:
     divided = plan(8, 4, device=DeviceType.CUDA)
     assert (divided.slots, divided.gpus_per_slot, divided.cpus_per_slot) == (4, 1, 2.0)

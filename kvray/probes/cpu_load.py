@@ -1,0 +1,128 @@
+"""How long a process had to do without a CPU that it wanted, and how many CPUs others kept busy meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from kvray.probes import cgroups, cpu
+
+SHORTEST_LOAD_S = 0.2
+"""Twenty ticks of the kernel's clock; what others used in less is not known."""
+_TASKS = Path("/proc/self/task")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waited:
+    """How long the most hindered thread of this process wanted a CPU and had none, as a share of the time that passed.
+
+    The others mostly wait for that one: a layer is done when its last part is.
+
+    Attributes:
+        for_others: while other programs had the CPUs.
+        for_quota: while a cgroup's CPU quota was used up.
+    """
+
+    for_others: float
+    for_quota: float
+
+
+class OwnThreads:
+    """The waiting of this process's threads since this was made.
+
+    Linux counts for each thread, to the nanosecond, how long it was ready to run and had no CPU, be it for other
+    programs or for a quota that was used up. So a run of a millisecond is judged as truly as one of a minute.
+
+    Args:
+        quotas: folders of this process's control groups that have a CPU quota.
+    """
+
+    def __init__(self, quotas: Sequence[Path] = (), *, tasks: Path = _TASKS) -> None:
+        self._quotas = quotas
+        self._tasks = tasks
+        self._before = _waits_ns(tasks)
+        self._throttled_s = cgroups.throttled_s(quotas)
+        self._started, self._ran_s = time.perf_counter(), time.process_time()
+
+    def waited(self) -> Waited | None:
+        """`None` where the system counts neither waiting nor throttling."""
+        passed_s, ran_s = time.perf_counter() - self._started, time.process_time() - self._ran_s
+        now, throttled_s = _waits_ns(self._tasks), cgroups.throttled_s(self._quotas)
+        throttled = 0.0 if throttled_s is None or self._throttled_s is None else throttled_s - self._throttled_s
+        if now is None or self._before is None:
+            return None if throttled_s is None else Waited(for_others=0.0, for_quota=throttled / passed_s)
+        waited_s = max((ns - self._before.get(name, 0) for name, ns in now.items()), default=0) / 1e9
+        unused_s = cpu.visible_cpus() * passed_s - ran_s
+        return waited_of(waited_s, unused_s=unused_s, throttled_s=throttled, passed_s=passed_s)
+
+
+def waited_of(waited_s: float, *, unused_s: float, throttled_s: float, passed_s: float) -> Waited:
+    """What `waited_s` seconds without a CPU, of `passed_s`, were for.
+
+    Threads that are more than the CPUs wait for each other, and nobody else keeps them: that shows in `unused_s`, the
+    CPU time that their process might have had and did not use.
+    """
+    lost_s = min(waited_s, max(0.0, unused_s))
+    for_quota_s = min(lost_s, throttled_s)
+    return Waited(for_others=(lost_s - for_quota_s) / passed_s, for_quota=for_quota_s / passed_s)
+
+
+def _waits_ns(tasks: Path) -> dict[str, int] | None:
+    """Nanoseconds that each thread has waited; `None` where the kernel does not count: there are no such files, or they
+    are all zeros. Source: Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat."""
+    stats = dict(_schedstats(tasks))
+    return {name: waited for name, (_, waited) in stats.items()} if any(ran for ran, _ in stats.values()) else None
+
+
+def _schedstats(tasks: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Of each thread the nanoseconds that it ran and waited."""
+    for file in tasks.glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # the thread has just ended, or the kernel does not count
+            ran, waited, _ = file.read_text(encoding="ascii").split()
+            yield file.parent.name, (int(ran), int(waited))
+
+
+class OtherLoad:
+    """CPUs that all but this process kept busy: other programs, and what a hypervisor withheld.
+
+    The kernel counts in ticks, so that a short stretch of time tells nothing: it is judged by the latest
+    `SHORTEST_LOAD_S` before its end, as far back as this was asked.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, float]] = deque()
+        self.mark()
+
+    def mark(self) -> None:
+        """A stretch of time begins now."""
+        now = time.perf_counter()
+        self._marks.append((now, _machine_busy_s() - _own_busy_s()))
+        while len(self._marks) > 1 and now - self._marks[1][0] >= SHORTEST_LOAD_S:
+            self._marks.popleft()
+
+    def cpus(self) -> float | None:
+        """Average since the last mark; `None` while nothing is known of the latest `SHORTEST_LOAD_S`."""
+        now, busy_s = time.perf_counter(), _machine_busy_s() - _own_busy_s()
+        for started, before in reversed(self._marks):
+            if now - started >= SHORTEST_LOAD_S:
+                return max(0.0, busy_s - before) / (now - started)
+        return None
+
+
+def _machine_busy_s() -> float:
+    """Seconds of all CPUs together that were not idle; guest time is part of user time already. Source: proc(5)."""
+    times = psutil.cpu_times()
+    names = ("user", "nice", "system", "irq", "softirq", "steal")
+    return float(sum(getattr(times, name, 0.0) for name in names))
+
+
+def _own_busy_s() -> float:
+    times = os.times()
+    return times.user + times.system
