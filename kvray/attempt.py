@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from kvray.config import TuneConfig
+from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter
 from kvray.preview import Preview
 from kvray.probes.environment import capture_environment, kvray_version
 from kvray.redaction import redact
-from kvray.store.fingerprint import SweepFingerprint
+from kvray.store.fingerprint import SweepFingerprint, judgement_differences
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import Recall, asks_nothing_new, first_attempt, further_attempt, recall
 from kvray.sweep.driver import SlotPlan
+from kvray.workload import WorkloadProfile
 
+_logger = logging.getLogger("kvray.attempt")
 RANDOM_WEIGHTS_NOTE = (
     "Random weights: speed and memory are real, quality is not; it is recorded, and its limit is not enforced."
 )
@@ -55,13 +58,24 @@ def prepare_attempt(
     candidates = len(preview.space.candidates)
     if config.resume is None:
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
-    old, results = store.read_manifest(run_id), store.read(run_id)
+    old, results = store.read_manifest(run_id).judged_by(), store.read(run_id)
     manifest = further_attempt(old, new, fingerprint, candidates=candidates, results=results, force=config.force)
-    found = recall(manifest, results, config.retry)
+    found = recall(manifest, results, config.retry, reopens_stopped=not _reconsiders_stopped(config))
+    _tell_of_new_judgement(old.profile, manifest.profile)
     space = {candidate.candidate_id for candidate in preview.space.candidates}
     if asks_nothing_new(manifest, found, results, space):
         manifest = manifest.ended(manifest.session_started_at)
     return Attempt(manifest=manifest, recall=found)
+
+
+def _reconsiders_stopped(config: TuneConfig) -> bool:
+    """Whether the search's model looks again at what was stopped, and has it confirmed where it may be the best."""
+    return config.search is SearchStrategy.MODEL and config.confirm_rounds > 0
+
+
+def _tell_of_new_judgement(before: WorkloadProfile, now: WorkloadProfile) -> None:
+    if told := judgement_differences(before, now):
+        _logger.warning("What was measured before is judged anew: %s.", "; ".join(told))
 
 
 def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan) -> SweepFingerprint:

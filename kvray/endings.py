@@ -77,16 +77,22 @@ def _shown(keeper: RecordKeeper) -> str:
 
 def no_winner(result: TuneResult) -> KvrayError:
     """The error of a sweep in which nothing can be ranked."""
-    nearest = nearest_misses(result.analysis.ranking, result.manifest.profile.limits)
+    return limits_missed(result) or AllTrialsFailedError(
+        f"No candidate was measured completely: {_failures(result.results)}.",
+        hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+    )
+
+
+def limits_missed(result: TuneResult) -> LimitsMissedError | None:
+    """The error of a sweep in which candidates were measured and none keeps the limits; `None` for any other sweep."""
+    profile, ranking = result.manifest.profile, result.analysis.ranking
+    nearest = () if ranking.entries else nearest_misses(ranking, profile.limits)
     if not nearest:
-        return AllTrialsFailedError(
-            f"No candidate was measured completely: {_failures(result.results)}.",
-            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
-        )
+        return None
     told = " ".join(f"{place}. {near.record.candidate.label}: {near.text}." for place, near in enumerate(nearest, 1))
     return LimitsMissedError(
-        f"No candidate keeps the limits of profile {result.manifest.profile.name!r}. Nearest: {told}",
-        hint=f"Loosen a limit, or let --space full try more; see {result.paths.report_markdown} for all of them.",
+        f"No candidate keeps the limits of profile {profile.name!r}. Nearest: {told}",
+        hint="Loosen a limit (kvray rank judges these records anew), or let kvray tune --space full try more.",
     )
 
 

@@ -105,6 +105,8 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool =
     request = requested_model(config)
     model = (adapter.outline_model if outline else adapter.describe_model)(request)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
+    if model.random_weights:
+        profile = profile.without_quality_limit()
     if dropped:
         _logger.warning("%s", _dropped_line(profile, dropped, model.max_context))
     space = build_space(

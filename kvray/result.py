@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kvray.analysis import Analysis, analyse
 from kvray.errors import ResultsError
+from kvray.judgement import Judging
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
 from kvray.record import TrialResult
@@ -27,8 +28,9 @@ class TuneResult:
     """A sweep as its records tell it, what they mean, and where its files are.
 
     Attributes:
-        results: of the last attempt's fingerprint; `analysis` rests on them.
-        set_aside: of other fingerprints, which cannot be compared with those.
+        manifest: as it was written, but for the weights and limits of the profile: `analysis` judges by these.
+        results: trials of the last attempt's fingerprint; `analysis` rests on them.
+        set_aside: trials of other fingerprints, which cannot be compared with those.
     """
 
     manifest: SweepManifest
@@ -39,13 +41,15 @@ class TuneResult:
     paths: ResultsPaths
 
 
-def read_result(store: ResultsStore, run_id: str) -> TuneResult:
-    """The sweep `run_id` as it lies in `store`, analysed anew.
+def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None) -> TuneResult:
+    """The sweep `run_id` as it lies in `store`, analysed anew, by the weights and limits of `judging` where they are
+    given.
 
     Raises:
         ResultsError: there is no such sweep.
+        ProfileError: weights or limits are not allowed.
     """
-    manifest = store.read_manifest(run_id)
+    manifest = store.read_manifest(run_id).judged_by(judging)
     results, set_aside = current_results(manifest, store.read(run_id))
     return TuneResult(
         manifest=manifest,
@@ -57,13 +61,13 @@ def read_result(store: ResultsStore, run_id: str) -> TuneResult:
     )
 
 
-def read_measured(store: ResultsStore, run_id: str) -> TuneResult:
+def read_measured(store: ResultsStore, run_id: str, judging: Judging | None = None) -> TuneResult:
     """Like `read_result`, for a sweep of which something was measured; warns where raw runs of it are gone.
 
     Raises:
         ResultsError: there is no such sweep, or not one record of a launched trial that can be read.
     """
-    result = read_result(store, run_id)
+    result = read_result(store, run_id, judging)
     if not any(one.record.status.was_launched for one in (*result.results, *result.set_aside)):
         raise ResultsError(
             f"Sweep {run_id!r} in {store.display_name!r} has no record of a trial that was launched: it was broken off "
@@ -83,13 +87,18 @@ def info_of(result: TuneResult) -> ReportInfo:
 def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
     """Write reports, and plan and snippet where there is a winner, beside the records.
 
+    Where there is none, a plan and a snippet that were written before are removed: they follow other limits.
+
     Raises:
         OutputError: a file cannot be written.
     """
     info = info_of(result)
     store.write_text(result.paths.report_markdown, render_markdown(info))
     store.write_text(result.paths.report_html, render_html(info))
-    if result.analysis.ranking.entries:
+    if not result.analysis.ranking.entries:
+        store.delete(result.paths.best_plan)
+        store.delete(result.paths.optimized_config)
+    else:
         plan = PlanBuilder(result).build()
         store.write_text(result.paths.best_plan, plan.to_json())
         store.write_text(result.paths.optimized_config, render_snippet(plan))

@@ -86,7 +86,6 @@ class TuningSearch:
         check_request(self._config, adapter)
         return preview_sweep(self._config, adapter)
 
-    @_offline_where_asked
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
 
@@ -95,6 +94,14 @@ class TuningSearch:
                 `LimitsMissedError`, or `SweepInterruptedError` when the user pressed Ctrl-C. Records are kept in any
                 case.
         """
+        result = self.outcome()
+        if not result.analysis.ranking.entries:
+            raise no_winner(result)
+        return result
+
+    @_offline_where_asked
+    def outcome(self) -> TuneResult:
+        """Like `run`, and returns a sweep in which nothing can be ranked, too."""
         self._keeper = None
         try:
             return self._run()
@@ -126,8 +133,6 @@ class TuningSearch:
             raise self._keeper.moved()
         if break_off is not None:
             raise break_off
-        if not result.analysis.ranking.entries:
-            raise no_winner(result)
         return result
 
     def _measuring(self) -> None:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kvray.documents import read_document
-from kvray.errors import InvalidValueError, OutputError, ProfileError, describe_problems
+from kvray.errors import OutputError, ProfileError, describe_problems
+from kvray.judgement import MAX_QUALITY_LOSS as MAX_QUALITY_LOSS
+from kvray.judgement import Judging, Weights
+from kvray.judgement import Limits as Limits
+from kvray.judgement import Objective as Objective
 
 PositiveInt = Annotated[int, Field(gt=0, le=2**31 - 1)]
 _MOST_BYTES = 1 << 20
 MOST_LENGTHS = 100
 """Of a list in a profile. Each cell is measured several times by each candidate, so a longer one is a mistake."""
 RUNG0_OUTPUT_TOKENS = 16
-MAX_QUALITY_LOSS = 0.1
-"""Default of `Limits.max_quality_loss`, nats per token. Measured by `benchmarks/quality.py` (docs/quality.md): exact
-paths 1e-10, bfloat16 0.001 (SmolLM2-135M and Gemma-3-270M); caches of 8 bit up to 0.01, of 4 bit 0.02, of 2 bit 2; one
-that has lost the sink 0.6 to 1.4, one with keys beside their values 7. So it is five times the worst that is meant to
-pass and a sixth of the mildest that is not."""
+LONGEST_NAME = 80
+_CHANGED = ", changed"
+"""Ends the name of a profile that was measured with other lengths or batch sizes than its own."""
 
 
 class Cell(NamedTuple):
@@ -41,72 +40,6 @@ class Cell(NamedTuple):
         return f"{self.context_tokens}→{self.output_tokens}{batch}"
 
 
-class Weights(NamedTuple):
-    """What each metric counts in the score; they sum to 1."""
-
-    ttft: float
-    throughput: float
-    memory: float
-
-
-class Objective(enum.StrEnum):
-    """What a user wants most: a name for three weights."""
-
-    LATENCY = "latency"
-    THROUGHPUT = "throughput"
-    MEMORY = "memory"
-    BALANCED = "balanced"
-
-    @property
-    def weights(self) -> Weights:
-        """The weights that it stands for."""
-        return OBJECTIVE_WEIGHTS[self]
-
-    @classmethod
-    def parse(cls, name: str) -> Objective:
-        """The objective called `name`, in any case.
-
-        Raises:
-            InvalidValueError: there is none.
-        """
-        try:
-            return cls(name.strip().lower())
-        except ValueError:
-            raise InvalidValueError.not_one_of("objective", name, list(cls)) from None
-
-
-OBJECTIVE_WEIGHTS: Mapping[Objective, Weights] = MappingProxyType(
-    {
-        Objective.LATENCY: Weights(ttft=0.70, throughput=0.20, memory=0.10),
-        Objective.THROUGHPUT: Weights(ttft=0.20, throughput=0.70, memory=0.10),
-        Objective.MEMORY: Weights(ttft=0.15, throughput=0.15, memory=0.70),
-        Objective.BALANCED: Weights(ttft=1 / 3, throughput=1 / 3, memory=1 / 3),
-    }
-)
-"""No weight is 0: what is ahead by a hair in the metric that counts most must not win at any price in the others."""
-
-
-class Limits(BaseModel):
-    """What a candidate must keep, in every cell of the profile, to be ranked; `None` asks nothing (docs/limits.md).
-
-    Attributes:
-        max_ttft_ms: most time to the first token: of the slowest cell, each by the median of its runs.
-        max_itl_ms: most time between two tokens: the 95th percentile, of the slowest cell.
-        min_decode_tok_s: least throughput of all sequences together: of the slowest cell.
-        max_peak_mib: most memory that must be free: the highest peak of any cell, and on a GPU what the process holds
-            beside its allocator.
-        max_quality_loss: mean KL of the reference from the candidate, nats per token; a trial beyond it ends there.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_ttft_ms: Annotated[float, Field(gt=0)] | None = None
-    max_itl_ms: Annotated[float, Field(gt=0)] | None = None
-    min_decode_tok_s: Annotated[float, Field(gt=0)] | None = None
-    max_peak_mib: Annotated[float, Field(gt=0)] | None = None
-    max_quality_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_QUALITY_LOSS
-
-
 class WorkloadProfile(BaseModel):
     """Context and output lengths (tokens), repeats, scoring weights (they sum to 1) and limits of one workload.
 
@@ -116,7 +49,7 @@ class WorkloadProfile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=80)]
+    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     description: str = ""
     context_lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=MOST_LENGTHS)]
     output_lengths: Annotated[
@@ -147,6 +80,22 @@ class WorkloadProfile(BaseModel):
         return Weights(ttft=self.weight_ttft, throughput=self.weight_throughput, memory=self.weight_memory)
 
     @property
+    def shape(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths and batch sizes: what its cells are made of."""
+        return self.context_lengths, self.output_lengths, self.batch_sizes
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What of it decides which runs are made: lengths, batch sizes and repeats. Weights and limits judge what was
+        measured, name and description do neither."""
+        return self.model_dump(mode="json", exclude=_NOT_MEASURED)
+
+    @property
+    def judgement(self) -> dict[str, Any]:
+        """What of it decides how measurements are judged: weights and limits."""
+        return self.model_dump(mode="json", include=_JUDGES)
+
+    @property
     def objective(self) -> Objective | None:
         """The objective whose weights these are, `None` for weights of one's own."""
         return next((one for one in Objective if one.weights == self.weights), None)
@@ -158,6 +107,10 @@ class WorkloadProfile(BaseModel):
             InvalidValueError: there is no objective of this name.
         """
         return self.model_copy(update=_weight_fields(Objective.parse(objective).weights))
+
+    def without_quality_limit(self) -> WorkloadProfile:
+        """This profile with any loss of quality allowed."""
+        return self.model_copy(update={"limits": self.limits.model_copy(update={"max_quality_loss": None})})
 
     def cells(self, batch_size: int, *, rung: int) -> tuple[Cell, ...]:
         """The cells that a candidate of `batch_size` is measured on at `rung`.
@@ -191,8 +144,11 @@ class WorkloadProfile(BaseModel):
                 f"asks for prompts of {_listed(self.context_lengths)} and up to {max(self.output_lengths)} new tokens.",
                 hint="Pass shorter ones with --context and --output-len.",
             )
-        return self.model_copy(update={"context_lengths": kept}), dropped
+        return _renamed(self.model_copy(update={"context_lengths": kept}), self), dropped
 
+
+_JUDGES = {"weight_ttft", "weight_throughput", "weight_memory", "limits"}
+_NOT_MEASURED = {"name", "description", *_JUDGES}
 
 _BUILT_IN = {
     profile.name: profile
@@ -326,10 +282,11 @@ def override_profile(
     output_lengths: tuple[int, ...] = (),
     batch_sizes: tuple[int, ...] = (),
     repeats: int | None = None,
-    objective: Objective | None = None,
-    limits: Mapping[str, float | None] = MappingProxyType({}),
+    judging: Judging | None = None,
 ) -> WorkloadProfile:
-    """`profile` with what is given replaced (empty and `None` keep the profile's own; a `None` in `limits` lifts one).
+    """`profile` with what is given replaced; empty and `None` keep the profile's own.
+
+    With other lengths or batch sizes it is another workload, and called so: `chat-agent, changed`.
 
     Raises:
         ProfileError: a value is not allowed.
@@ -341,11 +298,19 @@ def override_profile(
         "repeats": repeats,
     }
     changes: dict[str, object] = {field: value for field, value in given.items() if value not in ((), None)}
-    if objective is not None:
-        changes |= _weight_fields(objective.weights)
-    if limits:
-        changes["limits"] = {**profile.limits.model_dump(), **limits}
-    return _validated({**profile.model_dump(), **changes}, source=f"Profile {profile.name!r}") if changes else profile
+    if judging is not None:
+        changes |= _weight_fields(judging.weights) if judging.weights else {}
+        changes["limits"] = {**profile.limits.model_dump(), **judging.limits}
+    if not changes:
+        return profile
+    return _renamed(_validated({**profile.model_dump(), **changes}, source=f"Profile {profile.name!r}"), profile)
+
+
+def _renamed(profile: WorkloadProfile, before: WorkloadProfile) -> WorkloadProfile:
+    """`profile`, called changed where its cells are not those of `before`."""
+    if profile.shape == before.shape or before.name.endswith(_CHANGED):
+        return profile
+    return profile.model_copy(update={"name": f"{before.name[: LONGEST_NAME - len(_CHANGED)]}{_CHANGED}"})
 
 
 def _weight_fields(weights: Weights) -> dict[str, float]:

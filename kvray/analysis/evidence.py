@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from kvray.analysis.aggregate import runs_at_rung, undisturbed
 from kvray.analysis.limits import missed_limits
-from kvray.analysis.pooling import FULL_RUNG, full_length_cells, missing_cells, pool_complete_trials
+from kvray.analysis.pooling import (
+    FULL_RUNG,
+    full_length_cells,
+    missing_cells,
+    pool_complete_trials,
+    quality_record,
+    with_quality_of,
+)
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.workload import Cell, WorkloadProfile
 
@@ -91,7 +98,7 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
     per_run = _variance_per_run(measured)
     return Evidence(
         ids=tuple(kept),
-        contenders=frozenset(key for key, pool in pools.items() if _keeps_limits(pool, profile)),
+        contenders=frozenset(key for key, pool in pools.items() if _keeps_limits(pool, results, profile)),
         owner=np.array([place for place, _ in rows], dtype=np.int64),
         rounds=np.array([number for pool in kept.values() for number in _rounds(pool)], dtype=np.int64),
         logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
@@ -182,5 +189,6 @@ def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> M
     }
 
 
-def _keeps_limits(pool: Sequence[TrialResult], profile: WorkloadProfile) -> bool:
-    return not missed_limits(pool[0].record, full_length_cells(pool, profile), profile.limits)
+def _keeps_limits(pool: Sequence[TrialResult], results: Sequence[TrialResult], profile: WorkloadProfile) -> bool:
+    record = with_quality_of(quality_record(results, pool[0].record.candidate_id), pool[0].record)
+    return not missed_limits(record, full_length_cells(pool, profile), profile.limits)

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.limits import QUALITY
 from kvray.analysis.pareto import MEMORY_STEP
-from kvray.analysis.ranking import RankedCandidate, Ranking
+from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
 from kvray.record import TrialRecord
 
 MAX_FALLBACKS = 3
@@ -33,8 +34,9 @@ def fallback_chain(ranking: Ranking, start: RankedCandidate | None = None) -> tu
     """Up to three candidates to try in turn when `start` (default: the winner) does not fit in memory.
 
     Each needs at least 2 % less than the one before it and is the best by utility of those that do. They have the batch
-    size of `start` and measured every full-length cell; those that miss a limit or were stopped late count, failures
-    do not. Of a longer chain the first two and the leanest are kept. Empty without a winner or memory figures.
+    size of `start` and measured every full-length cell. Those that were stopped late or miss a limit count; failures
+    and those that lose more quality than allowed do not. Of a longer chain the first two and the leanest are kept.
+    Empty without a winner or memory figures.
     """
     if not ranking.entries:
         return ()
@@ -74,7 +76,7 @@ def _options(ranking: Ranking, origin: RankedCandidate) -> tuple[_Option, ...]:
     found: dict[str, _Option] = {}
     for one in ranking.listed:
         peak = highest_peak_mib(one.cells)
-        if one.metrics is None or one.utility is None or peak is None:
+        if one.metrics is None or one.utility is None or peak is None or _loses_quality(one):
             continue
         if one.record.batch_size == origin.record.batch_size:
             option = _Option(
@@ -82,6 +84,10 @@ def _options(ranking: Ranking, origin: RankedCandidate) -> tuple[_Option, ...]:
             )
             found.setdefault(one.record.candidate_id, option)
     return tuple(found.values())
+
+
+def _loses_quality(one: RankedCandidate | UnrankedTrial) -> bool:
+    return isinstance(one, UnrankedTrial) and any(miss.limit_name == QUALITY for miss in one.misses)
 
 
 def _best_below(options: Iterable[_Option], limit_mib: float) -> _Option | None:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvray.analysis.aggregate import CellMetrics, Metrics
+from kvray.judgement import DECODE_LENIENCE, Limits
 from kvray.record import TrialRecord
-from kvray.workload import Cell, Limits
+from kvray.workload import Cell
 
+QUALITY = "max_quality_loss"
 _TIMES_FROM = 10
 """From so many times a limit on, it is said as a multiple."""
 
@@ -22,11 +24,13 @@ class Miss:
     """One limit that a candidate does not keep.
 
     Attributes:
-        metric: its name for people, e.g. `TTFT`.
+        limit_name: the limit's name in `Limits`.
+        metric: what it bounds, for people, e.g. `TTFT`.
         measured: in the worst cell; `None` where it was not measured, so that the limit cannot be checked.
         cell: the worst one; `None` for what is not measured per cell.
     """
 
+    limit_name: str
     metric: str
     unit: str
     limit: float
@@ -55,16 +59,16 @@ class Miss:
 
 
 def missed_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Limits) -> tuple[Miss, ...]:
-    """Each of `limits` that does not hold in all of `cells`, which the trial of `record` measured.
-
-    The quality limit is not among them: a trial that misses it has ended there.
+    """Each of `limits` that does not hold in all of `cells`, which the trial of `record` measured, or for the loss of
+    quality that `record` has. A loss that was not measured misses nothing.
     """
     beside_mib = memory_beside_allocator_mib(record)
     checked = (
-        _check(limits.max_ttft_ms, cells, lambda one: one.ttft_ms, metric="TTFT", unit="ms"),
-        _check(limits.max_itl_ms, cells, lambda one: one.itl_p95_ms, metric="ITL (p95)", unit="ms"),
+        _check(limits, "max_ttft_ms", cells, lambda one: one.ttft_ms, metric="TTFT", unit="ms"),
+        _check(limits, "max_itl_ms", cells, lambda one: one.itl_p95_ms, metric="ITL (p95)", unit="ms"),
         _check(
-            limits.min_decode_tok_s,
+            limits,
+            "min_decode_tok_s",
             cells,
             lambda one: one.decode_tok_s,
             metric="decode throughput",
@@ -72,14 +76,27 @@ def missed_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Lim
             is_floor=True,
         ),
         _check(
-            limits.max_peak_mib,
+            limits,
+            "max_peak_mib",
             cells,
             lambda one: None if one.peak_mib is None else one.peak_mib + beside_mib,
             metric="peak memory",
             unit="MiB",
         ),
     )
-    return tuple(miss for miss in checked if miss is not None)
+    return (*(miss for miss in checked if miss is not None), *missed_quality(record, limits))
+
+
+def missed_quality(record: TrialRecord, limits: Limits) -> tuple[Miss, ...]:
+    """The quality limit, if the loss that `record` has is beyond it."""
+    most = limits.max_quality_loss
+    if most is None or limits.allow_loss(record.kl_mean, record.kl_decode):
+        return ()
+    metric, limit, measured = "quality loss", most, record.kl_mean
+    if measured is None or measured <= most:
+        metric, limit = "quality loss over the tokens decoded one by one", DECODE_LENIENCE * most
+        measured = record.kl_decode
+    return (Miss(limit_name=QUALITY, metric=metric, unit="nats per token", limit=limit, measured=measured),)
 
 
 def memory_beside_allocator_mib(record: TrialRecord) -> float:
@@ -91,7 +108,8 @@ def memory_beside_allocator_mib(record: TrialRecord) -> float:
 
 
 def _check(
-    limit: float | None,
+    limits: Limits,
+    name: str,
     cells: Sequence[CellMetrics],
     value: Callable[[Metrics], float | None],
     *,
@@ -99,15 +117,18 @@ def _check(
     unit: str,
     is_floor: bool = False,
 ) -> Miss | None:
-    """How the worst of `cells` misses `limit`: the highest `value`, or the lowest where the limit `is_floor`."""
+    """How the worst of `cells` misses the limit `name`: the highest `value`, or the lowest where that `is_floor`."""
+    limit: float | None = getattr(limits, name)
     if limit is None:
         return None
     known = {one.cell: measured for one in cells if (measured := value(one.metrics)) is not None}
     if not known or len(known) < len(cells):
-        return Miss(metric=metric, unit=unit, limit=limit, measured=None)
+        return Miss(limit_name=name, metric=metric, unit=unit, limit=limit, measured=None)
     worst = (min if is_floor else max)(known, key=known.__getitem__)
     is_kept = known[worst] >= limit if is_floor else known[worst] <= limit
-    return None if is_kept else Miss(metric=metric, unit=unit, limit=limit, measured=known[worst], cell=worst)
+    if is_kept:
+        return None
+    return Miss(limit_name=name, metric=metric, unit=unit, limit=limit, measured=known[worst], cell=worst)
 
 
 def _figure(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvray.analysis.limits import Miss, missed_limits
+from kvray.analysis.limits import Miss, missed_limits, missed_quality
 from kvray.analysis.ranking import Ranking, UnrankedTrial
 from kvray.record import TrialRecord, TrialStatus
 from kvray.workload import Limits
@@ -50,13 +50,6 @@ def nearest_misses(ranking: Ranking, limits: Limits, *, at_most: int = MAX_NEARE
 
 def _near_miss(trial: UnrankedTrial, limits: Limits) -> NearMiss:
     if trial.record.status is TrialStatus.QUALITY:
-        return NearMiss(record=trial.record, misses=_missed_quality(trial.record, limits), is_complete=False)
-    misses = missed_limits(trial.record, trial.cells, limits) if trial.cells else ()
+        return NearMiss(record=trial.record, misses=missed_quality(trial.record, limits), is_complete=False)
+    misses = trial.misses or (missed_limits(trial.record, trial.cells, limits) if trial.cells else ())
     return NearMiss(record=trial.record, misses=misses, is_complete=True)
-
-
-def _missed_quality(record: TrialRecord, limits: Limits) -> tuple[Miss, ...]:
-    loss, limit = record.kl_mean, limits.max_quality_loss
-    if loss is None or limit is None or loss <= limit:
-        return ()
-    return (Miss(metric="quality loss", unit="nats per token", limit=limit, measured=loss),)

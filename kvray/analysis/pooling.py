@@ -10,6 +10,7 @@ from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.workload import Cell, WorkloadProfile
 
 FULL_RUNG = 2
+_QUALITY = ("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement", "quality_s", "quality_note")
 _ROLE_ORDER = (Role.BASELINE, Role.SEARCH, Role.CONFIRM)
 
 
@@ -31,6 +32,19 @@ def pool_complete_trials(
         for candidate_id, pool in sorted(pools.items())
         if any(trial.record.status is TrialStatus.OK for trial in pool)
     }
+
+
+def quality_record(results: Iterable[TrialResult], candidate_id: str) -> TrialRecord | None:
+    """The record that has a candidate's loss of quality: confirming trials do not measure it."""
+    records = (one.record for one in results if one.record.candidate_id == candidate_id)
+    return next((record for record in records if record.kl_mean is not None), None)
+
+
+def with_quality_of(other: TrialRecord | None, record: TrialRecord) -> TrialRecord:
+    """`record` with the loss of quality that `other` has, where it has none itself."""
+    if record.kl_mean is not None or other is None:
+        return record
+    return record.with_(**{name: getattr(other, name) for name in _QUALITY})
 
 
 def missing_cells(result: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:

@@ -7,13 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate
-from kvray.analysis.limits import missed_limits
+from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pareto import pareto_front
-from kvray.analysis.pooling import full_length_cells, missing_cells, pool_complete_trials
-from kvray.analysis.reasons import status_reason
+from kvray.analysis.pooling import (
+    full_length_cells,
+    missing_cells,
+    pool_complete_trials,
+    quality_record,
+    with_quality_of,
+)
+from kvray.analysis.reasons import allowed_now_reason, status_reason
 from kvray.analysis.score import ideal_utility, score, utility
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.workload import Limits, WorkloadProfile
+from kvray.store.resuming import is_allowed_now
+from kvray.workload import WorkloadProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +70,12 @@ class UnrankedTrial:
     """A trial that is listed and not ranked: it failed, was stopped or rejected, lacks a cell, or misses a limit.
 
     `utility`, `metrics` and `cells` are those of a candidate that measured every full-length cell all the same (it
-    misses a limit, or was stopped late), else empty.
+    misses a limit, or was stopped late), else empty. `misses` are the limits for which a complete one is not ranked.
     """
 
     record: TrialRecord
     reason: str
+    misses: tuple[Miss, ...] = ()
     utility: float | None = None
     metrics: Metrics | None = None
     cells: tuple[CellMetrics, ...] = ()
@@ -117,16 +125,17 @@ def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
     """
     pools = pool_complete_trials(results, profile)
     measured = {
-        candidate_id: _Measured.of(pool, profile, quality_of=_quality_record(results, candidate_id))
+        candidate_id: _Measured.of(pool, profile, quality_of=quality_record(results, candidate_id))
         for candidate_id, pool in pools.items()
     }
-    obstacles = _obstacles(measured, profile.limits)
+    misses = {key: missed_limits(one.record, one.cells, profile.limits) for key, one in measured.items()}
+    obstacles = _obstacles(measured, misses)
     baseline = _find_baseline(results, measured)
     return Ranking(
         entries=_entries(measured, obstacles, baseline, profile),
         unranked=_sorted_unranked(
             (
-                *(one.unranked(obstacles[key]) for key, one in measured.items() if key in obstacles),
+                *(one.unranked(obstacles[key], misses[key]) for key, one in measured.items() if key in obstacles),
                 *_unpooled(results, pools, profile),
             )
         ),
@@ -164,26 +173,21 @@ class _Measured:
         peak = self.metrics.peak_mib
         return -self.utility, float("inf") if peak is None else peak, self.record.candidate.label, self.record.trial_id
 
-    def unranked(self, reason: str) -> UnrankedTrial:
+    def unranked(self, reason: str, misses: tuple[Miss, ...] = ()) -> UnrankedTrial:
         return UnrankedTrial(
-            record=self.record, reason=reason, utility=self.utility, metrics=self.metrics, cells=self.cells
+            record=self.record,
+            reason=reason,
+            misses=misses,
+            utility=self.utility,
+            metrics=self.metrics,
+            cells=self.cells,
         )
-
-
-_QUALITY = ("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement", "quality_s", "quality_note")
 
 
 def _representative(records: Sequence[TrialRecord], quality_of: TrialRecord | None) -> TrialRecord:
     """The first that ended ok (if one did), with the quality that the candidate's search trial measured."""
     first = next((record for record in records if record.status is TrialStatus.OK), records[0])
-    if first.kl_mean is not None or quality_of is None:
-        return first
-    return first.with_(**{name: getattr(quality_of, name) for name in _QUALITY})
-
-
-def _quality_record(results: Iterable[TrialResult], candidate_id: str) -> TrialRecord | None:
-    records = (one.record for one in results if one.record.candidate_id == candidate_id)
-    return next((record for record in records if record.kl_mean is not None), None)
+    return with_quality_of(quality_of, first)
 
 
 def _entries(
@@ -259,16 +263,16 @@ def _break_even_tokens(one: _Measured, baseline: _Measured | None) -> float | No
     return extra_s / saved_s if saved_s > 0 else None
 
 
-def _obstacles(measured: Mapping[str, _Measured], limits: Limits) -> dict[str, str]:
+def _obstacles(measured: Mapping[str, _Measured], misses: Mapping[str, Sequence[Miss]]) -> dict[str, str]:
     """Why a complete candidate is not ranked, by candidate id; absent if nothing stands in the way."""
     some_have_peak = any(one.metrics.peak_mib is not None for one in measured.values())
     found = {}
     for key, one in measured.items():
-        misses = [miss.text for miss in missed_limits(one.record, one.cells, limits)]
+        told = [miss.text for miss in misses[key]]
         if some_have_peak and one.metrics.peak_mib is None:
-            misses.insert(0, "its peak memory was not measured, unlike that of others")
-        if misses:
-            found[key] = "; ".join(misses)
+            told.insert(0, "its peak memory was not measured, unlike that of others")
+        if told:
+            found[key] = "; ".join(told)
     return found
 
 
@@ -291,6 +295,8 @@ def _unpooled(
         elif result.record.status is TrialStatus.OK:
             cells = ", ".join(cell.label for cell in missing)
             yield UnrankedTrial(record=result.record, reason=f"not every cell was measured; missing: {cells}")
+        elif is_allowed_now(record, profile.limits):
+            yield UnrankedTrial(record=record, reason=allowed_now_reason(record))
         else:
             yield UnrankedTrial(record=result.record, reason=status_reason(result.record))
 

@@ -37,3 +37,13 @@ def status_reason(record: TrialRecord) -> str:
         if record.phase is not None and record.status in _PHASE_EXPLAINS:
             text = f"{text} {_DURING[record.phase]}"
     return f"{text}: {record.message}" if record.message else text
+
+
+def allowed_now_reason(record: TrialRecord) -> str:
+    """Why a trial that was ended for a loss of quality is not ranked by a limit that allows the loss."""
+    rung = "" if record.rung is None else f" after rung {record.rung}"
+    was = f" ({record.message})" if record.message else ""
+    return (
+        f"was ended{rung} for a loss of quality that the limit of then did not allow{was}; the limit of now allows it, "
+        "so --resume measures it to its end"
+    )

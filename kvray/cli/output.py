@@ -35,16 +35,18 @@ def print_paths(result: TuneResult, console: Console) -> None:
 def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any]:
     """What `--json` prints: ids, winner or nearest misses, baseline, confidence, trials by status, files. Units are in
     the names."""
-    analysis, paths = result.analysis, result.paths
+    analysis, paths, profile = result.analysis, result.paths, result.manifest.profile
     ranking = analysis.ranking
     baseline = next((e for e in ranking.entries if e.record.candidate_id == result.manifest.baseline_id), None)
     statuses = [one.record.status.value for one in result.results]
     confidence = analysis.confidence
-    near = () if ranking.entries else nearest_misses(ranking, result.manifest.profile.limits)
+    near = () if ranking.entries else nearest_misses(ranking, profile.limits)
     return {
         "run_id": result.manifest.run_id,
         "model_id": result.manifest.model_id,
-        "profile": result.manifest.profile.name,
+        "profile": profile.name,
+        "weights": profile.weights._asdict(),
+        "limits": profile.limits.model_dump(),
         "device": result.manifest.device_name,
         "notes": list(result.manifest.model_notes),
         "wall_s": None if wall_s is None else round(wall_s, 3),
@@ -99,7 +101,14 @@ def _near_miss(near: NearMiss) -> dict[str, Any]:
         "candidate_id": near.record.candidate_id,
         "label": near.record.candidate.label,
         "misses": [
-            {"metric": miss.metric, "unit": miss.unit, "measured": miss.measured, "limit": miss.limit}
+            {
+                "limit_name": miss.limit_name,
+                "metric": miss.metric,
+                "unit": miss.unit,
+                "measured": miss.measured,
+                "limit": miss.limit,
+                "cell": None if miss.cell is None else miss.cell.label,
+            }
             for miss in near.misses
         ],
         "text": near.text,

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 from kvray.candidate import MOST_DIGITS, AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, Choice
 from kvray.errors import InvalidValueError
+from kvray.judgement import Weights
 from kvray.record import TrialStatus
 
 C = TypeVar("C", bound=Choice)
 OFF = "off"
 """Lifts a limit."""
+_MS_PER_UNIT = {"": 1.0, "ms": 1.0, "s": 1000.0}
+_TOK_S_PER_UNIT = {"": 1.0, "tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0}
 _MIB_PER_UNIT = {"": 1.0, "mib": 1.0, "gib": 1024.0, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20}
-_SIZE = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>mib|gib|mb|gb|)", re.ASCII)
-
-
+_QUANTITY = re.compile(r"(?P<number>[\d.]+(e[+-]?\d+)?)\s*(?P<unit>[a-z/]*)", re.ASCII)
+_WEIGHTS_HINT = "Write it like ttft=0.5,throughput=0.3,memory=0.2."
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -115,21 +118,31 @@ def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def parse_limit(text: str, *, option: str, example: str) -> float | None:
+def parse_number_limit(text: str, *, option: str) -> float | None:
     """`"0.05"` as a positive number; `None` for `"off"`.
 
     Raises:
-        InvalidValueError: it is neither; the message shows the `example`.
+        InvalidValueError: it is neither.
     """
-    if text.strip().lower() == OFF:
-        return None
-    with contextlib.suppress(ValueError):
-        value = float(text)
-        if 0 < value < math.inf:
-            return value
-    raise InvalidValueError(
-        f"{option} {text!r} is neither a positive number nor {OFF}.", hint=f"Write it like {example}."
-    )
+    return _limit(text, option=option, what="a positive number", units={"": 1.0}, example="0.05")
+
+
+def parse_time_limit(text: str, *, option: str) -> float | None:
+    """`"400"`, `"400ms"` or `"0.4 s"` as milliseconds; `None` for `"off"`.
+
+    Raises:
+        InvalidValueError: it is neither.
+    """
+    return _limit(text, option=option, what="a time", units=_MS_PER_UNIT, example="400 (which are ms), 400ms or 0.4s")
+
+
+def parse_rate_limit(text: str, *, option: str) -> float | None:
+    """`"30"` or `"30tok/s"` as tokens per second; `None` for `"off"`.
+
+    Raises:
+        InvalidValueError: it is neither.
+    """
+    return _limit(text, option=option, what="a rate", units=_TOK_S_PER_UNIT, example="30 or 30tok/s")
 
 
 def parse_memory_limit(text: str, *, option: str) -> float | None:
@@ -138,16 +151,44 @@ def parse_memory_limit(text: str, *, option: str) -> float | None:
     Raises:
         InvalidValueError: it is neither.
     """
+    return _limit(text, option=option, what="a size", units=_MIB_PER_UNIT, example="8000 (which are MiB), 8GiB or 8GB")
+
+
+def parse_weights(text: str | None) -> Weights | None:
+    """`"ttft=0.5,throughput=0.3,memory=0.2"` as the weights of the score; one that is not named is 0.
+
+    Raises:
+        InvalidValueError: it is not of that form, or the weights do not sum to 1.
+    """
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in _parts(text)]
+    weights = dict.fromkeys(Weights._fields, 0.0)
+    for name, _, value in pairs:
+        if name.strip() not in weights:
+            raise InvalidValueError.not_one_of("weight of --weights", name.strip(), weights)
+        with contextlib.suppress(ValueError):
+            weights[name.strip()] = float(value)
+            continue
+        raise InvalidValueError(f"--weights {text!r}: {value.strip()!r} is not a number.", hint=_WEIGHTS_HINT)
+    total = math.fsum(weights.values())
+    if not all(0 <= weight <= 1 for weight in weights.values()) or not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise InvalidValueError(f"--weights {text!r} must be between 0 and 1 and sum to 1.", hint=_WEIGHTS_HINT)
+    return Weights(**weights)
+
+
+def _limit(text: str, *, option: str, what: str, units: Mapping[str, float], example: str) -> float | None:
+    """A positive number with one of `units` (by what one of it is), or `None` for `"off"`."""
     given = text.strip().lower()
     if given == OFF:
         return None
-    if size := _SIZE.fullmatch(given):
-        value = float(size["number"]) * _MIB_PER_UNIT[size["unit"]]
-        if 0 < value < math.inf:
-            return value
-    raise InvalidValueError(
-        f"{option} {text!r} is neither a size nor {OFF}.", hint="Write it like 8000 (which are MiB) or 8GiB."
-    )
+    match = _QUANTITY.fullmatch(given)
+    if match and match["unit"] in units:
+        with contextlib.suppress(ValueError):
+            value = float(match["number"]) * units[match["unit"]]
+            if 0 < value < math.inf:
+                return value
+    raise InvalidValueError(f"{option} {text!r} is neither {what} nor {OFF}.", hint=f"Write it like {example}.")
 
 
 def _is_positive_integer(text: str) -> bool:

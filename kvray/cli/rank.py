@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from kvray.cli import options
 from kvray.cli.output import summary
+from kvray.endings import limits_missed
 from kvray.report.terminal import render_terminal
 from kvray.result import info_of, read_measured
 from kvray.store.parquet import ResultsStore
@@ -18,14 +19,35 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def rank(
-    results: Annotated[str, typer.Argument(help="Results folder or URI.")] = "./kvray_results",
-    run: Annotated[str | None, typer.Option(help="Id of the sweep; by default the newest.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    results: options.Results = "./kvray_results",
+    run: options.RunId = None,
+    as_json: options.AsJson = False,
+    objective: options.ObjectiveName = None,
+    weights: options.WeightsText = None,
+    max_ttft: options.MaxTtft = None,
+    max_itl: options.MaxItl = None,
+    min_throughput: options.MinThroughput = None,
+    max_vram: options.MaxVram = None,
+    max_quality_loss: options.MaxQualityLoss = None,
 ) -> None:
-    """Show the ranking of a sweep, computed anew from its records."""
+    """Show the ranking of a sweep, computed anew from its records.
+
+    Limits and weights given here replace those that the sweep was asked with. Nothing is measured or written.
+    """
     store = ResultsStore(results)
-    result = read_measured(store, run or store.latest_run_id())
+    judging = options.judging_of(
+        objective=objective,
+        weights=weights,
+        max_ttft=max_ttft,
+        max_itl=max_itl,
+        min_throughput=min_throughput,
+        max_vram=max_vram,
+        max_quality_loss=max_quality_loss,
+    )
+    result = read_measured(store, run or store.latest_run_id(), judging)
     if as_json:
         typer.echo(json.dumps(summary(result), indent=2))
-        return
-    Console().print(render_terminal(info_of(result)))
+    else:
+        Console().print(render_terminal(info_of(result)))
+    if error := limits_missed(result):
+        raise error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 from rich.console import Console
 
+from kvray.cli import options
 from kvray.cli.output import print_paths
+from kvray.endings import limits_missed
 from kvray.result import read_measured, write_artefacts
 from kvray.store.parquet import ResultsStore
 
@@ -16,11 +16,32 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def report(
-    results: Annotated[str, typer.Argument(help="Results folder or URI.")] = "./kvray_results",
-    run: Annotated[str | None, typer.Option(help="Id of the sweep; by default the newest.")] = None,
+    results: options.Results = "./kvray_results",
+    run: options.RunId = None,
+    objective: options.ObjectiveName = None,
+    weights: options.WeightsText = None,
+    max_ttft: options.MaxTtft = None,
+    max_itl: options.MaxItl = None,
+    min_throughput: options.MinThroughput = None,
+    max_vram: options.MaxVram = None,
+    max_quality_loss: options.MaxQualityLoss = None,
 ) -> None:
-    """Write plan, snippet and reports of a sweep again, from its records."""
+    """Write plan, snippet and reports of a sweep again, from its records.
+
+    Limits and weights given here replace those that the sweep was asked with. Nothing is measured.
+    """
     store = ResultsStore(results)
-    result = read_measured(store, run or store.latest_run_id())
+    judging = options.judging_of(
+        objective=objective,
+        weights=weights,
+        max_ttft=max_ttft,
+        max_itl=max_itl,
+        min_throughput=min_throughput,
+        max_vram=max_vram,
+        max_quality_loss=max_quality_loss,
+    )
+    result = read_measured(store, run or store.latest_run_id(), judging)
     write_artefacts(store, result)
     print_paths(result, Console())
+    if error := limits_missed(result):
+        raise error

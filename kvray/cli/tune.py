@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
+from kvray.cli import options
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.output import print_report, summary
 from kvray.cli.parsing import (
@@ -22,80 +23,43 @@ from kvray.cli.parsing import (
     parse_duration,
     parse_failures,
     parse_integers,
-    parse_limit,
-    parse_memory_limit,
     parse_optional_integers,
 )
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
+from kvray.endings import no_winner
 from kvray.record import TrialStatus
 from kvray.search import TuningSearch
-from kvray.workload import Objective, get_profile, override_profile
+from kvray.workload import get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
 
-_WHAT = "What to measure"
-_AXES = "Which configurations"
-_SEARCH = "How to search"
-_LIMITS = "What it must keep, in every cell; off lifts a profile's limit"
-_HOW = "How to measure"
 _ATTENTIONS = [one.value for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]
+_AXES = options.SPACE
+_MACHINE = options.MACHINE
+_RARE = "Rarely needed"
 
 
 @app.command()
 def tune(
-    model: Annotated[
-        str,
-        typer.Argument(help="A hub id, a local folder, a .gguf file, or random:<folder or config.json>."),
-    ],
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="Built-in profile, or a profile's .json file.", rich_help_panel=_WHAT)
-    ] = "chat-agent",
-    context: Annotated[
-        str | None, typer.Option(help="Prompt lengths in tokens, e.g. 512,2048.", rich_help_panel=_WHAT)
-    ] = None,
-    output_len: Annotated[
-        str | None, typer.Option(help="Numbers of generated tokens, e.g. 64,256.", rich_help_panel=_WHAT)
-    ] = None,
-    batch_sizes: Annotated[
-        str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=_WHAT)
-    ] = None,
-    repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_WHAT)] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What counts most, instead of the profile's weights: {', '.join(Objective)}.", rich_help_panel=_WHAT
-        ),
-    ] = None,
-    max_ttft: Annotated[
-        str | None, typer.Option(help="Most time to the first token, in ms.", rich_help_panel=_LIMITS)
-    ] = None,
-    max_itl: Annotated[
-        str | None,
-        typer.Option(help="Most time between two tokens, 95th percentile, in ms.", rich_help_panel=_LIMITS),
-    ] = None,
-    min_throughput: Annotated[
-        str | None,
-        typer.Option(help="Least tok/s in decoding, all sequences together.", rich_help_panel=_LIMITS),
-    ] = None,
-    max_vram: Annotated[
-        str | None,
-        typer.Option(
-            help="Most memory that may be needed, in MiB or like 8GiB; on a CPU, of the process.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    max_quality_loss: Annotated[
-        str | None,
-        typer.Option(
-            help="Most that a candidate may stray from the model's own output, KL in nats per token.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = None,
-    space: Annotated[
-        str, typer.Option(help="default, full, or a YAML file with blocks of axes.", rich_help_panel=_AXES)
-    ] = DEFAULT_SPACE,
+    model: options.Model,
+    profile: options.Profile = "chat-agent",
+    context: options.Context = None,
+    output_len: options.OutputLen = None,
+    objective: options.ObjectiveName = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="Results folder or URI (s3://…).")] = "./kvray_results",
+    budget: Annotated[str | None, typer.Option(help="Time for search and confirming, e.g. 90s, 20m, 1.5h.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Id of a sweep in the results folder to go on with.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show candidates, rejections and cells; start nothing.")
+    ] = False,
+    as_json: options.AsJson = False,
+    max_ttft: options.MaxTtft = None,
+    max_itl: options.MaxItl = None,
+    min_throughput: options.MinThroughput = None,
+    max_vram: options.MaxVram = None,
+    max_quality_loss: options.MaxQualityLoss = None,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -107,104 +71,85 @@ def tune(
         str | None,
         typer.Option(help=f"Attention: {', '.join(_ATTENTIONS)}, or a hub kernel's name.", rich_help_panel=_AXES),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"Dtypes: {', '.join(DType)}.", rich_help_panel=_AXES)] = None,
+    dtype: options.Dtype = None,
     compile_: Annotated[
         str | None,
         typer.Option("--compile", help=f"torch.compile modes: {', '.join(CompileMode)}.", rich_help_panel=_AXES),
     ] = None,
+    space: options.Space = DEFAULT_SPACE,
+    device: options.Device = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster.", rich_help_panel=_MACHINE)
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Trials at the same time.", min=1, rich_help_panel=_MACHINE)] = None,
+    offline: options.Offline = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    batch_sizes: options.BatchSizes = None,
+    repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_RARE)] = None,
+    weights: options.WeightsText = None,
     prefill_chunk: Annotated[
         str | None,
-        typer.Option(help="Prompt tokens worked on at once, e.g. none,512; none: all.", rich_help_panel=_AXES),
+        typer.Option(help="Prompt tokens worked on at once, e.g. none,512; none: all.", rich_help_panel=_RARE),
     ] = None,
     weights_limit: Annotated[
         str | None,
         typer.Option(
-            help="MiB of GPU memory for weights, e.g. none,8000; the rest stays in host memory.", rich_help_panel=_AXES
+            help="MiB of GPU memory for weights, e.g. none,8000; the rest stays in host memory.", rich_help_panel=_RARE
         ),
     ] = None,
     static_len: Annotated[
         int | None,
-        typer.Option(help="Tokens that static caches hold, instead of the cell's.", min=1, rich_help_panel=_AXES),
+        typer.Option(help="Tokens that static caches hold, instead of the cell's.", min=1, rich_help_panel=_RARE),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.", rich_help_panel=_HOW)
-    ] = None,
-    engine: Annotated[str, typer.Option(help="Inference engine.", rich_help_panel=_HOW)] = "transformers",
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="Results folder or URI (s3://…).", rich_help_panel=_HOW)
-    ] = "./kvray_results",
-    address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster.", rich_help_panel=_HOW)] = None,
-    slots: Annotated[int | None, typer.Option(help="Trials at the same time.", min=1, rich_help_panel=_HOW)] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that one phase of a trial may take.", min=1.0, rich_help_panel=_HOW)
-    ] = 600.0,
-    resume: Annotated[
-        str | None, typer.Option(help="Id of a sweep in the results folder to go on with.", rich_help_panel=_HOW)
-    ] = None,
-    retry: Annotated[
-        str | None,
-        typer.Option(
-            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="With --resume on another machine, software, model or profile: measure all anew beside it.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False,
     search: Annotated[
         str,
         typer.Option(
             help="model: launch what may win; grid: measure all; asha: launch all, stop the poor; optuna.",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=_RARE,
         ),
     ] = SearchStrategy.MODEL,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Time for search and confirming, e.g. 90s, 20m, 1.5h.", rich_help_panel=_SEARCH),
-    ] = None,
     max_trials: Annotated[
-        int | None, typer.Option(help="Launches of the search at most.", min=1, rich_help_panel=_SEARCH)
+        int | None, typer.Option(help="Launches of the search at most.", min=1, rich_help_panel=_RARE)
     ] = None,
     confirm: Annotated[
         int,
         typer.Option(
             help="Rounds at most in which winner, rivals and baseline run again; 0: none.",
             min=0,
-            rich_help_panel=_SEARCH,
+            rich_help_panel=_RARE,
         ),
     ] = CONFIRM_ROUNDS,
     seed: Annotated[
-        int, typer.Option(help="Seed of the search's and the confidence's draws.", min=0, rich_help_panel=_SEARCH)
+        int, typer.Option(help="Seed of the search's and the confidence's draws.", min=0, rich_help_panel=_RARE)
     ] = 0,
     forecast: Annotated[
         bool,
         typer.Option(
             "--forecast/--no-forecast",
             help="Leave out what cannot fit into memory by forecast, or launch all.",
-            rich_help_panel=_SEARCH,
+            rich_help_panel=_RARE,
         ),
     ] = True,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=_HOW)
-    ] = False,
-    allow_pickle: Annotated[
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that one phase of a trial may take.", min=1.0, rich_help_panel=_RARE)
+    ] = 600.0,
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}.",
+            rich_help_panel=_RARE,
+        ),
+    ] = None,
+    force: Annotated[
         bool,
         typer.Option(
-            "--allow-pickle", help="Load pickled weights where there are no safetensors.", rich_help_panel=_HOW
+            "--force",
+            help="With --resume on another machine, software, model or workload: measure all anew beside it.",
+            rich_help_panel=_RARE,
         ),
     ] = False,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=_HOW)
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show candidates, rejections and cells; start nothing.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    engine: options.Engine = "transformers",
 ) -> None:
     """Measure a model's KV-cache configurations, each in a fresh process, and decide.
 
@@ -218,8 +163,15 @@ def tune(
             output_lengths=parse_integers(output_len, option="--output-len"),
             batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
             repeats=repeats,
-            objective=None if objective is None else Objective.parse(objective),
-            limits=_limits(max_ttft, max_itl, min_throughput, max_vram, max_quality_loss),
+            judging=options.judging_of(
+                objective=objective,
+                weights=weights,
+                max_ttft=max_ttft,
+                max_itl=max_itl,
+                min_throughput=min_throughput,
+                max_vram=max_vram,
+                max_quality_loss=max_quality_loss,
+            ),
         ),
         device=None if device is None else DeviceType.parse(device),
         engine=engine,
@@ -259,33 +211,13 @@ def _tune(config: TuneConfig, *, as_json: bool) -> None:
     with _progress() as progress:
         search = TuningSearch(config=config, observer=progress, arguments=_typed_arguments())
         with patient_interrupts(lambda: str(search.interrupted())):
-            result = search.run()
+            result = search.outcome()
     if as_json:
         typer.echo(json.dumps(summary(result, wall_s=time.monotonic() - started), indent=2))
     else:
         print_report(result)
-
-
-def _limits(
-    max_ttft: str | None,
-    max_itl: str | None,
-    min_throughput: str | None,
-    max_vram: str | None,
-    max_quality_loss: str | None,
-) -> dict[str, float | None]:
-    """The limits that were given, by their names in `Limits`; `None` lifts one."""
-    limits: dict[str, float | None] = {}
-    if max_ttft is not None:
-        limits["max_ttft_ms"] = parse_limit(max_ttft, option="--max-ttft", example="400")
-    if max_itl is not None:
-        limits["max_itl_ms"] = parse_limit(max_itl, option="--max-itl", example="50")
-    if min_throughput is not None:
-        limits["min_decode_tok_s"] = parse_limit(min_throughput, option="--min-throughput", example="30")
-    if max_vram is not None:
-        limits["max_peak_mib"] = parse_memory_limit(max_vram, option="--max-vram")
-    if max_quality_loss is not None:
-        limits["max_quality_loss"] = parse_limit(max_quality_loss, option="--max-quality-loss", example="0.05")
-    return limits
+    if not result.analysis.ranking.entries:
+        raise no_winner(result)
 
 
 @contextlib.contextmanager

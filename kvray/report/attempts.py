@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from kvray.record import TrialResult
+from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
+from kvray.store.fingerprint import judgement_differences
 from kvray.store.manifest import SweepAttempt, SweepManifest
-from kvray.store.resuming import earlier_session
+from kvray.store.resuming import earlier_session, judged_by_others
 
 _FOR_RESUMING = {"--resume": 2, "--retry": 2, "--force": 1}
 """Options that a new sweep has no use for, each with the number of words it takes."""
@@ -30,12 +32,14 @@ def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -
 def attempt_notes(
     manifest: SweepManifest, results: Sequence[TrialResult], set_aside: Sequence[TrialResult]
 ) -> tuple[str, ...]:
-    """A sentence each: interrupted, without raw runs, mixed of several sessions, beside trials that cannot be
-    compared."""
+    """A sentence each: interrupted, without raw runs, judged anew, mixed of several sessions, beside trials that cannot
+    be compared."""
     lost = lost_runs_text(manifest, results)
     return (
         *_incomplete(manifest),
         *((lost,) if lost else ()),
+        *_judged_anew_note(manifest),
+        *_judged_by_others_note(manifest, results),
         *_session_note(manifest, results),
         *_set_aside_note(manifest, set_aside),
     )
@@ -101,6 +105,26 @@ def _incomplete(manifest: SweepManifest) -> Iterator[str]:
         yield (
             "The sweep was interrupted, or is still running: what was not measured may be better. Repeat the command "
             f"with --resume {formats.clean_line(manifest.run_id)} to measure the rest."
+        )
+
+
+def _judged_anew_note(manifest: SweepManifest) -> Iterator[str]:
+    asked = manifest.attempts[-1].fingerprint.profile if manifest.attempts else None
+    if asked is not None and (told := judgement_differences(asked, manifest.profile)):
+        yield f"Judged otherwise than the sweep was asked to: {'; '.join(told)}."
+
+
+def _judged_by_others_note(manifest: SweepManifest, results: Sequence[TrialResult]) -> Iterator[str]:
+    """What new weights or limits cannot judge: it was not measured, or not to its end, because of the old ones."""
+    left = Counter(record.status for record in judged_by_others(manifest, results))
+    counted = ((left[TrialStatus.STOPPED], "stopped early"), (left[TrialStatus.SKIPPED], "not launched"))
+    parts = [f"{formats.count(number)} {what}" for number, what in counted if number]
+    if parts:
+        were, they = ("was", "it") if sum(left.values()) == 1 else ("were", "they")
+        yield (
+            f"{formats.plural(sum(left.values()), 'candidate')} {were} left out by other weights or limits than these "
+            f"({formats.listed(parts)}); by these {they} may be better. Repeat the command with "
+            f"--resume {formats.clean_line(manifest.run_id)} and these options to find out."
         )
 
 

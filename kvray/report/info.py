@@ -23,6 +23,7 @@ from kvray.report.listing import (
     skipped_candidates,
     status_groups,
 )
+from kvray.report.missed import MissedRow, missed_rows
 from kvray.report.rows import (
     ColdCost,
     Observation,
@@ -91,7 +92,8 @@ class ReportInfo:
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
         nearest: what comes closest to the limits, where nothing keeps them; else empty.
-        groups: what is listed and not ranked, without what is in `skipped`.
+        missed: what was measured and misses a limit, nearest first.
+        groups: what is listed and not ranked, without what is in `missed` and `skipped`.
         skipped: what the search did not launch, and what its model expects of it.
         left_out: what the engine knows and the sweep did not try.
         comparable: what must be equal for another sweep to be compared with this one.
@@ -108,6 +110,7 @@ class ReportInfo:
     grids: tuple[CellGrid, ...]
     fallbacks: tuple[FallbackStep, ...]
     nearest: tuple[NearestMiss, ...]
+    missed: tuple[MissedRow, ...]
     groups: tuple[StatusGroup, ...]
     skipped: tuple[Skipped, ...]
     left_out: tuple[LeftOut, ...]
@@ -156,6 +159,7 @@ def report_info(
             for step in analysis.fallbacks
         ),
         nearest=near,
+        missed=missed_rows(analysis.ranking, manifest.profile.limits),
         groups=status_groups(analysis.ranking.unranked),
         skipped=skipped_candidates(analysis.ranking.unranked),
         left_out=left_out(manifest),

@@ -15,7 +15,7 @@ from kvray.store.manifest import SweepManifest
 from kvray.workload import Limits
 
 _TITLES = {
-    TrialStatus.OK: ("Measured, not ranked", "Ran to the end, and lacks a cell or misses a limit of the profile."),
+    TrialStatus.OK: ("Measured, not ranked", "Ran to the end, and lacks a cell or a figure that others have."),
     TrialStatus.OOM: ("Out of memory", "Needed more memory than the device had."),
     TrialStatus.TIMEOUT: ("Timed out", "A phase took longer than allowed; the process was ended."),
     TrialStatus.CRASHED: ("Crashed", "The process died by a signal or an exit code."),
@@ -129,11 +129,14 @@ def skipped_candidates(unranked: Sequence[UnrankedTrial]) -> tuple[Skipped, ...]
 
 
 def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:
-    """Groups in the order of interest: measured, failures, stopped, never launched. Equal reasons are merged; who is
-    among the `skipped_candidates` is not listed again."""
+    """Groups in the order of interest: measured, failures, stopped, never launched. Equal reasons are merged.
+
+    What has a table of its own is not listed again: candidates that miss a limit, and the `skipped_candidates`.
+    """
+    listed = [trial for trial in unranked if trial.record.win_chance is None and not trial.misses]
     groups = []
     for status, (title, meaning) in _TITLES.items():
-        trials = [trial for trial in unranked if trial.record.status is status and trial.record.win_chance is None]
+        trials = [trial for trial in listed if trial.record.status is status]
         if trials:
             groups.append(
                 StatusGroup(

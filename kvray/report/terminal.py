@@ -12,9 +12,12 @@ from rich.text import Text
 
 from kvray.report import formats
 from kvray.report.info import ReportInfo
-from kvray.report.listing import NearestMiss, StatusGroup
+from kvray.report.listing import StatusGroup
+from kvray.report.missed import MissedRow
 from kvray.report.rows import Row
 
+MISSED_TITLE = "Measured, misses a limit (figures are means over the cells; the worst cell counts)"
+MISS_MARK = " ✗"
 MAX_LISTED = 3
 """Failures shown per status; the files have them all."""
 
@@ -36,8 +39,9 @@ def _parts(info: ReportInfo) -> Iterator[RenderableType]:
     if info.rows:
         yield Text()
         yield _ranking(info)
-    if info.nearest:
-        yield from _nearest(info.nearest)
+    if info.missed:
+        yield Text(f"\n{MISSED_TITLE}", style="bold")
+        yield _missed(info.missed)
     yield from _unranked(info.groups)
     yield Text(info.counts.sentence, style="dim")
 
@@ -90,10 +94,31 @@ def _gain(value: float | None) -> Text:
     return Text(formats.gain(value), style="green" if value > 0 else "red")
 
 
-def _nearest(nearest: tuple[NearestMiss, ...]) -> Iterator[RenderableType]:
-    yield Text("\nNearest misses", style="bold")
-    for near in nearest:
-        yield Padding(Text(f"{near.label}: {near.misses}"), (0, 0, 0, 2))
+def _missed(rows: tuple[MissedRow, ...]) -> Table:
+    table = new_table()
+    table.padding = (0, 1, 0, 0)
+    table.add_column("candidate", overflow="fold", ratio=2)
+    for name in ("TTFT\nms", "tok/s", "peak\nMiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("misses", overflow="fold", ratio=3)
+    for row in rows:
+        label = Text(row.label)
+        if row.is_baseline:
+            label.append(" baseline", style="yellow")
+        table.add_row(
+            label,
+            _held_against(row, row.ttft_ms, "max_ttft_ms"),
+            _held_against(row, row.decode_tok_s, "min_decode_tok_s"),
+            _held_against(row, row.peak_mib, "max_peak_mib"),
+            Text(row.misses),
+        )
+    return table
+
+
+def _held_against(row: MissedRow, value: float | None, limit_name: str) -> Text:
+    """The figure; marked where the limit on it is missed."""
+    is_missed = limit_name in row.missed and value is not None
+    return Text(f"{formats.quantity(value)}{MISS_MARK if is_missed else ''}", style="red" if is_missed else "")
 
 
 def _unranked(groups: tuple[StatusGroup, ...]) -> Iterator[RenderableType]:

@@ -1,7 +1,7 @@
 """`SweepFingerprint`: what must be the same for two measurements to be compared, and what differs if it is not.
 
-Not in it: the host's name, for a cluster has many and a restarted container a new one; and kvray's patch version, for
-within one minor version kvray measures in one way.
+The host's name does not count: a cluster has many, and a restarted container a new one. Nor does kvray's patch version:
+within one minor version kvray measures in one way. Nor do limits and weights: they judge what was measured.
 """
 
 from __future__ import annotations
@@ -57,15 +57,17 @@ _NAMES = {
 
 
 class SweepFingerprint(BaseModel):
-    """One attempt's. `None` stands for what is not known, and differs from nothing.
+    """The conditions of one attempt at a sweep. `None` stands for what is not known, and differs from nothing.
 
     Attributes:
         model_revision: what identifies the weights: a commit, or a file's hash.
-        baseline_id: of the candidate that gains are against.
+        profile: the workload. Of two, only what decides the measurements is compared; the weights and limits that are
+            kept with it tell how the attempt judged.
+        baseline_id: candidate id of the baseline that gains are against.
         place: `this machine`, or `a Ray cluster`, whose nodes' CPUs, memory, GPUs and drivers are not known here.
-        gpus: that this machine shows, for a CUDA device.
-        cpus: that a process here may keep busy.
-        threads: of a trial, `OWN_CHOICE` where its library chooses.
+        gpus: how many this machine shows, for a CUDA device.
+        cpus: how many a process here may keep busy.
+        threads: how many a trial computes with, `OWN_CHOICE` where its library chooses.
         slots: trials at the same time, on a CPU, which they share.
         kvray_release: major and minor version.
         variables: those of `SPEED_VARIABLES` that are set.
@@ -136,19 +138,28 @@ class SweepFingerprint(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Eight hexadecimal digits over everything that is known. Another kvray may know more and compute another one,
-        so an attempt keeps the one that its records carry."""
-        known = self.model_dump(mode="json", exclude_none=True)
+        """Eight hexadecimal digits over everything that is compared and known. Another kvray may compare more or less
+        and compute another one, so an attempt keeps the one that its records carry."""
+        known = {key: value for key, value in self._compared().items() if value is not None}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
     def differences(self, other: SweepFingerprint) -> tuple[str, ...]:
-        """What `other` has otherwise, e.g. `torch: 2.12.0 → 2.13.0`; empty where the two may be compared."""
-        return tuple(_differences(self.model_dump(mode="json"), other.model_dump(mode="json")))
+        """What is different in `other`, e.g. `torch: 2.12.0 → 2.13.0`; empty where the two may be compared."""
+        return tuple(_differences(self._compared(), other._compared()))
+
+    def _compared(self) -> dict[str, Any]:
+        profile = None if self.profile is None else self.profile.measured
+        return {**self.model_dump(mode="json"), "profile": profile}
 
 
 def release_of(version: str) -> str:
     """Major and minor version of `version`."""
     return ".".join(version.split(".")[:2])
+
+
+def judgement_differences(old: WorkloadProfile, new: WorkloadProfile) -> tuple[str, ...]:
+    """Where `new` judges otherwise than `old`, e.g. `limits.max_ttft_ms: none → 400.0`."""
+    return tuple(_parts("", old.judgement, new.judgement))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -164,8 +175,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _parts(key: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """Of the profile's fields (and its limits', one level below), or of variables."""
-    prefix = "" if key == "variables" else f"{key}."
+    """What differs below `key`: fields of the profile (and of its limits), or variables."""
+    prefix = "" if key in ("", "variables") else f"{key}."
     for name in sorted(before.keys() | after.keys()):
         one, two = before.get(name), after.get(name)
         if isinstance(one, dict) and isinstance(two, dict):
@@ -179,5 +190,7 @@ def _shown(value: object, *, of: str = "") -> str:
         return "none"
     if of == "threads" and value == OWN_CHOICE:
         return "the library's own choice"
+    if isinstance(value, float):
+        return f"{value:g}"
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

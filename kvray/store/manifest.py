@@ -8,8 +8,10 @@ from typing import Annotated
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from kvray.candidate import DeviceType
+from kvray.judgement import Judging
+from kvray.record import RANDOM_PREFIX
 from kvray.store.fingerprint import SweepFingerprint
-from kvray.workload import WorkloadProfile
+from kvray.workload import WorkloadProfile, override_profile
 
 MANIFEST_VERSION = 2
 """2: a sweep may have several attempts and fingerprints. A kvray that knows only 1 would rank them together."""
@@ -50,6 +52,12 @@ class SweepAttempt(BaseModel):
     max_trials: int | None = None
     confirm_rounds: int = 0
     seed: int = 0
+
+    def without_quality_limit(self) -> SweepAttempt:
+        """The same without a limit for the loss of quality."""
+        profile = self.fingerprint.profile
+        changed = None if profile is None else profile.without_quality_limit()
+        return self.model_copy(update={"fingerprint": self.fingerprint.model_copy(update={"profile": changed})})
 
 
 class SweepManifest(BaseModel):
@@ -135,6 +143,20 @@ class SweepManifest(BaseModel):
     def is_complete(self) -> bool | None:
         """Whether the last attempt came to its end; `None` where nothing tells."""
         return self.attempts[-1].ended_at is not None if self.attempts else None
+
+    def judged_by(self, judging: Judging | None = None) -> SweepManifest:
+        """The same with other weights and limits for its records; what its attempts asked stays.
+
+        Of random weights no quality is judged, also where an older kvray has kept a limit for it.
+
+        Raises:
+            ProfileError: they are not allowed.
+        """
+        asked = override_profile(self.profile, judging=judging)
+        if not self.model_id.startswith(RANDOM_PREFIX):
+            return self.model_copy(update={"profile": asked})
+        attempts = tuple(one.without_quality_limit() for one in self.attempts)
+        return self.model_copy(update={"profile": asked.without_quality_limit(), "attempts": attempts})
 
     def ended(self, at: dt.datetime) -> SweepManifest:
         """The same after its last attempt came to its end."""

@@ -124,6 +124,10 @@ class ResultsStore:
         """Put `text` (UTF-8) at one of `paths(run_id)`, whole or not at all."""
         self._files.write(path, text.encode())
 
+    def delete(self, path: Path) -> None:
+        """Remove what lies at one of `paths(run_id)`; nothing happens where nothing does."""
+        self._files.delete(path)
+
     def compact(self, run_id: str) -> None:
         """Merge the run's small files into one per table.
 

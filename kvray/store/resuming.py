@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import ResultsError
+from kvray.judgement import Limits
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.fingerprint import SweepFingerprint, release_of
 from kvray.store.manifest import SweepAttempt, SweepManifest
@@ -55,10 +56,10 @@ def asks_nothing_new(
 ) -> bool:
     """Whether the last attempt is answered before it begins, so that no interruption can leave the sweep incomplete.
 
-    It is where an earlier attempt of the same fingerprint came to its end that searched alike, within bounds no
-    narrower, and nothing of that is lost: each of `space` (candidate ids) was launched, or has a record that says why
-    not, and every launched trial is in `found`, with its raw runs and not to be retried. What such an attempt measures
-    beyond that is more than was asked: interrupted, it has still lost nothing.
+    It is where an earlier attempt of the same fingerprint came to its end that searched and judged alike, within bounds
+    no narrower, and nothing of that is lost: each of `space` (candidate ids) was launched, or has a record that says
+    why not, and every launched trial is in `found`, with its raw runs and not to be retried. What such an attempt
+    measures beyond that is more than was asked: interrupted, it has still lost nothing.
     """
     *before, last = manifest.attempts
     if not any(_asks_no_more(last, one) for one in before):
@@ -88,7 +89,7 @@ class Recall:
     """What a further attempt takes from the records.
 
     Attributes:
-        results: need not be measured again.
+        results: trials that need not be measured again.
         retry: ids of candidates that failed in the search and are to be launched again.
         trial_ids: by candidate id, those of searched trials that the next measurement of the candidate replaces.
     """
@@ -98,21 +99,44 @@ class Recall:
     trial_ids: Mapping[str, str] = field(default_factory=dict)
 
 
-def recall(manifest: SweepManifest, results: Iterable[TrialResult], retry: Collection[TrialStatus] = ()) -> Recall:
+def recall(
+    manifest: SweepManifest,
+    results: Iterable[TrialResult],
+    retry: Collection[TrialStatus] = (),
+    *,
+    reopens_stopped: bool = False,
+) -> Recall:
     """What was measured under the last attempt's fingerprint, without the failures with a status of `retry`.
 
-    A trial whose raw runs are lost counts as not there: what it says it measured cannot be shown.
+    Launched again like those is a trial that was ended for a loss of quality which the limit now allows. A trial whose
+    raw runs are lost counts as not there: what it says it measured cannot be shown. With `reopens_stopped` so does one
+    that was stopped early by weights or limits that are no longer asked for.
     """
     current, _ = current_results(manifest, results)
     launched = [one for one in current if one.record.status.was_launched]
-    wanted = [one.record for one in launched if one.record.status in retry]
-    kept = tuple(one for one in launched if one.record.status not in retry and not one.has_lost_its_runs)
-    replaced = [*wanted, *(one.record for one in launched if one.has_lost_its_runs)]
+    records, limits = [one.record for one in launched], manifest.profile.limits
+    wanted = {one.trial_id for one in records if one.status in retry or is_allowed_now(one, limits)}
+    gone = {one.record.trial_id for one in launched if one.has_lost_its_runs}
+    if reopens_stopped:
+        gone |= {one.trial_id for one in judged_by_others(manifest, launched)}
+    searched = {one.trial_id: one.candidate_id for one in records if one.role is not Role.CONFIRM}
     return Recall(
-        results=kept,
-        retry=tuple(record.candidate_id for record in wanted if record.role is not Role.CONFIRM),
-        trial_ids={record.candidate_id: record.trial_id for record in replaced if record.role is not Role.CONFIRM},
+        results=tuple(one for one in launched if one.record.trial_id not in wanted | gone),
+        retry=tuple(candidate_id for trial_id, candidate_id in searched.items() if trial_id in wanted),
+        trial_ids={one: trial_id for trial_id, one in searched.items() if trial_id in wanted | gone},
     )
+
+
+def judged_by_others(manifest: SweepManifest, results: Iterable[TrialResult]) -> tuple[TrialRecord, ...]:
+    """The trials that were stopped early or not launched by weights or limits that are no longer asked for."""
+    left = (one.record for one in results if one.record.status in (TrialStatus.STOPPED, TrialStatus.SKIPPED))
+    return tuple(record for record in left if _judges_otherwise(manifest, record))
+
+
+def is_allowed_now(record: TrialRecord, limits: Limits) -> bool:
+    """Whether the trial was ended for a loss of quality that `limits` allow."""
+    is_known = record.status is TrialStatus.QUALITY and record.kl_mean is not None
+    return is_known and limits.allow_loss(record.kl_mean, record.kl_decode)
 
 
 def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> Sequence[dt.datetime]:
@@ -121,11 +145,26 @@ def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> 
     return sorted(start for start in begun if start is not None and start < manifest.session_started_at)
 
 
+def _judges_otherwise(manifest: SweepManifest, record: TrialRecord) -> bool:
+    """Whether the attempt that stopped it, or at whose end it was not launched, had other weights or limits."""
+    if record.started_at is not None:
+        before = [one for one in manifest.attempts if one.started_at <= record.started_at]
+    else:
+        before = [one for one in manifest.attempts if one.ended_at is not None]
+    return bool(before) and _judgement(before[-1]) not in (None, manifest.profile.judgement)
+
+
+def _judgement(attempt: SweepAttempt) -> dict[str, Any] | None:
+    profile = attempt.fingerprint.profile
+    return None if profile is None else profile.judgement
+
+
 def _asks_no_more(attempt: SweepAttempt, earlier: SweepAttempt) -> bool:
     return (
         earlier.ended_at is not None
         and earlier.fingerprint_id == attempt.fingerprint_id
         and (earlier.search, earlier.seed) == (attempt.search, attempt.seed)
+        and _judgement(earlier) == _judgement(attempt)
         and attempt.confirm_rounds <= earlier.confirm_rounds
         and _or_endless(attempt.budget_s) <= _or_endless(earlier.budget_s)
         and _or_endless(attempt.max_trials) <= _or_endless(earlier.max_trials)

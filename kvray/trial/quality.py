@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kvray.engines.base import DECODED_TOKENS, ForcedToken
 from kvray.errors import KvrayError
+from kvray.judgement import DECODE_LENIENCE
 from kvray.workload import Cell
 
 FORCED_TOKENS = 256
@@ -20,9 +21,6 @@ FORCED_TOKENS = 256
 error that is recorded beside it tells."""
 TOP_TOKENS = 512
 """Most probable tokens of the reference that are kept one by one. The others count as one."""
-DECODE_LENIENCE = 10
-"""The limit holds for a mean over many tokens. Of a handful the mean may be several times larger by chance; that of a
-wrong path is tens of times larger (docs/quality.md)."""
 _REST_FLOOR = 1e-6
 """What is left beside the top tokens, where it is less: as much as the rounding of float32 values adds up to."""
 

@@ -20,6 +20,7 @@ from kvray.workload import Limits, get_profile, load_profile, save_profile
 
 Done = subprocess.CompletedProcess[str]
 Kvray = Callable[..., Done]
+Here = Callable[..., str]
 
 SMALL = ("--engine", "fake", "--device", "cpu", "--context", "16,5000", "--output-len", "4", "--repeats", "1")
 PROGRESS = re.compile(
@@ -73,19 +74,19 @@ def in_python(code: str, environment: dict[str, str]) -> str:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
-    """Run a line that must succeed in this process, which saves the imports; returns its stdout."""
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """Run a line in this process, which saves the imports; it must end as asked. Returns its stdout."""
     monkeypatch.setenv("COLUMNS", "120")
     logger = logging.getLogger("kvray")
     handlers, propagate = logger.handlers, logger.propagate
 
-    def succeed(*arguments: str | Path) -> str:
-        assert run([str(argument) for argument in arguments], verbose=False) == 0
+    def end(*arguments: str | Path, code: int = 0) -> str:
+        assert run([str(argument) for argument in arguments], verbose=False) == code
         out, err = capfd.readouterr()
-        assert err == ""
+        assert (err == "") == (code == 0)
         return out
 
-    yield succeed
+    yield end
     logger.handlers, logger.propagate = handlers, propagate
 
 
@@ -176,7 +177,7 @@ def test_a_dry_run_shows_the_space_and_leaves_no_trace(dry: Callable[..., Done])
     assert done.stderr == DROPPED + "\n"
     lines = done.stdout.splitlines()
     assert lines[1:4] == [
-        "profile chat-agent, 1 run of each cell: 16→4",
+        "profile chat-agent, changed, 1 run of each cell: 16→4",
         "score by first token (0.5), throughput (0.35) and memory (0.15)",
         "limits: quality loss at most 0.100 nats per token",
     ]
@@ -281,6 +282,8 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "busy_s",
         "trials",
         "winner",
+        "weights",
+        "limits",
         "nearest_misses",
         "baseline",
         "confidence",
@@ -344,16 +347,21 @@ def missed(kvray: Kvray, tmp_path_factory: pytest.TempPathFactory) -> Missed:
 
 
 def test_where_nothing_keeps_the_limits_the_code_is_12_and_the_nearest_misses_are_told(missed: Missed) -> None:
-    assert (missed.done.returncode, missed.done.stdout) == (12, "")
+    assert missed.done.returncode == 12
     error = missed.done.stderr.splitlines()[-1]
-    assert error.startswith("kvray: No candidate keeps the limits of profile 'chat-agent'. Nearest: 1. dynamic/")
+    assert error.startswith(
+        "kvray: No candidate keeps the limits of profile 'chat-agent, changed'. Nearest: 1. dynamic/"
+    )
     assert re.search(
         r"1\. dynamic/\w+/float32: TTFT [\d.,]+ ms at 16→4, [\d,]+ times the limit of 0\.001 ms; decode throughput "
         r"[\d,.]+ tok/s at 16→4, \d+ % under the limit of 1,000,000 tok/s\. ",
         error,
     )
     assert "Loosen a limit" in error
-    assert str(missed.folder) in error
+    table = missed.done.stdout.partition("Measured, misses a limit")[2]
+    assert re.search(r"^dynamic/sdpa/float32 baseline +\S+ ✗ +\S+ ✗ ", table, re.MULTILINE)
+    assert "report.html" in table
+    assert "plan:" not in table
 
 
 def test_what_misses_a_limit_is_measured_to_its_end_and_never_the_best(missed: Missed) -> None:
@@ -365,20 +373,40 @@ def test_what_misses_a_limit_is_measured_to_its_end_and_never_the_best(missed: M
 
 def test_reports_of_missed_limits_say_so_and_there_is_no_plan(missed: Missed) -> None:
     assert "**No candidate keeps the limits. dynamic/" in missed.report("report.md").replace("\\", "")
-    assert "Nearest misses" in missed.report("report.md")
-    assert "Nearest misses" in missed.report("report.html")
+    assert "Measured, misses a limit" in missed.report("report.md")
+    assert "Measured, misses a limit" in missed.report("report.html")
     assert list((missed.folder / "reports").glob("*/best_plan.json")) == []
 
 
-def test_rank_shows_the_nearest_misses(missed: Missed, here: Callable[..., str]) -> None:
-    shown = here("rank", missed.folder)
+def test_rank_ends_as_tune_did_and_shows_all_that_was_measured(missed: Missed, here: Here) -> None:
+    shown = here("rank", missed.folder, code=12)
     assert "No candidate keeps the limits. dynamic/" in shown
-    assert "\nNearest misses\n  dynamic/" in shown
-    ranked = json.loads(here("rank", missed.folder, "--json"))
+    assert "Measured, misses a limit" in shown
+    ranked = json.loads(here("rank", missed.folder, "--json", code=12))
     assert ranked["winner"] is None
     nearest = ranked["nearest_misses"]
     assert set(nearest[0]) == {"candidate_id", "label", "misses", "text"}
     assert [miss["limit"] for miss in nearest[0]["misses"]] == [0.001, 1e6]
+    assert [miss["limit_name"] for miss in nearest[0]["misses"]] == ["max_ttft_ms", "min_decode_tok_s"]
+
+
+def test_the_same_records_are_ranked_by_other_limits_and_reported_by_them(
+    missed: Missed, here: Here, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(missed.folder, tmp_path / "copy")
+    lifted = ("--max-ttft", "off", "--min-throughput", "1tok/s", "--weights", "throughput=1")
+    ranked = json.loads(here("rank", folder, *lifted, "--json"))
+    assert ranked["winner"]["label"] == "dynamic/sdpa/float32"
+    assert ranked["weights"] == {"ttft": 0.0, "throughput": 1.0, "memory": 0.0}
+    assert ranked["limits"]["min_decode_tok_s"] == 1.0
+    assert "Judged otherwise than the sweep was asked to: limits.max_ttft_ms: 0.001 → none" in " ".join(
+        here("rank", folder, *lifted).split()
+    )
+    reports = next((folder / "reports").iterdir())
+    assert "best_plan.json" in here("report", folder, *lifted)
+    assert load_plan_file(reports / "best_plan.json").profile.weights.throughput == 1.0
+    here("report", folder, code=12)
+    assert not (reports / "best_plan.json").exists(), "a plan of other limits than the report beside it"
 
 
 # What reads a sweep
@@ -392,12 +420,12 @@ def test_rank_shows_what_tune_showed(kvray: Kvray, swept: Swept) -> None:
     assert swept.shown.stdout.startswith(done.stdout)
 
 
-def test_rank_takes_the_newest_sweep(here: Callable[..., str], swept: Swept) -> None:
+def test_rank_takes_the_newest_sweep(here: Here, swept: Swept) -> None:
     assert "\n3 trials launched" in here("rank", swept.folder)
     assert here("rank", swept.folder) == here("rank", swept.folder, "--run", swept.run_ids[1])
 
 
-def test_rank_as_json_says_what_tune_said(here: Callable[..., str], swept: Swept) -> None:
+def test_rank_as_json_says_what_tune_said(here: Here, swept: Swept) -> None:
     ranked, tuned = json.loads(here("rank", swept.folder, "--json")), json.loads(swept.as_json.stdout)
     assert ranked.pop("wall_s") is None
     tuned.pop("wall_s")
@@ -427,7 +455,7 @@ def test_compare_shows_two_sweeps_of_one_folder(kvray: Kvray, swept: Swept) -> N
     assert "dynamic/sdpa/float32" in done.stdout
 
 
-def test_compare_takes_the_newest_sweep_of_a_folder(here: Callable[..., str], swept: Swept) -> None:
+def test_compare_takes_the_newest_sweep_of_a_folder(here: Here, swept: Swept) -> None:
     assert here("compare", swept.folder, f"{swept.folder}#").count(swept.run_ids[1]) == 2
 
 

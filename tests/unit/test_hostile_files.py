@@ -152,7 +152,10 @@ def test_the_value_of_any_option_is_parsed_or_refused(text: str) -> None:
     for parse in (
         lambda: parsing.parse_integers(text, option="--context"),
         lambda: parsing.parse_optional_integers(text, option="--prefill-chunk"),
-        lambda: parsing.parse_limit(text, option="--max-ttft", example="1"),
+        lambda: parsing.parse_number_limit(text, option="--max-quality-loss"),
+        lambda: parsing.parse_time_limit(text, option="--max-ttft"),
+        lambda: parsing.parse_rate_limit(text, option="--min-throughput"),
+        lambda: parsing.parse_weights(text),
         lambda: parsing.parse_memory_limit(text, option="--max-vram"),
         lambda: parsing.parse_duration(text, option="--budget"),
         lambda: parsing.parse_choices(text, DType),

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvray.errors import InvalidValueError, OutputError, ProfileError
+from kvray.judgement import Judging, Weights
 from kvray.workload import (
     MAX_QUALITY_LOSS,
     Cell,
@@ -137,6 +139,34 @@ def test_overrides_replace_only_what_is_given() -> None:
     assert override_profile(custom()) == custom()
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"context_lengths": (32,)}, "mine, changed"),
+        ({"output_lengths": (8,)}, "mine, changed"),
+        ({"batch_sizes": (2,)}, "mine, changed"),
+        ({"context_lengths": (1024, 256)}, "mine"),
+        ({"repeats": 7}, "mine"),
+        ({"judging": Judging(weights=Weights(1, 0, 0), limits={"max_ttft_ms": 5.0})}, "mine"),
+    ],
+)
+def test_a_profile_with_other_cells_is_called_changed(changes: dict[str, Any], name: str) -> None:
+    changed = override_profile(custom(), **changes)
+    assert changed.name == name
+    assert override_profile(changed, context_lengths=(64,)).name == "mine, changed"
+
+
+def test_a_profile_that_a_model_cannot_hold_as_a_whole_is_called_changed() -> None:
+    assert custom().fit_to_context_limit(512)[0].name == "mine, changed"
+    assert custom().fit_to_context_limit(4096)[0].name == "mine"
+
+
+def test_a_long_name_of_a_changed_profile_is_cut_and_stays_valid() -> None:
+    changed = override_profile(custom(name="x" * 80), context_lengths=(32,))
+    assert changed.name == "x" * 71 + ", changed"
+    assert WorkloadProfile.model_validate(changed.model_dump()) == changed
+
+
 def test_overrides_are_validated() -> None:
     with pytest.raises(ProfileError, match="repeats"):
         override_profile(custom(), repeats=0)
@@ -144,15 +174,15 @@ def test_overrides_are_validated() -> None:
 
 def test_a_limit_is_replaced_or_lifted_and_the_others_stay() -> None:
     profile = custom(limits=Limits(max_ttft_ms=500.0))
-    assert override_profile(profile, limits={"max_quality_loss": 0.5}).limits == Limits(
+    assert override_profile(profile, judging=Judging(limits={"max_quality_loss": 0.5})).limits == Limits(
         max_ttft_ms=500.0, max_quality_loss=0.5
     )
-    assert override_profile(profile, limits={"max_quality_loss": None}).limits.max_quality_loss is None
+    assert override_profile(profile, judging=Judging(limits={"max_quality_loss": None})).limits.max_quality_loss is None
 
 
 @pytest.mark.parametrize("objective", list(Objective))
 def test_an_objective_stands_for_weights_that_a_profile_can_have(objective: Objective) -> None:
-    profile = override_profile(custom(), objective=objective)
+    profile = override_profile(custom(), judging=Judging(weights=objective.weights))
     assert profile.weights == objective.weights
     assert profile.objective is objective
     assert profile == custom().with_objective(objective.value.upper())

@@ -78,13 +78,31 @@ def test_what_was_not_measured_in_every_cell_cannot_be_within_a_limit() -> None:
     assert miss.factor == math.inf
 
 
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ({"kl_mean": 0.1, "kl_decode": 1.0}, []),
+        ({"kl_mean": None, "kl_decode": None}, []),
+        ({"kl_mean": 0.2, "kl_decode": 2.0}, ["quality loss 0.2 nats per token, 100 % over the limit of 0.1"]),
+        ({"kl_mean": 0.05, "kl_decode": 2.0}, ["quality loss over the tokens decoded one by one 2"]),
+    ],
+)
+def test_a_loss_of_quality_that_a_record_has_is_judged_by_the_limit(
+    loss: dict[str, float | None], told: list[str]
+) -> None:
+    misses = missed_limits(RECORD.with_(**loss), two_cells({}, {}), Limits(max_quality_loss=0.1))
+    assert [miss.limit_name for miss in misses] == ["max_quality_loss"] * len(told)
+    assert all(miss.text.startswith(text) for miss, text in zip(misses, told, strict=True))
+    assert missed_limits(RECORD.with_(**loss), two_cells({}, {}), Limits(max_quality_loss=None)) == ()
+
+
 def test_without_limits_nothing_is_missed() -> None:
     assert missed_limits(RECORD, two_cells({}, {}), Limits()) == ()
 
 
 @pytest.mark.parametrize(("measured", "limit"), [(800.0, 400.0), (20.0, 40.0)])
 def test_twice_the_time_and_half_the_speed_are_equally_far_beyond(measured: float, limit: float) -> None:
-    assert Miss(metric="m", unit="u", limit=limit, measured=measured).factor == 2.0
+    assert Miss(limit_name="l", metric="m", unit="u", limit=limit, measured=measured).factor == 2.0
 
 
 @pytest.mark.parametrize(
@@ -96,4 +114,4 @@ def test_twice_the_time_and_half_the_speed_are_equally_far_beyond(measured: floa
     ],
 )
 def test_a_miss_tells_three_figures_or_whole_numbers(measured: float, limit: float, text: str) -> None:
-    assert Miss(metric="m", unit="u", limit=limit, measured=measured).text == text
+    assert Miss(limit_name="l", metric="m", unit="u", limit=limit, measured=measured).text == text

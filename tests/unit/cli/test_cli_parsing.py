@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, DType
@@ -12,11 +14,15 @@ from kvray.cli.parsing import (
     parse_duration,
     parse_failures,
     parse_integers,
-    parse_limit,
     parse_memory_limit,
+    parse_number_limit,
     parse_optional_integers,
+    parse_rate_limit,
+    parse_time_limit,
+    parse_weights,
 )
 from kvray.errors import InvalidValueError
+from kvray.judgement import Weights
 from kvray.record import TrialStatus
 
 
@@ -96,15 +102,53 @@ def test_what_is_no_positive_integer_is_named_with_the_form_that_is_wanted(text:
 
 
 def test_a_limit_is_a_positive_number_or_off() -> None:
-    assert parse_limit("0.05", option="--max-quality-loss", example="0.1") == 0.05
-    assert parse_limit(" OFF ", option="--max-quality-loss", example="0.1") is None
+    assert parse_number_limit("0.05", option="--max-quality-loss") == 0.05
+    assert parse_number_limit(" OFF ", option="--max-quality-loss") is None
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "none", "5%"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "inf", "nan", "none", "5%", "0.05ms", "1.2.3"])
 def test_what_is_no_limit_is_named_with_the_form_that_is_wanted(text: str) -> None:
-    wanted = r"--max-ttft .* is neither a positive number nor off\. Write it like 400\."
+    wanted = r"--max-quality-loss .* is neither a positive number nor off\. Write it like 0\.05\."
     with pytest.raises(InvalidValueError, match=wanted):
-        parse_limit(text, option="--max-ttft", example="400")
+        parse_number_limit(text, option="--max-quality-loss")
+
+
+@pytest.mark.parametrize(("text", "ms"), [("400", 400.0), ("400ms", 400.0), ("0.4s", 400.0), (" 0.4 S ", 400.0)])
+def test_a_limit_of_time_is_in_milliseconds_unless_it_says_otherwise(text: str, ms: float) -> None:
+    assert parse_time_limit(text, option="--max-ttft") == pytest.approx(ms)
+    with pytest.raises(
+        InvalidValueError, match=r"--max-ttft '4m' is neither a time nor off\. Write it like 400 \(which"
+    ):
+        parse_time_limit("4m", option="--max-ttft")
+
+
+@pytest.mark.parametrize("text", ["30", "30tok/s", "30 tokens/s", "30 t/s", "3e1"])
+def test_a_limit_of_throughput_may_say_its_unit(text: str) -> None:
+    assert parse_rate_limit(text, option="--min-throughput") == 30.0
+    with pytest.raises(InvalidValueError, match="neither a rate nor off"):
+        parse_rate_limit("30ms", option="--min-throughput")
+
+
+def test_weights_are_three_shares_of_which_one_that_is_not_named_is_nothing() -> None:
+    assert parse_weights("ttft=0.5, throughput=0.3,memory=0.2") == Weights(0.5, 0.3, 0.2)
+    assert parse_weights("ttft=1") == Weights(1.0, 0.0, 0.0)
+    assert parse_weights(None) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("ttft=0.5", "must be between 0 and 1 and sum to 1"),
+        ("ttft=2,memory=-1", "must be between 0 and 1 and sum to 1"),
+        ("ttft=half", "'half' is not a number"),
+        ("speed=1", "Unknown weight of --weights 'speed'. Allowed: ttft, throughput, memory"),
+        ("", "sum to 1"),
+        ("ttft=nan", "must be between 0 and 1"),
+    ],
+)
+def test_what_are_no_weights_is_refused_with_the_form_that_is_wanted(text: str, told: str) -> None:
+    with pytest.raises(InvalidValueError, match=re.escape(told)):
+        parse_weights(text)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +165,7 @@ def test_a_limit_of_memory_can_be_lifted() -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0GiB", "-1", "GiB", "8 TiB", "8G", "1.2.3", "inf", "9" * 400, "offGiB"])
 def test_what_is_no_size_is_named_with_the_form_that_is_wanted(text: str) -> None:
-    wanted = r"--max-vram .* is neither a size nor off\. Write it like 8000 \(which are MiB\) or 8GiB\."
+    wanted = r"--max-vram .* is neither a size nor off\. Write it like 8000 \(which are MiB\), 8GiB or 8GB\."
     with pytest.raises(InvalidValueError, match=wanted):
         parse_memory_limit(text, option="--max-vram")
 

@@ -130,9 +130,10 @@ def test_energy_has_no_column_where_nobody_measured_it(realistic: ReportInfo) ->
     assert "J / token" not in render_html(realistic)
 
 
-def test_the_nearest_misses_are_a_table(realistic: ReportInfo) -> None:
+def test_what_misses_a_limit_is_a_table(realistic: ReportInfo) -> None:
     missed = limits_missed([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.9)])
-    table = without_scripts(render_html(missed)).partition('id="nearest"')[2].partition("</table>")[0]
+    table = without_scripts(render_html(missed)).partition('id="missed"')[2].partition("</table>")[0]
     assert table.count("<tr>") == 3
     assert "<td>TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; " in table
-    assert 'id="nearest"' not in render_html(realistic)
+    assert table.count(">✗<") == 4
+    assert 'id="missed"' not in render_html(realistic)

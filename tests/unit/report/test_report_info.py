@@ -192,10 +192,20 @@ def test_where_nothing_keeps_the_limits_the_headline_names_what_comes_nearest() 
     assert info.rows == ()
 
 
+def test_where_nothing_keeps_the_limits_all_that_was_measured_is_a_table_with_its_misses() -> None:
+    info = limits_missed([baseline(), measured(WINNER, speed=1.9), ended(candidate("static"), TrialStatus.OOM, "a")])
+    assert [(row.label, row.is_baseline) for row in info.missed] == [(WINNER.label, False), (BASELINE.label, True)]
+    assert info.missed[0].missed == {"max_ttft_ms", "min_decode_tok_s"}
+    assert info.missed[0].misses.startswith("TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; decode")
+    assert info.missed[0].decode_tok_s == pytest.approx(1.9 * (info.missed[1].decode_tok_s or 0), rel=0.05)
+    assert [group.status for group in info.groups] == ["oom"]
+
+
 def test_beside_a_winner_nobody_asks_for_misses() -> None:
     profile = PROFILE.model_copy(update={"limits": Limits(min_decode_tok_s=30)})
     info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
-    assert (info.nearest, len(info.groups)) == ((), 1)
+    assert (info.nearest, info.groups) == ((), ())
+    assert [row.label for row in info.missed] == [BASELINE.label]
 
 
 def test_limits_and_objective_are_told_with_how_it_was_measured() -> None:

@@ -110,8 +110,10 @@ def test_energy_and_a_missing_steady_state_show_where_they_are_known(realistic: 
         assert len({cells(line) for line in table}) == 1
 
 
-def test_the_nearest_misses_are_a_table() -> None:
+def test_what_misses_a_limit_is_a_table_with_each_miss_marked_and_told() -> None:
     page = render_markdown(limits_missed([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.9)]))
-    table = tables(page.partition("## Nearest misses")[2])[0]
-    assert [cells(line) for line in table] == [2] * 4
-    assert table[2].startswith(f"| `{WINNER.label}` | TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; ")
+    table = tables(page.partition("## Measured, misses a limit")[2])[0]
+    assert [cells(line) for line in table] == [6] * 4
+    assert table[2].startswith(f"| `{WINNER.label}` | ")
+    assert "| TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; " in table[2]
+    assert table[2].count(" ✗ |") == 2

@@ -73,8 +73,10 @@ def test_every_ranked_candidate_says_after_how_many_tokens_it_pays() -> None:
     assert info.rows[0].pays_after.replace(",", "").isdigit()
 
 
-def test_the_nearest_misses_follow_the_verdict() -> None:
+def test_what_misses_a_limit_follows_the_verdict_nearest_first() -> None:
     missed = limits_missed([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.9)])
     text = " ".join(printed(render_terminal(missed)).split())
     assert "No candidate keeps the limits. dynamic/sdpa_flash/bfloat16 comes nearest: TTFT 1,446 ms" in text
-    assert text.index("Nearest misses") < text.index("Measured, not ranked (2)")
+    table = text.partition("Measured, misses a limit")[2]
+    assert table.index("dynamic/sdpa_flash") < table.index("baseline") < table.index("trials launched")
+    assert "✗" in table

@@ -10,7 +10,7 @@ from resuming_samples import PROFILE, fingerprint
 from kvray.candidate import DeviceType, DType
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.probes.environment import Environment
-from kvray.store.fingerprint import SweepFingerprint
+from kvray.store.fingerprint import SweepFingerprint, judgement_differences
 from kvray.workload import Limits
 
 ENVIRONMENT: dict[str, Any] = {
@@ -54,16 +54,35 @@ def here(*, on_cluster: bool = False, device: DeviceType = DeviceType.CPU, **cha
         ({"place": "a Ray cluster"}, "measured on: this machine → a Ray cluster"),
         ({"variables": {"OMP_NUM_THREADS": "1"}}, "OMP_NUM_THREADS: none → 1"),
         ({"profile": PROFILE.model_copy(update={"repeats": 5})}, "profile.repeats: 3 → 5"),
-        (
-            {"profile": PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=9.0)})},
-            "profile.limits.max_ttft_ms: none → 9.0",
-        ),
         ({"profile": PROFILE.model_copy(update={"context_lengths": (8, 9)})}, "profile.context_lengths: 512 → 8, 9"),
     ],
 )
 def test_a_difference_is_named_with_both_values(change: dict[str, Any], told: str) -> None:
     assert fingerprint().differences(fingerprint(**change)) == (told,)
     assert fingerprint().digest != fingerprint(**change).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"limits": Limits(max_ttft_ms=9.0)},
+        {"weight_ttft": 0.2, "weight_memory": 0.4},
+        {"name": "another", "description": "Told otherwise."},
+    ],
+)
+def test_limits_weights_and_names_make_no_difference(change: dict[str, Any]) -> None:
+    other = fingerprint(profile=PROFILE.model_copy(update=change))
+    assert fingerprint().differences(other) == other.differences(fingerprint()) == ()
+    assert fingerprint().digest == other.digest
+
+
+def test_where_two_profiles_judge_otherwise_is_told_with_both_values() -> None:
+    other = PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=400.0), "weight_ttft": 1 / 3, "repeats": 9})
+    assert judgement_differences(PROFILE, other) == (
+        "limits.max_ttft_ms: none → 400",
+        "weight_ttft: 0.4 → 0.333333",
+    )
+    assert judgement_differences(PROFILE, PROFILE) == ()
 
 
 def test_a_driver_that_changed_is_named() -> None:

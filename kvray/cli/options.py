@@ -1,0 +1,131 @@
+"""Options that several commands share, each with its help: `tune`, `forecast`, `rank` and `report` use these types."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kvray.candidate import DType
+from kvray.cli.parsing import (
+    parse_memory_limit,
+    parse_number_limit,
+    parse_rate_limit,
+    parse_time_limit,
+    parse_weights,
+)
+from kvray.errors import InvalidValueError
+from kvray.judgement import Judging, Objective
+
+WORKLOAD = "What to measure"
+LIMITS = "What must hold in every cell (off lifts a limit of the profile)"
+SCORE = "What counts most"
+SPACE = "Which configurations"
+MACHINE = "On what"
+TRUST = "What is allowed"
+
+Model = Annotated[
+    str, typer.Argument(help="A hub id, a local folder, a .gguf file, or random:<folder or config.json>.")
+]
+Results = Annotated[str, typer.Argument(help="Results folder or URI.")]
+RunId = Annotated[str | None, typer.Option("--run", help="Id of the sweep; by default the newest.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+Profile = Annotated[
+    str, typer.Option("--profile", "-p", help="Built-in profile, or a profile's .json file.", rich_help_panel=WORKLOAD)
+]
+Context = Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 512,2048.", rich_help_panel=WORKLOAD)]
+OutputLen = Annotated[
+    str | None, typer.Option(help="Numbers of generated tokens, e.g. 64,256.", rich_help_panel=WORKLOAD)
+]
+BatchSizes = Annotated[
+    str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=WORKLOAD)
+]
+
+MaxTtft = Annotated[
+    str | None,
+    typer.Option(help="Most time to the first token: 400 (ms), 400ms or 0.4s.", rich_help_panel=LIMITS),
+]
+MaxItl = Annotated[
+    str | None,
+    typer.Option(help="Most time between two tokens, 95th percentile: 50 (ms) or 50ms.", rich_help_panel=LIMITS),
+]
+MinThroughput = Annotated[
+    str | None,
+    typer.Option(help="Least tok/s in decoding, all sequences together: 30 or 30tok/s.", rich_help_panel=LIMITS),
+]
+MaxVram = Annotated[
+    str | None,
+    typer.Option(
+        help="Most memory that may be needed: 8000 (MiB), 8GiB or 8GB; on a CPU, of the process.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxQualityLoss = Annotated[
+    str | None,
+    typer.Option(
+        help="Most that the output may stray from the model's own, KL in nats per token: 0.05.",
+        rich_help_panel=LIMITS,
+    ),
+]
+ObjectiveName = Annotated[
+    str | None,
+    typer.Option(
+        "--objective", help=f"In place of the profile's weights: {', '.join(Objective)}.", rich_help_panel=SCORE
+    ),
+]
+WeightsText = Annotated[
+    str | None,
+    typer.Option("--weights", help="Weights of your own: ttft=0.5,throughput=0.3,memory=0.2.", rich_help_panel=SCORE),
+]
+
+Space = Annotated[str, typer.Option(help="default, full, or a YAML file with blocks of axes.", rich_help_panel=SPACE)]
+Dtype = Annotated[str | None, typer.Option(help=f"Dtypes: {', '.join(DType)}.", rich_help_panel=SPACE)]
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.", rich_help_panel=MACHINE)
+]
+Engine = Annotated[str, typer.Option(help="Inference engine.", rich_help_panel=MACHINE)]
+
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=TRUST)
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Load pickled weights where there are no safetensors.", rich_help_panel=TRUST),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=TRUST)
+]
+
+
+def judging_of(
+    *,
+    objective: str | None,
+    weights: str | None,
+    max_ttft: str | None,
+    max_itl: str | None,
+    min_throughput: str | None,
+    max_vram: str | None,
+    max_quality_loss: str | None,
+) -> Judging:
+    """What the options of these names say.
+
+    Raises:
+        InvalidValueError: one has a value that is not allowed, or objective and weights are both given.
+    """
+    if objective is not None and weights is not None:
+        raise InvalidValueError(
+            "--objective and --weights exclude each other.", hint="An objective is a name for three weights."
+        )
+    limits = {
+        "max_ttft_ms": (max_ttft, "--max-ttft", parse_time_limit),
+        "max_itl_ms": (max_itl, "--max-itl", parse_time_limit),
+        "min_decode_tok_s": (min_throughput, "--min-throughput", parse_rate_limit),
+        "max_peak_mib": (max_vram, "--max-vram", parse_memory_limit),
+        "max_quality_loss": (max_quality_loss, "--max-quality-loss", parse_number_limit),
+    }
+    return Judging(
+        weights=parse_weights(weights) if objective is None else Objective.parse(objective).weights,
+        limits={name: parse(text, option=option) for name, (text, option, parse) in limits.items() if text is not None},
+    )
