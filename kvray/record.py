@@ -141,7 +141,8 @@ class TrialRecord:
         phase: where it ended when it failed.
         log_tail: last lines that the process printed, kept where they explain a failure.
         wall_s: seconds from the fork to the end.
-        busy_s: of these, seconds spent loading, warming up and measuring.
+        busy_s: of these, seconds spent loading, warming up, proving and measuring.
+        proof_s: of these, seconds that it took beside to see what really ran.
         reserved_peak_mib: the highest of any run.
         device_peak_mib: what NVML says this process held on the visible GPUs after any run at most, CUDA context and
             libraries included. An allocator that caches keeps until the next cell what it took within a run, so what is
@@ -200,6 +201,7 @@ class TrialRecord:
     rung: int | None = None
     wall_s: float | None = None
     busy_s: float | None = None
+    proof_s: float | None = None
     started_at: dt.datetime | None = None
     ended_at: dt.datetime | None = None
     host: str | None = None

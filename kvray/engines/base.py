@@ -31,6 +31,8 @@ ForcedToken = tuple[int, NDArray[np.float32]]
 
 FORCED_TEXT_SHARE = 0.75
 """Of a cell's length. All of it would take more than a tenth of a short trial's time."""
+OBSERVED_TOKENS = 2
+"""One token of prefill and one of decode: what a profiler must see of a generation."""
 DECODED_TOKENS = 4
 """So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
 
@@ -159,6 +161,8 @@ class Observed:
         cache_class, cache_layers: class of the cache object, and the classes of its layers.
         threads: intra-op threads that the engine computes with.
         substitutions: differences from what the candidate asked for, one sentence each.
+        generation: the generation that was observed, if it can stand for an unobserved one: its clock leaves out what
+            starting and stopping the profiler took.
     """
 
     cache_class: str | None = None
@@ -168,6 +172,24 @@ class Observed:
     kv_dtype: str | None = None
     threads: int | None = None
     substitutions: tuple[str, ...] = ()
+    generation: Generation | None = None
+
+    def joined(self, other: Observed) -> Observed:
+        """What was seen here and in `other`. Where they differ, both are named: `sdpa_flash | sdpa_math`."""
+        return Observed(
+            cache_class=_either(self.cache_class, other.cache_class),
+            cache_layers=_either(self.cache_layers, other.cache_layers),
+            kernel_prefill=_either(self.kernel_prefill, other.kernel_prefill),
+            kernel_decode=_either(self.kernel_decode, other.kernel_decode),
+            kv_dtype=_either(self.kv_dtype, other.kv_dtype),
+            threads=other.threads if self.threads is None else self.threads,
+            substitutions=tuple(dict.fromkeys((*self.substitutions, *other.substitutions))),
+        )
+
+
+def _either(known: str | None, new: str | None) -> str | None:
+    told = [*(known.split(" | ") if known else ()), *(new.split(" | ") if new else ())]
+    return " | ".join(dict.fromkeys(told)) or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +231,14 @@ class LoadedModel(ABC):
         """
 
     @abstractmethod
-    def observe(self) -> Observed:
-        """Generate a few tokens under a profiler for the prepared cell and say what ran. Never timed."""
+    def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
+        """Generate `output_tokens` (at least 2) under a profiler for the prepared cell and say what ran. Never recorded
+        as a run."""
+
+    def last_used(self) -> Observed | None:
+        """What the last `generate` or `observe` used, as far as that shows without a profiler, such as the class and
+        size of its cache. Asked after every generation, so it must be cheap. `None`: the engine cannot tell."""
+        return None
 
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
         """Feed a fixed text of `FORCED_TEXT_SHARE` of the prepared cell's length (context + output tokens), its last

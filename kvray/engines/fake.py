@@ -25,6 +25,7 @@ from kvray.candidate import (
     DType,
 )
 from kvray.engines.base import (
+    OBSERVED_TOKENS,
     AxisValue,
     DeviceFacts,
     EngineAdapter,
@@ -180,8 +181,9 @@ class FakeModel(LoadedModel):
         row = tuple(range(output_tokens))
         return Generation(started_s=started, token_s=tuple(stamps), tokens=(row,) * self._cell.batch_size)
 
-    def observe(self) -> Observed:
+    def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
         """See `LoadedModel.observe`."""
+        del output_tokens
         return Observed(
             cache_class=f"Fake{self._candidate.cache.title()}",
             cache_layers=f"FakeLayer×1 on GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'none'}",

@@ -100,6 +100,11 @@ def kv_bytes_per_token(shape: ModelShape, candidate: Candidate) -> float:
     return sum(layer.kv_elements for layer in shape.layers) * stored_bytes_per_element(candidate)
 
 
+def kv_bytes(layer: LayerShape, *, rows: int, tokens: int, item_bytes: int) -> int:
+    """Of the keys and values of `tokens` held tokens of each of `rows` sequences, stored as they are."""
+    return rows * layer.kv_elements * tokens * item_bytes
+
+
 def held_tokens(layer: LayerShape, candidate: Candidate, cell: Cell, fed_tokens: int) -> int:
     """Tokens for which `layer` has room after `fed_tokens` of a sequence. Source: the layers' classes."""
     params = dict(candidate.cache_params)
@@ -161,7 +166,8 @@ def _layer_bytes(layer: LayerShape, candidate: Candidate, cell: Cell) -> int:
     state = layer.state_elements * item
     if candidate.cache is CacheStrategy.QUANTIZED:
         return round(cell.batch_size * (state + layer.kv_elements * _quantized_bytes(candidate, cell)))
-    return cell.batch_size * (state + layer.kv_elements * held_tokens(layer, candidate, cell, fed) * item)
+    tokens = held_tokens(layer, candidate, cell, fed)
+    return cell.batch_size * state + kv_bytes(layer, rows=cell.batch_size, tokens=tokens, item_bytes=item)
 
 
 def _quantized_bytes(candidate: Candidate, cell: Cell) -> float:

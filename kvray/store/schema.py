@@ -59,6 +59,7 @@ TRIALS_SCHEMA = pa.schema(
         ("rung", _INT),
         ("wall_s", _FLOAT),
         ("busy_s", _FLOAT),
+        ("proof_s", _FLOAT),
         ("started_at", _INSTANT),
         ("ended_at", _INSTANT),
         ("host", _TEXT),

@@ -113,6 +113,7 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         cpus=facts.cpus,
         cpu_quota=facts.cpu_quota,
         busy_s=facts.busy_s,
+        proof_s=facts.proof_s,
         load_s=facts.load_s,
         compile_s=facts.compile_s,
         first_call_s=facts.first_call_s,

@@ -40,6 +40,7 @@ class TrialFacts:
     warmed_up: bool | None = None
     compile_s: float | None = None
     busy_s: float = 0.0
+    proof_s: float = 0.0
     kv_cache_mib: float | None = None
     device_peak_mib: float | None = None
     device_state: DeviceState = field(default_factory=DeviceState)

@@ -15,8 +15,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kvray.candidate import DeviceType
-from kvray.engines.base import EngineAdapter, LoadedModel, OutOfMemoryError, SubstitutedError, UnsupportedError
+from kvray.candidate import CompileMode, DeviceType
+from kvray.engines.base import (
+    EngineAdapter,
+    Generation,
+    LoadedModel,
+    Observed,
+    OutOfMemoryError,
+    SubstitutedError,
+    UnsupportedError,
+)
 from kvray.errors import first_line
 from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import available_cpus
@@ -74,7 +82,7 @@ class TrialProtocol:
         self._runs_made: Counter[tuple[Cell, bool]] = Counter()
         self._prepared: Cell | None = None
         self._steady: dict[tuple[int, int], tuple[float, float]] = {}
-        self._observed = False
+        self._proven: list[Cell] = []
         self._reference: Path | None = None
 
     def run(self) -> bool:
@@ -136,6 +144,7 @@ class TrialProtocol:
         started = self._clock()
         with self._busy():
             run = measure_run(model, self._spec, cell, rung=rung, repeat=self._runs_made[numbered], watch=self._watch)
+            self._check_used(model, cell)
         run_s = self._clock() - started
         self._runs_made[numbered] += 1
         self._note_memory(model)
@@ -182,29 +191,71 @@ class TrialProtocol:
             self._warm_up(model, cell)
 
     def _warm_up(self, model: LoadedModel, cell: Cell) -> None:
-        """Call until two successive calls at this context agree; observe once what runs."""
-        tokens = min(WARMUP_TOKENS, cell.output_tokens)
+        """Call until two successive calls at this context agree. One of the cell's calls is observed."""
         shape = (cell.context_tokens, cell.batch_size)
         spent: list[float] = []
         is_steady = False
-        while not is_steady and len(spent) < MAX_WARMUP_CALLS:
-            before, started = self._steady.get(shape), self._clock()
-            now = _warmup_call(model, tokens, cell.batch_size)
-            spent.append(self._clock() - started)
-            self.facts = replace(self.facts, warmup_s=self.facts.warmup_s + spent[-1])
-            self._steady[shape] = now
-            self._observe_once(model, first_call_s=spent[0])
-            is_steady = before is not None and _agree(before, now)
+        while (not is_steady and len(spent) < MAX_WARMUP_CALLS) or cell not in self._proven:
+            before, may_be_cold = self._steady.get(shape), not spent and (self._compiles or not self._proven)
+            is_observed = cell not in self._proven and not may_be_cold
+            generation, call_s = (self._observed_call if is_observed else self._plain_call)(model, cell)
+            if generation is None:
+                continue
+            spent.append(call_s)
+            self._steady[shape] = ttft_ms(generation), decode_tok_s(generation, cell.batch_size)
+            is_steady = before is not None and _agree(before, self._steady[shape])
         self.facts = replace(self.facts, compilation=model.compilation())
         self._note_cold_cost(beyond_steady_s(spent, is_steady=is_steady), is_steady=is_steady)
 
-    def _observe_once(self, model: LoadedModel, *, first_call_s: float) -> None:
-        if self._observed:
-            return
-        self._observed = True
-        self.facts = replace(self.facts, first_call_s=first_call_s, observed=model.observe())
-        if self.facts.observed.substitutions:
-            raise SubstitutedError("; ".join(self.facts.observed.substitutions))
+    def _plain_call(self, model: LoadedModel, cell: Cell) -> tuple[Generation, float]:
+        """An unrecorded generation, and the seconds it took."""
+        tokens, started = min(WARMUP_TOKENS, cell.output_tokens), self._clock()
+        generation = model.generate(tokens)
+        call_s = self._clock() - started
+        first_s = call_s if self.facts.first_call_s is None else self.facts.first_call_s
+        self.facts = replace(self.facts, warmup_s=self.facts.warmup_s + call_s, first_call_s=first_s)
+        check_generation(generation, tokens, cell.batch_size)
+        self._check_used(model, cell)
+        return generation, call_s
+
+    def _observed_call(self, model: LoadedModel, cell: Cell) -> tuple[Generation | None, float]:
+        """The same under a profiler, and what that took beside. Without time stamps all of it counts as proof."""
+        started = self._clock()
+        seen = model.observe(min(WARMUP_TOKENS, cell.output_tokens))
+        generation, call_s = seen.generation, 0.0
+        if generation is not None:
+            call_s = generation.token_s[-1] - generation.started_s
+        self.facts = replace(
+            self.facts,
+            warmup_s=self.facts.warmup_s + call_s,
+            proof_s=self.facts.proof_s + self._clock() - started - call_s,
+        )
+        self._note_seen(seen, cell)
+        self._proven.append(cell)
+        return generation, call_s
+
+    def _check_used(self, model: LoadedModel, cell: Cell) -> None:
+        """After every generation: whether the cache that was asked for is the one that was used."""
+        started = self._clock()
+        seen = model.last_used()
+        self.facts = replace(self.facts, proof_s=self.facts.proof_s + self._clock() - started)
+        if seen is not None:
+            self._note_seen(seen, cell)
+
+    def _note_seen(self, seen: Observed, cell: Cell) -> None:
+        """Keep what was seen, of all cells together.
+
+        Raises:
+            SubstitutedError: it is not what the candidate asks for.
+        """
+        self.facts = replace(self.facts, observed=self.facts.observed.joined(seen))
+        if seen.substitutions:
+            where = f"at {cell.label}: " if self._proven and cell != self._proven[0] else ""
+            raise SubstitutedError(where + "; ".join(seen.substitutions))
+
+    @property
+    def _compiles(self) -> bool:
+        return self._spec.candidate.compile is not CompileMode.OFF
 
     def _note_cold_cost(self, beyond_s: float, *, is_steady: bool) -> None:
         facts = self.facts
@@ -242,13 +293,6 @@ def beyond_steady_s(spent: Sequence[float], *, is_steady: bool) -> float:
     shortest stands for it."""
     steady_s = spent[-1] if is_steady else min(spent)
     return sum(max(0.0, seconds - steady_s) for seconds in spent)
-
-
-def _warmup_call(model: LoadedModel, tokens: int, batch_size: int) -> tuple[float, float]:
-    """(TTFT ms, tok/s) of an unrecorded generation."""
-    generation = model.generate(tokens)
-    check_generation(generation, tokens, batch_size)
-    return ttft_ms(generation), decode_tok_s(generation, batch_size)
 
 
 def _agree(before: tuple[float, float], now: tuple[float, float]) -> bool:

@@ -13,29 +13,22 @@ from typing import Any
 
 import pytest
 import torch
+import whole_trials
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers_samples import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, load, make_candidate, save_tiny_model
 
-from kvray.candidate import Candidate, DeviceType
-from kvray.engines.base import ModelRequest
+from kvray.candidate import Candidate
 from kvray.engines.prompts import prompt_text
-from kvray.engines.transformers import TransformersAdapter, loaded
+from kvray.engines.transformers import loaded
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.loaded import TransformersModel
-from kvray.record import Role, TrialStatus
-from kvray.trial.child import _run
+from kvray.record import TrialStatus
 from kvray.trial.events import TrialEnded
-from kvray.trial.protocol import TrialProtocol
-from kvray.trial.spec import TrialSpec
-from kvray.workload import Cell, create_custom_profile
+from kvray.workload import Cell
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-PROFILE = create_custom_profile(
-    "truth", context_lengths=(24,), output_lengths=(4,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
-)
 
 
 @pytest.fixture(scope="module")
@@ -103,28 +96,7 @@ def test_the_tokens_are_those_of_a_plain_generate(cache: str, attention: str, dt
 
 
 def ended(model_id: Path | str, candidate: Candidate) -> TrialEnded:
-    """How a whole trial of `candidate` ends."""
-    spec = TrialSpec(
-        run_id="r",
-        trial_id="t",
-        role=Role.SEARCH,
-        request=ModelRequest(model_id=str(model_id)),
-        candidate=candidate,
-        profile=PROFILE,
-        device=DeviceType.CPU,
-        timeout_s=60.0,
-    )
-    event = _run(
-        TrialProtocol(
-            spec,
-            TransformersAdapter(),
-            emit=lambda event: None,
-            may_continue=lambda: True,
-            device_memory_mib=lambda: None,
-        )
-    )
-    assert isinstance(event, TrialEnded)
-    return event
+    return whole_trials.ended(whole_trials.spec_of(model_id, candidate, whole_trials.profile_of(24)))
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

@@ -10,8 +10,19 @@ import torch
 import transformers
 
 from kvray.engines.transformers.arguments import SLIDING_WINDOW_CLASS, CallArguments
-from kvray.engines.transformers.sliding_window import SinkWindowLayer, SlidingWindowCache
+from kvray.engines.transformers.sliding_window import SlidingWindowCache
+from kvray.forecast.shape import LayerShape
 from kvray.workload import Cell
+
+_PLAIN_LAYERS = frozenset(
+    {
+        *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "SinkWindowLayer"),
+        *("StaticLayer", "StaticSlidingWindowLayer", "StaticIndexedLayer"),
+        *("LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer"),
+        *("LinearAttentionAndStaticFullAttentionLayer", "LinearAttentionAndStaticSlidingWindowAttentionLayer"),
+    }
+)
+"""Layers of `transformers.cache_utils`, by name because not every version has all, and ours."""
 
 
 def make_cache(arguments: CallArguments, config: Any, cell: Cell) -> Any:
@@ -35,17 +46,23 @@ def layer_bytes(layer: Any) -> int:
     return _stored_bytes(layer.keys) + _stored_bytes(layer.values)
 
 
-def expected_layer_bytes(
-    layer: Any, *, tokens: int, room: int | None, rows: int, heads: int, head_size: int, item_bytes: int
-) -> int | None:
-    """Bytes of keys and values that a layer of full or windowed attention must hold after `tokens` tokens of each of
-    `rows` sequences: `2 * rows * heads * held tokens * head_size * item_bytes`. `None` for kinds without that formula.
-    `room` is the number of tokens that a layer of fixed size is asked to hold.
-
-    Source of the held tokens: the layers' own classes in `transformers.cache_utils`.
-    """
-    held = _held_tokens(layer, tokens, room)
-    return None if held is None else 2 * rows * heads * held * head_size * item_bytes
+def layer_shape(layer: Any) -> LayerShape | None:
+    """The sizes of a layer that holds keys and values as plain tensors, read from these; `None` for any other kind, and
+    where nothing was put in yet."""
+    if type(layer).__name__ not in _PLAIN_LAYERS or layer.keys is None:
+        return None
+    keys, values = layer.keys, layer.values
+    if keys.dim() != 4 or values.dim() != 4:
+        return None
+    window = getattr(layer, "sliding_window", None)
+    if window is None and layer.is_sliding:  # a static layer keeps no other note of it
+        window = layer.max_cache_len
+    return LayerShape(
+        kv_heads=int(keys.shape[1]),
+        key_dim=int(keys.shape[3]),
+        value_dim=int(values.shape[3]),
+        window=None if window is None else int(window),
+    )
 
 
 def tokens_taken(cache: Any) -> int | None:
@@ -89,22 +106,6 @@ def _pages(cache: Any) -> list[torch.Tensor]:
         return []
     one = getattr(cache, "cache_tensor", None)
     return [one] if one is not None else [*cache.key_cache, *cache.value_cache]
-
-
-def _held_tokens(layer: Any, tokens: int, room: int | None) -> int | None:
-    kind = type(layer)
-    if kind is SinkWindowLayer:
-        return min(tokens, int(layer.window))
-    match kind.__name__:
-        case "DynamicLayer":
-            return tokens
-        case "DynamicSlidingWindowLayer":
-            return min(tokens, int(layer.sliding_window) - 1)
-        case "StaticLayer":
-            return room
-        case "StaticSlidingWindowLayer":
-            return None if room is None else min(room, int(layer.max_cache_len))
-    return None
 
 
 def _stored_bytes(tensor: torch.Tensor) -> int:

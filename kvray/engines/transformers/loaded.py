@@ -12,14 +12,15 @@ import copy
 import gc
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
-from transformers.generation.streamers import BaseStreamer
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
+    OBSERVED_TOKENS,
     Compilation,
     ForcedToken,
     Generation,
@@ -35,37 +36,22 @@ from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.forced import force, last_chunk_begin
 from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
 from kvray.engines.transformers.observed import (
-    OBSERVED_TOKENS,
     Evidence,
-    Trace,
+    UsedCache,
     compilation,
     forget_compiled_graphs,
     observed,
-    trace_streamed,
-    trace_whole,
+    observed_cache,
 )
 from kvray.engines.transformers.paged import PagedSession
 from kvray.engines.transformers.texts import ModelTexts
+from kvray.engines.transformers.tracing import ProfilingStreamer, StampingStreamer, trace_whole
 from kvray.engines.transformers.translation import translated_errors
 from kvray.probes.cpu import PeakRss, release_heap
 from kvray.workload import Cell
 
 _MIB = 1024 * 1024
 _TEXT_CACHE_STEP = 256
-
-
-class StampingStreamer(BaseStreamer):
-    """Notes the clock each time tokens are on the host. `generate` puts the prompt first, then every new token."""
-
-    def __init__(self) -> None:
-        self.stamps: list[float] = []
-
-    def put(self, value: Any) -> None:  # noqa: ARG002  (the library's signature)
-        """Called by `generate` with a tensor on the host."""
-        self.stamps.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Called by `generate` when it is done."""
 
 
 class TransformersModel(LoadedModel):
@@ -98,6 +84,8 @@ class TransformersModel(LoadedModel):
         self._cell: Cell | None = None
         self._prompt: torch.Tensor | None = None
         self._cache: Any = None
+        self._left: Any = None
+        self._fed_tokens = 0
         self._text_cache: tuple[int, Any] | None = None
         self._pages: PagedSession | None = None
 
@@ -123,30 +111,35 @@ class TransformersModel(LoadedModel):
         with translated_errors():
             started = time.perf_counter()
             sequences = self._generate(output_tokens, streamer)
-        prompt_tokens = self._prompt_tensor.shape[1]
-        tokens = tuple(tuple(row) for row in sequences[:, prompt_tokens:].tolist())
-        # The first stamp is the prompt's own.
-        return Generation(started_s=started, token_s=tuple(streamer.stamps[1:]), tokens=tokens)
+        return self._timed(started, streamer, sequences)
 
-    def observe(self) -> Observed:
+    def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
         """See `LoadedModel.observe`."""
+        generation = None
+        self._generation_config(output_tokens)
         with translated_errors():
-            trace = self._trace()
-            return observed(
-                self._candidate.attention,
+            if self._pages is not None:
+                trace = trace_whole(self.generate)
+            else:
+                started = time.perf_counter()
+                with contextlib.closing(ProfilingStreamer()) as streamer:
+                    sequences = self._generate(output_tokens, streamer)
+                trace, generation = streamer.trace(), self._timed(started, streamer, sequences)
+            seen = observed(
+                self._candidate,
                 self._arguments,
+                self._used,
                 Evidence(
                     trace=trace,
-                    cache=self._used_cache,
                     attn_implementation=str(self._text_config._attn_implementation),
-                    # The last token has not been fed back yet.
-                    fed_tokens=self._prompt_tensor.shape[1] + OBSERVED_TOKENS - 1,
-                    room=self._arguments.cache_length(self._prepared_cell) if self._arguments.static_cache else None,
-                    rows=self._prompt_tensor.shape[0],
-                    dtype=self._model.dtype,
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
                 ),
             )
+        return replace(seen, generation=generation)
+
+    def last_used(self) -> Observed:
+        """See `LoadedModel.last_used`."""
+        return observed_cache(self._candidate, self._arguments, self._used)
 
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
         """See `LoadedModel.forced_log_probabilities`. A model without a tokenizer is fed random tokens."""
@@ -175,7 +168,8 @@ class TransformersModel(LoadedModel):
 
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""
-        return None if self._used_cache is None else cache_bytes(self._used_cache)
+        used = self._left if self._pages is None else self._pages.cache
+        return None if used is None else cache_bytes(used)
 
     def reset_peak_memory(self) -> None:
         """See `LoadedModel.reset_peak_memory`."""
@@ -209,8 +203,8 @@ class TransformersModel(LoadedModel):
             return self._complete_paged(inputs["input_ids"].tolist(), config, cell)
         with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             cache = self._cache_for_text(cell)
-            sequences = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
-        return str(self._text_tokenizer.decode(sequences[0, prompt_tokens:], skip_special_tokens=True))
+            output = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
+        return str(self._text_tokenizer.decode(output.sequences[0, prompt_tokens:], skip_special_tokens=True))
 
     def close(self) -> None:
         """See `LoadedModel.close`."""
@@ -227,11 +221,6 @@ class TransformersModel(LoadedModel):
                 f"the text of {text_tokens} tokens is too short to show what a window of {window} drops"
             )
 
-    def _trace(self) -> Trace:
-        if self._pages is not None:
-            return trace_whole(self.generate)
-        return trace_streamed(lambda streamer: self._generate(OBSERVED_TOKENS, streamer))
-
     def _complete_paged(self, rows: list[list[int]], config: GenerationConfig, cell: Cell) -> str:
         with translated_errors(), contextlib.closing(PagedSession(self._model, config, cell)) as pages:
             tokens = pages.generate(rows, cell.output_tokens).tokens[0]
@@ -240,20 +229,29 @@ class TransformersModel(LoadedModel):
     def _drop_cache(self) -> None:
         if self._pages is not None:
             self._pages.close()
-        self._cache = self._pages = None
+        self._cache = self._left = self._pages = None
 
-    def _generate(self, output_tokens: int, streamer: BaseStreamer) -> torch.Tensor:
+    def _generate(self, output_tokens: int, streamer: StampingStreamer) -> torch.Tensor:
+        self._left = None
         self._fresh_cache()
         prompt = self._prompt_tensor
         with forced_kernel(self._arguments.sdpa_kernel):
-            sequences: torch.Tensor = self._model.generate(
+            output = self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 past_key_values=self._cache,
                 generation_config=self._generation_config(output_tokens),
                 streamer=streamer,
             )
+        self._left, self._fed_tokens = output.past_key_values, prompt.shape[1] + output_tokens - 1
+        sequences: torch.Tensor = output.sequences
         return sequences
+
+    def _timed(self, started: float, streamer: StampingStreamer, sequences: torch.Tensor) -> Generation:
+        prompt_tokens = self._prompt_tensor.shape[1]
+        tokens = tuple(tuple(row) for row in sequences[:, prompt_tokens:].tolist())
+        # The first stamp is the prompt's own.
+        return Generation(started_s=started, token_s=tuple(streamer.stamps[1:]), tokens=tokens)
 
     def _generate_unprocessed(self, prompt: torch.Tensor, new_tokens: int, processors: LogitsProcessorList) -> object:
         """Into the cache as it is, and without what the checkpoint wants done to the logits. `generate` takes from the
@@ -281,6 +279,8 @@ class TransformersModel(LoadedModel):
     def _settings(self, base: GenerationConfig, output_tokens: int) -> GenerationConfig:
         config = copy.deepcopy(base)
         config.max_new_tokens = output_tokens
+        # Of all that `generate` can return, the cache that the model used is what is wanted; it costs nothing.
+        config.return_dict_in_generate = True
         if self._arguments.compile_mode is not None:
             config.compile_config = CompileConfig(mode=self._arguments.compile_mode, fullgraph=False)
             # `generate` compiles on accelerators only, unless this private switch is set.
@@ -310,8 +310,15 @@ class TransformersModel(LoadedModel):
         return self._model.config.get_text_config(decoder=True)
 
     @property
-    def _used_cache(self) -> Any:
-        return self._cache if self._pages is None else self._pages.cache
+    def _used(self) -> UsedCache:
+        """Some models put the cache that they are given away, and go on with one of their own."""
+        return UsedCache(
+            cache=self._left if self._pages is None else self._pages.cache,
+            cell=self._prepared_cell,
+            # The last token has not been fed back yet.
+            fed_tokens=self._fed_tokens,
+            dtype=self._model.dtype,
+        )
 
     @property
     def _prepared_cell(self) -> Cell:

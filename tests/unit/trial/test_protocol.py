@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, candidate_of, profile_of, spec_of
+from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, Stamping, candidate_of, profile_of, spec_of
 
-from kvray.candidate import DeviceType
+from kvray.candidate import CacheStrategy, CompileMode, DeviceType
 from kvray.engines.base import Compilation, ForcedToken, Observed, SubstitutedError, UnsupportedError
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
@@ -106,12 +106,34 @@ def test_warm_up_is_bounded_when_calls_never_agree() -> None:
     assert sum(call.startswith("generate") for call in before_first_run) == MAX_WARMUP_CALLS
 
 
+TWO_OUTPUTS = profile_of(context_lengths=(24,), output_lengths=(4, 20))
+
+
 def test_what_is_steady_at_a_context_needs_one_call_at_the_next_cell() -> None:
     model = Scripted()
-    protocol, _ = protocol_of(model, spec=spec_of(profile=profile_of(context_lengths=(24,), output_lengths=(4, 20))))
+    protocol, _ = protocol_of(model, spec=spec_of(profile=TWO_OUTPUTS))
     protocol.run()
     second_cell = model.calls[model.calls.index("prepare 24→4") :]
-    assert second_cell[1:3] == ["generate 4", "reset_peak"]
+    assert second_cell[1:4] == ["observe 4", "generate 4", "reset_peak"]
+
+
+def test_an_observed_generation_is_one_of_the_warm_up_calls() -> None:
+    model = Stamping()
+    protocol, _ = protocol_of(model, spec=spec_of(profile=TWO_OUTPUTS))
+    protocol.run()
+    first_cell = model.calls[: model.calls.index("reset_peak")]
+    assert first_cell == ["prepare 24→16", "generate 8", "observe 8"]
+    second_cell = model.calls[model.calls.index("prepare 24→4") :]
+    assert second_cell[1:3] == ["observe 4", "reset_peak"]
+    assert protocol.facts.proof_s == pytest.approx(3 * 1000.0, rel=0.01), "at each cell what came beside the generation"
+
+
+def test_what_is_compiled_anew_for_a_cell_is_not_observed_while_it_compiles() -> None:
+    model = Stamping()
+    spec = spec_of(profile=TWO_OUTPUTS, cache=CacheStrategy.STATIC, compile=CompileMode.DEFAULT)
+    protocol_of(model, spec=spec)[0].run()
+    second_cell = model.calls[model.calls.index("prepare 24→4") :]
+    assert second_cell[1:4] == ["generate 4", "observe 4", "reset_peak"]
 
 
 def test_a_cell_is_prepared_once_when_the_next_rung_starts_with_it() -> None:
@@ -122,11 +144,48 @@ def test_a_cell_is_prepared_once_when_the_next_rung_starts_with_it() -> None:
     assert [call for call in model.calls if call.startswith("prepare")] == ["prepare 24→16", "prepare 24→20"]
 
 
-def test_what_runs_is_observed_once_per_trial() -> None:
+def test_what_runs_is_observed_once_at_every_cell() -> None:
     model = Scripted()
     protocol, _ = protocol_of(model)
     protocol.run()
-    assert model.calls.count("observe") == 1
+    cells = {call for call in model.calls if call.startswith("prepare")}
+    assert len(cells) == 6, "two short cells and four long ones"
+    assert sum(call.startswith("observe") for call in model.calls) == len(cells)
+
+
+class Changing(Scripted):
+    """Its prompts of 48 tokens go through another cache and kernel."""
+
+    def __init__(self, *substitutions: str) -> None:
+        super().__init__()
+        self._substitutions = substitutions
+
+    def observe(self, output_tokens: int = 2) -> Observed:
+        super().observe(output_tokens)
+        return Observed(kernel_prefill="math" if self._is_long else "flash")
+
+    def last_used(self) -> Observed:
+        if self._is_long:
+            return Observed(cache_class="Other", substitutions=self._substitutions)
+        return Observed(cache_class="Scripted")
+
+    @property
+    def _is_long(self) -> bool:
+        return self.cell.context_tokens == 48
+
+
+def test_a_cache_that_changes_at_a_longer_prompt_ends_the_trial_there() -> None:
+    protocol, events = protocol_of(Changing("asked for Scripted, Other was used"))
+    with pytest.raises(SubstitutedError, match=r"^at 48→16: asked for Scripted, Other was used$"):
+        protocol.run()
+    assert {run.cell for run in runs_of(events)} == {Cell(24, 16, 1)}
+
+
+def test_a_record_names_what_ran_at_all_cells() -> None:
+    protocol, _ = protocol_of(Changing())
+    protocol.run()
+    assert protocol.facts.observed.cache_class == "Scripted | Other"
+    assert protocol.facts.observed.kernel_prefill == "flash | math"
 
 
 def test_cold_costs_are_kept_apart_from_each_other() -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
-from kvray.engines.base import Compilation, ForcedToken, Generation, LoadedModel, ModelRequest, Observed
+from kvray.engines.base import (
+    OBSERVED_TOKENS,
+    Compilation,
+    ForcedToken,
+    Generation,
+    LoadedModel,
+    ModelRequest,
+    Observed,
+)
 from kvray.engines.fake import FakeAdapter
 from kvray.probes.disturbance import Conditions, RunWatch, TrialWatch
 from kvray.record import Role
@@ -105,14 +114,14 @@ class Scripted(LoadedModel):
         self._ttfts = list(ttfts)
         self._observed = observed or Observed(cache_class="Scripted")
         self._compilation = compilation
-        self._rows = 1
+        self.cell = Cell(1, 1, 1)
         self.probability = 0.5
         """Of token 0, one of two, in `forced_log_probabilities`."""
 
     def prepare(self, cell: Cell) -> None:
         self.calls.append(f"prepare {cell.label}")
         self.clock.now_s += 1000.0
-        self._rows = cell.batch_size
+        self.cell = cell
 
     def compilation(self) -> Compilation | None:
         return self._compilation
@@ -122,10 +131,10 @@ class Scripted(LoadedModel):
         ttft = self._ttfts.pop(0) if len(self._ttfts) > 1 else self._ttfts[0]
         self.clock.now_s += ttft
         stamps = tuple(ttft + 0.1 * number for number in range(output_tokens))
-        return Generation(started_s=0.0, token_s=stamps, tokens=(tuple(range(output_tokens)),) * self._rows)
+        return Generation(started_s=0.0, token_s=stamps, tokens=(tuple(range(output_tokens)),) * self.cell.batch_size)
 
-    def observe(self) -> Observed:
-        self.calls.append("observe")
+    def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
+        self.calls.append(f"observe {output_tokens}")
         self.clock.now_s += 1000.0
         return self._observed
 
@@ -156,6 +165,16 @@ class Scripted(LoadedModel):
 
     def close(self) -> None:
         self.calls.append("close")
+
+
+class Stamping(Scripted):
+    """Its observed generations have time stamps."""
+
+    def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
+        seen, generation = super().observe(output_tokens), self.generate(output_tokens)
+        del self.calls[-1]
+        self.clock.now_s -= 1.0  # within the thousand seconds of observing
+        return replace(seen, generation=generation)
 
 
 class ScriptedAdapter(FakeAdapter):
