@@ -23,6 +23,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models, outline
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
+from kvray.engines.transformers.inspection import inspect_weights
 from kvray.engines.transformers.loading import load_model, load_tokenizer
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.engines.transformers.texts import ModelTexts
@@ -176,6 +177,7 @@ class Weights(ModelKind):
             try:
                 folder = models.weights_path(self.request)
                 models.describe(self.request)
+                inspect_weights(self.request)
                 with translated_errors():
                     load_model(self.request, folder, call_arguments(CANDIDATE), torch.device("cpu"))
             except KvrayError:

@@ -15,6 +15,7 @@ from fuzz_watch import BrokenPromiseError, Place, Watch, call_cli, names_canary
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.cli.app import COMMANDS
+from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError
 from kvray.forecast.hardware import Hardware, HardwareKey, save_hardware
@@ -314,7 +315,7 @@ class ModelIds(Kind):
                 "utf-8", errors="surrogateescape"
             )
         with self.watch(), _kvray_errors_allowed():
-            get_engine("transformers").check_model_id(text)
+            get_engine("transformers").check_model(ModelRequest(model_id=text))
         code, _ = self.cli("tune", "--device", "cpu", "--context", "16", "--output-len", "4", "--dry-run", "--", text)
         return code == 0
 

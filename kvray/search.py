@@ -84,7 +84,9 @@ class TuningSearch:
         adapter = self._engine()
         check_search(self._config.search)
         check_request(self._config, adapter)
-        return preview_sweep(self._config, adapter)
+        preview = preview_sweep(self._config, adapter)
+        adapter.check_weights(requested_model(self._config), quick=True)
+        return preview
 
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
@@ -137,8 +139,10 @@ class TuningSearch:
 
     def _measuring(self) -> None:
         # What the model rules out is told first: it takes less time.
-        model = self._engine().describe_model(requested_model(self._config))
+        request = requested_model(self._config)
+        model = self._engine().describe_model(request)
         self._config.profile.fit_to_context_limit(model.max_context)
+        self._engine().check_weights(request)
         if self._observer is not None:
             self._observer.measuring_device()
 
@@ -163,6 +167,13 @@ class TuningSearch:
     ) -> tuple[RecordKeeper, KvrayError | None]:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
+        # Whatever would end every trial alike is found before Ray starts.
+        preview = _identified(preview_sweep(config, adapter), config, adapter)
+        # The very version that was described: the hub may get another one while the sweep runs.
+        request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
+        adapter.fetch_weights(request)
+        adapter.check_weights(request)
+        warn_of_closed_cache()
         with (
             log_kept_in(store, run_id) as log,
             quiet_ray(log),
@@ -173,9 +184,6 @@ class TuningSearch:
                 last_words=self._last_words,
             ) as ray,
         ):
-            # Ray takes seconds to start and does it in the background.
-            preview = preview_sweep(config, adapter)
-            warn_of_closed_cache()
             slots = plan_slots(
                 ray.nodes(),
                 device=preview.device.device,
@@ -186,9 +194,6 @@ class TuningSearch:
             attempt = prepare_attempt(
                 store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
             )
-            # The very version that was described: the hub may get another one while the sweep runs.
-            request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
-            adapter.fetch_weights(request)
             store.write_manifest(attempt.manifest)
             keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
             recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
@@ -220,6 +225,12 @@ class TuningSearch:
 
     def _last_words(self, error: SweepError) -> str:
         return str(error if self._keeper is None else broken_off(error, self._keeper))
+
+
+def _identified(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> Preview:
+    """`preview` with what identifies the model's weights for certain."""
+    revision = adapter.identify_model(requested_model(config))
+    return replace(preview, model=replace(preview.model, revision=revision))
 
 
 def _course(

@@ -76,7 +76,7 @@ def kvray(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-    _show_warnings()
+    _show_log()
 
 
 def main(arguments: Sequence[str] | None = None, *, left_out: Sequence[str] = ()) -> None:
@@ -156,17 +156,19 @@ def _warn_of_relative_paths(left_out: Sequence[str]) -> None:
         )
 
 
-def _show_warnings() -> None:
-    """Show what kvray's own modules warn about, one line each, on stderr."""
+def _show_log() -> None:
+    """Show what kvray's own modules warn about or are busy with, one line each, on stderr."""
     import logging
 
     from kvray.redaction import redact
 
-    class Warnings(logging.Handler):
+    class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # `echo` looks stderr up anew each time: the live view replaces it while it is on the screen.
-            typer.echo(f"kvray: warning: {redact(' '.join(record.getMessage().split()))}", err=True)
+            kind = "warning: " if record.levelno >= logging.WARNING else ""
+            typer.echo(f"kvray: {kind}{redact(' '.join(record.getMessage().split()))}", err=True)
 
     logger = logging.getLogger("kvray")
-    logger.handlers = [Warnings(logging.WARNING)]
+    logger.handlers = [Lines(logging.INFO)]
+    logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -74,7 +74,8 @@ class ModelInfo:
 
     Attributes:
         model_id: what names the model wherever the trial runs: a hub id, or an absolute path.
-        revision: what identifies these very weights (a commit, a file's hash), `unknown` where nothing does.
+        revision: what identifies these very weights (a commit, a file's hash); `unknown` where nothing does, or where
+            it takes reading them all: `EngineAdapter.identify_model`.
         architecture: class or family name, for people.
         max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
         native_dtype: the dtype that the checkpoint asks for.
@@ -308,8 +309,9 @@ class EngineAdapter(ABC):
     measures_hardware: ClassVar[bool] = False
     """Whether `measure_hardware` can be asked."""
 
-    def check_model_id(self, model_id: str) -> None:  # noqa: B027  (a hook: an engine may have nothing to check)
-        """Refuse an id that names nothing, as far as that shows at once: no library imported, no network.
+    def check_model(self, request: ModelRequest) -> None:  # noqa: B027  (a hook: an engine may have nothing to check)
+        """Refuse a model that is not there, or whose files cannot be loaded, as far as that shows at once: no library
+        imported, no network, no weights read.
 
         Raises:
             ModelError
@@ -332,6 +334,14 @@ class EngineAdapter(ABC):
         """
         return self.describe_model(request)
 
+    def identify_model(self, request: ModelRequest) -> str:
+        """`ModelInfo.revision` for certain, however long that takes; the engine logs what takes long.
+
+        Raises:
+            ModelError: as `describe_model`.
+        """
+        return self.describe_model(request).revision
+
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
         """Measure how fast this machine's first `device` copies and multiplies, in a process of its own: a few seconds.
 
@@ -350,6 +360,16 @@ class EngineAdapter(ABC):
 
         Raises:
             ModelError: they cannot be had, or are not of the revision that `request` names.
+        """
+
+    def check_weights(self, request: ModelRequest, *, quick: bool = False) -> None:  # noqa: B027  (a hook)
+        """Refuse weights that are on this machine and would end every trial alike; none are read, and none downloaded.
+
+        Args:
+            quick: leave out what takes more than about a second.
+
+        Raises:
+            ModelError
         """
 
     @abstractmethod

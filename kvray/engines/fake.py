@@ -68,13 +68,13 @@ class FakeAdapter(EngineAdapter):
 
     name: ClassVar[str] = "fake"
 
-    def check_model_id(self, model_id: str) -> None:
-        """See `EngineAdapter.check_model_id`."""
-        _misbehaviours(model_id)
+    def check_model(self, request: ModelRequest) -> None:
+        """See `EngineAdapter.check_model`."""
+        _misbehaviours(request.model_id)
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """See `EngineAdapter.describe_model`."""
-        self.check_model_id(request.model_id)
+        self.check_model(request)
         return ModelInfo(
             model_id=request.model_id,
             revision="1",

@@ -70,7 +70,8 @@ class PlanLoader:
             allow_pickle=allow_pickle,
             offline=is_offline_environment(),
         )
-        here = adapter.describe_model(request).revision
+        adapter.describe_model(request)  # says first what cannot be used at all
+        here = adapter.identify_model(request)
         for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, here)):
             warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
         return Session(self.plan, adapter, target, replace(request, revision=here))

@@ -155,7 +155,7 @@ def patched(gguf: Path, old: bytes, new: bytes) -> None:
             b"llama.embedding_lengte",
             "its embedding_length None is not that of its embedding",
         ),
-        (b"blk.0.ffn_up", b"blk.0.ffn_xp", "it lacks 1 tensors of the model: model.layers.0.mlp.up_proj.weight"),
+        (b"blk.0.ffn_up", b"blk.0.ffn_xp", "it lacks 1 tensor of the model, model.layers.0.mlp.up_proj.weight"),
         (
             b"tokenizer.ggml.merges" + struct.pack("<IIQ", 9, 8, 2),
             b"tokenizer.ggml.merges" + struct.pack("<IIQ", 9, 8, 2**60),

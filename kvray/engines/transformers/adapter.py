@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -19,14 +20,16 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
-from kvray.engines.transformers import device_rates, menu, models, outline, rules, snippet, spaces
-from kvray.engines.transformers.gguf import is_converted
+from kvray.engines.transformers import device_rates, inspection, menu, models, outline, rules, snippet, spaces
+from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.errors import ModelError
 from kvray.forecast.hardware import Hardware
 from kvray.search_paths import child_environment, python_command
 from kvray.space.constraints import Rule
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
+
+_logger = logging.getLogger("kvray.engines")
 
 
 class TransformersAdapter(EngineAdapter):
@@ -43,9 +46,9 @@ class TransformersAdapter(EngineAdapter):
     )
     measures_hardware: ClassVar[bool] = True
 
-    def check_model_id(self, model_id: str) -> None:
-        """See `EngineAdapter.check_model_id`."""
-        models.parse_model_id(model_id)
+    def check_model(self, request: ModelRequest) -> None:
+        """See `EngineAdapter.check_model`."""
+        inspection.inspect_files(request)
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """See `EngineAdapter.describe_model`. A GGUF file is converted first."""
@@ -61,10 +64,18 @@ class TransformersAdapter(EngineAdapter):
         """See `EngineAdapter.measure_hardware`."""
         return device_rates.measure_apart(device, threads, self.process_environment())
 
+    def identify_model(self, request: ModelRequest) -> str:
+        """See `EngineAdapter.identify_model`: a folder's weights are hashed, once as long as they do not change."""
+        return models.revision(request)
+
     def fetch_weights(self, request: ModelRequest) -> None:
         """See `EngineAdapter.fetch_weights`."""
         _convert_if_gguf(request)
         models.check_unchanged(request, models.weights_path(request))
+
+    def check_weights(self, request: ModelRequest, *, quick: bool = False) -> None:
+        """See `EngineAdapter.check_weights`."""
+        inspection.inspect_weights(request, quick=quick)
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
         """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, the attention that its config
@@ -154,12 +165,17 @@ def _convert_if_gguf(request: ModelRequest) -> None:
     """Convert in a process of its own, so that neither the driver nor a measurement holds the weights a second time."""
     source = models.parse_model_id(request.model_id)
     if source.kind is models.SourceKind.GGUF and not is_converted(source.local_path):
+        check_gguf(source.local_path)
+        size_gib = source.local_path.stat().st_size / (1 << 30)
+        _logger.info("reading %s (%.1f GiB) once, to convert it to safetensors", source.local_path, size_gib)
         _convert_apart(source.local_path)
 
 
 def _convert_apart(gguf: Path) -> None:
     command = python_command("-m", "kvray.engines.transformers.gguf", str(gguf))
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    # On a GPU for which it has kernels Transformers would keep the weights packed.
+    environment = {**child_environment(), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ModelError(lines[-1])

@@ -5,11 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import re
 import shutil
 import sys
 import tempfile
@@ -17,9 +12,9 @@ from pathlib import Path
 
 from kvray.config import cache_dir
 from kvray.engines.transformers.gguf_header import check_gguf_file
+from kvray.engines.transformers.hashes import file_sha256, known_sha256
+from kvray.engines.transformers.tensors import named_tensors
 from kvray.errors import KvrayError, ModelError, first_line
-
-_HASH_BLOCK = 1 << 20
 
 
 def converted_gguf(gguf: Path) -> Path:
@@ -30,7 +25,10 @@ def converted_gguf(gguf: Path) -> Path:
     """
     from filelock import FileLock
 
-    target = _target(gguf)
+    if not is_converted(gguf):
+        check_gguf(gguf)
+        _check_architecture(gguf)
+    target = _folder(file_sha256(gguf))
     if _is_complete(target):
         return target
     try:
@@ -46,13 +44,50 @@ def converted_gguf(gguf: Path) -> Path:
     return target
 
 
+def check_gguf(gguf: Path) -> None:
+    """Refuse a file whose header shows that it cannot be converted; takes no time.
+
+    Raises:
+        ModelError
+    """
+    try:
+        check_gguf_file(gguf)
+    except (OSError, ModelError) as error:
+        raise _cannot_be_converted(gguf, error) from error
+
+
 def is_converted(gguf: Path) -> bool:
-    """Whether `converted_gguf` would return at once."""
-    return _is_complete(_target(gguf))
+    """Whether `converted_gguf` would return at once: the file's hash is known, and so is its folder."""
+    known = known_sha256(gguf)
+    return known is not None and _is_complete(_folder(known))
 
 
-def _target(gguf: Path) -> Path:
-    return cache_dir() / "gguf" / file_sha256(gguf)[:16]
+def _folder(sha256: str) -> Path:
+    return cache_dir() / "gguf" / sha256[:16]
+
+
+def _check_architecture(gguf: Path) -> None:
+    """Refuse what Transformers does not read, before the whole file is hashed.
+
+    Raises:
+        ModelError
+    """
+    import transformers
+
+    try:
+        transformers.AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:
+        if "not supported" not in str(error):
+            raise _cannot_be_converted(gguf, error) from error
+        raise ModelError(
+            f"GGUF file {str(gguf)!r} cannot be converted: Transformers {transformers.__version__} does not read its "
+            f"architecture ({first_line(error)})",
+            hint="Take the original model instead of its GGUF file, or update transformers.",
+        ) from error
+
+
+def _cannot_be_converted(gguf: Path, error: BaseException) -> ModelError:
+    return ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error)}")
 
 
 def _is_complete(target: Path) -> bool:
@@ -70,11 +105,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        check_gguf_file(gguf)
         model, found = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, output_loading_info=True)
         if missing := sorted(found["missing_keys"]):
             # Transformers would make them up at random and say so in its log only.
-            raise ModelError(f"it lacks {len(missing)} tensors of the model: {missing[0]}, …")
+            raise ModelError(f"it lacks {named_tensors(missing)}.")
         # A model read from GGUF refuses save_pretrained ("quantized with gguf and is not serializable") until both
         # traces of the quantizer are gone; its weights are plain tensors by now.
         model.hf_quantizer = None
@@ -84,31 +118,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
         staging.rename(target)
     except Exception as error:
-        raise ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error)}") from error
+        raise _cannot_be_converted(gguf, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, remembered in the cache folder by path, size and modification time."""
-    stat = path.stat()
-    identity = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    memo = cache_dir() / "hashes" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-        known = json.loads(memo.read_text(encoding="utf-8"))["sha256"]
-        # It becomes the name of a folder: whatever else the memo may say by now is not followed.
-        if re.fullmatch(r"[0-9a-f]{64}", known):
-            return str(known)
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK):
-            digest.update(block)
-    with contextlib.suppress(OSError):  # the memo saves seconds; a cache that cannot be written costs no more than them
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        partial = memo.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"path": str(path), "sha256": digest.hexdigest()}), encoding="utf-8")
-        partial.replace(memo)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from kvray.engines.transformers.checkpoint import is_pointer
 from kvray.engines.transformers.plausible import MOST_LAYERS
 from kvray.errors import ModelError
 
@@ -23,18 +27,48 @@ def check_gguf_file(path: Path) -> None:
     """Refuse what cannot be converted.
 
     Raises:
-        ModelError: the header is torn, or does not describe the file.
+        ModelError: it is no whole model, its header is torn, or does not describe the file. A fragment of a sentence.
         OSError: it cannot be read.
     """
+    if is_pointer(path):
+        raise ModelError("it is a git-lfs pointer, not what it stands for.", hint="Run `git lfs pull` in its folder.")
     with path.open("rb") as file:
         header = _Header(file, path.stat().st_size)
         fields, tensors = header.read()
+    _check_is_model(fields, tensors, path)
+    _check_sizes(fields, {name: tensor.shape for name, tensor in tensors.items()})
+    _check_whole(tensors, data_bytes=header.left)
+
+
+def _check_is_model(fields: Mapping[str, Any], tensors: Mapping[str, _Tensor], path: Path) -> None:
+    architecture = str(fields.get("general.architecture"))
+    parts, part = fields.get("split.count"), fields.get("split.no")
+    if isinstance(parts, int) and parts > 1:
+        number = part + 1 if isinstance(part, int) else "?"
+        raise ModelError(
+            f"it is part {number} of {parts}.",
+            hint=f"Merge them first: llama-gguf-split --merge {_first_part(path.name)} MERGED.gguf.",
+        )
+    if fields.get("general.type", "model") != "model" or architecture == "clip":
+        kind = "mmproj" if architecture == "clip" else _shown(fields["general.type"])
+        raise ModelError(f"it holds no language model ({kind}).", hint="Give the file with the model's own weights.")
+    if not tensors:
+        raise ModelError("it holds no weights, only a vocabulary.", hint="Give the file with the model's weights.")
+    if fields.get(f"{architecture}.attention.head_count") == 0:
+        raise ModelError(f"its architecture {architecture} has no attention, so there is no KV cache to choose.")
+
+
+def _first_part(name: str) -> str:
+    return re.sub(r"-\d{5}-of-", "-00001-of-", name)
+
+
+def _check_sizes(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     architecture = str(fields.get("general.architecture"))
     layers = fields.get(f"{architecture}.block_count")
     width = fields.get(f"{architecture}.embedding_length")
-    if not (isinstance(layers, int) and 0 < layers <= min(MOST_LAYERS, len(tensors))):
-        raise ModelError(f"its block_count {_shown(layers)} does not go with its {len(tensors)} tensors")
-    embedding = tensors.get("token_embd.weight", ())
+    if not (isinstance(layers, int) and 0 < layers <= min(MOST_LAYERS, len(shapes))):
+        raise ModelError(f"its block_count {_shown(layers)} does not go with its {len(shapes)} tensors")
+    embedding = shapes.get("token_embd.weight", ())
     if not embedding or width != embedding[0]:
         raise ModelError(f"its embedding_length {_shown(width)} is not that of its embedding {embedding!r}")
     inner = fields.get(f"{architecture}.feed_forward_length")
@@ -42,13 +76,38 @@ def check_gguf_file(path: Path) -> None:
     if (
         isinstance(inner, int)
         and not has_experts
-        and not any(inner in shape for name, shape in tensors.items() if "ffn" in name)
+        and not any(inner in shape for name, shape in shapes.items() if "ffn" in name)
     ):
         raise ModelError(f"its feed_forward_length {inner} is that of none of its tensors")
 
 
+def _check_whole(tensors: Mapping[str, _Tensor], *, data_bytes: int) -> None:
+    """Refuse a file that ends before its tensors do; `data_bytes` are behind the header, padding included."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    sizes = {kind.value: size for kind, size in GGML_QUANT_SIZES.items() if isinstance(kind, GGMLQuantizationType)}
+    needed = 0
+    for tensor in tensors.values():
+        block, block_bytes = sizes.get(tensor.kind, (1, 0))
+        needed = max(needed, tensor.offset + math.prod(tensor.shape) // block * block_bytes)
+    if needed > data_bytes:
+        raise ModelError(
+            f"it is cut off: its tensors end {needed:,} bytes behind its header, and {data_bytes:,} are there.",
+            hint="Download it again.",
+        )
+
+
 def _shown(value: object) -> str:
     return repr(value)[:40]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tensor:
+    """Shape (innermost dimension first), kind of numbers by GGUF's table, and bytes from the begin of the data."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
 
 
 class _Header:
@@ -56,10 +115,10 @@ class _Header:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
-        self._left = size
+        self.left = size
 
-    def read(self) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]]]:
-        """Fields (`None` for arrays) and the shapes of tensors, innermost dimension first."""
+    def read(self) -> tuple[Mapping[str, Any], Mapping[str, _Tensor]]:
+        """Fields (`None` for arrays) and tensors; afterwards `left` bytes of the file are not read."""
         if self._take(4) != b"GGUF":
             raise ModelError("it does not begin with GGUF")
         version = self._number("I")
@@ -71,13 +130,12 @@ class _Header:
         read = {self._string(): self._value(self._number("I")) for _ in range(fields)}
         return read, dict(self._tensor() for _ in range(tensors))
 
-    def _tensor(self) -> tuple[str, tuple[int, ...]]:
+    def _tensor(self) -> tuple[str, _Tensor]:
         name, dimensions = self._string(), self._number("I")
         if dimensions > MOST_DIMENSIONS:
             raise ModelError(f"its tensor {name[:80]!r} has {dimensions} dimensions")
         shape = tuple(self._number("Q") for _ in range(dimensions))
-        self._take(4 + 8)  # type and offset
-        return name, shape
+        return name, _Tensor(shape=shape, kind=self._number("I"), offset=self._number("Q"))
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
@@ -110,9 +168,9 @@ class _Header:
 
     def _take(self, length: int) -> bytes:
         self._check(length)
-        self._left -= length
+        self.left -= length
         return self._file.read(length)
 
     def _check(self, length: int) -> None:
-        if length > self._left:
-            raise ModelError(f"its header speaks of {length:,} bytes where {self._left:,} are left: it is torn")
+        if length > self.left:
+            raise ModelError(f"its header speaks of {length:,} bytes where {self.left:,} are left: it is torn")

@@ -5,6 +5,7 @@ Downloads happen here and nowhere else. `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`, `H
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def cached_snapshot(repo_id: str, patterns: Iterable[str], *, revision: str | No
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def repository_files(repo_id: str, folder: Path, *, offline: bool) -> list[str]:
+    """Names of all files of `repo_id` at the commit that `folder` is a snapshot of; what lies there, where the hub must
+    not or cannot be asked."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if not offline:
+        with contextlib.suppress(HTTPError, OSError, ValueError):
+            info = HfApi().model_info(repo_id, revision=folder.name, timeout=ANSWER_TIMEOUT_S)
+            return [one.rfilename for one in info.siblings or ()]
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()]
 
 
 def tensor_dtypes(repo_id: str, name: str, *, revision: str, offline: bool) -> list[str]:

@@ -16,6 +16,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models, xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
 from kvray.engines.transformers.one_sequence import one_greedy_sequence
+from kvray.engines.transformers.tensors import named_tensors
 from kvray.engines.transformers.weight_files import safetensors_files
 from kvray.errors import ModelError, first_line
 from kvray.probes.cpu import total_memory_mib
@@ -74,7 +75,7 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         ) from error
     if missing := sorted(found["missing_keys"]):
         # Transformers would make them up at random and say so in its log only.
-        raise ModelError(f"The weights in {str(folder)!r} lack {len(missing)} tensors of the model: {missing[0]}, …")
+        raise ModelError(f"The weights in {str(folder)!r} lack {named_tensors(missing)}.")
     return model
 
 

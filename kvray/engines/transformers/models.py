@@ -11,13 +11,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
-from kvray.engines.transformers.gguf import converted_gguf, file_sha256
+from kvray.engines.transformers.checkpoint import check_weights_are_there, names_for_config, no_config_error
+from kvray.engines.transformers.gguf import converted_gguf
+from kvray.engines.transformers.hashes import file_sha256, files_sha256
 from kvray.engines.transformers.model_class import architecture_of, missing_attentions, model_class, named_attention
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
@@ -77,7 +80,7 @@ def parse_model_id(model_id: str) -> ModelSource:
         return ModelSource(kind=SourceKind.GGUF, model_id=model_id, path=path.resolve())
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"Folder {model_id!r} has no config.json, so it is not a Transformers model.")
+            raise no_config_error(f"Folder {model_id!r}", names_for_config(path), folder=path)
         return ModelSource(kind=SourceKind.FOLDER, model_id=model_id, path=path.resolve())
     if path.is_file() or model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:
         raise ModelError(
@@ -124,7 +127,15 @@ def config_path(request: ModelRequest) -> Path:
     """
     source = parse_model_id(request.model_id)
     if source.kind is SourceKind.HUB:
-        return hub.snapshot(source.model_id, SMALL_FILES, revision=request.revision, offline=request.offline)
+        folder = hub.snapshot(source.model_id, SMALL_FILES, revision=request.revision, offline=request.offline)
+        if not (folder / "config.json").is_file():
+            raise no_config_error(
+                f"Model {source.model_id!r}",
+                _repository_files(request, folder),
+                folder=folder,
+                repository=source.model_id,
+            )
+        return folder
     if source.kind is SourceKind.GGUF:
         return converted_gguf(source.local_path)
     return source.local_path
@@ -195,18 +206,16 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _check_complete(request: ModelRequest, folder: Path) -> None:
-    if missing := _missing_weights(request, folder):
-        is_pickled = not request.allow_pickle and not absent(pickle_files(folder), folder)
-        only = "kvray loads safetensors weights only, no pickled ones"
-        raise ModelError(
-            f"Model {request.model_id!r} has no {missing[0]}{'' if request.allow_pickle else f': {only}'}.",
-            hint="Save it with save_pretrained, which writes safetensors"
-            + (", or, if you trust whoever made it, pass --allow-pickle." if is_pickled else "."),
-        )
+    is_hub = parse_model_id(request.model_id).kind is SourceKind.HUB
+    check_weights_are_there(request, folder, names=partial(_repository_files, request) if is_hub else None)
     if not has_tokenizer(folder):
         raise ModelError(
             f"Model {request.model_id!r} has no tokenizer.", hint="Put it beside the weights with save_pretrained."
         )
+
+
+def _repository_files(request: ModelRequest, folder: Path) -> list[str]:
+    return hub.repository_files(request.model_id, folder, offline=request.offline)
 
 
 def _missing_weights(request: ModelRequest, folder: Path) -> list[str]:
@@ -229,7 +238,22 @@ def describe(request: ModelRequest) -> ModelInfo:
         found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
         info = with_attention(info, config, missing_attentions(found))
     info = with_dtype(info, request, folder, config)
+    if source.kind is SourceKind.FOLDER:
+        return info  # `revision` reads all of its weights
     return replace(info, revision=_revision(request, source, folder))
+
+
+def revision(request: ModelRequest) -> str:
+    """What identifies the very weights: a hub's commit, or a hash for which a folder's weights are read once.
+
+    Raises:
+        ModelError: they are not there.
+    """
+    source = parse_model_id(request.model_id)
+    folder = config_path(request)
+    if source.kind is SourceKind.FOLDER:
+        _check_complete(request, folder)
+    return _revision(request, source, folder)
 
 
 def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
@@ -354,6 +378,7 @@ def _revision(request: ModelRequest, source: ModelSource, folder: Path) -> str:
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     if source.kind is SourceKind.FOLDER:
         # Fine-tuned models share their config: only the weights tell them apart.
-        for name in weight_files(folder, allow_pickle=request.allow_pickle):
-            digest.update(file_sha256(folder / name).encode())
+        names = weight_files(folder, allow_pickle=request.allow_pickle)
+        for sha256 in files_sha256(folder / name for name in names):
+            digest.update(sha256.encode())
     return f"sha256:{digest.hexdigest()}"

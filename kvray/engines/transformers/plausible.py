@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kvray.engines.transformers.checkpoint import is_pointer
 from kvray.errors import ModelError
 
 MOST_BYTES = 64 << 20
@@ -27,6 +28,10 @@ def check_config_file(path: Path) -> None:
         ModelError: it is too large, or a number in it is; names the field.
         OSError, ValueError, RecursionError: it cannot be read, or is not JSON.
     """
+    if is_pointer(path):
+        raise ModelError(
+            f"{str(path)!r} is a git-lfs pointer, not what it stands for.", hint="Run `git lfs pull` in its folder."
+        )
     if path.stat().st_size > MOST_BYTES:
         raise ModelError(f"{str(path)!r} has {path.stat().st_size:,} bytes; a config has {MOST_BYTES:,} at most.")
     for name, number in _numbers("", json.loads(path.read_text(encoding="utf-8"))):

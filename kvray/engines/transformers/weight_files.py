@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvray.errors import ModelError, first_line
@@ -31,12 +31,18 @@ def weight_files(folder: Path, *, allow_pickle: bool) -> tuple[str, ...]:
 
 
 def safetensors_files(folder: Path) -> tuple[str, ...]:
-    """Names of the safetensors files of the model in `folder`, by the index that lies there, if any.
+    """Names of the safetensors files of the model in `folder`, by its config or the index that lies there, if any.
 
     Raises:
-        ModelError: the index is none, or names a file of another kind, which Transformers would take for a pickle.
+        ModelError: the index is none, or a file of another kind is named, which Transformers would take for a pickle.
     """
-    return _indexed_files(folder, WEIGHTS, WEIGHTS_INDEX, ".safetensors")
+    named = _named_by_config(folder / "config.json")
+    if named is None:
+        return _indexed_files(folder, WEIGHTS, WEIGHTS_INDEX, ".safetensors")
+    if named.endswith(".safetensors.index.json"):
+        return _indexed_files(folder, named, named, ".safetensors")
+    _check_beside(folder / "config.json", (named,), ".safetensors")
+    return (named,)
 
 
 def pickle_files(folder: Path) -> tuple[str, ...]:
@@ -65,14 +71,28 @@ def index_names(index: Path) -> dict[str, str]:
         raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
 
 
+def _named_by_config(config: Path) -> str | None:
+    """The file or index that `from_pretrained` reads before any other, by the field `transformers_weights`."""
+    try:
+        values = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    named = values.get("transformers_weights") if isinstance(values, dict) else None
+    return None if named is None else str(named)
+
+
 def _indexed_files(folder: Path, single: str, index_name: str, suffix: str) -> tuple[str, ...]:
     index = folder / index_name
-    if (folder / single).is_file() or not index.is_file():
+    if (single != index_name and (folder / single).is_file()) or not index.is_file():
         return (single,)
     names = tuple(sorted(set(index_names(index).values())))
+    _check_beside(index, names, suffix)
+    return names or (single,)
+
+
+def _check_beside(by: Path, names: Sequence[str], suffix: str) -> None:
     if strange := [name for name in names if not (_SHARD.fullmatch(name) and name.endswith(suffix))]:
         raise ModelError(
-            f"{str(index)!r} names {strange[0][:80]!r}, which is no {suffix} file beside it.",
+            f"{str(by)!r} names {strange[0][:80]!r}, which is no {suffix} file beside it.",
             hint="Save the model with save_pretrained, which writes safetensors.",
         )
-    return names or (single,)

@@ -107,11 +107,12 @@ def test_verbose_adds_the_traceback_wherever_it_stands(
         assert err.endswith("kvray: No model.\n")
 
 
-def test_warnings_of_kvray_are_shown_as_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_and_what_takes_long_are_shown_as_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["profiles"], verbose=False) == 0
     logging.getLogger("kvray.store").warning("Skipped %s:\n torn.", "a file")
-    logging.getLogger("kvray.store").info("nothing to see")
-    assert capsys.readouterr().err == "kvray: warning: Skipped a file: torn.\n"
+    logging.getLogger("kvray.engines").info("reading %s once", "a file")
+    logging.getLogger("kvray.store").debug("nothing to see")
+    assert capsys.readouterr().err == "kvray: warning: Skipped a file: torn.\nkvray: reading a file once\n"
 
 
 def test_a_second_command_line_in_one_process_does_not_warn_twice(capsys: pytest.CaptureFixture[str]) -> None:
