@@ -73,7 +73,7 @@ def _weighted(evidence: Evidence, share: Array, metric: int, *, paired: bool) ->
     """The interval of a weighted sum of processes, each with its candidate's noise."""
     axis = np.zeros(len(METRICS))
     axis[metric] = 1.0
-    between = process_variances(evidence, axis, paired=paired)[:, evidence.owner] @ share**2
+    between = process_variances(evidence, axis, paired=paired).own[:, evidence.owner] @ share**2
     return LogInterval(
         value=float(share @ evidence.logs[:, metric]),
         half_width=half_width_95(between + float(share**2 @ evidence.within[:, metric])),

@@ -39,24 +39,34 @@ _NORMAL = NormalDist()
 _TINY = 1e-12
 
 
-def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True) -> Array:
-    """What the variances between processes of `logs @ weights` may be.
+@dataclass(frozen=True, kw_only=True)
+class ProcessVariances:
+    """`EQUALLY_LIKELY` draws from the belief about the variances between processes, of the machine and all candidates
+    together.
+
+    Attributes:
+        machine: one per draw: of an ordinary candidate.
+        own: draws × candidates, in the order of the evidence's ids.
+    """
+
+    machine: Array
+    own: Array
+
+
+def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True) -> ProcessVariances:
+    """What the variances between processes of `logs @ weights` may be. The same evidence gives the same draws.
 
     It is seen where a candidate has several processes; the runs' share is taken off. Disturbed processes tell about
     their own candidate only.
 
     Args:
         paired: take out what all processes of a confirming round have in common, because comparisons within rounds do.
-
-    Returns:
-        `EQUALLY_LIKELY` × candidates: draws from the belief about all of them together. The same evidence gives the
-        same draws.
     """
     rounds = evidence.rounds if paired else np.full_like(evidence.rounds, SEARCH_ROUND)
     typical = max(float(weights**2 @ PROCESS_SD**2), _TINY)
     seen = _seen(evidence, evidence.logs @ weights, evidence.within @ weights**2, rounds, typical)
-    belief = _believe(seen, typical)
-    return np.asarray(typical * np.exp(2 * _joint_draws(belief, seen, len(evidence.ids))))
+    machine, own = _joint_draws(_believe(seen, typical), seen, len(evidence.ids))
+    return ProcessVariances(machine=typical * np.exp(2 * machine), own=typical * np.exp(2 * own))
 
 
 def half_width_95(variances: Array) -> float:
@@ -168,9 +178,9 @@ def _believe(seen: _Seen, typical: float) -> _Belief:
     return _Belief(machine=mass / mass.sum(), own=own)
 
 
-def _joint_draws(belief: _Belief, seen: _Seen, candidates: int) -> Array:
-    """`EQUALLY_LIKELY` × candidates points of the grid's axis: the machine's noise by its quantiles, and given each,
-    every candidate's by a quantile in an order of its own."""
+def _joint_draws(belief: _Belief, seen: _Seen, candidates: int) -> tuple[Array, Array]:
+    """Points of the grid's axis: the machine's noise by its quantiles, and given each, every candidate's by a quantile
+    in an order of its own."""
     levels = (np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY
     machines = np.searchsorted(np.cumsum(belief.machine), levels).clip(max=len(_GRID) - 1)
     shuffled = np.random.default_rng(0).permuted(np.tile(levels, (candidates, 1)), axis=1).T
@@ -179,7 +189,7 @@ def _joint_draws(belief: _Belief, seen: _Seen, candidates: int) -> Array:
         draws[row] = _quantiles(_OWN_PART[machine], shuffled[row])
         for place, own in zip(seen.places, belief.own, strict=True):
             draws[row, place] = _quantiles(_OWN_PART[machine] * own, shuffled[row, place])
-    return draws
+    return _GRID[machines], draws
 
 
 def _quantiles(mass: Array, levels: Array) -> Array:

@@ -15,7 +15,7 @@ TIE_SHARE = 0.05
 NEAR = math.log(1.02)
 """In utility: 2 % is what nobody would change a configuration for."""
 _LEAST_SPREAD = 0.05
-"""Of the noise's variance: what candidates are believed to differ by at least."""
+"""What candidates are believed to differ by at least, as a share of the variance of the machine's noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,15 @@ def standing_of(evidence: Evidence, ids: Sequence[str], weights: Array, *, seed:
     measured best of many. Rounds differ from each other as much as the processes of a typical candidate do.
     """
     own = evidence.restricted(ids)
-    variances = process_variances(evidence, weights)[:, [evidence.ids.index(key) for key in own.ids]]
+    variances = process_variances(evidence, weights)
+    rows = np.array([evidence.ids.index(key) for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
-    each = -(-draws // len(variances))
-    drawn = [_draw(own, values, within + one[own.owner], float(np.median(one)), each, generator) for one in variances]
+    each = 2 * -(-draws // (2 * len(variances.machine)))
+    drawn = [
+        _draw(own, values, within + one[rows], float(machine), each, generator)
+        for machine, one in zip(variances.machine, variances.own, strict=True)
+    ]
     return Standing(ids=own.ids, utilities=np.concatenate(drawn, axis=1)[:, :draws])
 
 
@@ -84,32 +88,40 @@ def _draw(
     evidence: Evidence,
     values: Array,
     variances: Array,
-    round_variance: float,
+    typical: float,
     draws: int,
     generator: np.random.Generator,
 ) -> Array:
-    """Candidates × `draws`: first the rounds' effects, then the utilities given those (both are normal)."""
+    """Candidates × `draws`: first the rounds' effects, of variance `typical`, then the utilities given those (both are
+    normal)."""
     owner, count, weights = evidence.owner, len(evidence.ids), 1 / variances
-    mean, spread = _population(evidence, values, variances)
+    mean, spread = _population(evidence, values, variances, typical)
     precision = 1 / spread + np.bincount(owner, weights, count)
     pull = mean / spread + np.bincount(owner, weights * values, count)
-    noise = generator.standard_normal((count, draws)) / np.sqrt(precision)[:, None]
+    noise = _mirrored(count, draws, generator) / np.sqrt(precision)[:, None]
     in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
     if not in_round.shape[1]:
         return np.asarray((pull / precision)[:, None] + noise)
     shared = np.stack([np.bincount(owner, weights * of, count) for of in in_round.T], axis=1)
-    information = np.diag(weights @ in_round + 1 / round_variance) - shared.T @ (shared / precision[:, None])
+    information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
     covariance = np.linalg.inv(information)
     effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
-    rounds = effects[:, None] + np.linalg.cholesky(covariance) @ generator.standard_normal((len(effects), draws))
+    rounds = effects[:, None] + np.linalg.cholesky(covariance) @ _mirrored(len(effects), draws, generator)
     return np.asarray((pull[:, None] - shared @ rounds) / precision[:, None] + noise)
 
 
-def _population(evidence: Evidence, values: Array, variances: Array) -> tuple[float, float]:
+def _mirrored(rows: int, draws: int, generator: np.random.Generator) -> Array:
+    """Standard normal, rows × `draws` (an even number): each with its negative, so that means are not left to chance
+    where two candidates hardly differ."""
+    half = generator.standard_normal((rows, draws // 2))
+    return np.concatenate([half, -half], axis=1)
+
+
+def _population(evidence: Evidence, values: Array, variances: Array, typical: float) -> tuple[float, float]:
     """Mean and variance of the true utilities. From the search alone: whom it confirms is not drawn by chance."""
     searched = evidence.rounds == SEARCH_ROUND
     if searched.sum() > 1:
         values, variances = values[searched], variances[searched]
     noise = float(variances.mean())
     spread = float(values.var(ddof=1)) - noise if len(values) > 1 else 0.0
-    return float(values.mean()), max(spread, _LEAST_SPREAD * noise)
+    return float(values.mean()), max(spread, _LEAST_SPREAD * typical)

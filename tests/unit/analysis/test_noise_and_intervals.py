@@ -14,7 +14,7 @@ from kvray.analysis.noise import PROCESS_SD, half_width_95, process_variances
 
 
 def typical_sd(evidence: Evidence, *, paired: bool = True) -> float:
-    return float(np.sqrt(np.median(process_variances(evidence, UTILITY_IS_THROUGHPUT, paired=paired))))
+    return float(np.sqrt(np.median(process_variances(evidence, UTILITY_IS_THROUGHPUT, paired=paired).own)))
 
 
 def test_single_processes_leave_what_is_known_beforehand() -> None:

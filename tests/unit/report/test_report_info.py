@@ -131,7 +131,7 @@ def test_a_leaner_tie_is_recommended_and_the_note_says_why() -> None:
 
 
 def test_a_baseline_that_ties_with_the_fastest_is_kept_as_the_simpler_one() -> None:
-    info = info_of([baseline(), measured(WINNER, speed=1.001, peak_mib=900.0)])
+    info = info_of([baseline(), measured(WINNER, speed=1.01, peak_mib=900.0)])  # its single process was luckier
     assert info.headline.sentence == (
         "Nothing clearly beats the baseline here: dynamic/sdpa/float32 is kept for chat-agent."
     )
