@@ -1,0 +1,102 @@
+"""How a comparison reads: a change of less than half in per cent, a larger one as a multiple, in both directions.
+
+A `factor` is how many times the other's value this one is; for speeds, how many times as fast. Per cents alone mislead:
+"99 % slower" may be 100 or 155 times as long.
+"""
+
+from __future__ import annotations
+
+import math
+
+SAME_WITHIN = 0.005
+"""Changes below half a per cent are shown as none."""
+_TIMES_FROM = 1.5
+"""What takes half as long again, and more, is a multiple."""
+_LEAST_SHARE = 0.5
+"""Memory is saved in per cent down to this share of it: `40 % less` is what people say."""
+MISSING = "–"
+
+
+def speed_text(factor: float) -> str:
+    """`2.65× as fast`, `12 % faster`, `as fast`, `3 % slower`, `155× as long`."""
+    if _is_same(factor):
+        return "as fast"
+    if factor >= _TIMES_FROM:
+        return f"{multiple(factor)} as fast"
+    if factor <= 1 / _TIMES_FROM:
+        return f"{multiple(1 / factor)} as long"
+    return f"{_percent(factor)} {'faster' if factor > 1 else 'slower'}"
+
+
+def speed_sign(factor: float | None) -> str:
+    """The same for a table: `2.65×`, `+12 %`, `±0 %`, `−3 %`, `1/155`."""
+    return _sign(factor, least=1 / _TIMES_FROM)
+
+
+def interval_text(low: float, high: float) -> str:
+    """From `low` to `high`, both written in one way: `2.20× to 3.20×`, `−3 % to +21 %`, `1/170 to 1/140`."""
+    if low > 1 / _TIMES_FROM and high < _TIMES_FROM:
+        return f"{speed_sign(low)} to {speed_sign(high)}"
+    if high < 1:
+        return f"1/{_short(1 / low)} to 1/{_short(1 / high)}"
+    return f"{multiple(low)} to {multiple(high)}"
+
+
+def tok_s_text(factor: float) -> str:
+    """`1.91× the tok/s`, `12 % more tok/s`, `the same tok/s`, `3 % fewer tok/s`, `1/12 of the tok/s`."""
+    return _amount_text(factor, "tok/s", less="fewer", least=1 / _TIMES_FROM)
+
+
+def memory_text(factor: float) -> str:
+    """`1.91× the memory`, `12 % more memory`, `the same memory`, `28 % less memory`, `1/12 of the memory`."""
+    return _amount_text(factor, "memory", less="less", least=_LEAST_SHARE)
+
+
+def amount_sign(factor: float | None) -> str:
+    """The same for a table: `1.91×`, `+12 %`, `±0 %`, `−28 %`, `1/12`."""
+    return _sign(factor, least=_LEAST_SHARE)
+
+
+def multiple(factor: float | None) -> str:
+    """`1.92×`, `12.3×`, `155×`, `0.07×`."""
+    return MISSING if factor is None or not math.isfinite(factor) else f"{_digits(factor)}×"
+
+
+def _amount_text(factor: float, noun: str, *, less: str, least: float) -> str:
+    if _is_same(factor):
+        return f"the same {noun}"
+    if factor >= _TIMES_FROM:
+        return f"{multiple(factor)} the {noun}"
+    if factor <= least:
+        return f"1/{_short(1 / factor)} of the {noun}"
+    return f"{_percent(factor)} {'more' if factor > 1 else less} {noun}"
+
+
+def _sign(factor: float | None, *, least: float) -> str:
+    if factor is None or not math.isfinite(factor) or factor <= 0:
+        return MISSING
+    if _is_same(factor):
+        return "±0 %"
+    if factor >= _TIMES_FROM:
+        return multiple(factor)
+    if factor <= least:
+        return f"1/{_short(1 / factor)}"
+    return f"{'+' if factor > 1 else '−'}{_percent(factor)}"
+
+
+def _is_same(factor: float) -> bool:
+    return abs(factor - 1) < SAME_WITHIN
+
+
+def _percent(factor: float) -> str:
+    return f"{abs(factor - 1) * 100:.0f} %"
+
+
+def _digits(factor: float) -> str:
+    """At least two digits, at most two decimals: `0.07`, `2.65`, `12.3`, `1,234`."""
+    return f"{factor:,.0f}" if factor >= 99.95 else f"{factor:.1f}" if factor >= 9.995 else f"{factor:.2f}"
+
+
+def _short(factor: float) -> str:
+    """As `_digits`, with a decimal less, for the bottom of a fraction: `2.7`, `12`, `155`."""
+    return f"{factor:,.0f}" if factor >= 9.95 else f"{factor:.1f}"

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from kvray import ratios
+
+SPEEDS = [
+    (155.0, "155× as fast", "155×"),
+    (12.34, "12.3× as fast", "12.3×"),
+    (2.654, "2.65× as fast", "2.65×"),
+    (1.5, "1.50× as fast", "1.50×"),
+    (1.49, "49 % faster", "+49 %"),
+    (1.12, "12 % faster", "+12 %"),
+    (1.004, "as fast", "±0 %"),
+    (0.97, "3 % slower", "−3 %"),
+    (0.7, "30 % slower", "−30 %"),
+    (1 / 1.6, "1.60× as long", "1/1.6"),
+    (1 / 155, "155× as long", "1/155"),
+    (1 / 1550, "1,550× as long", "1/1,550"),
+]
+
+
+@pytest.mark.parametrize(("factor", "text", "sign"), SPEEDS)
+def test_a_speed_is_told_in_per_cent_or_as_a_multiple_in_both_directions(factor: float, text: str, sign: str) -> None:
+    assert (ratios.speed_text(factor), ratios.speed_sign(factor)) == (text, sign)
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (1.908, "1.91× the tok/s"),
+        (1.12, "12 % more tok/s"),
+        (1.0, "the same tok/s"),
+        (0.97, "3 % fewer tok/s"),
+        (1 / 12, "1/12 of the tok/s"),
+    ],
+)
+def test_tokens_per_second_are_counted(factor: float, text: str) -> None:
+    assert ratios.tok_s_text(factor) == text
+
+
+@pytest.mark.parametrize(
+    ("factor", "text", "sign"),
+    [
+        (1.9, "1.90× the memory", "1.90×"),
+        (1.4, "40 % more memory", "+40 %"),
+        (0.999, "the same memory", "±0 %"),
+        (0.72, "28 % less memory", "−28 %"),
+        (0.55, "45 % less memory", "−45 %"),
+        (0.4, "1/2.5 of the memory", "1/2.5"),
+    ],
+)
+def test_memory_is_more_or_less(factor: float, text: str, sign: str) -> None:
+    assert (ratios.memory_text(factor), ratios.amount_sign(factor)) == (text, sign)
+
+
+def test_both_ends_of_an_interval_are_written_in_one_way() -> None:
+    assert ratios.interval_text(0.97, 1.21) == "−3 % to +21 %"
+    assert ratios.interval_text(1.2, 3.2) == "1.20× to 3.20×"
+    assert ratios.interval_text(0.3, 3.2) == "0.30× to 3.20×"
+    assert ratios.interval_text(1 / 170, 1 / 140) == "1/170 to 1/140"
+
+
+@pytest.mark.parametrize("factor", [None, math.nan, math.inf, 0.0, -1.0])
+def test_what_cannot_be_compared_is_a_dash(factor: float | None) -> None:
+    assert ratios.speed_sign(factor) == ratios.amount_sign(factor) == "–"
