@@ -1,18 +1,21 @@
-"""Among candidates that cannot be told apart: the leaner one, else the simpler one."""
+"""Which candidate is recommended: the baseline unless something is measurably better; of ties the leaner or simpler."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 
 from kvray.analysis.pareto import MEMORY_STEP
+from kvray.analysis.ranking import Gain
 from kvray.analysis.standing import Standing
 from kvray.candidate import CacheStrategy, Candidate, CompileMode
 
 WORSE_CHANCE = 0.1
-"""Of being more than 2 % worse than the leader: who has less may be chosen for being leaner or simpler. An expected
-loss says less: where noise is large it is small between candidates of which one is much the better."""
+"""A leaner or simpler tie is chosen if the chance that it is more than 2 % worse than the leader is at most this. An
+expected loss would not do: where noise is large it is small even between candidates of which one is much better."""
+SURE = 0.95
+"""Share of the draws in which a candidate must score higher than the baseline before a change is recommended."""
 
 Complexity = tuple[int, bool, bool]
 
@@ -23,6 +26,8 @@ class Reason(enum.StrEnum):
     BEST = "best"
     LEANER = "leaner"
     SIMPLER = "simpler"
+    SURER = "surer"
+    NO_GAIN = "no gain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class Choice:
     """What is recommended.
 
     Attributes:
-        over: the leader that it cannot be told apart from and is preferred to; itself when it is the leader.
+        over: the candidate that leads, to which this one is preferred; itself when it is the leader.
     """
 
     candidate_id: str
@@ -38,18 +43,44 @@ class Choice:
     reason: Reason
 
 
-def choose(standing: Standing, peaks_mib: Mapping[str, float | None], complexities: Mapping[str, Complexity]) -> Choice:
-    """The leader, or one that ties with it, is hardly more than 2 % worse, and is leaner or as lean and simpler.
+def choose(
+    standing: Standing,
+    peaks_mib: Mapping[str, float | None],
+    complexities: Mapping[str, Complexity],
+    *,
+    baseline_id: str | None = None,
+    better: Container[str] = (),
+) -> Choice:
+    """The leader, or a tie that is hardly more than 2 % worse and is leaner, or as lean and simpler.
 
-    Leaner is one that peaks at least 2 % lower than the leader.
+    Leaner means a peak at least 2 % below the leader's.
+
+    Args:
+        baseline_id: what is kept unless another is `better`; `None` where it is not among the contenders.
+        better: ids that are `better_than_baseline`.
     """
     leader, means = standing.leader, standing.means
+    eligible = [key for key in standing.ids if baseline_id is None or key in better]
     near = [leader, *(key for key in standing.ties(leader) if standing.worse_share(key, leader) <= WORSE_CHANCE)]
-    lean = _leanest(near, peaks_mib)
+    near = [key for key in near if key in eligible]
+    if not near and leader == baseline_id:
+        return Choice(candidate_id=leader, over=leader, reason=Reason.BEST)
+    if not near and not eligible:
+        return Choice(candidate_id=baseline_id or leader, over=leader, reason=Reason.NO_GAIN)
+    lean = _leanest(near, peaks_mib) if near else [max(eligible, key=lambda key: (means[key], key))]
     best = min(lean, key=lambda key: (complexities[key], -means[key], key))
-    if best == leader:
-        return Choice(candidate_id=best, over=leader, reason=Reason.BEST)
-    return Choice(candidate_id=best, over=leader, reason=Reason.SIMPLER if leader in lean else Reason.LEANER)
+    return Choice(candidate_id=best, over=leader, reason=_reason(best, leader, near, peaks_mib))
+
+
+def better_than_baseline(standing: Standing, baseline_id: str, gains: Mapping[str, Gain]) -> frozenset[str]:
+    """Candidates that are worth a change: their score is surely higher and something of theirs measurably better, or
+    they need less memory and are hardly more than 2 % worse."""
+    return frozenset(
+        key
+        for key, gain in gains.items()
+        if key != baseline_id
+        and (_scores_higher(standing, key, baseline_id, gain) or _is_leaner(standing, key, baseline_id, gain))
+    )
 
 
 def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:
@@ -59,6 +90,22 @@ def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:
         getattr(candidate, spec.name) != getattr(baseline, spec.name) for spec in fields(Candidate) if baseline
     )
     return different, candidate.cache is not CacheStrategy.DYNAMIC, candidate.compile is not CompileMode.OFF
+
+
+def _scores_higher(standing: Standing, key: str, baseline_id: str, gain: Gain) -> bool:
+    return gain.is_measurable and standing.better_share(key, baseline_id) >= SURE
+
+
+def _is_leaner(standing: Standing, key: str, baseline_id: str, gain: Gain) -> bool:
+    return gain.saves_memory and standing.worse_share(key, baseline_id) <= WORSE_CHANCE
+
+
+def _reason(best: str, leader: str, near: list[str], peaks_mib: Mapping[str, float | None]) -> Reason:
+    if best == leader:
+        return Reason.BEST
+    if leader not in _leanest([leader, best], peaks_mib):
+        return Reason.LEANER
+    return Reason.SIMPLER if leader in near else Reason.SURER
 
 
 def _leanest(ids: list[str], peaks_mib: Mapping[str, float | None]) -> list[str]:

@@ -1,16 +1,16 @@
-"""How sure the decision is, and what that rests on. It is calibrated: see `benchmarks/calibration.py`."""
+"""How sure the decision is, and what that rests on. `benchmarks/calibration.py` checks that the shares are right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from kvray.analysis.aggregate import runs_at_rung, undisturbed
-from kvray.analysis.choice import Choice, choose, complexity
+from kvray.analysis.choice import Choice, better_than_baseline, choose, complexity
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
-from kvray.analysis.intervals import Interval, gain_interval, metric_interval, paired_rounds
+from kvray.analysis.intervals import Interval, metric_interval
 from kvray.analysis.modes import Modes, find_modes
 from kvray.analysis.pooling import FULL_RUNG, pool_complete_trials
 from kvray.analysis.ranking import Ranking
@@ -26,19 +26,18 @@ MOST_WHEN_DISTURBED = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Confidence:
-    """Share of what the measurements leave possible in which the chosen candidate is the best, and its basis.
+    """How often the chosen candidate is the best when the measurements are resampled, and what that rests on.
 
     Attributes:
         choice: the winner, and why it is preferred to the one that led.
         winner_share: 0 to 1. At most 0.5 for a disturbed sweep, whose noise is of an unknown kind.
         near_share: share in which nothing is better than it by more than 2 %; with the same cap.
-        replicates: draws that the shares are counted in.
+        replicates: resamplings that the shares are counted in.
         processes: fewest fresh processes behind the winner, a tie, or the baseline.
         runs: fewest undisturbed runs of one cell behind them, over all their processes.
         ties: candidate ids that cannot be told apart from the winner (they lead in more than 5 % of replicates).
-        ttft_ms, decode_tok_s: of the winner: where the mean over many fresh processes lies.
-        ttft_gain, throughput_gain: the winner's gain over the baseline; `None` without a baseline.
-        confirm_rounds: rounds of the confirm phase that the gains rest on, and on nothing else; 0 if there were none.
+        score_ratios: by candidate id, the 95 % interval of its score as a multiple of the winner's.
+        ttft_ms, decode_tok_s: the winner's mean over many fresh processes, with its 95 % interval.
         assumed_process_noise: whether one of them ran in a single process (`processes` is 1), so that its spread
             between processes is mostly assumed and not seen in its own data. Every text that shows the share or an
             interval must then say so.
@@ -55,21 +54,10 @@ class Confidence:
     ties: tuple[str, ...]
     ttft_ms: Interval
     decode_tok_s: Interval
-    ttft_gain: Interval | None
-    throughput_gain: Interval | None
-    confirm_rounds: int = 0
+    score_ratios: Mapping[str, Interval] = field(default_factory=dict)
     assumed_process_noise: bool = False
     modes: tuple[Modes, ...] = ()
     is_disturbed: bool = False
-
-
-def confirmed_gains(confidence: Confidence | None) -> tuple[float, float] | None:
-    """The winner's relative gains in TTFT and throughput by the confirming rounds; `None` where there were none."""
-    if confidence is None or not confidence.confirm_rounds:
-        return None
-    if confidence.ttft_gain is None or confidence.throughput_gain is None:
-        return None
-    return confidence.ttft_gain.value, confidence.throughput_gain.value
 
 
 def estimate_confidence(
@@ -107,9 +95,7 @@ def estimate_confidence(
         ties=ties,
         ttft_ms=metric_interval(evidence, winner, TTFT).as_factor(),
         decode_tok_s=metric_interval(evidence, winner, DECODE).as_factor(),
-        ttft_gain=_faster(evidence, winner, baseline_id),
-        throughput_gain=gain_interval(evidence, winner, baseline_id, DECODE).as_gain() if baseline_id else None,
-        confirm_rounds=len(paired_rounds(evidence, winner, baseline_id)) if baseline_id else 0,
+        score_ratios={key: standing.score_ratio(key, winner) for key in ids},
         assumed_process_noise=processes < 2,
         modes=find_modes(evidence, compared),
         is_disturbed=is_disturbed,
@@ -117,23 +103,22 @@ def estimate_confidence(
 
 
 def disturbed_share(results: Iterable[TrialResult]) -> float:
-    """Of all runs; 0 when there are none."""
+    """Share of all runs that were disturbed; 0 when there are none."""
     flags = [run.disturbed for result in results for run in result.runs]
     return float(np.mean(flags)) if flags else 0.0
 
 
 def _choice(ranking: Ranking, standing: Standing) -> Choice:
     baseline = ranking.baseline.record.candidate if ranking.baseline else None
+    ranked_baseline = ranking.baseline_id if ranking.baseline_id in standing.ids else None
+    gains = {entry.record.candidate_id: entry.gain for entry in ranking.entries if entry.gain is not None}
     return choose(
         standing,
         {entry.record.candidate_id: entry.metrics.peak_mib for entry in ranking.entries},
         {entry.record.candidate_id: complexity(entry.record.candidate, baseline) for entry in ranking.entries},
+        baseline_id=ranked_baseline,
+        better=better_than_baseline(standing, ranked_baseline, gains) if ranked_baseline else (),
     )
-
-
-def _faster(evidence: Evidence, winner: str, baseline_id: str | None) -> Interval | None:
-    """Of a time, less is a gain: baseline over winner."""
-    return gain_interval(evidence, winner, baseline_id, TTFT).negated().as_gain() if baseline_id else None
 
 
 def _processes(evidence: Evidence, candidate_id: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,8 @@ class LogInterval:
 def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogInterval:
     """Where the mean over many fresh processes of the candidate lies."""
     rows = evidence.owner == evidence.ids.index(candidate_id)
-    return _weighted(evidence, rows / rows.sum(), metric, paired=False)
+    variances = process_variances(evidence, _axis(metric), paired=False).own
+    return _weighted(evidence, rows / rows.sum(), metric, variances)
 
 
 def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int) -> LogInterval:
@@ -53,12 +55,15 @@ def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metri
     It rests on the confirming rounds that measured both, each of which is a pair, and only if there are none on all
     processes. Exactly 0 for the baseline itself.
     """
-    if candidate_id == baseline_id:
-        return LogInterval(value=0.0, half_width=0.0)
-    ours, theirs = (evidence.owner == evidence.ids.index(key) for key in (candidate_id, baseline_id))
-    if pairs := paired_rounds(evidence, candidate_id, baseline_id):
-        ours, theirs = (rows & np.isin(evidence.rounds, pairs) for rows in (ours, theirs))
-    return _weighted(evidence, ours / ours.sum() - theirs / theirs.sum(), metric, paired=True)
+    return gain_intervals(evidence, (candidate_id,), baseline_id, metric)[candidate_id]
+
+
+def gain_intervals(
+    evidence: Evidence, candidate_ids: Iterable[str], baseline_id: str, metric: int
+) -> dict[str, LogInterval]:
+    """The `gain_interval` of each of many candidates, at the price of one: what is believed of the noise is shared."""
+    variances = process_variances(evidence, _axis(metric)).own
+    return {key: _gain(evidence, key, baseline_id, metric, variances) for key in candidate_ids}
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
@@ -69,12 +74,25 @@ def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> li
     return sorted((ours & theirs) - {SEARCH_ROUND})
 
 
-def _weighted(evidence: Evidence, share: Array, metric: int, *, paired: bool) -> LogInterval:
-    """The interval of a weighted sum of processes, each with its candidate's noise."""
-    axis = np.zeros(len(METRICS))
-    axis[metric] = 1.0
-    between = process_variances(evidence, axis, paired=paired).own[:, evidence.owner] @ share**2
+def _gain(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int, variances: Array) -> LogInterval:
+    if candidate_id == baseline_id:
+        return LogInterval(value=0.0, half_width=0.0)
+    ours, theirs = (evidence.owner == evidence.ids.index(key) for key in (candidate_id, baseline_id))
+    if pairs := paired_rounds(evidence, candidate_id, baseline_id):
+        ours, theirs = (rows & np.isin(evidence.rounds, pairs) for rows in (ours, theirs))
+    return _weighted(evidence, ours / ours.sum() - theirs / theirs.sum(), metric, variances)
+
+
+def _weighted(evidence: Evidence, share: Array, metric: int, variances: Array) -> LogInterval:
+    """The interval of a weighted sum of processes, each with its candidate's noise (a column of `variances`)."""
+    between = variances[:, evidence.owner] @ share**2
     return LogInterval(
         value=float(share @ evidence.logs[:, metric]),
         half_width=half_width_95(between + float(share**2 @ evidence.within[:, metric])),
     )
+
+
+def _axis(metric: int) -> Array:
+    axis = np.zeros(len(METRICS))
+    axis[metric] = 1.0
+    return axis

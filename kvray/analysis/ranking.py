@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate
+from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
+from kvray.analysis.intervals import Interval, gain_intervals, paired_rounds
 from kvray.analysis.limits import Miss, missed_limits
-from kvray.analysis.pareto import pareto_front
+from kvray.analysis.pareto import MEMORY_STEP, pareto_front
 from kvray.analysis.pooling import (
     full_length_cells,
     missing_cells,
@@ -31,11 +33,33 @@ class Gain:
         ttft: `baseline TTFT / TTFT - 1`; 1.0 is a first token in half the time.
         throughput: `tok/s / baseline tok/s - 1`; 1.0 is twice the tokens per second.
         memory: `baseline peak / peak - 1`; 1.0 is half the memory. `None` where a peak is not known.
+        pairs: confirming rounds in which both ran, one after the other. `ttft` and `throughput` rest on these alone;
+            where there are none (0), on all processes of either.
+        ttft_interval, throughput_interval: 95 % intervals; `None` where only the figures are known.
     """
 
     ttft: float
     throughput: float
     memory: float | None
+    pairs: int = 0
+    ttft_interval: Interval | None = None
+    throughput_interval: Interval | None = None
+
+    @property
+    def memory_factor(self) -> float | None:
+        """Peak memory as a multiple of the baseline's."""
+        return None if self.memory is None else 1 / (1 + self.memory)
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether it needs at least 2 % less memory than the baseline."""
+        return self.memory_factor is not None and self.memory_factor <= 1 - MEMORY_STEP
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether it is better in something by more than chance: an interval that excludes no change, or memory."""
+        intervals = (self.ttft_interval, self.throughput_interval)
+        return self.saves_memory or any(one is not None and one.low > 0 for one in intervals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +156,7 @@ def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
     obstacles = _obstacles(measured, misses)
     baseline = _find_baseline(results, measured)
     return Ranking(
-        entries=_entries(measured, obstacles, baseline, profile),
+        entries=_entries(measured, obstacles, baseline, gather_evidence(results, profile), profile),
         unranked=_sorted_unranked(
             (
                 *(one.unranked(obstacles[key], misses[key]) for key, one in measured.items() if key in obstacles),
@@ -194,6 +218,7 @@ def _entries(
     measured: Mapping[str, _Measured],
     obstacles: Mapping[str, str],
     baseline: _Measured | None,
+    evidence: Evidence,
     profile: WorkloadProfile,
 ) -> tuple[RankedCandidate, ...]:
     """The ranked ones. The ideal is over all complete candidates, whether they keep the limits or not."""
@@ -202,6 +227,7 @@ def _entries(
         return ()
     ideal = ideal_utility((one.metrics for one in measured.values()), profile)
     front = pareto_front([one.metrics for one in ranked])
+    gains = _gains(ranked, baseline, evidence) if baseline else [None] * len(ranked)
     return tuple(
         RankedCandidate(
             rank=place,
@@ -210,16 +236,43 @@ def _entries(
             utility=one.utility,
             metrics=one.metrics,
             cells=one.cells,
-            gain=gain_over(baseline.metrics, one.metrics) if baseline else None,
+            gain=gain,
             on_pareto_front=on_front,
-            break_even_tokens=_break_even_tokens(one, baseline),
+            break_even_tokens=_break_even_tokens(one, baseline, gain),
         )
-        for place, (one, on_front) in enumerate(zip(ranked, front, strict=True), start=1)
+        for place, (one, on_front, gain) in enumerate(zip(ranked, front, gains, strict=True), start=1)
+    )
+
+
+def _gains(measured: Sequence[_Measured], baseline: _Measured, evidence: Evidence) -> list[Gain]:
+    """The gains as processes show them: those of the same confirming round where there are any."""
+    other = baseline.record.candidate_id
+    ids = [one.record.candidate_id for one in measured]
+    ttft, throughput = (gain_intervals(evidence, ids, other, metric) for metric in (TTFT, DECODE))
+    return [
+        _gain(
+            gain_over(baseline.metrics, one.metrics),
+            ttft[key].negated().as_gain(),
+            throughput[key].as_gain(),
+            pairs=0 if key == other else len(paired_rounds(evidence, key, other)),
+        )
+        for key, one in zip(ids, measured, strict=True)
+    ]
+
+
+def _gain(of_figures: Gain, ttft: Interval, throughput: Interval, *, pairs: int) -> Gain:
+    return replace(
+        of_figures,
+        ttft=ttft.value,
+        throughput=throughput.value,
+        pairs=pairs,
+        ttft_interval=ttft,
+        throughput_interval=throughput,
     )
 
 
 def gain_over(baseline: Metrics, metrics: Metrics) -> Gain:
-    """The gain of `metrics` over `baseline`."""
+    """The gain of `metrics` over `baseline`, from these figures alone."""
     peaks = baseline.peak_mib, metrics.peak_mib
     return Gain(
         ttft=baseline.ttft_ms / metrics.ttft_ms - 1,
@@ -248,9 +301,9 @@ def _cold_s_of(record: TrialRecord) -> float | None:
     return record.load_s + record.warmup_s
 
 
-def _break_even_tokens(one: _Measured, baseline: _Measured | None) -> float | None:
+def _break_even_tokens(one: _Measured, baseline: _Measured | None, gain: Gain | None) -> float | None:
     """Extra cold seconds over seconds saved per generated token. What a faster first token saves is left out."""
-    if baseline is None:
+    if baseline is None or gain is None:
         return None
     if one.record.candidate_id == baseline.record.candidate_id:
         return 0.0
@@ -259,7 +312,7 @@ def _break_even_tokens(one: _Measured, baseline: _Measured | None) -> float | No
     extra_s = one.cold_s - baseline.cold_s
     if extra_s <= 0:
         return 0.0
-    saved_s = 1 / baseline.metrics.decode_tok_s - 1 / one.metrics.decode_tok_s
+    saved_s = (1 - 1 / (1 + gain.throughput)) / baseline.metrics.decode_tok_s
     return extra_s / saved_s if saved_s > 0 else None
 
 

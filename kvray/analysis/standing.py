@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence
+from kvray.analysis.intervals import Interval
 from kvray.analysis.noise import process_variances
 
 TIE_SHARE = 0.05
@@ -55,6 +56,16 @@ class Standing:
         """Share of the draws in which it is more than 2 % worse than another."""
         behind = self.utilities[self.ids.index(than)] - self.utilities[self.ids.index(candidate_id)]
         return float((behind > NEAR).mean())
+
+    def better_share(self, candidate_id: str, than: str) -> float:
+        """Share of the draws in which it is better than another."""
+        return float((self.utilities[self.ids.index(candidate_id)] > self.utilities[self.ids.index(than)]).mean())
+
+    def score_ratio(self, candidate_id: str, to: str) -> Interval:
+        """95 % interval of its score as a multiple of another's."""
+        ahead = self.utilities[self.ids.index(candidate_id)] - self.utilities[self.ids.index(to)]
+        low, high = np.exp(np.quantile(ahead, (0.025, 0.975))).tolist()
+        return Interval(value=float(np.exp(ahead.mean())), low=low, high=high)
 
     def ties(self, candidate_id: str) -> tuple[str, ...]:
         """Those that cannot be told apart from it because they may as well be the best, the likeliest first."""

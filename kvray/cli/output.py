@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +41,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
     baseline = next((e for e in ranking.entries if e.record.candidate_id == result.manifest.baseline_id), None)
     statuses = [one.record.status.value for one in result.results]
     confidence = analysis.confidence
+    gain = ranking.entries[0].gain if ranking.entries else None
     near = () if ranking.entries else nearest_misses(ranking, profile.limits)
     return {
         "run_id": result.manifest.run_id,
@@ -60,9 +62,10 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         else {
             "winner_share": confidence.winner_share,
             "is_disturbed": confidence.is_disturbed,
-            "confirm_rounds": confidence.confirm_rounds,
-            "ttft_gain": _interval(confidence.ttft_gain),
-            "throughput_gain": _interval(confidence.throughput_gain),
+            "reason": confidence.choice.reason.value,
+            "confirm_rounds": gain.pairs if gain else 0,
+            "ttft_gain": _interval(gain.ttft_interval if gain else None),
+            "throughput_gain": _interval(gain.throughput_interval if gain else None),
             "processes": confidence.processes,
             "runs": confidence.runs,
             "ties": list(confidence.ties),
@@ -80,7 +83,6 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
 
 
 def _interval(interval: Interval | None) -> dict[str, float] | None:
-    """Of the winner's gain: from the confirming rounds where there were any; 95 %."""
     return None if interval is None else vars(interval)
 
 
@@ -91,7 +93,7 @@ def _entry(entry: RankedCandidate) -> dict[str, Any]:
         "label": entry.record.candidate.label,
         "score": entry.score,
         **vars(metrics),
-        "gain": None if entry.gain is None else vars(entry.gain),
+        "gain": None if entry.gain is None else dataclasses.asdict(entry.gain),
         "break_even_tokens": entry.break_even_tokens,
     }
 

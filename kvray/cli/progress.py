@@ -18,9 +18,10 @@ from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
 from kvray.preview import Preview
+from kvray.ratios import speed_text, tok_s_text
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.report.attempts import session_text
-from kvray.report.formats import clean_line, gain, plural, quantity
+from kvray.report.formats import clean_line, plural, quantity
 from kvray.store.manifest import SweepManifest
 from kvray.store.resuming import earlier_session
 from kvray.sweep.recording import rung_cells, rung_metrics
@@ -129,7 +130,7 @@ class SweepState:
         return f"best: {'none yet' if best is None else _figures(best)}"
 
     def gain_line(self) -> str | None:
-        """E.g. `over the baseline: first token +98 %, tok/s +12 %`; `None` while there is nothing to compare."""
+        """E.g. `over the baseline: first token 1.98× as fast, 12 % more tok/s`; `None` with nothing to compare."""
         best = self.best()
         pooled = (_pooled(processes) for processes in self._complete())
         baseline = next((one for one in pooled if one.is_baseline), None)
@@ -138,7 +139,7 @@ class SweepState:
         if baseline.label == best.label:
             return "this is the baseline"
         over = gain_over(baseline.metrics, best.metrics)
-        return f"over the baseline: first token {gain(over.ttft)}, tok/s {gain(over.throughput)}"
+        return f"over the baseline: first token {speed_text(1 + over.ttft)}, {tok_s_text(1 + over.throughput)}"
 
     def pulse_line(self) -> str:
         """What is going on, when nothing has happened for a while."""

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from kvray.analysis import Analysis
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
-from kvray.analysis.confidence import confirmed_gains
+from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import nearest_misses
-from kvray.analysis.ranking import RankedCandidate, Ranking
+from kvray.analysis.ranking import Gain, Ranking
 from kvray.candidate import DeviceType
 from kvray.errors import AllTrialsFailedError, LimitsMissedError
 from kvray.plan.plan import (
@@ -108,14 +108,14 @@ def _winner(analysis: Analysis) -> PlannedWinner:
         candidate=entry.record.candidate,
         metrics=_metrics(entry.metrics, entry.cells),
         score=entry.score,
-        gain=_gain(entry, analysis),
+        gain=_gain(entry.gain) if entry.gain else None,
         confidence=PlannedConfidence(
             winner_share=confidence.winner_share,
             replicates=confidence.replicates,
             processes=confidence.processes,
             runs=confidence.runs,
             assumed_process_noise=confidence.assumed_process_noise,
-            confirm_rounds=confidence.confirm_rounds,
+            confirm_rounds=entry.gain.pairs if entry.gain else 0,
             is_disturbed=confidence.is_disturbed,
         )
         if confidence
@@ -125,19 +125,18 @@ def _winner(analysis: Analysis) -> PlannedWinner:
     )
 
 
-def _gain(entry: RankedCandidate, analysis: Analysis) -> PlannedGain | None:
-    if entry.gain is None:
-        return None
-    ttft = analysis.confidence and analysis.confidence.ttft_gain
-    throughput = analysis.confidence and analysis.confidence.throughput_gain
-    confirmed = confirmed_gains(analysis.confidence) or (entry.gain.ttft, entry.gain.throughput)
+def _gain(gain: Gain) -> PlannedGain:
     return PlannedGain(
-        ttft=confirmed[0],
-        throughput=confirmed[1],
-        memory=entry.gain.memory,
-        ttft_interval=GainInterval(low=ttft.low, high=ttft.high) if ttft else None,
-        throughput_interval=GainInterval(low=throughput.low, high=throughput.high) if throughput else None,
+        ttft=gain.ttft,
+        throughput=gain.throughput,
+        memory=gain.memory,
+        ttft_interval=_interval(gain.ttft_interval),
+        throughput_interval=_interval(gain.throughput_interval),
     )
+
+
+def _interval(interval: Interval | None) -> GainInterval | None:
+    return None if interval is None else GainInterval(low=interval.low, high=interval.high)
 
 
 def _baseline(ranking: Ranking) -> PlannedCandidate | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from kvray.analysis import Analysis
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate, highest_peak_mib
+from kvray.analysis.choice import Reason
 from kvray.analysis.fallback import Fallback, fallback_chain
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.analysis.score import utility
@@ -40,12 +41,18 @@ def derive_rules(analysis: Analysis, profile: WorkloadProfile, *, device: Device
     if device is DeviceType.CUDA:
         for leader, chain in pairs:
             rules += _memory_rules(leader, chain, several)
-    for leader in leaders:
-        rules += _context_rules(leader, analysis.ranking, profile)
+    if not _is_no_gain(analysis):
+        for leader in leaders:
+            rules += _context_rules(leader, analysis.ranking, profile)
     rules += (_batch_rule(leader, analysis.ranking) for leader in leaders[1:])
     for leader, chain in pairs:
         rules += _oom_rules(leader, chain, several)
     return (*rules, _default_rule(analysis.ranking))
+
+
+def _is_no_gain(analysis: Analysis) -> bool:
+    """Whether the baseline is kept because differences may be chance: those at one context are then no rule either."""
+    return analysis.confidence is not None and analysis.confidence.choice.reason is Reason.NO_GAIN
 
 
 def _leaders(ranking: Ranking) -> tuple[RankedCandidate, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.plan.plan import GainInterval, Plan
+from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
 
 # The first two lines are fixed text: a `coding:` in a model's name there would change how Python reads the file.
 _OPENING = ("Written by kvray from measurements. It stands alone: it needs the engine's library, not kvray.", "")
@@ -46,38 +47,40 @@ def _gain_lines(plan: Plan) -> tuple[str, ...]:
     gain = plan.winner.gain
     if gain is None or plan.baseline is None:
         return ("Gain: unknown, the baseline was not measured completely",)
-    if plan.baseline.candidate == plan.winner.candidate:
-        return ("Gain: none, the winner is the baseline",)
-    memory = "" if gain.memory is None else f", {_memory(gain.memory)}"
+    if _is_baseline(plan):
+        return ("Gain: none, this is the baseline; nothing measured here is clearly better",)
+    memory = "" if gain.memory is None else f", {memory_text(1 / (1 + gain.memory))}"
     return (
-        f"Gain over {plan.baseline.candidate.label}: TTFT {gain.ttft:+.1%}{_interval(gain.ttft_interval)}, "
-        f"throughput {gain.throughput:+.1%}{_interval(gain.throughput_interval)}{memory}",
+        f"Gain over {plan.baseline.candidate.label}: first token {speed_text(1 + gain.ttft)}"
+        f"{_interval(gain.ttft_interval)}, {tok_s_text(1 + gain.throughput)}"
+        f"{_interval(gain.throughput_interval)}{memory}",
     )
 
 
-def _memory(gain: float) -> str:
-    """In the report's words: a share of the baseline's peak."""
-    saved = 1 - 1 / (1 + gain)
-    return f"{abs(saved):.0%} {'less' if saved >= 0 else 'more'} memory"
+def _is_baseline(plan: Plan) -> bool:
+    return plan.baseline is not None and plan.baseline.candidate == plan.winner.candidate
 
 
 def _confidence_lines(plan: Plan) -> tuple[str, ...]:
     confidence = plan.winner.confidence
-    if confidence is None:
+    if confidence is None or _is_baseline(plan):
         return ()
     if confidence.is_disturbed:
         return ("Confidence: none is claimed, because too many runs were disturbed",)
     ties = f", {len(plan.winner.ties)} cannot be told apart from it" if plan.winner.ties else ""
-    assumed = " (not all ran in several processes: their spread is assumed)" if confidence.assumed_process_noise else ""
-    return (f"Confidence: the best in {confidence.winner_share:.0%} of replicates{ties}{assumed}",)
+    assumed = " (some ran in one process only, so their spread is assumed)" if confidence.assumed_process_noise else ""
+    share = f"{confidence.winner_share * 100:.0f} %"
+    return (f"Confidence: it won in {share} of the resampled measurements{ties}{assumed}",)
 
 
 def _incomplete_lines(plan: Plan) -> tuple[str, ...]:
-    return ("Incomplete: the sweep was interrupted, what it did not measure may be better",) if plan.is_partial else ()
+    if not plan.is_partial:
+        return ()
+    return ("Incomplete: the sweep was interrupted, and what it did not measure may be better",)
 
 
 def _interval(interval: GainInterval | None) -> str:
-    return f" [{interval.low:+.1%}, {interval.high:+.1%}]" if interval else ""
+    return f" (95 %: {interval_text(1 + interval.low, 1 + interval.high)})" if interval else ""
 
 
 def _comment_line(text: str) -> str:

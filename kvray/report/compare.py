@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from kvray.ratios import amount_sign, memory_text, speed_sign, speed_text, tok_s_text
 from kvray.report import formats
 from kvray.report.info import ReportInfo
 from kvray.report.rows import Row
-from kvray.report.stats import memory, speed
 from kvray.report.terminal import new_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRow:
-    """One candidate that both sweeps rank. Gains are of B over A; positive is better."""
+    """One candidate that both sweeps rank, and how many times as fast and as large it is in B as in A."""
 
     label: str
     a: Row
     b: Row
-    ttft_gain: float
-    throughput_gain: float
-    memory_saved: float | None
+    ttft_factor: float
+    throughput_factor: float
+    memory_factor: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Comparison:
     """Sweep A against sweep B.
 
     Attributes:
-        warnings: every difference that makes ratios mean something else than the same sweep run twice.
+        warnings: every difference because of which the ratios compare more than two runs of the same sweep.
         verdict: what became of the winner, and the mean change of the shared candidates.
         rows: shared candidates in the order of B's ranking.
         only_a, only_b: labels that the other sweep does not rank.
@@ -74,9 +74,9 @@ def _compared(a: Row, b: Row) -> ComparedRow:
         label=b.label,
         a=a,
         b=b,
-        ttft_gain=a.ttft_ms / b.ttft_ms - 1,
-        throughput_gain=b.decode_tok_s / a.decode_tok_s - 1,
-        memory_saved=None if not a.peak_mib or b.peak_mib is None else 1 - b.peak_mib / a.peak_mib,
+        ttft_factor=a.ttft_ms / b.ttft_ms,
+        throughput_factor=b.decode_tok_s / a.decode_tok_s,
+        memory_factor=None if not a.peak_mib or b.peak_mib is None else b.peak_mib / a.peak_mib,
     )
 
 
@@ -109,18 +109,13 @@ def _mean_change(rows: Sequence[ComparedRow]) -> tuple[str, ...]:
     if not rows:
         return ("No candidate is ranked in both.",)
     changes = [
-        f"first token {speed(_mean([row.ttft_gain for row in rows]))}",
-        f"{formats.gain(_mean([row.throughput_gain for row in rows]))} tok/s",
+        f"first token {speed_text(geometric_mean(row.ttft_factor for row in rows))}",
+        tok_s_text(geometric_mean(row.throughput_factor for row in rows)),
     ]
-    saved = [row.memory_saved for row in rows if row.memory_saved is not None]
-    if len(saved) == len(rows):
-        changes.append(memory(-_mean([-share for share in saved])))
+    memory = [row.memory_factor for row in rows if row.memory_factor is not None]
+    if len(memory) == len(rows):
+        changes.append(memory_text(geometric_mean(memory)))
     return (f"B against A, mean of {formats.plural(len(rows), 'shared candidate')}: {formats.listed(changes)}.",)
-
-
-def _mean(gains: Sequence[float]) -> float:
-    """Geometric mean of relative changes."""
-    return math.exp(sum(math.log1p(gain) for gain in gains) / len(gains)) - 1
 
 
 def _parts(comparison: Comparison) -> Iterator[RenderableType]:
@@ -143,16 +138,16 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
 def _table(rows: Sequence[ComparedRow]) -> RenderableType:
     table = new_table()
     table.add_column("candidate", overflow="fold", ratio=1)
-    for name in ("rank\nA→B", "TTFT ms\nA→B", "gain", "tok/s\nA→B", "gain", "memory\nsaved"):
+    for name in ("rank\nA→B", "TTFT ms\nA→B", "speed", "tok/s\nA→B", "speed", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.label,
             f"{row.a.rank}→{row.b.rank}",
             f"{formats.quantity(row.a.ttft_ms)}→{formats.quantity(row.b.ttft_ms)}",
-            formats.gain(row.ttft_gain),
+            speed_sign(row.ttft_factor),
             f"{formats.quantity(row.a.decode_tok_s)}→{formats.quantity(row.b.decode_tok_s)}",
-            formats.gain(row.throughput_gain),
-            formats.gain(row.memory_saved),
+            speed_sign(row.throughput_factor),
+            amount_sign(row.memory_factor),
         )
     return table

@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-MISSING = "–"
+from kvray.ratios import MISSING, amount_sign, multiple, speed_sign
+
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 
@@ -58,19 +59,9 @@ def share(value: float | None) -> str:
     return f"{value * 100:.0f} %"
 
 
-def gain(value: float | None) -> str:
-    """A relative gain as signed per cent: `+12 %`, `−3 %`, `±0 %`."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    percent = round(value * 100)
-    return "±0 %" if percent == 0 else _signed(f"{percent:+,d} %")
-
-
-def multiple(value: float | None) -> str:
-    """A ratio: `1.92×`, `12.3×`."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    return f"{value:.2f}×" if value < 9.995 else f"{value:,.1f}×"
+def speed_gain(value: float | None) -> str:
+    """A relative gain in speed for a table, as `ratios` writes it: `2.65×`, `+12 %`, `±0 %`, `−3 %`, `1/155`."""
+    return speed_sign(None if value is None else 1 + value)
 
 
 def small(value: float | None) -> str:
@@ -124,7 +115,10 @@ def clean_line(text: str) -> str:
 
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (quantity, count, rounded_count, share, precise_share, gain, multiple, small, score)
+    for function in (
+        *(quantity, count, rounded_count, share, precise_share, small, score),
+        *(speed_gain, speed_sign, amount_sign, multiple),
+    )
 }
 """What templates may call, by name."""
 

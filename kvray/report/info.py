@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis
-from kvray.analysis.confidence import Confidence
 from kvray.record import Role, TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
@@ -25,6 +24,7 @@ from kvray.report.listing import (
 )
 from kvray.report.missed import MissedRow, missed_rows
 from kvray.report.rows import (
+    UNPAIRED,
     ColdCost,
     Observation,
     Quality,
@@ -36,6 +36,11 @@ from kvray.report.rows import (
     ranking_rows,
 )
 from kvray.store.manifest import SweepManifest
+
+BREAK_EVEN = (
+    "Break-even: how many generated tokens make up for a slower start; a dash where there is nothing to make up or it "
+    "cannot be told."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,7 @@ class ReportInfo:
     Attributes:
         subtitle: profile, device and time.
         rows: the ranking, best first.
-        gains_note: what the gains in `rows` are against, and what the winner's rest on.
+        gains_note: what the gains in `rows` are against and what they rest on; empty without a baseline.
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
         nearest: what comes closest to the limits, where nothing keeps them; else empty.
@@ -122,6 +127,11 @@ class ReportInfo:
     comparable: tuple[Fact, ...]
 
     @property
+    def break_even_note(self) -> str:
+        """What the column “break-even” means; empty where it has no figures."""
+        return BREAK_EVEN if any(row.gain is not None for row in self.rows) else ""
+
+    @property
     def winner(self) -> Row | None:
         """The first row, `None` when nothing is ranked."""
         return self.rows[0] if self.rows else None
@@ -151,7 +161,7 @@ def report_info(
         headline=headline(manifest, results, analysis, rows, near, set_aside),
         counts=_counts(results, ranked=len(rows)),
         rows=rows,
-        gains_note=_gains_note(analysis.confidence),
+        gains_note=_gains_note(rows),
         front=_front(rows),
         grids=cell_grids(analysis.ranking),
         fallbacks=tuple(
@@ -186,13 +196,17 @@ def _counts(results: Sequence[TrialResult], *, ranked: int) -> Counts:
     )
 
 
-def _gains_note(confidence: Confidence | None) -> str:
-    note = "Gains are against the baseline; a positive one is better."
-    if confidence is None or not confidence.confirm_rounds:
+def _gains_note(rows: Sequence[Row]) -> str:
+    if all(row.gain is None for row in rows):
+        return ""
+    note = "Speed and memory are compared with the baseline: 2× is twice as fast, 1/3 takes three times as long."
+    if not any(row.gain and row.gain.pairs for row in rows):
         return note
+    mark = f" {UNPAIRED} marks candidates that were in none; all their processes count instead."
     return (
-        f"{note} The winner's are those of the confirming rounds alone, each a pair of it and the baseline, so they "
-        "differ from what the figures beside them give, which are of all processes."
+        f"{note} Speeds come from the confirming rounds, in which a candidate and the baseline ran one after the other."
+        f"{mark if any(row.is_unpaired for row in rows) else ''} TTFT and tok/s are of all processes, so dividing them "
+        "gives slightly different values."
     )
 
 

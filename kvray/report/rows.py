@@ -8,23 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvray.analysis import Analysis
+from kvray.analysis.intervals import Interval
 from kvray.analysis.pooling import pool_complete_trials
+from kvray.analysis.ranking import Gain
+from kvray.ratios import MISSING
 from kvray.record import TrialRecord, TrialResult
-from kvray.report.formats import MISSING, clean_line, rounded_count
+from kvray.report.formats import clean_line, rounded_count
 from kvray.workload import WorkloadProfile
 
-AT_ONCE = "at once"
 NEVER = "never"
+UNPAIRED = "*"
 _NEVER_TOKENS = 1e18
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One ranked candidate. Units are in the names; gains are relative to the baseline, `None` without one.
+    """One ranked candidate. Units are in the names.
 
     Attributes:
-        memory_saved: share of the baseline's peak that it does without; negative when it needs more.
+        score_ratio: 95 % interval of its score as a multiple of the winner's; `None` where that was not computed.
+        gain: against the baseline; `None` without one.
         is_tied: cannot be told apart from the winner (the winner itself included, when anything ties with it).
+        is_unpaired: others were compared with the baseline in confirming rounds, this one was not.
         processes: fresh processes that measured it.
         runs: timed runs behind its metrics.
     """
@@ -33,6 +38,7 @@ class Row:
     candidate_id: str
     label: str
     score: float
+    score_ratio: Interval | None
     ttft_ms: float
     itl_p50_ms: float
     itl_p95_ms: float
@@ -40,35 +46,53 @@ class Row:
     decode_tok_s: float
     peak_mib: float | None
     kv_cache_mib: float | None
-    ttft_gain: float | None
-    throughput_gain: float | None
-    memory_saved: float | None
+    gain: Gain | None
     on_pareto_front: bool
     break_even_tokens: float | None
     energy_j_per_tok: float | None
     is_winner: bool
     is_baseline: bool
     is_tied: bool
+    is_unpaired: bool
     processes: int
     runs: int
 
     @property
-    def pays_after(self) -> str:
-        """Generated tokens after which it is worth its cold costs, `at once` or `never`; a dash for the baseline and
-        where it cannot be told."""
-        if self.is_baseline or self.throughput_gain is None:
+    def ttft_gain(self) -> float | None:
+        """How much faster its first token comes than the baseline's; 1.0 is twice as fast."""
+        return self.gain.ttft if self.gain else None
+
+    @property
+    def throughput_gain(self) -> float | None:
+        """How many more tok/s it generates than the baseline; 1.0 is twice as many."""
+        return self.gain.throughput if self.gain else None
+
+    @property
+    def memory_factor(self) -> float | None:
+        """Its peak as a multiple of the baseline's."""
+        return self.gain.memory_factor if self.gain else None
+
+    @property
+    def mark(self) -> str:
+        """Follows a gain that no confirming round measured, where others were."""
+        return UNPAIRED if self.is_unpaired else ""
+
+    @property
+    def break_even(self) -> str:
+        """Generated tokens after which a slower start is made up, or `never`. A dash where there is nothing to make up
+        (the baseline, and what starts no slower) and where it cannot be told."""
+        if self.is_baseline or self.throughput_gain is None or self.break_even_tokens == 0:
             return MISSING
         if self.throughput_gain <= 0:
             return NEVER
-        tokens = self.break_even_tokens
-        return AT_ONCE if tokens is not None and tokens < 1 else rounded_count(tokens)
+        return rounded_count(None if self.break_even_tokens is None else max(1.0, self.break_even_tokens))
 
     @property
-    def pays_after_order(self) -> float | None:
-        """A number by which `pays_after` can be sorted; `None` where it cannot be told."""
-        if self.pays_after == NEVER:
+    def break_even_order(self) -> float | None:
+        """A number by which `break_even` can be sorted; `None` for a dash."""
+        if self.break_even == NEVER:
             return _NEVER_TOKENS
-        return None if self.pays_after == MISSING else self.break_even_tokens
+        return None if self.break_even == MISSING else self.break_even_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +100,7 @@ class ColdCost:
     """What a candidate costs before it is warm, in seconds.
 
     Attributes:
-        cold_s: of these, what is beyond the cost of steady calls, load included: what must be earned back.
+        cold_s: the part of them beyond the cost of steady calls, load included: what must be made up.
         warmed_up: whether it became steady at all; `None` where that was not recorded.
     """
 
@@ -119,6 +143,8 @@ def ranking_rows(
     """The ranked candidates, best first."""
     pools = pool_complete_trials(results, profile)
     ties = set(analysis.confidence.ties) if analysis.confidence else set()
+    score_ratios = analysis.confidence.score_ratios if analysis.confidence else {}
+    has_pairs = any(entry.gain and entry.gain.pairs for entry in analysis.ranking.entries)
     rows = []
     for entry in analysis.ranking.entries:
         candidate_id, metrics, gain = entry.record.candidate_id, entry.metrics, entry.gain
@@ -128,6 +154,7 @@ def ranking_rows(
                 candidate_id=candidate_id,
                 label=label_of(entry.record),
                 score=entry.score,
+                score_ratio=score_ratios.get(candidate_id),
                 ttft_ms=metrics.ttft_ms,
                 itl_p50_ms=metrics.itl_p50_ms,
                 itl_p95_ms=metrics.itl_p95_ms,
@@ -135,15 +162,14 @@ def ranking_rows(
                 decode_tok_s=metrics.decode_tok_s,
                 peak_mib=metrics.peak_mib,
                 kv_cache_mib=entry.record.kv_cache_mib,
-                ttft_gain=gain.ttft if gain else None,
-                throughput_gain=gain.throughput if gain else None,
-                memory_saved=_saved(gain.memory) if gain else None,
+                gain=gain,
                 on_pareto_front=entry.on_pareto_front,
                 break_even_tokens=entry.break_even_tokens,
                 energy_j_per_tok=metrics.energy_j_per_tok,
                 is_winner=entry.rank == 1,
                 is_baseline=candidate_id == baseline_id,
                 is_tied=candidate_id in ties or (bool(ties) and entry.rank == 1),
+                is_unpaired=has_pairs and gain is not None and not gain.pairs and candidate_id != baseline_id,
                 processes=len(pools.get(candidate_id, ())),
                 runs=sum(cell.runs for cell in entry.cells),
             )
@@ -152,7 +178,7 @@ def ranking_rows(
 
 
 def cold_costs(analysis: Analysis) -> tuple[ColdCost, ...]:
-    """Of every candidate that got far enough to have one, in ranking order."""
+    """The cold costs of every candidate that got far enough to have one, in ranking order."""
     costs = (
         ColdCost(
             label=label_of(record),
@@ -196,7 +222,7 @@ def observations(analysis: Analysis) -> tuple[Observation, ...]:
 
 
 def qualities(analysis: Analysis) -> tuple[Quality, ...]:
-    """Of every candidate of which it was measured, in ranking order."""
+    """The quality of every candidate for which it was measured, in ranking order."""
     rows = (
         Quality(
             label=label_of(record),
@@ -208,10 +234,6 @@ def qualities(analysis: Analysis) -> tuple[Quality, ...]:
         for record in _records(analysis)
     )
     return tuple(row for row in rows if (row.kl_mean, row.nll_delta, row.top1_agreement) != (None, None, None))
-
-
-def _saved(memory_gain: float | None) -> float | None:
-    return None if memory_gain is None else memory_gain / (1 + memory_gain)
 
 
 def label_of(record: TrialRecord) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from kvray.analysis.axis_search import ENUMERATED, MISS_CHANCE
 from kvray.analysis.evidence import confirm_round
 from kvray.config import SearchStrategy
+from kvray.ratios import multiple
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.report import formats
 from kvray.store.manifest import SweepManifest
@@ -83,7 +84,7 @@ def forecast_fact(results: Sequence[TrialResult], winner_id: str | None) -> str:
         name: _ratios(records, f"forecast_{column}", column)
         for name, column in (("first token", "ttft_ms"), ("tok/s", "decode_tok_s"), ("peak memory", "peak_mib"))
     }
-    told = [f"{name} {formats.multiple(statistics.median(known))}" for name, known in ratios.items() if known]
+    told = [f"{name} {multiple(statistics.median(known))}" for name, known in ratios.items() if known]
     if not told:
         return ""
     candidates = formats.plural(max(map(len, ratios.values())), "candidate")

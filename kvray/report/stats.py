@@ -1,19 +1,16 @@
-"""The winner's figures beside the baseline's, and gains as phrases."""
+"""The winner's figures beside the baseline's, and its gains as phrases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.confidence import Confidence, confirmed_gains
 from kvray.analysis.intervals import Interval
+from kvray.analysis.ranking import Gain
+from kvray.ratios import SAME_WITHIN, interval_text, memory_text, speed_text, tok_s_text
 from kvray.report import formats
 from kvray.report.rows import Row
-
-NOTICEABLE = 0.005
-"""Gains below half a per cent are shown as none."""
-_TIMES_FROM = 0.5
-"""From +50 % on, speed is said as a multiple: `1.9× as fast`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +20,7 @@ class Stat:
     Attributes:
         before: the baseline's; `None` without one, or when the baseline won.
         change: in words, e.g. `1.92× as fast`.
-        interval: of the change, 95 %, as per cents.
+        interval: the change's 95 % interval.
         is_better: `None` where nothing changed beyond noise or there is nothing to compare with.
     """
 
@@ -36,38 +33,34 @@ class Stat:
     is_better: bool | None = None
 
 
-def winner_stats(winner: Row, baseline: Metrics | None, confidence: Confidence | None) -> tuple[Stat, ...]:
+def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
     """First token, throughput and, where it was measured, memory of the winner."""
-    if winner.is_baseline or baseline is None:
-        before = ttft_interval = throughput_interval = None
-    else:
-        before = baseline
-        ttft_interval = confidence.ttft_gain if confidence else None
-        throughput_interval = confidence.throughput_gain if confidence else None
-    ttft_gain, throughput_gain = confirmed_gains(confidence) or (winner.ttft_gain, winner.throughput_gain)
-    stats = [
-        _speed_stat("First token", "ms", winner.ttft_ms, before.ttft_ms if before else None, ttft_gain, ttft_interval),
-        _speed_stat(
-            "Throughput",
-            "tok/s",
-            winner.decode_tok_s,
-            before.decode_tok_s if before else None,
-            throughput_gain,
-            throughput_interval,
+    stats = (
+        Stat(name="First token", unit="ms", value=formats.quantity(winner.ttft_ms)),
+        Stat(name="Throughput", unit="tok/s", value=formats.quantity(winner.decode_tok_s)),
+        Stat(name="Peak memory", unit="MiB", value=formats.quantity(winner.peak_mib)),
+    )[: 2 if winner.peak_mib is None else 3]
+    if winner.is_baseline or baseline is None or winner.gain is None:
+        return stats
+    gain, factor = winner.gain, winner.gain.memory_factor
+    ttft, throughput, *memory = stats
+    return (
+        _speed(ttft, baseline.ttft_ms, speed_text(1 + gain.ttft), gain.ttft, gain.ttft_interval),
+        _speed(
+            throughput,
+            baseline.decode_tok_s,
+            tok_s_text(1 + gain.throughput),
+            gain.throughput,
+            gain.throughput_interval,
         ),
-    ]
-    if winner.peak_mib is not None:
-        stats.append(_memory_stat(winner.peak_mib, before.peak_mib if before else None, winner.memory_saved))
-    return tuple(stats)
+        *(_memory(stat, baseline.peak_mib, factor) for stat in memory),
+    )
 
 
-def speed(gain: float) -> str:
-    """A gain in speed as a phrase: `1.90× as fast`, `12 % faster`, `3 % slower`, `as fast`."""
-    if abs(gain) < NOTICEABLE:
-        return "as fast"
-    if gain >= _TIMES_FROM:
-        return f"{formats.multiple(1 + gain)} as fast"
-    return f"{abs(gain) * 100:.0f} % {'faster' if gain > 0 else 'slower'}"
+def gain_phrases(gain: Gain, *, with_intervals: bool = False) -> tuple[str, ...]:
+    """First token, tok/s and memory against the baseline, e.g. `first token 2.65× as fast`; memory only where it
+    differs."""
+    return tuple(_phrases(gain, with_intervals))
 
 
 def in_noise(interval: Interval | None) -> bool:
@@ -75,35 +68,42 @@ def in_noise(interval: Interval | None) -> bool:
     return interval is not None and interval.low <= 0 <= interval.high
 
 
-def memory(saved: float) -> str:
-    """A share of memory saved as a phrase: `12 % less memory`, `3 % more memory`, `the same memory`."""
-    if abs(saved) < NOTICEABLE:
-        return "the same memory"
-    return f"{abs(saved) * 100:.0f} % {'less' if saved > 0 else 'more'} memory"
+def gain_interval_text(interval: Interval) -> str:
+    """A gain's 95 % interval, e.g. `2.20× to 3.20×` or `−3 % to +21 %`."""
+    return interval_text(1 + interval.low, 1 + interval.high)
 
 
-def _speed_stat(
-    name: str, unit: str, value: float, before: float | None, gain: float | None, interval: Interval | None
-) -> Stat:
-    if before is None or gain is None:
-        return Stat(name=name, unit=unit, value=formats.quantity(value))
-    return Stat(
-        name=name,
-        unit=unit,
-        value=formats.quantity(value),
+def _phrases(gain: Gain, with_intervals: bool) -> Iterator[str]:
+    told = (
+        (f"first token {speed_text(1 + gain.ttft)}", "first token as fast", gain.ttft_interval),
+        (tok_s_text(1 + gain.throughput), "the same tok/s", gain.throughput_interval),
+    )
+    for text, same, interval in told:
+        if interval is not None and with_intervals:
+            yield f"{text} (95 %: {gain_interval_text(interval)})"
+        else:
+            yield f"{same} within noise" if in_noise(interval) else text
+    factor = gain.memory_factor
+    if factor is not None and abs(factor - 1) >= SAME_WITHIN:
+        yield memory_text(factor)
+
+
+def _speed(stat: Stat, before: float, change: str, gain: float, interval: Interval | None) -> Stat:
+    return replace(
+        stat,
         before=formats.quantity(before),
-        change=f"{speed(gain)}, within noise" if in_noise(interval) else speed(gain),
-        interval=f"{formats.gain(interval.low)} to {formats.gain(interval.high)}" if interval else None,
-        is_better=None if in_noise(interval) else _is_better(gain),
+        change=f"{change}, within noise" if in_noise(interval) else change,
+        interval=gain_interval_text(interval) if interval else None,
+        is_better=None if in_noise(interval) else _is_better(1 + gain),
     )
 
 
-def _memory_stat(value: float, before: float | None, saved: float | None) -> Stat:
-    stat = Stat(name="Peak memory", unit="MiB", value=formats.quantity(value))
-    if before is None or saved is None:
+def _memory(stat: Stat, before: float | None, factor: float | None) -> Stat:
+    if before is None or factor is None:
         return stat
-    return replace(stat, before=formats.quantity(before), change=memory(saved), is_better=_is_better(saved))
+    change = memory_text(factor)
+    return replace(stat, before=formats.quantity(before), change=change, is_better=_is_better(1 / factor))
 
 
-def _is_better(gain: float) -> bool | None:
-    return None if abs(gain) < NOTICEABLE else gain > 0
+def _is_better(factor: float) -> bool | None:
+    return None if abs(factor - 1) < SAME_WITHIN else factor > 1

@@ -10,16 +10,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kvray.ratios import SAME_WITHIN
 from kvray.report import formats
 from kvray.report.info import ReportInfo
 from kvray.report.listing import StatusGroup
 from kvray.report.missed import MissedRow
-from kvray.report.rows import Row
+from kvray.report.rows import UNPAIRED, Row
+from kvray.report.verdict import Tone
 
 MISSED_TITLE = "Measured, misses a limit (figures are means over the cells; the worst cell counts)"
 MISS_MARK = " ✗"
 MAX_LISTED = 3
 """Failures shown per status; the files have them all."""
+_TONES = {Tone.GOOD: "bold green", Tone.NEUTRAL: "bold", Tone.DOUBTFUL: "bold yellow", Tone.FAILED: "bold yellow"}
 
 
 def render_terminal(info: ReportInfo) -> RenderableType:
@@ -31,7 +34,7 @@ def _parts(info: ReportInfo) -> Iterator[RenderableType]:
     yield Text(info.title, style="bold")
     yield Text(info.subtitle, style="dim")
     yield Text()
-    yield Text(info.headline.sentence, style="bold green" if info.rows else "bold yellow")
+    yield Text(info.headline.sentence, style=_TONES[info.headline.tone])
     for note in info.headline.notes:
         yield Text(f"Note: {note}", style="yellow")
     if info.headline.confidence:
@@ -53,14 +56,14 @@ def _ranking(info: ReportInfo) -> Table:
     table.add_column("candidate", overflow="fold", ratio=1)
     for name in ("score", "TTFT\nms", "tok/s", "peak\nMiB"):
         table.add_column(name, justify="right", no_wrap=True)
-    has_gains = any(row.ttft_gain is not None for row in info.rows)
+    has_gains = any(row.gain is not None for row in info.rows)
     if has_gains:
-        for name in ("TTFT\ngain", "tok/s\ngain", "pays\nafter"):
+        for name in ("TTFT\nspeed", "tok/s\nspeed", "break-\neven"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.caption = "pays after: generated tokens that earn extra cold costs back"
+        table.caption = _legend(info.rows)
         table.caption_justify = "left"
     for row in info.rows:
-        gains = (_gain(row.ttft_gain), _gain(row.throughput_gain), row.pays_after) if has_gains else ()
+        gains = (_gain(row.ttft_gain, row), _gain(row.throughput_gain, row), row.break_even) if has_gains else ()
         table.add_row(
             str(row.rank),
             _label(row),
@@ -74,8 +77,16 @@ def _ranking(info: ReportInfo) -> Table:
     return table
 
 
+def _legend(rows: tuple[Row, ...]) -> str:
+    mark = f"; {UNPAIRED} not in a confirming round with it" if any(row.is_unpaired for row in rows) else ""
+    return (
+        f"speed: against the baseline{mark}; 1/3: takes three times as long\n"
+        "break-even: generated tokens that make up for a slower start"
+    )
+
+
 def new_table() -> Table:
-    """A table as all of kvray's are in a terminal: a rule under the header and nothing else."""
+    """The style of kvray's tables in a terminal: a rule under the header and nothing else."""
     return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=True)
 
 
@@ -88,10 +99,11 @@ def _label(row: Row) -> Text:
     return label
 
 
-def _gain(value: float | None) -> Text:
-    if value is None or abs(value) < 0.005:
-        return Text(formats.gain(value), style="dim")
-    return Text(formats.gain(value), style="green" if value > 0 else "red")
+def _gain(value: float | None, row: Row) -> Text:
+    text = f"{formats.speed_gain(value)}{row.mark}"
+    if value is None or abs(value) < SAME_WITHIN:
+        return Text(text, style="dim")
+    return Text(text, style="green" if value > 0 else "red")
 
 
 def _missed(rows: tuple[MissedRow, ...]) -> Table:

@@ -306,13 +306,21 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "gain",
         "break_even_tokens",
     }
-    assert set(shown["winner"]["gain"]) == {"ttft", "throughput", "memory"}
+    assert set(shown["winner"]["gain"]) == {
+        "ttft",
+        "throughput",
+        "memory",
+        "pairs",
+        "ttft_interval",
+        "throughput_interval",
+    }
     assert set(shown["confidence"]) == {
         "winner_share",
         "processes",
         "runs",
         "ties",
         "is_disturbed",
+        "reason",
         "confirm_rounds",
         "ttft_gain",
         "throughput_gain",

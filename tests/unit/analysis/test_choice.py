@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from analysis_samples import make_candidate
 
-from kvray.analysis.choice import Choice, Reason, choose, complexity
+from kvray.analysis.choice import Choice, Reason, better_than_baseline, choose, complexity
+from kvray.analysis.intervals import Interval
+from kvray.analysis.ranking import Gain
 from kvray.analysis.standing import Standing
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 
@@ -68,3 +70,49 @@ def test_what_differs_less_from_the_baseline_is_simpler_then_what_is_plain() -> 
     assert complexity(variant(compile=CompileMode.DEFAULT), None) < complexity(
         variant(cache=CacheStrategy.STATIC), None
     )
+
+
+def gain(low: float, *, memory: float = 0.0) -> Gain:
+    """A gain in TTFT with this lower end."""
+    interval = Interval(value=low + 0.1, low=low, high=low + 0.2)
+    return Gain(ttft=low + 0.1, throughput=0.0, memory=memory, pairs=3, ttft_interval=interval)
+
+
+def test_the_baseline_is_kept_unless_something_is_measurably_better() -> None:
+    contest = standing(base=0.0, a=0.02, b=0.01)
+    peaks, complexities = dict.fromkeys(contest.ids, 1000.0), {"base": PLAIN, "a": ODD, "b": ODD}
+
+    kept = choose(contest, peaks, complexities, baseline_id="base", better=())
+    changed = choose(contest, peaks, complexities, baseline_id="base", better={"a", "b"})
+    surer = choose(contest, peaks, complexities, baseline_id="base", better={"b"})
+
+    assert kept == Choice(candidate_id="base", over="a", reason=Reason.NO_GAIN)
+    assert changed == Choice(candidate_id="a", over="a", reason=Reason.BEST)
+    assert surer == Choice(candidate_id="b", over="a", reason=Reason.SURER)
+
+
+def test_a_leading_baseline_is_the_best_and_yields_to_a_leaner_tie_alone() -> None:
+    contest = standing(base=0.005, lean=0.004, other=0.004)
+    peaks, complexities = {"base": 1000.0, "lean": 900.0, "other": 1000.0}, {"base": PLAIN, "lean": ODD, "other": ODD}
+
+    assert choose(contest, peaks, complexities, baseline_id="base").reason is Reason.BEST
+    leaner = choose(contest, peaks, complexities, baseline_id="base", better={"lean"})
+    assert leaner == Choice(candidate_id="lean", over="base", reason=Reason.LEANER)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "of", "is_better"),
+    [
+        (0.05, gain(0.01), True),  # scores higher, and TTFT surely gains
+        (0.05, gain(-0.01), False),  # scores higher, but no gain of its own is sure
+        (0.005, gain(0.01), False),  # TTFT surely gains, but whether the score does is open
+        (-0.005, gain(-0.1, memory=0.1), True),  # hardly worse, and leaner
+        (-0.05, gain(-0.1, memory=0.1), False),  # leaner, but surely worse
+    ],
+)
+def test_better_than_the_baseline_is_a_higher_score_with_a_sure_gain_or_less_memory(
+    ahead: float, of: Gain, is_better: bool
+) -> None:
+    better = better_than_baseline(standing(base=0.0, a=ahead), "base", {"a": of, "base": gain(0.0)})
+
+    assert better == ({"a"} if is_better else set())

@@ -164,7 +164,7 @@ def test_the_best_is_compared_with_the_baseline(preview: Preview) -> None:
     finish(state, preview, baseline, ttft_ms=100.0, tok_s=50.0)
     finish(state, preview, other, ttft_ms=50.0, tok_s=49.0)
     assert state.best_line() == "best: dynamic/eager/float32 · TTFT 50.0 ms · 49.0 tok/s"
-    assert state.gain_line() == "over the baseline: first token +100 %, tok/s −2 %"
+    assert state.gain_line() == "over the baseline: first token 2.00× as fast, 2 % fewer tok/s"
 
 
 def test_without_a_complete_baseline_nothing_is_compared(preview: Preview) -> None:
@@ -191,7 +191,7 @@ def test_what_misses_a_limit_is_never_the_best(preview: Preview) -> None:
     assert state.best() is None
     finish(state, limited, slow, ttft_ms=90.0, tok_s=5.0)
     assert state.best_line().startswith("best: dynamic/eager/float32")
-    assert state.gain_line() == "over the baseline: first token +11 %, tok/s −90 %"
+    assert state.gain_line() == "over the baseline: first token 11 % faster, 1/10 of the tok/s"
 
 
 def test_a_trial_whose_slot_died_before_it_began_is_still_counted(preview: Preview) -> None:
@@ -381,7 +381,7 @@ def test_the_best_so_far_is_shown_by_all_its_processes(preview: Preview) -> None
         again = replace(other, trial_id=f"confirm-{number}", role=Role.CONFIRM)
         finish(state, preview, again, ttft_ms=ttft_ms)
     assert state.best_line() == f"best: {other.candidate.label} · TTFT 80.0 ms · 50.0 tok/s"
-    assert state.gain_line() == "over the baseline: first token +25 %, tok/s ±0 %"
+    assert state.gain_line() == "over the baseline: first token 25 % faster, the same tok/s"
 
 
 def test_what_is_to_be_known_of_the_model_is_said_at_the_start(preview: Preview, manifest: SweepManifest) -> None:

@@ -86,8 +86,8 @@ def test_the_header_has_the_evidence() -> None:
         "Model: org/model (LlamaForCausalLM)",
         f"Winner: {make_candidate(1).label}",
         "Measured: TTFT 50.0 ms, 50.0 tok/s, peak 1,000 MiB",
-        f"Gain over {make_candidate(0).label}: TTFT +100.0% [+",
-        "Confidence: the best in 100% of replicates (not all ran in several processes: their spread is assumed)",
+        f"Gain over {make_candidate(0).label}: first token 2.00× as fast (95 %: 1.",
+        "Confidence: it won in 100 % of the resampled measurements (some ran in one process only, so their spread is ",
         "Where: A GPU, 2026-01-02, run r1",
     ):
         assert part in header
@@ -113,13 +113,20 @@ def test_the_header_claims_no_confidence_for_a_disturbed_sweep() -> None:
     assert "Confidence: none is claimed, because too many runs were disturbed" in header
 
 
-def test_the_header_says_when_the_baseline_won_and_who_ties() -> None:
+def test_the_header_says_when_the_baseline_won() -> None:
     profile = make_profile()
     sweep = make_sweep(make_result(0, profile, role=Role.BASELINE), make_result(1, profile), profile=profile)
     source = PlanBuilder(sweep).generate_code_snippet()
 
-    assert "Gain: none, the winner is the baseline" in source
-    assert "1 cannot be told apart from it" in source
+    assert "Gain: none, this is the baseline; nothing measured here is clearly better" in source
+    assert "Confidence" not in source
+
+
+def test_the_header_counts_ties() -> None:
+    profile = make_profile()
+    sweep = make_sweep(make_result(1, profile), make_result(2, profile), profile=profile)
+
+    assert ", 1 cannot be told apart from it" in PlanBuilder(sweep).generate_code_snippet()
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\x00", "\ud800"])

@@ -21,17 +21,24 @@ def base(**values: str) -> TrialResult:
 def test_a_sweep_compared_with_itself_has_no_warning_and_no_change() -> None:
     comparison = compare_info(sweep(), sweep())
     assert comparison.warnings == ()
-    assert {(row.ttft_gain, row.throughput_gain, row.memory_saved) for row in comparison.rows} == {(0.0, 0.0, 0.0)}
+    assert {(row.ttft_factor, row.throughput_factor, row.memory_factor) for row in comparison.rows} == {(1.0, 1.0, 1.0)}
     assert comparison.verdict == (
         "The winner is the same: dynamic/sdpa_flash/bfloat16.",
-        "B against A, mean of 2 shared candidates: first token as fast, ±0 % tok/s and the same memory.",
+        "B against A, mean of 2 shared candidates: first token as fast, the same tok/s and the same memory.",
     )
 
 
 def test_a_faster_second_sweep_gains() -> None:
     comparison = compare_info(sweep(1.5), sweep(1.8))
     row = next(row for row in comparison.rows if not row.a.is_baseline)
-    assert round(row.ttft_gain, 2) == round(row.throughput_gain, 2) == 0.2
+    assert round(row.ttft_factor, 2) == round(row.throughput_factor, 2) == 1.2
+
+
+def test_a_much_slower_second_sweep_takes_so_many_times_as_long() -> None:
+    slow = info_of([base(), measured(WINNER, speed=1.9 / 155)])
+    assert compare_info(sweep(1.9), slow).verdict[1] == (
+        "B against A, mean of 2 shared candidates: first token 12.4× as long, 1/12 of the tok/s and the same memory."
+    )
 
 
 def test_unlike_sweeps_are_never_compared_in_silence() -> None:

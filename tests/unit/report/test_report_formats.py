@@ -26,12 +26,9 @@ def test_a_quantity_has_three_significant_digits(value: float | None, text: str)
     assert formats.quantity(value) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0.12, "+12 %"), (-0.034, "−3 %"), (0.004, "±0 %"), (-0.004, "±0 %"), (11.5, "+1,150 %")],
-)
-def test_a_gain_is_signed_per_cent(value: float | None, text: str) -> None:
-    assert formats.gain(value) == text
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (0.12, "+12 %"), (11.5, "12.5×"), (-0.9, "1/10")])
+def test_a_gain_in_a_table_is_written_as_every_ratio(value: float | None, text: str) -> None:
+    assert formats.speed_gain(value) == text
 
 
 @pytest.mark.parametrize(

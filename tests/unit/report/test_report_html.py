@@ -121,7 +121,7 @@ def test_what_a_candidate_must_earn_back_and_whether_it_became_steady_are_shown(
     powered = replace(slow_start, runs=tuple(replace(run, energy_j=50.0) for run in slow_start.runs))
     info = info_of([measured(BASELINE, role=Role.BASELINE, cold_s=1.0), powered])
     page = without_scripts(render_html(info))
-    assert f">{info.rows[0].pays_after}</td>" in page
+    assert f">{info.rows[0].break_even}</td>" in page
     assert "<small>never steady</small>" in page
     assert ">Energy<small>J / token</small></th>" in page
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -17,30 +18,10 @@ from report_sweeps import (
     unsuccessful_results,
 )
 
-from kvray.analysis import Analysis
-from kvray.analysis.choice import Choice, Reason
-from kvray.analysis.confidence import Confidence
-from kvray.analysis.intervals import Interval
-from kvray.analysis.ranking import Ranking
 from kvray.record import Role, TrialResult, TrialStatus
-from kvray.report.headline import confidence_sentence
-from kvray.report.info import ReportInfo, report_info
+from kvray.report.info import ReportInfo
+from kvray.report.verdict import Tone
 from kvray.workload import Limits
-
-CONFIRMED = Confidence(
-    choice=Choice(candidate_id="c", over="c", reason=Reason.BEST),
-    winner_share=0.97,
-    near_share=0.99,
-    replicates=2000,
-    processes=3,
-    runs=9,
-    ties=(),
-    ttft_ms=Interval(value=100.0, low=90.0, high=110.0),
-    decode_tok_s=Interval(value=50.0, low=49.0, high=51.0),
-    ttft_gain=None,
-    throughput_gain=None,
-)
-ONE_PROCESS = replace(CONFIRMED, processes=1, runs=3, assumed_process_noise=True)
 
 
 def baseline(**values: float | None) -> TrialResult:
@@ -74,7 +55,7 @@ def test_a_gain_within_noise_is_not_claimed() -> None:
     leaner = measured(candidate("static"), speed=1.005, prefill=1.5, peak_mib=500)
     info = info_of([baseline(), leaner])
     assert info.headline.sentence.startswith(
-        "static/sdpa/float32 is best here for chat-agent: first token 1.52× as fast, tok/s no different within noise "
+        "static/sdpa/float32 is best here for chat-agent: first token 1.52× as fast, the same tok/s within noise and "
     )
     throughput = info.headline.stats[1]
     assert throughput.change is not None
@@ -84,59 +65,38 @@ def test_a_gain_within_noise_is_not_claimed() -> None:
 
 def test_a_tie_with_the_baseline_claims_no_gain() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.001)])
-    assert "cannot be told apart" in " ".join((info.headline.sentence, *info.headline.notes))
-    assert "is fastest here" not in info.headline.sentence
+    assert info.rows[0].is_baseline
+    assert info.headline.sentence.startswith(("No measurable gain", "Nothing beats the baseline here: "))
 
 
-def test_ties_are_named_with_the_leaner_one() -> None:
+def test_ties_are_explained_by_their_scores() -> None:
     rival = candidate("dynamic", "sdpa", "bfloat16")
     info = info_of([baseline(), measured(WINNER, speed=1.9, peak_mib=600), measured(rival, speed=1.92, peak_mib=609)])
     assert "is among the fastest here: first token" in info.headline.sentence
     (note,) = info.headline.notes
-    assert note.endswith("cannot be told apart on this machine; dynamic/sdpa_flash/bfloat16 uses 1 % less memory.")
+    assert re.fullmatch(
+        r"dynamic/sdpa/bfloat16 and dynamic/sdpa_flash/bfloat16 cannot be told apart here: dynamic/sdpa_flash/bfloat16 "
+        r"scores 0\.\d\d to 1\.\d\d times as high as dynamic/sdpa/bfloat16 \(95 % interval\)\.",
+        note,
+    )
     assert [row.is_tied for row in info.rows] == [True, True, False]
-
-
-def test_confidence_of_repeated_processes_says_how_many() -> None:
-    sentence = confidence_sentence(CONFIRMED, ranked=5)
-    assert sentence.startswith("Confidence 97 %: the winner is the best in that share of 2,000 replicates ")
-    assert "in 99 % nothing is better by more than 2 %" in sentence
-    assert "at least 3 fresh processes, with 9 timed runs of each cell" in sentence
-    assert "assumed" not in sentence
-
-
-def test_a_disturbed_sweep_claims_no_confidence() -> None:
-    sentence = confidence_sentence(replace(CONFIRMED, is_disturbed=True, winner_share=0.5), ranked=5)
-    assert sentence.startswith("How sure this order is cannot be said, because too many runs were disturbed.")
-    assert "%" not in sentence
-
-
-def test_confirmed_gains_say_where_they_come_from() -> None:
-    assert "confirming" not in confidence_sentence(CONFIRMED, ranked=5)
-    sentence = confidence_sentence(replace(CONFIRMED, confirm_rounds=2), ranked=5)
-    assert "The winner's gains come from 2 confirming rounds" in sentence
 
 
 def test_a_leaner_tie_is_recommended_and_the_note_says_why() -> None:
     rival = candidate("dynamic", "sdpa", "bfloat16")
     often = [
         measured(what, speed=speed, peak_mib=peak_mib, process=process)
-        for process in range(12)
-        for what, speed, peak_mib in ((WINNER, 1.9, 600.0), (rival, 1.92, 660.0))
+        for process in range(6)
+        for what, speed, peak_mib in ((WINNER, 1.9, 600.0), (rival, 1.905, 660.0))
     ]
-    info = info_of([baseline(), *often])
+    speed_alone = PROFILE.model_copy(update={"weight_ttft": 0.5, "weight_throughput": 0.5, "weight_memory": 0.0})
+    info = info_of([baseline(), *often], profile=speed_alone)
     assert info.rows[0].label == "dynamic/sdpa_flash/bfloat16"
     (note,) = info.headline.notes
-    assert note.endswith("cannot be told apart on this machine; dynamic/sdpa_flash/bfloat16 uses 9 % less memory.")
-
-
-def test_a_baseline_that_ties_with_the_fastest_is_kept_as_the_simpler_one() -> None:
-    info = info_of([baseline(), measured(WINNER, speed=1.01, peak_mib=900.0)])  # its single process was luckier
-    assert info.headline.sentence == (
-        "Nothing clearly beats the baseline here: dynamic/sdpa/float32 is kept for chat-agent."
+    assert note.endswith(
+        "times as high as dynamic/sdpa_flash/bfloat16 (95 % interval). dynamic/sdpa_flash/bfloat16 is recommended "
+        "because it needs 9 % less memory than dynamic/sdpa/bfloat16."
     )
-    (note,) = info.headline.notes
-    assert note.endswith("cannot be told apart on this machine; dynamic/sdpa/float32 is the simpler.")
 
 
 def test_processes_of_two_kinds_are_said_with_both_values() -> None:
@@ -147,12 +107,6 @@ def test_processes_of_two_kinds_are_said_with_both_values() -> None:
     notes = " ".join(info_of([baseline(), *trials]).headline.notes)
     assert "Processes of dynamic/sdpa_flash/bfloat16 fall into two groups" in notes
     assert "(2 of them)" in notes
-
-
-def test_confidence_of_one_process_says_that_the_spread_is_assumed() -> None:
-    sentence = confidence_sentence(ONE_PROCESS, ranked=5)
-    assert "Repeats come from one process" in sentence
-    assert "the spread between processes is only assumed, not measured" in sentence
 
 
 def test_one_ranked_candidate_is_compared_with_nothing() -> None:
@@ -177,7 +131,7 @@ def test_a_baseline_beyond_a_limit_is_compared_with_all_the_same() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
     assert "compared with the baseline dynamic/sdpa/float32" in info.headline.sentence
     assert "is not ranked (decode throughput" in info.headline.notes[0]
-    assert info.headline.notes[0].endswith("but still what gains are against.")
+    assert info.headline.notes[0].endswith("but gains are still against it.")
     assert {grid.reference for grid in info.grids} == {"the baseline"}
 
 
@@ -234,16 +188,6 @@ def test_when_nothing_was_launched_the_report_says_so() -> None:
     assert info.headline.sentence == "Nothing was measured: no candidate was launched."
 
 
-def test_an_analysis_without_confidence_is_said_to_have_none() -> None:
-    results = [baseline(), measured(WINNER, speed=1.9)]
-    full = info_of(results)
-    assert full.headline.confidence.startswith("Confidence ")
-    assert confidence_sentence(None, ranked=2) == "How sure this order is was not computed."
-    assert report_info(
-        manifest(), [], Analysis(ranking=Ranking(entries=(), unranked=()), confidence=None, fallbacks=())
-    )
-
-
 def test_missing_memory_leaves_speed_to_be_reported() -> None:
     info = info_of([baseline(peak_mib=None), measured(WINNER, speed=1.9, peak_mib=None)])
     assert [stat.name for stat in info.headline.stats] == ["First token", "Throughput"]
@@ -255,26 +199,27 @@ def test_break_even_is_told_for_a_slow_starter() -> None:
     compiled = measured(WINNER, speed=1.5, load_s=0.2, warmup_s=60.0)
     info = info_of([baseline(), compiled])
     (note,) = info.headline.notes
-    assert note.startswith("It starts slower than the baseline and pays after ")
-    assert info.rows[0].pays_after in note
+    assert note.startswith("It starts slower than the baseline; the slower start is made up after ")
+    assert info.rows[0].break_even in note
 
 
-def test_what_is_slower_than_the_baseline_never_pays() -> None:
-    info = info_of([baseline(), measured(WINNER, speed=0.5)])
-    assert [row.pays_after for row in info.rows] == ["–", "never"]
-    slow = info.rows[1].pays_after_order
+def test_a_slower_start_of_what_is_also_slower_is_never_made_up() -> None:
+    info = info_of([baseline(), measured(WINNER, speed=0.5, load_s=9.0)])
+    assert [row.break_even for row in info.rows] == ["–", "never"]
+    slow = info.rows[1].break_even_order
     assert slow is not None
     assert slow > 1e12, "never sorts behind every number of tokens"
 
 
-def test_what_costs_no_more_to_start_pays_at_once() -> None:
-    info = info_of([baseline(), measured(WINNER, speed=1.5)])
-    assert (info.rows[0].pays_after, info.rows[0].pays_after_order) == ("at once", 0)
+@pytest.mark.parametrize("speed", [0.5, 1.5])
+def test_what_starts_no_slower_has_nothing_to_make_up(speed: float) -> None:
+    row = next(row for row in info_of([baseline(), measured(WINNER, speed=speed)]).rows if not row.is_baseline)
+    assert (row.break_even, row.break_even_order) == ("–", None)
 
 
-def test_an_unknown_cold_cost_leaves_open_when_a_candidate_pays() -> None:
+def test_an_unknown_cold_cost_leaves_the_break_even_open() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.5, load_s=None)])
-    assert (info.rows[0].pays_after, info.rows[0].pays_after_order) == ("–", None)
+    assert (info.rows[0].break_even, info.rows[0].break_even_order) == ("–", None)
 
 
 def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
@@ -282,7 +227,7 @@ def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
     told = info_of([baseline(), measured(window, speed=1.5, kl_mean=0.0054, top1_agreement=0.94)]).headline.notes
     assert told[0] == (
         "Its cache forgets the middle of a long text: KL 0.0054 nats per token against the baseline, the same first "
-        "choice at 94.0 % of tokens. Name other caches with --cache to leave it out."
+        "choice at 94.0 % of tokens. To leave it out, name other caches with --cache."
     )
     untold = info_of([baseline(), measured(window, speed=1.5, kl_mean=None)]).headline.notes
     assert untold[0].endswith("was not measured.")
@@ -308,12 +253,12 @@ def test_rows_count_the_processes_and_runs_they_rest_on(realistic: ReportInfo) -
     assert (realistic.rows[-1].processes, realistic.rows[-1].runs) == (1, 18)
 
 
-def test_memory_saved_is_a_share_of_the_baselines(realistic: ReportInfo) -> None:
+def test_memory_is_a_multiple_of_the_baselines(realistic: ReportInfo) -> None:
     winner, base = realistic.rows[0], realistic.baseline
     assert base is not None
     assert base.peak_mib is not None
     assert winner.peak_mib is not None
-    assert winner.memory_saved == pytest.approx(1 - winner.peak_mib / base.peak_mib)
+    assert winner.memory_factor == pytest.approx(winner.peak_mib / base.peak_mib)
 
 
 def test_cells_are_shown_against_the_baseline(realistic: ReportInfo) -> None:
@@ -419,9 +364,10 @@ def facts_of(info: ReportInfo) -> dict[str, str]:
 
 def test_a_sweep_that_others_disturbed_says_so_first_and_counts_the_runs() -> None:
     info = info_of([disturbed(one, runs=9) for one in realistic_results()])
-    assert info.headline.sentence.startswith("Disturbed (")
+    assert info.headline.sentence.startswith("Uncertain, 173 of 344 runs disturbed: ")
+    assert info.headline.tone is Tone.DOUBTFUL
     assert info.headline.notes[0].startswith("Other programs kept the machine busy in ")
-    assert "not to be trusted" in info.headline.notes[0]
+    assert "Do not trust these figures" in info.headline.notes[0]
     runs = [run for one in realistic_results() for run in one.runs]
     assert not facts_of(info)["Disturbed runs"].startswith("None")
     assert f" of {len(runs):,} runs" in facts_of(info)["Disturbed runs"]
@@ -441,8 +387,8 @@ def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
     reasons += [f"other programs used 0.{n} of 2 CPUs" for n in range(5, 9)]
     info = info_of([because(measured(BASELINE, role=Role.BASELINE), reasons)])
     assert info.headline.notes[0] == (
-        "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs): these figures are "
-        "not to be trusted; measure again when it is quiet."
+        "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs). Do not trust "
+        "these figures; measure again when the machine is quiet."
     )
     assert facts_of(info)["Disturbed runs"].startswith("10 of 18 runs, most often: other programs used 1.0 of 2 CPUs.")
 
@@ -450,11 +396,6 @@ def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
 def test_a_calm_sweep_has_no_such_note(realistic: ReportInfo) -> None:
     assert not [note for note in realistic.headline.notes if "Other programs" in note]
     assert facts_of(realistic)["Disturbed runs"].startswith("None of ")
-
-
-def test_the_confidence_says_how_many_it_leaves_out() -> None:
-    assert "It says nothing of the 3 stopped early." in confidence_sentence(ONE_PROCESS, ranked=5, stopped=3)
-    assert "stopped early" not in confidence_sentence(ONE_PROCESS, ranked=5, stopped=0)
 
 
 def test_a_baseline_measured_alone_because_the_search_had_to_end_did_not_beat_others() -> None:
@@ -466,3 +407,10 @@ def test_a_baseline_measured_alone_because_the_search_had_to_end_did_not_beat_ot
 def test_what_is_to_be_known_of_the_model_stands_in_the_headline_whatever_was_measured() -> None:
     for results in (realistic_results(), unsuccessful_results()):
         assert "Its weights are packed." in info_of(results, model_notes=("Its weights are packed.",)).headline.notes
+
+
+def test_green_is_for_a_gain_that_was_measured_undisturbed_and_completely(realistic: ReportInfo) -> None:
+    assert realistic.headline.tone is Tone.GOOD
+    assert info_of([baseline(), measured(WINNER, speed=0.5)]).headline.tone is Tone.NEUTRAL
+    assert info_of([measured(WINNER)]).headline.tone is Tone.NEUTRAL
+    assert info_of([]).headline.tone is Tone.FAILED

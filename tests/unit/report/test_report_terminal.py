@@ -58,19 +58,19 @@ def test_messages_are_never_markup(message: str) -> None:
 def test_without_a_baseline_there_are_no_gain_columns() -> None:
     with_baseline = printed(render_terminal(info_of([measured(BASELINE, role=Role.BASELINE)])))
     without = printed(render_terminal(info_of([measured(WINNER)])))
-    assert "gain" in with_baseline
-    assert "gain" not in without
+    assert "speed" in with_baseline
+    assert "speed" not in without
 
 
-def test_every_ranked_candidate_says_after_how_many_tokens_it_pays() -> None:
+def test_every_ranked_candidate_says_how_many_tokens_make_up_for_a_slower_start() -> None:
     slow_start = measured(WINNER, speed=1.5, cold_s=30.0)
     info = info_of(
         [measured(BASELINE, role=Role.BASELINE, cold_s=1.0), slow_start, measured(candidate("static"), speed=0.5)]
     )
     table = printed(render_terminal(info)).partition("───")[2].splitlines()
     ends = {row.label: next(line for line in table if f" {row.label} " in line).split()[-1] for row in info.rows}
-    assert ends == {WINNER.label: info.rows[0].pays_after, BASELINE.label: "–", "static/sdpa/float32": "never"}
-    assert info.rows[0].pays_after.replace(",", "").isdigit()
+    assert ends == {WINNER.label: info.rows[0].break_even, BASELINE.label: "–", "static/sdpa/float32": "never"}
+    assert info.rows[0].break_even.replace(",", "").isdigit()
 
 
 def test_what_misses_a_limit_follows_the_verdict_nearest_first() -> None:

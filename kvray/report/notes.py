@@ -1,0 +1,184 @@
+"""What a reader of the verdict must be careful of: disturbances, loss, ties, a slow start, no steady state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from kvray.analysis import Analysis
+from kvray.analysis.choice import Reason
+from kvray.analysis.confidence import Confidence
+from kvray.analysis.evidence import TTFT
+from kvray.analysis.modes import Modes
+from kvray.analysis.pareto import MEMORY_STEP
+from kvray.analysis.ranking import RankedCandidate, Ranking
+from kvray.candidate import CacheStrategy
+from kvray.ratios import MISSING, memory_text
+from kvray.record import TrialRecord, TrialResult
+from kvray.report import formats
+from kvray.report.attempts import attempt_notes
+from kvray.report.disturbances import disturbances
+from kvray.report.listing import NearestMiss
+from kvray.report.rows import NEVER, Row, label_of
+from kvray.report.searching import open_question
+from kvray.report.stats import gain_phrases
+from kvray.report.verdict import is_disturbed
+from kvray.store.manifest import SweepManifest
+
+
+def notes(
+    manifest: SweepManifest,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    rows: Sequence[Row],
+    nearest: Sequence[NearestMiss],
+    set_aside: Sequence[TrialResult],
+) -> tuple[str, ...]:
+    """The notes under the verdict, the most important first."""
+    ranking = analysis.ranking
+    return (
+        *attempt_notes(manifest, results, set_aside),
+        *map(formats.clean_line, manifest.model_notes),
+        *_disturbance_note(results, has_figures=bool(rows or nearest)),
+        *(_winner_notes(manifest, results, analysis, rows) if rows else ()),
+        *(() if nearest else _baseline_note(manifest.baseline_id, ranking)),
+    )
+
+
+def _winner_notes(
+    manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis, rows: Sequence[Row]
+) -> Iterator[str]:
+    winner, confidence = analysis.ranking.winner, analysis.confidence
+    yield from _loss_note(winner.record)
+    if confidence is not None:
+        yield from _no_gain_note(rows, confidence)
+        yield from _tie_note(rows, confidence)
+        yield from _surer_note(rows, confidence)
+        yield from _modes_notes(rows, confidence.modes)
+    yield from _break_even_note(rows[0])
+    yield from _warm_up_note(winner)
+    if question := open_question(manifest, results):
+        yield question
+
+
+def _disturbance_note(results: Sequence[TrialResult], *, has_figures: bool) -> Iterator[str]:
+    found = disturbances(results)
+    if not has_figures or not is_disturbed(results):
+        return
+    if found.reason is None:
+        what = f"Other programs kept the machine busy in {found.counted}"
+    else:
+        what = f"The environment changed in {found.counted} (most often: {found.reason})"
+    yield f"{what}. Do not trust these figures; measure again when the machine is quiet."
+
+
+def _loss_note(record: TrialRecord) -> Iterator[str]:
+    """A cache that forgets or rounds is never recommended without saying so."""
+    if not record.cache.is_lossy:
+        return
+    how = (
+        "forgets the middle of a long text" if record.cache is CacheStrategy.SLIDING_WINDOW else "rounds what it keeps"
+    )
+    if record.kl_mean is None or record.top1_agreement is None:
+        yield f"Its cache {how}; what that does to the output was not measured."
+        return
+    yield (
+        f"Its cache {how}: KL {formats.small(record.kl_mean)} nats per token against the baseline, the same first "
+        f"choice at {formats.precise_share(record.top1_agreement)} of tokens. To leave it out, name other caches with "
+        "--cache."
+    )
+
+
+def _no_gain_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
+    led = _row(rows, confidence.choice.over)
+    if confidence.choice.reason is not Reason.NO_GAIN or led is None or led.gain is None:
+        return
+    if led.score > rows[0].score:
+        gains = formats.listed(gain_phrases(led.gain, with_intervals=True))
+        yield f"{led.label} measured best: {gains}. That may be chance."
+
+
+def _tie_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
+    tied = [row for row in rows if row.is_tied]
+    if len(tied) < 2 or confidence.choice.reason is Reason.NO_GAIN:
+        return
+    names, chosen = formats.listed([row.label for row in tied]), tied[0]
+    ratios = [(row.label, row.score_ratio) for row in tied[1:] if row.score_ratio is not None]
+    scores = formats.listed([f"{label} scores {one.low:.2f} to {one.high:.2f}" for label, one in ratios])
+    told = f": {scores} times as high as {chosen.label} (95 % interval)" if ratios else ""
+    yield (
+        f"{names} cannot be told apart here{told}."
+        f"{_preference(tied, _row(rows, confidence.choice.over), confidence.choice.reason)}"
+    )
+
+
+def _preference(tied: Sequence[Row], led: Row | None, reason: Reason) -> str:
+    """Why the first of `tied` is recommended although another one `led`; else which of them needs the least memory."""
+    chosen = tied[0]
+    if led is None or reason not in (Reason.SIMPLER, Reason.LEANER):
+        return _leanest(tied)
+    than = f"than {led.label}, which measured best" if len(tied) > 2 else f"than {led.label}"
+    if reason is Reason.SIMPLER:
+        return f" {chosen.label} is recommended because it is simpler {than}."
+    less = "" if not chosen.peak_mib or not led.peak_mib else memory_text(chosen.peak_mib / led.peak_mib)
+    return f" {chosen.label} is recommended because it needs {less} {than}."
+
+
+def _leanest(tied: Sequence[Row]) -> str:
+    peaks = sorted((row.peak_mib, row.label) for row in tied if row.peak_mib is not None)
+    if len(peaks) < len(tied) or peaks[0][0] > (1 - MEMORY_STEP) * peaks[-1][0]:
+        return ""
+    (least, label), (most, _) = peaks[0], peaks[-1]
+    if len(tied) == 2:
+        return f" {label} needs {memory_text(least / most)}."
+    return f" {label} needs the least memory, {formats.quantity(least)} MiB."
+
+
+def _surer_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
+    led = _row(rows, confidence.choice.over)
+    if confidence.choice.reason is Reason.SURER and led is not None:
+        yield f"{led.label} measured best, but its gain over the baseline may be chance."
+
+
+def _modes_notes(rows: Sequence[Row], modes: Sequence[Modes]) -> Iterator[str]:
+    labels = {row.candidate_id: row.label for row in rows}
+    yield from (_modes_note(labels[one.candidate_id], one) for one in modes if one.candidate_id in labels)
+
+
+def _modes_note(label: str, modes: Modes) -> str:
+    what, unit = ("first token", "ms") if modes.metric == TTFT else ("throughput", "tok/s")
+    low, high = formats.quantity(modes.low), formats.quantity(modes.high)
+    return (
+        f"Processes of {label} fall into two groups: {what} of {low} {unit} ({modes.processes[0]} of them) or "
+        f"{high} {unit} ({modes.processes[1]}). The mean of all describes neither."
+    )
+
+
+def _break_even_note(winner: Row) -> Iterator[str]:
+    tokens = winner.break_even
+    if winner.is_baseline or tokens in (NEVER, MISSING):
+        return
+    yield (
+        f"It starts slower than the baseline; the slower start is made up after {tokens} generated "
+        f"{'token' if tokens == '1' else 'tokens'}."
+    )
+
+
+def _warm_up_note(winner: RankedCandidate) -> Iterator[str]:
+    if winner.record.warmed_up is False:
+        yield "Its warm-up ended before two successive runs agreed, so its steady state may be different."
+
+
+def _baseline_note(baseline_id: str, ranking: Ranking) -> Iterator[str]:
+    if any(entry.record.candidate_id == ranking.baseline_id for entry in ranking.entries):
+        return
+    for trial in ranking.unranked:
+        if trial.record.candidate_id == (ranking.baseline_id or baseline_id):
+            so = "but gains are still against it" if ranking.baseline else "so there is nothing to compare with"
+            reason = formats.clean_line(trial.reason).rstrip(".")
+            yield f"The baseline {label_of(trial.record)} is not ranked ({reason}), {so}."
+            return
+    yield "The baseline was not measured, so there is nothing to compare with."
+
+
+def _row(rows: Sequence[Row], candidate_id: str) -> Row | None:
+    return next((row for row in rows if row.candidate_id == candidate_id), None)

@@ -1,0 +1,140 @@
+"""The verdict in one sentence: what is best and by how much. Never surer than what was measured."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from kvray.analysis import Analysis
+from kvray.analysis.choice import Reason
+from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE
+from kvray.analysis.ranking import Ranking
+from kvray.record import TrialResult, TrialStatus
+from kvray.report import formats
+from kvray.report.attempts import incomplete_prefix
+from kvray.report.disturbances import disturbances
+from kvray.report.listing import NearestMiss
+from kvray.report.rows import Row, label_of
+from kvray.report.stats import gain_phrases, in_noise
+from kvray.store.manifest import SweepManifest
+
+
+class Tone(enum.StrEnum):
+    """How the verdict is coloured."""
+
+    GOOD = "good"
+    NEUTRAL = "neutral"
+    DOUBTFUL = "doubtful"
+    FAILED = "failed"
+
+
+def tone(manifest: SweepManifest, results: Sequence[TrialResult], rows: Sequence[Row]) -> Tone:
+    """Good is only a gain that was measured completely and undisturbed."""
+    if not rows:
+        return Tone.FAILED
+    if is_disturbed(results) or manifest.is_complete is False:
+        return Tone.DOUBTFUL
+    return Tone.NEUTRAL if rows[0].is_baseline or len(rows) == 1 else Tone.GOOD
+
+
+def verdict(
+    manifest: SweepManifest,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    rows: Sequence[Row],
+    nearest: Sequence[NearestMiss],
+) -> str:
+    """The sentence, which begins with what makes it doubtful: interrupted, or disturbed."""
+    return (
+        f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(rows, results)}"
+        f"{_verdict(manifest, results, analysis, rows, nearest)}"
+    )
+
+
+def is_disturbed(results: Sequence[TrialResult]) -> bool:
+    """Whether so many runs were disturbed that figures are not to be trusted."""
+    return disturbances(results).share > DISTURBED_RUNS_WORTH_A_NOTE
+
+
+def _verdict(
+    manifest: SweepManifest,
+    results: Sequence[TrialResult],
+    analysis: Analysis,
+    rows: Sequence[Row],
+    nearest: Sequence[NearestMiss],
+) -> str:
+    profile = formats.clean_line(manifest.profile.name)
+    if nearest:
+        return f"No candidate keeps the limits. {nearest[0].label} comes nearest: {nearest[0].misses}."
+    if not rows:
+        return _nothing_ranked(analysis.ranking, results)
+    if rows[0].is_baseline:
+        return _baseline_verdict(analysis, rows, profile)
+    return _winner_verdict(analysis, rows, profile)
+
+
+def _baseline_verdict(analysis: Analysis, rows: Sequence[Row], profile: str) -> str:
+    label = rows[0].label
+    if len(rows) == 1:
+        what = "measured" if _is_cut_short(analysis.ranking) else "that could be ranked"
+        return f"{label}, the baseline, is the only candidate {what} for {profile}."
+    if analysis.confidence is not None and analysis.confidence.choice.reason is Reason.NO_GAIN:
+        return f"No measurable gain for {profile}: keep what you have, the baseline {label}."
+    return f"Nothing beats the baseline here: {label} is the best of {len(rows)} for {profile}."
+
+
+def _winner_verdict(analysis: Analysis, rows: Sequence[Row], profile: str) -> str:
+    winner, baseline = rows[0], analysis.ranking.baseline
+    place = _place(rows, profile)
+    if baseline is None or winner.gain is None:
+        return (
+            f"{winner.label} is {place}: first token in {formats.quantity(winner.ttft_ms)} ms, "
+            f"{formats.quantity(winner.decode_tok_s)} tok/s."
+        )
+    gains = formats.listed(gain_phrases(winner.gain))
+    return f"{winner.label} is {place}: {gains} compared with the baseline {label_of(baseline.record)}."
+
+
+def _place(rows: Sequence[Row], profile: str) -> str:
+    if len(rows) == 1:
+        return "the only candidate that could be ranked"
+    winner = rows[0]
+    is_fastest = winner.ttft_ms <= min(row.ttft_ms for row in rows) and winner.decode_tok_s >= max(
+        row.decode_tok_s for row in rows
+    )
+    gain = winner.gain
+    is_clear = gain is None or not (in_noise(gain.ttft_interval) or in_noise(gain.throughput_interval))
+    place = "fastest here" if is_fastest and is_clear else f"best here for {profile}"
+    return f"among the {place}" if any(row.is_tied for row in rows) else place
+
+
+def _is_cut_short(ranking: Ranking) -> bool:
+    """Whether nothing but what is ranked was launched, though there was more."""
+    statuses = [one.record.status for one in ranking.unranked]
+    return TrialStatus.SKIPPED in statuses and not any(status.was_launched for status in statuses)
+
+
+def _disturbed_prefix(rows: Sequence[Row], results: Sequence[TrialResult]) -> str:
+    """Begins a verdict whose figures are not to be trusted, for readers who read no further."""
+    if not rows or not is_disturbed(results):
+        return ""
+    return f"Uncertain, {disturbances(results).counted} disturbed: "
+
+
+def _nothing_ranked(ranking: Ranking, results: Sequence[TrialResult]) -> str:
+    statuses = [trial.record.status for trial in ranking.unranked]
+    launched = sum(status.was_launched for status in statuses)
+    if not launched:
+        return "Nothing was measured: no candidate was launched."
+    failed = sum(status.is_failure for status in statuses)
+    if failed == launched:
+        what = "the one trial" if launched == 1 else f"all {launched} trials"
+        return f"Nothing could be ranked: {what} that ran failed."
+    lost = sum(one.has_lost_its_runs and not one.record.status.is_failure for one in results)
+    parts = (
+        (failed, "failed"),
+        (lost, "lost their raw runs, which are missing or cannot be read"),
+        (launched - failed - lost, "lack a complete measurement"),
+    )
+    told = formats.listed([f"{number} {what}" for number, what in parts if number])
+    return f"Nothing could be ranked: of {formats.plural(launched, 'launched trial')}, {told}."
