@@ -19,6 +19,7 @@ from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.checkpoint import check_weights_are_there, names_for_config, no_config_error
+from kvray.engines.transformers.context_limit import context_limit
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.hashes import file_sha256, files_sha256
 from kvray.engines.transformers.model_class import architecture_of, missing_attentions, model_class, named_attention
@@ -271,19 +272,12 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         model_id=source.portable_id,
         revision="unknown",
         architecture=architecture_of(config),
-        max_context=_max_context(config),
+        max_context=context_limit(config),
         native_dtype=DType.FLOAT32,
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=layer_kinds,
         shape=model_shape(config),
     )
-
-
-def _max_context(config: Any) -> int | None:
-    tokens: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if tokens is not None and (type(tokens) is not int or tokens < 1):
-        raise ValueError(f"max_position_embeddings {tokens!r} is not a number of tokens")
-    return tokens
 
 
 _WITHOUT_KEYS = {"linear_attention", "conv", "dummy"}
