@@ -103,6 +103,7 @@ def _manifest(
         model_id=model.model_id,
         model_revision=model.revision,
         architecture=model.architecture,
+        loader=model.loader,
         engine=adapter.name,
         device=device.device.value,
         device_name=device.device_name,

@@ -77,6 +77,7 @@ class ModelInfo:
         revision: what identifies these very weights (a commit, a file's hash); `unknown` where nothing does, or where
             it takes reading them all: `EngineAdapter.identify_model`.
         architecture: class or family name, for people.
+        loader: what of the engine's library loads the model, where there is a choice.
         max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
         native_dtype: the dtype that the checkpoint asks for.
         random_weights: whether speed and memory are real and quality is not.
@@ -93,6 +94,7 @@ class ModelInfo:
     architecture: str
     max_context: int | None
     native_dtype: DType
+    loader: str | None = None
     random_weights: bool = False
     layer_kinds: tuple[str, ...] = ()
     missing_attentions: tuple[AttentionBackend, ...] = ()
@@ -423,9 +425,15 @@ class EngineAdapter(ABC):
         """
 
     @abstractmethod
-    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
-        """Python source that applies `candidate` to the very weights of `request` with the engine's library alone,
-        sized for `cell`."""
+    def render_snippet(
+        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+    ) -> str:
+        """Python source that applies `candidate` to the very weights of `request` with the engine's library alone.
+
+        Args:
+            loader: `ModelInfo.loader`.
+            cells: what was measured, with the candidate's batch size; caches of fixed size are made for these.
+        """
 
     @abstractmethod
     def memory_note(self, device: DeviceType) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -136,9 +136,12 @@ class FakeAdapter(EngineAdapter):
         model.misbehave("load")
         return model
 
-    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
-        """See `EngineAdapter.render_snippet`."""
-        return f"print({request.model_id!r}, {candidate.label!r}, {cell.label!r})\n"
+    def render_snippet(
+        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+    ) -> str:
+        """A program that prints what it was made of."""
+        del loader
+        return f"print({request.model_id!r}, {candidate.label!r}, {max(cells).label!r})\n"
 
     def memory_note(self, device: DeviceType) -> str:
         """See `EngineAdapter.memory_note`."""

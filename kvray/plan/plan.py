@@ -209,8 +209,10 @@ class Plan(_PlanPart):
         kvray_version: that wrote the plan; the one that measured is in `fingerprint`.
         created_at: when the plan was written; `measured_at` is when its sweep began.
         model_revision: what identifies the weights that were measured (a commit of the hub, a file's hash).
+        loader: what of the engine's library loads the model, where there is a choice.
         device: the kind of device that was measured.
         notes: what a reader of the figures must know of the model, one sentence each.
+        allow_pickle: whether weights might come from pickle files, where there were no safetensors.
         is_partial: whether the sweep was interrupted, so that what it did not measure may be better than the winner.
         baseline: what a user has today, `None` if it did not complete.
         candidates: by candidate id, every one that rules or ties name.
@@ -226,9 +228,11 @@ class Plan(_PlanPart):
     model_id: Annotated[str, Field(min_length=1)]
     model_revision: Revision | None = None
     architecture: str
+    loader: str | None = None
     engine: Annotated[str, Field(min_length=1)]
     device: DeviceType
     trust_remote_code: bool = False
+    allow_pickle: bool = False
     notes: tuple[str, ...] = ()
     is_partial: bool = False
     profile: WorkloadProfile

@@ -12,16 +12,22 @@ _OPENING = ("Written by kvray from measurements. It stands alone: it needs the e
 
 
 def render_snippet(plan: Plan) -> str:
-    """Standalone Python source that applies the plan's winner, sized for the largest cell of its profile.
+    """Standalone Python source that applies the plan's winner, with caches sized for its profile's cells.
 
     Raises:
         EngineError: the plan's engine is unknown, or what it needs is not installed.
     """
     winner = plan.winner.candidate
     body = get_engine(plan.engine).render_snippet(
-        ModelRequest(model_id=plan.model_id, revision=plan.model_revision, trust_remote_code=plan.trust_remote_code),
+        ModelRequest(
+            model_id=plan.model_id,
+            revision=plan.model_revision,
+            trust_remote_code=plan.trust_remote_code,
+            allow_pickle=plan.allow_pickle,
+        ),
+        loader=plan.loader,
         candidate=winner,
-        cell=max(plan.profile.cells(winner.batch_size, rung=2)),
+        cells=plan.profile.cells(winner.batch_size, rung=2),
     )
     header = "".join(_comment_line(line) for line in (*_OPENING, *_evidence(plan)))
     return f"{header}\n{body.strip()}\n"

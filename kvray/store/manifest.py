@@ -67,6 +67,7 @@ class SweepManifest(BaseModel):
 
     Attributes:
         created_at: when the first attempt began.
+        loader: `ModelInfo.loader`.
         profile: as measured, after overrides and after contexts beyond the model's limit were dropped.
         dropped_contexts: context lengths (tokens) that the model cannot hold.
         device_name: of the device that was measured.
@@ -92,6 +93,7 @@ class SweepManifest(BaseModel):
     model_id: str
     model_revision: str
     architecture: str
+    loader: str | None = None
     engine: str
     device: DeviceType
     device_name: str

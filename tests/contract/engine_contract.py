@@ -193,7 +193,10 @@ class EngineContract:
     ) -> None:
         hostile = 'x"); import os; os.system("echo hacked"); print("\n{folder}'
         source = adapter.render_snippet(
-            ModelRequest(model_id=hostile, revision=hostile), candidate=space.baseline, cell=Cell(24, 4, 1)
+            ModelRequest(model_id=hostile, revision=hostile),
+            loader=None,
+            candidate=space.baseline,
+            cells=[Cell(24, 4, 1)],
         )
         compile(source, "snippet", "exec")
         assert repr(hostile) in source

@@ -1,6 +1,6 @@
 """Runs in a process of its own: for each snippet, what it did and what kvray's own `LoadedModel` does; prints JSON.
 
-`python run_snippets.py CASES.json`, a list of {path, model_id, candidate, prompt, tokens}.
+`python run_snippets.py CASES.json`, a list of {path, request, candidate, cell, prompt, tokens}.
 """
 
 from __future__ import annotations
@@ -48,16 +48,21 @@ def run_snippet(case: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
         "compiled": counters["stats"]["unique_graphs"] > 0,
+        "class": type(model).__name__,
     }, prompt
 
 
-def run_kvray(case: dict[str, Any], prompt: torch.Tensor) -> list[list[int]]:
-    """The tokens of `LoadedModel` for the same prompt."""
-    candidate = Candidate.from_dict(case["candidate"])
-    model = TransformersModel(ModelRequest(model_id=case["model_id"]), candidate, DeviceType.CPU)
+def run_kvray(case: dict[str, Any], prompt: torch.Tensor) -> dict[str, Any]:
+    """The tokens of `LoadedModel` for the same prompt, and the text that a plan's session answers."""
+    candidate, cell = Candidate.from_dict(case["candidate"]), Cell(*case["cell"])
+    model = TransformersModel(ModelRequest(**case["request"]), candidate, DeviceType.CPU, [cell])
     model.prepare(Cell(prompt.shape[1], case["tokens"], prompt.shape[0]))
     model._prompt = prompt
-    return [list(row) for row in model.generate(case["tokens"]).tokens]
+    rows = [list(row) for row in model.generate(case["tokens"]).tokens]
+    said = None
+    if model._tokenizer is not None and isinstance(case["prompt"], str):
+        said = (model.complete(case["prompt"], case["tokens"]), model._tokenizer.decode(rows[0]))
+    return {"measured": rows, "said": said}
 
 
 def main() -> None:
@@ -65,7 +70,7 @@ def main() -> None:
     results = []
     for case in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         seen, prompt = run_snippet(case)
-        results.append({**seen, "measured": run_kvray(case, prompt)})
+        results.append({**seen, **run_kvray(case, prompt)})
     sys.stdout.write(json.dumps(results))
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers_samples import load, make_candidate, save_tiny_model, write_tiny_gguf
+from transformers_samples import (
+    change_config,
+    give_own_code,
+    load,
+    make_candidate,
+    pickle_weights,
+    save_image_text_config,
+    save_tiny_model,
+    write_tiny_gguf,
+)
 
 from kvray.candidate import Candidate
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
+from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.workload import Cell
 
@@ -22,10 +33,18 @@ TOKENS = 12
 RUNNER = Path(__file__).parent / "run_snippets.py"
 
 
-def write_snippet(path: Path, model_id: str, candidate: Candidate) -> Path:
-    # For the compiled one the size of the cache is part of what was compiled: its prompt is a token per byte.
-    cell = Cell(len(PROMPT.encode()), TOKENS, candidate.batch_size)
-    source = TransformersAdapter().render_snippet(ModelRequest(model_id=model_id), candidate=candidate, cell=cell)
+def measured_cell(candidate: Candidate) -> Cell:
+    """A token per byte is more than any of the prompts has, so that all calls take the cache of the measured length."""
+    return Cell(len(PROMPT.encode()), TOKENS, candidate.batch_size)
+
+
+def write_snippet(path: Path, request: ModelRequest | str, candidate: Candidate, *, loader: str | None = None) -> Path:
+    source = TransformersAdapter().render_snippet(
+        ModelRequest(model_id=request) if isinstance(request, str) else request,
+        loader=loader,
+        candidate=candidate,
+        cells=[measured_cell(candidate)],
+    )
     path.write_text(source, encoding="utf-8")
     return path
 
@@ -43,27 +62,40 @@ def outcomes(
     with pytest.MonkeyPatch.context() as variables:
         variables.setenv("KVRAY_CACHE", str(cache_folder))
         demo_folder = converted_gguf(demo_model)
-    samples = save_tiny_model(folder / "model", do_sample=True, temperature=5.0, repetition_penalty=1.5)
-    chosen: dict[str, tuple[str, Candidate]] = {
-        "gguf": (str(write_tiny_gguf(folder / "tiny.gguf")), make_candidate("static", "sdpa_math", "bfloat16")),
-        "folder": (str(demo_folder), make_candidate("dynamic", "sdpa_flash", "float32")),
-        "batch": (str(samples), make_candidate("static", "eager", "float32", batch_size=2)),
-        "random": (tiny_model, make_candidate("dynamic", "sdpa", "bfloat16")),
-        "compiled": (tiny_model, make_candidate("static", "sdpa", "float32", compile="default")),
-        "window": (str(samples), make_candidate("sliding_window(window=24,sinks=4)", batch_size=2)),
-        "quantized": (tiny_model, make_candidate("quantized(backend=hqq,nbits=4,q_group_size=16)")),
-        "pieces": (str(samples), make_candidate("static(max_cache_len=300)", prefill_chunk=16)),
+    samples = save_tiny_model(folder / "model", do_sample=True, num_return_sequences=2, repetition_penalty=1.5)
+    pickled = pickle_weights(save_tiny_model(folder / "pickled"))
+    own = give_own_code(save_tiny_model(folder / "own"))
+    typed = save_tiny_model(folder / "typed")
+    given = ["input_ids", "token_type_ids", "attention_mask"]
+    change_config(typed, name="tokenizer_config.json", model_input_names=given)
+    bare = save_tiny_model(folder / "bare", has_special_tokens=False)
+    images = save_image_text_config(folder / "images")
+    requests = {
+        "gguf": ModelRequest(model_id=str(write_tiny_gguf(folder / "tiny.gguf"))),
+        "folder": ModelRequest(model_id=str(demo_folder)),
+        "random": ModelRequest(model_id=tiny_model),
+        "compiled": ModelRequest(model_id=tiny_model),
+        "quantized": ModelRequest(model_id=tiny_model),
+        "pickled": ModelRequest(model_id=str(pickled), allow_pickle=True),
+        "own code": ModelRequest(model_id=str(own), trust_remote_code=True),
+        "token types": ModelRequest(model_id=str(typed)),
+        "no special tokens": ModelRequest(model_id=str(bare)),
+        "images": ModelRequest(model_id=f"random:{images}"),
     }
-    cases = [
-        {
-            "path": str(write_snippet(folder / f"{name}.py", model_id, candidate)),
-            "model_id": model_id,
-            "candidate": candidate.to_dict(),
-            "prompt": [PROMPT, PROMPT[::-1]] if candidate.batch_size > 1 else PROMPT,
-            "tokens": TOKENS,
-        }
-        for name, (model_id, candidate) in chosen.items()
-    ]
+    cases = []
+    for name, candidate in CANDIDATES.items():
+        request = requests.get(name, ModelRequest(model_id=str(samples)))
+        loader = "AutoModelForImageTextToText" if name == "images" else None
+        cases.append(
+            {
+                "path": str(write_snippet(folder / f"{name}.py", request, candidate, loader=loader)),
+                "request": asdict(request),
+                "candidate": candidate.to_dict(),
+                "cell": measured_cell(candidate),
+                "prompt": [PROMPT, PROMPT[::-1]] if candidate.batch_size > 1 else PROMPT,
+                "tokens": TOKENS,
+            }
+        )
     (folder / "cases.json").write_text(json.dumps(cases))
     done = subprocess.run(
         [sys.executable, str(RUNNER), str(folder / "cases.json")],
@@ -79,46 +111,61 @@ def outcomes(
         },
     )
     assert done.returncode == 0, done.stderr
-    return dict(zip(chosen, json.loads(done.stdout), strict=True))
+    return dict(zip(CANDIDATES, json.loads(done.stdout), strict=True))
 
 
-NAMES = ("gguf", "folder", "batch", "random", "compiled", "window", "quantized", "pieces")
+CANDIDATES = {
+    "gguf": make_candidate("static", "sdpa_math", "bfloat16"),
+    "folder": make_candidate("dynamic", "sdpa_flash", "float32"),
+    "batch": make_candidate("static", "eager", "float32", batch_size=2),
+    "random": make_candidate("dynamic", "sdpa", "bfloat16"),
+    "compiled": make_candidate("static", "sdpa", "float32", compile="default"),
+    "window": make_candidate("sliding_window(window=24,sinks=4)", batch_size=2),
+    "quantized": make_candidate("quantized(backend=hqq,nbits=4,q_group_size=16)"),
+    "pieces": make_candidate("static(max_cache_len=300)", prefill_chunk=16),
+    "pickled": make_candidate("dynamic", "eager"),
+    "own code": make_candidate("static", "eager"),
+    "token types": make_candidate("static"),
+    "no special tokens": make_candidate("dynamic", batch_size=2),
+    "images": make_candidate("static"),
+}
+KEPT = {name for name, candidate in CANDIDATES.items() if candidate.cache.has_fixed_size}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CANDIDATES)
 def test_the_snippet_generates_exactly_the_measured_tokens(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     seen = outcomes[name]
-    assert [len(row) for row in seen["tokens"]] == [TOKENS] * (2 if name in ("batch", "window") else 1)
+    assert [len(row) for row in seen["tokens"]] == [TOKENS] * CANDIDATES[name].batch_size
     assert seen["tokens"] == seen["measured"]
     assert seen["repeats"], "the second call answers as the first"
 
 
-@pytest.mark.parametrize(
-    ("name", "cache_class", "attention", "kernel", "dtype"),
-    [
-        ("gguf", "StaticCache", "sdpa", "sdpa_math", "bfloat16"),
-        ("folder", "DynamicCache", "sdpa", "sdpa_flash", "float32"),
-        ("batch", "StaticCache", "eager", "eager", "float32"),
-        ("random", "DynamicCache", "sdpa", "sdpa_flash", "bfloat16"),
-        ("compiled", "StaticCache", "sdpa", "sdpa_flash", "float32"),
-        ("window", "SlidingWindowCache", "sdpa", "sdpa_flash", "float32"),
-        ("quantized", "QuantizedCache", "sdpa", "sdpa_flash", "float32"),
-        ("pieces", "StaticCache", "sdpa", "sdpa_flash", "float32"),
-    ],
-)
-def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(
-    name: str, cache_class: str, attention: str, kernel: str, dtype: str, outcomes: dict[str, dict[str, Any]]
-) -> None:
-    seen = outcomes[name]
-    assert seen["cache_class"] == cache_class
-    assert seen["attn_implementation"] == attention
-    assert seen["kernels"] == [kernel]
-    assert seen["dtype"] == dtype
+@pytest.mark.parametrize("name", [name for name, one in CANDIDATES.items() if one.batch_size == 1])
+def test_a_plans_session_says_what_was_measured(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    said = outcomes[name]["said"]
+    assert said is None or said[0] == said[1]
+    assert (said is None) == (name in ("random", "compiled", "quantized", "images")), "those have no tokenizer"
 
 
-def test_only_the_compiled_snippet_compiles_and_keeps_its_cache(outcomes: dict[str, dict[str, Any]]) -> None:
-    assert {name for name in NAMES if outcomes[name]["compiled"]} == {"compiled"}
-    assert {name for name in NAMES if outcomes[name]["same_cache"]} == {"compiled"}
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
+    seen, candidate = outcomes[name], CANDIDATES[name]
+    arguments = call_arguments(candidate)
+    assert seen["cache_class"] == arguments.cache_class
+    assert seen["attn_implementation"] == arguments.attn_implementation
+    # On a CPU SDPA runs its flash kernel, as far as it is let to.
+    assert seen["kernels"] == ["sdpa_flash" if candidate.attention == "sdpa" else candidate.attention]
+    assert seen["dtype"] == candidate.dtype
+    expected = {"own code": "OwnForCausalLM", "images": "Mistral3ForConditionalGeneration"}
+    assert seen["class"] == expected.get(name, "LlamaForCausalLM")
+
+
+def test_only_the_compiled_snippet_compiles(outcomes: dict[str, dict[str, Any]]) -> None:
+    assert {name for name in CANDIDATES if outcomes[name]["compiled"]} == {"compiled"}
+
+
+def test_static_caches_are_kept_between_calls(outcomes: dict[str, dict[str, Any]]) -> None:
+    assert {name for name in CANDIDATES if outcomes[name]["same_cache"]} == KEPT
 
 
 WITHOUT_KVRAY = "import runpy, sys; sys.modules['kvray'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"

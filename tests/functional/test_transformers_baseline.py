@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers_samples import change_config, give_own_code, save_tiny_model
+from transformers_samples import change_config, give_own_code, pickle_weights, save_tiny_model
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DeviceType
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
@@ -23,18 +22,12 @@ def described(folder: Path | str, *, allow_pickle: bool = False, trust_remote_co
     return TransformersAdapter().describe_model(request)
 
 
-def save_pickled(folder: Path, *, old_format: bool) -> None:
-    weights = load_file(folder / "model.safetensors")
-    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old_format)
-    (folder / "model.safetensors").unlink()
-
-
 @pytest.mark.parametrize("kind", ["one file", "shards", "pickled", "pickled long ago", "said by the index"])
 def test_the_baselines_dtype_is_that_of_the_weights_where_the_config_names_none(kind: str, tmp_path: Path) -> None:
     shards = "100KB" if kind in ("shards", "said by the index") else "1GB"
     folder = change_config(save_tiny_model(tmp_path / "m", max_shard_size=shards, dtype=torch.float16), "dtype")
     if kind.startswith("pickled"):
-        save_pickled(folder, old_format=kind == "pickled long ago")
+        pickle_weights(folder, old_format=kind == "pickled long ago")
     if kind == "said by the index":
         index = folder / "model.safetensors.index.json"
         content = json.loads(index.read_text())

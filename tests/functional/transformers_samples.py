@@ -8,9 +8,10 @@ from typing import Any
 
 import gguf
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, Mistral3Config, PreTrainedTokenizerFast
 
 from kvray.candidate import AttentionBackend, CacheChoice, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import ModelRequest
@@ -47,6 +48,7 @@ def save_tiny_model(
     folder: Path,
     *,
     adds_bos: bool = False,
+    has_special_tokens: bool = True,
     max_shard_size: str = "1GB",
     dtype: torch.dtype = torch.float32,
     **generation: Any,
@@ -62,20 +64,28 @@ def save_tiny_model(
         num_key_value_heads=KV_HEADS,
         max_position_embeddings=2048,
         bos_token_id=BOS,
-        eos_token_id=EOS,
+        eos_token_id=EOS if has_special_tokens else None,
         initializer_range=0.3,
     )
     LlamaForCausalLM(config).to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-    settings = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, **generation}
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    _tokenizer(adds_bos=adds_bos).save_pretrained(folder)
+    special = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS} if has_special_tokens else {}
+    (folder / "generation_config.json").write_text(json.dumps({**special, **generation}))
+    _tokenizer(adds_bos=adds_bos, has_special_tokens=has_special_tokens).save_pretrained(folder)
     return folder
 
 
-def change_config(folder: Path, *removed: str, **changed: Any) -> Path:
-    """Edit the folder's config.json."""
-    path = folder / "config.json"
-    kept = {name: value for name, value in json.loads(path.read_text()).items() if name not in removed}
+def pickle_weights(folder: Path, *, old_format: bool = False) -> Path:
+    """Put a pickle in the place of the safetensors file."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=not old_format)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def change_config(folder: Path, *removed: str, name: str = "config.json", **changed: Any) -> Path:
+    """Edit the folder's config.json, or another file of settings."""
+    path = folder / name
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in removed}
     path.write_text(json.dumps({**kept, **changed}))
     return folder
 
@@ -93,13 +103,31 @@ def give_own_code(folder: Path) -> Path:
     return change_config(folder, model_type="own", architectures=["OwnForCausalLM"], auto_map=names)
 
 
-def _tokenizer(*, adds_bos: bool) -> Any:
+def save_image_text_config(folder: Path) -> Path:
+    """The config of a tiny model that takes images beside text."""
+    text = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=HEADS * HEAD_DIM,
+        intermediate_size=128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+    )
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = Mistral3Config(text_config=text, vision_config={"model_type": "pixtral", "patch_size": 16, **vision})
+    config.architectures = ["Mistral3ForConditionalGeneration"]
+    config.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(*, adds_bos: bool, has_special_tokens: bool) -> Any:
     tokenizer = Tokenizer(BPE(vocab={token: number for number, token in enumerate(VOCABULARY)}, merges=MERGES))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    special = {"bos_token": "<s>", "eos_token": "</s>"} if has_special_tokens else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def write_tiny_gguf(path: Path) -> Path:

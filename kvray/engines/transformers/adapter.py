@@ -131,14 +131,15 @@ class TransformersAdapter(EngineAdapter):
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
         """See `EngineAdapter.load`."""
-        del profile
         from kvray.engines.transformers.loaded import TransformersModel
 
-        return TransformersModel(request, candidate, device)
+        return TransformersModel(request, candidate, device, profile.cells(candidate.batch_size, rung=2))
 
-    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
-        """See `EngineAdapter.render_snippet`."""
-        return snippet.render(request, candidate=candidate, cell=cell)
+    def render_snippet(
+        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+    ) -> str:
+        """A program with `load()` and `generate(…)`, see `snippet.render`."""
+        return snippet.render(request, loader=loader, candidate=candidate, cells=cells)
 
     def memory_note(self, device: DeviceType) -> str:
         """See `EngineAdapter.memory_note`."""

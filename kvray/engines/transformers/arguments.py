@@ -3,7 +3,7 @@ two cannot drift apart. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, ParamValue
@@ -18,9 +18,6 @@ PAGED_CLASS = "PagedAttentionCache"
 
 XFORMERS = "xformers"
 """The name under which `xformers_attention` registers itself."""
-PAGED_OPTIONS: Mapping[str, bool] = {"allow_block_sharing": False, "auto_switch_to_flash": False}
-"""Two habits of continuous batching that would falsify a measurement: it keeps prompts that it has seen, so that a
-repeated one would have no prefill, and it trades the asked-for attention for flash attention where it can."""
 
 _FORCED_KERNEL = {
     AttentionBackend.SDPA_FLASH: "FLASH_ATTENTION",
@@ -89,6 +86,21 @@ class CallArguments:
     def cache_length(self, cell: Cell) -> int:
         """Tokens that a static cache holds for `cell`: prompt and output, and no fewer than its own fixed number."""
         return max(self.cache_tokens or 0, cell.context_tokens + cell.output_tokens)
+
+    def kept_lengths(self, cells: Iterable[Cell]) -> tuple[int, ...]:
+        """The lengths of static caches that code which applies the candidate keeps: those of the measured `cells`.
+        Compiled code is made for one length, so there the longest serves shorter calls too."""
+        lengths = sorted({self.cache_length(cell) for cell in cells})
+        return tuple(lengths if self.compile_mode is None else lengths[-1:])
+
+
+LENGTH_STEP = 256
+"""Static caches that are longer than any measured one hold a multiple of so many tokens, so that they can be reused."""
+
+
+def kept_length(tokens: int, lengths: Iterable[int]) -> int:
+    """Which of `kept_lengths` serves a call of `tokens`: the shortest that holds it, or a longer one of whole steps."""
+    return next((length for length in lengths if length >= tokens), -(-tokens // LENGTH_STEP) * LENGTH_STEP)
 
 
 def call_arguments(candidate: Candidate) -> CallArguments:

@@ -29,8 +29,17 @@ def embedded_module(name: str) -> EmbeddedModule:
 def arranged_imports(lines: list[str]) -> str:
     """Import statements without repetition: of the future, of the standard library, of others, each sorted."""
     groups: tuple[list[str], ...] = ([], [], [])
-    for line in dict.fromkeys(lines):
+    for line in _merged(lines):
         module = line.split()[1].partition(".")[0]
         groups[0 if module == "__future__" else 1 if module in sys.stdlib_module_names else 2].append(line)
     ordered = ["\n".join(sorted(group, key=lambda line: (line.startswith("from"), line))) for group in groups if group]
     return "\n\n".join(ordered)
+
+
+def _merged(lines: list[str]) -> list[str]:
+    """Each statement once, and one for all names from the same module."""
+    names: dict[str, set[str]] = {}
+    for line in lines:
+        module, _, imported = line.removeprefix("from ").partition(" import ")
+        names.setdefault(module, set()).update(imported.split(", ") if imported else [])
+    return [f"from {module} import {', '.join(sorted(found))}" if found else module for module, found in names.items()]

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from kvray.engines.base import (
     UnsupportedError,
 )
 from kvray.engines.transformers import models
-from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments
+from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments, kept_length
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.forced import force, last_chunk_begin
@@ -51,7 +51,6 @@ from kvray.probes.cpu import PeakRss, release_heap
 from kvray.workload import Cell
 
 _MIB = 1024 * 1024
-_TEXT_CACHE_STEP = 256
 
 
 class TransformersModel(LoadedModel):
@@ -62,7 +61,9 @@ class TransformersModel(LoadedModel):
     is one greedy sequence, so that equal weights give equal tokens.
     """
 
-    def __init__(self, request: ModelRequest, candidate: Candidate, device: DeviceType) -> None:
+    def __init__(
+        self, request: ModelRequest, candidate: Candidate, device: DeviceType, cells: Sequence[Cell] = ()
+    ) -> None:
         if (objection := cache_parameters_objection(candidate)) is not None:
             raise UnsupportedError(objection)
         if candidate.foreign_kernel is not None and not request.trust_remote_code:
@@ -70,6 +71,7 @@ class TransformersModel(LoadedModel):
         self._candidate = candidate
         self._device = torch.device(device.value)
         self._arguments = call_arguments(candidate)
+        self._kept_lengths = self._arguments.kept_lengths(cells)
         self._rss = PeakRss()
         forget_compiled_graphs()
         with translated_errors():
@@ -194,17 +196,18 @@ class TransformersModel(LoadedModel):
 
     def complete(self, text: str, max_new_tokens: int) -> str:
         """See `LoadedModel.complete`. Greedy, like what was measured; of all that may end a text only EOS does."""
-        inputs = self._text_tokenizer(text, return_tensors="pt").to(self._device)
-        prompt_tokens = inputs["input_ids"].shape[1]
-        cell = Cell(prompt_tokens, max_new_tokens, 1)
+        # Some tokenizers give more, such as `token_type_ids`, which no decoder takes and the measurement does not give.
+        inputs = self._text_tokenizer(text, return_tensors="pt", return_attention_mask=True).to(self._device)
+        prompt, mask = inputs["input_ids"], inputs["attention_mask"]
+        cell = Cell(prompt.shape[1], max_new_tokens, 1)
         config = copy.deepcopy(self._generation_config(max_new_tokens))
         config.eos_token_id = self._eos_token_id
         if self._arguments.paged:
-            return self._complete_paged(inputs["input_ids"].tolist(), config, cell)
+            return self._complete_paged(prompt.tolist(), config, cell)
         with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             cache = self._cache_for_text(cell)
-            output = self._model.generate(**inputs, past_key_values=cache, generation_config=config)
-        return str(self._text_tokenizer.decode(output.sequences[0, prompt_tokens:], skip_special_tokens=True))
+            output = self._model.generate(prompt, attention_mask=mask, past_key_values=cache, generation_config=config)
+        return str(self._text_tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_tokens=True))
 
     def close(self) -> None:
         """See `LoadedModel.close`."""
@@ -294,11 +297,12 @@ class TransformersModel(LoadedModel):
             self._cache = make_cache(self._arguments, self._text_config, self._prepared_cell)
 
     def _cache_for_text(self, cell: Cell) -> Any:
-        """A cache of exactly the cell's size. Compiled code is made for a size, so with it the largest one is kept."""
-        if self._arguments.compile_mode is None or not self._arguments.static_cache:
+        """As in the snippet: a static cache is kept for the next call of its length and emptied, as when measured."""
+        if not self._arguments.static_cache:
             return make_cache(self._arguments, self._text_config, cell)
-        tokens = -(-self._arguments.cache_length(cell) // _TEXT_CACHE_STEP) * _TEXT_CACHE_STEP
-        if self._text_cache is None or self._text_cache[0] < tokens:
+        tokens = kept_length(self._arguments.cache_length(cell), self._kept_lengths)
+        if self._text_cache is None or self._text_cache[0] != tokens:
+            self._text_cache = None
             rounded = cell._replace(context_tokens=tokens - cell.output_tokens)
             self._text_cache = (tokens, make_cache(self._arguments, self._text_config, rounded))
         cache = self._text_cache[1]

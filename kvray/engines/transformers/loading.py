@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models, xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
+from kvray.engines.transformers.model_class import architecture_of, auto_class_name
 from kvray.engines.transformers.one_sequence import one_greedy_sequence
 from kvray.engines.transformers.tensors import named_tensors
 from kvray.engines.transformers.weight_files import safetensors_files
@@ -42,11 +44,12 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         xformers_attention.register()
     if "/" in arguments.attn_implementation and request.trust_remote_code:
         options["allow_all_kernels"] = True
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
+    auto_class = getattr(transformers, auto_class_name(architecture_of(config)))
     if request.model_id.startswith(RANDOM_PREFIX):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         with device:
-            return AutoModelForCausalLM.from_config(config, **options)
+            return auto_class.from_config(config, **options)
     if arguments.weights_limit_mib is not None:
         options |= {"device_map": "auto", "max_memory": max_memory(arguments.weights_limit_mib)}
     elif device.type == "cuda":
@@ -55,7 +58,7 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
     options["use_safetensors"] = has_safetensors or not request.allow_pickle
     try:
         with contextlib.nullcontext() if request.allow_pickle else pickle_refused():
-            model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+            model, found = auto_class.from_pretrained(folder, output_loading_info=True, **options)
     except (
         OSError,
         SafetensorError,

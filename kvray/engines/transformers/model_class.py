@@ -14,6 +14,7 @@ from kvray.errors import InvalidValueError
 CAUSAL_LM = "AutoModelForCausalLM"
 IMAGE_TEXT_TO_TEXT = "AutoModelForImageTextToText"
 """Loads models that take images too; they are used with text alone."""
+LOADERS = (CAUSAL_LM, IMAGE_TEXT_TO_TEXT)
 
 _SUPPORT_FLAGS = {
     "_supports_sdpa": (

@@ -22,7 +22,13 @@ from kvray.engines.transformers.checkpoint import check_weights_are_there, names
 from kvray.engines.transformers.context_limit import context_limit
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.hashes import file_sha256, files_sha256
-from kvray.engines.transformers.model_class import architecture_of, missing_attentions, model_class, named_attention
+from kvray.engines.transformers.model_class import (
+    architecture_of,
+    auto_class_name,
+    missing_attentions,
+    model_class,
+    named_attention,
+)
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
@@ -272,6 +278,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         model_id=source.portable_id,
         revision="unknown",
         architecture=architecture_of(config),
+        loader=auto_class_name(architecture_of(config)),
         max_context=context_limit(config),
         native_dtype=DType.FLOAT32,
         random_weights=source.kind is SourceKind.RANDOM,

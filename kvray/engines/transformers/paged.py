@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import time
 from typing import Any
 
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from kvray.engines.base import Generation, UnsupportedError
-from kvray.engines.transformers.arguments import PAGED_OPTIONS
+from kvray.engines.transformers.paging import paging
 from kvray.workload import Cell
 
-PAGE_TOKENS = 256
 _POLL_S = 1.0
 _NO_EOS = -1
 
@@ -33,12 +30,9 @@ class PagedSession:
         served = copy.deepcopy(settings)
         if served.eos_token_id is None:
             served.eos_token_id = _NO_EOS
-        pages = -(-(cell.context_tokens + cell.output_tokens) // PAGE_TOKENS)
         self._manager = model.init_continuous_batching(
             generation_config=served,
-            continuous_batching_config=_settings(
-                blocks=cell.batch_size * pages + 1, batch_tokens=cell.batch_size * cell.context_tokens
-            ),
+            continuous_batching_config=paging(cell.batch_size, cell.context_tokens, cell.output_tokens),
         )
         self._manager.warmup()
         self._manager.start()
@@ -76,13 +70,3 @@ class PagedSession:
         """Stop the thread and free the pages."""
         self._manager.stop(block=True)
         self._manager.destroy()
-
-
-def _settings(*, blocks: int, batch_tokens: int) -> ContinuousBatchingConfig:
-    """Pages and buffers for one cell: left to itself, the library takes what memory there is.
-
-    `block_size` was renamed to `page_size`, and attention is switched only, in later versions of Transformers 5."""
-    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
-    options = {name: value for name, value in PAGED_OPTIONS.items() if name in known}
-    page = {"page_size" if "page_size" in known else "block_size": PAGE_TOKENS}
-    return ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=batch_tokens, **page, **options)

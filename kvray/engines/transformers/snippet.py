@@ -7,6 +7,7 @@ so it cannot leave its quotes.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kvray.candidate import Candidate
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import templates
 from kvray.engines.transformers.arguments import (
-    PAGED_OPTIONS,
+    LENGTH_STEP,
     RANDOM_WEIGHTS_SEED,
     SLIDING_WINDOW_CLASS,
     XFORMERS,
@@ -23,13 +24,14 @@ from kvray.engines.transformers.arguments import (
     call_arguments,
 )
 from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
+from kvray.engines.transformers.model_class import CAUSAL_LM, LOADERS
 from kvray.engines.transformers.models import has_tokenizer, is_commit
 from kvray.errors import InvalidValueError
 from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
 
 
-def render(request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
+def render(request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]) -> str:
     """Python source with `load()` and `generate(model, tokenizer, prompt, max_new_tokens)`, runnable as a script.
 
     A candidate with a batch size takes a list of prompts instead of one. Where a `random:` model has no tokenizer, the
@@ -37,7 +39,8 @@ def render(request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
     that. Needs none of the model's files.
 
     Raises:
-        InvalidValueError: the candidate's cache does not take its settings: nobody has measured it.
+        InvalidValueError: the candidate's cache does not take its settings, or `loader` is unknown: nobody has measured
+            that.
     """
     if (objection := cache_parameters_objection(candidate)) is not None:
         raise InvalidValueError(f"There is no code for {candidate.label}: {objection}.", hint="Tune again.")
@@ -49,11 +52,20 @@ def render(request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
         model=_absolute(model),
         random_weights=random_weights,
         arguments=call_arguments(candidate),
+        auto_class=_known_loader(loader),
         batch_size=candidate.batch_size,
-        cell=cell,
+        cells=tuple(cells),
         commit=request.revision if is_commit(request.revision) else None,
         trust=("trust_remote_code=True",) if request.trust_remote_code else (),
+        allow_pickle=request.allow_pickle,
     ).source()
+
+
+def _known_loader(loader: str | None) -> str:
+    """A plan's file may name anything."""
+    if loader not in (None, *LOADERS):
+        raise InvalidValueError.not_one_of("class that loads a model", loader, LOADERS)
+    return loader or CAUSAL_LM
 
 
 def _absolute(model: str) -> str:
@@ -72,20 +84,22 @@ class _Program:
     model: str
     random_weights: bool
     arguments: CallArguments
+    auto_class: str
     batch_size: int
-    cell: Cell
+    cells: tuple[Cell, ...]
     commit: str | None
     trust: tuple[str, ...]
+    allow_pickle: bool
 
     def source(self) -> str:
         functions = [
-            *([templates.BYTES] if self._lacks_tokenizer else []),
-            *(module.body for module in self._own_modules),
             self._load_random() if self.random_weights else self._load(),
-            *([templates.KEPT_CACHE.format(cache=self._cache("tokens"))] if self._keeps_cache else []),
             self._generate_paged() if self.arguments.paged else self._generate(),
+            *([templates.KEPT_CACHE.format(cache=self._cache("tokens"))] if self.arguments.static_cache else []),
+            *(module.body for module in self._own_modules),
+            *([templates.BYTES] if self._lacks_tokenizer else []),
             (templates.MAIN if self.batch_size == 1 else templates.MAIN_BATCH).format(
-                new_tokens=self.cell.output_tokens, rows=self.batch_size
+                new_tokens=max(self.cells).output_tokens, rows=self.batch_size
             ),
         ]
         return "\n\n\n".join([f"{self._imports()}\n\n{self._constants()}", *functions])
@@ -107,20 +121,17 @@ class _Program:
         return self.arguments.attn_implementation == XFORMERS
 
     @property
-    def _keeps_cache(self) -> bool:
-        """Compiled code is made for the tensors of one cache; making a new one per call would compile again."""
-        return self.arguments.static_cache and self.arguments.compile_mode is not None
-
-    @property
     def _own_modules(self) -> list[EmbeddedModule]:
         names = [
+            "one_sequence",
             *(["sliding_window"] if self._has_own_cache else []),
+            *(["paging"] if self.arguments.paged else []),
             *(["xformers_attention"] if self._registers_attention else []),
         ]
         return [embedded_module(name) for name in names]
 
     def _imports(self) -> str:
-        names = {"AutoModelForCausalLM"}
+        names = {self.auto_class}
         if not self._has_own_cache and not self.arguments.paged:
             names.add(self.arguments.cache_class)
         names.add("BatchEncoding" if self._lacks_tokenizer else "AutoTokenizer")
@@ -129,12 +140,11 @@ class _Program:
         if self.arguments.compile_mode is not None:
             names.add("CompileConfig")
         lines = ["import sys", "import torch"]
-        lines += ["import functools"] if self._keeps_cache else []
+        lines += ["import functools"] if self.arguments.static_cache else []
         if self.arguments.sdpa_kernel is not None:
             lines.append("from torch.nn.attention import SDPBackend, sdpa_kernel")
         if self.arguments.paged:
-            names.add("GenerationConfig")
-            lines.append("from transformers.generation.configuration_utils import ContinuousBatchingConfig")
+            lines.append("import copy")
         lines.append(f"from transformers import {', '.join(sorted(names))}")
         return arranged_imports([*lines, *(line for module in self._own_modules for line in module.imports)])
 
@@ -148,8 +158,9 @@ class _Program:
         lines.append('DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
         if self.arguments.weights_limit_mib is not None:
             lines.append('HOST_MEMORY = "1000GiB"  # for the weights that the GPU has no room for')
-        if self._keeps_cache:
-            lines.append(f"CACHE_TOKENS = {self.arguments.cache_length(self.cell)}  # of the longest measured call")
+        if self.arguments.static_cache:
+            lengths = self.arguments.kept_lengths(self.cells)
+            lines.append(f"CACHE_TOKENS = {lengths!r}  # {self._lengths_note}")
         if self.arguments.compile_mode is not None:
             lines += [
                 f'COMPILE = CompileConfig(mode="{self.arguments.compile_mode}", fullgraph=False)',
@@ -157,18 +168,30 @@ class _Program:
             ]
         return "\n".join(lines)
 
+    @property
+    def _lengths_note(self) -> str:
+        return "as measured" if self.arguments.compile_mode is None else "compiled for the longest measured call"
+
     def _load(self) -> str:
         where = ["MODEL", *self._which]
-        weights = [] if self._is_gguf else ["use_safetensors=True"]  # as measured: pickled weights can run code
         return templates.LOAD.format(
             tokenizer=self._before_loading(where),
-            options=_listed([*where, *weights, *self._precision, *self._placement], indent=8),
+            auto_class=self.auto_class,
+            options=_listed([*where, *self._precision, *self._placement], indent=8) + self._weights_line,
         )
+
+    @property
+    def _weights_line(self) -> str:
+        """Pickled weights can run code, so they are loaded only where they were allowed."""
+        if self._is_gguf:
+            return ""
+        return templates.MAYBE_PICKLED if self.allow_pickle else templates.SAFETENSORS
 
     def _load_random(self) -> str:
         return templates.LOAD_RANDOM.format(
             tokenizer=self._before_loading(["MODEL"]),
             config=", ".join(["MODEL", *self.trust]),
+            auto_class=self.auto_class,
             seed=RANDOM_WEIGHTS_SEED,
             options=_listed(["config", *self._precision], indent=12),
         )
@@ -188,8 +211,9 @@ class _Program:
 
     @property
     def _precision(self) -> list[str]:
-        attention = f'attn_implementation="{self.arguments.attn_implementation}"'
-        return [f"dtype=torch.{self.arguments.dtype}", attention, *self.trust]
+        asked = self.arguments.attn_implementation
+        kernels = ["allow_all_kernels=True"] if "/" in asked and self.trust else []
+        return [f"dtype=torch.{self.arguments.dtype}", f'attn_implementation="{asked}"', *self.trust, *kernels]
 
     def _before_loading(self, where: list[str]) -> str:
         registered = "    register()\n" if self._registers_attention else ""
@@ -206,45 +230,37 @@ class _Program:
         options = [f"{name}={value!r}" for name, value in self.arguments.generate_options.items()]
         if self.arguments.compile_mode is not None:
             options.append("compile_config=COMPILE")
-        call = ["**inputs", "past_key_values=cache", "max_new_tokens=max_new_tokens"]
+        call = [
+            'inputs["input_ids"]',
+            'attention_mask=inputs["attention_mask"]',
+            "past_key_values=cache",
+            "max_new_tokens=max_new_tokens",
+        ]
         return "\n".join(
             [
                 (templates.GENERATE if self.batch_size == 1 else templates.GENERATE_BATCH),
                 *self._cache_lines(),
                 *([f"    with sdpa_kernel([SDPBackend.{self.arguments.sdpa_kernel}]):"] if inset == 8 else []),
                 f"{' ' * inset}return model.generate(",
-                _listed(call, indent=inset + 4),
-                f"{' ' * (inset + 4)}# Whatever the checkpoint's generation_config.json says of these:",
-                _listed(options, indent=inset + 4),
+                _listed([*call, *options], indent=inset + 4),
                 f"{' ' * inset})",
             ]
         )
 
     def _cache_lines(self) -> list[str]:
         length = 'inputs["input_ids"].shape[1] + max_new_tokens'
-        if self._has_own_cache and self.batch_size > 1:
-            return [templates.NO_PADDING, f"    cache = {self._cache(length)}"]
-        if not self._keeps_cache:
-            return [f"    cache = {self._cache(self._at_least(length))}"]
-        return [
-            f"    length = max({length}, CACHE_TOKENS)",
-            '    cache = kept_cache(model, inputs["input_ids"].shape[0], length)',
-            "    cache.reset()",
-        ]
-
-    def _at_least(self, length: str) -> str:
-        tokens = self.arguments.cache_tokens
-        return length if tokens is None else f"max({length}, {tokens})"
+        if self.arguments.static_cache:
+            return [templates.TAKE_KEPT_CACHE.format(length=length, step=LENGTH_STEP)]
+        padded = [templates.NO_PADDING] if self._has_own_cache and self.batch_size > 1 else []
+        return [*padded, f"    cache = {self._cache(length)}"]
 
     def _generate_paged(self) -> str:
-        options = [f"{name}={value!r}" for name, value in self.arguments.generate_options.items()]
         several = self.batch_size > 1
         return templates.GENERATE_PAGED.format(
             prompts="prompts" if several else "prompt",
             doc="each prompt" if several else "the prompt",
             listed="prompts" if several else "[prompt]",
-            options=_listed(options, indent=8),
-            settings=repr(dict(PAGED_OPTIONS)),
+            options=_listed([f"{name}={value!r}" for name, value in self.arguments.generate_options.items()], indent=8),
         )
 
     def _cache(self, length: str) -> str:

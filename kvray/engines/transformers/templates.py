@@ -6,10 +6,17 @@ LOAD = '''\
 def load():
     """Model and tokenizer, ready to generate."""
 {tokenizer}
-    model = AutoModelForCausalLM.from_pretrained(
+    model = {auto_class}.from_pretrained(
 {options}
     )
+    model.generation_config = one_greedy_sequence(model.generation_config)
     return model, tokenizer'''
+
+SAFETENSORS = """
+        use_safetensors=True,"""
+
+MAYBE_PICKLED = """
+        # Pickle files are loaded where there are no safetensors, as measured: trust those who made the weights."""
 
 LOAD_RANDOM = '''\
 def load():
@@ -18,20 +25,22 @@ def load():
     config = AutoConfig.from_pretrained({config})
     torch.manual_seed({seed})
     with torch.device(DEVICE):
-        model = AutoModelForCausalLM.from_config(
+        model = {auto_class}.from_config(
 {options}
         )
+    model.generation_config = one_greedy_sequence(model.generation_config)
     return model.eval(), tokenizer'''
 
 LEFT_PADDING = """\
     tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token"""
+    # What is padded with does not matter: it is masked.
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)"""
 
 BYTES = '''\
 class Bytes:
     """Stands in for the tokenizer that the model's folder lacks: bytes of text as token ids."""
 
-    def __call__(self, text, return_tensors="pt", padding=True):
+    def __call__(self, text, return_tensors="pt", return_attention_mask=True, padding=True):
         rows = [list(one.encode()) for one in ([text] if isinstance(text, str) else text)]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
@@ -44,18 +53,25 @@ class Bytes:
 KEPT_CACHE = '''\
 @functools.lru_cache(maxsize=1)
 def kept_cache(model, rows, tokens):
-    """The same cache for all calls of a size, because compiled code is made for its tensors. One call at a time."""
+    """The same cache for all calls of a size, which are made one after the other: as measured, it is emptied and used
+    again, and what was compiled for its tensors serves all of them."""
     return {cache}'''
 
 GENERATE = '''\
 def generate(model, tokenizer, prompt, max_new_tokens):
     """Continue the prompt greedily; the tokens returned begin with the prompt's."""
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)'''
+    inputs = tokenizer(prompt, return_tensors="pt", return_attention_mask=True).to(model.device)'''
 
 GENERATE_BATCH = '''\
 def generate(model, tokenizer, prompts, max_new_tokens):
     """Continue each prompt greedily; the tokens returned begin with the prompt's, padded on the left."""
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)'''
+    inputs = tokenizer(prompts, return_tensors="pt", return_attention_mask=True, padding=True).to(model.device)'''
+
+TAKE_KEPT_CACHE = """\
+    needed = {length}
+    tokens = next((length for length in CACHE_TOKENS if length >= needed), -(-needed // {step}) * {step})
+    cache = kept_cache(model, inputs["input_ids"].shape[0], tokens)
+    cache.reset()"""
 
 NO_PADDING = """\
     if not inputs["attention_mask"].all():
@@ -65,16 +81,15 @@ GENERATE_PAGED = '''\
 def generate(model, tokenizer, {prompts}, max_new_tokens):
     """Continue {doc} greedily; the tokens returned begin with the prompt's."""
     rows = [tokenizer(one)["input_ids"] for one in {listed}]
-    settings = GenerationConfig(
-        eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=model.generation_config.pad_token_id,
+    settings = copy.deepcopy(model.generation_config)
+    settings.update(
 {options}
     )
-    wanted = {settings}  # as measured
-    known = ContinuousBatchingConfig.__dataclass_fields__  # not every version has both
-    paging = ContinuousBatchingConfig(**{{name: value for name, value in wanted.items() if name in known}})
+    if settings.eos_token_id is None:
+        settings.eos_token_id = -1  # continuous batching wants one
     with model.continuous_batching_context_manager(
-        generation_config=settings, continuous_batching_config=paging
+        generation_config=settings,
+        continuous_batching_config=paging(len(rows), max(map(len, rows)), max_new_tokens),
     ) as manager:
         names = manager.add_requests(rows, max_new_tokens=max_new_tokens)
         done = {{}}

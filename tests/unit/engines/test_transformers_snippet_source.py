@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.arguments import PAGED_OPTIONS, call_arguments
+from kvray.engines.transformers.arguments import call_arguments
 from kvray.errors import InvalidValueError
 from kvray.workload import Cell
 
@@ -34,11 +34,20 @@ def candidate(**changes: object) -> Candidate:
     return Candidate(engine="transformers", **{**values, **changes})  # type: ignore[arg-type]
 
 
-def render(model_id: str = "org/name", *, trust: bool = False, revision: str | None = None, **changes: object) -> str:
+def render(
+    model_id: str = "org/name",
+    *,
+    trust: bool = False,
+    pickle: bool = False,
+    revision: str | None = None,
+    loader: str | None = None,
+    **changes: object,
+) -> str:
     return TransformersAdapter().render_snippet(
-        ModelRequest(model_id=model_id, revision=revision, trust_remote_code=trust),
+        ModelRequest(model_id=model_id, revision=revision, trust_remote_code=trust, allow_pickle=pickle),
+        loader=loader,
         candidate=candidate(**changes),
-        cell=Cell(512, 64, 1),
+        cells=(Cell(512, 64, 1), Cell(64, 64, 1)),
     )
 
 
@@ -131,7 +140,7 @@ def test_the_source_says_what_the_arguments_say(
     assert load["dtype"] == "torch.bfloat16"
     assert load["attn_implementation"] == repr(arguments.attn_implementation)
     assert load["use_safetensors"] == "True"
-    settings, mark = ("GenerationConfig", "pad_token_id") if arguments.paged else ("generate", "past_key_values")
+    settings, mark = ("update", "do_sample") if arguments.paged else ("generate", "past_key_values")
     (generate,) = [call for call in calls(source, settings) if mark in call]
     assert arguments.generate_options == {name: ast.literal_eval(generate[name]) for name in arguments.generate_options}
     assert ("compile_config" in generate) == (arguments.compile_mode is not None and not arguments.paged)
@@ -139,7 +148,7 @@ def test_the_source_says_what_the_arguments_say(
         [repr(arguments.compile_mode)] if arguments.compile_mode else []
     )
     if arguments.paged:
-        assert repr(dict(PAGED_OPTIONS)) in source
+        assert "def paging(" in source
     else:
         (made,) = calls(source, arguments.cache_class)
         options = {name: ast.literal_eval(made[name]) for name, _ in arguments.cache_options}
@@ -150,9 +159,30 @@ def test_the_source_says_what_the_arguments_say(
 
 def test_a_fixed_length_is_the_least_that_a_cache_holds() -> None:
     source = render(cache=CacheStrategy.STATIC, cache_params=(("max_cache_len", 4096),))
+    assert "CACHE_TOKENS = (4096,)" in source
     (made,) = calls(source, "StaticCache")
-    assert made["max_cache_len"].endswith(", 4096)")
-    assert made["max_cache_len"].startswith("max(")
+    assert made["max_cache_len"] == "tokens"
+
+
+def test_the_class_that_loaded_the_model_is_the_one_that_loads_it_again() -> None:
+    source = render(loader="AutoModelForImageTextToText")
+    assert "AutoModelForImageTextToText.from_pretrained(" in source
+    assert "AutoModelForCausalLM" not in source
+    with pytest.raises(InvalidValueError, match="class that loads a model"):
+        render(loader="os.system")
+
+
+def test_pickled_weights_are_loaded_where_they_were_allowed_and_that_is_said() -> None:
+    source = render(pickle=True)
+    assert "use_safetensors" not in source
+    assert "# Pickle files are loaded where there are no safetensors" in source
+    assert "ickle" not in render()
+
+
+def test_a_kernel_by_others_is_loaded_as_it_was_measured() -> None:
+    changes: dict[str, Any] = {"attention": AttentionBackend.HUB_KERNEL, "hub_kernel": "owner/kernel"}
+    assert "allow_all_kernels=True" in render(trust=True, **changes)
+    assert "allow_all_kernels" not in render(**changes)
 
 
 def test_weights_over_a_limit_stay_in_host_memory() -> None:
@@ -177,7 +207,7 @@ def test_it_stands_alone_and_fits_a_screen() -> None:
             source = render(model_id, cache=CacheStrategy.STATIC, compile=mode, attention=AttentionBackend.SDPA_MATH)
             lines = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
             imported = {line.split()[1].split(".")[0] for line in lines}
-            assert imported <= {"sys", "functools", "torch", "transformers"}
+            assert imported <= {"__future__", "copy", "sys", "functools", "torch", "transformers"}
             assert max(map(len, source.splitlines())) <= 120 + len(str(TINY))
             assert "trust_remote_code" not in source
 
@@ -219,10 +249,11 @@ def test_a_batch_is_padded_on_the_left() -> None:
     assert "padding" not in render(batch_size=1)
 
 
-def test_only_compiled_code_keeps_its_cache() -> None:
+def test_a_static_cache_is_kept_and_emptied_as_in_the_measurement() -> None:
     kept = render(cache=CacheStrategy.STATIC, compile=CompileMode.DEFAULT)
-    assert "CACHE_TOKENS = 576" in kept
-    assert "cache.reset()" in kept
     plain = render(cache=CacheStrategy.STATIC)
-    assert 'max_cache_len=inputs["input_ids"].shape[1] + max_new_tokens' in plain
-    assert "CACHE_TOKENS" not in plain
+    assert "CACHE_TOKENS = (576,)" in kept, "what is compiled is compiled for one length"
+    assert "CACHE_TOKENS = (128, 576)" in plain
+    for source in (kept, plain):
+        assert "cache.reset()" in source
+    assert "CACHE_TOKENS" not in render(cache=CacheStrategy.DYNAMIC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tokenize
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -26,8 +27,12 @@ class StubEngine(EngineAdapter):
 
     name = "stub"
 
-    def render_snippet(self, request: ModelRequest, *, candidate: Candidate, cell: Cell) -> str:
-        return f"\nasked = {(request.model_id, candidate.candidate_id, tuple(cell), request.trust_remote_code)!r}\n\n"
+    def render_snippet(
+        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+    ) -> str:
+        consent = (request.trust_remote_code, request.allow_pickle)
+        asked = (request.model_id, loader, candidate.candidate_id, tuple(max(cells)), consent)
+        return f"\nasked = {asked!r}\n\n"
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         raise NotImplementedError
@@ -74,9 +79,12 @@ def run(source: str) -> Any:
 
 
 def test_the_engine_renders_the_winner_for_the_largest_cell() -> None:
-    source = render_snippet(make_plan(trust_remote_code=True))
+    source = render_snippet(make_plan(trust_remote_code=True, loader="AutoModelForCausalLM"))
+    allowed = render_snippet(make_plan(allow_pickle=True, loader="AutoModelForCausalLM"))
 
-    assert run(source) == ("org/model", make_candidate(1).candidate_id, (2048, 32, 1), True)
+    what = ("org/model", "AutoModelForCausalLM", make_candidate(1).candidate_id, (2048, 32, 1))
+    assert run(source) == (*what, (True, False))
+    assert run(allowed) == (*what, (False, True))
 
 
 def test_the_header_has_the_evidence() -> None:
