@@ -1,4 +1,4 @@
-"""The best candidates of the newest run, with the tail latency of their raw runs, in SQL.
+"""The ranking of the newest sweep, with the tail latency of the raw runs behind it, in SQL.
 
 python examples/query_duckdb.py RESULTS   (a folder written by `kvray tune`; pip install duckdb)
 """
@@ -8,36 +8,40 @@ import sys
 import duckdb
 
 QUERY = """
-WITH trials AS (
+WITH ranking AS (
+    -- One row a candidate, with figures that can be compared. Ids of sweeps sort by time.
+    SELECT * FROM read_parquet(getvariable('results') || '/reports/*/ranking.parquet', union_by_name = true)
+    QUALIFY run_id = max(run_id) OVER ()
+),
+trials AS (
+    -- One row a process. A candidate's confirming runs are rows of their own.
     SELECT * FROM read_parquet(getvariable('results') || '/trials/*/*.parquet', union_by_name = true)
 ),
-newest AS (
-    -- A run's trials start one after another; those that were never launched have no start.
-    SELECT run_id FROM trials WHERE started_at IS NOT NULL ORDER BY started_at DESC LIMIT 1
+gaps AS (
+    -- itl_ms is a list with one entry per token gap: unnest it to get every gap of every run. Rung 0 is left out: its
+    -- runs are shorter, and a candidate that was stopped early has no others.
+    SELECT trial_id, unnest(itl_ms) AS gap_ms
+    FROM read_parquet(getvariable('results') || '/runs/*/*.parquet', union_by_name = true)
+    WHERE run_id = (SELECT any_value(run_id) FROM ranking) AND rung > 0 AND NOT disturbed
 ),
 tail AS (
-    -- itl_ms is a list with one entry per token gap: unnest it to get every gap of every run.
-    SELECT trial_id, quantile_cont(gap_ms, 0.99) AS itl_p99_ms
-    FROM (
-        SELECT trial_id, unnest(itl_ms) AS gap_ms
-        FROM read_parquet(getvariable('results') || '/runs/*/*.parquet', union_by_name = true)
-        WHERE run_id = (FROM newest) AND NOT disturbed
-    )
-    GROUP BY trial_id
+    SELECT candidate_id, fingerprint, quantile_cont(gap_ms, 0.999) AS worst_gap_ms
+    FROM gaps JOIN trials USING (trial_id)
+    WHERE run_id = (SELECT any_value(run_id) FROM ranking) AND status IN ('ok', 'stopped')
+    GROUP BY ALL
 )
 SELECT
-    role,
-    cache,
-    attention,
-    dtype,
+    rank,
+    label,
+    ranking.status,
     round(ttft_ms, 1) AS ttft_ms,
     round(decode_tok_s, 1) AS decode_tok_s,
     round(peak_mib) AS peak_mib,
-    round(tail.itl_p99_ms, 1) AS itl_p99_ms
-FROM trials LEFT JOIN tail USING (trial_id)
-WHERE run_id = (FROM newest) AND status = 'ok'
-ORDER BY decode_tok_s DESC
-LIMIT 10
+    round(ttft_speedup, 2) AS ttft_speedup,
+    round(worst_gap_ms, 1) AS worst_gap_ms
+FROM ranking LEFT JOIN tail
+    ON ranking.candidate_id = tail.candidate_id AND ranking.fingerprint IS NOT DISTINCT FROM tail.fingerprint
+ORDER BY rank NULLS LAST, label
 """
 
 

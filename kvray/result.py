@@ -15,6 +15,7 @@ from kvray.report.attempts import lost_runs_text
 from kvray.report.html import render_html
 from kvray.report.info import ReportInfo, report_info
 from kvray.report.markdown import render_markdown
+from kvray.report.ranking_file import ranking_file_rows
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.paths import ResultsPaths
@@ -85,7 +86,7 @@ def info_of(result: TuneResult) -> ReportInfo:
 
 
 def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
-    """Write reports, and plan and snippet where there is a winner, beside the records.
+    """Write reports and the ranking's table, and plan and snippet where there is a winner, beside the records.
 
     Where there is none, a plan and a snippet that were written before are removed: they follow other limits.
 
@@ -95,6 +96,8 @@ def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
     info = info_of(result)
     store.write_text(result.paths.report_markdown, render_markdown(info))
     store.write_text(result.paths.report_html, render_html(info))
+    rows = ranking_file_rows(result.manifest, result.results, result.analysis)
+    store.write_ranking(result.manifest.run_id, rows)
     if not result.analysis.ranking.entries:
         store.delete(result.paths.best_plan)
         store.delete(result.paths.optimized_config)

@@ -26,7 +26,7 @@ def print_report(result: TuneResult) -> None:
 def print_paths(result: TuneResult, console: Console) -> None:
     """Where the files of a sweep lie."""
     paths = result.paths
-    files = {"report": paths.report_html, "as Markdown": paths.report_markdown}
+    files = {"report": paths.report_html, "as Markdown": paths.report_markdown, "as Parquet": paths.ranking}
     if result.analysis.ranking.entries:
         files = {"plan": paths.best_plan, "snippet": paths.optimized_config, **files}
     for name, path in files.items():
@@ -78,6 +78,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "snippet": str(paths.optimized_config) if ranking.entries else None,
             "report_markdown": str(paths.report_markdown),
             "report_html": str(paths.report_html),
+            "ranking": str(paths.ranking),
         },
     }
 

@@ -24,6 +24,7 @@ from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.files import ResultsFiles, reason, shown
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
 from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
+from kvray.store.ranking_table import RankingRow, ranking_table
 from kvray.store.schema import encode, to_table
 from kvray.store.tables import UNREADABLE, ForeignSweepError, RecordsFile, in_order, read_records
 
@@ -123,6 +124,10 @@ class ResultsStore:
     def write_text(self, path: Path, text: str) -> None:
         """Put `text` (UTF-8) at one of `paths(run_id)`, whole or not at all."""
         self._files.write(path, text.encode())
+
+    def write_ranking(self, run_id: str, rows: Sequence[RankingRow]) -> None:
+        """Put the ranking of the sweep `run_id` beside its reports, in place of an earlier one."""
+        self._write_table(self.paths(run_id).ranking, ranking_table(rows))
 
     def delete(self, path: Path) -> None:
         """Remove what lies at one of `paths(run_id)`; nothing happens where nothing does."""

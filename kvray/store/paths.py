@@ -96,6 +96,12 @@ class ResultsPaths:
         return self.reports / "report.html"
 
     @property
+    def ranking(self) -> Path:
+        """The ranking as a table (Parquet), one row a candidate. Not among `trials` or `runs`, which are read as whole
+        folders."""
+        return self.reports / "ranking.parquet"
+
+    @property
     def sweep_log(self) -> Path:
         """What libraries and processes said during the sweep."""
         return self.reports / "sweep.log"

@@ -10,12 +10,15 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DType
 from kvray.record import Phase, Role, Run, TrialRecord, TrialStatus
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
 VERSION_KEY = b"kvray_schema_version"
@@ -31,7 +34,7 @@ _BOOL = pa.bool_()
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _INSTANT = pa.timestamp("us", tz="UTC")
 _VERSION_DIGITS = 9
-_METADATA = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
+METADATA = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
 TRIALS_SCHEMA = pa.schema(
     [
@@ -119,7 +122,7 @@ TRIALS_SCHEMA = pa.schema(
         ("gpu_temperature_c", _FLOAT),
         ("gpu_power_w", _FLOAT),
     ],
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 RUNS_SCHEMA = pa.schema(
@@ -142,7 +145,7 @@ RUNS_SCHEMA = pa.schema(
         ("disturbance", _TEXT),
         ("started_at", _INSTANT),
     ],
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 _SCHEMAS: Mapping[type, pa.Schema] = {TrialRecord: TRIALS_SCHEMA, Run: RUNS_SCHEMA}
@@ -168,7 +171,7 @@ def to_table(items: Iterable[T], kind: type[T], *, run_id: str | None = None) ->
     names = [field.name for field in dataclasses.fields(kind)]
     schema = schema_of(kind)
     columns = {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in names}
-    metadata = _METADATA if run_id is None else {**_METADATA, RUN_KEY: run_id.encode()}
+    metadata = METADATA if run_id is None else {**METADATA, RUN_KEY: run_id.encode()}
     return pa.table(columns).select(schema.names).replace_schema_metadata(metadata)
 
 
@@ -201,11 +204,11 @@ def conform(table: pa.Table, kind: type[Run] | type[TrialRecord]) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaError(f"a column has another type: {error}") from error
     unknown = {name: table.column(name) for name in table.column_names if name not in known}
-    return pa.table({**known, **unknown}).replace_schema_metadata(_METADATA)
+    return pa.table({**known, **unknown}).replace_schema_metadata(METADATA)
 
 
-def encode(item: Run | TrialRecord) -> dict[str, Any]:
-    """`item` as plain values by column name, the way they are stored.
+def encode(item: DataclassInstance) -> dict[str, Any]:
+    """A row's `item` as plain values by column name, the way they are stored.
 
     Raises:
         ValueError: a datetime has no time zone.
