@@ -94,16 +94,24 @@ class Run:
     """One timed generation of one cell, raw.
 
     Attributes:
-        rung: the fidelity step that asked for it.
+        run_id: id of the sweep.
+        trial_id: id of the trial, which is one process: joins with `trials`.
+        candidate_id: hash over every field of the configuration: the same in all sweeps.
+        context_tokens: length of the prompt.
+        output_tokens: tokens generated for each sequence.
+        batch_size: sequences generated together.
+        rung: the fidelity step that asked for it: 0 is every context length once with at most 16 tokens, 1 every cell
+            once at full length, 2 the further repeats. Runs of rung 0 are of other cells than those of 1 and 2.
         repeat: number of the run within its rung and cell, from 0.
         ttft_ms: from submitted prompt to first token on the host.
         itl_ms: the `output_tokens - 1` gaps between successive tokens.
         decode_tok_s: `(output_tokens - 1) * batch_size / decode seconds`.
         peak_mib: device allocator peak (CUDA) or resident-set high water (CPU) within the run.
         reserved_peak_mib: what the device allocator held from the driver at most within the run; `None` on a CPU.
-        energy_j: of the visible GPUs during the whole run, as whole boards; `None` where there is no counter.
+        energy_j: energy of the visible GPUs, as whole boards, during the whole run; `None` where there is no counter.
         disturbed: whether the environment changed during the run, so that aggregates leave it out.
         disturbance: what changed, for people; `None` in a calm run, and in records older than this column.
+        started_at: when it began.
     """
 
     run_id: str
@@ -137,42 +145,86 @@ class TrialRecord:
     Metrics are geometric means over the cells of the highest rung completed, each cell by the median of its runs.
 
     Attributes:
-        rung: highest rung completed, `None` if none was.
+        run_id: id of the sweep; ids of kvray's own making sort by time.
+        trial_id: id of the trial, which is one process.
+        candidate_id: hash over every field of the configuration: the same in all sweeps.
+        role: why it ran. The baseline and each searched candidate run once, confirming trials further times.
+        model_id: the model, as it was given.
+        engine: inference engine.
+        profile: name of the workload; `…, changed` where it was measured with other lengths or batch sizes.
+        cache: cache strategy.
+        cache_params: settings of the cache strategy (JSON).
+        attention: attention implementation that was asked for.
+        hub_kernel: name of the kernel where `attention` is `hub_kernel`.
+        dtype: floating-point type of the weights.
+        compile: mode of torch.compile.
+        batch_size: sequences generated together.
+        parallelism: GPUs that one copy of the model is spread over.
+        prefill_chunk: prompt tokens that are worked on at once; `None`: all.
+        weights_limit_mib: device memory that the weights may take; `None`: no limit.
+        status: how it ended.
+        message: why, in the words of the engine or of kvray.
+        rung: highest rung completed, `None` if none was. Metrics of different rungs are of different cells.
         phase: where it ended when it failed.
         log_tail: last lines that the process printed, kept where they explain a failure.
         wall_s: seconds from the fork to the end.
-        busy_s: of these, seconds spent loading, warming up, proving and measuring.
-        proof_s: of these, seconds that it took beside to see what really ran.
-        reserved_peak_mib: the highest of any run.
+        busy_s: seconds of `wall_s` spent loading, warming up, proving and measuring.
+        proof_s: seconds of `busy_s` spent only to see what really ran.
+        started_at: when its process was started; `None` if none was.
+        ended_at: when its process had ended.
+        host: name of the machine that measured.
+        pid: process id there.
+        ttft_ms: from submitted prompt to first token on the host.
+        itl_p50_ms, itl_p95_ms, itl_p99_ms: percentiles of the gaps between tokens.
+        decode_tok_s: tokens per second of all sequences together, the first token left out.
+        peak_mib: peak memory: of the device's allocator, or on a CPU the resident set of the process.
+        reserved_peak_mib: what the device's allocator held from the driver at most, the highest of any run.
+        kv_cache_mib: size of the cache at the end of the longest generation.
         device_peak_mib: what NVML says this process held on the visible GPUs after any run at most, CUDA context and
             libraries included. An allocator that caches keeps until the next cell what it took within a run, so what is
             held after a run is that run's peak, unless memory ran so short that cached blocks were given back.
         energy_j_per_tok: a run's energy over its `output_tokens * batch_size`, so the prefill is part of it.
         load_s: seconds to put the model on the device.
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
-        compile_cold: whether the compiler had to work, `False` if all came from its cache on disk.
+        compile_cold: whether the compiler had to work; false if all came from its cache on disk.
         first_call_s: seconds of the very first generation.
         warmup_s: seconds of all warm-up calls together.
         cold_s: seconds until warm beyond what steady calls cost: `load_s`, and what every warm-up call took longer than
             the steady call of its cell.
         warmed_up: whether every cell became steady within the bounded number of warm-up calls.
-        forecast_ttft_ms, forecast_decode_tok_s, forecast_peak_mib: predicted for the cells that the metrics rest on.
+        forecast_ttft_ms, forecast_decode_tok_s, forecast_peak_mib: what was predicted before the launch, for the cells
+            that the metrics rest on.
         roofline_share: measured tokens per second over those at which reading weights and cache once a step would take
             all of the device's copy bandwidth (see `forecast.prediction`).
-        expected_ttft_ms, expected_decode_tok_s, expected_peak_mib: of a skipped candidate, by the search's model.
-        expected_score_low, expected_score_high: 95 % interval of its score over that of the best one measured.
-        win_chance: probability that it beats that one by more than 2 %.
-        gpu_clock_mhz, gpu_power_w: medians of the SM clock and the boards' power right after runs.
-        gpu_temperature_c: the highest after any run.
+        expected_ttft_ms, expected_decode_tok_s, expected_peak_mib: what the search's model expects of a candidate that
+            was skipped.
+        expected_score_low, expected_score_high: 95 % interval of a skipped candidate's score over that of the best one
+            measured.
+        win_chance: probability that a skipped candidate beats the best one measured by more than 2 %.
+        gpu_clock_mhz: median of the SM clock right after runs.
+        gpu_temperature_c: highest temperature after any run.
+        gpu_power_w: median of the boards' power right after runs.
+        cache_class: class of the cache that ran.
+        cache_layers: classes of its layers, with their number.
+        kernel_prefill, kernel_decode: attention kernels that a profiler saw in that phase.
+        graph_breaks, recompiles: how often torch.compile broke a graph, or compiled again; `None` where nothing was
+            compiled.
+        kv_dtype: type of the keys and values in the cache.
+        device_name: device that measured.
+        driver_version: version of its driver.
+        torch_version, transformers_version, kvray_version: versions of the software that measured.
         kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).
-        kl_decode: the same over the tokens that were decoded one by one.
-        nll_delta, nll_delta_se: change of the text's negative log-likelihood, nats per token, and its standard error.
+        kl_decode: `kl_mean` over the tokens that were decoded one by one.
+        nll_delta: change of the text's negative log-likelihood, nats per token.
+        nll_delta_se: standard error of `nll_delta`.
         top1_agreement: share of tokens at which both hold the same one for the most probable.
-        quality_s: seconds of measuring that, beside the reference.
-        quality_note: why it was not measured, where it was tried.
+        quality_s: seconds of measuring quality, without making the reference.
+        quality_note: why quality was not measured, where that was tried.
         fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
             those with the same one are ranked together. `None` in older records, which have the sweep's first one.
-        niceness, threads, cpus: scheduling priority, intra-op threads and usable CPUs of the measuring process.
+        niceness: scheduling priority of the measuring process.
+        threads: its intra-op threads.
+        cpus: CPUs that it might use.
         cpu_quota: CPUs' worth of time that its control groups allow (`probes.cgroups`); `None` without such a limit.
     """
 

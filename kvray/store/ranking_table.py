@@ -35,7 +35,7 @@ class RankingRow:
         device_name: device that was measured.
         rank: 1 is the recommended candidate; null for one that is listed and not ranked.
         is_baseline: whether it is what the user has today, which ratios are against.
-        is_tied: whether it cannot be told apart from the recommended one (true of that one, too, where any can not).
+        is_tied: whether it cannot be told apart from the recommended one; true of that one, too, where it has ties.
         candidate_id: hash over every field of the configuration: the same in all sweeps.
         label: the configuration in short.
         engine: inference engine.
@@ -58,11 +58,11 @@ class RankingRow:
         decode_tok_s: tokens per second of all sequences together, the first token left out.
         peak_mib: peak memory.
         energy_j_per_tok: energy per generated token, the prefill included.
-        ttft_speedup: times as fast to the first token: 2 is half the baseline's time, 0.5 twice its time. From pairs of
-            one confirming round where there are any, else from all processes.
-        ttft_speedup_low, ttft_speedup_high: 95 % interval of that.
+        ttft_speedup: times as fast to the first token: 2 is half the baseline's time, 0.5 twice its time. From the
+            confirming rounds that measured both where there are any, else from all processes.
+        ttft_speedup_low, ttft_speedup_high: 95 % interval of `ttft_speedup`.
         decode_speedup: times as many tokens per second, from the same processes.
-        decode_speedup_low, decode_speedup_high: 95 % interval of that.
+        decode_speedup_low, decode_speedup_high: 95 % interval of `decode_speedup`.
         peak_ratio: peak memory over the baseline's: 0.5 is half of it.
         break_even_tokens: generated tokens after which a slower start is made up for; null where it never is.
         on_pareto_front: whether no ranked candidate is at least as good in first token, throughput and memory and
@@ -73,7 +73,7 @@ class RankingRow:
         top1_agreement: share of tokens at which both hold the same one for the most probable.
         processes: fresh processes that measured every cell.
         runs: timed runs that the figures rest on.
-        fingerprint: as in `trials`: of the trials with the same one these figures are made.
+        fingerprint: that of the trials behind these figures.
     """
 
     run_id: str

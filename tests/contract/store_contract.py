@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
@@ -14,6 +15,7 @@ from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.files import ResultsFiles
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.store.ranking_table import RankingRow
 from kvray.workload import get_profile
 
 RUN_ID = "20260101-120000-abcd"
@@ -82,6 +84,14 @@ def manifest_of(run_id: str, *, minute: int = 0) -> SweepManifest:
         baseline_id=CANDIDATE.candidate_id,
         memory_note="resident set",
     )
+
+
+def ranking_row(rank: int | None, **values: Any) -> RankingRow:
+    known: dict[str, Any] = dict.fromkeys(field.name for field in fields(RankingRow))
+    names = {field.name for field in fields(Candidate)}
+    known |= {name: getattr(CANDIDATE, name) for name in names} | {"label": CANDIDATE.label, "run_id": RUN_ID}
+    known |= {"rank": rank, "status": TrialStatus.OK, "limits_missed": () if rank else ("max_ttft_ms",)}
+    return RankingRow(**{**known, **values})
 
 
 class StoreContract:
@@ -208,3 +218,31 @@ class StoreContract:
         store.write_text(path, "TTFT → 5 ms\n")
         store.write_text(path, "TTFT → 4 ms\n")
         assert store.read_text(path) == "TTFT → 4 ms\n"
+
+    def test_a_ranking_is_a_table_beside_the_reports_that_replaces_an_earlier_one(
+        self, store: ResultsStore, root: str
+    ) -> None:
+        store.append(result_of("t-a"))
+        store.write_ranking(RUN_ID, [ranking_row(1), ranking_row(2), ranking_row(None)])
+        store.write_ranking(RUN_ID, [ranking_row(1, ttft_ms=9.5), ranking_row(None)])
+        table = pq.read_table(ResultsFiles(root).open(store.paths(RUN_ID).ranking))
+        assert table.select(["run_id", "rank", "ttft_ms", "cache", "status", "limits_missed"]).to_pylist() == [
+            {"run_id": RUN_ID, "rank": 1, "ttft_ms": 9.5, "cache": "static", "status": "ok", "limits_missed": []},
+            {
+                "run_id": RUN_ID,
+                "rank": None,
+                "ttft_ms": None,
+                "cache": "static",
+                "status": "ok",
+                "limits_missed": ["max_ttft_ms"],
+            },
+        ]
+        assert [one.record.trial_id for one in store.read(RUN_ID)] == ["t-a"]
+
+    def test_what_is_deleted_is_gone_and_may_have_been_before(self, store: ResultsStore) -> None:
+        path = store.paths(RUN_ID).best_plan
+        store.write_text(path, "{}")
+        for _ in range(2):
+            store.delete(path)
+            with pytest.raises(FileNotFoundError):
+                store.read_text(path)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from kvray.cli.app import COMMANDS, run
@@ -285,6 +286,7 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "weights",
         "limits",
         "nearest_misses",
+        "notes",
         "baseline",
         "confidence",
         "is_complete",
@@ -444,12 +446,13 @@ def test_report_writes_again_what_was_deleted(kvray: Kvray, swept: Swept, tmp_pa
     copy = tmp_path / "copy"
     shutil.copytree(swept.folder, copy)
     reports = copy / "reports" / swept.run_ids[0]
-    before = {path.name: path.read_text() for path in reports.iterdir()}
+    before = {path.name: path.read_bytes() for path in reports.iterdir()}
     shutil.rmtree(copy / "reports")
     done = kvray("report", copy, "--run", swept.run_ids[0])
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name for path in reports.iterdir()} == set(before)
-    assert (reports / "optimized_config.py").read_text() == before["optimized_config.py"]
+    assert (reports / "optimized_config.py").read_bytes() == before["optimized_config.py"]
+    assert pq.read_table(reports / "ranking.parquet").num_rows == 12, "a row for each candidate of the space"
     same = {"created_at": None}
     plan, again = json.loads(before["best_plan.json"]), json.loads((reports / "best_plan.json").read_text())
     assert {**again, **same} == {**plan, **same}
