@@ -57,6 +57,16 @@ def amount_sign(factor: float | None) -> str:
     return _sign(factor, least=_LEAST_SHARE)
 
 
+def limit_text(factor: float) -> str:
+    """What goes before "the limit": `28 % over`, `less than 1 % over`, `1.62×`, `25 % under`, `1/2.9 of`."""
+    if factor >= _TIMES_FROM:
+        return multiple(factor)
+    if factor <= _LEAST_SHARE:
+        return f"1/{_short(1 / factor)} of"
+    by = "less than 1 %" if abs(factor - 1) < 0.01 else _percent(factor)
+    return f"{by} {'over' if factor > 1 else 'under'}"
+
+
 def multiple(factor: float | None) -> str:
     """`1.92×`, `12.3×`, `155×`, `0.07×`."""
     return MISSING if factor is None or not math.isfinite(factor) else f"{_digits(factor)}×"

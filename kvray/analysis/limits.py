@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from kvray.analysis.aggregate import CellMetrics, Metrics
 from kvray.judgement import DECODE_LENIENCE, Limits
+from kvray.ratios import limit_text
 from kvray.record import TrialRecord
 from kvray.workload import Cell
 
 QUALITY = "max_quality_loss"
-_TIMES_FROM = 10
-"""From so many times a limit on, it is said as a multiple."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +45,13 @@ class Miss:
 
     @property
     def text(self) -> str:
-        """E.g. `TTFT 512 ms at 8192→64, 28 % over the limit of 400 ms`."""
+        """E.g. `TTFT 512 ms at 8192→64, 28 % over the limit of 400 ms`, `TTFT 812 ms at 8192→64, 2.03× the limit …`."""
         limit = f"the limit of {_figure(self.limit)} {self.unit}"
         if self.measured is None:
             return f"{self.metric} was not measured, so {limit} cannot be checked"
         where = f" at {self.cell.label}" if self.cell else ""
-        side = "over" if self.measured > self.limit else "under"
-        by = _percent(abs(self.measured / self.limit - 1))
-        if self.measured >= _TIMES_FROM * self.limit:
-            return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {self.factor:,.0f} times {limit}"
-        return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {by} {side} {limit}"
+        how_far = limit_text(self.measured / self.limit)
+        return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {how_far} {limit}"
 
 
 def missed_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Limits) -> tuple[Miss, ...]:
@@ -133,7 +129,3 @@ def _check(
 
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _percent(share: float) -> str:
-    return "less than 1 %" if share < 0.01 else f"{share * 100:,.0f} %"

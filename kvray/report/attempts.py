@@ -14,7 +14,7 @@ from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.resuming import earlier_session, judged_by_others
 
 _FOR_RESUMING = {"--resume": 2, "--retry": 2, "--force": 1}
-"""Options that a new sweep has no use for, each with the number of words it takes."""
+"""Options that a new sweep cannot use, each with the number of words it takes."""
 _OUTPUT = {"--output": 2, "-o": 2}
 
 
@@ -53,7 +53,7 @@ def lost_runs_text(manifest: SweepManifest, results: Sequence[TrialResult], outp
         return ""
     they_are, them = ("it is", "it") if lost == 1 else ("they are", "them")
     trials = formats.plural(lost, "trial")
-    what = f"The raw runs of {trials} are missing or cannot be read, so that {they_are} in no figure."
+    what = f"The raw runs of {trials} are missing or cannot be read, so {they_are} in no figure."
     if output is None or not manifest.arguments:
         return f"{what} Repeat the command with --resume {formats.clean_line(manifest.run_id)} to measure {them} again."
     kept = _without(repeating_arguments(manifest.arguments), _OUTPUT)
@@ -77,7 +77,7 @@ def attempts_text(manifest: SweepManifest) -> str:
 
 
 def repeating_arguments(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Those of them that measure the same in a new sweep."""
+    """The arguments that start the same sweep anew, without those for resuming one."""
     return tuple(_without(arguments, _FOR_RESUMING))
 
 
@@ -94,7 +94,7 @@ def _without(arguments: Sequence[str], options: Mapping[str, int]) -> Iterator[s
 
 def _attempt(number: int, attempt: SweepAttempt) -> str:
     asked_nothing_new = attempt.ended_at == attempt.started_at
-    ended = "asked nothing new" if asked_nothing_new else "came to its end"
+    ended = "nothing new to measure" if asked_nothing_new else "completed"
     end = ended if attempt.ended_at else "interrupted or unfinished"
     how = f"{number}: {formats.timestamp(attempt.started_at)}, {end}, fingerprint {attempt.fingerprint_id}"
     return f"{how}, {formats.clean_line(' '.join(attempt.arguments))}" if attempt.arguments else how
@@ -103,7 +103,7 @@ def _attempt(number: int, attempt: SweepAttempt) -> str:
 def _incomplete(manifest: SweepManifest) -> Iterator[str]:
     if manifest.is_complete is False:
         yield (
-            "The sweep was interrupted, or is still running: what was not measured may be better. Repeat the command "
+            "The sweep was interrupted or is still running; what was not measured may be better. Repeat the command "
             f"with --resume {formats.clean_line(manifest.run_id)} to measure the rest."
         )
 
@@ -111,7 +111,7 @@ def _incomplete(manifest: SweepManifest) -> Iterator[str]:
 def _judged_anew_note(manifest: SweepManifest) -> Iterator[str]:
     asked = manifest.attempts[-1].fingerprint.profile if manifest.attempts else None
     if asked is not None and (told := judgement_differences(asked, manifest.profile)):
-        yield f"Judged otherwise than the sweep was asked to: {'; '.join(told)}."
+        yield f"Judged by other weights or limits than the sweep was run with: {'; '.join(told)}."
 
 
 def _judged_by_others_note(manifest: SweepManifest, results: Sequence[TrialResult]) -> Iterator[str]:
@@ -122,8 +122,8 @@ def _judged_by_others_note(manifest: SweepManifest, results: Sequence[TrialResul
     if parts:
         were, they = ("was", "it") if sum(left.values()) == 1 else ("were", "they")
         yield (
-            f"{formats.plural(sum(left.values()), 'candidate')} {were} left out by other weights or limits than these "
-            f"({formats.listed(parts)}); by these {they} may be better. Repeat the command with "
+            f"{formats.plural(sum(left.values()), 'candidate')} {were} left out under the earlier weights or limits "
+            f"({formats.listed(parts)}); under these {they} may be better. Repeat the command with "
             f"--resume {formats.clean_line(manifest.run_id)} and these options to find out."
         )
 
@@ -132,8 +132,8 @@ def _session_note(manifest: SweepManifest, results: Sequence[TrialResult]) -> It
     starts = earlier_session(manifest, results)
     if starts and len(starts) < sum(one.record.status.was_launched for one in results):
         yield (
-            f"{session_text(starts)} and compared with later ones as if clocks, temperature and other programs were "
-            "the same then."
+            f"{session_text(starts)}. They are compared with later ones as if clocks, temperature and other programs "
+            "had been the same."
         )
 
 
@@ -144,8 +144,8 @@ def _set_aside_note(manifest: SweepManifest, set_aside: Sequence[TrialResult]) -
     others = [one for one in manifest.attempts if one.fingerprint_id != manifest.fingerprint_id]
     told = others[-1].fingerprint.differences(manifest.attempts[-1].fingerprint) if others else ()
     what = f" ({formats.clean_line('; '.join(told))})" if told else ""
-    lie = "lies" if launched == 1 else "lie"
+    are, they = ("is", "It is") if launched == 1 else ("are", "They are")
     yield (
-        f"{formats.plural(launched, 'trial')} of other fingerprints{what} {lie} in the records: kept, not ranked, and "
-        "in no figure here."
+        f"{formats.plural(launched, 'trial')} in the records {are} of other fingerprints{what}. {they} kept, but "
+        "neither ranked nor in any figure here."
     )

@@ -39,9 +39,10 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
         ("Warm-up", _warm_up(records)),
         (
             "First token (TTFT)",
-            "From the submitted prompt to the first token on the host, prefilled through the candidate's own cache.",
+            "Time from submitting the prompt until the first token is on the host. The prefill goes through the "
+            "candidate's own cache.",
         ),
-        ("Between tokens (ITL)", "Gaps between successive tokens of a sequence; the end-of-text token is suppressed."),
+        ("Between tokens (ITL)", "Time between successive tokens of a sequence; the end-of-text token is suppressed."),
         ("Throughput", "(output tokens − 1) × batch size / seconds of decoding."),
         ("Peak memory", formats.clean_line(manifest.memory_note)),
         ("Energy", _energy(records)),
@@ -148,13 +149,14 @@ def _launched(results: Sequence[TrialResult]) -> list[TrialRecord]:
 def _dropped(manifest: SweepManifest) -> str:
     if not manifest.dropped_contexts:
         return ""
-    return f"Prompts of {_numbers(manifest.dropped_contexts)} tokens, which the model cannot hold."
+    return f"Prompts of {_numbers(manifest.dropped_contexts)} tokens were dropped: the model cannot hold them."
 
 
 def _rungs(profile: WorkloadProfile) -> str:
     return (
-        f"0: every prompt length once, up to {RUNG0_OUTPUT_TOKENS} tokens. 1: every cell once, at full length. "
-        f"2: every cell, {formats.plural(profile.repeats, 'run')} each. Candidates are compared on equal rungs only."
+        f"Rung 0: every prompt length once, with up to {RUNG0_OUTPUT_TOKENS} generated tokens. Rung 1: every cell "
+        f"once, at full length. Rung 2: every cell, {formats.plural(profile.repeats, 'run')} each. Candidates are "
+        "compared at equal rungs only."
     )
 
 
@@ -162,18 +164,18 @@ def _limits(limits: Limits) -> str:
     told = limits_text(limits)
     if not told:
         return ""
-    return f"{told}. Who misses one is not ranked; times, throughput and memory must hold in every cell."
+    return f"{told}. A limit must hold in every cell. Candidates that miss one are listed but not ranked."
 
 
 def _score(profile: WorkloadProfile) -> str:
-    return f"Weighted geometric mean of {weights_text(profile)}; 100 would be the best of each at once."
+    return f"Weighted geometric mean of {weights_text(profile)}; 100 would be the best in all three at once."
 
 
 def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
     if any(record.kl_mean is not None for record in records):
         limit = manifest.profile.limits.max_quality_loss
         told = "no limit" if limit is None else f"limit {formats.quantity(limit)} nats per token"
-        text = f"A fixed text, teacher-forced through the candidate's cache, against the baseline; {told}."
+        text = f"A fixed text is teacher-forced through the candidate's cache and compared with the baseline; {told}."
         return f"{text} {formats.clean_line(manifest.quality_note)}" if manifest.quality_note else text
     reasons = _values(record.quality_note for record in records)
     if reasons:
@@ -182,9 +184,9 @@ def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
 
 
 def _warm_up(records: Sequence[TrialRecord]) -> str:
-    how = "Each cell is run until two successive runs agree; that time is a cold cost and in no other figure."
+    how = "Each cell runs until two successive runs agree. That time is a cold cost and is in no other figure."
     restless = sorted({label_of(record) for record in records if record.warmed_up is False})
-    return f"{how} Never steady within the calls allowed: {formats.listed(restless)}." if restless else how
+    return f"{how} Not steady within the calls allowed: {formats.listed(restless)}." if restless else how
 
 
 def _disturbed(results: Sequence[TrialResult]) -> str:
@@ -192,17 +194,17 @@ def _disturbed(results: Sequence[TrialResult]) -> str:
     if not found.runs:
         return ""
     counted = found.counted if found.disturbed else f"None of {formats.plural(found.runs, 'run')}"
-    most = f", most often: {found.reason}" if found.reason else ""
+    most = f", most often because of: {found.reason}" if found.reason else ""
     return (
-        f"{counted}{most}. Watched are the CPU time of other programs, other processes on the GPU, throttling and "
-        "clocks; a disturbed run is repeated within limits, and counts in a cell's figure only where it has no others."
+        f"{counted}{most}. kvray watches the CPU time of other programs, other processes on the GPU, throttling and "
+        "clocks. A disturbed run is repeated within limits; it counts only where its cell has no undisturbed run."
     )
 
 
 def _energy(records: Sequence[TrialRecord]) -> str:
     if all(record.energy_j_per_tok is None for record in records):
         return ""
-    return "Of whole GPU boards by their own counter over a run, prefill included, per generated token."
+    return "Per generated token, prefill included: what the counters of whole GPU boards say of a run."
 
 
 def _scheduling(records: Sequence[TrialRecord]) -> str:

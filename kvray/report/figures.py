@@ -40,7 +40,9 @@ class Figure:
 
 
 def bar_figures(info: ReportInfo) -> tuple[Figure, ...]:
-    """First token, throughput and memory of the best candidates, in ranking order; empty when nothing is ranked."""
+    """First token, throughput and memory of the best candidates, in ranking order; empty with fewer than two."""
+    if len(info.rows) < 2:
+        return ()
     rows = _shown(info.rows)
     bars = (
         _bars(rows, "ttft", "First token", "ms, lower is better", lambda row: row.ttft_ms),
@@ -51,8 +53,8 @@ def bar_figures(info: ReportInfo) -> tuple[Figure, ...]:
 
 
 def scatter_figure(info: ReportInfo) -> Figure | None:
-    """First token against throughput, memory as size; `None` when nothing is ranked."""
-    if not info.rows:
+    """First token against throughput, memory as size; `None` with fewer than two candidates."""
+    if len(info.rows) < 2:
         return None
     kinds: list[tuple[str, str, list[Row]]] = [
         ("other", OTHER, [row for row in info.rows if _colour(row) == OTHER]),

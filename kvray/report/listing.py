@@ -15,29 +15,29 @@ from kvray.store.manifest import SweepManifest
 from kvray.workload import Limits
 
 _TITLES = {
-    TrialStatus.OK: ("Measured, not ranked", "Ran to the end, and lacks a cell or a figure that others have."),
+    TrialStatus.OK: ("Measured, not ranked", "Ran to the end, but lacks a cell or a figure that others have."),
     TrialStatus.OOM: ("Out of memory", "Needed more memory than the device had."),
     TrialStatus.TIMEOUT: ("Timed out", "A phase took longer than allowed; the process was ended."),
     TrialStatus.CRASHED: ("Crashed", "The process died by a signal or an exit code."),
-    TrialStatus.UNSUPPORTED: ("Not supported", "The engine refused it, in its own words."),
+    TrialStatus.UNSUPPORTED: ("Not supported", "The engine refused it."),
     TrialStatus.SUBSTITUTED: (
         "Substituted",
         "Something other than what was asked for ran, so its figures do not count.",
     ),
-    TrialStatus.QUALITY: ("Quality too low", "The output strays further from the reference than the limit allows."),
+    TrialStatus.QUALITY: ("Quality too low", "Its output differs from the reference by more than the limit allows."),
     TrialStatus.ERROR: ("Error", "Ended by an unexpected error."),
-    TrialStatus.STOPPED: ("Stopped early", "Was behind the others at an early rung; the time went to better ones."),
+    TrialStatus.STOPPED: ("Stopped early", "Was behind the others at an early rung, so the time went to better ones."),
     TrialStatus.REJECTED: ("Rejected before launch", "A rule or the forecast excluded it; no process was started."),
     TrialStatus.SKIPPED: (
         "Not launched",
-        "No process was started: too unlikely to win by what was measured, or the search had to end.",
+        "No process was started: it was too unlikely to win, or the search had to end.",
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListedTrials:
-    """Candidates that share one reason, and the last lines their process printed."""
+    """Candidates that share one reason, and the last lines that the first one with a log printed."""
 
     labels: tuple[str, ...]
     reason: str
@@ -92,7 +92,7 @@ class StatusGroup:
 
 
 def left_out(manifest: SweepManifest) -> tuple[LeftOut, ...]:
-    """In the order of the engine's menu."""
+    """What the sweep did not try, in the order of the engine's menu."""
     return tuple(
         LeftOut(axis=clean_line(axis), value=clean_line(value), reason=clean_line(reason))
         for axis, value, reason in manifest.left_out
@@ -100,14 +100,14 @@ def left_out(manifest: SweepManifest) -> tuple[LeftOut, ...]:
 
 
 def nearest(ranking: Ranking, limits: Limits) -> tuple[NearestMiss, ...]:
-    """The nearest misses, where nothing is ranked: nobody asks for them beside a winner."""
+    """The nearest misses; empty where something is ranked, because nobody asks for them beside a winner."""
     if ranking.entries:
         return ()
     return tuple(NearestMiss(label=_name(near.record), misses=near.text) for near in nearest_misses(ranking, limits))
 
 
 def skipped_candidates(unranked: Sequence[UnrankedTrial]) -> tuple[Skipped, ...]:
-    """Those of which the search's model expects something, the likeliest to be missed first."""
+    """The candidates not launched for which the search's model made a prediction, the likeliest to win first."""
     found = [
         Skipped(
             label=_name(one),
@@ -152,13 +152,16 @@ def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:
 
 
 def _merge(trials: Sequence[UnrankedTrial]) -> tuple[ListedTrials, ...]:
-    labels: dict[tuple[str, str | None], list[str]] = defaultdict(list)
+    same: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in trials:
-        log_tail = clean(trial.record.log_tail or "").strip("\n") or None
-        labels[clean_line(trial.reason), log_tail].append(_name(trial.record))
+        same[clean_line(trial.reason)].append(trial.record)
     return tuple(
-        ListedTrials(labels=tuple(names), reason=reason, log_tail=log_tail)
-        for (reason, log_tail), names in labels.items()
+        ListedTrials(
+            labels=tuple(map(_name, records)),
+            reason=reason,
+            log_tail=next(filter(None, (clean(record.log_tail or "").strip("\n") for record in records)), None),
+        )
+        for reason, records in same.items()
     )
 
 

@@ -94,7 +94,7 @@ def _no_gain_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
         return
     if led.score > rows[0].score:
         gains = formats.listed(gain_phrases(led.gain, with_intervals=True))
-        yield f"{led.label} measured best: {gains}. That may be chance."
+        yield f"{led.label} measured best: {gains}. Taken together that may be chance."
 
 
 def _tie_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:

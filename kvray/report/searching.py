@@ -15,18 +15,18 @@ from kvray.store.manifest import SweepManifest
 
 _STRATEGIES = {
     SearchStrategy.MODEL: (
-        "model: a statistical model of the axes, fitted to what is measured, names the next candidate, and ends the "
-        "search when the chance is below 2 % that one not launched is better than the best by more than 2 %"
+        "model: a statistical model, fitted to what is measured, picks the next candidate; the search ends when the "
+        "chance is below 2 % that a candidate not launched yet is more than 2 % better than the best"
     ),
     SearchStrategy.GRID: "grid: every candidate is launched and measured completely",
-    SearchStrategy.ASHA: "asha: every candidate is launched, successive halving stops the poor ones early",
-    SearchStrategy.OPTUNA: "optuna: Optuna's sampler names the next candidate, successive halving stops the poor early",
+    SearchStrategy.ASHA: "asha: every candidate is launched; successive halving stops poor ones",
+    SearchStrategy.OPTUNA: "optuna: Optuna's sampler picks the next candidate; successive halving stops poor ones",
 }
 _FEW = f"model: up to {ENUMERATED} candidates are all launched, the most promising first"
 
 
 def strategy_text(search: str, candidates: int, *, max_trials: int | None, budget_s: float | None) -> str:
-    """How so many `candidates` are searched, and how far that may go, in one sentence."""
+    """How a space of so many `candidates` is searched, and within which bounds, in one sentence."""
     how = next((text for strategy, text in _STRATEGIES.items() if strategy == search), formats.clean_line(search))
     if search == SearchStrategy.MODEL and candidates <= ENUMERATED:
         how = _FEW
@@ -40,8 +40,8 @@ def confirming_text(rounds: int) -> str:
     if not rounds:
         return "none."
     return (
-        f"up to {formats.plural(rounds, 'round')}, fewer where that is enough; in each, the winner so far, its rivals "
-        "and the baseline run once more, each in a fresh process, one after the other."
+        f"up to {formats.plural(rounds, 'round')}, fewer where that is enough; in each round the winner so far, its "
+        "rivals and the baseline run once more, each in a fresh process, one after the other."
     )
 
 
@@ -66,19 +66,20 @@ def confirm_fact(manifest: SweepManifest, results: Sequence[TrialResult]) -> str
         f" in {formats.plural(rounds, 'round')} of at most {formats.count(manifest.confirm_rounds)}" if rounds else ""
     )
     return (
-        f"{processes}{held}: winner, its rivals and the baseline one after the other, every cell once in each process."
+        f"{processes}{held}: the winner, its rivals and the baseline ran one after the other, and each process "
+        "measured every cell once."
     )
 
 
 def repeats_fact(manifest: SweepManifest) -> str:
-    """Who has all repeats in one process, where that are not all."""
+    """That only the baseline has all repeats in one process, where that is so."""
     if manifest.search != SearchStrategy.MODEL or not manifest.confirm_rounds:
         return ""
-    return " Rung 2 is for the baseline only: others that may win are measured again in further processes instead."
+    return " Only the baseline runs rung 2; others that may win are measured again in further processes instead."
 
 
 def forecast_fact(results: Sequence[TrialResult], winner_id: str | None) -> str:
-    """How near the forecasts came; empty where nothing was forecast."""
+    """How close the forecasts were; empty where nothing was forecast."""
     records = [one.record for one in results if _was_searched(one.record)]
     ratios = {
         name: _ratios(records, f"forecast_{column}", column)
@@ -91,13 +92,13 @@ def forecast_fact(results: Sequence[TrialResult], winner_id: str | None) -> str:
     share = next((one.roofline_share for one in records if one.candidate_id == winner_id and one.roofline_share), None)
     reached = "" if share is None else f" The winner decodes at {formats.share(share)} of what copy bandwidth allows."
     return (
-        "Before launch, from the model's configuration and this device's measured rates. Predicted over measured, "
-        f"median of {candidates}: {formats.listed(told)}.{reached}"
+        "Made before launch, from the model's configuration and the measured rates of this device. Predicted divided "
+        f"by measured, median of {candidates}: {formats.listed(told)}.{reached}"
     )
 
 
 def open_question(manifest: SweepManifest, results: Sequence[TrialResult]) -> str | None:
-    """That a search which was cut short may have missed the best, and by which candidate most likely."""
+    """That a search which was cut short may have missed the best candidate, and which one that most likely is."""
     if manifest.max_trials is None and manifest.budget_s is None:
         return None
     skipped = [one.record for one in results if one.record.status is TrialStatus.SKIPPED]
@@ -105,9 +106,9 @@ def open_question(manifest: SweepManifest, results: Sequence[TrialResult]) -> st
     if likely is None or (likely.win_chance or 0.0) < MISS_CHANCE:
         return None
     return (
-        f"The search ended early: {formats.clean_line(likely.candidate.label)}, not launched, has a chance of "
-        f"{formats.share(likely.win_chance)} to beat the best one measured by more than 2 %; a larger --budget or "
-        "--max-trials would tell."
+        f"The search ended early. {formats.clean_line(likely.candidate.label)} was not launched; the chance that it is "
+        f"more than 2 % better than the best measured one is {formats.share(likely.win_chance)}. A larger --budget or "
+        "--max-trials would find out."
     )
 
 

@@ -56,14 +56,16 @@ def _ranking(info: ReportInfo) -> Table:
     table.add_column("candidate", overflow="fold", ratio=1)
     for name in ("score", "TTFT\nms", "tok/s", "peak\nMiB"):
         table.add_column(name, justify="right", no_wrap=True)
-    has_gains = any(row.gain is not None for row in info.rows)
-    if has_gains:
-        for name in ("TTFT\nspeed", "tok/s\nspeed", "break-\neven"):
-            table.add_column(name, justify="right", no_wrap=True)
+    has_gains = any(row.gain is not None and not row.is_baseline for row in info.rows)
+    has_break_even = any(row.break_even_order is not None for row in info.rows)
+    more = (*(("TTFT\nspeed", "tok/s\nspeed") if has_gains else ()), *(("break-\neven",) if has_break_even else ()))
+    for name in more:
+        table.add_column(name, justify="right", no_wrap=True)
+    if more:
         table.caption = _legend(info.rows)
         table.caption_justify = "left"
     for row in info.rows:
-        gains = (_gain(row.ttft_gain, row), _gain(row.throughput_gain, row), row.break_even) if has_gains else ()
+        cells = (_gain(row.ttft_gain, row), _gain(row.throughput_gain, row), row.break_even)[: len(more)]
         table.add_row(
             str(row.rank),
             _label(row),
@@ -71,18 +73,19 @@ def _ranking(info: ReportInfo) -> Table:
             formats.quantity(row.ttft_ms),
             formats.quantity(row.decode_tok_s),
             formats.quantity(row.peak_mib),
-            *gains,
+            *cells,
             style="bold" if row.is_winner else "",
         )
     return table
 
 
 def _legend(rows: tuple[Row, ...]) -> str:
-    mark = f"; {UNPAIRED} not in a confirming round with it" if any(row.is_unpaired for row in rows) else ""
-    return (
-        f"speed: against the baseline{mark}; 1/3: takes three times as long\n"
-        "break-even: generated tokens that make up for a slower start"
-    )
+    lines = ["speed: compared with the baseline; 1/3 takes three times as long"]
+    if any(row.is_unpaired for row in rows):
+        lines.append(f"{UNPAIRED} in no confirming round, so compared by all its processes")
+    if any(row.break_even_order is not None for row in rows):
+        lines.append("break-even: generated tokens that make up for a slower start")
+    return "\n".join(lines)
 
 
 def new_table() -> Table:

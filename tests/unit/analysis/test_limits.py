@@ -83,7 +83,7 @@ def test_what_was_not_measured_in_every_cell_cannot_be_within_a_limit() -> None:
     [
         ({"kl_mean": 0.1, "kl_decode": 1.0}, []),
         ({"kl_mean": None, "kl_decode": None}, []),
-        ({"kl_mean": 0.2, "kl_decode": 2.0}, ["quality loss 0.2 nats per token, 100 % over the limit of 0.1"]),
+        ({"kl_mean": 0.2, "kl_decode": 2.0}, ["quality loss 0.2 nats per token, 2.00× the limit of 0.1"]),
         ({"kl_mean": 0.05, "kl_decode": 2.0}, ["quality loss over the tokens decoded one by one 2"]),
     ],
 )
@@ -110,7 +110,8 @@ def test_twice_the_time_and_half_the_speed_are_equally_far_beyond(measured: floa
     [
         (400.4, 400.0, "m 400 u, less than 1 % over the limit of 400 u"),
         (0.0125, 0.01, "m 0.0125 u, 25 % over the limit of 0.01 u"),
-        (12345.6, 1000.0, "m 12,346 u, 12 times the limit of 1,000 u"),
+        (12345.6, 1000.0, "m 12,346 u, 12.3× the limit of 1,000 u"),
+        (34.1, 100.0, "m 34.1 u, 1/2.9 of the limit of 100 u"),
     ],
 )
 def test_a_miss_tells_three_figures_or_whole_numbers(measured: float, limit: float, text: str) -> None:

@@ -162,7 +162,7 @@ def test_every_missed_limit_is_named_with_both_numbers() -> None:
     limits = Limits(max_ttft_ms=500.0, min_decode_tok_s=60.5, max_peak_mib=900.0)
 
     assert only_reason(make_result(FAST, PROFILE, ttft_ms=812.0), limits=limits) == (
-        "TTFT 812 ms at 128→32, 62 % over the limit of 500 ms; decode throughput 50 tok/s at 128→32, 17 % under the "
+        "TTFT 812 ms at 128→32, 1.62× the limit of 500 ms; decode throughput 50 tok/s at 128→32, 17 % under the "
         "limit of 60.5 tok/s; peak memory 1,000 MiB at 128→32, 11 % over the limit of 900 MiB"
     )
 

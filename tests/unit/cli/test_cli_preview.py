@@ -44,8 +44,8 @@ def test_a_dry_run_says_how_it_would_search(capsys: pytest.CaptureFixture[str]) 
     given = config(search="asha", budget_s=90.0, max_trials=10, confirm_rounds=0)
     text = " ".join(shown(capsys, preview_sweep(given, FakeAdapter()), given).split())
     assert (
-        "search by asha: every candidate is launched, successive halving stops the poor ones early; at most 10 "
-        "launches; at most 1.5 min, confirming included. confirming: none."
+        "search by asha: every candidate is launched; successive halving stops poor ones; at most 10 launches; at most "
+        "1.5 min, confirming included. confirming: none."
     ) in text
 
 

@@ -49,7 +49,7 @@ def test_an_interrupted_sweep_begins_with_how_much_is_not_measured_yet() -> None
     skipped = ended(candidate("static"), TrialStatus.SKIPPED, "of an earlier attempt")
     info = report(begun(candidates=5), [*RESULTS, skipped])
     assert info.headline.sentence.startswith("Incomplete (3 of 5 candidates not measured yet): dynamic/sdpa_flash/bf")
-    assert info.headline.notes[0].startswith("The sweep was interrupted, or is still running: ")
+    assert info.headline.notes[0].startswith("The sweep was interrupted or is still running; ")
     assert "--resume 20261124-2130-ab12" in info.headline.notes[0]
     assert "**Incomplete (3 of 5 candidates not measured yet): " in render_markdown(info)
 
@@ -71,7 +71,9 @@ def test_an_interrupted_sweep_without_a_ranking_says_so_too() -> None:
 def test_measurements_of_two_sessions_in_one_ranking_are_told_with_the_date() -> None:
     late = measured(candidate("static"), speed=1.1, started_at=LATER + dt.timedelta(minutes=1))
     info = report(gone_on(), [*RESULTS, late])
-    assert info.headline.notes[0].startswith("2 trials are from an earlier session on 2026-11-24 and compared with ")
+    assert info.headline.notes[0].startswith(
+        "2 trials are from an earlier session on 2026-11-24. They are compared with "
+    )
     assert report(gone_on(), RESULTS).headline.notes == report(begun().ended(LATER), RESULTS).headline.notes
 
 
@@ -79,8 +81,8 @@ def test_trials_of_another_fingerprint_are_counted_with_what_differs_and_are_in_
     late = [measured(BASELINE, role=Role.BASELINE, started_at=LATER), measured(WINNER, started_at=LATER)]
     info = report(gone_on(B), late, RESULTS)
     assert info.headline.notes[0] == (
-        "2 trials of other fingerprints (torch: 2.12.0 → 2.13.0) lie in the records: kept, not ranked, and in "
-        "no figure here."
+        "2 trials in the records are of other fingerprints (torch: 2.12.0 → 2.13.0). They are kept, but neither ranked "
+        "nor in any figure here."
     )
     assert info.counts.launched == 2
     assert info.subtitle.endswith("2026-11-26 21:30 UTC"), "when what is ranked was measured"
@@ -89,17 +91,17 @@ def test_trials_of_another_fingerprint_are_counted_with_what_differs_and_are_in_
 def test_all_attempts_are_listed_with_how_they_ended_and_the_last_is_what_to_repeat() -> None:
     facts = {fact.name: fact.text for fact in report(gone_on(B), RESULTS).environment}
     assert facts["Attempts"] == (
-        f"1: 2026-11-24 21:30 UTC, came to its end, fingerprint {A.digest}, HuggingFaceTB/SmolLM2-135M --profile "
-        f"chat-agent; 2: 2026-11-26 21:30 UTC, came to its end, fingerprint {B.digest}, m --resume 20261124-2130-ab12."
+        f"1: 2026-11-24 21:30 UTC, completed, fingerprint {A.digest}, HuggingFaceTB/SmolLM2-135M --profile "
+        f"chat-agent; 2: 2026-11-26 21:30 UTC, completed, fingerprint {B.digest}, m --resume 20261124-2130-ab12."
     )
     assert facts["Repeat it with"] == "kvray tune m"
 
 
-def test_an_attempt_that_was_answered_before_it_began_is_said_to_have_asked_nothing_new() -> None:
+def test_an_attempt_that_was_answered_before_it_began_had_nothing_new_to_measure() -> None:
     facts = {fact.name: fact.text for fact in report(gone_on().ended(LATER), RESULTS).environment}
     first, second = facts["Attempts"].split(";")
-    assert "came to its end" in first
-    assert "asked nothing new" in second
+    assert "completed" in first
+    assert "nothing new to measure" in second
 
 
 @pytest.mark.parametrize(

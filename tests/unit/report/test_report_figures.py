@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 import pytest
 from report_sweeps import BASELINE, WINNER, candidate, info_of, measured
 
-from kvray.record import Role
+from kvray.record import Role, TrialResult
 from kvray.report.figures import BASELINE as BASELINE_COLOUR
 from kvray.report.figures import MAX_BARS, bar_figures, scatter_figure
 from kvray.report.figures import WINNER as WINNER_COLOUR
@@ -38,13 +38,14 @@ def test_many_candidates_leave_the_baseline_among_the_bars() -> None:
 
 
 def test_unknown_memory_draws_no_memory_bars() -> None:
-    info = info_of([measured(BASELINE, role=Role.BASELINE, peak_mib=None)])
+    info = info_of([measured(BASELINE, role=Role.BASELINE, peak_mib=None), measured(WINNER, peak_mib=None)])
     assert [figure.name for figure in bar_figures(info)] == ["ttft", "throughput"]
     assert scatter_figure(info) is not None
 
 
-def test_nothing_ranked_draws_nothing() -> None:
-    info = info_of([])
+@pytest.mark.parametrize("results", [[], [measured(BASELINE, role=Role.BASELINE)]], ids=["none", "one"])
+def test_with_fewer_than_two_candidates_there_is_nothing_to_draw(results: list[TrialResult]) -> None:
+    info = info_of(results)
     assert bar_figures(info) == ()
     assert scatter_figure(info) is None
 
@@ -58,5 +59,5 @@ def test_a_very_slow_candidate_makes_the_axes_logarithmic(slow: float, kind: str
 
 def test_labels_cannot_carry_markup_into_a_chart() -> None:
     evil = candidate("static", cache_params=(("x", "<b>&"),))
-    figures = bar_figures(info_of([measured(evil)]))
+    figures = bar_figures(info_of([measured(evil, speed=1.5), measured(WINNER)]))
     assert figures[0].plot["layout"]["annotations"][0]["text"] == "1. static(x=&lt;b&gt;&amp;)/sdpa/float32"

@@ -71,7 +71,8 @@ def test_a_model_called_script_shows_as_text() -> None:
 
 
 def test_chart_data_cannot_end_its_script_element() -> None:
-    page = render_html(info_of([measured(candidate("static", cache_params=(("x", "</script>"),)))]))
+    evil = candidate("static", cache_params=(("x", "</script>"),))
+    page = render_html(info_of([measured(evil, speed=1.5), measured(WINNER)]))
     data = page.split('<script type="application/json" id="plots">')[1].split("</script>")[0]
     assert "<" not in data
     assert json.loads(data)["ttft"]["layout"]["annotations"][0]["text"].startswith("1. static(x=&lt;/script&gt;)")

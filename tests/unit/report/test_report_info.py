@@ -168,7 +168,7 @@ def test_limits_and_objective_are_told_with_how_it_was_measured() -> None:
     method = {fact.name: fact.text for fact in info_of([baseline()], profile=profile).method}
     assert method["Limits"].startswith(
         "first token at most 400 ms; between tokens (p95) at most 50.0 ms; at least 5.00 tok/s; peak memory at most "
-        "8,192 MiB; quality loss at most 0.100 nats per token. Who misses one is not ranked"
+        "8,192 MiB; quality loss at most 0.100 nats per token. A limit must hold in every cell. "
     )
     assert method["Score"].startswith(
         "Weighted geometric mean of first token (0.7), throughput (0.2) and memory (0.1), the objective latency;"
@@ -238,14 +238,14 @@ def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
 def test_a_candidate_that_never_became_steady_is_named() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.5, warmed_up=False)])
     assert any(note.startswith("Its warm-up ended before two successive runs agreed") for note in info.headline.notes)
-    assert facts_of(info)["Warm-up"].endswith(f"Never steady within the calls allowed: {WINNER.label}.")
+    assert facts_of(info)["Warm-up"].endswith(f"Not steady within the calls allowed: {WINNER.label}.")
     assert [cost.warmed_up for cost in info.cold] == [False, None]
 
 
 def test_energy_is_explained_where_it_was_measured(realistic: ReportInfo) -> None:
     assert "Energy" not in facts_of(realistic)
     info = info_of([measured(BASELINE, role=Role.BASELINE, energy_j_per_tok=0.7)])
-    assert facts_of(info)["Energy"].startswith("Of whole GPU boards by their own counter")
+    assert facts_of(info)["Energy"].startswith("Per generated token, prefill included: ")
 
 
 def test_rows_count_the_processes_and_runs_they_rest_on(realistic: ReportInfo) -> None:
@@ -328,7 +328,7 @@ def test_quality_that_was_not_measured_is_explained() -> None:
 
 def test_quality_is_told_with_its_limit_or_with_why_it_was_not_measured() -> None:
     info = info_of([measured(BASELINE, role=Role.BASELINE, nll_delta=0.021, nll_delta_se=0.014)])
-    assert facts_of(info)["Quality"].endswith("against the baseline; limit 0.100 nats per token.")
+    assert facts_of(info)["Quality"].endswith("compared with the baseline; limit 0.100 nats per token.")
     assert (info.qualities[0].nll_delta, info.qualities[0].nll_delta_se) == (0.021, 0.014)
     unmeasured = measured(BASELINE, role=Role.BASELINE, kl_mean=None, top1_agreement=None, quality_note="no reference")
     assert facts_of(info_of([unmeasured]))["Quality"] == "Not measured: no reference."
@@ -390,7 +390,9 @@ def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
         "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs). Do not trust "
         "these figures; measure again when the machine is quiet."
     )
-    assert facts_of(info)["Disturbed runs"].startswith("10 of 18 runs, most often: other programs used 1.0 of 2 CPUs.")
+    assert facts_of(info)["Disturbed runs"].startswith(
+        "10 of 18 runs, most often because of: other programs used 1.0 of 2 CPUs."
+    )
 
 
 def test_a_calm_sweep_has_no_such_note(realistic: ReportInfo) -> None:

@@ -81,7 +81,7 @@ def test_the_headline_says_to_keep_what_one_has(info: ReportInfo) -> None:
     assert info.headline.confidence.startswith("In ")
     (note,) = info.headline.notes
     assert note.startswith("dynamic/sdpa_flash/bfloat16 measured best: first token ")
-    assert note.endswith(" and 6 % more memory. That may be chance.")
+    assert note.endswith(" and 6 % more memory. Taken together that may be chance.")
 
 
 def test_the_plan_recommends_the_baseline_for_every_request(sweep: Sweep) -> None:
@@ -100,4 +100,4 @@ def test_the_snippet_is_the_baselines_and_claims_nothing(sweep: Sweep) -> None:
 
 def test_both_reports_carry_the_verdict(info: ReportInfo) -> None:
     assert f"**{info.headline.sentence}**" in render_markdown(info)
-    assert '<section class="card headline neutral"' in render_html(info)
+    assert '<section class="card headline is-neutral"' in render_html(info)

@@ -51,13 +51,13 @@ def test_the_search_is_told_with_its_bounds_and_how_many_it_launched() -> None:
 
 def test_a_small_space_is_said_to_be_launched_as_a_whole() -> None:
     assert strategy_text("model", 12, **UNBOUND).startswith("model: up to 12 candidates are all launched")
-    assert "names the next candidate" in strategy_text("model", 13, **UNBOUND)
+    assert "picks the next candidate" in strategy_text("model", 13, **UNBOUND)
 
 
 def test_a_sweep_older_than_the_search_says_nothing_of_it() -> None:
     info = info_of(searched(), search=None)
     assert fact(info, "Search") == ""
-    assert "baseline only" not in fact(info, "Rungs")
+    assert "Only the baseline" not in fact(info, "Rungs")
 
 
 def test_rounds_and_processes_of_the_confirm_phase_are_counted() -> None:
@@ -68,13 +68,13 @@ def test_rounds_and_processes_of_the_confirm_phase_are_counted() -> None:
     ]
     results = [*searched(), *again]
     info = info_of(results, search="model", confirm_rounds=4)
-    assert fact(info, "Confirming").startswith("4 confirming processes in 2 rounds of at most 4: winner, its")
+    assert fact(info, "Confirming").startswith("4 confirming processes in 2 rounds of at most 4: the winner, its")
     assert info.counts.sentence.startswith("6 trials launched, 4 of them to confirm, 2 candidates ranked")
 
 
 def test_where_repeats_are_processes_the_rungs_say_so() -> None:
-    assert "Rung 2 is for the baseline only" in fact(info_of(searched(), search="model", confirm_rounds=1), "Rungs")
-    assert "baseline only" not in fact(info_of(searched(), search="model", confirm_rounds=0), "Rungs")
+    assert "Only the baseline runs rung 2" in fact(info_of(searched(), search="model", confirm_rounds=1), "Rungs")
+    assert "Only the baseline" not in fact(info_of(searched(), search="model", confirm_rounds=0), "Rungs")
     assert confirming_text(0) == "none."
 
 
@@ -82,7 +82,7 @@ def test_forecasts_are_held_against_what_was_measured() -> None:
     told = {"ttft_ms": 200.0, "decode_tok_s": 40.0, "forecast_ttft_ms": 100.0, "forecast_decode_tok_s": 44.0}
     info = info_of(searched(**told, forecast_peak_mib=990.0, roofline_share=0.61))
     assert fact(info, "Forecast").endswith(
-        "Predicted over measured, median of 2 candidates: first token 0.50×, tok/s 1.10× and peak memory 1.10×. "
+        "Predicted divided by measured, median of 2 candidates: first token 0.50×, tok/s 1.10× and peak memory 1.10×. "
         "The winner decodes at 61 % of what copy bandwidth allows."
     )
     assert fact(info_of(searched()), "Forecast") == ""
@@ -116,8 +116,8 @@ def test_a_search_that_was_cut_short_names_who_may_be_better(bound: dict[str, An
     ]
     notes = info_of(results, search="model", **bound).headline.notes
     assert notes[-1] == (
-        "The search ended early: static/sdpa/float32, not launched, has a chance of 7 % to beat the best one measured "
-        "by more than 2 %; a larger --budget or --max-trials would tell."
+        "The search ended early. static/sdpa/float32 was not launched; the chance that it is more than 2 % better than "
+        "the best measured one is 7 %. A larger --budget or --max-trials would find out."
     )
     assert not any("ended early" in note for note in info_of(results, search="model").headline.notes)
 

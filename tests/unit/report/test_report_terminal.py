@@ -56,7 +56,7 @@ def test_messages_are_never_markup(message: str) -> None:
 
 
 def test_without_a_baseline_there_are_no_gain_columns() -> None:
-    with_baseline = printed(render_terminal(info_of([measured(BASELINE, role=Role.BASELINE)])))
+    with_baseline = printed(render_terminal(info_of([measured(BASELINE, role=Role.BASELINE), measured(WINNER)])))
     without = printed(render_terminal(info_of([measured(WINNER)])))
     assert "speed" in with_baseline
     assert "speed" not in without
