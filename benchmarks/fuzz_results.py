@@ -150,7 +150,7 @@ class Caches(Kind):
         self.reference_path = self.place.cache / "reference" / "some.npz"
         self.reference_path.parent.mkdir(parents=True)
         rows = np.log(np.full((6, 32), 1 / 32, dtype=np.float32))
-        self.stream = [(number, row[None]) for number, row in enumerate(rows)]
+        self.stream = [(number, number, row[None]) for number, row in enumerate(rows)]
         self.reference = vars(summarize(self.stream))
         self.model = tiny_config_folder(self.place.input / "model")
         self.feeds: tuple[Callable[[Mutator], bool], ...] = (self._hardware, self._reference, self._hash)

@@ -26,11 +26,10 @@ from kvray.workload import Cell, WorkloadProfile
 
 _SDPA = AttentionChoice(AttentionBackend.SDPA)
 StartMethod = Literal["forkserver", "spawn"]
-ForcedToken = tuple[int, NDArray[np.float32]]
-"""A token id that was forced, and the log-probabilities (nats) just before it was: rows × vocabulary."""
+ForcedToken = tuple[int, int, NDArray[np.float32]]
+"""The place of a token among those that are forced, counted from 0, its id, and the log-probabilities (nats) just
+before it was fed: rows × vocabulary."""
 
-FORCED_TEXT_SHARE = 0.75
-"""Of a cell's length. All of it would take more than a tenth of a short trial's time."""
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode: what a profiler must see of a generation."""
 DECODED_TOKENS = 4
@@ -244,11 +243,13 @@ class LoadedModel(ABC):
         return None
 
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
-        """Feed a fixed text of `FORCED_TEXT_SHARE` of the prepared cell's length (context + output tokens), its last
-        `forced` tokens (at most half of the cell's) through the candidate's own cache, and say for each of these what
-        the model thought of it given all tokens before.
+        """Feed a fixed text as long as the prepared cell (context + output tokens) and say, for the last of its tokens,
+        what the model thought of each given all tokens before it.
 
-        The first `DECODED_TOKENS` of them take the very path that `generate` measures, the others may be fed together.
+        At most `forced` tokens are told, the last of the text without a gap; fewer where the candidate's own path needs
+        a longer beginning (a prompt that is read in pieces must be longer than a piece), or where each token is costly.
+        What comes before them is read as a prompt, in the very way that `generate` measures. So are the first
+        `DECODED_TOKENS` of them decoded; the others may be fed together.
 
         The text depends on the tokenizer, the cell's length and `forced` only, so that candidates can be compared token
         by token. Every sequence of the batch is fed the same; rows are the first and the last of them (one where there

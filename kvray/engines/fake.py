@@ -200,12 +200,12 @@ class FakeModel(LoadedModel):
         """See `LoadedModel.forced_log_probabilities`."""
         self.misbehave("quality")
         text, noise = np.random.default_rng(1), np.random.default_rng(2)
-        for _ in range(forced):
+        for place in range(forced):
             logits = text.normal(size=VOCABULARY)
             if self._is_lossy:
                 logits = logits + LOSSY_NOISE * noise.normal(size=VOCABULARY)
             logs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
-            yield int(text.integers(VOCABULARY)), np.stack([logs] * min(2, self._cell.batch_size))
+            yield place, int(text.integers(VOCABULARY)), np.stack([logs] * min(2, self._cell.batch_size))
 
     def kv_cache_bytes(self) -> int | None:
         """See `LoadedModel.kv_cache_bytes`."""

@@ -62,11 +62,13 @@ class Reference:
     """What is kept of the reference: one row per forced token.
 
     Attributes:
+        places: of the forced tokens in the text's forced part, from 0; they follow each other, (n,).
         tokens: the forced ids, (n,).
         top_ids, top_logs: the most probable tokens, best first, and their log-probabilities, (n, k).
         nll: negative log-likelihood of each forced token, (n,).
     """
 
+    places: NDArray[np.int64]
     tokens: NDArray[np.int64]
     top_ids: NDArray[np.int64]
     top_logs: NDArray[np.float32]
@@ -84,9 +86,10 @@ def summarize(stream: Iterable[ForcedToken]) -> Reference:
     Raises:
         IncomparableError: the stream is empty or holds values that are no log-probabilities.
     """
-    tokens, ids, logs, nll = [], [], [], []
-    for token, rows in stream:
+    places, tokens, ids, logs, nll = [], [], [], [], []
+    for place, token, rows in stream:
         top = _top_ids(rows[0])
+        places.append(place)
         tokens.append(token)
         ids.append(top)
         logs.append(rows[0][top])
@@ -94,6 +97,7 @@ def summarize(stream: Iterable[ForcedToken]) -> Reference:
     if not tokens or not np.isfinite(nll).all():
         raise IncomparableError("the reference's log-probabilities are not finite")
     return Reference(
+        places=np.array(places, dtype=np.int64),
         tokens=np.array(tokens, dtype=np.int64),
         top_ids=np.array(ids, dtype=np.int64),
         top_logs=np.array(logs, dtype=np.float32),
@@ -102,24 +106,27 @@ def summarize(stream: Iterable[ForcedToken]) -> Reference:
 
 
 def compare(reference: Reference, stream: Iterable[ForcedToken]) -> QualityLoss:
-    """The loss of the candidate that says `stream`; of several rows each token's mean counts.
+    """The loss of the candidate that says `stream`, over the tokens that it tells, which may begin later than the
+    reference's. Of several rows each token's mean counts.
 
     Raises:
         IncomparableError: the texts differ.
         QualityError: the candidate's log-probabilities are not finite.
     """
-    kl, nll, agreement = [], [], []
-    for place, (token, rows) in enumerate(stream):
-        if place >= len(reference.tokens) or token != reference.tokens[place]:
+    kl, nll, agreement, told = [], [], [], []
+    for place, token, rows in stream:
+        known = place - int(reference.places[0])
+        if not 0 <= known < len(reference.tokens) or token != reference.tokens[known]:
             raise IncomparableError("the reference was made on another text")
-        kl.append(np.mean(_divergences(reference.top_logs[place], rows[:, reference.top_ids[place]])))
+        told.append(known)
+        kl.append(np.mean(_divergences(reference.top_logs[known], rows[:, reference.top_ids[known]])))
         nll.append(np.mean(-rows[:, token].astype(np.float64)))
-        agreement.append(np.mean(rows.argmax(axis=1) == reference.top_ids[place, 0]))
-    if len(kl) != len(reference.tokens):
-        raise IncomparableError(f"{len(kl)} tokens were forced, the reference has {len(reference.tokens)}")
+        agreement.append(np.mean(rows.argmax(axis=1) == reference.top_ids[known, 0]))
+    if not told or told != list(range(told[0], len(reference.tokens))):
+        raise IncomparableError(f"{len(told)} tokens were forced, which are not the last of the reference's")
     if bad := int(np.sum(~np.isfinite(kl) | ~np.isfinite(nll))):
         raise QualityError(f"log-probabilities are not finite at {bad} of {len(kl)} tokens")
-    difference: Floats = np.array(nll) - reference.nll.astype(np.float64)
+    difference: Floats = np.array(nll) - reference.nll[told[0] :].astype(np.float64)
     return QualityLoss(
         kl_mean=float(np.mean(kl)),
         kl_decode=float(np.mean(kl[:DECODED_TOKENS])),

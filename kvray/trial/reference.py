@@ -32,7 +32,7 @@ from kvray.trial.quality import IncomparableError, Reference, forced_tokens, sum
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import Cell
 
-FORMAT = 1
+FORMAT = 2
 """Of the file, and of how the text is fed; part of its name's hash."""
 _FETCHED = b"\0"
 """What the forked process says once the weights are on disk; a reason for failure may follow."""
@@ -85,8 +85,10 @@ def _is_whole(reference: Reference) -> bool:
     """Whether types and shapes are those that `summarize` makes, and every token's are finite."""
     tokens, logs = reference.tokens, reference.top_logs
     return (
-        all(array.dtype.kind == kind for array, kind in zip(vars(reference).values(), "iiff", strict=True))
+        all(array.dtype.kind == kind for array, kind in zip(vars(reference).values(), "iiiff", strict=True))
         and tokens.ndim == 1
+        and reference.places.shape == tokens.shape
+        and bool((np.diff(reference.places) == 1).all())
         and logs.ndim == 2
         and logs.shape == reference.top_ids.shape
         and reference.nll.shape == tokens.shape

@@ -161,15 +161,16 @@ class EngineContract:
             model = adapter.load(request_, candidate, DeviceType.CPU, profile)
             model.prepare(Cell(40, 6, candidate.batch_size))
             told = list(model.forced_log_probabilities(20))
-            texts.add(tuple(token for token, _ in told))
-            sums = [float(np.exp(logs.astype(np.float64)).sum()) for _, rows in told for logs in rows]
+            assert [place for place, _, _ in told] == list(range(20))
+            texts.add(tuple(token for _, token, _ in told))
+            sums = [float(np.exp(logs.astype(np.float64)).sum()) for _, _, rows in told for logs in rows]
             assert sums == pytest.approx([1.0] * 20, abs=1e-3), candidate.label
             model.close()
         assert len(texts) == 1
 
     def test_of_a_batch_the_first_and_the_last_sequence_are_told(self, loaded: LoadedModel) -> None:
         loaded.prepare(Cell(24, 6, 3))
-        assert {rows.shape[0] for _, rows in loaded.forced_log_probabilities(12)} == {2}
+        assert {rows.shape[0] for _, _, rows in loaded.forced_log_probabilities(12)} == {2}
 
     def test_the_cache_holds_more_for_a_longer_cell(self, loaded: LoadedModel) -> None:
         held = []

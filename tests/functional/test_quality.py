@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
-from transformers_samples import load, make_candidate, save_tiny_model
+from transformers import DynamicCache, JambaConfig, JambaForCausalLM
+from transformers_samples import VOCABULARY, load, make_candidate, save_tiny_model
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.base import UnsupportedError
+from kvray.engines.base import ForcedToken, UnsupportedError
 from kvray.engines.transformers import loaded
+from kvray.engines.transformers.forced import ONE_BY_ONE_TOKENS
 from kvray.record import TrialStatus
 from kvray.search import TuningSearch
 from kvray.trial.quality import QualityLoss, Reference, compare, summarize
@@ -25,6 +26,7 @@ from kvray.workload import MAX_QUALITY_LOSS, Cell, create_custom_profile
 CELL = Cell(96, 16, 1)
 FORCED = 56
 EXACT = 1e-5
+EXACT_CACHES = ("dynamic", "static")
 SINK_TOKENS = 4
 MakeCache = Callable[..., Any]
 
@@ -73,9 +75,7 @@ def reference(tiny_folder: Path) -> Reference:
     return summarize(forced(tiny_folder, make_candidate()))
 
 
-def forced(
-    model_id: Path | str, candidate: Candidate, *, cell: Cell = CELL, tokens: int = FORCED
-) -> list[tuple[int, Any]]:
+def forced(model_id: Path | str, candidate: Candidate, *, cell: Cell = CELL, tokens: int = FORCED) -> list[ForcedToken]:
     model = load(model_id, candidate)
     model.prepare(cell._replace(batch_size=candidate.batch_size))
     try:
@@ -114,8 +114,8 @@ def test_what_is_recorded_is_what_a_plain_forward_pass_says(tiny_folder: Path) -
     with torch.no_grad():
         logs = torch.log_softmax(model._model(torch.tensor([text])).logits[0].float(), dim=-1).numpy()
     told = list(model.forced_log_probabilities(FORCED))
-    assert [token for token, _ in told] == text[-FORCED:]
-    assert np.allclose(np.stack([rows[0] for _, rows in told]), logs[-FORCED - 1 : -1], atol=1e-4)
+    assert [token for _, token, _ in told] == text[-FORCED:]
+    assert np.allclose(np.stack([rows[0] for _, _, rows in told]), logs[-FORCED - 1 : -1], atol=1e-4)
 
 
 def test_what_the_checkpoint_does_to_the_choice_of_a_token_is_left_out(tmp_path: Path, reference: Reference) -> None:
@@ -217,3 +217,70 @@ def test_a_text_too_short_for_a_window_is_not_taken_for_no_loss(tiny_folder: Pat
     with pytest.raises(UnsupportedError, match="too short to show what a window of 80 drops"):
         forced(tiny_folder, window)
     assert forced(tiny_folder, window, cell=Cell(300, 16, 1))
+
+
+@pytest.fixture(scope="module")
+def jamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Attention and Mamba layers by turns. Transformers loses the Mamba state at the border of a prefill chunk."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("jamba"))
+    config = JambaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+    )
+    torch.manual_seed(7)
+    JambaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_prompt_read_in_pieces_that_gives_other_tokens_shows(jamba: Path) -> None:
+    reference = summarize(forced(jamba, make_candidate()))
+    assert len(reference.tokens) == ONE_BY_ONE_TOKENS
+    assert compare(reference, forced(jamba, make_candidate("static"))).kl_mean < EXACT
+    for piece in (8, CELL.context_tokens - 2):
+        assert compare(reference, forced(jamba, make_candidate(prefill_chunk=piece))).kl_mean > 1000 * EXACT
+    whole = make_candidate(prefill_chunk=CELL.context_tokens)
+    assert compare(reference, forced(jamba, whole)).kl_mean < EXACT, "no prompt of that length is split"
+
+
+def test_the_reference_of_a_model_with_a_state_is_what_a_plain_forward_pass_says(jamba: Path) -> None:
+    model = load(jamba)
+    model.prepare(CELL)
+    text = model._texts.forced(CELL, FORCED)
+    with torch.no_grad():
+        logs = torch.log_softmax(model._model(torch.tensor([text])).logits[0].float(), dim=-1).numpy()
+    told = list(model.forced_log_probabilities(FORCED))
+    assert [place for place, _, _ in told] == list(range(FORCED - ONE_BY_ONE_TOKENS, FORCED))
+    assert np.allclose(np.stack([rows[0] for _, _, rows in told]), logs[-len(told) - 1 : -1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("piece", "tokens"), [(7, 51), (16, 48), (64, 16), (95, 16)])
+def test_a_prompt_read_in_pieces_that_gives_the_same_tokens_loses_nothing(
+    piece: int, tokens: int, tiny_folder: Path, reference: Reference
+) -> None:
+    told = forced(tiny_folder, make_candidate(prefill_chunk=piece))
+    assert len(told) == tokens, "the last piece is as long as that of a prompt of 96 tokens"
+    assert compare(reference, told).kl_mean < EXACT
+
+
+def test_quality_of_a_model_that_starts_anew_in_a_cache_of_its_own_is_measured() -> None:
+    """Beyond 256 tokens it computes everything anew: in the middle of this text."""
+    longrope = f"random:{Path(__file__).parent.parent / 'assets' / 'configs' / 'phi3_longrope'}"
+    told = forced(longrope, make_candidate(), cell=Cell(300, 16, 1), tokens=158)
+    assert [place for place, _, _ in told] == list(range(158))
+    assert (
+        compare(summarize(told), forced(longrope, make_candidate("static"), cell=Cell(300, 16, 1), tokens=158)).kl_mean
+        < EXACT
+    )

@@ -33,7 +33,7 @@ from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments, kept_length
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
-from kvray.engines.transformers.forced import force, last_chunk_begin
+from kvray.engines.transformers.forced import ForcedPlan, force
 from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
 from kvray.engines.transformers.observed import (
     Evidence,
@@ -147,20 +147,11 @@ class TransformersModel(LoadedModel):
         """See `LoadedModel.forced_log_probabilities`. A model without a tokenizer is fed random tokens."""
         if self._arguments.paged:
             raise UnsupportedError("continuous batching tells no log-probabilities of given tokens")
-        cell = self._prepared_cell
-        text = self._texts.forced(cell, forced)
-        self._check_reach(len(text), forced, cell.batch_size)
         # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
         with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             self._fresh_cache()
-            yield from force(
-                self._model,
-                self._cache,
-                text,
-                batch_size=cell.batch_size,
-                forced=forced,
-                generate=self._generate_unprocessed,
-            )
+            plan = self._forced_plan(forced)
+            yield from force(self._model, plan, self._generate_unprocessed)
         self._release_memory()
         release_heap()
 
@@ -216,13 +207,16 @@ class TransformersModel(LoadedModel):
         self._model = None
         self._release_memory()
 
-    def _check_reach(self, text_tokens: int, forced: int, batch_size: int) -> None:
-        """A window that drops nothing before the end of the text would seem to lose nothing."""
+    def _forced_plan(self, forced: int) -> ForcedPlan:
+        text, piece = self._texts.forced(self._prepared_cell, forced), self._arguments.prefill_chunk_size
+        plan = ForcedPlan.of(text, self._prepared_cell, forced=forced, piece=piece, cache=self._cache)
         window = dict(self._arguments.cache_options).get("window")
-        if window is not None and last_chunk_begin(text_tokens, batch_size=batch_size, forced=forced) <= int(window):
+        if window is not None and plan.last_begin <= int(window):
+            # It would seem to lose nothing.
             raise UnsupportedError(
-                f"the text of {text_tokens} tokens is too short to show what a window of {window} drops"
+                f"the text of {len(text)} tokens is too short to show what a window of {window} drops"
             )
+        return plan
 
     def _complete_paged(self, rows: list[list[int]], config: GenerationConfig, cell: Cell) -> str:
         with translated_errors(), contextlib.closing(PagedSession(self._model, config, cell)) as pages:
@@ -256,20 +250,22 @@ class TransformersModel(LoadedModel):
         # The first stamp is the prompt's own.
         return Generation(started_s=started, token_s=tuple(streamer.stamps[1:]), tokens=tokens)
 
-    def _generate_unprocessed(self, prompt: torch.Tensor, new_tokens: int, processors: LogitsProcessorList) -> object:
-        """Into the cache as it is, and without what the checkpoint wants done to the logits. `generate` takes from the
-        model's own settings whatever those of the call leave open, so these are set aside meanwhile."""
+    def _generate_unprocessed(self, prompt: torch.Tensor, new_tokens: int, processors: LogitsProcessorList) -> Any:
+        """Into the cache as it is, and without what the checkpoint wants done to the logits; returns the cache that was
+        used. `generate` takes from the model's own settings whatever those of the call leave open, so these are set
+        aside meanwhile."""
         checkpoint = self._model.generation_config
         bare = GenerationConfig(pad_token_id=checkpoint.pad_token_id, **self._arguments.generate_options)
         self._model.generation_config = bare
         try:
-            return self._model.generate(
+            output = self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 past_key_values=self._cache,
                 generation_config=self._settings(bare, new_tokens),
                 logits_processor=processors,
             )
+            return output.past_key_values
         finally:
             self._model.generation_config = checkpoint
 

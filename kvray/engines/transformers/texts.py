@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from kvray.engines.base import FORCED_TEXT_SHARE
 from kvray.engines.prompts import forced_text, prompt_text, tile_tokens
 from kvray.workload import Cell
 
@@ -39,8 +38,8 @@ class ModelTexts:
         )
 
     def forced(self, cell: Cell, forced: int) -> list[int]:
-        """As a prompt begins, then `forced` tokens of the text for that; together `FORCED_TEXT_SHARE` of the cell."""
-        length = max(forced + 1, int(FORCED_TEXT_SHARE * (cell.context_tokens + cell.output_tokens)))
+        """As a prompt begins, then `forced` tokens of the text for that; together as long as the cell."""
+        length = max(forced + 1, cell.context_tokens + cell.output_tokens)
         if self._tokenizer is None:
             return self._random_rows(1, length)[0]
         beginning = self.prompts(Cell(length - forced, forced, 1))[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,14 +27,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what torch and Transformers raise into the contract's errors; anything else passes as it is."""
+    """Turn what torch and Transformers raise into the contract's errors. Anything else passes as it is.
+
+    So does what a line of kvray raises in between: that is a bug of kvray, not a limit of the library.
+    """
     try:
         yield
     except KvrayError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(first_line(error)) from error
-    except (ImportError, NotImplementedError, ValueError, AssertionError, AttributeError) as error:
+    except (ImportError, NotImplementedError) as error:
+        raise UnsupportedError(first_line(error)) from error
+    except (ValueError, AssertionError, AttributeError) as error:
+        if _is_raised_by_kvray(error):
+            raise
         raise UnsupportedError(first_line(error)) from error
     except RuntimeError as error:
         text = first_line(error)
@@ -42,3 +50,9 @@ def translated_errors() -> Iterator[None]:
         if "No available kernel" in text or "No viable backend" in text:
             raise UnsupportedError(f"PyTorch: {text}") from error
         raise
+
+
+def _is_raised_by_kvray(error: BaseException) -> bool:
+    """Whether the innermost line that was running is one of kvray's."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] == "kvray"

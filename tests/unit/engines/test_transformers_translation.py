@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvray.engines.base import OutOfMemoryError
+from kvray.engines.base import OutOfMemoryError, UnsupportedError
 from kvray.engines.transformers.translation import is_out_of_memory, translated_errors
 
 
@@ -27,3 +27,13 @@ def test_an_allocation_that_the_host_refuses_is_out_of_memory() -> None:
 )
 def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize("statement", ["None.missing", "int('x')", "raise AssertionError"])
+def test_what_a_line_of_kvray_raises_is_a_bug_and_what_a_library_raises_is_not_supported(statement: str) -> None:
+    for module, expected in (
+        ("kvray.engines.transformers.loaded", (AttributeError, ValueError, AssertionError)),
+        ("transformers.generation.utils", UnsupportedError),
+    ):
+        with pytest.raises(expected), translated_errors():
+            exec(statement, {"__name__": module})

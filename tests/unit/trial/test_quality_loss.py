@@ -27,15 +27,15 @@ def stream(
     for place, one in enumerate(distributions):
         with np.errstate(divide="ignore"):
             logs = np.log(np.array(one, dtype=np.float64)).astype(np.float32)
-        yield (tokens[place] if tokens else 0), np.stack([logs] * rows)
+        yield place, (tokens[place] if tokens else 0), np.stack([logs] * rows)
 
 
 def random_stream(seed: int, *, vocabulary: int, tokens: int = 20, noise: float = 0.0) -> Iterator[ForcedToken]:
     text, disturbance = np.random.default_rng(seed), np.random.default_rng(seed + 1)
-    for _ in range(tokens):
+    for place in range(tokens):
         logits = 3 * text.normal(size=vocabulary) + noise * disturbance.normal(size=vocabulary)
         logs = logits - np.log(np.exp(logits).sum())
-        yield int(text.integers(vocabulary)), logs[None].astype(np.float32)
+        yield place, int(text.integers(vocabulary)), logs[None].astype(np.float32)
 
 
 @given(seed=st.integers(0, 1000), vocabulary=st.integers(2, 3 * TOP_TOKENS))
@@ -57,7 +57,9 @@ def test_a_case_small_enough_to_compute_by_hand() -> None:
 def test_the_standard_error_is_that_of_the_paired_differences() -> None:
     reference = list(random_stream(1, vocabulary=50, tokens=40))
     candidate = list(random_stream(1, vocabulary=50, tokens=40, noise=0.3))
-    differences = [float(a[0, token] - b[0, token]) for (token, a), (_, b) in zip(reference, candidate, strict=True)]
+    differences = [
+        float(a[0, token] - b[0, token]) for (_, token, a), (_, _, b) in zip(reference, candidate, strict=True)
+    ]
     loss = compare(summarize(reference), candidate)
     assert loss.nll_delta == pytest.approx(np.mean(differences), rel=1e-4)
     assert loss.nll_delta_se == pytest.approx(np.std(differences, ddof=1) / np.sqrt(40), rel=1e-4)
@@ -66,7 +68,9 @@ def test_the_standard_error_is_that_of_the_paired_differences() -> None:
 def test_what_is_beside_the_top_tokens_counts_as_one_and_bounds_the_loss_from_below() -> None:
     reference = list(random_stream(3, vocabulary=4 * TOP_TOKENS))
     candidate = list(random_stream(3, vocabulary=4 * TOP_TOKENS, noise=1.0))
-    full = [float((np.exp(p[0]) * (p[0] - q[0])).sum()) for (_, p), (_, q) in zip(reference, candidate, strict=True)]
+    full = [
+        float((np.exp(p[0]) * (p[0] - q[0])).sum()) for (_, _, p), (_, _, q) in zip(reference, candidate, strict=True)
+    ]
     loss = compare(summarize(reference), candidate)
     assert 0.7 * np.mean(full) < loss.kl_mean <= np.mean(full)
 
@@ -74,7 +78,7 @@ def test_what_is_beside_the_top_tokens_counts_as_one_and_bounds_the_loss_from_be
 def test_the_rows_of_a_batch_are_averaged() -> None:
     reference = summarize(stream((0.5, 0.5)))
     logs = np.log(np.array([[0.5, 0.5], [0.25, 0.75]], dtype=np.float32))
-    loss = compare(reference, [(0, logs)])
+    loss = compare(reference, [(0, 0, logs)])
     assert loss.kl_mean == pytest.approx(0.5 * (0.5 * np.log(2) + 0.5 * np.log(2 / 3)), rel=1e-4)
     assert loss.nll_delta == pytest.approx(np.log(2) / 2, rel=1e-5)
     assert loss.top1_agreement == 0.5
@@ -100,8 +104,24 @@ def test_another_text_is_refused() -> None:
     reference = summarize(stream((0.5, 0.5), (0.5, 0.5), tokens=(0, 1)))
     with pytest.raises(IncomparableError, match="another text"):
         compare(reference, stream((0.5, 0.5), (0.5, 0.5), tokens=(0, 0)))
-    with pytest.raises(IncomparableError, match="1 tokens were forced, the reference has 2"):
+    with pytest.raises(IncomparableError, match="1 tokens were forced, which are not the last of the reference's"):
         compare(reference, stream((0.5, 0.5), tokens=(0,)))
+    with pytest.raises(IncomparableError, match="0 tokens were forced"):
+        compare(reference, [])
+
+
+def test_a_candidate_that_begins_later_is_compared_over_what_it_tells() -> None:
+    reference = summarize(stream((0.9, 0.1), (0.5, 0.5), (0.5, 0.5), tokens=(0, 0, 1)))
+    later = [*stream((0.1, 0.9), (0.5, 0.5), (0.25, 0.75), tokens=(0, 0, 1))][1:]
+    loss = compare(reference, later)
+    assert loss.kl_mean == pytest.approx((0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 2, rel=1e-5)
+    assert loss.top1_agreement == 0.5
+
+
+def test_a_reference_that_begins_later_than_the_candidate_is_another_text() -> None:
+    told = list(stream((0.5, 0.5), (0.5, 0.5)))
+    with pytest.raises(IncomparableError, match="another text"):
+        compare(summarize(told[1:]), told)
 
 
 @pytest.mark.parametrize(("cell", "tokens"), [(Cell(512, 16, 1), 256), (Cell(32, 8, 1), 20), (Cell(1, 2, 1), 1)])

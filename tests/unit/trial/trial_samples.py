@@ -140,9 +140,9 @@ class Scripted(LoadedModel):
 
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
         self.calls.append(f"force {forced}")
-        for _ in range(forced):
+        for place in range(forced):
             with np.errstate(divide="ignore"):
-                yield 0, np.log(np.array([[self.probability, 1 - self.probability]], dtype=np.float32))
+                yield place, 0, np.log(np.array([[self.probability, 1 - self.probability]], dtype=np.float32))
 
     def kv_cache_bytes(self) -> int | None:
         return 2 * 1024 * 1024
