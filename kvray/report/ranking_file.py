@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from kvray.analysis import Analysis
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
-from kvray.analysis.intervals import Interval, gain_interval
+from kvray.analysis.intervals import LogInterval, gain_intervals
 from kvray.analysis.ranking import RankedCandidate, UnrankedTrial
 from kvray.candidate import Candidate
 from kvray.record import TrialResult
@@ -22,8 +22,18 @@ def ranking_file_rows(
     manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis
 ) -> tuple[RankingRow, ...]:
     """The ranked ones first, best first; then the others in the order of the report."""
-    table = _Table(manifest=manifest, analysis=analysis, evidence=gather_evidence(results, manifest.profile))
+    evidence = gather_evidence(results, manifest.profile)
+    baseline_id = analysis.ranking.baseline_id
+    ttft, decode = (_intervals(evidence, baseline_id, metric) for metric in (TTFT, DECODE))
+    table = _Table(manifest=manifest, analysis=analysis, evidence=evidence, ttft=ttft, decode=decode)
     return tuple(table.row(one) for one in _one_each(analysis))
+
+
+def _intervals(evidence: Evidence, baseline_id: str | None, metric: int) -> dict[str, LogInterval]:
+    """Of every candidate that measured all cells; empty where the baseline did not."""
+    if baseline_id is None or baseline_id not in evidence.ids:
+        return {}
+    return gain_intervals(evidence, evidence.ids, baseline_id, metric)
 
 
 def _one_each(analysis: Analysis) -> Sequence[_Listed]:
@@ -40,6 +50,8 @@ class _Table:
     manifest: SweepManifest
     analysis: Analysis
     evidence: Evidence
+    ttft: Mapping[str, LogInterval]
+    decode: Mapping[str, LogInterval]
 
     def row(self, one: _Listed) -> RankingRow:
         record, ranked = one.record, one if isinstance(one, RankedCandidate) else None
@@ -59,8 +71,8 @@ class _Table:
             limits_missed=tuple(miss.limit_name for miss in one.misses) if isinstance(one, UnrankedTrial) else (),
             score=ranked.score if ranked else None,
             **self._figures(one),
-            **self._speedup(record.candidate_id, "ttft", TTFT),
-            **self._speedup(record.candidate_id, "decode", DECODE),
+            **_speedup("ttft", times.negated() if (times := self.ttft.get(record.candidate_id)) else None),
+            **_speedup("decode", self.decode.get(record.candidate_id)),
             peak_ratio=self._peak_ratio(one),
             break_even_tokens=ranked.break_even_tokens if ranked else None,
             on_pareto_front=ranked.on_pareto_front if ranked else None,
@@ -93,22 +105,6 @@ class _Table:
         )
         return {name: getattr(one.metrics, name) if one.metrics else None for name in names}
 
-    def _speedup(self, candidate_id: str, name: str, metric: int) -> dict[str, Any]:
-        """Where the ratio to the baseline lies; nothing where one of the two was not measured to the end."""
-        found = self._interval(candidate_id, metric)
-        return {
-            f"{name}_speedup": found and found.value,
-            f"{name}_speedup_low": found and found.low,
-            f"{name}_speedup_high": found and found.high,
-        }
-
-    def _interval(self, candidate_id: str, metric: int) -> Interval | None:
-        baseline_id = self.analysis.ranking.baseline_id
-        if baseline_id is None or not {candidate_id, baseline_id} <= set(self.evidence.ids):
-            return None
-        logs = gain_interval(self.evidence, candidate_id, baseline_id, metric)
-        return (logs.negated() if metric == TTFT else logs).as_factor()
-
     def _peak_ratio(self, one: _Listed) -> float | None:
         baseline = self.analysis.ranking.baseline
         if one.metrics is None or baseline is None or baseline.metrics is None:
@@ -120,3 +116,13 @@ class _Table:
         if candidate_id not in self.evidence.ids:
             return 0
         return int((self.evidence.owner == self.evidence.ids.index(candidate_id)).sum())
+
+
+def _speedup(name: str, logs: LogInterval | None) -> dict[str, Any]:
+    """The ratio to the baseline; nothing where one of the two was not measured to the end."""
+    found = logs.as_factor() if logs else None
+    return {
+        f"{name}_speedup": found and found.value,
+        f"{name}_speedup_low": found and found.low,
+        f"{name}_speedup_high": found and found.high,
+    }

@@ -294,6 +294,16 @@ def test_equal_reasons_are_listed_once(realistic: ReportInfo) -> None:
     assert [len(item.labels) for item in rejected.items] == [4, 4]
 
 
+def test_a_reason_that_many_share_is_listed_once_whatever_their_logs_say() -> None:
+    failed = [
+        ended(candidate("static", kernel), TrialStatus.CRASHED, "Died by signal 9.", log_tail=f"step {number}")
+        for number, kernel in enumerate(("sdpa", "eager"))
+    ]
+    (group,) = info_of([baseline(), *failed]).groups
+    (item,) = group.items
+    assert (group.count, len(item.labels), item.log_tail) == (2, 2, "step 1")
+
+
 def test_a_failed_confirmation_is_told_from_the_candidates_own_trial() -> None:
     results = [baseline(), measured(WINNER, speed=1.9)]
     results.append(ended(WINNER, TrialStatus.CRASHED, "Signal 9.", role=Role.CONFIRM, trial_id="confirm-1"))

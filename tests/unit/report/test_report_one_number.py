@@ -1,0 +1,96 @@
+"""The same gain wherever a reader or a program meets it: headline, tables, plan, snippet, JSON, ranking file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from report_sweeps import BASELINE, WINNER, candidate, manifest, measured
+from rich.console import Console
+
+from kvray.analysis import analyse
+from kvray.cli.output import summary
+from kvray.plan.builder import PlanBuilder
+from kvray.ratios import speed_sign, speed_text, tok_s_text
+from kvray.record import Role
+from kvray.report.html import render_html
+from kvray.report.markdown import render_markdown
+from kvray.report.ranking_file import ranking_file_rows
+from kvray.report.terminal import render_terminal
+from kvray.result import TuneResult, info_of
+from kvray.store.paths import ResultsPaths
+
+UNPAIRED = candidate("static")
+
+
+@pytest.fixture(scope="module")
+def result() -> TuneResult:
+    """The winner's search trial was luckier than its confirming ones; another candidate has no confirming ones."""
+    results = (
+        measured(BASELINE, role=Role.BASELINE),
+        measured(WINNER, speed=2.6),
+        measured(UNPAIRED, speed=1.3),
+        *(
+            measured(what, speed=speed, role=Role.CONFIRM, process=number)
+            for number in (1, 2, 3)
+            for what, speed in ((BASELINE, 1.0), (WINNER, 1.9))
+        ),
+    )
+    about = manifest()
+    return TuneResult(
+        manifest=about,
+        results=results,
+        analysis=analyse(results, about.profile),
+        records_sha256="ab" * 32,
+        paths=ResultsPaths(root=Path("results"), run_id=about.run_id),
+    )
+
+
+def test_every_place_has_the_gain_of_the_pairs(result: TuneResult) -> None:
+    gain = result.analysis.ranking.winner.gain
+    assert gain is not None
+    assert gain.pairs == 3
+    assert 1 + gain.ttft == pytest.approx(1.9, rel=0.03), "the lucky search trial is no part of it"
+
+    info, plan = info_of(result), PlanBuilder(result).build()
+    assert plan.winner.gain is not None
+    assert (plan.winner.gain.ttft, plan.winner.gain.throughput) == (gain.ttft, gain.throughput)
+    assert summary(result)["winner"]["gain"]["ttft"] == gain.ttft
+    row = next(one for one in ranking_file_rows(result.manifest, result.results, result.analysis) if one.rank == 1)
+    assert row.ttft_speedup == pytest.approx(1 + gain.ttft)
+    assert row.decode_speedup == pytest.approx(1 + gain.throughput)
+
+    faster, more = speed_text(1 + gain.ttft), tok_s_text(1 + gain.throughput)
+    assert f"first token {faster}, {more}" in info.headline.sentence
+    assert [stat.change for stat in info.headline.stats][:2] == [faster, more]
+    assert f"first token {faster}" in PlanBuilder(result).generate_code_snippet()
+
+
+def test_every_table_has_it_and_marks_what_was_in_no_pair(result: TuneResult) -> None:
+    info = info_of(result)
+    gains = {row.label: row.gain for row in info.rows}
+    winner, unpaired = gains[WINNER.label], gains[UNPAIRED.label]
+    assert winner is not None
+    assert unpaired is not None
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render_terminal(info))
+    assert isinstance(console.file, io.StringIO)
+    for page in (console.file.getvalue(), render_markdown(info).replace("\\", ""), render_html(info)):
+        assert speed_sign(1 + winner.ttft) in page
+        assert f"{speed_sign(1 + winner.ttft)}*" not in page
+        assert f"{speed_sign(1 + unpaired.ttft)}*" in page
+
+
+def test_without_confirming_rounds_nothing_is_marked(result: TuneResult) -> None:
+    searched = tuple(one for one in result.results if one.record.role is not Role.CONFIRM)
+    rows = info_of(
+        TuneResult(
+            manifest=result.manifest,
+            results=searched,
+            analysis=analyse(searched, result.manifest.profile),
+            records_sha256=result.records_sha256,
+            paths=result.paths,
+        )
+    ).rows
+    assert not any(row.is_unpaired for row in rows)
