@@ -62,7 +62,7 @@ def test_every_place_has_the_gain_of_the_pairs(result: TuneResult) -> None:
     assert row.decode_speedup == pytest.approx(1 + gain.throughput)
 
     faster, more = speed_text(1 + gain.ttft), tok_s_text(1 + gain.throughput)
-    assert f"first token {faster}, {more}" in info.headline.sentence
+    assert f"first token {faster} and {more} compared with" in info.headline.sentence
     assert [stat.change for stat in info.headline.stats][:2] == [faster, more]
     assert f"first token {faster}" in PlanBuilder(result).generate_code_snippet()
 
