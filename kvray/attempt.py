@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter
 from kvray.preview import Preview
@@ -15,7 +16,14 @@ from kvray.redaction import redact
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.store.resuming import Recall, asks_nothing_new, first_attempt, further_attempt, recall
+from kvray.store.resuming import (
+    Recall,
+    asks_nothing_new,
+    current_results,
+    first_attempt,
+    further_attempt,
+    recall,
+)
 from kvray.sweep.driver import SlotPlan
 from kvray.workload import WorkloadProfile
 
@@ -60,7 +68,14 @@ def prepare_attempt(
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
     old, results = store.read_manifest(run_id).judged_by(), store.read(run_id)
     manifest = further_attempt(old, new, fingerprint, candidates=candidates, results=results, force=config.force)
-    found = recall(manifest, results, config.retry, reopens_stopped=not _reconsiders_stopped(config))
+    current, _ = current_results(manifest, results)
+    found = recall(
+        manifest,
+        results,
+        config.retry,
+        disturbed=resting_on_disturbed(current) if config.retry_disturbed else (),
+        reopens_stopped=not _reconsiders_stopped(config),
+    )
     _tell_of_new_judgement(old.profile, manifest.profile)
     space = {candidate.candidate_id for candidate in preview.space.candidates}
     if asks_nothing_new(manifest, found, results, space):

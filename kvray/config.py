@@ -56,6 +56,9 @@ class TuneConfig(BaseModel):
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
         retry: of these, failures with one of these statuses that are measured again all the same.
+        retry_disturbed: whether candidates whose figures rest on disturbed runs alone are measured again, too.
+        wait_quiet_s: seconds that the sweep may wait, all in all, until no other program keeps the device busy: before
+            the first trial and between trials. 0 waits for nothing.
         force: whether to go on with `resume` where machine, software, model or profile are others than they were:
             everything is measured anew then and not ranked together with what was measured before.
         search: how the space is searched.
@@ -92,6 +95,8 @@ class TuneConfig(BaseModel):
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
     retry: tuple[TrialStatus, ...] = ()
+    retry_disturbed: bool = False
+    wait_quiet_s: Annotated[float, Field(ge=0)] = 0.0
     force: bool = False
     search: SearchStrategy = SearchStrategy.MODEL
     budget_s: Annotated[float, Field(gt=0)] | None = None
@@ -129,9 +134,16 @@ class TuneConfig(BaseModel):
 
     @model_validator(mode="after")
     def _only_with_resume(self) -> Self:
-        given = [name for name in ("retry", "force") if getattr(self, name)]
+        asked = {"--retry": self.retry or self.retry_disturbed, "--force": self.force}
+        given = [name for name, is_given in asked.items() if is_given]
         if given and self.resume is None:
-            raise ValueError(f"{' and '.join(f'--{name}' for name in given)} can only be used with --resume")
+            raise ValueError(f"{' and '.join(given)} can only be used with --resume")
+        return self
+
+    @model_validator(mode="after")
+    def _waits_for_this_machine(self) -> Self:
+        if self.wait_quiet_s and self.address is not None:
+            raise ValueError("--wait-quiet watches this machine, and cannot be used with --address")
         return self
 
     @field_validator("retry")

@@ -33,11 +33,17 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class CellMetrics:
-    """What one candidate did on one cell; `runs` counts those that the metrics rest on."""
+    """What one candidate did on one cell.
+
+    Attributes:
+        runs: how many the metrics rest on.
+        is_disturbed: whether they were all disturbed, because there are no others.
+    """
 
     cell: Cell
     metrics: Metrics
     runs: int
+    is_disturbed: bool = False
 
 
 def runs_at_rung(runs: Iterable[Run], rung: int) -> tuple[Run, ...]:
@@ -86,9 +92,15 @@ def aggregate_cells(runs: Iterable[Run]) -> tuple[CellMetrics, ...]:
     by_cell: defaultdict[Cell, list[Run]] = defaultdict(list)
     for run in runs:
         by_cell[run.cell].append(run)
-    return tuple(
-        CellMetrics(cell=cell, metrics=aggregate_cell(by_cell[cell]), runs=len(undisturbed(by_cell[cell])))
-        for cell in sorted(by_cell)
+    return tuple(_cell_metrics(cell, by_cell[cell]) for cell in sorted(by_cell))
+
+
+def _cell_metrics(cell: Cell, runs: Sequence[Run]) -> CellMetrics:
+    return CellMetrics(
+        cell=cell,
+        metrics=aggregate_cell(runs),
+        runs=len(undisturbed(runs)),
+        is_disturbed=all(run.disturbed for run in runs),
     )
 
 

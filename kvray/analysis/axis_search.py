@@ -91,16 +91,32 @@ class AxisSearch:
         expected = None if belief is None else belief.expected_measurement(index)
         self._seen.setdefault(index, _Seen(expected=expected))
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
-        """See `Launches`."""
+    def measured(
+        self,
+        candidate_id: str,
+        rung: int,
+        metrics: Metrics,
+        *,
+        may_keep_limits: bool = True,
+        is_disturbed: bool = False,
+    ) -> None:
+        """What was disturbed teaches little, and nothing where an earlier rung was not."""
         index = self._index[candidate_id]
         one = self._seen.setdefault(index, _Seen())
-        if one.latest is None and one.expected is not None:
+        one.is_contender = may_keep_limits
+        if is_disturbed and one.latest is not None and not one.latest.is_disturbed:
+            return
+        if one.latest is None and one.expected is not None and not is_disturbed:
             means, variances = one.expected
             self._surprises.append((goodness(metrics) - means) ** 2 / variances)
         earlier = one.latest.first if one.latest else None
-        one.latest = Measured(index=index, rung=rung, metrics=metrics, first=metrics if rung == 0 else earlier)
-        one.is_contender = keeps_limits
+        one.latest = Measured(
+            index=index,
+            rung=rung,
+            metrics=metrics,
+            first=metrics if rung == 0 and not is_disturbed else earlier,
+            is_disturbed=is_disturbed,
+        )
         self._belief = None
 
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:

@@ -19,6 +19,9 @@ from kvray.workload import Limits, WorkloadProfile
 MODESTY = 1.6
 """Factor on every predicted variance: the scales are fitted, not known (`benchmarks/search_cost.py`)."""
 SAMPLES = 512
+DISTURBED_SD = np.array([0.5, 0.5, 0.0])
+"""Further noise of what was measured by disturbed runs alone, per metric: mostly they take half as long again, now and
+then several times as long. Memory stays the same."""
 
 
 class Figures(Protocol):
@@ -39,12 +42,19 @@ class Figures(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a candidate, the `index`-th of the space, has measured: at its latest `rung`, and at rung 0 (`first`)."""
+    """What a candidate, the `index`-th of the space, has measured.
+
+    Attributes:
+        metrics: at its latest `rung`.
+        first: at rung 0, where that was not disturbed.
+        is_disturbed: whether some cell of the rung was measured by disturbed runs alone.
+    """
 
     index: int
     rung: int
     metrics: Metrics
     first: Metrics | None
+    is_disturbed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +128,17 @@ class MetricModels:
         logs = _full_length_logs(seen)
         at = np.array([one.index for one in seen])
         is_first = np.array([one.rung == 0 for one in seen])
+        is_disturbed = np.array([one.is_disturbed for one in seen], dtype=float)
         plain = tuple(
-            model.fit(Observations(at=at, values=logs[:, metric], is_first_rung=is_first), self._starts[metric])
+            model.fit(
+                Observations(
+                    at=at,
+                    values=logs[:, metric],
+                    is_first_rung=is_first,
+                    known_noise=is_disturbed * DISTURBED_SD[metric] ** 2,
+                ),
+                self._starts[metric],
+            )
             for metric, model in enumerate(self._models)
         )
         self._starts = [one.scales for one in plain]
@@ -163,7 +182,11 @@ def widening(surprises: Sequence[Array]) -> Array:
 def _full_length_logs(seen: Sequence[Measured]) -> Array:
     """Measurements as k × 3 logarithms; those of rung 0 moved by what lies between rung 0 and full length."""
     logs = np.array([goodness(one.metrics) for one in seen])
-    moves = [goodness(one.metrics) - goodness(one.first) for one in seen if one.rung and one.first is not None]
+    moves = [
+        goodness(one.metrics) - goodness(one.first)
+        for one in seen
+        if one.rung and one.first is not None and not one.is_disturbed
+    ]
     if moves:
         logs[[one.rung == 0 for one in seen]] += np.median(moves, axis=0)
     return logs

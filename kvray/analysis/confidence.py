@@ -9,6 +9,7 @@ import numpy as np
 
 from kvray.analysis.aggregate import runs_at_rung, undisturbed
 from kvray.analysis.choice import Choice, better_than_baseline, choose, complexity
+from kvray.analysis.disturbed import without_replaced
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
 from kvray.analysis.intervals import Interval, metric_interval
 from kvray.analysis.modes import Modes, find_modes
@@ -102,9 +103,9 @@ def estimate_confidence(
     )
 
 
-def disturbed_share(results: Iterable[TrialResult]) -> float:
-    """Share of all runs that were disturbed; 0 when there are none."""
-    flags = [run.disturbed for result in results for run in result.runs]
+def disturbed_share(results: Sequence[TrialResult]) -> float:
+    """The disturbed runs' share of those of all trials that count; 0 when there are none."""
+    flags = [run.disturbed for result in without_replaced(results) for run in result.runs]
     return float(np.mean(flags)) if flags else 0.0
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from kvray.analysis.aggregate import runs_at_rung, undisturbed
-from kvray.analysis.limits import missed_limits
+from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pooling import (
     FULL_RUNG,
     full_length_cells,
@@ -41,6 +41,7 @@ class Evidence:
     Attributes:
         ids: candidate ids; `owner` points into them.
         contenders: those that may win. The others miss a limit and are here to be compared with.
+        misses: by candidate id, the limits that each of the others misses.
         owner: N indices: whose process it is.
         rounds: N: the confirm phase's round, from 1, or `SEARCH_ROUND`. Processes of a round ran one after another.
         logs: N × 3 natural logarithms of TTFT (ms), decode throughput (tok/s) and peak (MiB; 0 where nobody has one),
@@ -57,6 +58,7 @@ class Evidence:
     logs: Array
     within: Array
     disturbed: Flags
+    misses: Mapping[str, tuple[Miss, ...]] = field(default_factory=dict)
 
     def restricted(self, ids: Iterable[str]) -> Evidence:
         """That of the candidates in `ids` alone."""
@@ -71,6 +73,7 @@ class Evidence:
             logs=self.logs[rows],
             within=self.within[rows],
             disturbed=self.disturbed[rows],
+            misses={key: self.misses[key] for key in kept if key in self.misses},
         )
 
 
@@ -96,9 +99,11 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
     rows = [(place, trial) for place, pool in enumerate(kept.values()) for trial in pool]
     measured = [_Process.of(trial, profile) for _, trial in rows]
     per_run = _variance_per_run(measured)
+    misses = {key: missed for key, pool in pools.items() if (missed := _missed_limits(pool, results, profile))}
     return Evidence(
         ids=tuple(kept),
-        contenders=frozenset(key for key, pool in pools.items() if _keeps_limits(pool, results, profile)),
+        contenders=frozenset(kept) - misses.keys(),
+        misses=misses,
         owner=np.array([place for place, _ in rows], dtype=np.int64),
         rounds=np.array([number for pool in kept.values() for number in _rounds(pool)], dtype=np.int64),
         logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
@@ -189,6 +194,8 @@ def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> M
     }
 
 
-def _keeps_limits(pool: Sequence[TrialResult], results: Sequence[TrialResult], profile: WorkloadProfile) -> bool:
+def _missed_limits(
+    pool: Sequence[TrialResult], results: Sequence[TrialResult], profile: WorkloadProfile
+) -> tuple[Miss, ...]:
     record = with_quality_of(quality_record(results, pool[0].record.candidate_id), pool[0].record)
-    return not missed_limits(record, full_length_cells(pool, profile), profile.limits)
+    return missed_limits(record, full_length_cells(pool, profile), profile.limits)

@@ -44,8 +44,21 @@ class Launches(Protocol):
     def launched(self, candidate_id: str) -> None:
         """A process was started for it."""
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
-        """It completed `rung`."""
+    def measured(
+        self,
+        candidate_id: str,
+        rung: int,
+        metrics: Metrics,
+        *,
+        may_keep_limits: bool = True,
+        is_disturbed: bool = False,
+    ) -> None:
+        """It completed `rung`.
+
+        Args:
+            may_keep_limits: `False` where it misses one beyond doubt.
+            is_disturbed: whether some cell was measured by disturbed runs alone: it may be faster than that.
+        """
 
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
         """Its trial is over."""
@@ -73,8 +86,16 @@ class EveryCandidate:
         """See `Launches`."""
         self._waiting.pop(candidate_id, None)
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
-        """See `Launches`."""
+    def measured(
+        self,
+        candidate_id: str,
+        rung: int,
+        metrics: Metrics,
+        *,
+        may_keep_limits: bool = True,
+        is_disturbed: bool = False,
+    ) -> None:
+        """Whatever was measured changes nothing."""
 
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
         """See `Launches`."""

@@ -16,6 +16,10 @@ from kvray.record import TrialRecord
 from kvray.workload import Cell
 
 QUALITY = "max_quality_loss"
+ONE_PROCESS_95 = {"max_ttft_ms": 0.14, "max_itl_ms": 0.14, "min_decode_tok_s": 0.046, "max_peak_mib": 0.016}
+"""By limit: half the 95 % interval of its metric's logarithm that a single process gives (`analysis.noise`)."""
+_NEVER_DISTURBED = ("max_peak_mib",)
+"""Other programs change nothing about the memory that a process holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,7 @@ class Miss:
         metric: what it bounds, for people, e.g. `TTFT`.
         measured: in the worst cell; `None` where it was not measured, so that the limit cannot be checked.
         cell: the worst one; `None` for what is not measured per cell.
+        is_disturbed: whether every run that the figure rests on was disturbed. No undisturbed cell misses the limit.
     """
 
     limit_name: str
@@ -35,6 +40,18 @@ class Miss:
     limit: float
     measured: float | None
     cell: Cell | None = None
+    is_disturbed: bool = False
+
+    def is_doubtful(self, half_width: float | None = None) -> bool:
+        """Whether the candidate may keep the limit all the same: the figure is within its 95 % interval of it, or rests
+        on disturbed runs alone.
+
+        Args:
+            half_width: half that interval, of the logarithm; by default that of a single process.
+        """
+        if half_width is None:
+            half_width = ONE_PROCESS_95.get(self.limit_name, 0.0)
+        return self.is_disturbed or math.log(self.factor) <= half_width
 
     @property
     def factor(self) -> float:
@@ -50,6 +67,7 @@ class Miss:
         if self.measured is None:
             return f"{self.metric} was not measured, so {limit} cannot be checked"
         where = f" at {self.cell.label}" if self.cell else ""
+        where += " (every run of it disturbed)" if self.is_disturbed else ""
         how_far = limit_text(self.measured / self.limit)
         return f"{self.metric} {_figure(self.measured)} {self.unit}{where}, {how_far} {limit}"
 
@@ -113,18 +131,28 @@ def _check(
     unit: str,
     is_floor: bool = False,
 ) -> Miss | None:
-    """How the worst of `cells` misses the limit `name`: the highest `value`, or the lowest where that `is_floor`."""
+    """How the worst of `cells` misses the limit `name`: the highest `value`, or the lowest where that `is_floor`. Where
+    undisturbed cells miss it, the worst of these."""
     limit: float | None = getattr(limits, name)
     if limit is None:
         return None
-    known = {one.cell: measured for one in cells if (measured := value(one.metrics)) is not None}
+    known = [(one, measured) for one in cells if (measured := value(one.metrics)) is not None]
     if not known or len(known) < len(cells):
         return Miss(limit_name=name, metric=metric, unit=unit, limit=limit, measured=None)
-    worst = (min if is_floor else max)(known, key=known.__getitem__)
-    is_kept = known[worst] >= limit if is_floor else known[worst] <= limit
-    if is_kept:
+    missing = [(one, measured) for one, measured in known if (measured < limit if is_floor else measured > limit)]
+    if not missing:
         return None
-    return Miss(limit_name=name, metric=metric, unit=unit, limit=limit, measured=known[worst], cell=worst)
+    calm = [pair for pair in missing if not pair[0].is_disturbed or name in _NEVER_DISTURBED]
+    worst, measured = (min if is_floor else max)(calm or missing, key=lambda pair: pair[1])
+    return Miss(
+        limit_name=name,
+        metric=metric,
+        unit=unit,
+        limit=limit,
+        measured=measured,
+        cell=worst.cell,
+        is_disturbed=not calm,
+    )
 
 
 def _figure(value: float) -> str:

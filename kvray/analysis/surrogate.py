@@ -66,11 +66,13 @@ class Observations:
         at: index of the candidate that each belongs to.
         values: logarithms, larger is better.
         is_first_rung: whether only rung 0 stands behind it.
+        known_noise: variance of each that comes on top of the noise that is fitted.
     """
 
     at: npt.NDArray[np.int64]
     values: Array
     is_first_rung: npt.NDArray[np.bool_]
+    known_noise: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ class AxisModel:
         found = minimize(
             self._cost,
             self._medians if start is None else start,
-            args=(inner, values, seen.is_first_rung.astype(float)),
+            args=(inner, values, seen.is_first_rung.astype(float), seen.known_noise),
             jac=True,
             method="L-BFGS-B",
             bounds=[(median - 4 * spread, median + 4 * spread) for median, spread in self._prior_terms()],
@@ -136,12 +138,14 @@ class AxisModel:
     def _prior_terms(self) -> list[tuple[float, float]]:
         return list(zip(self._medians.tolist(), self._spreads.tolist(), strict=True))
 
-    def _cost(self, scales: Array, inner: Array, values: Array, is_first: Array) -> tuple[float, Array]:
+    def _cost(
+        self, scales: Array, inner: Array, values: Array, is_first: Array, known_noise: Array
+    ) -> tuple[float, Array]:
         """Negative log of marginal likelihood times prior, and its gradient in `scales` (logarithms)."""
         variances = np.exp(2 * scales)
         effects = len(inner)
         covariance = np.tensordot(variances[:effects], inner, axes=1) + CONSTANT_VARIANCE
-        covariance[np.diag_indices_from(covariance)] += variances[-2] + variances[-1] * is_first + _JITTER
+        covariance[np.diag_indices_from(covariance)] += variances[-2] + variances[-1] * is_first + known_noise + _JITTER
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         weights = inverse @ values
@@ -156,7 +160,7 @@ class AxisModel:
         variances = np.exp(2 * scales)
         effects = variances[: len(self._components)]
         everything = np.tensordot(effects, self._components, axes=1) + CONSTANT_VARIANCE
-        noise = variances[-2] + variances[-1] * seen.is_first_rung + _JITTER
+        noise = variances[-2] + variances[-1] * seen.is_first_rung + seen.known_noise + _JITTER
         covariance = np.tensordot(effects, inner, axes=1) + CONSTANT_VARIANCE + np.diag(noise)
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)

@@ -16,6 +16,8 @@ from kvray.record import TrialStatus
 C = TypeVar("C", bound=Choice)
 OFF = "off"
 """Lifts a limit."""
+DISTURBED = "disturbed"
+"""What `--retry` takes beside the statuses of failed trials."""
 _MS_PER_UNIT = {"": 1.0, "ms": 1.0, "s": 1000.0}
 _TOK_S_PER_UNIT = {"": 1.0, "tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0}
 _MIB_PER_UNIT = {"": 1.0, "mib": 1.0, "gib": 1024.0, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20}
@@ -90,18 +92,20 @@ def parse_optional_integers(text: str | None, *, option: str) -> tuple[int | Non
     return tuple(dict.fromkeys(None if part == "none" else next(numbers) for part in parts))
 
 
-def parse_failures(text: str | None, *, option: str) -> tuple[TrialStatus, ...]:
-    """`"oom,crashed"` as statuses of failed trials; empty for `None`.
+def parse_retry(text: str | None, *, option: str) -> tuple[tuple[TrialStatus, ...], bool]:
+    """`"oom,disturbed"` as statuses of failed trials, and whether disturbed candidates are meant, too; nothing for
+    `None`.
 
     Raises:
-        InvalidValueError: a part is none, or there is no part.
+        InvalidValueError: a part is neither, or there is no part.
     """
     parts = _parts(text)
-    allowed = TrialStatus.failures()
+    allowed = (*TrialStatus.failures(), DISTURBED)
     wrong = [part for part in parts if part not in allowed]
     if wrong or (text is not None and not parts):
         raise InvalidValueError.not_one_of(f"status of {option}", wrong[0] if wrong else text, allowed)
-    return tuple(dict.fromkeys(TrialStatus(part) for part in parts))
+    statuses = dict.fromkeys(TrialStatus(part) for part in parts if part != DISTURBED)
+    return tuple(statuses), DISTURBED in parts
 
 
 def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:

@@ -21,9 +21,9 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_duration,
-    parse_failures,
     parse_integers,
     parse_optional_integers,
+    parse_retry,
 )
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
@@ -137,7 +137,8 @@ def tune(
     retry: Annotated[
         str | None,
         typer.Option(
-            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}.",
+            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}; or what was "
+            "disturbed.",
             rich_help_panel=_RARE,
         ),
     ] = None,
@@ -155,6 +156,7 @@ def tune(
 
     Leaves Parquet records, a plan, a code snippet and reports in the results folder.
     """
+    retried, retry_disturbed = parse_retry(retry, option="--retry")
     config = TuneConfig(
         model_id=model,
         profile=override_profile(
@@ -191,7 +193,8 @@ def tune(
         slots=slots,
         timeout_s=timeout,
         resume=resume,
-        retry=parse_failures(retry, option="--retry"),
+        retry=retried,
+        retry_disturbed=retry_disturbed,
         force=force,
         search=SearchStrategy.parse(search),
         budget_s=parse_duration(budget, option="--budget"),

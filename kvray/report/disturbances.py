@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE
+from kvray.analysis.disturbed import resting_on_disturbed, without_replaced
 from kvray.record import Run, TrialResult
 from kvray.report import formats
 
@@ -15,20 +17,27 @@ _FIGURE = re.compile(r"\d[\d.]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Disturbances:
-    """Of all runs of a sweep.
+    """Of a sweep's runs, without those of trials that were replaced by undisturbed ones.
 
     Attributes:
         reason: the most frequent one, with the figures of its first run; `None` where none is recorded.
+        candidates: whose figures rest on disturbed runs alone in some cell.
     """
 
     runs: int
     disturbed: int
     reason: str | None
+    candidates: int = 0
 
     @property
     def share(self) -> float:
         """Of the runs; 0 when there are none."""
         return self.disturbed / self.runs if self.runs else 0.0
+
+    @property
+    def decides(self) -> bool:
+        """Whether so much was disturbed that the sweep's figures are not to be trusted."""
+        return self.share > DISTURBED_RUNS_WORTH_A_NOTE
 
     @property
     def counted(self) -> str:
@@ -38,8 +47,13 @@ class Disturbances:
 
 def disturbances(results: Sequence[TrialResult]) -> Disturbances:
     """Count them."""
-    runs = [run for result in results for run in result.runs]
-    return Disturbances(runs=len(runs), disturbed=sum(run.disturbed for run in runs), reason=_most_frequent(runs))
+    runs = [run for result in without_replaced(results) for run in result.runs]
+    return Disturbances(
+        runs=len(runs),
+        disturbed=sum(run.disturbed for run in runs),
+        reason=_most_frequent(runs),
+        candidates=len(resting_on_disturbed(results)),
+    )
 
 
 def _most_frequent(runs: Iterable[Run]) -> str | None:

@@ -90,7 +90,7 @@ class Recall:
 
     Attributes:
         results: trials that need not be measured again.
-        retry: ids of candidates that failed in the search and are to be launched again.
+        retry: ids of candidates that failed in the search, or were disturbed, and are to be launched again.
         trial_ids: by candidate id, those of searched trials that the next measurement of the candidate replaces.
     """
 
@@ -104,6 +104,7 @@ def recall(
     results: Iterable[TrialResult],
     retry: Collection[TrialStatus] = (),
     *,
+    disturbed: Collection[str] = (),
     reopens_stopped: bool = False,
 ) -> Recall:
     """What was measured under the last attempt's fingerprint, without the failures with a status of `retry`.
@@ -111,11 +112,15 @@ def recall(
     Launched again like those is a trial that was ended for a loss of quality which the limit now allows. A trial whose
     raw runs are lost counts as not there: what it says it measured cannot be shown. With `reopens_stopped` so does one
     that was stopped early by weights or limits that are no longer asked for.
+
+    Args:
+        disturbed: ids of candidates that are measured again because their figures rest on disturbed runs alone.
     """
     current, _ = current_results(manifest, results)
     launched = [one for one in current if one.record.status.was_launched]
     records, limits = [one.record for one in launched], manifest.profile.limits
     wanted = {one.trial_id for one in records if one.status in retry or is_allowed_now(one, limits)}
+    wanted |= {one.trial_id for one in records if one.candidate_id in disturbed}
     gone = {one.record.trial_id for one in launched if one.has_lost_its_runs}
     if reopens_stopped:
         gone |= {one.trial_id for one in judged_by_others(manifest, launched)}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from kvray.analysis.aggregate import aggregate
 from kvray.analysis.confirming import MOST_CONTENDERS, next_round
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
 from kvray.analysis.launching import Launches
@@ -20,7 +21,7 @@ from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility_weights
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
-from kvray.sweep.recording import rung_cells, rung_metrics
+from kvray.sweep.recording import rung_cells
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS
 from kvray.workload import WorkloadProfile
@@ -163,10 +164,16 @@ class SweepCourse:
     def rung_finished(self, result: TrialResult) -> None:
         """See `Course`."""
         record = result.record
-        metrics = rung_metrics(result.runs, record.rung)
-        if metrics is not None and record.rung is not None and record.role is not Role.CONFIRM:
-            misses = missed_limits(record, rung_cells(result.runs, record.rung), self._profile.limits)
-            self._launches.measured(record.candidate_id, record.rung, metrics, keeps_limits=not misses)
+        cells = rung_cells(result.runs, record.rung)
+        if cells and record.rung is not None and record.role is not Role.CONFIRM:
+            misses = missed_limits(record, cells, self._profile.limits)
+            self._launches.measured(
+                record.candidate_id,
+                record.rung,
+                aggregate(cells),
+                may_keep_limits=all(miss.is_doubtful() for miss in misses),
+                is_disturbed=any(cell.is_disturbed for cell in cells),
+            )
 
     def trial_finished(self, result: TrialResult) -> None:
         """See `Course`."""

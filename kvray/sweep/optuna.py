@@ -34,10 +34,18 @@ class OptunaLaunches(EveryCandidate):
         self._count = 0
         self._sampler = _make_sampler(list(self._by_point), seed)
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
-        """See `Launches`."""
-        del rung
-        self._utilities[candidate_id] = utility(metrics, self._profile) if keeps_limits else None
+    def measured(
+        self,
+        candidate_id: str,
+        rung: int,
+        metrics: Metrics,
+        *,
+        may_keep_limits: bool = True,
+        is_disturbed: bool = False,
+    ) -> None:
+        """Remember what the sampler is told when the trial has ended; what was disturbed counts as it was measured."""
+        del rung, is_disturbed
+        self._utilities[candidate_id] = utility(metrics, self._profile) if may_keep_limits else None
 
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
         """See `Launches`."""

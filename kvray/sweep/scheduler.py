@@ -13,8 +13,8 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
 from kvray.sweep.course import Course
-from kvray.sweep.recording import rung_metrics
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.recording import rung_cells, rung_metrics
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.trial.spec import LAST_RUNG
 
 NOISE = 0.08
@@ -41,8 +41,9 @@ class SparingHalving(AsyncHyperBandScheduler):
     against it; and, until it has measured every full-length cell, whoever is on the rung's Pareto front (TTFT,
     throughput, memory) by more than noise, because the lean are fallbacks. Whoever is within `NOISE` of the rung's best
     so far goes on too, because a rung's single run cannot tell them apart, unless the search's model knows better:
-    whom it gives less than `CHANCE_TO_GO_ON` is stopped. Whoever keeps the profile's limits is held against the best of
-    those that do: the others will not be ranked. A sweep that is out of time ends its trials at the next rung.
+    whom it gives less than `CHANCE_TO_GO_ON` is stopped. Whoever may keep the profile's limits is held against the best
+    of those that do: the others will not be ranked. Nobody is stopped, or held against others, for what disturbed runs
+    alone have shown. A sweep that is out of time ends its trials at the next rung.
     """
 
     def __init__(self, course: Course) -> None:
@@ -63,8 +64,9 @@ class SparingHalving(AsyncHyperBandScheduler):
         self._course.rung_finished(measured)
         if measured.record.role is Role.CONFIRM:
             return str(TrialScheduler.CONTINUE)
-        verdict = str(super().on_trial_result(tune_controller, trial, result))
-        verdict = self._judged(verdict, measured, result)
+        verdict = str(TrialScheduler.CONTINUE)
+        if not any(cell.is_disturbed for cell in rung_cells(measured.runs, measured.record.rung)):
+            verdict = self._judged(str(super().on_trial_result(tune_controller, trial, result)), measured, result)
         if measured.record.role is Role.BASELINE:
             return str(TrialScheduler.CONTINUE)
         if self._course.is_out_of_time():
@@ -77,8 +79,7 @@ class SparingHalving(AsyncHyperBandScheduler):
         if metrics is None:
             return verdict
         rung, utility = measured.record.rung or 0, result[UTILITY]
-        keeps_limits: bool = result[KEEPS_LIMITS]
-        for peers in {False, keeps_limits}:
+        for peers in {False, result[KEEPS_LIMITS]}:
             self._best[rung, peers] = max(self._best[rung, peers], utility)
         is_needed = rung == 0 and not any(is_beaten_clearly(metrics, other) for other in self._seen[rung])
         self._seen[rung].append(metrics)
@@ -86,4 +87,5 @@ class SparingHalving(AsyncHyperBandScheduler):
             return str(TrialScheduler.CONTINUE)
         if self._course.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
             return str(TrialScheduler.STOP)
-        return str(TrialScheduler.CONTINUE) if utility > self._best[rung, keeps_limits] - NOISE else verdict
+        best = self._best[rung, result[MAY_KEEP_LIMITS]]
+        return str(TrialScheduler.CONTINUE) if utility > best - NOISE else verdict

@@ -38,6 +38,8 @@ UTILITY = "utility"
 """Key of what the scheduler compares; absent when the trial failed."""
 KEEPS_LIMITS = "keeps_limits"
 """Key of whether the profile's limits hold in the rung's cells; there whenever `UTILITY` is."""
+MAY_KEEP_LIMITS = "may_keep_limits"
+"""Key of whether they may hold: those that do not are missed by no more than noise, or on disturbed runs alone."""
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 REDUCTION_FACTOR = 3
@@ -154,7 +156,9 @@ class Slot(tune.Trainable):
         metrics = rung_metrics(runs, self._rung)
         if metrics is not None and not end.status.is_failure:
             report[UTILITY] = utility(metrics, spec.profile)
-            report[KEEPS_LIMITS] = not missed_limits(record, rung_cells(runs, self._rung), spec.profile.limits)
+            misses = missed_limits(record, rung_cells(runs, self._rung), spec.profile.limits)
+            report[KEEPS_LIMITS] = not misses
+            report[MAY_KEEP_LIMITS] = all(miss.is_doubtful() for miss in misses)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
 

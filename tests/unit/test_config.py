@@ -71,9 +71,11 @@ def test_a_space_file_and_a_narrowed_axis_exclude_each_other() -> None:
     assert config(space="space.yaml").has_space_file
 
 
-@pytest.mark.parametrize("values", [{"retry": ("oom",)}, {"force": True}])
+@pytest.mark.parametrize("values", [{"retry": ("oom",)}, {"retry_disturbed": True}, {"force": True}])
 def test_what_only_a_resumed_sweep_can_use_is_refused_without_one(values: dict[str, Any]) -> None:
-    with pytest.raises(InvalidValueError, match=f"--{next(iter(values))} can only be used with --resume"):
+    with pytest.raises(
+        InvalidValueError, match=f"--{next(iter(values)).partition('_')[0]} can only be used with --resume"
+    ):
         config(**values)
     assert config(resume="a-run", **values).resume == "a-run"
 
@@ -123,3 +125,9 @@ def test_a_cache_folder_that_cannot_be_written_is_warned_of(
     warn_of_closed_cache()
     (said,) = caplog.messages
     assert said.startswith(f"The cache folder {tmp_path / 'file'} cannot be written: quality is not measured")
+
+
+def test_waiting_for_a_quiet_machine_is_for_the_machine_at_hand() -> None:
+    assert config(wait_quiet_s=600.0).wait_quiet_s == 600.0
+    with pytest.raises(InvalidValueError, match="--wait-quiet watches this machine, and cannot be used with --address"):
+        config(wait_quiet_s=600.0, address="auto")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
 from kvray.analysis.evidence import Evidence
+from kvray.analysis.limits import Miss
 
 Process = tuple[int, float, float, float]
 """Round, TTFT ms, tok/s, peak MiB."""
@@ -19,13 +21,15 @@ def make_evidence(
     contenders: Iterable[str] | None = None,
     within: float = 0.0,
     disturbed: Iterable[str] = (),
+    misses: Mapping[str, tuple[Miss, ...]] = MappingProxyType({}),
 ) -> Evidence:
-    """All processes of the candidates in `disturbed` were."""
+    """All processes of the candidates in `disturbed` were; those in `misses` are no contenders."""
     rows = [(place, *one) for place, of in enumerate(processes.values()) for one in of]
     logs = np.log([row[2:] for row in rows])
     return Evidence(
         ids=tuple(processes),
-        contenders=frozenset(processes if contenders is None else contenders),
+        contenders=frozenset(processes if contenders is None else contenders) - misses.keys(),
+        misses=dict(misses),
         owner=np.array([row[0] for row in rows]),
         rounds=np.array([row[1] for row in rows]),
         logs=logs,

@@ -44,9 +44,9 @@ def launch(
     if not failed:
         metrics = METRICS[key]
         keeps_limits = (metrics.peak_mib or 0.0) <= peak_limit_mib
-        search.measured(key, 0, metrics, keeps_limits=keeps_limits)
+        search.measured(key, 0, metrics, may_keep_limits=keeps_limits)
         noisy = replace(metrics, ttft_ms=metrics.ttft_ms * float(np.exp(noise)))
-        search.measured(key, 1, noisy, keeps_limits=keeps_limits)
+        search.measured(key, 1, noisy, may_keep_limits=keeps_limits)
     search.ended(key, failed=failed, seconds=10.0)
 
 
@@ -231,3 +231,34 @@ def test_after_the_baseline_alone_others_are_expected_to_differ_from_it_as_forec
     for candidate in (BEST, candidate_at(3, 1, 0)):
         key = candidate.candidate_id
         assert expected[key] == pytest.approx(METRICS[key].ttft_ms, rel=0.05)
+
+
+def slowed(metrics: Metrics, factor: float) -> Metrics:
+    return replace(metrics, ttft_ms=metrics.ttft_ms * factor, decode_tok_s=metrics.decode_tok_s / factor)
+
+
+def after_a_disturbance(*, is_disturbed: bool) -> AxisSearch:
+    """Some of the space as it is, and the best of all by runs that took 1.7 times as long."""
+    search = make_search()
+    for candidate in SPACE[::3]:
+        if candidate != BEST:
+            launch(search, candidate)
+    search.launched(BEST.candidate_id)
+    search.measured(BEST.candidate_id, 0, slowed(METRICS[BEST.candidate_id], 1.7), is_disturbed=is_disturbed)
+    return search
+
+
+def test_what_disturbed_runs_alone_have_shown_costs_nobody_its_chance() -> None:
+    chance = after_a_disturbance(is_disturbed=True).win_chance(BEST.candidate_id)
+    assert chance > 0.05
+    assert chance > 2 * after_a_disturbance(is_disturbed=False).win_chance(BEST.candidate_id)
+
+
+def test_a_disturbed_rung_does_not_replace_what_an_earlier_one_has_shown() -> None:
+    search, plain = make_search(), make_search()
+    for one in (search, plain):
+        for candidate in SPACE[:3]:
+            launch(one, candidate)
+    key = SPACE[0].candidate_id
+    search.measured(key, 2, slowed(METRICS[key], 4.0), is_disturbed=True)
+    assert search.predictions() == plain.predictions()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from evidence_samples import UTILITY_IS_THROUGHPUT, make_evidence, of_throughputs
 
-from kvray.analysis.confirming import MOST_CONTENDERS, next_round
+from kvray.analysis.confirming import MOST_CONTENDERS, MOST_DOUBTFUL, next_round
 from kvray.analysis.evidence import Evidence
+from kvray.analysis.limits import Miss
 
 
 def decide(
@@ -90,3 +91,80 @@ def test_one_that_may_not_win_is_not_confirmed_but_compared_with() -> None:
 
 def test_nothing_that_may_win_means_no_round() -> None:
     assert decide(make_evidence({"base": [(0, 100.0, 60.0, 1000.0)]}, contenders=[])) == ()
+
+
+def missing(ttft_ms: float, *, limit_ms: float = 100.0, is_disturbed: bool = False) -> tuple[Miss, ...]:
+    return (
+        Miss(
+            limit_name="max_ttft_ms",
+            metric="TTFT",
+            unit="ms",
+            limit=limit_ms,
+            measured=ttft_ms,
+            is_disturbed=is_disturbed,
+        ),
+    )
+
+
+def test_whoever_misses_a_limit_by_no_more_than_noise_runs_again_if_it_may_be_the_best() -> None:
+    evidence = make_evidence(
+        {
+            "base": [(0, 90.0, 30.0, 1000.0)],
+            "best": [(0, 95.0, 50.0, 1000.0)],
+            "near": [(0, 104.0, 55.0, 1000.0)],
+            "near_and_slow": [(0, 104.0, 31.0, 1000.0)],
+            "beyond": [(0, 150.0, 60.0, 1000.0)],
+        },
+        misses={"near": missing(104.0), "near_and_slow": missing(104.0), "beyond": missing(150.0)},
+    )
+
+    assert sorted(decide(evidence)) == ["base", "best", "near"]
+
+
+def test_where_nothing_keeps_the_limits_the_near_misses_run_again() -> None:
+    evidence = make_evidence(
+        {"base": [(0, 160.0, 60.0, 1000.0)], "near": [(0, 104.0, 50.0, 1000.0)]},
+        misses={"base": missing(160.0), "near": missing(104.0)},
+    )
+
+    assert decide(evidence) == ("near", "base")
+
+
+def test_a_miss_is_one_when_more_processes_have_shown_it() -> None:
+    again = [(number, 104.0, 50.0, 1000.0) for number in range(9)]
+    evidence = make_evidence({"base": again, "near": again}, misses={"base": missing(104.0), "near": missing(104.0)})
+
+    assert decide(evidence, round_number=9, most_rounds=20) == ()
+
+
+def test_whoever_was_disturbed_in_all_its_processes_runs_again_whatever_it_showed() -> None:
+    slow = {f"slow{number}": [(0, 900.0, 5.0 + number, 1000.0)] for number in range(4)}
+    evidence = make_evidence(
+        {"base": [(0, 90.0, 30.0, 1000.0)], "best": [(0, 90.0, 50.0, 1000.0)], **slow}, disturbed=slow
+    )
+
+    first = decide(evidence)
+
+    assert sorted(first) == ["base", "best", "slow2", "slow3"]
+    assert len(first) == 2 + MOST_DOUBTFUL
+
+
+def test_those_that_are_still_in_doubt_let_others_go_first_and_keep_confirming_going() -> None:
+    def processes(speed: float, number: int) -> list[tuple[int, float, float, float]]:
+        return [(place, 100.0, speed, 1000.0) for place in range(number)]
+
+    disturbed = {"a": processes(20.0, 2), "b": processes(19.0, 2), "c": processes(10.0, 1)}
+    evidence = make_evidence({"base": processes(30.0, 5), "best": processes(50.0, 5), **disturbed}, disturbed=disturbed)
+
+    assert {"a", "c"} < set(decide(evidence, round_number=5, most_rounds=9))
+    assert decide(evidence, round_number=5, most_rounds=4) == ()
+
+
+def test_a_miss_on_disturbed_runs_alone_is_settled_by_another_process_however_far_it_is() -> None:
+    evidence = make_evidence(
+        {"base": [(0, 90.0, 30.0, 1000.0)], "far": [(0, 900.0, 3.0, 1000.0)]},
+        misses={"far": missing(900.0, is_disturbed=True)},
+        disturbed=["far"],
+    )
+
+    assert sorted(decide(evidence)) == ["base", "far"]

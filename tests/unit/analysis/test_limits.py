@@ -6,9 +6,12 @@ import math
 
 import pytest
 from analysis_samples import make_candidate, make_record, make_run
+from evidence_samples import make_evidence
 
 from kvray.analysis.aggregate import CellMetrics, aggregate_cells
-from kvray.analysis.limits import Miss, missed_limits
+from kvray.analysis.evidence import DECODE, PEAK, TTFT
+from kvray.analysis.intervals import metric_interval
+from kvray.analysis.limits import ONE_PROCESS_95, Miss, missed_limits
 from kvray.workload import Cell, Limits
 
 SHORT, LONG = Cell(128, 32, 1), Cell(8192, 32, 1)
@@ -116,3 +119,63 @@ def test_twice_the_time_and_half_the_speed_are_equally_far_beyond(measured: floa
 )
 def test_a_miss_tells_three_figures_or_whole_numbers(measured: float, limit: float, text: str) -> None:
     assert Miss(limit_name="l", metric="m", unit="u", limit=limit, measured=measured).text == text
+
+
+def test_a_miss_on_disturbed_runs_alone_is_doubtful_and_says_so() -> None:
+    cells = aggregate_cells([make_run(cell=SHORT, ttft_ms=50.0), make_run(cell=LONG, ttft_ms=900.0, disturbed=True)])
+
+    (miss,) = missed_limits(RECORD, cells, Limits(max_ttft_ms=400.0))
+
+    assert miss.is_disturbed
+    assert miss.is_doubtful()
+    assert miss.text == "TTFT 900 ms at 8192→32 (every run of it disturbed), 2.25× the limit of 400 ms"
+
+
+def test_undisturbed_runs_of_a_cell_decide_whatever_disturbed_ones_showed() -> None:
+    calm = make_run(cell=LONG, ttft_ms=390.0)
+    cells = aggregate_cells([calm, make_run(cell=LONG, ttft_ms=900.0, disturbed=True)])
+    assert missed_limits(RECORD, cells, Limits(max_ttft_ms=400.0)) == ()
+
+
+def test_where_an_undisturbed_cell_misses_too_it_is_the_one_that_is_told_and_there_is_no_doubt() -> None:
+    cells = aggregate_cells([make_run(cell=SHORT, ttft_ms=600.0), make_run(cell=LONG, ttft_ms=900.0, disturbed=True)])
+
+    (miss,) = missed_limits(RECORD, cells, Limits(max_ttft_ms=400.0))
+
+    assert (miss.cell, miss.measured, miss.is_disturbed) == (SHORT, 600.0, False)
+    assert not miss.is_doubtful()
+
+
+def test_other_programs_leave_no_doubt_about_memory() -> None:
+    cells = aggregate_cells([make_run(cell=LONG, peak_mib=9000.0, disturbed=True)])
+
+    (miss,) = missed_limits(RECORD, cells, Limits(max_peak_mib=8000.0))
+
+    assert not miss.is_doubtful()
+
+
+@pytest.mark.parametrize(
+    ("limit_name", "measured", "is_doubtful"),
+    [
+        ("max_ttft_ms", 450.0, True),
+        ("max_ttft_ms", 470.0, False),
+        ("min_decode_tok_s", 385.0, True),
+        ("min_decode_tok_s", 380.0, False),
+        ("max_peak_mib", 406.0, True),
+        ("max_peak_mib", 407.0, False),
+        ("max_ttft_ms", None, False),
+    ],
+)
+def test_a_miss_by_less_than_the_noise_of_one_process_is_doubtful(
+    limit_name: str, measured: float | None, is_doubtful: bool
+) -> None:
+    assert (
+        Miss(limit_name=limit_name, metric="m", unit="u", limit=400.0, measured=measured).is_doubtful() is is_doubtful
+    )
+
+
+def test_the_noise_of_one_process_is_that_which_confidence_rests_on() -> None:
+    alone = make_evidence({f"c{number}": [(0, 100.0, 50.0, 1000.0)] for number in range(4)})
+    columns = {"max_ttft_ms": TTFT, "min_decode_tok_s": DECODE, "max_peak_mib": PEAK}
+    for limit_name, column in columns.items():
+        assert ONE_PROCESS_95[limit_name] == pytest.approx(metric_interval(alone, "c0", column).half_width, rel=0.1)

@@ -13,7 +13,9 @@ PRIOR = PRIORS[1]
 
 
 def seen(at: list[int], values: Array, *, first_rung: bool = False) -> Observations:
-    return Observations(at=np.array(at), values=values[at], is_first_rung=np.full(len(at), first_rung))
+    return Observations(
+        at=np.array(at), values=values[at], is_first_rung=np.full(len(at), first_rung), known_noise=np.zeros(len(at))
+    )
 
 
 def test_effects_of_axes_add_up_to_candidates_never_measured() -> None:
@@ -54,13 +56,13 @@ def test_the_gradient_of_the_fit_is_that_of_its_cost() -> None:
     at = np.array(L_SHAPED)
     values = ADDITIVE[at] - ADDITIVE[at].mean()
     inner = model._components[:, at[:, None], at]
-    is_first = (at % 2).astype(float)
+    is_first, known_noise = (at % 2).astype(float), 0.01 * (at % 3)
     scales = model._medians + 0.1
-    _, slopes = model._cost(scales, inner, values, is_first)
+    _, slopes = model._cost(scales, inner, values, is_first, known_noise)
     for place in range(len(scales)):
         step = np.zeros(len(scales))
         step[place] = 1e-5
-        upper, lower = (model._cost(scales + sign * step, inner, values, is_first)[0] for sign in (1, -1))
+        upper, lower = (model._cost(scales + sign * step, inner, values, is_first, known_noise)[0] for sign in (1, -1))
         assert slopes[place] == pytest.approx((upper - lower) / 2e-5, rel=1e-3, abs=1e-4)
 
 
@@ -77,3 +79,15 @@ def test_axes_on_which_nothing_differs_are_none_and_equal_axes_are_one() -> None
         for one, mode in zip(SPACE[:2], (CompileMode.OFF, CompileMode.DEFAULT), strict=True)
     ]
     assert len(shared_values(static_is_compiled)) == 1, "dtype and compile say the same"
+
+
+def test_what_is_known_to_be_noisy_weighs_less() -> None:
+    values = ADDITIVE.copy()
+    values[L_SHAPED[0]] -= 1.0
+
+    def mean(known_noise: float) -> float:
+        measured = seen(L_SHAPED, values)
+        measured.known_noise[0] = known_noise
+        return float(AxisModel(SPACE, PRIOR).fit(measured).mean[L_SHAPED[0]])
+
+    assert abs(mean(1.0) - ADDITIVE[L_SHAPED[0]]) < 0.3 < abs(mean(0.0) - ADDITIVE[L_SHAPED[0]])

@@ -12,12 +12,12 @@ from kvray.cli.parsing import (
     parse_caches,
     parse_choices,
     parse_duration,
-    parse_failures,
     parse_integers,
     parse_memory_limit,
     parse_number_limit,
     parse_optional_integers,
     parse_rate_limit,
+    parse_retry,
     parse_time_limit,
     parse_weights,
 )
@@ -182,11 +182,13 @@ def test_what_is_no_duration_above_zero_is_refused_with_examples(text: str) -> N
 
 
 def test_failures_to_retry_are_statuses_each_once() -> None:
-    assert parse_failures("oom, crashed,oom", option="--retry") == (TrialStatus.OOM, TrialStatus.CRASHED)
-    assert parse_failures(None, option="--retry") == ()
+    assert parse_retry("oom, crashed,oom", option="--retry") == ((TrialStatus.OOM, TrialStatus.CRASHED), False)
+    assert parse_retry("disturbed", option="--retry") == ((), True)
+    assert parse_retry("oom,disturbed", option="--retry") == ((TrialStatus.OOM,), True)
+    assert parse_retry(None, option="--retry") == ((), False)
 
 
 @pytest.mark.parametrize("text", ["ok", "oom,skipped", "", "OOM"])
 def test_what_is_no_failure_is_refused_with_those_that_are(text: str) -> None:
     with pytest.raises(InvalidValueError, match=r"Unknown status of --retry .* Allowed: oom, timeout, crashed, unsup"):
-        parse_failures(text, option="--retry")
+        parse_retry(text, option="--retry")

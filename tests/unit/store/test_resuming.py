@@ -151,6 +151,16 @@ def test_exactly_the_failures_asked_for_are_measured_again(
     assert [one.record.status for one in found.results] == kept
 
 
+def test_disturbed_candidates_are_measured_again_in_their_records_places_and_their_confirming_trials_are_left_out() -> (
+    None
+):
+    again = trial(role=Role.CONFIRM, trial_id=f"confirm-1-{OTHER.candidate_id}")
+    found = recall(begun(), [trial(), again, trial(THIRD)], disturbed=[OTHER.candidate_id])
+    assert [one.record.candidate_id for one in found.results] == [THIRD.candidate_id]
+    assert found.retry == (OTHER.candidate_id,)
+    assert found.trial_ids == {OTHER.candidate_id: trial().record.trial_id}
+
+
 def test_a_confirming_trial_that_failed_is_left_out_without_a_new_search_for_its_candidate() -> None:
     failed = trial(status=TrialStatus.CRASHED, runs=0, role=Role.CONFIRM, trial_id="confirm-1-x")
     found = recall(begun(), [trial(), failed], [TrialStatus.CRASHED])

@@ -15,7 +15,7 @@ from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.orders import OrderMaker
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ReferenceSpec, TrialSpec
-from kvray.workload import create_custom_profile
+from kvray.workload import Limits, create_custom_profile
 
 PROFILE = create_custom_profile(
     "small",
@@ -56,21 +56,23 @@ def make_course(
     deadline_s: float | None = None,
     max_trials: int | None = None,
     confirm_rounds: int = 0,
+    limits: Limits | None = None,
 ) -> SweepCourse:
+    profile = PROFILE if limits is None else PROFILE.model_copy(update={"limits": limits})
     spec = TrialSpec(
         run_id="r",
         trial_id="",
         role=Role.BASELINE,
         request=ModelRequest(model_id="fake:ok"),
         candidate=BASELINE,
-        profile=PROFILE,
+        profile=profile,
         device=DeviceType.CPU,
         timeout_s=1.0,
     )
     return SweepCourse(
         SPACE,
         launches=launches or EveryCandidate(SPACE),
-        profile=PROFILE,
+        profile=profile,
         make_order=OrderMaker(
             spec,
             reference=ReferenceSpec(candidate=BASELINE, model_revision="1"),
@@ -94,8 +96,11 @@ def make_course(
     )
 
 
-def answer(order: TrialOrder, *, status: TrialStatus = TrialStatus.OK, factor: float = 1.0) -> TrialResult:
-    """What the trial of `order` would leave."""
+def answer(
+    order: TrialOrder, *, status: TrialStatus = TrialStatus.OK, factor: float = 1.0, disturbed: bool = False
+) -> TrialResult:
+    """What the trial of `order` would leave; a disturbed one takes four times as long."""
+    factor *= 4.0 if disturbed else 1.0
     spec = order.spec
     runs = tuple(
         Run(
@@ -109,8 +114,9 @@ def answer(order: TrialOrder, *, status: TrialStatus = TrialStatus.OK, factor: f
             repeat=0,
             ttft_ms=TTFT_MS[spec.candidate.candidate_id] * factor,
             itl_ms=(20.0,) * 3,
-            decode_tok_s=50.0,
+            decode_tok_s=50.0 / factor,
             peak_mib=1000.0,
+            disturbed=disturbed,
             started_at=dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
         )
         for rung in (spec.rungs if status is TrialStatus.OK else ())
@@ -131,7 +137,11 @@ def answer(order: TrialOrder, *, status: TrialStatus = TrialStatus.OK, factor: f
 
 
 def drive(
-    course: SweepCourse, *, clock: Clock | None = None, status: Callable[[TrialOrder], TrialStatus] | None = None
+    course: SweepCourse,
+    *,
+    clock: Clock | None = None,
+    status: Callable[[TrialOrder], TrialStatus] | None = None,
+    disturbed: Callable[[TrialOrder], bool] = lambda order: False,
 ) -> list[TrialOrder]:
     """Run the course on one slot; all orders that it gave."""
     orders = []
@@ -140,7 +150,8 @@ def drive(
         assert len(orders) < 100, "the course does not end"
         if clock is not None:
             clock.now += TRIAL_S
-        course.trial_finished(answer(order, status=status(order) if status else TrialStatus.OK))
+        ended = status(order) if status else TrialStatus.OK
+        course.trial_finished(answer(order, status=ended, disturbed=disturbed(order)))
     assert course.is_over
     return orders
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -21,8 +22,10 @@ from course_samples import (
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.evidence import confirm_round
 from kvray.analysis.launching import EveryCandidate
+from kvray.candidate import Candidate
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.slot import TrialOrder
+from kvray.workload import Limits
 
 
 def test_the_baseline_comes_first_and_every_candidate_once() -> None:
@@ -179,9 +182,19 @@ class Listening(EveryCandidate):
     def __init__(self) -> None:
         super().__init__(SPACE)
         self.heard: list[tuple[int, bool]] = []
+        self.disturbed: list[bool] = []
 
-    def measured(self, candidate_id: str, rung: int, metrics: Metrics, *, keeps_limits: bool = True) -> None:
-        self.heard.append((rung, keeps_limits))
+    def measured(
+        self,
+        candidate_id: str,
+        rung: int,
+        metrics: Metrics,
+        *,
+        may_keep_limits: bool = True,
+        is_disturbed: bool = False,
+    ) -> None:
+        self.heard.append((rung, may_keep_limits))
+        self.disturbed.append(is_disturbed)
 
 
 def test_the_search_hears_of_every_rung_and_of_limits() -> None:
@@ -220,3 +233,46 @@ def test_who_was_not_launched_for_want_of_time_is_told_so() -> None:
     course = make_course(clock=clock, deadline_s=0.5)
     drive(course, clock=clock)
     assert {reason for _, reason in course.never_launched()} == {"the budget of 0.5 s left no time for another launch"}
+
+
+def confirmed(orders: Sequence[TrialOrder]) -> set[Candidate]:
+    return {order.spec.candidate for order in orders if order.spec.role is Role.CONFIRM}
+
+
+def test_whoever_was_disturbed_is_measured_again_in_the_confirming_rounds() -> None:
+    """The fast one took four times as long in the search, and is the best."""
+    orders = drive(
+        make_course(confirm_rounds=2),
+        disturbed=lambda order: order.spec.candidate == FAST and order.spec.role is Role.SEARCH,
+    )
+    assert FAST in confirmed(orders)
+
+
+def test_nobody_fails_a_limit_on_disturbed_runs_alone_while_there_are_rounds_left() -> None:
+    orders = drive(
+        make_course(confirm_rounds=2, limits=Limits(max_ttft_ms=120.0)),
+        disturbed=lambda order: order.spec.role is not Role.CONFIRM,
+    )
+    assert FAST in confirmed(orders)
+
+
+def test_near_misses_are_confirmed_where_nothing_keeps_the_limits() -> None:
+    orders = drive(make_course(confirm_rounds=1, limits=Limits(max_ttft_ms=65.0)))
+    assert confirmed(orders) == {FAST, BASELINE}
+    assert confirmed(drive(make_course(confirm_rounds=1, limits=Limits(max_ttft_ms=50.0)))) == set()
+
+
+def test_a_machine_that_is_never_quiet_ends_the_sweep_all_the_same() -> None:
+    orders = drive(make_course(confirm_rounds=3), disturbed=lambda order: True)
+    assert max(confirm_round(blank(order.spec)) or 0 for order in orders) == 3
+
+
+def test_the_search_is_told_what_was_disturbed_and_which_misses_are_doubtful() -> None:
+    launches = Listening()
+    course = make_course(launches=launches, limits=Limits(max_ttft_ms=95.0))
+    for disturbed, factor in ((True, 1.0), (False, 1.0), (False, 2.0)):
+        order = course.next_order()
+        assert order is not None
+        course.trial_finished(answer(order, disturbed=disturbed, factor=factor))
+    assert launches.heard == [(2, True), (2, True), (2, False)]
+    assert launches.disturbed == [True, False, False]

@@ -4,6 +4,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from kvray.analysis.score import utility
@@ -11,7 +12,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
 from kvray.workload import get_profile
 
 PROFILE = get_profile("ci-micro")
@@ -33,6 +34,8 @@ def report(
     rung: int = 0,
     role: Role = Role.SEARCH,
     keeps_limits: bool = True,
+    may_keep_limits: bool | None = None,
+    disturbed: bool = False,
 ) -> dict[str, Any]:
     run = Run(
         run_id="r",
@@ -47,6 +50,7 @@ def report(
         itl_ms=(1.0,),
         decode_tok_s=tok_s,
         peak_mib=peak_mib,
+        disturbed=disturbed,
         started_at=dt.datetime.now(dt.UTC),
     )
     record = TrialRecord.of(
@@ -65,6 +69,7 @@ def report(
         RESULT: TrialResult(record=record, runs=(run,)),
         UTILITY: utility(metrics, PROFILE),
         KEEPS_LIMITS: keeps_limits,
+        MAY_KEEP_LIMITS: keeps_limits if may_keep_limits is None else may_keep_limits,
         FIDELITY: REDUCTION_FACTOR**rung,
         "done": False,
     }
@@ -173,3 +178,25 @@ def test_the_best_of_those_that_keep_the_limits_goes_on_beside_better_ones_that_
 
 def test_whoever_misses_a_limit_gets_no_favour_from_it() -> None:
     assert verdicts(GOOD, GOOD, report(200, 25, 600, keeps_limits=False))[-1] is False
+
+
+@pytest.mark.parametrize("rung", [0, 1])
+def test_nobody_is_stopped_for_what_disturbed_runs_alone_have_shown(rung: int) -> None:
+    good, slow = report(100, 50, 500, rung=rung), report(900, 5, 600, rung=rung, disturbed=True)
+    assert verdicts(good, good, good, slow, course=Stub(chance=0.0))[-1]
+    assert not verdicts(good, good, good, slow, course=Stub(out_of_time=True))[-1], "out of time"
+
+
+def test_nobody_is_held_against_what_was_disturbed() -> None:
+    lucky = report(50, 100, 400, disturbed=True)
+    assert verdicts(lucky, lucky, lucky, report(200, 25, 600))[-1]
+
+
+def test_whoever_may_keep_the_limits_is_held_against_the_best_of_those_that_do() -> None:
+    beyond, near = (
+        report(100, 50, 500, keeps_limits=False),
+        report(200, 25, 600, keeps_limits=False, may_keep_limits=True),
+    )
+    assert verdicts(beyond, beyond, near) == [True, True, True]
+    keeper = report(210, 24, 600)
+    assert verdicts(beyond, beyond, near, keeper)[-1], "a miss that is not certain shuts out nobody that keeps them"

@@ -1,0 +1,49 @@
+"""Which measurements count that were disturbed, and which candidates have nothing better."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from kvray.analysis.aggregate import runs_at_rung
+from kvray.record import Run, TrialResult
+from kvray.workload import Cell
+
+
+def without_replaced(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """Those trials that figures rest on: not those with a cell of disturbed runs alone, where another trial of the
+    candidate has undisturbed runs of all the same cells."""
+    calm: defaultdict[str, list[set[Cell]]] = defaultdict(list)
+    for result in results:
+        if not _disturbed_cells([result]):
+            calm[result.record.candidate_id].append(_cells([result]))
+
+    def is_replaced(result: TrialResult) -> bool:
+        own = _cells([result])
+        return bool(_disturbed_cells([result])) and any(own <= cells for cells in calm[result.record.candidate_id])
+
+    return [result for result in results if not is_replaced(result)]
+
+
+def resting_on_disturbed(results: Iterable[TrialResult]) -> tuple[str, ...]:
+    """Ids of the candidates whose figures rest on disturbed runs alone in some cell, over all their trials."""
+    trials: defaultdict[str, list[TrialResult]] = defaultdict(list)
+    for result in results:
+        if not result.record.status.is_failure:
+            trials[result.record.candidate_id].append(result)
+    return tuple(key for key, pool in sorted(trials.items()) if _disturbed_cells(pool))
+
+
+def _cells(pool: Sequence[TrialResult]) -> set[Cell]:
+    return {run.cell for run in _runs_that_count(pool)}
+
+
+def _disturbed_cells(pool: Sequence[TrialResult]) -> set[Cell]:
+    """Of the cells that one candidate's trials are judged by, those without an undisturbed run."""
+    return _cells(pool) - {run.cell for run in _runs_that_count(pool) if not run.disturbed}
+
+
+def _runs_that_count(pool: Sequence[TrialResult]) -> list[Run]:
+    """Those of full-length cells, or of rung 0 where no trial came further."""
+    full = [run for result in pool for run in runs_at_rung(result.runs, 2)]
+    return full or [run for result in pool for run in result.runs]
