@@ -57,6 +57,16 @@ def amount_sign(factor: float | None) -> str:
     return _sign(factor, least=_LEAST_SHARE)
 
 
+def leaner_text(factor: float) -> str:
+    """For memory that is less: `28 % less memory than`, `1/2.5 of the memory of`."""
+    return f"{memory_text(factor)} {'than' if factor > _LEAST_SHARE else 'of'}"
+
+
+def higher_text(factor: float) -> str:
+    """For a score that is higher: `12 % higher than`, `1.62× as high as`."""
+    return f"{multiple(factor)} as high as" if factor >= _TIMES_FROM else f"{_percent(factor)} higher than"
+
+
 def limit_text(factor: float) -> str:
     """What goes before "the limit": `28 % over`, `less than 1 % over`, `1.62×`, `25 % under`, `1/2.9 of`."""
     if factor >= _TIMES_FROM:

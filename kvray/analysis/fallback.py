@@ -9,6 +9,7 @@ from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
 from kvray.analysis.limits import QUALITY
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import RankedCandidate, Ranking, UnrankedTrial
+from kvray.ratios import leaner_text
 from kvray.record import TrialRecord
 
 MAX_FALLBACKS = 3
@@ -63,7 +64,7 @@ class _Option:
             record=self.record,
             peak_mib=self.peak_mib,
             reason=(
-                f"Peaks at {self.peak_mib:,.0f} MiB, {1 - self.peak_mib / peak_before:.0%} less than {before}; "
+                f"Peaks at {self.peak_mib:,.0f} MiB, {leaner_text(self.peak_mib / peak_before)} {before}; "
                 f"TTFT {self.metrics.ttft_ms:,.1f} ms, {self.metrics.decode_tok_s:,.1f} tok/s."
             ),
             metrics=self.metrics,

@@ -18,6 +18,7 @@ from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.analysis.score import utility
 from kvray.candidate import DeviceType
 from kvray.plan.plan import Range, Rule, RuleCondition
+from kvray.ratios import higher_text
 from kvray.workload import WorkloadProfile
 
 CONTEXT_ADVANTAGE = math.log(1.05)
@@ -27,8 +28,8 @@ CONTEXT_ADVANTAGE = math.log(1.05)
 def derive_rules(analysis: Analysis, profile: WorkloadProfile, *, device: DeviceType) -> tuple[Rule, ...]:
     """Rules in the order in which they are tried; the last one names the winner and always holds.
 
-    What does not fit goes before what is faster, so memory rules come first (on CUDA only: elsewhere nothing is VRAM).
-    Nothing is inferred between or beyond measured batch sizes and outside measured context ranges: the winner serves.
+    A model must fit before it can be fast, so memory rules come first (on CUDA only: elsewhere nothing is VRAM).
+    Nothing is inferred for batch sizes and contexts that were not measured: there the winner serves.
     """
     leaders = _leaders(analysis.ranking)
     chains = [
@@ -65,7 +66,7 @@ def _leaders(ranking: Ranking) -> tuple[RankedCandidate, ...]:
 
 
 def _memory_rules(leader: RankedCandidate, chain: Sequence[Fallback], several: bool) -> Iterator[Rule]:
-    """From the leanest up: the leanest takes whatever does not fit the one before it, and so on."""
+    """From the leanest up: each candidate serves where the one that needs more memory does not fit."""
     peak = highest_peak_mib(leader.cells)
     if peak is None:
         return
@@ -100,7 +101,7 @@ def _context_rules(leader: RankedCandidate, ranking: Ranking, profile: WorkloadP
 def _best_at(
     context: int, leader: RankedCandidate, rivals: Sequence[RankedCandidate], profile: WorkloadProfile
 ) -> RankedCandidate:
-    """Whoever leads at `context`; the `leader` unless another is clearly ahead of it there."""
+    """The candidate that leads at `context`; the `leader` unless another is clearly ahead of it there."""
     own = utility(_metrics_within(leader, (context, context)), profile)
     values = [(utility(_metrics_within(one, (context, context)), profile), one) for one in rivals]
     value, best = max(values, key=lambda pair: (pair[0], -pair[1].rank))
@@ -117,11 +118,11 @@ def _context_evidence(
     rival: RankedCandidate, leader: RankedCandidate, contexts: tuple[int, int], profile: WorkloadProfile
 ) -> str:
     ours, theirs = _metrics_within(rival, contexts), _metrics_within(leader, contexts)
-    better = math.expm1(utility(ours, profile) - utility(theirs, profile))
+    higher = higher_text(math.exp(utility(ours, profile) - utility(theirs, profile)))
     where = " to ".join(f"{context:,}" for context in dict.fromkeys(contexts))
     return (
-        f"At {where} prompt tokens {rival.record.candidate.label} scored {better:.0%} above "
-        f"{leader.record.candidate.label}: {_figures(ours)} against {_figures(theirs)}."
+        f"At {where} prompt tokens {rival.record.candidate.label} scored {higher} {leader.record.candidate.label}: "
+        f"{_figures(ours)} against {_figures(theirs)}."
     )
 
 

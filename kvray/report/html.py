@@ -21,7 +21,7 @@ from kvray.report.cells import CellValue
 from kvray.report.figures import bar_figures, scatter_figure
 from kvray.report.info import ReportInfo
 
-_BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?=[^\W_])|(?=\+[a-z])")
+_BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?<!\d/)(?=[^\W_])|(?=\+[a-z])")
 
 
 def render_html(info: ReportInfo) -> str:

@@ -12,7 +12,7 @@ from kvray.analysis.modes import Modes
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.candidate import CacheStrategy
-from kvray.ratios import MISSING, memory_text
+from kvray.ratios import MISSING, leaner_text, memory_text
 from kvray.record import TrialRecord, TrialResult
 from kvray.report import formats
 from kvray.report.attempts import attempt_notes
@@ -116,10 +116,10 @@ def _preference(tied: Sequence[Row], led: Row | None, reason: Reason) -> str:
     chosen = tied[0]
     if led is None or reason not in (Reason.SIMPLER, Reason.LEANER):
         return _leanest(tied)
-    than = f"than {led.label}, which measured best" if len(tied) > 2 else f"than {led.label}"
-    if reason is Reason.SIMPLER:
-        return f" {chosen.label} is recommended because it is simpler {than}."
-    less = "" if not chosen.peak_mib or not led.peak_mib else memory_text(chosen.peak_mib / led.peak_mib)
+    than = f"{led.label}, which measured best" if len(tied) > 2 else led.label
+    if reason is Reason.SIMPLER or not chosen.peak_mib or not led.peak_mib:
+        return f" {chosen.label} is recommended because it is simpler than {than}."
+    less = leaner_text(chosen.peak_mib / led.peak_mib)
     return f" {chosen.label} is recommended because it needs {less} {than}."
 
 

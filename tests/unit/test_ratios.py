@@ -56,6 +56,18 @@ def test_memory_is_more_or_less(factor: float, text: str, sign: str) -> None:
     assert (ratios.memory_text(factor), ratios.amount_sign(factor)) == (text, sign)
 
 
+def test_phrases_for_what_is_leaner_higher_or_beyond_a_limit() -> None:
+    assert [ratios.leaner_text(factor) for factor in (0.72, 0.4)] == ["28 % less memory than", "1/2.5 of the memory of"]
+    assert [ratios.higher_text(factor) for factor in (1.12, 1.62)] == ["12 % higher than", "1.62× as high as"]
+    assert [ratios.limit_text(factor) for factor in (1.62, 1.28, 1.001, 0.75, 1 / 2.9)] == [
+        "1.62×",
+        "28 % over",
+        "less than 1 % over",
+        "25 % under",
+        "1/2.9 of",
+    ]
+
+
 def test_both_ends_of_an_interval_are_written_in_one_way() -> None:
     assert ratios.interval_text(0.97, 1.21) == "−3 % to +21 %"
     assert ratios.interval_text(1.2, 3.2) == "1.20× to 3.20×"

@@ -108,7 +108,9 @@ def test_the_reason_has_the_numbers() -> None:
 
     assert isinstance(fallback, Fallback)
     assert fallback.peak_mib == 750.0
-    assert fallback.reason == (f"Peaks at 750 MiB, 25% less than {make_candidate(0).label}; TTFT 50.0 ms, 50.0 tok/s.")
+    assert fallback.reason == (
+        f"Peaks at 750 MiB, 25 % less memory than {make_candidate(0).label}; TTFT 50.0 ms, 50.0 tok/s."
+    )
 
 
 def test_without_memory_figures_or_a_winner_the_chain_is_empty() -> None:

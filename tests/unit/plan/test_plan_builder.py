@@ -143,7 +143,7 @@ def test_another_candidate_rules_the_contexts_at_which_it_was_better_and_nothing
     assert {context for context, one in chosen.items() if one == LEANER} == {128, 300, 512}
     (rule,) = rules_on(plan, "context_tokens")
     assert rule.evidence == (
-        f"At 128 to 512 prompt tokens {LEANER.label} scored 12% above {WINNER.label}: "
+        f"At 128 to 512 prompt tokens {LEANER.label} scored 12 % higher than {WINNER.label}: "
         "TTFT 80.0 ms, 50.0 tok/s, 1,000 MiB against TTFT 100.0 ms, 50.0 tok/s, 1,000 MiB."
     )
 
