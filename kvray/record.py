@@ -210,6 +210,10 @@ class TrialRecord:
         graph_breaks, recompiles: how often torch.compile broke a graph, or compiled again; `None` where nothing was
             compiled.
         kv_dtype: type of the keys and values in the cache.
+        sample_context_tokens: prompt tokens of the smallest cell, where `sample_tokens` were generated.
+        sample_tokens: first tokens generated there, of the first and the last sequence of the batch (JSON).
+        processors: settings of generation_config.json that change the scores of every token.
+        processor_share: share of a token's time that `processors` take.
         device_name: device that measured.
         driver_version: version of its driver.
         torch_version, transformers_version, kvray_version: versions of the software that measured.
@@ -293,6 +297,10 @@ class TrialRecord:
     recompiles: int | None = None
     compile_cold: bool | None = None
     kv_dtype: str | None = None
+    sample_context_tokens: int | None = None
+    sample_tokens: str | None = None
+    processors: str | None = None
+    processor_share: float | None = None
 
     forecast_ttft_ms: float | None = None
     forecast_decode_tok_s: float | None = None

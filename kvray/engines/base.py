@@ -163,6 +163,8 @@ class Observed:
         cache_class, cache_layers: class of the cache object, and the classes of its layers.
         threads: intra-op threads that the engine computes with.
         substitutions: differences from what the candidate asked for, one sentence each.
+        processors: names of the model's own settings that change the scores of every token.
+        processor_share: share of a token's time that this takes.
         generation: the generation that was observed, if it can stand for an unobserved one: its clock leaves out what
             starting and stopping the profiler took.
     """
@@ -174,6 +176,8 @@ class Observed:
     kv_dtype: str | None = None
     threads: int | None = None
     substitutions: tuple[str, ...] = ()
+    processors: str | None = None
+    processor_share: float | None = None
     generation: Generation | None = None
 
     def joined(self, other: Observed) -> Observed:
@@ -186,7 +190,13 @@ class Observed:
             kv_dtype=_either(self.kv_dtype, other.kv_dtype),
             threads=other.threads if self.threads is None else self.threads,
             substitutions=tuple(dict.fromkeys((*self.substitutions, *other.substitutions))),
+            processors=_either(self.processors, other.processors),
+            processor_share=_higher(self.processor_share, other.processor_share),
         )
+
+
+def _higher(known: float | None, new: float | None) -> float | None:
+    return max((one for one in (known, new) if one is not None), default=None)
 
 
 def _either(known: str | None, new: str | None) -> str | None:

@@ -24,6 +24,9 @@ from kvray.report.stats import gain_phrases
 from kvray.report.verdict import is_disturbed
 from kvray.store.manifest import SweepManifest
 
+MUCH_OF_A_TOKEN = 0.05
+"""Share of a token's time from which on the processors of its scores are told."""
+
 
 def notes(
     manifest: SweepManifest,
@@ -38,6 +41,7 @@ def notes(
     return (
         *attempt_notes(manifest, results, set_aside),
         *map(formats.clean_line, manifest.model_notes),
+        *_processors_note(results),
         *_disturbance_note(results, has_figures=bool(rows or nearest)),
         *(_winner_notes(manifest, results, analysis, rows) if rows else ()),
         *(() if nearest else _baseline_note(manifest.baseline_id, ranking)),
@@ -69,6 +73,18 @@ def _disturbance_note(results: Sequence[TrialResult], *, has_figures: bool) -> I
     else:
         what = f"The environment changed in {found.counted} (most often: {found.reason})"
     yield f"{what}. Do not trust these figures; measure again when the machine is quiet."
+
+
+def _processors_note(results: Sequence[TrialResult]) -> Iterator[str]:
+    """The checkpoint's own settings may cost more than any cache saves."""
+    dearest = max((one.record for one in results), key=lambda record: record.processor_share or 0.0, default=None)
+    if dearest is None or dearest.processors is None or (dearest.processor_share or 0.0) <= MUCH_OF_A_TOKEN:
+        return
+    names, share = formats.listed(dearest.processors.split(" + ")), formats.share(dearest.processor_share)
+    yield (
+        f"The model's generation_config.json sets {names}: that takes up to {share} of "
+        "the time of every token, in a plain generate() as in every candidate."
+    )
 
 
 def _loss_note(record: TrialRecord) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Sequence
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate, aggregate_cells, runs_at_rung
@@ -127,6 +128,10 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         gpu_power_w=facts.device_state.power_w,
         quality_s=facts.quality_s,
         quality_note=_redacted(facts.quality_note),
+        sample_context_tokens=facts.sample.cell.context_tokens if facts.sample else None,
+        sample_tokens=json.dumps(facts.sample.tokens) if facts.sample else None,
+        processors=observed.processors,
+        processor_share=observed.processor_share,
         threads=observed.threads,
         cache_class=observed.cache_class,
         cache_layers=observed.cache_layers,

@@ -8,6 +8,7 @@ from kvray.engines.base import Compilation, Observed
 from kvray.probes.disturbance import DeviceState
 from kvray.record import Phase, Run, TrialStatus
 from kvray.trial.quality import QualityLoss
+from kvray.workload import Cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,15 @@ class RunFinished:
     """One timed generation."""
 
     run: Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The first tokens that were generated in a cell, for the first and the last sequence of the batch (one row where
+    there is but one): code that claims to do the same must generate them too."""
+
+    cell: Cell
+    tokens: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +59,7 @@ class TrialFacts:
     quality: QualityLoss | None = None
     quality_s: float | None = None
     quality_note: str | None = None
+    sample: Sample | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import available_cpus
 from kvray.probes.disturbance import TrialWatch
 from kvray.record import Phase, Run
-from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialFacts
+from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, Sample, TrialFacts
 from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
 from kvray.trial.quality import IncomparableError, QualityError, check_loss, compare, forced_tokens
 from kvray.trial.reference import ensure_reference, load_reference, quality_cell, reference_path
@@ -202,6 +202,7 @@ class TrialProtocol:
             if generation is None:
                 continue
             spent.append(call_s)
+            self._note_sample(generation, cell)
             self._steady[shape] = ttft_ms(generation), decode_tok_s(generation, cell.batch_size)
             is_steady = before is not None and _agree(before, self._steady[shape])
         self.facts = replace(self.facts, compilation=model.compilation())
@@ -233,6 +234,14 @@ class TrialProtocol:
         self._note_seen(seen, cell)
         self._proven.append(cell)
         return generation, call_s
+
+    def _note_sample(self, generation: Generation, cell: Cell) -> None:
+        """Of the smallest cell, as it is at full length if that is reached: there a cache of fixed size has the length
+        that code for the candidate gives it too."""
+        smallest = min(self._spec.profile.cells(cell.batch_size, rung=LAST_RUNG))
+        if self.facts.sample is None or cell == smallest:
+            ends = generation.tokens[:1] if cell.batch_size == 1 else (generation.tokens[0], generation.tokens[-1])
+            self.facts = replace(self.facts, sample=Sample(cell=cell, tokens=ends))
 
     def _check_used(self, model: LoadedModel, cell: Cell) -> None:
         """After every generation: whether the cache that was asked for is the one that was used."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers_samples import change_config, give_own_code, pickle_weights, save_tiny_model
+from transformers_samples import change_config, give_own_code, load, pickle_weights, save_tiny_model
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DeviceType
-from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
+from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest, Observed
 from kvray.engines.transformers import TransformersAdapter
+from kvray.workload import Cell
 
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="CPU")
 
@@ -97,3 +99,17 @@ def test_an_attention_that_is_named_and_cannot_be_had_gives_way_to_the_usual_one
     info = described(folder)
     assert info.default_attention == AttentionChoice(AttentionBackend.FLASH_ATTENTION_2)
     assert TransformersAdapter().baseline(info, CPU, batch_size=1).attention is AttentionBackend.SDPA
+
+
+def test_what_generation_config_does_to_every_token_is_named_and_timed(tmp_path: Path) -> None:
+    heavy: dict[str, Any] = {"no_repeat_ngram_size": 3, "repetition_penalty": 1.0, "remove_invalid_values": True}
+    seen: dict[str, Observed] = {}
+    for name, settings in {"plain": {"repetition_penalty": 1.0}, "heavy": heavy}.items():
+        model = load(save_tiny_model(tmp_path / name, **settings))
+        model.prepare(Cell(1500, 8, 1))
+        seen[name] = model.observe(8)
+        model.close()
+    assert (seen["plain"].processors, seen["plain"].processor_share) == (None, None)
+    assert seen["heavy"].processors == "no_repeat_ngram_size + remove_invalid_values"
+    assert seen["heavy"].processor_share is not None
+    assert 0 < seen["heavy"].processor_share < 1

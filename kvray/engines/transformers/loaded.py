@@ -44,6 +44,7 @@ from kvray.engines.transformers.observed import (
     observed_cache,
 )
 from kvray.engines.transformers.paged import PagedSession
+from kvray.engines.transformers.processors import active_processors, processor_share, timed_processors
 from kvray.engines.transformers.texts import ModelTexts
 from kvray.engines.transformers.tracing import ProfilingStreamer, StampingStreamer, trace_whole
 from kvray.engines.transformers.translation import translated_errors
@@ -117,14 +118,14 @@ class TransformersModel(LoadedModel):
 
     def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
         """See `LoadedModel.observe`."""
-        generation = None
+        generation, spent_s = None, list[float]()
         self._generation_config(output_tokens)
         with translated_errors():
             if self._pages is not None:
                 trace = trace_whole(self.generate)
             else:
                 started = time.perf_counter()
-                with contextlib.closing(ProfilingStreamer()) as streamer:
+                with contextlib.closing(ProfilingStreamer()) as streamer, timed_processors(self._model) as spent_s:
                     sequences = self._generate(output_tokens, streamer)
                 trace, generation = streamer.trace(), self._timed(started, streamer, sequences)
             seen = observed(
@@ -137,7 +138,9 @@ class TransformersModel(LoadedModel):
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
                 ),
             )
-        return replace(seen, generation=generation)
+        processors = active_processors(self._model.generation_config)
+        share = processor_share(spent_s, generation.token_s) if processors and generation else None
+        return replace(seen, generation=generation, processors=processors, processor_share=share)
 
     def last_used(self) -> Observed:
         """See `LoadedModel.last_used`."""

@@ -421,6 +421,19 @@ def test_what_is_to_be_known_of_the_model_stands_in_the_headline_whatever_was_me
         assert "Its weights are packed." in info_of(results, model_notes=("Its weights are packed.",)).headline.notes
 
 
+def test_what_the_models_own_settings_cost_is_told_where_it_is_much() -> None:
+    def told(share: float | None) -> list[str]:
+        record = baseline().record.with_(processors="no_repeat_ngram_size + suppress_tokens", processor_share=share)
+        notes = info_of([TrialResult(record=record, runs=baseline().runs), measured(WINNER)]).headline.notes
+        return [note for note in notes if "generation_config.json" in note]
+
+    assert told(0.049) == told(None) == []
+    assert told(0.12) == [
+        "The model's generation_config.json sets no_repeat_ngram_size and suppress_tokens: that takes up to 12 % of "
+        "the time of every token, in a plain generate() as in every candidate."
+    ]
+
+
 def test_green_is_for_a_gain_that_was_measured_undisturbed_and_completely(realistic: ReportInfo) -> None:
     assert realistic.headline.tone is Tone.GOOD
     assert info_of([baseline(), measured(WINNER, speed=0.5)]).headline.tone is Tone.NEUTRAL

@@ -13,7 +13,7 @@ from kvray.probes.disturbance import DeviceState
 from kvray.probes.environment import capture_environment
 from kvray.record import Role, Run, TrialRecord, TrialStatus
 from kvray.sweep.recording import blank_record, measured_record
-from kvray.trial.events import TrialFacts
+from kvray.trial.events import Sample, TrialFacts
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, get_profile
 
@@ -71,6 +71,13 @@ def test_a_record_tells_cold_costs_and_the_device_s_state() -> None:
     record = record_of(run_of(), cold_s=3.5, warmed_up=False, device_state=state)
     assert (record.cold_s, record.warmed_up) == (3.5, False)
     assert (record.gpu_clock_mhz, record.gpu_temperature_c, record.gpu_power_w) == (1980.0, 61.0, 300.0)
+
+
+def test_a_record_keeps_tokens_to_compare_with() -> None:
+    sample = Sample(cell=Cell(24, 4, 2), tokens=((1, 2, 3), (4, 5, 6)))
+    record = record_of(run_of(), sample=sample)
+    assert (record.sample_context_tokens, record.sample_tokens) == (24, "[[1, 2, 3], [4, 5, 6]]")
+    assert record_of(run_of()).sample_tokens is None
 
 
 def predicted(output_tokens: int, ttft_ms: float) -> CellForecast:

@@ -96,6 +96,18 @@ def test_warm_up_goes_on_until_two_successive_calls_agree() -> None:
     assert runs_of(events)[0].ttft_ms == pytest.approx(1000.0)
 
 
+def test_the_first_tokens_of_the_smallest_cell_are_kept_as_they_are_at_full_length() -> None:
+    protocol, _ = protocol_of(Scripted(), may_continue=lambda: False)
+    protocol.run()
+    assert protocol.facts.sample is not None
+    assert protocol.facts.sample.cell == Cell(24, 16, 1), "rung 0 is all that was reached"
+    protocol, _ = protocol_of(Scripted(), spec=spec_of(batch_size=3))
+    protocol.run()
+    assert protocol.facts.sample is not None
+    assert protocol.facts.sample.cell == Cell(24, 4, 3)
+    assert [len(row) for row in protocol.facts.sample.tokens] == [4, 4], "the first and the last of three sequences"
+
+
 def test_warm_up_is_bounded_when_calls_never_agree() -> None:
     model = Scripted(ttfts=[2.0**n for n in range(40)])
     protocol, _ = protocol_of(
