@@ -168,7 +168,8 @@ class TuningSearch:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before Ray starts.
-        preview = _identified(preview_sweep(config, adapter), config, adapter)
+        preview = preview_sweep(config, adapter)
+        preview = replace(preview, model=adapter.identify_model(requested_model(config), preview.model))
         # The very version that was described: the hub may get another one while the sweep runs.
         request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
         adapter.fetch_weights(request)
@@ -225,12 +226,6 @@ class TuningSearch:
 
     def _last_words(self, error: SweepError) -> str:
         return str(error if self._keeper is None else broken_off(error, self._keeper))
-
-
-def _identified(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> Preview:
-    """`preview` with what identifies the model's weights for certain."""
-    revision = adapter.identify_model(requested_model(config))
-    return replace(preview, model=replace(preview.model, revision=revision))
 
 
 def _course(

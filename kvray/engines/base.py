@@ -36,6 +36,9 @@ DECODED_TOKENS = 4
 """So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
 
 
+UNKNOWN_REVISION = "unknown"
+
+
 class UnsupportedError(KvrayError):
     """The engine refuses a configuration; the message carries the engine's own words."""
 
@@ -73,8 +76,8 @@ class ModelInfo:
 
     Attributes:
         model_id: what names the model wherever the trial runs: a hub id, or an absolute path.
-        revision: what identifies these very weights (a commit, a file's hash); `unknown` where nothing does, or where
-            it takes reading them all: `EngineAdapter.identify_model`.
+        revision: what identifies these very weights (a commit, a file's hash); `UNKNOWN_REVISION` where
+            nothing does, or where it takes reading them all: `EngineAdapter.identify_model`.
         architecture: class or family name, for people.
         loader: what of the engine's library loads the model, where there is a choice.
         max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
@@ -347,13 +350,15 @@ class EngineAdapter(ABC):
         """
         return self.describe_model(request)
 
-    def identify_model(self, request: ModelRequest) -> str:
-        """`ModelInfo.revision` for certain, however long that takes; the engine logs what takes long.
+    def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
+        """`info`, which `describe_model` gave for `request`, with a revision that identifies the very weights, however
+        long that takes. The engine logs what takes long.
 
         Raises:
-            ModelError: as `describe_model`.
+            ModelError: the weights cannot be read.
         """
-        return self.describe_model(request).revision
+        del request
+        return info
 
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
         """Measure how fast this machine's first `device` copies and multiplies, in a process of its own: a few seconds.

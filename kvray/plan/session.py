@@ -70,8 +70,7 @@ class PlanLoader:
             allow_pickle=allow_pickle,
             offline=is_offline_environment(),
         )
-        adapter.describe_model(request)  # says first what cannot be used at all
-        here = adapter.identify_model(request)
+        here = adapter.identify_model(request, adapter.describe_model(request)).revision
         for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, here)):
             warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
         return Session(self.plan, adapter, target, replace(request, revision=here))

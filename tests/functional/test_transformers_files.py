@@ -48,6 +48,11 @@ def gguf(tmp_path: Path) -> Path:
     return write_tiny_gguf(tmp_path / "tiny.gguf")
 
 
+def identify(model_id: object) -> str:
+    engine, request = TransformersAdapter(), ModelRequest(model_id=str(model_id))
+    return engine.identify_model(request, engine.describe_model(request)).revision
+
+
 def describe(model_id: object) -> object:
     return TransformersAdapter().describe_model(ModelRequest(model_id=str(model_id)))
 
@@ -88,12 +93,11 @@ def test_code_that_a_model_brings_is_not_run(folder: Path) -> None:
 
 
 def test_what_identifies_a_folder_is_its_weights(folder: Path) -> None:
-    engine, request = TransformersAdapter(), ModelRequest(model_id=str(folder))
-    first = engine.identify_model(request)
+    first = identify(folder)
     weights = folder / "model.safetensors"
-    assert engine.identify_model(request) == first
+    assert identify(folder) == first
     weights.write_bytes(weights.read_bytes()[:-4] + b"\1\2\3\4")
-    assert engine.identify_model(request) != first
+    assert identify(folder) != first
 
 
 def test_a_description_reads_no_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +108,7 @@ def test_a_description_reads_no_weights(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("form", ["{}", "random:{}"])
 def test_a_model_that_changes_while_it_is_measured_is_measured_no_more(form: str, folder: Path) -> None:
     engine, plain = TransformersAdapter(), ModelRequest(model_id=form.format(folder))
-    request = replace(plain, revision=engine.identify_model(plain))
+    request = replace(plain, revision=identify(plain.model_id))
     engine.fetch_weights(request)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))

@@ -277,8 +277,29 @@ def test_pickled_weights_are_not_even_downloaded(tmp_path: Path) -> None:
     code = USE.replace("adapter.fetch_weights(request)", FETCH_OR_SAY_WHY)
     with running(Hub(serving(folder))) as hub:
         output = run(code, hub.url, tmp_path / "home").stdout
-    assert "has no model.safetensors: kvray loads safetensors weights only, no pickled ones" in output
+    assert "has no model.safetensors: it holds pickled weights, and kvray loads safetensors weights only" in output
     assert not any("pytorch_model.bin" in path for path in hub.asked)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (
+            "tiny-Q4_K_M.gguf",
+            "it holds GGUF files (tiny-Q4_K_M.gguf). `hf download org/model tiny-Q4_K_M.gguf` prints the path to give.",
+        ),
+        ("adapter_model.safetensors", "it is an adapter, which only changes another model. Merge it into its base"),
+    ],
+)
+def test_a_repository_of_something_else_is_named_before_it_is_downloaded(
+    file: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / file).touch()
+    with running(Hub(serving(tmp_path / "repository"))) as hub:
+        output = run(DESCRIBE, hub.url, tmp_path / "home").stdout
+    assert f"refused Model 'org/model' has no config.json: {message}" in output
+    assert not any(file in path for path in hub.asked)
 
 
 USE_PICKLED = USE.replace('model_id="org/model"', 'model_id="org/model", allow_pickle=True')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import ClassVar
 from kvray.candidate import CacheChoice, CacheStrategy, Candidate, DeviceType
 from kvray.config import cache_dir
 from kvray.engines.base import (
+    UNKNOWN_REVISION,
     AxisValue,
     DeviceFacts,
     EngineAdapter,
@@ -64,9 +66,9 @@ class TransformersAdapter(EngineAdapter):
         """See `EngineAdapter.measure_hardware`."""
         return device_rates.measure_apart(device, threads, self.process_environment())
 
-    def identify_model(self, request: ModelRequest) -> str:
+    def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
         """See `EngineAdapter.identify_model`: a folder's weights are hashed, once as long as they do not change."""
-        return models.revision(request)
+        return info if info.revision != UNKNOWN_REVISION else replace(info, revision=models.revision(request))
 
     def fetch_weights(self, request: ModelRequest) -> None:
         """See `EngineAdapter.fetch_weights`."""

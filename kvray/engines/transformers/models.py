@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
-from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.checkpoint import check_weights_are_there, names_for_config, no_config_error
 from kvray.engines.transformers.context_limit import context_limit
@@ -276,7 +276,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         )
     return ModelInfo(
         model_id=source.portable_id,
-        revision="unknown",
+        revision=UNKNOWN_REVISION,
         architecture=architecture_of(config),
         loader=auto_class_name(architecture_of(config)),
         max_context=context_limit(config),

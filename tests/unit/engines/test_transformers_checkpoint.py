@@ -171,6 +171,20 @@ def test_a_hub_cache_leads_to_its_snapshot(tmp_path: Path) -> None:
         check(tmp_path / "models--o--m")
 
 
+def test_a_gguf_file_in_the_hub_cache_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "models--org--Tiny-GGUF"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (snapshot / "tiny.gguf").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        ModelError, match=rf"holds GGUF files \(tiny\.gguf\)\. Give the file itself: {snapshot}/tiny\.gguf"
+    ):
+        TransformersAdapter().describe_model(ModelRequest(model_id="org/Tiny-GGUF", offline=True))
+
+
 def test_shards_that_the_index_names_and_that_are_not_there_are_listed(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     names = [f"model-0000{number}-of-00007.safetensors" for number in range(1, 8)]
