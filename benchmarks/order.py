@@ -21,6 +21,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot import TrialOrder
@@ -131,6 +132,10 @@ class InSequence:
         """Never."""
         return False
 
+    def outlook(self) -> Outlook:
+        """Nobody waits for it."""
+        return Outlook()
+
     def win_chance(self, candidate_id: str) -> float:
         """Unknown."""
         del candidate_id
@@ -151,6 +156,9 @@ class Ended:
 
     def trial_lost(self, spec: TrialSpec) -> None:
         """It runs again."""
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        """Nothing to keep."""
 
     def trial_finished(self, result: TrialResult) -> None:
         """Keep it."""

@@ -55,7 +55,9 @@ def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
             hint=f"Plan and reports lie there too, or are written by kvray report {_shown(keeper)}.",
         )
     return SweepInterruptedError(
-        f"Interrupted; the trials that had ended are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
+        "Interrupted; the trials that had ended, and the finished rungs of the others, are kept in "
+        f"{keeper.place.display_name}.",
+        hint=_to_go_on(keeper),
     )
 
 

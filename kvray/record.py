@@ -24,6 +24,8 @@ class TrialStatus(enum.StrEnum):
     OK = "ok"
     STOPPED = "stopped"
     """Ended early by the scheduler; its measurements so far are kept."""
+    INTERRUPTED = "interrupted"
+    """The sweep ended under it; the rungs that it had finished are kept, and a resumed sweep measures it again."""
     OOM = "oom"
     TIMEOUT = "timeout"
     CRASHED = "crashed"
@@ -48,6 +50,11 @@ class TrialStatus(enum.StrEnum):
     def failures(cls) -> tuple[TrialStatus, ...]:
         """Those that are."""
         return tuple(status for status in cls if status.is_failure)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the trial was ended from outside while all was well."""
+        return self in (TrialStatus.STOPPED, TrialStatus.INTERRUPTED)
 
     @property
     def was_launched(self) -> bool:

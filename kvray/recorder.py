@@ -11,8 +11,10 @@ from kvray.preview import Preview
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
+from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 
 
@@ -22,8 +24,15 @@ class SearchObserver(SweepObserver, Protocol):
     def measuring_device(self) -> None:
         """The device's rates are measured now, for they never were undisturbed: a few seconds."""
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
-        """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured."""
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
+        """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured. `positions`
+        tells how far the running trials are."""
 
 
 class Recorder(SweepObserver):
@@ -37,12 +46,12 @@ class Recorder(SweepObserver):
         self._manifest = manifest
         self._observer = observer
 
-    def start(self, recorded: Sequence[TrialResult]) -> None:
-        """Before the first trial; see `SearchObserver.search_started`."""
+    def start(self, recorded: Sequence[TrialResult], positions: PositionBoard | None = None) -> None:
+        """Tell of what is known before the first trial, as `SearchObserver.search_started` has it."""
         rejected = [(one.candidate, one.reason) for one in self._preview.space.rejected]
         self._keep_unlaunched(rejected, TrialStatus.REJECTED)
         if self._observer is not None:
-            self._observer.search_started(self._preview, self._manifest, recorded)
+            self._observer.search_started(self._preview, self._manifest, recorded, positions)
 
     def end(self, skipped: Iterable[tuple[Candidate, str]], expected: Iterable[Prediction]) -> None:
         """After the last trial: candidates that were not launched, each with the reason, and what was predicted."""
@@ -64,10 +73,23 @@ class Recorder(SweepObserver):
             self._observer.trial_lost(spec)
 
     def trial_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`."""
+        """See `SweepObserver`. A view does not hear of interrupted trials: the words with which the sweep ends do."""
+        if result.record.status is TrialStatus.INTERRUPTED:
+            self._keep_interrupted(result)
+            return
         self._keeper.keep(result)
         if self._observer is not None:
             self._observer.trial_finished(result)
+
+    def _keep_interrupted(self, result: TrialResult) -> None:
+        """Unless the trial was to replace a recorded failure, which then stays."""
+        if all(one.record.trial_id != result.record.trial_id for one in self._keeper.results):
+            self._keeper.keep(result)
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        """See `SweepObserver`."""
+        if self._observer is not None:
+            self._observer.outlook_changed(outlook)
 
     def _keep_unlaunched(
         self, reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, expected: Iterable[Prediction] = ()

@@ -34,8 +34,10 @@ from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.launches import check_search, make_launches
 from kvray.sweep.orders import OrderMaker
+from kvray.sweep.outlook import expected_launches
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
+from kvray.trial.position import PositionBoard
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 
 T = TypeVar("T")
@@ -198,7 +200,7 @@ class TuningSearch:
             store.write_manifest(attempt.manifest)
             keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
             recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
-            recorder.start(attempt.recall.results)
+            recorder.start(attempt.recall.results, PositionBoard(log.parent))
             launches = make_launches(
                 config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
             )
@@ -246,6 +248,7 @@ def _course(
         retry=recall.retry,
         stops_early=config.search is not SearchStrategy.GRID,
         repeats_apart=config.search is SearchStrategy.MODEL,
+        expected_launches=expected_launches(config.search, len(preview.space.candidates), most=config.max_trials),
     )
 
 

@@ -20,7 +20,7 @@ from kvray.analysis.pooling import (
     quality_record,
     with_quality_of,
 )
-from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.record import Role, Run, TrialRecord, TrialResult
 from kvray.workload import Cell, WorkloadProfile
 
 METRICS = TTFT, DECODE, PEAK = range(3)
@@ -190,7 +190,7 @@ def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> M
     return {
         result.record.candidate_id: (result,)
         for result in results
-        if result.record.status is TrialStatus.STOPPED and not missing_cells(result, profile)
+        if result.record.status.is_cut_short and not missing_cells(result, profile)
     }
 
 

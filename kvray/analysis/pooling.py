@@ -20,12 +20,13 @@ def pool_complete_trials(
     """Complete trials by candidate id, each a fresh process; the same for any order of `results`.
 
     A candidate is in it if one of its trials ended ok with every full-length cell measured. Beside that one count those
-    that were stopped after as much. Within a candidate the baseline's or the search's trial comes first, confirming
-    ones follow.
+    that were stopped or interrupted after as much. Within a candidate the baseline's or the search's trial comes first,
+    confirming ones follow.
     """
     pools: defaultdict[str, list[TrialResult]] = defaultdict(list)
     for result in sorted(results, key=_trial_order):
-        if result.record.status in (TrialStatus.OK, TrialStatus.STOPPED) and not missing_cells(result, profile):
+        status = result.record.status
+        if (status is TrialStatus.OK or status.is_cut_short) and not missing_cells(result, profile):
             pools[result.record.candidate_id].append(result)
     return {
         candidate_id: tuple(pool)

@@ -335,13 +335,18 @@ def _unpooled(
     """Trials that did not end ok, or ended ok and lack a cell; not those of candidates that came further after all."""
     pooled = {trial.record.trial_id for pool in pools.values() for trial in pool}
     launched = {result.record.candidate_id for result in results if result.record.status.was_launched}
-    overtaken = {TrialStatus.STOPPED: pools.keys(), TrialStatus.SKIPPED: launched, TrialStatus.REJECTED: launched}
+    overtaken = {
+        TrialStatus.STOPPED: pools.keys(),
+        TrialStatus.INTERRUPTED: pools.keys(),
+        TrialStatus.SKIPPED: launched,
+        TrialStatus.REJECTED: launched,
+    }
     for result in results:
         record = result.record
         if record.trial_id in pooled or record.candidate_id in overtaken.get(record.status, ()):
             continue
         missing = missing_cells(result, profile)
-        if result.record.status is TrialStatus.STOPPED and not missing:
+        if result.record.status.is_cut_short and not missing:
             yield _Measured.of((result,), profile).unranked(status_reason(result.record))
         elif result.record.status is TrialStatus.OK and result.has_lost_its_runs:
             yield UnrankedTrial(record=result.record, reason="its raw runs are missing or cannot be read")

@@ -29,9 +29,9 @@ _PHASE_EXPLAINS = (TrialStatus.OOM, TrialStatus.TIMEOUT, TrialStatus.CRASHED, Tr
 
 def status_reason(record: TrialRecord) -> str:
     """How a trial that did not end ok ended, with its own message."""
-    if record.status is TrialStatus.STOPPED:
+    if record.status.is_cut_short:
         after = "before its first rung was complete" if record.rung is None else f"after rung {record.rung}"
-        text = f"stopped {after}"
+        text = f"{record.status} {after}"
     else:
         text = _WHAT_HAPPENED[record.status]
         if record.phase is not None and record.status in _PHASE_EXPLAINS:

@@ -19,12 +19,14 @@ from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
 from kvray.preview import Preview
 from kvray.ratios import speed_text, tok_s_text
-from kvray.record import Role, TrialResult, TrialStatus
+from kvray.record import Phase, Role, TrialResult, TrialStatus
 from kvray.report.attempts import session_text
-from kvray.report.formats import clean_line, plural, quantity
+from kvray.report.formats import clean_line, duration_range, plural, quantity
 from kvray.store.manifest import SweepManifest
 from kvray.store.resuming import earlier_session
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_cells, rung_metrics
+from kvray.trial.position import PositionBoard
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 
 SHOWN_TRIALS = 12
@@ -33,6 +35,15 @@ QUIET_S = 60.0
 RUNNING = "running"
 LOST = "lost"
 """State of a trial that waits to run again."""
+_DOING = {
+    Phase.START: "starting",
+    Phase.PREPARE: "getting the weights",
+    Phase.LOAD: "loading",
+    Phase.WARMUP: "warming up",
+    Phase.MEASURE: "measuring",
+    Phase.REFERENCE: "making the reference for quality",
+    Phase.QUALITY: "measuring quality",
+}
 MEASURING = "measuring how fast this device copies and multiplies: some seconds"
 
 
@@ -42,6 +53,7 @@ class Standing:
 
     label: str
     state: str
+    trial_id: str = ""
     rung: int | None = None
     metrics: Metrics | None = None
     utility: float | None = None
@@ -65,16 +77,24 @@ class SweepState:
     title: str = ""
     total: int = 0
     finished: int = 0
-    confirming: int = 0
     budget_s: float | None = None
     standings: dict[str, Standing] = field(default_factory=dict)
+    outlook: Outlook = field(default_factory=Outlook)
+    positions: PositionBoard | None = None
     started: float = 0.0
     recalled: str = ""
     notes: tuple[str, ...] = ()
 
-    def start(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+    def start(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
         """The sweep begins, or goes on after `recorded`."""
         self.started = self.clock()
+        self.positions = positions
         self.total = len(preview.space.candidates)
         self.budget_s = manifest.budget_s
         for result in recorded:
@@ -87,16 +107,18 @@ class SweepState:
 
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""
-        self.standings[spec.trial_id] = _standing(spec.candidate.label, spec.role)
+        self.standings[spec.trial_id] = _standing(spec.candidate.label, spec.role, spec.trial_id)
 
     def lose(self, spec: TrialSpec) -> None:
         """A trial's slot died; it will begin anew."""
-        self.standings[spec.trial_id] = replace(_standing(spec.candidate.label, spec.role), state=LOST)
+        self.standings[spec.trial_id] = replace(_standing(spec.candidate.label, spec.role, spec.trial_id), state=LOST)
 
     def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> Standing:
         """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
         record = result.record
-        standing = self.standings.setdefault(record.trial_id, _standing(record.candidate.label, record.role))
+        standing = self.standings.setdefault(
+            record.trial_id, _standing(record.candidate.label, record.role, record.trial_id)
+        )
         standing.rung = record.rung
         standing.metrics = rung_metrics(result.runs, record.rung)
         if standing.metrics is not None:
@@ -105,10 +127,7 @@ class SweepState:
             standing.keeps_limits = not missed_limits(record, cells, profile_of.profile.limits)
         if ended:
             standing.state = record.status.value
-            if record.role is Role.CONFIRM:
-                self.confirming += 1
-            else:
-                self.finished += 1
+            self.finished += record.role is not Role.CONFIRM
         return standing
 
     def best(self) -> Standing | None:
@@ -143,16 +162,34 @@ class SweepState:
 
     def pulse_line(self) -> str:
         """What is going on, when nothing has happened for a while."""
-        running = [one.label for one in list(self.standings.values()) if one.state == RUNNING]
+        running = [
+            " ".join(filter(None, (one.label, self.position_text(one))))
+            for one in list(self.standings.values())
+            if one.state == RUNNING
+        ]
         return f"{self.time_line()} · running: {', '.join(running) or 'nothing'}"
 
+    def doing(self) -> list[str]:
+        """A line for each running trial of which it is known what it does."""
+        told = ((one.label, self.position_text(one)) for one in list(self.standings.values()))
+        return [f"{text}: {label}" for label, text in told if text]
+
+    def position_text(self, standing: Standing) -> str:
+        """What a running trial does now, e.g. `warming up 2048→64`; empty where it is not known."""
+        position = self.positions.read(standing.trial_id) if self.positions and standing.state == RUNNING else None
+        if position is None:
+            return ""
+        cell = "" if position.cell is None else f" {position.cell.label}"
+        return f"{_DOING[position.phase]}{cell}"
+
     def time_line(self) -> str:
-        """Candidates tried, confirming runs, and time passed. How many more a search will launch is not known."""
+        """Candidates tried, confirming trials, time passed and, roughly, time left."""
         text = f"{self.finished} of {plural(self.total, 'candidate')} tried"
-        if self.confirming:
-            text += f" · {plural(self.confirming, 'confirming run')}"
+        if self.outlook.confirming:
+            text += f" · confirming {self.outlook.confirming} of {self.outlook.confirming_most}"
         bound = "" if self.budget_s is None else f" of {_clock(self.budget_s)}"
-        return f"{text} · {_clock(self.clock() - self.started)}{bound} passed"
+        text += f" · {_clock(self.clock() - self.started)}{bound} passed"
+        return text if self.outlook.left_s is None else f"{text} · {duration_range(*self.outlook.left_s)} left"
 
 
 def _pooled(processes: Sequence[Standing]) -> Standing:
@@ -171,8 +208,14 @@ def _pooled(processes: Sequence[Standing]) -> Standing:
     )
 
 
-def _standing(label: str, role: Role) -> Standing:
-    return Standing(label=label, state=RUNNING, is_baseline=role is Role.BASELINE, is_confirming=role is Role.CONFIRM)
+def _standing(label: str, role: Role, trial_id: str) -> Standing:
+    return Standing(
+        label=label,
+        state=RUNNING,
+        trial_id=trial_id,
+        is_baseline=role is Role.BASELINE,
+        is_confirming=role is Role.CONFIRM,
+    )
 
 
 class LineProgress:
@@ -200,15 +243,25 @@ class LineProgress:
         """See `SearchObserver`."""
         self._print(MEASURING)
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
         """See `SearchObserver`."""
         self._preview = preview
-        self._state.start(preview, manifest, recorded)
+        self._state.start(preview, manifest, recorded, positions)
         self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
         for note in self._state.notes:
             self._print(note)
         if self._state.recalled:
             self._print(self._state.recalled)
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        """See `SweepObserver`."""
+        self._state.outlook = outlook
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -268,10 +321,20 @@ class LiveProgress:
         """See `SearchObserver`."""
         self._live.console.print(Text(MEASURING, style="dim"))
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
         """See `SearchObserver`."""
         self._preview = preview
-        self._state.start(preview, manifest, recorded)
+        self._state.start(preview, manifest, recorded, positions)
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        """See `SweepObserver`."""
+        self._state.outlook = outlook
 
     def trial_started(self, spec: TrialSpec) -> None:
         """See `SweepObserver`."""
@@ -331,6 +394,7 @@ def render_state(state: SweepState) -> RenderableType:
     gain_line = state.gain_line()
     if gain_line is not None:
         lines.append(Text(f"      {gain_line}"))
+    lines.extend(Text(text, no_wrap=True, overflow="ellipsis") for text in state.doing())
     lines.extend(Text(note, style="dim") for note in state.notes)
     if state.recalled:
         lines.append(Text(state.recalled, style="dim"))

@@ -23,7 +23,8 @@ def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -
     if manifest.is_complete is not False:
         return ""
     candidates = manifest.attempts[-1].candidates or 0
-    left = candidates - len({one.record.candidate_id for one in results if one.record.status.was_launched})
+    ended = (one.record for one in results if one.record.status is not TrialStatus.INTERRUPTED)
+    left = candidates - len({record.candidate_id for record in ended if record.status.was_launched})
     if left <= 0:
         return "Incomplete (the best are not confirmed yet): "
     return f"Incomplete ({formats.count(left)} of {formats.plural(candidates, 'candidate')} not measured yet): "

@@ -48,6 +48,19 @@ def duration(seconds: float) -> str:
     return f"{seconds:,g} s"
 
 
+def duration_range(low_s: float, high_s: float) -> str:
+    """A rough time that a person waits: `about 20 s`, `about 3 min`, `about 3 to 9 min`, `about 1 to 2.5 h`."""
+    unit, length = ("h", 3600.0) if high_s >= 5400 else ("min", 60.0) if high_s >= 90 else ("s", 1.0)
+    low, high = _rough(low_s / length, unit), _rough(high_s / length, unit)
+    return f"about {high} {unit}" if low in (high, "0") else f"about {low} to {high} {unit}"
+
+
+def _rough(value: float, unit: str) -> str:
+    if unit == "s":
+        return f"{max(5, round(value / 5) * 5)}"
+    return f"{round(value * 2) / 2:g}" if unit == "h" and value < 10 else f"{max(1, round(value))}"
+
+
 def share(value: float | None) -> str:
     """A share of 0 to 1 as whole per cent; never rounded up to certainty or down to nothing."""
     if value is None:

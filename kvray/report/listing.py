@@ -27,6 +27,10 @@ _TITLES = {
     TrialStatus.QUALITY: ("Quality too low", "Its output differs from the reference by more than the limit allows."),
     TrialStatus.ERROR: ("Error", "Ended by an unexpected error."),
     TrialStatus.STOPPED: ("Stopped early", "Was behind the others at an early rung, so the time went to better ones."),
+    TrialStatus.INTERRUPTED: (
+        "Interrupted",
+        "Was running when the sweep was interrupted; --resume measures it again.",
+    ),
     TrialStatus.REJECTED: ("Rejected before launch", "A rule or the forecast excluded it; no process was started."),
     TrialStatus.SKIPPED: (
         "Not launched",

@@ -109,9 +109,9 @@ def recall(
 ) -> Recall:
     """What was measured under the last attempt's fingerprint, without the failures with a status of `retry`.
 
-    Launched again like those is a trial that was ended for a loss of quality which the limit now allows. A trial whose
-    raw runs are lost counts as not there: what it says it measured cannot be shown. With `reopens_stopped` so does one
-    that was stopped early by weights or limits that are no longer asked for.
+    Launched again like those is a trial that was ended for a loss of quality which the limit now allows. A trial that
+    was interrupted counts as not there, and so does one whose raw runs are lost: what it says it measured cannot be
+    shown. With `reopens_stopped` so does one that was stopped early by weights or limits that are no longer asked for.
 
     Args:
         disturbed: ids of candidates that are measured again because their figures rest on disturbed runs alone.
@@ -121,7 +121,8 @@ def recall(
     records, limits = [one.record for one in launched], manifest.profile.limits
     wanted = {one.trial_id for one in records if one.status in retry or is_allowed_now(one, limits)}
     wanted |= {one.trial_id for one in records if one.candidate_id in disturbed}
-    gone = {one.record.trial_id for one in launched if one.has_lost_its_runs}
+    gone = {one.trial_id for one in records if one.status is TrialStatus.INTERRUPTED}
+    gone |= {one.record.trial_id for one in launched if one.has_lost_its_runs}
     if reopens_stopped:
         gone |= {one.trial_id for one in judged_by_others(manifest, launched)}
     searched = {one.trial_id: one.candidate_id for one in records if one.role is not Role.CONFIRM}

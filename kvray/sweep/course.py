@@ -21,6 +21,7 @@ from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility_weights
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
+from kvray.sweep.outlook import Outlook, Range
 from kvray.sweep.recording import rung_cells
 from kvray.sweep.slot import TrialOrder
 from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS
@@ -66,6 +67,9 @@ class Course(Protocol):
     def is_out_of_time(self) -> bool:
         """Whether the budget is spent."""
 
+    def outlook(self) -> Outlook:
+        """What is still to come, as far as can be guessed now."""
+
     def win_chance(self, candidate_id: str) -> float:
         """Probability that a launched candidate is clearly the best of those launched."""
 
@@ -95,6 +99,7 @@ class SweepCourse:
         recorded: what earlier attempts at the sweep have left; it is not measured again.
         retry: ids of candidates that failed then and are launched again first, however little is expected of them.
         stops_early: whether a trial may be stopped between rungs because it is poor.
+        expected_launches: how many the search will make in all; by default every candidate.
         repeats_apart: whether a searched candidate measures every cell once, and again only in the confirm phase, in
             processes of its own: a second process tells more than a second run. The baseline's trial has all repeats.
     """
@@ -111,6 +116,7 @@ class SweepCourse:
         retry: Iterable[str] = (),
         stops_early: bool = True,
         repeats_apart: bool = False,
+        expected_launches: Range | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stops_early = stops_early
@@ -122,6 +128,7 @@ class SweepCourse:
         self._profile = profile
         self._make_order = make_order
         self._bounds = bounds
+        self._expected_launches = expected_launches or (len(candidates), len(candidates))
         self._clock = clock
         self._retry = tuple(retry)
         self._results: list[TrialResult] = []
@@ -129,8 +136,9 @@ class SweepCourse:
         self._launched: set[str] = set()
         self._is_searching = True
         self._end_reason = "too unlikely to win"
-        self._round = self._recalled_round = 0
+        self._round = self._recalled_round = self._round_size = 0
         self._lineup: deque[str] = deque()
+        self._confirming = 0
         self._lost: deque[TrialOrder] = deque()
         for result in recorded:
             self._recall(result)
@@ -192,6 +200,16 @@ class SweepCourse:
     def is_out_of_time(self) -> bool:
         """See `Course`."""
         return self._remaining_s() <= 0
+
+    def outlook(self) -> Outlook:
+        """See `Course`."""
+        to_search = self._launches_to_come()
+        to_confirm = self._confirming_to_come()
+        return Outlook(
+            confirming=self._confirming,
+            confirming_most=self._confirming + to_confirm[1] if self._round else 0,
+            left_s=self._seconds_for(to_search, to_confirm),
+        )
 
     def win_chance(self, candidate_id: str) -> float:
         """See `Course`."""
@@ -258,7 +276,7 @@ class SweepCourse:
             if len(lineup) < 2:
                 return
         if self._remaining_s() >= len(lineup) * self._typical_s(Role.CONFIRM):
-            self._round = number
+            self._round, self._round_size = number, len(lineup)
             self._lineup.extend(lineup)
 
     def _left_of_recalled_round(self) -> tuple[str, ...]:
@@ -285,6 +303,7 @@ class SweepCourse:
         if not self._lineup:
             return None
         candidate = self._by_id[self._lineup.popleft()]
+        self._confirming += 1
         return self._order(candidate, CONFIRM_RUNGS, None)
 
     def _order(self, candidate: Candidate, rungs: tuple[int, ...], number: str | None) -> TrialOrder:
@@ -296,6 +315,37 @@ class SweepCourse:
         order = self._make_order(candidate, role=role, trial_id=trial_id, rungs=rungs)
         self._running.add(order.spec.trial_id)
         return order
+
+    def _launches_to_come(self) -> tuple[int, int]:
+        """Of the search, least and most; the running trials are among them."""
+        if not self._is_searching:
+            return 0, 0
+        ended = len({one.record.candidate_id for one in self._results if one.record.role is not Role.CONFIRM})
+        least, most = (max(1, round(bound) - ended) for bound in self._expected_launches)
+        return least, most
+
+    def _confirming_to_come(self) -> tuple[int, int]:
+        """The same of confirming trials. Before the first round nobody knows how many there will be."""
+        rounds = self._bounds.confirm_rounds
+        if self._round == 0:
+            return (2, rounds * (MOST_CONTENDERS + 1)) if rounds and len(self._by_id) > 1 else (0, 0)
+        now = len(self._lineup)
+        return now, now + max(0, rounds - self._round) * self._round_size
+
+    def _seconds_for(self, launches: tuple[int, int], confirming: tuple[int, int]) -> Range | None:
+        if not any(one.record.wall_s for one in self._results):
+            return None
+        launch_s, confirm_s = self._launch_s(), self._confirm_s()
+        least, most = (
+            searched * launch_s + confirmed * confirm_s
+            for searched, confirmed in zip(launches, confirming, strict=True)
+        )
+        return min(least, self._remaining_s()), min(most, self._remaining_s())
+
+    def _confirm_s(self) -> float:
+        """A confirming trial takes about as long as a launch of the search, until one has told."""
+        has_confirmed = any(one.record.role is Role.CONFIRM for one in self._results)
+        return self._typical_s(Role.CONFIRM) if has_confirmed else self._launch_s()
 
     def _remaining_s(self) -> float:
         return float("inf") if self._bounds.deadline_s is None else self._bounds.deadline_s - self._clock()

@@ -120,6 +120,7 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
         ray.check_alive()
         capacity.check()
 
+    callback = ObserverCallback(observer, outlook=course.outlook, check_alive=check)
     tuner = tune.Tuner(
         tune.with_resources(Slot, slots.resources),
         tune_config=tune.TuneConfig(
@@ -132,11 +133,15 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            callbacks=[ObserverCallback(observer, check)],
+            callbacks=[callback],
             # A lost slot comes back through the course, as a trial of Tune's own: Tune would put it at the end of its
             # queue, and keep the rungs of the lost attempt.
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (KeyboardInterrupt, SweepError):
+        callback.break_off()
+        raise

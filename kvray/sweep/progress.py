@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ray import tune
 
 from kvray.record import TrialResult, TrialStatus
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import blank_record
 from kvray.sweep.slot import MOST_ATTEMPTS, ORDER, RESULT, TrialOrder
 from kvray.trial.spec import TrialSpec
@@ -28,17 +29,25 @@ class SweepObserver(Protocol):
     def trial_finished(self, result: TrialResult) -> None:
         """The trial ended, with its final status. Called exactly once per trial that was started."""
 
+    def outlook_changed(self, outlook: Outlook) -> None:
+        """What is still to come, told before `trial_started` and `trial_finished`."""
+
 
 class ObserverCallback(tune.Callback):
     """Translates Tune's callbacks.
 
     Args:
+        outlook: what is still to come.
         check_alive: asked at every step of Tune's; what it raises ends the sweep.
     """
 
-    def __init__(self, observer: SweepObserver, check_alive: Callable[[], None]) -> None:
+    def __init__(
+        self, observer: SweepObserver, *, outlook: Callable[[], Outlook], check_alive: Callable[[], None]
+    ) -> None:
         self._observer = observer
+        self._outlook = outlook
         self._check_alive = check_alive
+        self._running: dict[str, TrialSpec] = {}
         self._latest: dict[str, TrialResult] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,6 +60,8 @@ class ObserverCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
+        self._running[trial.trial_id] = trial.config[ORDER].spec
+        self._observer.outlook_changed(self._outlook())
         self._observer.trial_started(trial.config[ORDER].spec)
 
     def on_trial_result(
@@ -58,17 +69,22 @@ class ObserverCallback(tune.Callback):
     ) -> None:
         """See `tune.Callback`."""
         self._latest[trial.trial_id] = result[RESULT]
-        if not result.get("done"):
+        if result.get("done"):
+            self._running.pop(trial.trial_id, None)
+        else:
             self._observer.rung_finished(result[RESULT])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`. A trial that was stopped ends with its last rung's result."""
+        self._running.pop(trial.trial_id, None)
         latest = self._latest.pop(trial.trial_id, None)
         if latest is not None:
+            self._observer.outlook_changed(self._outlook())
             self._observer.trial_finished(latest)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """See `tune.Callback`. Only the loss of the slot itself comes here; a trial's own failure is a result."""
+        self._running.pop(trial.trial_id, None)
         latest = self._latest.pop(trial.trial_id, None)
         order: TrialOrder = trial.config[ORDER]
         if not order.is_last_attempt:
@@ -77,3 +93,14 @@ class ObserverCallback(tune.Callback):
         record = latest.record if latest else blank_record(order.spec, TrialStatus.CRASHED)
         record = record.with_(status=TrialStatus.CRASHED, message=f"the slot that ran it died, {MOST_ATTEMPTS} times")
         self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))
+
+    def break_off(self) -> None:
+        """The sweep ends before its time: tell of the trials under way, with the rungs that they have finished."""
+        for trial_id, spec in self._running.items():
+            latest = self._latest.pop(trial_id, None)
+            record = latest.record if latest else blank_record(spec, TrialStatus.INTERRUPTED)
+            record = record.with_(status=TrialStatus.INTERRUPTED)
+            self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))
+        for latest in self._latest.values():
+            self._observer.trial_finished(latest)
+        self._running, self._latest = {}, {}

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
-from kvray.trial.events import RungFinished, TrialEnded, TrialFacts
+from kvray.trial.events import Event, RungFinished, TrialEnded, TrialFacts
+from kvray.trial.position import PositionBoard, PositionNotes
 from kvray.trial.process import Launcher, TrialProcess
 from kvray.trial.spec import TrialSpec
 
@@ -127,7 +129,12 @@ class Slot(tune.Trainable):
         spec = self._order.spec
         self._rung, self._facts = None, None
         self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
-        self._process = TrialProcess(self._launcher, spec, Path(self._logs.name) / f"{spec.trial_id}.log")
+        self._process = TrialProcess(
+            self._launcher,
+            spec,
+            Path(self._logs.name) / f"{spec.trial_id}.log",
+            on_event=_position_notes(self._order),
+        )
 
     def _end_process(self) -> None:
         if self._process is not None:
@@ -161,6 +168,13 @@ class Slot(tune.Trainable):
             report[MAY_KEEP_LIMITS] = all(miss.is_doubtful() for miss in misses)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
+
+
+def _position_notes(order: TrialOrder) -> Callable[[Event], None]:
+    """Where the driver runs on this machine, its view reads how far the trial is."""
+    if order.scratch is None or not order.scratch.is_dir():
+        return lambda _: None
+    return PositionNotes(PositionBoard(order.scratch), order.spec.trial_id).note
 
 
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")

@@ -13,9 +13,10 @@ from kvray.workload import Cell
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseStarted:
-    """A new phase began: the watchdog's clock starts again."""
+    """A new phase began: the watchdog's clock starts again. `cell` is the one that is worked on, if any."""
 
     phase: Phase
+    cell: Cell | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

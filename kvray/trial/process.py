@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.resource_tracker import ensure_running as ensure_resource_tracker
@@ -105,9 +105,18 @@ class TrialProcess:
     Args:
         log: file for what it prints. Its temporary files go into a folder beside it, which `close` removes.
         memory: what watches the host's memory; `None` for the default.
+        on_event: hears of everything that the process says.
     """
 
-    def __init__(self, launcher: Launcher, spec: TrialSpec, log: Path, *, memory: MemoryWatch | None = None) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        spec: TrialSpec,
+        log: Path,
+        *,
+        memory: MemoryWatch | None = None,
+        on_event: Callable[[Event], None] = lambda _: None,
+    ) -> None:
         self.spec = spec
         self.runs: list[Run] = []
         self.phase = Phase.START
@@ -115,6 +124,7 @@ class TrialProcess:
         self._log = TrialLog(log)
         self._scratch = scratch_of(log)
         self._memory = memory or MemoryWatch()
+        self._on_event = on_event
         self._shared_memory = SharedMemoryWatch(heir=launcher.warden)
         self._process, self._connection = launcher.start(spec, log)
         launcher.tree.add(self.pid)
@@ -131,6 +141,7 @@ class TrialProcess:
         self._enter(self.phase)
         while True:
             event = self._next_event()
+            self._on_event(event)
             match event:
                 case RunFinished():
                     self.runs.append(event.run)

@@ -127,7 +127,7 @@ class TrialProtocol:
     def _run_rung(self, model: LoadedModel, rung: int) -> None:
         for cell in self._cells(rung):
             self._make_ready(model, cell)
-            self._enter(Phase.MEASURE)
+            self._enter(Phase.MEASURE, cell)
             for _ in self._repeats(rung):
                 self._measure_calmly(model, cell, rung)
 
@@ -184,7 +184,7 @@ class TrialProtocol:
     def _make_ready(self, model: LoadedModel, cell: Cell) -> None:
         if cell == self._prepared:
             return
-        self._enter(Phase.WARMUP)
+        self._enter(Phase.WARMUP, cell)
         with self._busy():
             model.prepare(cell)
             self._prepared = cell
@@ -284,9 +284,9 @@ class TrialProtocol:
             device_peak_mib=_highest(self.facts.device_peak_mib, device),
         )
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: Phase, cell: Cell | None = None) -> None:
         self.phase = phase
-        self._emit(PhaseStarted(phase=phase))
+        self._emit(PhaseStarted(phase=phase, cell=cell))
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

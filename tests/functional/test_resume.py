@@ -21,6 +21,8 @@ from kvray.result import TuneResult
 from kvray.search import TuningSearch
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.sweep.outlook import Outlook
+from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.workload import create_custom_profile
 
@@ -61,7 +63,8 @@ class Listener:
     """Hears which trials start and what is recalled; presses Ctrl-C when as many have ended as asked, with none before
     the first starts."""
 
-    def __init__(self, *, patience: int | None = None) -> None:
+    def __init__(self, *, patience: int | None = None, last_rung: int | None = None) -> None:
+        self._last_rung = last_rung
         self.started: list[TrialSpec] = []
         self.recalled: list[TrialRecord] = []
         self._patience = patience
@@ -70,7 +73,13 @@ class Listener:
     def measuring_device(self) -> None:
         raise AssertionError("the fake engine's device is never measured")
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
         self.manifest = manifest
         self.recalled = [one.record for one in recorded]
         if self._patience == 0:
@@ -79,8 +88,12 @@ class Listener:
     def trial_started(self, spec: TrialSpec) -> None:
         self.started.append(spec)
 
-    def rung_finished(self, result: TrialResult) -> None:
+    def outlook_changed(self, outlook: Outlook) -> None:
         pass
+
+    def rung_finished(self, result: TrialResult) -> None:
+        if result.record.rung == self._last_rung:
+            raise KeyboardInterrupt
 
     def trial_lost(self, spec: TrialSpec) -> None:
         raise AssertionError("no slot dies here")
@@ -173,6 +186,28 @@ def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_m
     assert "Incomplete" not in store.read_text(result.paths.report_markdown)
     assert not load_plan_file(tmp_path / "results" / paths.best_plan).is_partial
     assert "from an earlier session on" in store.read_text(result.paths.report_markdown)
+
+
+def test_the_finished_rungs_of_an_interrupted_trial_are_kept_and_it_is_measured_again(
+    tmp_path: Path, broken: ChangingAdapter
+) -> None:
+    listener = Listener(last_rung=1)
+    with pytest.raises(SweepInterruptedError):
+        sweep(tmp_path, broken, observer=listener)
+    store = ResultsStore(tmp_path / "results")
+    run_id = listener.manifest.run_id
+    (left,) = store.read(run_id)
+    assert (left.record.status, left.record.role, left.record.rung) == (TrialStatus.INTERRUPTED, Role.BASELINE, 1)
+    assert {run.rung for run in left.runs} == {0, 1}
+    report = store.read_text(store.paths(run_id).report_markdown)
+    assert "no candidate was launched" not in report
+    assert "interrupted after rung 1" in report
+    assert "4 of 4 candidates not measured yet" in report
+
+    again = Listener()
+    result = sweep(tmp_path, broken, observer=again, resume=run_id)
+    assert len(again.started) == len(result.results) == 4
+    assert TrialStatus.INTERRUPTED not in {one.record.status for one in result.results}
 
 
 def test_a_trial_without_its_row_or_without_its_runs_is_measured_again(tmp_path: Path, broken: ChangingAdapter) -> None:

@@ -26,6 +26,8 @@ from kvray.result import TuneResult
 from kvray.search import TuningSearch
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.sweep.outlook import Outlook
+from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.workload import create_custom_profile
 
@@ -95,11 +97,20 @@ class Listener:
     def measuring_device(self) -> None:
         raise AssertionError("the fake engine's device is never measured")
 
-    def search_started(self, preview: Preview, manifest: SweepManifest, recorded: Sequence[TrialResult]) -> None:
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
         self.manifest = manifest
 
     def trial_started(self, spec: TrialSpec) -> None:
         self.started.append(spec)
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        pass
 
     def rung_finished(self, result: TrialResult) -> None:
         pass

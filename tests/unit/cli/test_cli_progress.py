@@ -7,6 +7,7 @@ import io
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -17,10 +18,12 @@ from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.preview import Preview, preview_sweep
-from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
+from kvray.sweep.outlook import Outlook
+from kvray.trial.position import Position, PositionBoard
 from kvray.trial.spec import TrialSpec
-from kvray.workload import Limits, WorkloadProfile
+from kvray.workload import Cell, Limits, WorkloadProfile
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
 PROFILE = WorkloadProfile(
@@ -220,8 +223,27 @@ def test_a_budget_is_told_beside_the_time_passed(preview: Preview) -> None:
 def test_confirming_runs_are_counted_apart(preview: Preview) -> None:
     state, (baseline, *_) = state_of(preview), specs_of(preview)
     finish(state, preview, baseline)
+    state.outlook = Outlook(confirming=2, confirming_most=9)
     finish(state, preview, replace(baseline, trial_id="confirm-1", role=Role.CONFIRM))
-    assert state.time_line() == "1 of 12 candidates tried · 1 confirming run · 0 s passed"
+    assert state.time_line() == "1 of 12 candidates tried · confirming 2 of 9 · 0 s passed"
+
+
+def test_the_time_left_is_told_as_soon_as_it_can_be_guessed(preview: Preview) -> None:
+    state = state_of(preview)
+    state.outlook = Outlook(left_s=(170.0, 560.0))
+    assert state.time_line() == "0 of 12 candidates tried · 0 s passed · about 3 to 9 min left"
+
+
+def test_a_view_tells_what_a_running_trial_does(preview: Preview, tmp_path: Path) -> None:
+    state, board, (baseline, *_) = SweepState(clock=Clock()), PositionBoard(tmp_path), specs_of(preview)
+    state.start(preview, manifest_of(preview), [], board)
+    state.begin(baseline)
+    assert state.doing() == []
+    board.write(baseline.trial_id, Position(phase=Phase.WARMUP, cell=Cell(512, 64, 1)))
+    assert state.doing() == [f"warming up 512→64: {baseline.candidate.label}"]
+    assert f"running: {baseline.candidate.label} warming up 512→64" in state.pulse_line()
+    finish(state, preview, baseline)
+    assert state.doing() == []
 
 
 def test_what_an_earlier_attempt_has_recorded_counts_as_tried(preview: Preview) -> None:

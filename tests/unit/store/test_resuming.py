@@ -145,9 +145,12 @@ def test_exactly_the_failures_asked_for_are_measured_again(
     candidates = (BASELINE, OTHER, THIRD)
     results = [trial(one, status, runs=0) for one, status in zip(candidates, statuses, strict=True)]
     found = recall(begun(), results, retry)
+    anew = {*retry, TrialStatus.INTERRUPTED}
     again = [one.candidate_id for one, status in zip(candidates, statuses, strict=True) if status in retry]
-    kept = [status for status in statuses if status.was_launched and status not in retry]
-    assert list(found.retry) == list(found.trial_ids) == again
+    replaced = [one.candidate_id for one, status in zip(candidates, statuses, strict=True) if status in anew]
+    kept = [status for status in statuses if status.was_launched and status not in anew]
+    assert list(found.retry) == again
+    assert list(found.trial_ids) == replaced
     assert [one.record.status for one in found.results] == kept
 
 

@@ -10,6 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 from kvray.analysis.score import utility
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
@@ -95,6 +96,9 @@ class Stub:
 
     def is_out_of_time(self) -> bool:
         return self.out_of_time
+
+    def outlook(self) -> Outlook:
+        return Outlook()
 
     def win_chance(self, candidate_id: str) -> float:
         return self.chance
