@@ -442,12 +442,19 @@ class EngineAdapter(ABC):
 
     @abstractmethod
     def render_snippet(
-        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+        self,
+        request: ModelRequest,
+        *,
+        loader: str | None,
+        candidate: Candidate,
+        device: DeviceType,
+        cells: Sequence[Cell],
     ) -> str:
         """Python source that applies `candidate` to the very weights of `request` with the engine's library alone.
 
         Args:
             loader: `ModelInfo.loader`.
+            device: what was measured on.
             cells: what was measured, with the candidate's batch size; caches of fixed size are made for these.
         """
 

@@ -137,10 +137,16 @@ class FakeAdapter(EngineAdapter):
         return model
 
     def render_snippet(
-        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+        self,
+        request: ModelRequest,
+        *,
+        loader: str | None,
+        candidate: Candidate,
+        device: DeviceType,
+        cells: Sequence[Cell],
     ) -> str:
         """A program that prints what it was made of."""
-        del loader
+        del loader, device
         return f"print({request.model_id!r}, {candidate.label!r}, {max(cells).label!r})\n"
 
     def memory_note(self, device: DeviceType) -> str:

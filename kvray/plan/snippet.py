@@ -27,6 +27,7 @@ def render_snippet(plan: Plan) -> str:
         ),
         loader=plan.loader,
         candidate=winner,
+        device=plan.device,
         cells=plan.profile.cells(winner.batch_size, rung=2),
     )
     header = "".join(_comment_line(line) for line in (*_OPENING, *_evidence(plan)))

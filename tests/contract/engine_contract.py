@@ -197,6 +197,7 @@ class EngineContract:
             ModelRequest(model_id=hostile, revision=hostile),
             loader=None,
             candidate=space.baseline,
+            device=DeviceType.CPU,
             cells=[Cell(24, 4, 1)],
         )
         compile(source, "snippet", "exec")

@@ -21,7 +21,7 @@ from transformers_samples import (
     write_tiny_gguf,
 )
 
-from kvray.candidate import Candidate
+from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import call_arguments
@@ -43,6 +43,7 @@ def write_snippet(path: Path, request: ModelRequest | str, candidate: Candidate,
         ModelRequest(model_id=request) if isinstance(request, str) else request,
         loader=loader,
         candidate=candidate,
+        device=DeviceType.CPU,
         cells=[measured_cell(candidate)],
     )
     path.write_text(source, encoding="utf-8")

@@ -138,10 +138,16 @@ class TransformersAdapter(EngineAdapter):
         return TransformersModel(request, candidate, device, profile.cells(candidate.batch_size, rung=2))
 
     def render_snippet(
-        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+        self,
+        request: ModelRequest,
+        *,
+        loader: str | None,
+        candidate: Candidate,
+        device: DeviceType,
+        cells: Sequence[Cell],
     ) -> str:
         """A program with `load()` and `generate(…)`, see `snippet.render`."""
-        return snippet.render(request, loader=loader, candidate=candidate, cells=cells)
+        return snippet.render(request, loader=loader, candidate=candidate, device=device, cells=cells)
 
     def memory_note(self, device: DeviceType) -> str:
         """See `EngineAdapter.memory_note`."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvray.candidate import Candidate
+from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import templates
 from kvray.engines.transformers.arguments import (
@@ -31,7 +31,9 @@ from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
 
 
-def render(request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]) -> str:
+def render(
+    request: ModelRequest, *, loader: str | None, candidate: Candidate, device: DeviceType, cells: Sequence[Cell]
+) -> str:
     """Python source with `load()` and `generate(model, tokenizer, prompt, max_new_tokens)`, runnable as a script.
 
     A candidate with a batch size takes a list of prompts instead of one. Where a `random:` model has no tokenizer, the
@@ -54,6 +56,7 @@ def render(request: ModelRequest, *, loader: str | None, candidate: Candidate, c
         arguments=call_arguments(candidate),
         auto_class=_known_loader(loader),
         batch_size=candidate.batch_size,
+        device=device,
         cells=tuple(cells),
         commit=request.revision if is_commit(request.revision) else None,
         trust=("trust_remote_code=True",) if request.trust_remote_code else (),
@@ -86,6 +89,7 @@ class _Program:
     arguments: CallArguments
     auto_class: str
     batch_size: int
+    device: DeviceType
     cells: tuple[Cell, ...]
     commit: str | None
     trust: tuple[str, ...]
@@ -155,7 +159,8 @@ class _Program:
             lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}"]
         if self.commit is not None:
             lines.append(f"REVISION = {self.commit!r}  # the commit that was measured")
-        lines.append('DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
+        on_cpu = self.device is DeviceType.CPU
+        lines.append('DEVICE = "cpu"' if on_cpu else 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
         if self.arguments.weights_limit_mib is not None:
             lines.append('HOST_MEMORY = "1000GiB"  # for the weights that the GPU has no room for')
         if self.arguments.static_cache:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import call_arguments
@@ -41,12 +41,14 @@ def render(
     pickle: bool = False,
     revision: str | None = None,
     loader: str | None = None,
+    device: DeviceType = DeviceType.CUDA,
     **changes: object,
 ) -> str:
     return TransformersAdapter().render_snippet(
         ModelRequest(model_id=model_id, revision=revision, trust_remote_code=trust, allow_pickle=pickle),
         loader=loader,
         candidate=candidate(**changes),
+        device=device,
         cells=(Cell(512, 64, 1), Cell(64, 64, 1)),
     )
 
@@ -170,6 +172,11 @@ def test_the_class_that_loaded_the_model_is_the_one_that_loads_it_again() -> Non
     assert "AutoModelForCausalLM" not in source
     with pytest.raises(InvalidValueError, match="class that loads a model"):
         render(loader="os.system")
+
+
+def test_what_was_measured_on_a_cpu_runs_there_where_there_is_a_gpu_too() -> None:
+    assert 'DEVICE = "cpu"\n' in render(device=DeviceType.CPU)
+    assert 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"\n' in render()
 
 
 def test_pickled_weights_are_loaded_where_they_were_allowed_and_that_is_said() -> None:

@@ -28,7 +28,13 @@ class StubEngine(EngineAdapter):
     name = "stub"
 
     def render_snippet(
-        self, request: ModelRequest, *, loader: str | None, candidate: Candidate, cells: Sequence[Cell]
+        self,
+        request: ModelRequest,
+        *,
+        loader: str | None,
+        candidate: Candidate,
+        device: DeviceType,
+        cells: Sequence[Cell],
     ) -> str:
         consent = (request.trust_remote_code, request.allow_pickle)
         asked = (request.model_id, loader, candidate.candidate_id, tuple(max(cells)), consent)
