@@ -17,8 +17,9 @@ from kvray.forecast.prediction import Forecast
 from kvray.preview import Preview
 from kvray.record import short_model_name
 from kvray.report.facts import limits_text, weights_text
-from kvray.report.formats import clean_line, plural, quantity
+from kvray.report.formats import clean_line, duration_range, plural, quantity
 from kvray.report.searching import confirming_text, strategy_text
+from kvray.sweep.outlook import Range, expected_launches, expected_seconds
 
 
 def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> None:
@@ -44,6 +45,8 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     )
     console.print(Text(f"search by {strategy}"))
     console.print(Text(f"confirming: {confirming_text(config.confirm_rounds)}"))
+    if (expected := _expected_seconds(preview, config)) is not None:
+        console.print(Text(f"expected to take {duration_range(*expected)}, by forecast"))
     _print_candidates(console, preview)
     if space.rejected:
         _print_rejected(console, preview)
@@ -54,6 +57,24 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
             [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out],
         )
     console.print("Nothing was started.", style="dim")
+
+
+def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
+    """What the sweep will take by forecast, within the budget; `None` where no times are forecast."""
+    space, forecasts = preview.space, preview.forecasts
+    if not forecasts:
+        return None
+    expected = expected_seconds(
+        forecasts[space.baseline.candidate_id],
+        [forecasts[one.candidate_id] for one in space.candidates if one != space.baseline],
+        launches=expected_launches(config.search, len(space.candidates), most=config.max_trials),
+        repeats=preview.profile.repeats,
+        confirm_rounds=config.confirm_rounds,
+        slots=config.slots or max(1, preview.device.gpu_count),
+    )
+    if expected is None or config.budget_s is None:
+        return expected
+    return min(expected[0], config.budget_s), min(expected[1], config.budget_s)
 
 
 def print_notes(console: Console, preview: Preview) -> None:
@@ -130,6 +151,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
             "confirm_rounds": config.confirm_rounds,
             "seed": config.seed,
         },
+        "expected_s": _expected_seconds(preview, config),
         "baseline": space.baseline.candidate_id,
         "candidates": [
             {

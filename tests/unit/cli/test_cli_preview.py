@@ -49,6 +49,14 @@ def test_a_dry_run_says_how_it_would_search(capsys: pytest.CaptureFixture[str]) 
     ) in text
 
 
+def test_a_dry_run_says_how_long_a_sweep_would_take(capsys: pytest.CaptureFixture[str]) -> None:
+    given, short = config(), config(budget_s=30.0)
+    preview = preview_sweep(given, FakeAdapter())
+    assert "expected to take" not in shown(capsys, with_forecasts(preview, None), given)
+    assert "expected to take about " in shown(capsys, with_forecasts(preview, 512.0), given)
+    assert "expected to take about 30 s, by forecast" in shown(capsys, with_forecasts(preview, 512.0), short)
+
+
 def test_without_forecasts_candidates_are_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     given = config()
     text = shown(capsys, preview_sweep(given, FakeAdapter()), given)

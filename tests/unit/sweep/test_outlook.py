@@ -6,7 +6,9 @@ import pytest
 from course_samples import SPACE, TRIAL_S, Clock, answer, make_course
 
 from kvray.config import SearchStrategy
-from kvray.sweep.outlook import Outlook, expected_launches
+from kvray.forecast.prediction import CellForecast, Forecast
+from kvray.sweep.outlook import Outlook, expected_launches, expected_seconds
+from kvray.workload import Cell
 
 
 def test_nothing_is_guessed_before_a_trial_has_told_how_long_one_takes() -> None:
@@ -58,3 +60,39 @@ def test_what_is_enumerated_or_bounded_is_known() -> None:
     assert expected_launches(SearchStrategy.GRID, 100) == (100, 100)
     assert expected_launches(SearchStrategy.MODEL, 12) == (12, 12)
     assert expected_launches(SearchStrategy.MODEL, 100, most=5) == (5, 5)
+
+
+def forecast_of(ttft_ms: float | None) -> Forecast:
+    cell = CellForecast(
+        cell=Cell(512, 11, 1), ttft_ms=ttft_ms, decode_tok_s=10.0, peak_mib=1.0, held_mib=1.0, ideal_decode_tok_s=None
+    )
+    return Forecast.of([cell], [cell])
+
+
+def test_a_sweep_is_expected_to_take_what_its_generations_and_starts_take() -> None:
+    # A full generation takes 1 s + 10 / 10 s, a warm-up call 1 s + 7 / 10 s, a start 3 s.
+    baseline, other = 3 + 4 * 2 + 3 * 1.7, 3 + 4 * 2 + 3 * 1.7
+    expected = expected_seconds(
+        forecast_of(1000.0), [forecast_of(1000.0)] * 3, launches=(4, 4), repeats=3, confirm_rounds=0
+    )
+    assert expected == pytest.approx((10 + 0.7 * (baseline + 3 * other), 10 + 2 * (baseline + 3 * other)))
+
+
+def test_confirming_and_slots_change_what_is_expected() -> None:
+    def expected(confirm_rounds: int, slots: int = 1) -> float:
+        some = expected_seconds(
+            forecast_of(1000.0),
+            [forecast_of(1000.0)] * 9,
+            launches=(10, 10),
+            repeats=1,
+            confirm_rounds=confirm_rounds,
+            slots=slots,
+        )
+        assert some is not None
+        return some[1]
+
+    assert expected(3) > expected(1) > expected(0) > expected(0, slots=2)
+
+
+def test_without_forecast_times_nothing_is_expected() -> None:
+    assert expected_seconds(forecast_of(None), [], launches=(1, 1), repeats=1, confirm_rounds=0) is None
