@@ -10,6 +10,7 @@ import pytest
 from report_sweeps import BASELINE, STARTED, WINNER, candidate, ended, manifest, measured
 
 from kvray.analysis import analyse
+from kvray.judgement import Judging
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.report.attempts import repeating_arguments
 from kvray.report.info import ReportInfo, report_info
@@ -75,6 +76,24 @@ def test_measurements_of_two_sessions_in_one_ranking_are_told_with_the_date() ->
         "2 trials are from an earlier session on 2026-11-24. They are compared with "
     )
     assert report(gone_on(), RESULTS).headline.notes == report(begun().ended(LATER), RESULTS).headline.notes
+
+
+def test_a_sweep_that_is_judged_anew_says_by_what_and_whom_it_cannot_judge() -> None:
+    asked = manifest().profile
+    of_asked = A.model_copy(update={"profile": asked})
+    complete = first_attempt(manifest(), of_asked, candidates=4).ended(LATER)
+    results = [
+        *RESULTS,
+        ended(candidate("static"), TrialStatus.STOPPED, "", started_at=STARTED + dt.timedelta(minutes=1)),
+        ended(candidate("static", "eager"), TrialStatus.SKIPPED, ""),
+    ]
+    assert not [note for note in report(complete, results).headline.notes if "udged" in note or "left out" in note]
+    notes = report(complete.judged_by(Judging(limits={"max_ttft_ms": 1e9})), results).headline.notes
+    assert notes[0] == "Judged otherwise than the sweep was asked to: limits.max_ttft_ms: none → 1e+09."
+    assert notes[1].startswith(
+        "2 candidates were left out by other weights or limits than these (1 stopped early and 1 not launched); by "
+        "these they may be better. Repeat the command with --resume 20261124-2130-ab12 and these options"
+    )
 
 
 def test_trials_of_another_fingerprint_are_counted_with_what_differs_and_are_in_no_figure() -> None:
