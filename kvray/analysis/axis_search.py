@@ -23,19 +23,15 @@ from kvray.analysis.belief import (
     goodness_weights,
 )
 from kvray.analysis.evidence import PEAK
-from kvray.analysis.launching import Prediction
+from kvray.analysis.launching import ENUMERATED, MISS_CHANCE, Prediction
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.standing import NEAR
 from kvray.analysis.surrogate import Array
 from kvray.candidate import Candidate
 from kvray.workload import WorkloadProfile
 
-MISS_CHANCE = 0.02
-"""The search ends when the chance is smaller that anything not launched beats the best by more than `NEAR`."""
 WIN_CHANCE = 0.05
 """Of being better than the likeliest winner: who has more is measured again."""
-ENUMERATED = 12
-"""A space of so many candidates is launched as a whole: there is little to save."""
 LEANEST = 2
 """So many by predicted memory are launched though they cannot win, if they are materially leaner: as fallbacks."""
 

@@ -9,6 +9,11 @@ from typing import Protocol
 from kvray.analysis.aggregate import Metrics
 from kvray.candidate import Candidate
 
+MISS_CHANCE = 0.02
+"""The search ends when the chance is smaller that anything not launched beats the best by more than `NEAR`."""
+ENUMERATED = 12
+"""A space of so many candidates is launched as a whole: there is little to save."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:

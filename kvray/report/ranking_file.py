@@ -7,37 +7,31 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvray.analysis import Analysis
-from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
-from kvray.analysis.intervals import LogInterval, gain_intervals
-from kvray.analysis.ranking import RankedCandidate, UnrankedTrial
+from kvray.analysis.aggregate import Metrics
+from kvray.analysis.intervals import Interval
+from kvray.analysis.pooling import pool_complete_trials
+from kvray.analysis.ranking import Gain, RankedCandidate, UnrankedTrial, gain_over
 from kvray.candidate import Candidate
 from kvray.record import TrialResult
 from kvray.store.manifest import SweepManifest
 from kvray.store.ranking_table import RankingRow
 
 _Listed = RankedCandidate | UnrankedTrial
+_FIGURES = ("ttft_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "decode_tok_s", "peak_mib", "energy_j_per_tok")
 
 
 def ranking_file_rows(
     manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis
 ) -> tuple[RankingRow, ...]:
-    """The ranked ones first, best first; then the others in the order of the report."""
-    evidence = gather_evidence(results, manifest.profile)
-    baseline_id = analysis.ranking.baseline_id
-    ttft, decode = (_intervals(evidence, baseline_id, metric) for metric in (TTFT, DECODE))
-    table = _Table(manifest=manifest, analysis=analysis, evidence=evidence, ttft=ttft, decode=decode)
+    """The ranked candidates, best first; then the others in the order of the report."""
+    pools = pool_complete_trials(results, manifest.profile)
+    processes = {key: len(pool) for key, pool in pools.items()}
+    table = _Table(manifest=manifest, analysis=analysis, processes=processes)
     return tuple(table.row(one) for one in _one_each(analysis))
 
 
-def _intervals(evidence: Evidence, baseline_id: str | None, metric: int) -> dict[str, LogInterval]:
-    """Of every candidate that measured all cells; empty where the baseline did not."""
-    if baseline_id is None or baseline_id not in evidence.ids:
-        return {}
-    return gain_intervals(evidence, evidence.ids, baseline_id, metric)
-
-
 def _one_each(analysis: Analysis) -> Sequence[_Listed]:
-    """Of a candidate's trials the ranked one, else the one that came furthest."""
+    """The ranked one of a candidate's trials, else the one that came furthest."""
     order = sorted(analysis.ranking.unranked, key=lambda one: (one.metrics is None, one.record.rung is None))
     chosen: dict[str, _Listed] = {one.record.candidate_id: one for one in analysis.ranking.entries}
     for one in order:
@@ -47,82 +41,96 @@ def _one_each(analysis: Analysis) -> Sequence[_Listed]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
+    """What rows are made from.
+
+    Attributes:
+        processes: by candidate id, those that count towards its figures.
+    """
+
     manifest: SweepManifest
     analysis: Analysis
-    evidence: Evidence
-    ttft: Mapping[str, LogInterval]
-    decode: Mapping[str, LogInterval]
+    processes: Mapping[str, int]
 
     def row(self, one: _Listed) -> RankingRow:
-        record, ranked = one.record, one if isinstance(one, RankedCandidate) else None
+        record = one.record
         return RankingRow(
             run_id=self.manifest.run_id,
             model_id=self.manifest.model_id,
             profile=self.manifest.profile.name,
             device_name=self.manifest.device_name,
-            rank=ranked.rank if ranked else None,
             is_baseline=record.candidate_id == (self.analysis.ranking.baseline_id or self.manifest.baseline_id),
-            is_tied=ranked is not None and self._is_tied(ranked),
             candidate_id=record.candidate_id,
             label=record.candidate.label,
             **{spec.name: getattr(record, spec.name) for spec in fields(Candidate)},
             status=record.status,
-            reason=one.reason if isinstance(one, UnrankedTrial) else None,
-            limits_missed=tuple(miss.limit_name for miss in one.misses) if isinstance(one, UnrankedTrial) else (),
-            score=ranked.score if ranked else None,
-            **self._figures(one),
-            **_speedup("ttft", times.negated() if (times := self.ttft.get(record.candidate_id)) else None),
-            **_speedup("decode", self.decode.get(record.candidate_id)),
-            peak_ratio=self._peak_ratio(one),
-            break_even_tokens=ranked.break_even_tokens if ranked else None,
-            on_pareto_front=ranked.on_pareto_front if ranked else None,
-            confidence=self._confidence if ranked and ranked.rank == 1 else None,
+            **(self._ranked(one) if isinstance(one, RankedCandidate) else _unranked(one)),
+            **_figures(one.metrics),
+            **_ratios(self._gain(one)),
             kl_mean=record.kl_mean,
             top1_agreement=record.top1_agreement,
-            processes=self._processes(record.candidate_id),
+            processes=self.processes.get(record.candidate_id, 1 if one.cells else 0),
             runs=sum(cell.runs for cell in one.cells),
             fingerprint=record.fingerprint,
         )
 
-    @property
-    def _confidence(self) -> float | None:
+    def _ranked(self, one: RankedCandidate) -> dict[str, Any]:
         confidence = self.analysis.confidence
-        return None if confidence is None or confidence.is_disturbed else confidence.winner_share
+        ties = confidence.ties if confidence else ()
+        return {
+            "rank": one.rank,
+            "is_tied": one.record.candidate_id in ties or (bool(ties) and one.rank == 1),
+            "reason": None,
+            "limits_missed": (),
+            "score": one.score,
+            "break_even_tokens": one.break_even_tokens,
+            "on_pareto_front": one.on_pareto_front,
+            "confidence": confidence.winner_share
+            if confidence and one.rank == 1 and not confidence.is_disturbed
+            else None,
+        }
 
-    def _is_tied(self, one: RankedCandidate) -> bool:
-        ties = self.analysis.confidence.ties if self.analysis.confidence else ()
-        return one.record.candidate_id in ties or (bool(ties) and one.rank == 1)
-
-    def _figures(self, one: _Listed) -> dict[str, Any]:
-        names = (
-            "ttft_ms",
-            "itl_p50_ms",
-            "itl_p95_ms",
-            "itl_p99_ms",
-            "decode_tok_s",
-            "peak_mib",
-            "energy_j_per_tok",
-        )
-        return {name: getattr(one.metrics, name) if one.metrics else None for name in names}
-
-    def _peak_ratio(self, one: _Listed) -> float | None:
+    def _gain(self, one: _Listed) -> Gain | None:
+        """Of one that is not ranked, by its figures alone."""
+        if isinstance(one, RankedCandidate):
+            return one.gain
         baseline = self.analysis.ranking.baseline
         if one.metrics is None or baseline is None or baseline.metrics is None:
             return None
-        own, before = one.metrics.peak_mib, baseline.metrics.peak_mib
-        return None if own is None or not before else own / before
-
-    def _processes(self, candidate_id: str) -> int:
-        if candidate_id not in self.evidence.ids:
-            return 0
-        return int((self.evidence.owner == self.evidence.ids.index(candidate_id)).sum())
+        return gain_over(baseline.metrics, one.metrics)
 
 
-def _speedup(name: str, logs: LogInterval | None) -> dict[str, Any]:
-    """The ratio to the baseline; nothing where one of the two was not measured to the end."""
-    found = logs.as_factor() if logs else None
+def _figures(metrics: Metrics | None) -> dict[str, Any]:
+    return {name: getattr(metrics, name) if metrics else None for name in _FIGURES}
+
+
+def _unranked(one: UnrankedTrial) -> dict[str, Any]:
     return {
-        f"{name}_speedup": found and found.value,
-        f"{name}_speedup_low": found and found.low,
-        f"{name}_speedup_high": found and found.high,
+        "rank": None,
+        "is_tied": False,
+        "reason": one.reason,
+        "limits_missed": tuple(miss.limit_name for miss in one.misses),
+        "score": None,
+        "break_even_tokens": None,
+        "on_pareto_front": None,
+        "confidence": None,
+    }
+
+
+def _ratios(gain: Gain | None) -> dict[str, Any]:
+    """A gain as multiples of the baseline's speed and memory: 1 is no change."""
+    if gain is None:
+        return {**_speedup("ttft", None, None), **_speedup("decode", None, None), "peak_ratio": None, "pairs": 0}
+    return {
+        **_speedup("ttft", gain.ttft, gain.ttft_interval),
+        **_speedup("decode", gain.throughput, gain.throughput_interval),
+        "peak_ratio": gain.memory_factor,
+        "pairs": gain.pairs,
+    }
+
+
+def _speedup(name: str, gain: float | None, interval: Interval | None) -> dict[str, Any]:
+    return {
+        f"{name}_speedup": None if gain is None else 1 + gain,
+        f"{name}_speedup_low": None if interval is None else 1 + interval.low,
+        f"{name}_speedup_high": None if interval is None else 1 + interval.high,
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from kvray.analysis.axis_search import ENUMERATED, MISS_CHANCE
 from kvray.analysis.evidence import confirm_round
+from kvray.analysis.launching import ENUMERATED, MISS_CHANCE
 from kvray.config import SearchStrategy
 from kvray.ratios import multiple
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus

@@ -58,12 +58,13 @@ class RankingRow:
         decode_tok_s: tokens per second of all sequences together, the first token left out.
         peak_mib: peak memory.
         energy_j_per_tok: energy per generated token, the prefill included.
-        ttft_speedup: times as fast to the first token: 2 is half the baseline's time, 0.5 twice its time. From the
-            confirming rounds that measured both where there are any, else from all processes.
+        ttft_speedup: times as fast to the first token: 2 is half the baseline's time, 0.5 twice its time. From
+            confirming rounds alone, where there are `pairs`.
         ttft_speedup_low, ttft_speedup_high: 95 % interval of `ttft_speedup`.
         decode_speedup: times as many tokens per second, from the same processes.
         decode_speedup_low, decode_speedup_high: 95 % interval of `decode_speedup`.
         peak_ratio: peak memory over the baseline's: 0.5 is half of it.
+        pairs: confirming rounds in which both ran, one after the other. Without any, ratios rest on all processes.
         break_even_tokens: generated tokens after which a slower start is made up for; null where it never is.
         on_pareto_front: whether no ranked candidate is at least as good in first token, throughput and memory and
             better in one. Null where it is not ranked.
@@ -114,6 +115,7 @@ class RankingRow:
     decode_speedup_low: float | None
     decode_speedup_high: float | None
     peak_ratio: float | None
+    pairs: int
     break_even_tokens: float | None
     on_pareto_front: bool | None
     confidence: float | None
@@ -164,6 +166,7 @@ RANKING_SCHEMA = pa.schema(
         ("decode_speedup_low", _FLOAT),
         ("decode_speedup_high", _FLOAT),
         ("peak_ratio", _FLOAT),
+        ("pairs", _INT),
         ("break_even_tokens", _FLOAT),
         ("on_pareto_front", _BOOL),
         ("confidence", _FLOAT),

@@ -33,6 +33,7 @@ _FLOAT = pa.float64()
 _BOOL = pa.bool_()
 _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _INSTANT = pa.timestamp("us", tz="UTC")
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _VERSION_DIGITS = 9
 METADATA = {VERSION_KEY: str(SCHEMA_VERSION).encode()}
 
@@ -187,8 +188,9 @@ def from_table(table: pa.Table, kind: type[T]) -> list[T]:
     """
     fitting = conform(table, kind)
     try:
-        return [_decode(row, kind) for row in fitting.select(schema_of(kind).names).to_pylist()]
-    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        rows = _with_plain_instants(fitting.select(schema_of(kind).names)).to_pylist()
+        return [_decode(row, kind) for row in rows]
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise SchemaError(f"a row does not fit: {error}") from error
 
 
@@ -232,6 +234,10 @@ def _plain(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _instant(microseconds: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(microseconds=microseconds)
+
+
 _FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "role": Role,
     "status": TrialStatus,
@@ -242,9 +248,15 @@ _FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "compile": CompileMode,
     "cache_params": lambda text: tuple(sorted(json.loads(text).items())),
     "itl_ms": tuple,
-    "started_at": lambda instant: instant.astimezone(dt.UTC),
-    "ended_at": lambda instant: instant.astimezone(dt.UTC),
+    "started_at": _instant,
+    "ended_at": _instant,
 }
+
+
+def _with_plain_instants(table: pa.Table) -> pa.Table:
+    """Instants as microseconds since `_EPOCH`: pyarrow would import pandas, if it is there, to make objects of them."""
+    plain = [pa.field(one.name, _INT if one.type == _INSTANT else one.type) for one in table.schema]
+    return table.cast(pa.schema(plain))
 
 
 def _decode(row: Mapping[str, Any], kind: type[T]) -> T:

@@ -54,7 +54,7 @@ class Swept:
     @property
     def winner(self) -> str:
         """Of the first sweep: its ranking's first line."""
-        first = re.search(r"^1 +(\S+) ", self.shown.stdout, re.MULTILINE)
+        first = re.search(r"^1 +(\S+/\S+) ", self.shown.stdout, re.MULTILINE)
         return first[1] if first else "nobody"
 
 
@@ -116,6 +116,20 @@ def test_commands_that_only_read_import_neither_torch_nor_ray(environment: dict[
         "for line in (['profiles'], ['info'], ['apply', '--help'], ['forecast', '--help']):\n"
         " assert app.run(line, verbose=False) == 0\n"
         "print('loaded', sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
+    )
+    assert in_python(code, environment).endswith("loaded []\n")
+
+
+def test_records_are_judged_anew_without_the_libraries_that_measured_and_searched(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    results = shutil.copytree(Path(__file__).parents[1] / "assets" / "results_v2", tmp_path / "results")
+    code = (
+        "import sys, kvray.cli.app as app\n"
+        f"assert app.run(['rank', {str(results)!r}], verbose=False) == 0\n"
+        "assert 'pandas' not in sys.modules\n"
+        f"assert app.run(['report', {str(results)!r}], verbose=False) == 0\n"
+        "print('loaded', sorted({'torch', 'ray', 'transformers', 'scipy'} & set(sys.modules)))"
     )
     assert in_python(code, environment).endswith("loaded []\n")
 

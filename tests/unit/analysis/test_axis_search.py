@@ -10,8 +10,8 @@ import pytest
 from search_samples import BEST, METRICS, SPACE, candidate_at
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.axis_search import ENUMERATED, AxisSearch
-from kvray.analysis.launching import EveryCandidate
+from kvray.analysis.axis_search import AxisSearch
+from kvray.analysis.launching import ENUMERATED, EveryCandidate
 from kvray.candidate import AttentionBackend, Candidate
 from kvray.workload import Limits, WorkloadProfile, create_custom_profile
 
