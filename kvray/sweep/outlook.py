@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.analysis.axis_search import ENUMERATED
 from kvray.analysis.confirming import MOST_CONTENDERS
+from kvray.analysis.launching import ENUMERATED
 from kvray.config import SearchStrategy
 from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS

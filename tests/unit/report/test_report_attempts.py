@@ -89,9 +89,11 @@ def test_a_sweep_that_is_judged_anew_says_by_what_and_whom_it_cannot_judge() -> 
     ]
     assert not [note for note in report(complete, results).headline.notes if "udged" in note or "left out" in note]
     notes = report(complete.judged_by(Judging(limits={"max_ttft_ms": 1e9})), results).headline.notes
-    assert notes[0] == "Judged otherwise than the sweep was asked to: limits.max_ttft_ms: none → 1e+09."
+    assert (
+        notes[0] == "Judged by other weights or limits than the sweep was run with: limits.max_ttft_ms: none → 1e+09."
+    )
     assert notes[1].startswith(
-        "2 candidates were left out by other weights or limits than these (1 stopped early and 1 not launched); by "
+        "2 candidates were left out under the earlier weights or limits (1 stopped early and 1 not launched); under "
         "these they may be better. Repeat the command with --resume 20261124-2130-ab12 and these options"
     )
 
