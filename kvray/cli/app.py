@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, *, left_out: Sequence[str] = ()
     """
     open_closed_streams()
     sys.stdout = printed = patient(sys.stdout)
-    sys.stderr = patient(sys.stderr)
+    sys.stderr = patient(sys.stderr, apart=True)
     show_all_signs((sys.stdout, sys.stderr))
     _warn_of_relative_paths(left_out)
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from kvray.standard_error import say
+
 _ENDING = "Ending in good order, with what has been measured; this takes seconds. Press Ctrl-C again to leave at once."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 
@@ -26,9 +28,9 @@ def patient_interrupts(farewell: Callable[[], str]) -> Iterator[None]:
         del signum, frame
         presses += 1
         if presses == 1:
-            _say(_ENDING)
+            say(f"kvray: {_ENDING}")
             raise KeyboardInterrupt
-        _say(farewell())
+        say(f"kvray: {farewell()}")
         os._exit(130)
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -48,9 +50,3 @@ def leave_at_once_if_signalled(exit_code: int) -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: os._exit(exit_code))
-
-
-def _say(text: str) -> None:
-    """Write to stderr past its buffer: the signal may have come in the middle of a `print`."""
-    with contextlib.suppress(OSError):  # a terminal that was closed
-        os.write(2, f"kvray: {text}\n".encode())

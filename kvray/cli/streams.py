@@ -23,10 +23,14 @@ def open_closed_streams() -> None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
-def patient(stream: TextIO) -> TextIO:
-    """`stream` as a `PatientStream`, if it is one of the operating system's; a test's own is taken as it is."""
+def patient(stream: TextIO, *, apart: bool = False) -> TextIO:
+    """`stream` as a `PatientStream`, if it is one of the operating system's; a test's own is taken as it is.
+
+    Args:
+        apart: on a descriptor of its own (see `kvray.standard_error`).
+    """
     try:
-        return PatientStream(stream)
+        return PatientStream(stream, apart=apart)
     except io.UnsupportedOperation:
         return stream
 
@@ -38,9 +42,10 @@ class PatientStream(io.TextIOWrapper):
         failure: why something was lost, if anybody was there to read it.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, apart: bool = False) -> None:
         self.failure: OSError | None = None
-        binary = io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False))
+        number = os.dup(stream.fileno()) if apart else stream.fileno()
+        binary = io.BufferedWriter(io.FileIO(number, "w", closefd=apart))
         super().__init__(binary, encoding=stream.encoding, errors=stream.errors, line_buffering=True)
 
     def write(self, text: str) -> int:

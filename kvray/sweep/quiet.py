@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kvray.environment import changed_environment
 from kvray.search_paths import safe_environment
+from kvray.standard_error import c_libraries_write_to
 
 _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -33,7 +34,7 @@ def quiet_ray(log: Path) -> Iterator[None]:
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        with changed_environment({**_QUIET, **safe_environment()}):
+        with changed_environment({**_QUIET, **safe_environment()}), c_libraries_write_to(log):
             yield
     finally:
         logger.removeHandler(handler)

@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +17,10 @@ from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
 from kvray.probes.cpu import available_cpus
+from kvray.standard_error import say
 from kvray.sweep.guardian import Guardian, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
+from kvray.sweep.joining import prepare_to_join, token_problem
 from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
 from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
 
@@ -43,10 +44,10 @@ _HEAD_PATIENCE_S = 40.0
 """For a cluster's head, which may be started anew: Ray's C++ ends this process 60 s after the last word (2.60)."""
 _NODE_PATIENCE_S = 10.0
 """For the raylet that this process is attached to: no other takes its place."""
+_LONGEST_REASON = 500
+"""Characters."""
 _LAST_LOGS_S = 2.0
 """In which what Ray has ended writes its last."""
-_KNOCK_S = 10.0
-"""Seconds in which a cluster must accept a connection."""
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Bytes that a folder for temporary files may have: a Unix socket's path holds 107 (unix(7))."""
 
@@ -126,11 +127,19 @@ class RaySession:
         """
         self._connected.wait()
         if self._error is not None:
-            reason = first_line(self._error)
-            if self._address:
-                raise SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}") from self._error
-            raise SweepError(f"Ray cannot start: {reason.rstrip('.')}.", hint=_ROOM_HINT) from self._error
+            raise self._connection_error(self._error) from self._error
         return living_nodes()
+
+    def _connection_error(self, error: BaseException) -> SweepError:
+        from ray.exceptions import AuthenticationError
+
+        if isinstance(error, AuthenticationError):
+            what = f"The Ray cluster at {self._address!r} cannot be joined" if self._address else "Ray cannot start"
+            return token_problem(what)
+        if self._address:
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]  # two versions that do not match take six lines
+            return SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}")
+        return SweepError(f"Ray cannot start: {first_line(error).rstrip('.')}.", hint=_ROOM_HINT)
 
     def check_alive(self) -> None:
         """Ask while a sweep runs: Tune waits for ever for a Ray whose servers have died.
@@ -149,14 +158,14 @@ class RaySession:
         """Connect, then stay: Ray's processes ask the kernel to die with the thread that started them."""
         try:
             self._connect()
-        except BaseException as error:  # noqa: BLE001  (raised by `resources`, in the caller's thread)
+        except BaseException as error:  # noqa: BLE001  (raised by `nodes`, in the caller's thread)
             self._error = error
         finally:
             self._connected.set()
         while not self._closing.wait(_LOOK_S):
             self._death = self._pulse.death() if self._pulse else None
             if self._death is not None and not self._closing.wait(_DESPAIR_S):
-                os.write(2, f"kvray: {self._last_words(self._breakdown())}\n".encode())
+                say(f"kvray: {self._last_words(self._breakdown())}")
                 if self._guardian is not None:
                     self._guardian.keep_logs()
                 os._exit(SweepError.exit_code)
@@ -170,7 +179,7 @@ class RaySession:
         _mute(logging.getLogger("ray"))
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if self._address:
-            _check_reachable(self._address)
+            prepare_to_join(self._address)
             with only_imports_from(self._imports) as imports, _own_sigterm():
                 ray.init(address=self._address, **imports, **quiet)
             self._pulse = ClusterServers(_cluster_servers())
@@ -272,7 +281,8 @@ def living_nodes() -> tuple[Mapping[str, float], ...]:
 
 
 def _mute(logger: logging.Logger) -> None:
-    """Of Ray's own handlers, which write to stderr: an error that it meets is raised as well, and told once."""
+    """Keep Ray's own handlers from writing to stderr: an error that it meets is raised as well, and told once."""
+    logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         # Others, such as those of a program that collects logs, are not Ray's.
         if type(handler).__module__.startswith("ray."):
@@ -285,14 +295,3 @@ def _has_writable_home() -> bool:
     except RuntimeError:
         return False
     return os.access(home if home.is_dir() else home.parent, os.W_OK | os.X_OK)
-
-
-def _check_reachable(address: str) -> None:
-    """Knock at `host:port` first: of a host that does not answer, Ray 2.60 despairs after minutes, talking to stderr.
-
-    Raises:
-        OSError: nobody listens there.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()

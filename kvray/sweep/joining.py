@@ -1,0 +1,96 @@
+"""What must hold before Ray joins a running cluster: somebody listens there, and takes this machine's token.
+
+Left alone, Ray 2.60 sends no token to an address that is named, and says so in twenty lines of C++ after 20 s; where
+nobody answers it takes minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from kvray.errors import SweepError
+
+_KNOCK_S = 10.0
+"""Seconds in which a cluster must accept a connection."""
+_COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
+
+
+def prepare_to_join(address: str) -> None:
+    """Have Ray send a token if there is one, and ask the cluster whether it may come in.
+
+    Raises:
+        OSError, ValueError, RuntimeError: nobody listens there, or `address` is none.
+        ray.exceptions.AuthenticationError: it may not (see `token_problem`).
+    """
+    import ray
+    from ray._private import services
+
+    if "://" in address:  # of Ray's client server, which has ways of its own
+        _knock(address.partition("://")[2])
+        return
+    if address != "auto":
+        _knock(address)
+    found = services.canonicalize_bootstrap_address(address)
+    if found is None:  # RAY_ADDRESS=local
+        return
+    if address == "auto":
+        _knock(found)
+    _send_token_if_there()
+    ray._raylet.GcsClient(address=found)
+
+
+def token_problem(what_failed: str) -> SweepError:
+    """The error for an `AuthenticationError` of Ray's, told by the settings that Ray reads."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        return SweepError(
+            f"{what_failed}: it asks for a token, and RAY_AUTH_MODE is 'disabled'.", hint="Unset RAY_AUTH_MODE."
+        )
+    source = _token_source()
+    if source is None:
+        return SweepError(f"{what_failed}: it asks for a token, and there is none here.", hint=_COPY)
+    if not _holds_token(source):
+        return SweepError(
+            f"{what_failed}: RAY_AUTH_TOKEN_PATH names {str(source)!r}, which cannot be read or is empty.",
+            hint="Unset it, or let it name a file that holds a token.",
+        )
+    return SweepError(f"{what_failed}: it does not accept the token in {source}.", hint=_COPY)
+
+
+def _token_source() -> Path | str | None:
+    """Where Ray takes its token from: a variable's name or a file."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "RAY_AUTH_TOKEN"
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path)
+    try:
+        default = Path.home() / ".ray" / "auth_token"
+    except RuntimeError:  # this user has no home folder
+        return None
+    return default if _holds_token(default) else None
+
+
+def _holds_token(source: Path | str) -> bool:
+    if isinstance(source, str):
+        return True
+    try:
+        return bool(source.read_bytes().strip())
+    except OSError:
+        return False
+
+
+def _send_token_if_there() -> None:
+    try:
+        from ray._private.authentication import authentication_token_setup as setup
+    except ImportError:  # a Ray that knows no tokens
+        return
+    if hasattr(setup, "maybe_enable_token_auth_if_token_available"):
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
+
+
+def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()

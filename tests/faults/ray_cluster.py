@@ -1,0 +1,76 @@
+"""A Ray cluster as its users start one: `ray start --head`, with a home and a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+_STARTS_WITHIN_S = 60.0
+
+
+class RayCluster:
+    """One node on this machine, which asks for `TOKEN` as its home holds one. `stop` ends it."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = root / "home"
+        token = self.home / ".ray" / "auth_token"
+        token.parent.mkdir(parents=True)
+        token.write_text(TOKEN)
+        self._folder = root / "ray"
+        self._said = root / "said"
+        self._port = _free_port()
+        self._process = self._start()
+
+    @property
+    def address(self) -> str:
+        """`HOST:PORT`."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """That of the user who started it, with nothing set for Ray but where it lies."""
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return {**plain, "HOME": str(self.home), "RAY_TMPDIR": str(self._folder)}
+
+    def stop(self) -> None:
+        """With all that it has started."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        options = (
+            *("--head", "--block", "--port", str(self._port), "--num-cpus", "2", "--temp-dir", str(self._folder)),
+            *("--include-dashboard", "false", "--disable-usage-stats"),
+        )
+        with self._said.open("wb") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *options],
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                cwd=self.home,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _STARTS_WITHIN_S
+        while b"Ray runtime started" not in self._said.read_bytes():
+            assert process.poll() is None, self._said.read_text()
+            assert time.monotonic() < deadline, self._said.read_text()
+            time.sleep(0.2)
+        return process
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])

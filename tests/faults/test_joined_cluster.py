@@ -1,0 +1,73 @@
+"""`kvray tune --address` with a cluster that was started as Ray's manual says, and that asks for a token by default."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from drivers import FAKE, recorded
+from hostile_folder import HostileFolder, run
+from ray_cluster import RayCluster
+
+from kvray.record import TrialStatus
+from kvray.store.parquet import ResultsStore
+
+JOIN = "from pathlib import Path; from kvray.sweep.session import RaySession\n" + (
+    "with RaySession(address={address!r}, scratch=Path({scratch!r})) as ray: print(len(ray.nodes()))"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    running = RayCluster(tmp_path_factory.mktemp("cluster"))
+    yield running
+    running.stop()
+
+
+def test_a_cluster_is_joined_with_nothing_set_and_its_workers_import_nothing_from_the_working_folder(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    hostile, results = HostileFolder(tmp_path), tmp_path / "results"
+    sweep = ("tune", "fake:x", *FAKE, "--attention", "sdpa", "--cache", "dynamic,static", "--dtype", "float32")
+    rest = ("--search", "grid", "--confirm", "0", "--address", cluster.address, "--output", results)
+    done = run(
+        hostile, sys.executable, "-m", "kvray", *sweep, *rest, environment={**cluster.environment, "PYTHONPATH": ""}
+    )
+    assert (done.returncode, hostile.imported) == (0, ""), done.stderr
+    assert [one.record.status for one in recorded(results).values()] == [TrialStatus.OK] * 2
+    assert not ResultsStore(results).paths(ResultsStore(results).latest_run_id()).sweep_log.exists(), "Ray said nothing"
+
+
+def test_a_cluster_is_found_by_itself(cluster: RayCluster, tmp_path: Path) -> None:
+    program = JOIN.format(address="auto", scratch=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_without_a_token_one_line_says_so_and_what_ray_says_is_in_the_log(cluster: RayCluster, tmp_path: Path) -> None:
+    command = ("tune", "fake:x", *FAKE, "--address", cluster.address, "--output", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "kvray", *command],
+        env={**cluster.environment, "KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 11
+    assert done.stderr.startswith(
+        f"kvray: The Ray cluster at '{cluster.address}' cannot be joined: it asks for a token"
+    )
+    assert done.stderr.count("\n") == 1
+    (log,) = tmp_path.glob("reports/*/sweep.log")
+    assert "InvalidAuthToken" in log.read_text()

@@ -1,0 +1,58 @@
+"""Why a cluster does not let this machine in, told by the settings that Ray reads its token from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvray.sweep.joining import token_problem
+
+COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def problem() -> str:
+    return str(token_problem("It cannot be joined"))
+
+
+def test_no_token() -> None:
+    assert problem() == f"It cannot be joined: it asks for a token, and there is none here. {COPY}"
+
+
+def test_a_wrong_token_in_the_usual_place(home: Path) -> None:
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("old")
+    assert problem() == f"It cannot be joined: it does not accept the token in {home}/.ray/auth_token. {COPY}"
+
+
+def test_a_wrong_token_in_the_environment_which_goes_before_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "old")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+    assert problem() == f"It cannot be joined: it does not accept the token in RAY_AUTH_TOKEN. {COPY}"
+
+
+@pytest.mark.parametrize("held", [None, "", " \n"])
+def test_a_file_that_holds_no_token(held: str | None, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = home / "token"
+    if held is not None:
+        path.write_text(held)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    assert problem() == (
+        f"It cannot be joined: RAY_AUTH_TOKEN_PATH names '{path}', which cannot be read or is empty. "
+        "Unset it, or let it name a file that holds a token."
+    )
+
+
+def test_tokens_that_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert (
+        problem() == "It cannot be joined: it asks for a token, and RAY_AUTH_MODE is 'disabled'. Unset RAY_AUTH_MODE."
+    )
