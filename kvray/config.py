@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType
 from kvray.errors import InvalidValueError, describe_problems
+from kvray.file_systems import has_locks
 from kvray.record import TrialStatus
 from kvray.workload import WorkloadProfile, get_profile
 
@@ -196,7 +198,7 @@ def cache_dir() -> Path:
 
 
 def warn_of_closed_cache() -> None:
-    """Say what is lost where `cache_dir()` can neither be written nor made."""
+    """Say what is lost where `cache_dir()` can neither be written nor made, or has no locks."""
     folder = cache_dir()
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -205,3 +207,11 @@ def warn_of_closed_cache() -> None:
             "what is compiled is not kept. Set KVRAY_CACHE to another folder.",
             folder,
         )
+        return
+    with contextlib.suppress(OSError):  # a disk that is full is told of where it is written to
+        if not has_locks(there):
+            _logger.warning(
+                "The cache folder %s lies on a file system without locks: what is compiled is not kept. Set "
+                "KVRAY_CACHE to another folder.",
+                folder,
+            )

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from kvray.candidate import DeviceType, DType
 from kvray.config import cache_dir
+from kvray.file_systems import write_whole
 from kvray.probes.cpu import available_memory_mib
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
@@ -115,9 +116,7 @@ def save_hardware(key: HardwareKey, hardware: Hardware) -> None:
     """Keep `hardware` for `key`. A cache that cannot be written costs a measurement next time, and no more."""
     with contextlib.suppress(OSError):
         key.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = key.path.with_suffix(f".{os.getpid()}")
-        partial.write_text(hardware.to_json() + "\n", encoding="utf-8")
-        partial.replace(key.path)
+        write_whole(key.path, f"{hardware.to_json()}\n".encode())
 
 
 def free_memory_mib(device: DeviceType) -> float | None:

@@ -6,7 +6,6 @@ Written by `PlanBuilder`, read by whoever applies it. Every value is validated o
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +23,7 @@ from pydantic import (
 from kvray.candidate import Candidate, DeviceType
 from kvray.documents import read_document
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
+from kvray.file_systems import write_whole
 from kvray.workload import WorkloadProfile
 
 PLAN_VERSION: Literal[1] = 1
@@ -330,13 +330,9 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(plan.to_json(), encoding="utf-8")
-        temporary.replace(target)
+        write_whole(Path(path), plan.to_json().encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"Cannot write plan {str(path)!r}: {error.strerror}.") from error
 
 

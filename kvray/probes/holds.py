@@ -1,26 +1,23 @@
 """Files that a process holds for as long as it lives, and that say who it is: `kill -9` ends a hold like any other end.
 
 By `flock`, which belongs to this machine and, on most network file systems, to those that share the folder. Where there
-is none (Windows, some mounts) everyone gets the file.
+is none (Windows, some mounts) everyone gets the file, and `Hold.keeps_others_out` is false.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from kvray.file_systems import Lock, lock_file
 
 _ATTEMPTS = 20
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_WAIT_S = 0.5
 
 
 class HeldError(Exception):
@@ -36,12 +33,17 @@ class HeldError(Exception):
 
 
 class Hold:
-    """A file that this process holds. Made by `hold`."""
+    """A file that this process holds. Made by `hold`.
+
+    Attributes:
+        keeps_others_out: whether the file system has locks.
+    """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self._path = path
         self._about = json.dumps(dict(about)).encode()
         self._handle: int | None = None
+        self.keeps_others_out = False
 
     def renew(self) -> None:
         """Hold the file that lies at the path now: the one that was held may have been removed, with its folder, and a
@@ -54,7 +56,7 @@ class Hold:
         if self._handle is not None and _lies_at(self._path, self._handle):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(self._path)
+        handle, self.keeps_others_out = _opened(self._path)
         self.release()
         self._handle = handle
         os.truncate(handle, 0)
@@ -94,7 +96,7 @@ def holder_of(path: Path) -> Mapping[str, Any] | None:
     except OSError:
         return None
     try:
-        if not _try_lock(handle):
+        if lock_file(handle) is Lock.ANOTHERS:
             return _read(path)
         if _lies_at(path, handle):
             path.unlink(missing_ok=True)
@@ -105,15 +107,34 @@ def holder_of(path: Path) -> Mapping[str, Any] | None:
         os.close(handle)
 
 
-def _locked(path: Path) -> int:
-    """A locked handle of the file that lies at `path` now, not of one that its last holder has just removed."""
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[bool]:
+    """Wait until no other process is in such a `with` of the same file, which is made and stays. Gives whether that is
+    certain: not where the file system has no locks.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while (lock := lock_file(handle)) is Lock.ANOTHERS:
+            time.sleep(_WAIT_S)
+        yield lock is Lock.OURS
+    finally:
+        os.close(handle)
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """A handle of the file that lies at `path` now, not of one that its last holder has just removed, and whether it is
+    locked. It is not where the file system has no locks."""
     for _ in range(_ATTEMPTS):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            if not _try_lock(handle):
+            lock = lock_file(handle)
+            if lock is Lock.ANOTHERS:
                 raise HeldError(_read(path))
             if _lies_at(path, handle):
-                return handle
+                return handle, lock is Lock.OURS
         except BaseException:
             os.close(handle)
             raise
@@ -126,19 +147,6 @@ def _lies_at(path: Path, handle: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except OSError:
         return False
-
-
-def _try_lock(handle: int) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
 
 
 def _read(path: Path) -> Mapping[str, Any]:

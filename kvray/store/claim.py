@@ -1,12 +1,13 @@
 """One sweep has one writer: the claim of the process that measures, which ends when that process does, however.
 
-In an object store there are no locks: nothing keeps two processes from resuming one sweep there. Each trial's file is
-still written whole, and the later one of two stays.
+In an object store, and on some file systems, there are no locks: nothing keeps two processes from resuming one sweep
+there. Each trial's file is still written whole, and the later one of two stays.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from kvray.errors import OutputError, ResultsError
 from kvray.probes.holds import HeldError, Hold, hold
 from kvray.store.files import reason
 from kvray.store.parquet import ResultsStore
+
+_logger = logging.getLogger("kvray.store")
 
 
 class Claim:
@@ -55,6 +58,12 @@ def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
     with ExitStack() as stack:
         with _claiming(path, run_id):
             held = stack.enter_context(hold(path, about)) if store.is_local else None
+        if held is not None and not held.keeps_others_out:
+            _logger.warning(
+                "Results folder %r: its file system has no locks: nothing keeps another kvray from resuming this sweep "
+                "meanwhile.",
+                store.display_name,
+            )
         yield Claim(held, path, run_id)
 
 

@@ -1,14 +1,15 @@
 """Whole files in a results folder, local or in an object store: written so that no reader ever sees half of one.
 
-Locally: a temporary file in `.partial/` of the results folder, fsync, rename, fsync of the target's folder. Not beside
-the target: Polars refuses to scan a folder that holds anything but Parquet. In an object store an object appears only
-when its upload is complete.
+Locally: a temporary file in `.partial/` of the results folder, fsync, rename, fsync of the target's folder, as far as
+the file system offers them. Not beside the target, if it can be helped: Polars refuses to scan a folder that holds
+anything but Parquet. In an object store an object appears only when its upload is complete.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from pyarrow import ArrowException, BufferReader, NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from kvray.errors import InvalidValueError, OutputError, ResultsError
+from kvray.file_systems import LEFT_BESIDE, Weakness, sync_folder, write_whole
 from kvray.store.paths import PARTIAL
 
 _FAILURES = (OSError, ArrowException, UnicodeEncodeError)
+_logger = logging.getLogger("kvray.store")
 _LARGEST_WHOLE = 256 * 2**20
 """Bytes. Manifests and reports are read whole; records, which may be more, are not."""
 
@@ -56,10 +59,11 @@ class ResultsFiles:
         return isinstance(self._filesystem, LocalFileSystem)
 
     def check_writable(self) -> None:
-        """Make the folder, write a probe file into it and remove it."""
+        """Make the folder, write a probe file into it and remove it; warn of what the file system cannot do."""
         probe = self.root / f".write-check-{uuid.uuid4().hex}"
         try:
-            self._put(probe, b"")
+            for weakness in sorted(self._put(probe, b""), key=str):
+                _logger.warning("Results folder %r: %s.", self.display_name, weakness.value)
             self._filesystem.delete_file(probe.as_posix())
         except _FAILURES as error:
             raise OutputError(
@@ -89,6 +93,9 @@ class ResultsFiles:
         """Remove what killed writers left half-written for `folder`; nobody may be writing there."""
         for path in self._files(self.root / PARTIAL):
             if path.name.startswith(_partial_prefix(folder)):
+                self.delete(path)
+        for path in self._files(folder):
+            if path.name.startswith(".") and path.name.endswith(LEFT_BESIDE):
                 self.delete(path)
 
     def open(self, path: Path) -> NativeFile:
@@ -128,15 +135,15 @@ class ResultsFiles:
             raise ResultsError(f"Cannot list {folder.as_posix()!r}: {reason(error)}.") from error
         return iter(sorted(Path(info.path) for info in found if info.type == FileType.File))
 
-    def _put(self, path: Path, data: bytes) -> None:
+    def _put(self, path: Path, data: bytes) -> frozenset[Weakness]:
         if self.is_local:
             partial = self.root / PARTIAL
             for folder in (path.parent, partial):
                 self._check_inside(folder)
-            _write_local(path, data, partial)
-            return
+            return _write_local(path, data, partial)
         with self._filesystem.open_output_stream(path.as_posix()) as stream:
             stream.write(data)
+        return frozenset()
 
     def _check_inside(self, folder: Path) -> None:
         """A results folder that somebody else has made may hold links to what is not theirs."""
@@ -225,20 +232,10 @@ def _reading(path: Path) -> Iterator[None]:
         raise ResultsError(f"Cannot read {shown(path)!r}: {reason(error)}.") from error
 
 
-def _write_local(path: Path, data: bytes, partial: Path) -> None:
-    _make_folder(path.parent)
-    _make_folder(partial)
+def _write_local(path: Path, data: bytes, partial: Path) -> frozenset[Weakness]:
+    weak = _make_folder(path.parent) | _make_folder(partial)
     temporary = partial / f"{_partial_prefix(path.parent)}{path.name}.{uuid.uuid4().hex}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # gone already, if all went well
-            temporary.unlink()
-    _sync_folder(path.parent)
+    return weak | write_whole(path, data, via=temporary)
 
 
 def _partial_prefix(folder: Path) -> str:
@@ -246,24 +243,14 @@ def _partial_prefix(folder: Path) -> str:
     return f"{folder.parent.name}.{folder.name}~"
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> frozenset[Weakness]:
     """Make `folder` and its parents; each new name is synced into the folder above, or a power cut could undo it."""
     if folder.is_dir():
-        return
-    _make_folder(folder.parent)
+        return frozenset()
+    weak = _make_folder(folder.parent)
     try:
         folder.mkdir()
     except FileExistsError:
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from None
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no handle for a folder to sync
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return weak | sync_folder(folder.parent)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import select
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from kvray.config import cache_dir
 from kvray.engines.base import EngineAdapter
 from kvray.engines.prompts import forced_text, prompt_text
 from kvray.errors import first_line
+from kvray.file_systems import write_whole
 from kvray.probes.environment import capture_environment
 from kvray.trial.orphans import die_with_parent
 from kvray.trial.quality import IncomparableError, Reference, forced_tokens, summarize
@@ -101,16 +102,9 @@ def _is_whole(reference: Reference) -> bool:
 def save_reference(reference: Reference, path: Path) -> None:
     """Write it whole or not at all; several processes may do so at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **vars(reference))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    data = io.BytesIO()
+    np.savez(data, **vars(reference))
+    write_whole(path, data.getvalue())
 
 
 def ensure_reference(spec: TrialSpec, adapter: EngineAdapter, path: Path, *, fetched: Callable[[], None]) -> str | None:

@@ -25,6 +25,7 @@ from kvray.engines.base import (
 from kvray.engines.transformers import device_rates, inspection, menu, models, outline, rules, snippet, spaces
 from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.errors import ModelError
+from kvray.file_systems import has_locks
 from kvray.forecast.hardware import Hardware
 from kvray.search_paths import child_environment, python_command
 from kvray.space.constraints import Rule
@@ -160,14 +161,16 @@ class TransformersAdapter(EngineAdapter):
 
 
 def _compiler_caches(folder: Path) -> Mapping[str, str]:
-    """None where `folder` cannot be written: torch makes its own at import, and then takes a temporary folder."""
+    """None where `folder` cannot be written, or has no locks: torch makes its own at import, and then takes a temporary
+    folder."""
     caches = {"TORCHINDUCTOR_CACHE_DIR": folder / "inductor", "TRITON_CACHE_DIR": folder / "triton"}
     try:
         for cache in caches.values():
             cache.mkdir(parents=True, exist_ok=True)
+        usable = has_locks(folder)
     except OSError:
-        return {}
-    return {name: str(cache) for name, cache in caches.items()}
+        usable = False
+    return {} if not usable else {name: str(cache) for name, cache in caches.items()}
 
 
 def _convert_if_gguf(request: ModelRequest) -> None:

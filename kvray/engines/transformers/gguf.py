@@ -15,6 +15,11 @@ from kvray.engines.transformers.gguf_header import check_gguf_file
 from kvray.engines.transformers.hashes import file_sha256, known_sha256
 from kvray.engines.transformers.tensors import named_tensors
 from kvray.errors import KvrayError, ModelError, first_line
+from kvray.file_systems import NO_RENAME
+from kvray.probes.holds import exclusively
+
+_LAST = "config.json"
+"""Of the files of a converted model, the one that says that all are there."""
 
 
 def converted_gguf(gguf: Path) -> Path:
@@ -23,8 +28,6 @@ def converted_gguf(gguf: Path) -> Path:
     Raises:
         ModelError: the file cannot be read or converted.
     """
-    from filelock import FileLock
-
     if not is_converted(gguf):
         check_gguf(gguf)
         _check_architecture(gguf)
@@ -33,9 +36,9 @@ def converted_gguf(gguf: Path) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
+        with exclusively(target.with_name(f"{target.name}.lock")) as alone:
             if not _is_complete(target):
-                _convert_gguf(gguf, target)
+                _convert_gguf(gguf, target, alone=alone)
     except OSError as error:
         raise ModelError(
             f"GGUF file {str(gguf)!r} cannot be converted into {str(target.parent)!r} ({first_line(error)}).",
@@ -91,17 +94,18 @@ def _cannot_be_converted(gguf: Path, error: BaseException) -> ModelError:
 
 
 def _is_complete(target: Path) -> bool:
-    return (target / "config.json").is_file()
+    return (target / _LAST).is_file()
 
 
-def _convert_gguf(gguf: Path, target: Path) -> None:
+def _convert_gguf(gguf: Path, target: Path, *, alone: bool) -> None:
     """Dequantise into a temporary folder beside `target`, then rename it: a half-made folder is never seen.
 
-    The caller holds the lock, so what an interrupted conversion has left is nobody's and goes first.
+    Args:
+        alone: no other process converts this file, so what an interrupted conversion has left is nobody's and goes.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for leftover in target.parent.glob(f".{target.name}-*"):
+    for leftover in target.parent.glob(f".{target.name}-*") if alone else ():
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -116,11 +120,24 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(staging)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging)
-        staging.rename(target)
+        _publish(staging, target)
     except Exception as error:
         raise _cannot_be_converted(gguf, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Rename the folder; where the file system renames none, copy what makes it complete last."""
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if _is_complete(target):  # without locks another process may have been faster
+            return
+        if error.errno not in NO_RENAME:
+            raise
+        shutil.copytree(staging, target, ignore=shutil.ignore_patterns(_LAST), dirs_exist_ok=True)
+        shutil.copyfile(staging / _LAST, target / _LAST)
 
 
 if __name__ == "__main__":

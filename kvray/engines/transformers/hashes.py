@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kvray.config import cache_dir
+from kvray.file_systems import write_whole
 from kvray.probes.cpu import available_cpus
 
 _logger = logging.getLogger("kvray.engines")
@@ -78,9 +78,7 @@ def _computed(path: Path, progress: _Progress) -> str:
             progress.add(len(block))
     with contextlib.suppress(OSError):  # the memo saves seconds; a cache that cannot be written costs no more than them
         memo.parent.mkdir(parents=True, exist_ok=True)
-        partial = memo.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"path": str(path), "sha256": digest.hexdigest()}), encoding="utf-8")
-        partial.replace(memo)
+        write_whole(memo, json.dumps({"path": str(path), "sha256": digest.hexdigest()}).encode())
     return digest.hexdigest()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from kvray.probes.holds import HeldError, hold, holder_of
+from kvray.probes.holds import HeldError, exclusively, hold, holder_of
 
 
 def test_a_held_file_says_who_holds_it_and_is_gone_afterwards(tmp_path: Path) -> None:
@@ -80,3 +81,20 @@ def test_the_end_of_a_hold_removes_no_file_that_another_has_made_since(tmp_path:
         assert holder_of(path) == {"pid": 8}
         with pytest.raises(HeldError), hold(path, {"pid": 9}):
             raise AssertionError("held twice")
+
+
+def test_whoever_wants_a_file_exclusively_waits_for_the_other(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with exclusively(tmp_path / "a.lock"):
+            order.append("second")
+
+    with exclusively(tmp_path / "a.lock") as alone:
+        assert alone
+        other = threading.Thread(target=second)
+        other.start()
+        other.join(0.1)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]
