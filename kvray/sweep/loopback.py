@@ -9,9 +9,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from kvray.environment import changed_environment
 
 LOOPBACK = "127.0.0.1"
 _NO_CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -24,22 +27,36 @@ def loopback_ray() -> Iterator[dict[str, Any]]:
     """For the length of `ray.init`, which takes what this yields as further options."""
     from ray._private import node, ray_constants
 
-    asked = os.environ.get(_NO_CLUSTER)
     constant = getattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
     start = getattr(node.Node, "start_api_server", None)
-    os.environ[_NO_CLUSTER] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when Ray was imported
     # It runs even without a dashboard, and asks the metadata services of three clouds who they are.
     node.Node.start_api_server = _no_api_server
     try:
-        yield {"include_dashboard": False, "_node_ip_address": LOOPBACK}
+        with changed_environment({_NO_CLUSTER: "0"}):
+            yield {"include_dashboard": False, "_node_ip_address": LOOPBACK}
     finally:
         node.Node.start_api_server = start
         ray_constants.ENABLE_RAY_CLUSTER = constant
-        if asked is None:
-            del os.environ[_NO_CLUSTER]
-        else:
-            os.environ[_NO_CLUSTER] = asked
+
+
+@contextmanager
+def token_of_its_own() -> Iterator[None]:
+    """While a private Ray starts: it asks for a token that lies on no disk. Ray's own, in ~/.ray/auth_token, can be
+    read by whoever may read that folder."""
+    token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(16)
+    with changed_environment({"RAY_AUTH_TOKEN": token}):
+        forget_token()
+        yield
+
+
+def forget_token() -> None:
+    """Have Ray, which remembers the first token that it has found, look for one anew."""
+    import ray
+
+    loader = getattr(ray._raylet, "AuthenticationTokenLoader", None)  # not in an older Ray
+    if loader is not None:
+        loader.instance().reset_cache()
 
 
 def check_loopback() -> None:

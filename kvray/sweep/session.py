@@ -6,7 +6,6 @@ import ctypes
 import gc
 import logging
 import os
-import secrets
 import signal
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from kvray.standard_error import say
 from kvray.sweep.guardian import Guardian, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.joining import prepare_to_join, token_problem
-from kvray.sweep.loopback import check_loopback, loopback_ray, warn_of_open_cluster
+from kvray.sweep.loopback import check_loopback, forget_token, loopback_ray, token_of_its_own, warn_of_open_cluster
 from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
 
 _PRIVATE_RAY: Mapping[str, int] = {
@@ -101,6 +100,7 @@ class RaySession:
                 import ray
 
                 ray.shutdown()
+                forget_token()
             else:
                 # Of a sweep that was interrupted, Tune gives CPUs and GPUs back when its controller, which refers to
                 # itself, is collected; until then the next sweep on this Ray would wait for them.
@@ -186,14 +186,12 @@ class RaySession:
         else:
             folder = _ray_folder()
             self._guardian = Guardian(self._scratch, ray_folder=Path(folder))
-            if not _has_writable_home():
-                # Ray would write a token for its cluster there; one in the environment is for this sweep alone.
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
             with (
                 only_imports_from(self._imports) as imports,
                 loopback_ray() as loopback,
+                token_of_its_own(),
                 _group_of_its_own(),
                 _own_sigterm(),
             ):
@@ -287,11 +285,3 @@ def _mute(logger: logging.Logger) -> None:
         # Others, such as those of a program that collects logs, are not Ray's.
         if type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)
-
-
-def _has_writable_home() -> bool:
-    try:
-        home = Path.home() / ".ray"
-    except RuntimeError:
-        return False
-    return os.access(home if home.is_dir() else home.parent, os.W_OK | os.X_OK)

@@ -31,7 +31,8 @@ def tune(tiny_model: str, output: Path, *options: str) -> list[str]:
 def environment_of(folder: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     path = os.pathsep.join(filter(None, (str(GUARD), os.environ.get("PYTHONPATH"))))
-    return {**clean, "PYTHONPATH": path, "LOOPBACK_GUARD": str(folder / "notes"), "KVRAY_CACHE": str(folder / "cache")}
+    own = {"HOME": str(folder), "KVRAY_CACHE": str(folder / "cache")}
+    return {**clean, **own, "PYTHONPATH": path, "LOOPBACK_GUARD": str(folder / "notes")}
 
 
 def notes_in(folder: Path, first_word: str) -> list[str]:
@@ -157,6 +158,10 @@ def test_a_local_model_needs_no_network_even_where_nobody_forbids_it(unasked: Wa
 def test_every_port_of_a_private_ray_is_on_loopback(unasked: Watched) -> None:
     assert {name.split()[0] for name in unasked.listening} & {"gcs_server", "raylet"}, "Ray was not seen listening"
     assert [one for one in unasked.listening if not one.split()[1].startswith(LOOPBACK)] == []
+
+
+def test_the_token_of_a_private_ray_lies_on_no_disk(unasked: Watched) -> None:
+    assert not (unasked.folder / ".ray").exists()
 
 
 def test_the_guard_sees_what_it_is_there_for(tmp_path: Path) -> None:
