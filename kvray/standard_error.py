@@ -12,17 +12,26 @@ from pathlib import Path
 _C_STDERR = 2
 
 
+def own_descriptor() -> int | None:
+    """The number of the file that lines for a person are written to; `None` if libraries in C write there too."""
+    try:
+        number = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # a notebook's, a test's
+        return None
+    return None if number == _C_STDERR else number
+
+
 def say(text: str) -> None:
     """Write a line past all buffers: the program may be about to end, or a signal may have come in mid-`print`."""
     with contextlib.suppress(OSError):  # a terminal that was closed
-        os.write(_descriptor(), f"{text}\n".encode())
+        os.write(own_descriptor() or _C_STDERR, f"{text}\n".encode())
 
 
 @contextlib.contextmanager
 def c_libraries_write_to(log: Path) -> Iterator[None]:
     """What libraries in C say is appended to `log`. In a program whose own standard error is descriptor 2 nothing
     changes: its lines would go there too."""
-    if _descriptor() == _C_STDERR:
+    if own_descriptor() is None:
         yield
         return
     before = os.dup(_C_STDERR)
@@ -33,10 +42,3 @@ def c_libraries_write_to(log: Path) -> Iterator[None]:
     finally:
         os.dup2(before, _C_STDERR)
         os.close(before)
-
-
-def _descriptor() -> int:
-    try:
-        return sys.stderr.fileno()
-    except (AttributeError, OSError, ValueError):  # a notebook's, a test's
-        return _C_STDERR

@@ -1,7 +1,8 @@
-"""What must hold before Ray joins a running cluster: somebody listens there, and takes this machine's token.
+"""What must hold before Ray joins a running cluster: somebody listens there, and lets this machine in.
 
-Left alone, Ray 2.60 sends no token to an address that is named, and says so in twenty lines of C++ after 20 s; where
-nobody answers it takes minutes.
+Left alone, Ray 2.60 sends no token to an address that is named; one that asks for it is given up after 20 s and twenty
+lines of C++, one where nobody answers after minutes. Nor may a token be sent to a cluster that asks for none: the
+driver would ask its workers for one, and each slot would die.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 from pathlib import Path
 
 from kvray.errors import SweepError
+from kvray.standard_error import c_libraries_write_to
 
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
@@ -18,13 +20,12 @@ _COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, 
 
 
 def prepare_to_join(address: str) -> None:
-    """Have Ray send a token if there is one, and ask the cluster whether it may come in.
+    """Knock, and have Ray send a token if the cluster asks for one.
 
     Raises:
         OSError, ValueError, RuntimeError: nobody listens there, or `address` is none.
-        ray.exceptions.AuthenticationError: it may not (see `token_problem`).
+        ray.exceptions.AuthenticationError: the cluster lets nobody in without another token (see `token_problem`).
     """
-    import ray
     from ray._private import services
 
     if "://" in address:  # of Ray's client server, which has ways of its own
@@ -37,8 +38,25 @@ def prepare_to_join(address: str) -> None:
         return
     if address == "auto":
         _knock(found)
-    _send_token_if_there()
-    ray._raylet.GcsClient(address=found)
+    _ask_in(found)
+
+
+def _ask_in(address: str) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        from ray._private.authentication import authentication_token_setup as setup
+    except ImportError:  # a Ray that knows no tokens
+        return
+    ray._raylet.Config.initialize("")  # an earlier Ray of this process may have switched tokens on
+    setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
+    try:
+        with c_libraries_write_to(Path(os.devnull)):
+            ray._raylet.GcsClient(address=address)
+    except AuthenticationError:
+        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        ray._raylet.GcsClient(address=address)  # with words for the log, where that has changed nothing
 
 
 def token_problem(what_failed: str) -> SweepError:
@@ -78,16 +96,6 @@ def _holds_token(source: Path | str) -> bool:
         return bool(source.read_bytes().strip())
     except OSError:
         return False
-
-
-def _send_token_if_there() -> None:
-    try:
-        from ray._private.authentication import authentication_token_setup as setup
-    except ImportError:  # a Ray that knows no tokens
-        return
-    if hasattr(setup, "maybe_enable_token_auth_if_token_available"):
-        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
 
 
 def _knock(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,9 @@ def quiet_ray(log: Path) -> Iterator[None]:
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        with changed_environment({**_QUIET, **safe_environment()}), c_libraries_write_to(log):
+        # Ray itself switches tokens on for the cluster at hand, and leaves it so.
+        for_this_ray = {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}
+        with changed_environment({**_QUIET, **for_this_ray, **safe_environment()}), c_libraries_write_to(log):
             yield
     finally:
         logger.removeHandler(handler)

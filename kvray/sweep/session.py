@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from kvray.errors import SweepError, first_line
 from kvray.probes.cpu import available_cpus
-from kvray.standard_error import say
+from kvray.standard_error import own_descriptor, say
 from kvray.sweep.guardian import Guardian, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.joining import prepare_to_join, token_problem
@@ -178,14 +178,14 @@ class RaySession:
             return
         _mute(logging.getLogger("ray"))
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        folder = None if self._address else _ray_folder()
+        self._guardian = Guardian(self._scratch, ray_folder=folder, standard_error=own_descriptor())
         if self._address:
             prepare_to_join(self._address)
             with only_imports_from(self._imports) as imports, _own_sigterm():
                 ray.init(address=self._address, **imports, **quiet)
             self._pulse = ClusterServers(_cluster_servers())
         else:
-            folder = _ray_folder()
-            self._guardian = Guardian(self._scratch, ray_folder=Path(folder))
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
             with (
@@ -199,7 +199,7 @@ class RaySession:
                     address="local",
                     num_cpus=available_cpus(),
                     _system_config=dict(_PRIVATE_RAY),
-                    _temp_dir=folder,
+                    _temp_dir=str(folder),
                     **imports,
                     **loopback,
                     **quiet,
@@ -263,12 +263,12 @@ def _own_sigterm() -> Iterator[None]:
         libc.sigaction(signal.SIGTERM, before, None)
 
 
-def _ray_folder() -> str:
+def _ray_folder() -> Path:
     """Where a private Ray has its sockets: below `RAY_TMPDIR` or `TMPDIR` as Ray itself would have it, unless a
     socket's path there would be longer than the kernel allows, or not in ASCII, which Ray does not take."""
     chosen = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
     fits = str(chosen).isascii() and len(str(chosen)) <= _LONGEST_FOLDER
-    return str((chosen if fits else Path("/tmp")) / "ray")
+    return (chosen if fits else Path("/tmp")) / "ray"
 
 
 def living_nodes() -> tuple[Mapping[str, float], ...]:

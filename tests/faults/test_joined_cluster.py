@@ -51,7 +51,7 @@ def test_a_cluster_is_found_by_itself(cluster: RayCluster, tmp_path: Path) -> No
         timeout=100,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_without_a_token_one_line_says_so_and_what_ray_says_is_in_the_log(cluster: RayCluster, tmp_path: Path) -> None:

@@ -27,11 +27,15 @@ SLOT_TITLES = ("ray::Slot", "ray::ResourceTrainable")
 
 @pytest.fixture
 def tune(tmp_path: Path) -> Iterator[Tune]:
-    """Start `kvray tune` with its results in `tmp_path / "out"`."""
+    """Start `kvray tune` with its results in `tmp_path / "out"`, as a user who has a token for some other Ray."""
     started: list[Driver] = []
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    token.parent.mkdir(parents=True)
+    token.write_text("0123456789abcdef0123456789abcdef")
+    environment = {"KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path / "home")}
 
     def start(*arguments: str) -> Driver:
-        started.append(Driver(*arguments, "--output", tmp_path / "out", KVRAY_CACHE=str(tmp_path / "cache")))
+        started.append(Driver(*arguments, "--output", tmp_path / "out", **environment))
         return started[-1]
 
     yield start
