@@ -150,9 +150,19 @@ def scores_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: De
 
 def repeats_keys(candidate: Candidate, shape: ModelShape, layer: LayerShape, *, masked: bool) -> bool:
     """Whether keys and values that query heads share are written out one for each head before attention: always for
-    eager, and for SDPA where a mask is passed. Source: `use_gqa_in_sdpa` of Transformers."""
-    shared = 0 < layer.kv_heads < shape.heads
+    eager, and for SDPA where a mask is passed. Source: `use_gqa_in_sdpa` of Transformers. Latents are expanded to every
+    head instead."""
+    shared = 0 < layer.kv_heads < shape.heads and not layer.is_latent
     return shared and (masked or candidate.attention is AttentionBackend.EAGER)
+
+
+def expanded_elements(shape: ModelShape, layer: LayerShape) -> int:
+    """Elements for one token that are written when a latent is expanded: every head's unrotated key and value, and then
+    its whole key. Source: `expand_kv` of `DeepseekV3Attention`."""
+    if not layer.is_latent:
+        return 0
+    unrotated = layer.expanded_key_dim - layer.value_dim
+    return shape.heads * (unrotated + layer.expanded_value_dim + layer.expanded_key_dim)
 
 
 def chunk_tokens(candidate: Candidate, cell: Cell) -> int:
@@ -204,15 +214,16 @@ def _prefill_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: 
 
 
 def _attention_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
-    """The query and its output, keys and values as far as they are written out, and the scores, if any. `sdpa_math`
-    works in float32, for which it makes copies, and scales query and keys into two more."""
+    """The query and its output, keys and values as far as they are written out or expanded, and the scores, if any.
+    `sdpa_math` works in float32, for which it makes copies, and scales query and keys into two more."""
     item, tokens = ITEM_BYTES[candidate.dtype], cell.batch_size * chunk_tokens(candidate, cell)
     in_pieces = chunk_tokens(candidate, cell) < cell.context_tokens
-    query = max((shape.heads * layer.key_dim for layer in shape.layers), default=0)
+    query = max((shape.heads * layer.attended_key_dim for layer in shape.layers), default=0)
     repeated = any(
         repeats_keys(candidate, shape, layer, masked=in_pieces or layer.window is not None) for layer in shape.layers
     )
-    keys = 2 * query * cell.batch_size * cell.context_tokens if repeated else 0
+    expanded = max((expanded_elements(shape, layer) for layer in shape.layers), default=0)
+    keys = (2 * query if repeated else expanded) * cell.batch_size * cell.context_tokens
     copies = 0
     if candidate.attention is AttentionBackend.SDPA_MATH:
         widened = 0 if item == _FLOAT_BYTES else query * tokens + 2 * query * cell.batch_size * cell.context_tokens
@@ -259,7 +270,7 @@ def _decode_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
 
 def _repeated_elements(shape: ModelShape, layer: LayerShape, candidate: Candidate) -> int:
     if not repeats_keys(candidate, shape, layer, masked=is_masked_at_decode(candidate)):
-        return 0
+        return expanded_elements(shape, layer)
     return shape.heads * (layer.key_dim + layer.value_dim)
 
 

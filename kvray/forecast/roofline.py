@@ -15,6 +15,7 @@ from kvray.forecast.memory import (
     WITH_SCORES,
     chunk_tokens,
     device_weight_bytes,
+    expanded_elements,
     held_tokens,
     is_masked_at_decode,
     repeats_keys,
@@ -38,6 +39,8 @@ _WINDOW_PASSES = 4
 _UNPACK_PASSES = 8
 """Over a quantised cache in the model's dtype: made floats, less zero point, times scale (2 each), concatenated."""
 _PACK_PASSES = 8
+_EXPAND_PASSES = 2
+"""Over keys and values that are expanded from latents: written, and read by what comes next."""
 _GATHER_PASSES = 2
 """Over the pages that are read into one tensor."""
 
@@ -61,7 +64,10 @@ def prefill_flops(shape: ModelShape, candidate: Candidate, cell: Cell) -> float:
     tokens = cell.batch_size * cell.context_tokens
     head = shape.head_parameters
     linear = 2 * (tokens * (shape.active_parameters - head) + cell.batch_size * head)
-    return linear + sum(_attention_flops(shape, layer, candidate, cell) for layer in shape.layers)
+    # The parameters count the expansion of each token once; every further piece of a prompt expands all before it.
+    pieces = -(-cell.context_tokens // chunk_tokens(candidate, cell))
+    again = sum(_expansion_flops(shape, layer) for layer in shape.layers) * tokens * (pieces - 1) / 2
+    return linear + again + sum(_attention_flops(shape, layer, candidate, cell) for layer in shape.layers)
 
 
 def decode_step_s(shape: ModelShape, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
@@ -70,7 +76,11 @@ def decode_step_s(shape: ModelShape, candidate: Candidate, cell: Cell, hardware:
     if matmul is None or stream is None:
         return None
     weights = shape.multiplied_parameters(tokens=cell.batch_size) * ITEM_BYTES[candidate.dtype]
-    work = max(weights / stream, 2 * cell.batch_size * shape.active_parameters / matmul)
+    expanded = sum(
+        cell.batch_size * _needed_tokens(layer, candidate, cell) * _expansion_flops(shape, layer)
+        for layer in shape.layers
+    )
+    work = max(weights / stream, (2 * cell.batch_size * shape.active_parameters + expanded) / matmul)
     cache = sum(_step_bytes(shape, layer, candidate, cell) for layer in shape.layers) / hardware.copy_bytes_s
     own = 0.0 if candidate.compile is not CompileMode.OFF else _own_s(shape, hardware)
     return work + cache + own + _fetch_s(shape, candidate, hardware) + _offload_s(shape, candidate, cell, hardware)
@@ -100,7 +110,15 @@ def _attention_flops(shape: ModelShape, layer: LayerShape, candidate: Candidate,
         return 0.0
     is_whole = candidate.attention in WITH_SCORES or layer.window is not None
     pairs = cell.context_tokens**2 * (1.0 if is_whole else 0.5)
-    return 2 * cell.batch_size * shape.heads * pairs * (layer.key_dim + layer.value_dim)
+    return 2 * cell.batch_size * shape.heads * pairs * (layer.attended_key_dim + layer.attended_value_dim)
+
+
+def _expansion_flops(shape: ModelShape, layer: LayerShape) -> float:
+    """Of computing every head's key and value of one token from its latent."""
+    if not layer.is_latent:
+        return 0.0
+    unrotated = layer.expanded_key_dim - layer.value_dim
+    return 2.0 * layer.key_dim * shape.heads * (unrotated + layer.expanded_value_dim)
 
 
 def _prefill_copied_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> float:
@@ -123,7 +141,8 @@ def _step_bytes(shape: ModelShape, layer: LayerShape, candidate: Candidate, cell
     tokens = held_tokens(layer, candidate, cell, cell.context_tokens + cell.output_tokens // 2)
     kept = cell.batch_size * layer.kv_elements * tokens * item
     state = 2 * cell.batch_size * layer.state_elements * item
-    return state + kept * (_upkeep_passes(candidate, layer) + _attention_passes(shape, layer, candidate))
+    expanded = _EXPAND_PASSES * cell.batch_size * tokens * expanded_elements(shape, layer) * item
+    return state + expanded + kept * (_upkeep_passes(candidate, layer) + _attention_passes(shape, layer, candidate))
 
 
 def _upkeep_passes(candidate: Candidate, layer: LayerShape) -> float:

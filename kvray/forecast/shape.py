@@ -11,7 +11,10 @@ class LayerShape:
 
     Attributes:
         kv_heads: heads of keys and values, fewer than the query's under GQA and MQA; 0: it keeps none.
-        key_dim, value_dim: elements of one head's key and value.
+        key_dim, value_dim: elements of one head's key and value, as they are kept.
+        expanded_key_dim, expanded_value_dim: of multi-head latent attention, which keeps one latent and one rotated key
+            as if they were a head's key and value: elements of each query head's key and value, which are computed
+            from all that is kept whenever the layer attends. 0: attention reads what is kept.
         window: tokens that the layer looks back on at most; `None`: all.
         state_elements: elements of the state that a convolution, linear attention or Mamba keeps for each sequence,
             however long it is.
@@ -20,6 +23,8 @@ class LayerShape:
     kv_heads: int = 0
     key_dim: int = 0
     value_dim: int = 0
+    expanded_key_dim: int = 0
+    expanded_value_dim: int = 0
     window: int | None = None
     state_elements: int = 0
 
@@ -27,6 +32,21 @@ class LayerShape:
     def kv_elements(self) -> int:
         """Elements of keys and values for one token of one sequence."""
         return self.kv_heads * (self.key_dim + self.value_dim)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether keys and values are computed from what is kept."""
+        return self.expanded_key_dim > 0
+
+    @property
+    def attended_key_dim(self) -> int:
+        """Elements of one head's key in attention."""
+        return self.expanded_key_dim or self.key_dim
+
+    @property
+    def attended_value_dim(self) -> int:
+        """Elements of one head's value in attention."""
+        return self.expanded_value_dim or self.value_dim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_transformers_families import FAMILIES
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers_samples import load, make_candidate
 
@@ -23,13 +23,30 @@ from kvray.workload import Cell
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CELL = Cell(72, 6, 2)
+CONFIGS = Path(__file__).parent.parent / "assets" / "configs"
+HYBRID = ("conv", "conv", "full_attention", "conv")
 SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [9, 18, 27]},
-    "deepseek_v2": {"num_experts_per_tok": 6},
+    "deepseek_v2": {"num_experts_per_tok": 6, "moe_intermediate_size": 1408},
+    "falcon": {
+        "new_decoder_architecture": True,
+        "hidden_size": 4096,
+        "num_attention_heads": 64,
+        "num_kv_heads": 8,
+    },
+    "gemma4_text": {"num_kv_shared_layers": 10, "use_double_wide_mlp": True},
+    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "attention", "mamba"] * 8},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8, "moe_topk": 2},
+    "lfm2": {"layer_types": list(HYBRID) * 8},
+    "lfm2_moe": {"layer_types": list(HYBRID) * 8},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
     "stablelm": {"num_key_value_heads": 8},
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 8},
 }
 """Beside a type's defaults: what real models of it have and the defaults leave out."""
+KNOWN = sorted(shapes.KNOWN_TYPES & set(CONFIG_MAPPING))
+"""Those that the installed version of Transformers has."""
 
 
 def shape_of(config: Any) -> ModelShape:
@@ -38,16 +55,40 @@ def shape_of(config: Any) -> ModelShape:
     return shape
 
 
-@pytest.mark.parametrize("model_type", sorted(shapes.KNOWN_TYPES))
-def test_the_parameters_of_every_known_type_are_those_of_the_real_model(model_type: str) -> None:
+@pytest.mark.parametrize("model_type", KNOWN)
+def test_parameters_and_cache_of_every_known_type_are_those_of_the_real_model(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+        cache = DynamicCache(config=config)
+        with torch.no_grad():
+            model(input_ids=torch.ones(1, 3, dtype=torch.long), past_key_values=cache, use_cache=True)
+    shape = shape_of(config)
     counted = sum(parameter.numel() for parameter in model.parameters())
-    assert shape_of(config).total_parameters == pytest.approx(counted, rel=0.003)
+    assert shape.total_parameters == pytest.approx(counted, rel=0.003)
+    assert [kept_by(layer) for layer in cache.layers] == [
+        (layer.kv_heads, layer.key_dim, layer.value_dim, layer.state_elements) for layer in shape.layers
+    ]
 
 
-@pytest.mark.parametrize("model_type", sorted(shapes.KNOWN_TYPES))
+def kept_by(layer: Any) -> tuple[int, int, int, int]:
+    """Heads, key size, value size and elements of state that a layer of a real cache holds."""
+    states = [getattr(layer, name, None) or {} for name in ("conv_states", "recurrent_states")]
+    state = sum(tensor.numel() for one in states for tensor in one.values() if tensor is not None)
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if keys is None or values is None:
+        return 0, 0, 0, state
+    return keys.shape[1], keys.shape[3], values.shape[3], state
+
+
+def test_deepseek_v2_lite_keeps_31104_bytes_a_token() -> None:
+    config = AutoConfig.from_pretrained(CONFIGS / "deepseek_v2_lite_real")
+    candidate = make_candidate(dtype="bfloat16")
+    shorter, longer = (cache_bytes(shape_of(config), candidate, Cell(tokens, 128, 1)) for tokens in (16384, 32768))
+    assert (longer - shorter) / 16384 == 27 * (512 + 64) * 2
+
+
+@pytest.mark.parametrize("model_type", KNOWN)
 def test_layer_kinds_are_told_without_torch_as_the_library_tells_them(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
     assert list(shapes.layer_kinds(config)) == get_layer_types_and_kwargs(config)[0]
@@ -111,7 +152,17 @@ def test_an_outline_says_what_the_whole_description_says(tiny_model: str) -> Non
         assert getattr(outline, name) == getattr(whole, name), name
 
 
-def test_nothing_is_said_of_a_type_that_is_not_known_or_of_packed_weights() -> None:
-    assert shapes.model_shape(CONFIG_MAPPING["lfm2"]()) is None
-    packed = CONFIG_MAPPING["llama"](quantization_config={"quant_method": "mxfp4"})
-    assert shapes.model_shape(packed) is None
+@pytest.mark.parametrize(
+    ("model_type", "settings", "reason"),
+    [
+        ("jamba", {}, "kvray has no formulas for models of type 'jamba'"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "its weights are packed (gptq), so that a dtype"),
+        ("gemma4_text", {"enable_moe_block": True}, "no formulas for models of type 'gemma4_text' with experts"),
+    ],
+)
+def test_nothing_is_said_of_what_is_not_known_but_the_reason(
+    model_type: str, settings: dict[str, Any], reason: str
+) -> None:
+    config = CONFIG_MAPPING[model_type](**settings)
+    assert shapes.model_shape(config) is None
+    assert reason in str(shapes.unknown_because(config))
