@@ -159,5 +159,5 @@ def test_its_default_space_is_not_empty_and_its_baseline_is_what_generate_does(
 def test_a_model_without_keys_and_values_is_refused_because_there_is_nothing_to_choose(tmp_path: Path) -> None:
     config = CONFIG_MAPPING["mamba"](vocab_size=256, hidden_size=64, num_hidden_layers=2, state_size=8)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    with pytest.raises(ModelError, match=r"of type 'mamba', no layer of which keeps keys and values\. There is no KV"):
+    with pytest.raises(ModelError, match=r"of type 'mamba', which keeps a state of its own"):
         ADAPTER.describe_model(ModelRequest(model_id=f"random:{tmp_path}"))

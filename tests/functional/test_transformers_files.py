@@ -69,7 +69,7 @@ def describe(model_id: object) -> object:
         ('{"model_type": "llama", "hidden_size": "wide"}', "cannot be read"),
         ('{"model_type": "llama", "num_attention_heads": 0}', "cannot be read"),
         ('{"model_type": "llama", "hidden_size": 65, "num_attention_heads": 4}', "cannot be read"),
-        ('{"model_type": "t5"}', "no causal language model.*Give a decoder-only model"),
+        ('{"model_type": "t5"}', "which is an encoder-decoder.* kvray tunes decoder-only models"),
     ],
 )
 def test_a_broken_config_is_a_model_error(config: str, message: str, folder: Path) -> None:

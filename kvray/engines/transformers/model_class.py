@@ -14,7 +14,9 @@ from kvray.errors import InvalidValueError
 CAUSAL_LM = "AutoModelForCausalLM"
 IMAGE_TEXT_TO_TEXT = "AutoModelForImageTextToText"
 """Loads models that take images too; they are used with text alone."""
-LOADERS = (CAUSAL_LM, IMAGE_TEXT_TO_TEXT)
+MULTIMODAL_LM = "AutoModelForMultimodalLM"
+"""Loads those that take sound instead."""
+LOADERS = (CAUSAL_LM, IMAGE_TEXT_TO_TEXT, MULTIMODAL_LM)
 
 _SUPPORT_FLAGS = {
     "_supports_sdpa": (
@@ -32,21 +34,37 @@ _SUPPORT_FLAGS = {
 
 
 def architecture_of(config: Any) -> str:
-    """The name of the model's class as its config says it, else the model's type."""
-    return str((getattr(config, "architectures", None) or [config.model_type])[0])
+    """The name of the model's class: the one that its config says, where that writes text, else the one that its type
+    has; the type itself where there is none."""
+    named = [str(one) for one in getattr(config, "architectures", None) or ()]
+    mappings = classes_by_type().values()
+    if named and (getattr(config, "auto_map", None) or any(named[0] in mapping.values() for mapping in mappings)):
+        return named[0]
+    by_type = next((mapping[config.model_type] for mapping in mappings if config.model_type in mapping), None)
+    return str(by_type or (named or [config.model_type])[0])
 
 
 def auto_class_name(architecture: str) -> str:
     """The `AutoModel…` class that loads a model of `architecture` (see `architecture_of`): that for text wherever there
     is one. Imports no torch."""
+    mappings = classes_by_type()
+    types = {kind for mapping in mappings.values() for kind, name in mapping.items() if architecture in (kind, name)}
+    return next((name for name, mapping in mappings.items() if types & mapping.keys()), CAUSAL_LM)
+
+
+def classes_by_type() -> dict[str, dict[str, str]]:
+    """For each loader, in the order in which they are preferred, the model's class by the model's type."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     )
 
-    types = {kind for kind, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items() if architecture in (kind, name)}
-    for_text = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}
-    return IMAGE_TEXT_TO_TEXT if types and not {architecture, *types} & for_text else CAUSAL_LM
+    return {
+        CAUSAL_LM: dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        IMAGE_TEXT_TO_TEXT: dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        MULTIMODAL_LM: dict(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
+    }
 
 
 def model_class(config: Any, folder: Path, *, trust_remote_code: bool) -> type | None:

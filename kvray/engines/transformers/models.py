@@ -18,6 +18,7 @@ from typing import Any
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
+from kvray.engines.transformers.architecture import check_behaviour, not_tunable, refuse_other_kinds
 from kvray.engines.transformers.checkpoint import check_weights_are_there, names_for_config, no_config_error
 from kvray.engines.transformers.context_limit import context_limit
 from kvray.engines.transformers.gguf import converted_gguf
@@ -233,7 +234,8 @@ def describe(request: ModelRequest) -> ModelInfo:
     """What the model's config says.
 
     Raises:
-        ModelError: the config is missing or cannot be read, or a local folder lacks weights or a tokenizer.
+        ModelError: the config is missing or cannot be read, the model is no decoder with a KV cache, or a local folder
+            lacks weights or a tokenizer.
     """
     source = parse_model_id(request.model_id)
     folder = config_path(request)
@@ -241,8 +243,9 @@ def describe(request: ModelRequest) -> ModelInfo:
     if source.kind is SourceKind.FOLDER:
         _check_complete(request, folder)
     with config_errors(request):
-        info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
         found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
+        check_behaviour(request.model_id, config, found)
+        info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
         info = with_attention(info, config, missing_attentions(found))
     info = with_dtype(info, request, folder, config)
     if source.kind is SourceKind.FOLDER:
@@ -270,10 +273,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         ModelError: no layer keeps keys and values.
     """
     if layer_kinds and not set(layer_kinds) - _WITHOUT_KEYS:
-        raise ModelError(
-            f"Model {source.model_id!r} is of type {config.model_type!r}, no layer of which keeps keys and values.",
-            hint="There is no KV cache to choose; kvray is for models with attention.",
-        )
+        raise not_tunable(source.model_id, config, "keeps a state of its own in every layer, no keys and values")
     return ModelInfo(
         model_id=source.portable_id,
         revision=UNKNOWN_REVISION,
@@ -302,20 +302,14 @@ def read_config(request: ModelRequest, folder: Path) -> Any:
     """The library's configuration of the model in `folder`.
 
     Raises:
-        ModelError: it cannot be read, or is not that of a causal language model.
+        ModelError: it cannot be read, or says that the model is not a decoder that writes text.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     with config_errors(request):
         check_config_file(folder / "config.json")
         config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None):
-        raise ModelError(
-            f"Model {request.model_id!r} is of type {config.model_type!r}, which Transformers has no causal language "
-            "model for.",
-            hint="Give a decoder-only model, or update transformers.",
-        )
+        refuse_other_kinds(request.model_id, config)
     return config
 
 

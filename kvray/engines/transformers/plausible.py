@@ -15,10 +15,12 @@ from kvray.errors import ModelError
 
 MOST_BYTES = 64 << 20
 MOST_LAYERS = 10_000
-"""Ten times those of any model known. Asked of every number whose name speaks of layers or blocks."""
+"""Ten times those of any model known. Holds for every number whose name speaks of layers or blocks, not of sizes."""
 MOST = 2**53
-"""Of any number: beyond, a float does not hold every whole one, and products leave what a float holds."""
+"""For any number: beyond, a float does not hold every whole one, and products leave what a float holds."""
 _LAYERS = ("layer", "block", "depth")
+_SIZES = ("size", "vocab", "dim", "length", "position", "token")
+"""In names such as `vocab_size_per_layer_input` and `block_size`, which count no layers."""
 
 
 def check_config_file(path: Path) -> None:
@@ -35,7 +37,7 @@ def check_config_file(path: Path) -> None:
     if path.stat().st_size > MOST_BYTES:
         raise ModelError(f"{str(path)!r} has {path.stat().st_size:,} bytes; a config has {MOST_BYTES:,} at most.")
     for name, number in _numbers("", json.loads(path.read_text(encoding="utf-8"))):
-        most = MOST_LAYERS if any(word in name for word in _LAYERS) else MOST
+        most = MOST_LAYERS if _counts_layers(name) else MOST
         if isinstance(number, int) and abs(number) > most:
             raise ModelError(f"{str(path)!r}: {name} is {_shown(number)}; {most:,} is the most that is believed.")
 
@@ -53,6 +55,10 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, int | float]]:
         case list():
             for one in value:
                 yield from _numbers(name, one)
+
+
+def _counts_layers(name: str) -> bool:
+    return any(word in name for word in _LAYERS) and not any(word in name for word in _SIZES)
 
 
 def _shown(number: int) -> str:
