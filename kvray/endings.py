@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Sequence
 
@@ -16,10 +17,13 @@ from kvray.errors import (
     SweepInterruptedError,
 )
 from kvray.record import TrialResult
+from kvray.report.disturbances import disturbances
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile
+
+_logger = logging.getLogger("kvray.endings")
 
 
 def write_up(keeper: RecordKeeper, profile: WorkloadProfile) -> TuneResult:
@@ -75,6 +79,12 @@ def _to_go_on(keeper: RecordKeeper) -> str:
 
 def _shown(keeper: RecordKeeper) -> str:
     return f"{shlex.quote(keeper.place.display_name)} --run {keeper.run_id}"
+
+
+def warn_of_disturbance(result: TuneResult) -> None:
+    """Say on stderr how much of a finished sweep was disturbed, where that may have changed its result."""
+    if warning := disturbances(result.results).warning(result.manifest.run_id):
+        _logger.warning("%s", warning)
 
 
 def no_winner(result: TuneResult) -> KvrayError:

@@ -13,12 +13,13 @@ from typing import TypeVar
 from kvray.analysis.launching import Launches
 from kvray.attempt import prepare_attempt
 from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
-from kvray.endings import broken_off, interruption, no_winner, write_up
+from kvray.endings import broken_off, interruption, no_winner, warn_of_disturbance, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.preview import Preview, check_request, known_hardware, preview_sweep, requested_model
+from kvray.probes.company import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role
 from kvray.recorder import Recorder, SearchObserver
@@ -75,6 +76,7 @@ class TuningSearch:
         self._observer = observer
         self._arguments = tuple(arguments)
         self._keeper: RecordKeeper | None = None
+        self._quiet: QuietWait | None = None
 
     @_offline_where_asked
     def preview(self) -> Preview:
@@ -130,13 +132,14 @@ class TuningSearch:
             store.read_manifest(config.resume)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        with claimed_sweep(store, run_id) as claim, company_noticed(config, run_id):
+        with claimed_sweep(store, run_id) as claim, company_noticed(config, run_id) as self._quiet:
             known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
             result, break_off = self._measured_and_written_up(store, run_id, adapter, claim)
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:
             raise break_off
+        warn_of_disturbance(result)
         return result
 
     def _measuring(self) -> None:
@@ -216,7 +219,14 @@ class TuningSearch:
             )
             course = _course(config, preview, attempt.recall, launches, orders, started_s=started_s)
             try:
-                run_sweep(course, ray=ray, slots=slots, observer=recorder, scratch=log.parent)
+                run_sweep(
+                    course,
+                    ray=ray,
+                    slots=slots,
+                    observer=recorder,
+                    scratch=log.parent,
+                    before_launch=self._quiet.wait if self._quiet else None,
+                )
             except KeyboardInterrupt:
                 if not course.is_over:
                     return keeper, interruption(keeper)

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvray.config import TuneConfig
 from kvray.errors import OutputError, first_line
 from kvray.preview import detect_device
-from kvray.probes.company import announced_sweep, disturbers, quota_notes
+from kvray.probes.company import QuietWait, announced_sweep, disturbers, quota_notes
 from kvray.redaction import redact
 from kvray.store.parquet import ResultsStore
 
@@ -19,16 +19,29 @@ _logger = logging.getLogger("kvray.search")
 
 
 @contextmanager
-def company_noticed(config: TuneConfig, run_id: str) -> Iterator[None]:
-    """Warn of who else uses the device; on a cluster it is another machine's."""
-    if config.address is not None:
-        yield
-        return
+def company_noticed(config: TuneConfig, run_id: str) -> Iterator[QuietWait]:
+    """Warn of who else uses the device, after waiting for quiet as long as `config` allows. On a cluster it is another
+    machine's device.
+
+    Yields:
+        What waits before later trials.
+    """
     device = detect_device(config.device).device
+    quiet = QuietWait(device, config.wait_quiet_s, tell=_warn)
+    if config.address is not None:
+        yield quiet
+        return
     with announced_sweep(device, run_id) as others:
-        for sentence in (*quota_notes(), *others, *disturbers(device)):
-            _logger.warning("%s", sentence)
-        yield
+        for sentence in (*quota_notes(), *others):
+            _warn(sentence)
+        quiet.wait()
+        for sentence in disturbers(device):
+            _warn(sentence)
+        yield quiet
+
+
+def _warn(sentence: str) -> None:
+    _logger.warning("%s", sentence)
 
 
 @contextmanager

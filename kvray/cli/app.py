@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,6 +28,9 @@ COMMANDS = {
     "report": "Write the reports of a sweep again.",
 }
 VERBOSE = "--verbose"
+OPTIONAL_VALUES = {"--wait-quiet": "10m"}
+"""Options that may stand without a value, and what they then mean. Typer has none of this kind."""
+_TIME = re.compile(r"\d+(\.\d+)?\s*[smhd]?", re.ASCII | re.IGNORECASE)
 _UsageProblem: Any = typer.BadParameter.__mro__[2]
 """`ClickException`: click's own, or since typer 0.26 that of the copy of click inside typer, which is private."""
 
@@ -106,6 +111,7 @@ def main(arguments: Sequence[str] | None = None, *, left_out: Sequence[str] = ()
 def run(arguments: list[str], *, verbose: bool) -> int:
     """Run one command line; returns its exit code. Errors go to stderr, as one line unless `verbose`."""
     command = typer.main.get_command(app)
+    arguments = _with_optional_values(arguments)
     try:
         # Not `command.main`: it turns Ctrl-C into an exit code without a word.
         with command.make_context("kvray", arguments) as context:
@@ -125,6 +131,14 @@ def run(arguments: list[str], *, verbose: bool) -> int:
         text = f"internal error: {type(error).__name__}: {first_line(error)} Please report it, with {VERBOSE}."
         return _fail(text, 1, verbose=verbose)
     return 0
+
+
+def _with_optional_values(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with a value after each of `OPTIONAL_VALUES`: one that is not a time belongs to something else."""
+    return [
+        f"{one}={OPTIONAL_VALUES[one]}" if one in OPTIONAL_VALUES and not _TIME.fullmatch(after) else one
+        for one, after in itertools.pairwise((*arguments, ""))
+    ]
 
 
 def _usage_message(error: Any, arguments: Sequence[str]) -> str:

@@ -142,6 +142,15 @@ def tune(
             rich_help_panel=_RARE,
         ),
     ] = None,
+    wait_quiet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[TIME]",
+            help="Wait until no other program keeps the device busy, before the first trial and between trials; "
+            "10m in all, or the time given.",
+            rich_help_panel=_RARE,
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -195,6 +204,7 @@ def tune(
         resume=resume,
         retry=retried,
         retry_disturbed=retry_disturbed,
+        wait_quiet_s=parse_duration(wait_quiet, option="--wait-quiet") or 0.0,
         force=force,
         search=SearchStrategy.parse(search),
         budget_s=parse_duration(budget, option="--budget"),

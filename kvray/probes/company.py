@@ -7,10 +7,11 @@ Nothing here stands in a sweep's way: what cannot be found out is not said. What
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kvray.candidate import DeviceType
@@ -27,8 +28,71 @@ BUSY_SHARE = 0.05
 """Of a GPU's memory, where NVML names no process that holds it; the driver alone takes about one per cent."""
 SAMPLE_S = 0.4
 """In which the CPUs are watched."""
+QUIET_LOOKS = 5
+"""In a row, after which a machine that was busy counts as quiet."""
+NEWS_S = 60.0
+"""Between two lines about waiting."""
+_PAUSE_S = 1.0
+"""Between two looks while waiting."""
+_CONSEQUENCE = ": what is measured now will be disturbed."
 _SUFFIX = ".sweep"
 _PROBLEMS = (OSError, RuntimeError)  # the latter: no home folder
+
+
+class QuietWait:
+    """Waits until no other program keeps the device busy, by the measure that calls a run disturbed.
+
+    All waits together take no longer than `most_s`; then measuring goes on as it is, and disturbed runs are marked.
+
+    Args:
+        tell: is given one line when a wait begins, every `NEWS_S`, and when it ends.
+        look: gives a sentence for everything that keeps the device busy.
+    """
+
+    def __init__(
+        self,
+        device: DeviceType,
+        most_s: float,
+        *,
+        tell: Callable[[str], None],
+        look: Callable[[DeviceType], Sequence[str]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._device = device
+        self._most_s = most_s
+        self._spent_s = 0.0
+        self._tell = tell
+        self._look = look or disturbers
+        self._clock = clock
+        self._pause = pause
+
+    def wait(self) -> None:
+        """Return when the device is quiet, or no time to wait is left. Takes one look where it is quiet already."""
+        if self._spent_s >= self._most_s or not (busy := self._look(self._device)):
+            return
+        started, before_s, told_s, quiet_looks = self._clock(), self._spent_s, -math.inf, 0
+        while quiet_looks < QUIET_LOOKS and self._spent_s < self._most_s:
+            if busy and self._spent_s - told_s >= NEWS_S:
+                told_s = self._spent_s
+                self._tell(f"Waiting for quiet, {_minutes(told_s)} of {_minutes(self._most_s)}: {_reasons(busy)}.")
+            self._pause(_PAUSE_S)
+            busy = self._look(self._device)
+            quiet_looks = 0 if busy else quiet_looks + 1
+            self._spent_s = before_s + self._clock() - started
+        if quiet_looks < QUIET_LOOKS:
+            self._tell(f"It did not become quiet within {_minutes(self._most_s)}: measuring all the same.")
+        else:
+            self._tell("It is quiet now: measuring goes on.")
+
+
+def _reasons(sentences: Sequence[str]) -> str:
+    return "; ".join(sentence.removesuffix(_CONSEQUENCE) for sentence in sentences)
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d} min"
 
 
 def disturbers(device: DeviceType) -> tuple[str, ...]:
@@ -61,11 +125,7 @@ def busy_gpus(cuda_visible_devices: str | None = None, *, own_pids: Sequence[int
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") if cuda_visible_devices is None else cuda_visible_devices
     own = {os.getpid(), *own_pids}
     told = ((one, _use_of(one, own)) for one in gpu.visible_gpus(visible))
-    return tuple(
-        f"GPU {one.index} ({one.name}) is busy: {', '.join(use)}: what is measured now will be disturbed."
-        for one, use in told
-        if use
-    )
+    return tuple(f"GPU {one.index} ({one.name}) is busy: {', '.join(use)}{_CONSEQUENCE}" for one, use in told if use)
 
 
 def _use_of(one: GpuInfo, own: set[int]) -> list[str]:
@@ -96,7 +156,7 @@ def describe_cpu_load(used: float | None, wanted: int, there: int) -> tuple[str,
     suffers."""
     if used is None or used - (there - wanted) <= DISTURBING_SHARE * wanted:
         return ()
-    return (f"Other programs keep {used:.1f} of {there} CPUs busy: what is measured now will be disturbed.",)
+    return (f"Other programs keep {used:.1f} of {there} CPUs busy{_CONSEQUENCE}",)
 
 
 @contextlib.contextmanager

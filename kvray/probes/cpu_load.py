@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from kvray.probes import cgroups, cpu
 
 SHORTEST_LOAD_S = 0.2
 """Twenty ticks of the kernel's clock; what others used in less is not known."""
+WAKE_UP_NS = 50_000
+"""What a thread that sleeps may take to be on a CPU again although one is free. Libraries whose threads sleep between
+parallel loops wake them hundreds of times in a run; who waits for another program waits for milliseconds."""
 _TASKS = Path("/proc/self/task")
 
 
@@ -47,18 +50,18 @@ class OwnThreads:
     def __init__(self, quotas: Sequence[Path] = (), *, tasks: Path = _TASKS) -> None:
         self._quotas = quotas
         self._tasks = tasks
-        self._before = _waits_ns(tasks)
+        self._before = _waits(tasks)
         self._throttled_s = cgroups.throttled_s(quotas)
         self._started, self._ran_s = time.perf_counter(), time.process_time()
 
     def waited(self) -> Waited | None:
         """`None` where the system counts neither waiting nor throttling."""
         passed_s, ran_s = time.perf_counter() - self._started, time.process_time() - self._ran_s
-        now, throttled_s = _waits_ns(self._tasks), cgroups.throttled_s(self._quotas)
+        now, throttled_s = _waits(self._tasks), cgroups.throttled_s(self._quotas)
         throttled = 0.0 if throttled_s is None or self._throttled_s is None else throttled_s - self._throttled_s
         if now is None or self._before is None:
             return None if throttled_s is None else Waited(for_others=0.0, for_quota=throttled / passed_s)
-        waited_s = max((ns - self._before.get(name, 0) for name, ns in now.items()), default=0) / 1e9
+        waited_s = max((one.beyond_waking_s(self._before.get(name)) for name, one in now.items()), default=0.0)
         unused_s = cpu.visible_cpus() * passed_s - ran_s
         return waited_of(waited_s, unused_s=unused_s, throttled_s=throttled, passed_s=passed_s)
 
@@ -74,19 +77,29 @@ def waited_of(waited_s: float, *, unused_s: float, throttled_s: float, passed_s:
     return Waited(for_others=(lost_s - for_quota_s) / passed_s, for_quota=for_quota_s / passed_s)
 
 
-def _waits_ns(tasks: Path) -> dict[str, int] | None:
-    """Nanoseconds that each thread has waited; `None` where the kernel does not count: there are no such files, or they
-    are all zeros. Source: Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat."""
-    stats = dict(_schedstats(tasks))
-    return {name: waited for name, (_, waited) in stats.items()} if any(ran for ran, _ in stats.values()) else None
+@dataclass(frozen=True, kw_only=True)
+class _Waits:
+    """What the kernel has counted for one thread: nanoseconds without a CPU, and how often it was given one."""
+
+    waited_ns: int
+    turns: int
+
+    def beyond_waking_s(self, before: _Waits | None) -> float:
+        """Seconds since `before` (`None`: since the thread's start) without what each waking takes anyway."""
+        waited_ns = self.waited_ns - (before.waited_ns if before else 0)
+        turns = self.turns - (before.turns if before else 0)
+        return max(0, waited_ns - turns * WAKE_UP_NS) / 1e9
 
 
-def _schedstats(tasks: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Of each thread the nanoseconds that it ran and waited."""
+def _waits(tasks: Path) -> dict[str, _Waits] | None:
+    """By thread id; `None` where the kernel does not count: there are no such files, or they are all zeros. Source:
+    Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat."""
+    waits: dict[str, _Waits] = {}
     for file in tasks.glob("*/schedstat"):
         with contextlib.suppress(OSError, ValueError):  # the thread has just ended, or the kernel does not count
-            ran, waited, _ = file.read_text(encoding="ascii").split()
-            yield file.parent.name, (int(ran), int(waited))
+            _, waited, turns = file.read_text(encoding="ascii").split()
+            waits[file.parent.name] = _Waits(waited_ns=int(waited), turns=int(turns))
+    return waits if any(one.turns for one in waits.values()) else None
 
 
 class OtherLoad:

@@ -39,6 +39,22 @@ class Disturbances:
         """Whether so much was disturbed that the sweep's figures are not to be trusted."""
         return self.share > DISTURBED_RUNS_WORTH_A_NOTE
 
+    def warning(self, run_id: str) -> str | None:
+        """One line about the sweep `run_id`; `None` where what was disturbed changed nothing."""
+        if not (self.decides or self.candidates):
+            return None
+        often = f" (most often: {self.reason})" if self.reason else ""
+        candidates = formats.plural(self.candidates, "candidate")
+        alone = f", and figures of {candidates} rest on disturbed runs alone" if self.candidates else ""
+        return f"{self.counted} were disturbed{often}{alone}. {self.advice(run_id)}"
+
+    def advice(self, run_id: str) -> str:
+        """How to measure again what the sweep `run_id` could measure only while it was disturbed."""
+        if not self.candidates:
+            return "Measure again when the machine is quiet."
+        again = f"--resume {formats.clean_line(run_id)} --retry disturbed"
+        return f"To measure again when the machine is quiet, repeat the command with {again} --wait-quiet."
+
     @property
     def counted(self) -> str:
         """E.g. `12 of 40 runs`."""

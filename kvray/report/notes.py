@@ -21,7 +21,6 @@ from kvray.report.listing import NearestMiss
 from kvray.report.rows import NEVER, Row, label_of
 from kvray.report.searching import open_question
 from kvray.report.stats import gain_phrases
-from kvray.report.verdict import is_disturbed
 from kvray.store.manifest import SweepManifest
 
 MUCH_OF_A_TOKEN = 0.05
@@ -42,7 +41,7 @@ def notes(
         *attempt_notes(manifest, results, set_aside),
         *map(formats.clean_line, manifest.model_notes),
         *_processors_note(results),
-        *_disturbance_note(results, has_figures=bool(rows or nearest)),
+        *_disturbance_note(results, manifest.run_id, has_figures=bool(rows or nearest)),
         *(_winner_notes(manifest, results, analysis, rows) if rows else ()),
         *(() if nearest else _baseline_note(manifest.baseline_id, ranking)),
     )
@@ -64,15 +63,15 @@ def _winner_notes(
         yield question
 
 
-def _disturbance_note(results: Sequence[TrialResult], *, has_figures: bool) -> Iterator[str]:
+def _disturbance_note(results: Sequence[TrialResult], run_id: str, *, has_figures: bool) -> Iterator[str]:
     found = disturbances(results)
-    if not has_figures or not is_disturbed(results):
+    if not has_figures or not found.decides:
         return
     if found.reason is None:
         what = f"Other programs kept the machine busy in {found.counted}"
     else:
         what = f"The environment changed in {found.counted} (most often: {found.reason})"
-    yield f"{what}. Do not trust these figures; measure again when the machine is quiet."
+    yield f"{what}. Do not trust these figures. {found.advice(run_id)}"
 
 
 def _processors_note(results: Sequence[TrialResult]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from kvray.analysis import Analysis
 from kvray.analysis.choice import Reason
-from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE
 from kvray.analysis.ranking import Ranking
 from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
@@ -32,7 +31,7 @@ def tone(manifest: SweepManifest, results: Sequence[TrialResult], rows: Sequence
     """Good is only a gain that was measured completely and undisturbed."""
     if not rows:
         return Tone.FAILED
-    if is_disturbed(results) or manifest.is_complete is False:
+    if disturbances(results).decides or manifest.is_complete is False:
         return Tone.DOUBTFUL
     return Tone.NEUTRAL if rows[0].is_baseline or len(rows) == 1 else Tone.GOOD
 
@@ -46,14 +45,9 @@ def verdict(
 ) -> str:
     """The sentence, which begins with what makes it doubtful: interrupted, or disturbed."""
     return (
-        f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(rows, results)}"
+        f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(results, has_figures=bool(rows or nearest))}"
         f"{_verdict(manifest, results, analysis, rows, nearest)}"
     )
-
-
-def is_disturbed(results: Sequence[TrialResult]) -> bool:
-    """Whether so many runs were disturbed that figures are not to be trusted."""
-    return disturbances(results).share > DISTURBED_RUNS_WORTH_A_NOTE
 
 
 def _verdict(
@@ -114,11 +108,10 @@ def _is_cut_short(ranking: Ranking) -> bool:
     return TrialStatus.SKIPPED in statuses and not any(status.was_launched for status in statuses)
 
 
-def _disturbed_prefix(rows: Sequence[Row], results: Sequence[TrialResult]) -> str:
+def _disturbed_prefix(results: Sequence[TrialResult], *, has_figures: bool) -> str:
     """Begins a verdict whose figures are not to be trusted, for readers who read no further."""
-    if not rows or not is_disturbed(results):
-        return ""
-    return f"Uncertain, {disturbances(results).counted} disturbed: "
+    found = disturbances(results)
+    return f"Uncertain, {found.counted} disturbed: " if has_figures and found.decides else ""
 
 
 def _nothing_ranked(ranking: Ranking, results: Sequence[TrialResult]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,11 +100,20 @@ def _room(node: Mapping[str, float], cpus: float, gpus: int) -> int:
     return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
 
 
-def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: SweepObserver, scratch: Path) -> None:
+def run_sweep(
+    course: Course,
+    *,
+    ray: RaySession,
+    slots: SlotPlan,
+    observer: SweepObserver,
+    scratch: Path,
+    before_launch: Callable[[], None] | None = None,
+) -> None:
     """Run what `course` orders on `ray`; returns when it is over.
 
     Args:
         scratch: temporary folder for Tune's own state, which nobody reads.
+        before_launch: called before a trial starts while no other one runs; it may take its time.
 
     Raises:
         KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
@@ -124,7 +133,7 @@ def run_sweep(course: Course, *, ray: RaySession, slots: SlotPlan, observer: Swe
     tuner = tune.Tuner(
         tune.with_resources(Slot, slots.resources),
         tune_config=tune.TuneConfig(
-            search_alg=CourseSearcher(course, capacity=capacity),
+            search_alg=CourseSearcher(course, capacity=capacity, before_launch=before_launch),
             scheduler=SparingHalving(course),
             num_samples=-1,
             reuse_actors=True,

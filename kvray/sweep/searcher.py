@@ -17,12 +17,16 @@ class CourseSearcher(Searcher):
     Args:
         capacity: how many trials may be out now. Tune itself would take one more than there is room for, and the
             course would choose it before it knew how the others end.
+        before_launch: called before a trial is handed out while no other one runs.
     """
 
-    def __init__(self, course: Course, *, capacity: Callable[[], int]) -> None:
+    def __init__(
+        self, course: Course, *, capacity: Callable[[], int], before_launch: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(metric=UTILITY, mode="max")
         self._course = course
         self._capacity = capacity
+        self._before_launch = before_launch
         self._out: dict[str, TrialOrder] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -32,6 +36,8 @@ class CourseSearcher(Searcher):
         order = self._course.next_order()
         if order is None:
             return str(Searcher.FINISHED) if self._course.is_over else None
+        if self._before_launch is not None and not self._out:
+            self._before_launch()
         self._out[trial_id] = order
         return {ORDER: order}
 

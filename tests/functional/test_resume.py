@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import ray
 from changing_engine import ChangingAdapter
 
+from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.errors import ResultsError, SweepInterruptedError
@@ -167,6 +169,29 @@ def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, brok
         sweep(tmp_path, broken, observer=Listener(patience=1), resume=first.manifest.run_id, retry=("oom",))
     left = ResultsStore(tmp_path / "results").read(first.manifest.run_id)
     assert sorted(statuses(left).values()) == ["ok", "ok", "ok", "oom"]
+
+
+def test_disturbed_candidates_are_measured_again_in_their_place_where_that_is_asked_for(
+    tmp_path: Path, broken: ChangingAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a busy machine others may have been disturbed, too."""
+    (tmp_path / "mended").touch()
+    first = sweep(tmp_path, broken)
+    run_id, store = first.manifest.run_id, ResultsStore(tmp_path / "results")
+    chosen = next(one for one in first.results if one.record.role is Role.SEARCH)
+    store.append(replace(chosen, runs=tuple(replace(run, disturbed=True) for run in chosen.runs)))
+    disturbed = set(resting_on_disturbed(store.read(run_id)))
+    assert chosen.record.candidate_id in disturbed
+
+    asked = Listener()
+    caplog.clear()
+    again = sweep(tmp_path, broken, observer=asked, resume=run_id, retry_disturbed=True)
+
+    assert {spec.candidate.candidate_id for spec in asked.started} == disturbed
+    assert {one.record.trial_id for one in again.results} == {one.record.trial_id for one in first.results}
+    left = resting_on_disturbed(again.results)
+    told = [text for text in caplog.messages if f"--resume {run_id} --retry disturbed --wait-quiet" in text]
+    assert len(told) == (1 if left else 0)
 
 
 def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_marked(

@@ -34,6 +34,23 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ("tune org/m --wait-quiet", "tune org/m --wait-quiet=10m"),
+        ("tune --wait-quiet org/m", "tune --wait-quiet=10m org/m"),
+        ("tune --wait-quiet 01-ai/Yi-6B", "tune --wait-quiet=10m 01-ai/Yi-6B"),
+        ("tune --wait-quiet --json m", "tune --wait-quiet=10m --json m"),
+        ("tune --wait-quiet 90s m", "tune --wait-quiet 90s m"),
+        ("tune --wait-quiet 1.5h m", "tune --wait-quiet 1.5h m"),
+        ("tune --wait-quiet 5d m", "tune --wait-quiet 5d m"),
+        ("tune --wait-quiet=2m m", "tune --wait-quiet=2m m"),
+    ],
+)
+def test_an_option_that_may_stand_alone_gets_its_value(line: str, given: str) -> None:
+    assert app._with_optional_values(line.split()) == given.split()
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("nope", "kvray: No such command 'nope'. See kvray --help."),

@@ -11,7 +11,15 @@ import pytest
 
 from kvray.candidate import DeviceType
 from kvray.probes import cgroups, cpu
-from kvray.probes.company import announced_sweep, busy_cpus, busy_gpus, describe_cpu_load, quota_notes
+from kvray.probes.company import (
+    QUIET_LOOKS,
+    QuietWait,
+    announced_sweep,
+    busy_cpus,
+    busy_gpus,
+    describe_cpu_load,
+    quota_notes,
+)
 from kvray.probes.gpu import MIB, GpuInfo
 from kvray.probes.holds import hold
 
@@ -184,3 +192,61 @@ def test_one_line_says_what_a_cpu_quota_means(
     notes = quota_notes()
     assert len(notes) == (told is not None)
     assert all(told in note for note in notes if told)
+
+
+class BusyUntil:
+    """A clock, a pause, and a machine that others keep busy until some second; with a program that comes and goes."""
+
+    def __init__(self, second: float, *, again: tuple[float, ...] = ()) -> None:
+        self.now, self.second, self.again = 0.0, second, again
+        self.told: list[str] = []
+
+    def __call__(self, device: DeviceType) -> tuple[str, ...]:
+        assert device is DeviceType.CPU
+        is_busy = self.now < self.second or self.now in self.again
+        return describe_cpu_load(1.9 if is_busy else 0.0, 2, 2)
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wait(self, most_s: float) -> QuietWait:
+        return QuietWait(
+            DeviceType.CPU, most_s, tell=self.told.append, look=self, clock=lambda: self.now, pause=self.pause
+        )
+
+
+def test_a_quiet_machine_is_not_waited_for() -> None:
+    machine = BusyUntil(0.0)
+    machine.wait(600.0).wait()
+    assert (machine.now, machine.told) == (0.0, [])
+
+
+def test_without_time_to_wait_nothing_is_looked_at() -> None:
+    machine = BusyUntil(1e9)
+    machine.wait(0.0).wait()
+    assert (machine.now, machine.told) == (0.0, [])
+
+
+def test_waiting_ends_when_it_has_been_quiet_for_some_looks_and_tells_each_minute_what_for() -> None:
+    machine = BusyUntil(130.0, again=(132.0,))
+    machine.wait(600.0).wait()
+    assert machine.now == 132.0 + QUIET_LOOKS
+    assert machine.told == [
+        "Waiting for quiet, 0:00 min of 10:00 min: Other programs keep 1.9 of 2 CPUs busy.",
+        "Waiting for quiet, 1:00 min of 10:00 min: Other programs keep 1.9 of 2 CPUs busy.",
+        "Waiting for quiet, 2:00 min of 10:00 min: Other programs keep 1.9 of 2 CPUs busy.",
+        "It is quiet now: measuring goes on.",
+    ]
+
+
+def test_all_waits_of_a_sweep_together_take_no_longer_than_allowed() -> None:
+    machine = BusyUntil(20.0)
+    quiet = machine.wait(30.0)
+    quiet.wait()
+    assert machine.now == 20.0 + QUIET_LOOKS - 1
+    machine.second = 1e9
+    quiet.wait()
+    assert machine.now == 30.0
+    assert machine.told[-1] == "It did not become quiet within 0:30 min: measuring all the same."
+    quiet.wait()
+    assert machine.now == 30.0

@@ -16,10 +16,10 @@ from kvray.probes.cpu_load import OtherLoad, OwnThreads, Waited, waited_of
 pytestmark = pytest.mark.spawns
 
 
-def threads_that_waited(folder: Path, **waited_s: float) -> Path:
+def threads_that_waited(folder: Path, *, turns: int = 1, **waited_s: float) -> Path:
     for name, seconds in waited_s.items():
         (folder / name).mkdir(exist_ok=True)
-        (folder / name / "schedstat").write_text(f"5000000000 {int(seconds * 1e9)} 77\n")
+        (folder / name / "schedstat").write_text(f"5000000000 {round(seconds * 1e9)} {turns}\n")
     return folder
 
 
@@ -54,6 +54,14 @@ def test_the_most_hindered_thread_counts_and_a_new_one_from_its_start(tmp_path: 
     assert waited is not None
     assert 0.0 < waited.for_others <= 0.4
     assert waited.for_others * (time.perf_counter() - before + 0.01) <= 0.0045
+
+
+def test_what_a_sleeping_thread_takes_to_wake_up_is_no_disturbance(tmp_path: Path) -> None:
+    watched = OwnThreads(tasks=threads_that_waited(tmp_path, worker=1.0, turns=100))
+    threads_that_waited(tmp_path, worker=1.0 + 200 * 4e-6, turns=300)
+    waited = watched.waited()
+    assert waited is not None
+    assert waited.for_others == 0.0
 
 
 @pytest.mark.parametrize("content", ["0 0 0\n", "", None])

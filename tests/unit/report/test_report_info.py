@@ -19,6 +19,7 @@ from report_sweeps import (
 )
 
 from kvray.record import Role, TrialResult, TrialStatus
+from kvray.report.disturbances import disturbances
 from kvray.report.info import ReportInfo
 from kvray.report.verdict import Tone
 from kvray.workload import Limits
@@ -398,7 +399,8 @@ def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
     info = info_of([because(measured(BASELINE, role=Role.BASELINE), reasons)])
     assert info.headline.notes[0] == (
         "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs). Do not trust "
-        "these figures; measure again when the machine is quiet."
+        "these figures. To measure again when the machine is quiet, repeat the command with --resume "
+        "20261124-2130-ab12 --retry disturbed --wait-quiet."
     )
     assert facts_of(info)["Disturbed runs"].startswith(
         "10 of 18 runs, most often because of: other programs used 1.0 of 2 CPUs."
@@ -439,3 +441,23 @@ def test_green_is_for_a_gain_that_was_measured_undisturbed_and_completely(realis
     assert info_of([baseline(), measured(WINNER, speed=0.5)]).headline.tone is Tone.NEUTRAL
     assert info_of([measured(WINNER)]).headline.tone is Tone.NEUTRAL
     assert info_of([]).headline.tone is Tone.FAILED
+
+
+def test_one_line_says_how_much_was_disturbed_and_how_to_measure_it_again() -> None:
+    base, other = measured(BASELINE, role=Role.BASELINE), measured(WINNER)
+    reasons = ["the CPU quota stopped a thread for 48 % of the run"]
+    found = disturbances([because(base, reasons * len(base.runs)), other])
+    assert found.warning("run-1") == (
+        f"{len(base.runs)} of {2 * len(base.runs)} runs were disturbed (most often: {reasons[0]}), and figures of 1 "
+        "candidate rest on disturbed runs alone. To measure again when the machine is quiet, repeat the command with "
+        "--resume run-1 --retry disturbed --wait-quiet."
+    )
+    assert disturbances([because(base, reasons), other]).warning("run-1") is None, "every cell has better runs"
+
+
+def test_where_nothing_keeps_the_limits_the_verdict_says_that_it_was_disturbed() -> None:
+    base = measured(BASELINE, role=Role.BASELINE)
+    profile = PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=1.0)})
+    info = info_of([because(base, ["thermal throttling"] * len(base.runs))], profile=profile)
+    assert info.headline.sentence.startswith(f"Uncertain, {len(base.runs)} of {len(base.runs)} runs disturbed: No cand")
+    assert "--retry disturbed" in info.headline.notes[0]
