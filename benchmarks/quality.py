@@ -148,7 +148,8 @@ def share_of_trial(model: str) -> float:
     """Seconds of measuring quality over all in which a ci-micro trial of the baseline is busy."""
     case = Case(name="baseline")
     adapter, request, device = TransformersAdapter(), ModelRequest(model_id=model), DeviceType.CPU
-    reference = ReferenceSpec(candidate=case.candidate, model_revision=adapter.describe_model(request).revision)
+    info = adapter.identify_model(request, adapter.describe_model(request))
+    reference = ReferenceSpec(candidate=case.candidate, model_revision=info.revision)
     spec = TrialSpec(
         run_id="benchmark",
         trial_id="quality",
