@@ -104,6 +104,8 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool =
     _check_obstacles(config, menu)
     request = requested_model(config)
     model = (adapter.outline_model if outline else adapter.describe_model)(request)
+    if not outline:
+        model = adapter.adapt_to_device(request, model, device if config.address is None else None)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if model.random_weights:
         profile = profile.without_quality_limit()

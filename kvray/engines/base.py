@@ -87,6 +87,7 @@ class ModelInfo:
         missing_attentions: those that the engine has no code for in this architecture.
         default_attention: what the engine runs when none is asked for.
         shape: what bytes and FLOPs depend on; `None`: unknown, so nothing is forecast.
+        packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
         notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
             sweep, report and plan.
     """
@@ -102,6 +103,7 @@ class ModelInfo:
     missing_attentions: tuple[AttentionBackend, ...] = ()
     default_attention: AttentionChoice = _SDPA
     shape: ModelShape | None = None
+    packing: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -349,6 +351,18 @@ class EngineAdapter(ABC):
             ModelError: as `describe_model`.
         """
         return self.describe_model(request)
+
+    def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
+        """`info`, which `describe_model` gave for `request`, with what is to be noted of the model on `device`.
+
+        Args:
+            device: of this machine; `None`: trials run on others.
+
+        Raises:
+            ModelError: the model cannot be loaded on it.
+        """
+        del request, device
+        return info
 
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
         """`info`, which `describe_model` gave for `request`, with a revision that identifies the very weights, however

@@ -75,14 +75,27 @@ def test_json_has_numbers_per_candidate_and_cell(kvray: Kvray, tiny_model: str) 
     assert {one["cache"] for one in shown["longest_contexts"]} == {"dynamic", "static"}
 
 
-def test_a_model_of_unknown_sizes_is_refused_in_a_line(kvray: Kvray, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG_MAPPING["lfm2"]().to_dict()))
-    done = kvray("forecast", f"random:{tmp_path}", "--device", "cpu")
-    assert done.returncode == 4
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1] == (
-        "kvray: The sizes of lfm2 are not known, so nothing can be forecast. kvray tune measures it."
-    )
+@pytest.mark.parametrize(
+    ("kind", "packing", "message"),
+    [
+        ("lfm2", {}, "The sizes of lfm2 are not known, so nothing can be forecast. kvray tune measures it."),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "The weights of random:packed are packed with GPTQ, so that no dtype tells their bytes: nothing can be "
+            "forecast. kvray tune measures it, or says what it lacks.",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_forecast_is_refused_with_the_reason(
+    kvray: Kvray, tmp_path: Path, kind: str, packing: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**CONFIG_MAPPING[kind]().to_dict(), **packing}))
+    done = kvray("forecast", f"random:{folder}", "--device", "cpu")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.splitlines()[-1] == f"kvray: {message}"
 
 
 def test_nothing_that_takes_seconds_to_import_is_imported(

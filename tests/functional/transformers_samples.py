@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, Mistral3Config, PreTrainedTokenizerFast
@@ -128,6 +128,29 @@ def _tokenizer(*, adds_bos: bool, has_special_tokens: bool) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     special = {"bos_token": "<s>", "eos_token": "</s>"} if has_special_tokens else {}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def save_fp8_model(folder: Path) -> Path:
+    """The same with its projections in FP8, one scale for each block, and all else in bfloat16."""
+    save_tiny_model(folder)
+    weights, packed = folder / "model.safetensors", {}
+    for name, tensor in load_file(weights).items():
+        if name.endswith("_proj.weight"):
+            scale = tensor.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            packed[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            packed[f"{name}_scale_inv"] = torch.full((1, 1), float(scale))
+        else:
+            packed[name] = tensor.to(torch.bfloat16)
+    save_file(packed, weights, metadata={"format": "pt"})
+    packing = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head"],
+    }
+    change_config(folder, dtype="bfloat16", quantization_config=packing)
+    return folder
 
 
 def write_tiny_gguf(path: Path) -> Path:

@@ -24,6 +24,7 @@ from kvray.engines.base import (
 )
 from kvray.engines.transformers import device_rates, inspection, menu, models, outline, rules, snippet, spaces
 from kvray.engines.transformers.gguf import check_gguf, is_converted
+from kvray.engines.transformers.packed import told_of_packing
 from kvray.errors import ModelError
 from kvray.file_systems import has_locks
 from kvray.forecast.hardware import Hardware
@@ -66,6 +67,10 @@ class TransformersAdapter(EngineAdapter):
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
         """See `EngineAdapter.measure_hardware`."""
         return device_rates.measure_apart(device, threads, self.process_environment())
+
+    def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
+        """See `EngineAdapter.adapt_to_device`: what becomes of packed weights."""
+        return info if info.packing is None else told_of_packing(request, models.config_path(request), info, device)
 
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
         """See `EngineAdapter.identify_model`: a folder's weights are hashed, once as long as they do not change."""

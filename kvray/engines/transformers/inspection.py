@@ -13,6 +13,7 @@ from kvray.engines.transformers.checkpoint import check_files
 from kvray.engines.transformers.gguf import check_gguf
 from kvray.engines.transformers.model_class import model_class
 from kvray.engines.transformers.models import SourceKind, parse_model_id
+from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.tensors import check_tensors
 from kvray.engines.transformers.weight_files import absent, safetensors_files, weight_files
 
@@ -45,7 +46,9 @@ def inspect_weights(request: ModelRequest, *, quick: bool = False) -> None:
     check_files(request, folder)
     config = models.read_config(request, folder)
     found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
-    if found is not None and not absent(safetensors_files(folder), folder):
+    # What unpacks packed weights may look at the GPU, and need not work on shapes alone.
+    is_plain = packing_of(config) is None
+    if found is not None and is_plain and not absent(safetensors_files(folder), folder):
         check_tensors(folder, config, found, quick=quick)
 
 

@@ -30,6 +30,7 @@ from kvray.engines.transformers.model_class import (
     model_class,
     named_attention,
 )
+from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
@@ -284,6 +285,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=layer_kinds,
         shape=model_shape(config),
+        packing=packing_of(config),
     )
 
 

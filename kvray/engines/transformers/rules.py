@@ -7,6 +7,7 @@ from collections.abc import Callable
 from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers.arguments import cache_parameters_objection
+from kvray.engines.transformers.packed import dtype_objection
 from kvray.space.constraints import Rule, SpaceFacts
 from kvray.workload import Cell, WorkloadProfile
 
@@ -25,6 +26,7 @@ def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> 
     return (
         Rule(name="cache-settings", check=_ignoring_facts(cache_parameters_objection)),
         Rule(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
+        Rule(name="packed-weights", check=_ignoring_facts(lambda one: dtype_objection(one, model))),
         Rule(name="cache-of-model", check=_ignoring_facts(lambda one: _cache_of_model(one, model))),
         Rule(name="cache-of-workload", check=_ignoring_facts(lambda one: _cache_of_workload(one, profile))),
         Rule(name="compile-needs-static-cache", check=_ignoring_facts(_compile_needs_static_cache)),

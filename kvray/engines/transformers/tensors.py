@@ -6,14 +6,14 @@ ignored tensors are what they are for `from_pretrained`. What else it refuses th
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvray.engines.transformers.foreign_files import MERGE
 from kvray.engines.transformers.headers import StoredTensor, read_header
+from kvray.engines.transformers.quiet import quiet_library
 from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, index_names, safetensors_files
 from kvray.errors import ModelError
 
@@ -79,7 +79,7 @@ def unmatched(stored: Mapping[str, StoredTensor], config: Any, model_class: Any)
         name: torch.empty(one.shape, dtype=dtypes.get(one.dtype, torch.uint8), device="meta")
         for name, one in stored.items()
     }
-    with _quiet_library():
+    with quiet_library():
         try:
             model, told = model_class.from_pretrained(
                 None,
@@ -182,19 +182,3 @@ _DTYPES = {
     "F8_E8M0": "float8_e8m0fnu",
 }
 """torch's names by those of safetensors."""
-
-
-@contextlib.contextmanager
-def _quiet_library() -> Iterator[None]:
-    """No bar and no report: what is wrong is said in one sentence, and here nothing is loaded."""
-    from transformers.utils import logging
-
-    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if has_bar:
-            logging.enable_progress_bar()
