@@ -153,7 +153,7 @@ class TuneConfig(BaseModel):
     def _failures_only(cls, values: tuple[TrialStatus, ...]) -> tuple[TrialStatus, ...]:
         wrong = [value for value in values if not value.is_failure]
         if wrong:
-            raise ValueError(f"{', '.join(wrong)} is no failure; allowed: {', '.join(TrialStatus.failures())}")
+            raise ValueError(f"{', '.join(wrong)} is not a failure; allowed: {', '.join(TrialStatus.failures())}")
         return values
 
     @property
@@ -203,8 +203,8 @@ def warn_of_closed_cache() -> None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         _logger.warning(
-            "The cache folder %s cannot be written: quality is not measured unless its reference is there already, and "
-            "what is compiled is not kept. Set KVRAY_CACHE to another folder.",
+            "The cache folder %s cannot be written, so quality is measured only where its reference is there already, "
+            "and compiled code is not kept. Set KVRAY_CACHE to another folder.",
             folder,
         )
         return

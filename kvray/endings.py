@@ -56,11 +56,10 @@ def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
     if keeper.is_complete:
         return SweepInterruptedError(
             f"Interrupted after the last trial; all are kept in {keeper.place.display_name}.",
-            hint=f"Plan and reports lie there too, or are written by kvray report {_shown(keeper)}.",
+            hint=f"Plan and reports are there too, or are written by kvray report {_shown(keeper)}.",
         )
     return SweepInterruptedError(
-        "Interrupted; the trials that had ended, and the finished rungs of the others, are kept in "
-        f"{keeper.place.display_name}.",
+        f"Interrupted; finished trials, and the finished rungs of the others, are kept in {keeper.place.display_name}.",
         hint=_to_go_on(keeper),
     )
 
@@ -68,7 +67,7 @@ def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
 def broken_off(error: SweepError, keeper: RecordKeeper) -> SweepError:
     """The `error` that ended the sweep, with where its trials are and how to go on."""
     return SweepError(
-        f"{error.message} The trials that had ended are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
+        f"{error.message} The trials that had finished are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
     )
 
 

@@ -72,7 +72,7 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
     device = detect_device(config.device)
     if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:
         raise SweepError(
-            "Device 'cuda' was asked for, and this machine has no GPU that NVML can see.",
+            "Device 'cuda' was asked for, but this machine has no GPU that NVML can see.",
             hint="Use cpu, or the address of a Ray cluster with GPUs.",
         )
     _check_obstacles(config, adapter.menu(device))
@@ -144,8 +144,8 @@ def known_hardware(
             save_hardware(key, hardware)
         if hardware is not None and hardware.disturbance:
             _logger.warning(
-                "While this device's rates were measured, %s: seconds are forecast too long. They are measured again "
-                "next time.",
+                "While this device's rates were measured, %s, so forecast times are too long. The rates are measured "
+                "again next time.",
                 hardware.disturbance,
             )
     return hardware
@@ -189,10 +189,10 @@ def _forecast(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> P
 
 
 def _without(space: SearchSpace, too_large: Mapping[Candidate, str]) -> SearchSpace:
-    """The baseline stays whatever is forecast: gains are against what a user has today, and if that is nothing, a trial
-    shows it."""
+    """The baseline stays whatever is forecast: gains are compared with what a user has today. If that does not run, a
+    trial shows it."""
     if space.baseline in too_large:
-        _logger.warning("The baseline %s; it is measured all the same.", too_large[space.baseline])
+        _logger.warning("The baseline %s; it is measured anyway.", too_large[space.baseline])
     rejected = [
         RejectedCandidate(candidate=candidate, reason=f"{reason} (forecast)")
         for candidate, reason in too_large.items()
@@ -339,6 +339,6 @@ def _available_dtypes(menu: Sequence[AxisValue]) -> frozenset[DType]:
 def _dropped_line(profile: WorkloadProfile, dropped: Sequence[int], max_context: int | None) -> str:
     prompts = ", ".join(str(context) for context in dropped)
     return (
-        f"Prompts of {prompts} tokens are left out: with up to {max(profile.output_lengths)} new ones they are more "
-        f"than the {max_context} that the model holds."
+        f"Prompts of {prompts} tokens are left out: with up to {max(profile.output_lengths)} new ones they "
+        f"exceed the {max_context} that the model holds."
     )

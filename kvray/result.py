@@ -71,8 +71,8 @@ def read_measured(store: ResultsStore, run_id: str, judging: Judging | None = No
     result = read_result(store, run_id, judging)
     if not any(one.record.status.was_launched for one in (*result.results, *result.set_aside)):
         raise ResultsError(
-            f"Sweep {run_id!r} in {store.display_name!r} has no record of a trial that was launched: it was broken off "
-            "before the first had ended, or its files are damaged or gone.",
+            f"Sweep {run_id!r} in {store.display_name!r} has no record of a trial that was launched: it was "
+            "interrupted before the first had finished, or its files are damaged or gone.",
             hint=f"Repeat its command with --resume {run_id} to measure it.",
         )
     if lost := lost_runs_text(result.manifest, result.results, store.display_name):

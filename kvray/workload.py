@@ -140,8 +140,9 @@ class WorkloadProfile(BaseModel):
         kept = tuple(context for context in self.context_lengths if context <= room)
         if not kept:
             raise ProfileError(
-                f"Profile {self.name!r} keeps no context length: the model holds {max_context} tokens, the profile "
-                f"asks for prompts of {_listed(self.context_lengths)} and up to {max(self.output_lengths)} new tokens.",
+                f"No context length of profile {self.name!r} fits: the model holds {max_context} tokens, and the "
+                f"profile asks for prompts of {_listed(self.context_lengths)} and up to {max(self.output_lengths)} new "
+                "tokens.",
                 hint="Pass shorter ones with --context and --output-len.",
             )
         return _renamed(self.model_copy(update={"context_lengths": kept}), self), dropped

@@ -39,7 +39,7 @@ class Prediction:
         chance = "below 0.1 %" if self.chance < 0.001 else f"{self.chance:.1%}".replace("%", " %")
         return (
             f"predicted TTFT {self.ttft_ms:,.4g} ms, {self.decode_tok_s:,.4g} tok/s, and a score of {self.low:.2f} to "
-            f"{self.high:.2f} times the best one's (95 %); chance to beat that by more than 2 %: {chance}"
+            f"{self.high:.2f} times the best one's (95 %); chance that it is more than 2 % better: {chance}"
         )
 
 

@@ -11,7 +11,7 @@ _WHAT_HAPPENED = {
     TrialStatus.UNSUPPORTED: "not supported by the engine",
     TrialStatus.SUBSTITUTED: "something other than what was asked for ran",
     TrialStatus.QUALITY: "loses more quality than allowed",
-    TrialStatus.REJECTED: "not launched, it cannot work",
+    TrialStatus.REJECTED: "not launched because it cannot work",
     TrialStatus.SKIPPED: "not launched by the search",
     TrialStatus.ERROR: "failed with an error",
 }
@@ -44,6 +44,6 @@ def allowed_now_reason(record: TrialRecord) -> str:
     rung = "" if record.rung is None else f" after rung {record.rung}"
     was = f" ({record.message})" if record.message else ""
     return (
-        f"was ended{rung} for a loss of quality that the limit of then did not allow{was}; the limit of now allows it, "
-        "so --resume measures it to its end"
+        f"ended{rung} because its loss of quality was over the limit of that time{was}; today's limit allows it, so "
+        "--resume measures it completely"
     )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, CacheStrategy, Candidate, DeviceType, DType
 from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
@@ -109,7 +109,7 @@ def _not_forecast(model: ModelInfo) -> ModelError:
 
 
 def _all_forecast(preview: Preview) -> list[tuple[Candidate, Forecast]]:
-    """Whatever was forecast, also what was rejected for it; the baseline first."""
+    """Everything that was forecast, the baseline first and what was rejected for its forecast last."""
     space = preview.space
     candidates = (*space.candidates, *(rejected.candidate for rejected in space.rejected))
     return [(one, preview.forecasts[one.candidate_id]) for one in candidates if one.candidate_id in preview.forecasts]
@@ -125,11 +125,11 @@ def _print(console: Console, preview: Preview) -> None:
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
     print_notes(console, preview)
     free = "unknown" if preview.free_mib is None else f"{quantity(preview.free_mib)} MiB"
-    console.print(Text(f"profile {preview.profile.name} · free memory {free} · means over cells, highest peak"))
+    console.print(Text(f"profile {preview.profile.name} · free memory {free}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("candidate")
+    table.add_column("candidate", overflow="fold")
     table.add_column("fits")
-    for heading in ("TTFT ms", "tok/s", "peak MiB"):
+    for heading in ("mean\nTTFT ms", "mean\ntok/s", "highest\npeak MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for candidate, one in _all_forecast(preview):
         fits = _objection(preview, one) is None
@@ -144,11 +144,11 @@ def _print(console: Console, preview: Preview) -> None:
     console.print(table)
     _print_objections(console, preview)
     _print_limits(console, preview)
-    console.print("Predictions; kvray tune measures.", style="dim")
+    console.print("These are predictions; kvray tune measures.", style="dim")
 
 
 def _print_objections(console: Console, preview: Preview) -> None:
-    """Why the leanest of those that do not fit does not: it tells what memory would let one more fit."""
+    """Why the leanest of those that do not fit does not: that is, how much memory would let one more fit."""
     too_large = [one for _, one in _all_forecast(preview) if _objection(preview, one) is not None]
     leanest = min(too_large, key=lambda one: one.highest_peak_mib, default=None)
     if leanest is not None:
@@ -160,27 +160,31 @@ def _print_limits(console: Console, preview: Preview) -> None:
     if not limits:
         return
     new = max(preview.profile.output_lengths)
-    console.print(Text(f"\nLongest prompt that fits, {new} new tokens after it", style="bold"))
+    attentions = {one["attention"] for one in limits}
+    assumed = f" and {attentions.pop()} attention" if len(attentions) == 1 else ""
+    console.print(Text(f"\nLongest prompt that fits, with {new} new tokens after it{assumed}", style="bold"))
     columns = list(dict.fromkeys(one["column"] for one in limits))
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("cache", overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
     for cache in dict.fromkeys(one["cache"] for one in limits):
-        texts = {one["column"]: _limit_text(one, preview) for one in limits if one["cache"] == cache}
+        texts = {one["column"]: _limit_text(one, preview, assumed) for one in limits if one["cache"] == cache}
         table.add_row(Text(cache), *(texts.get(column, "") for column in columns))
     console.print(table)
 
 
-def _limit_text(limit: dict[str, Any], preview: Preview) -> str:
+def _limit_text(limit: dict[str, Any], preview: Preview, assumed: str) -> str:
+    """The tokens, with the attention where it is not `assumed` for all."""
     tokens = limit["context_tokens"]
+    attention = "" if assumed else f" ({limit['attention']})"
     if tokens == _longest_prompt(preview):
-        return f"{tokens:,}, all of the model"
-    return f"{tokens:,}" if tokens else "none"
+        return f"{tokens:,}, the model's limit{attention}"
+    return f"{tokens:,}{attention}" if tokens else f"none{attention}"
 
 
 def _longest_prompt(preview: Preview) -> int | None:
-    """That the model holds together with the longest answer; `None` if it has no end."""
+    """The longest prompt that the model holds together with the longest answer; `None` if it has no limit."""
     most = preview.model.max_context
     return None if most is None else max(0, most - max(preview.profile.output_lengths))
 
@@ -199,6 +203,7 @@ def _limits(preview: Preview) -> list[dict[str, Any]]:
             "cache": cache,
             "column": column,
             "candidate_id": candidate.candidate_id,
+            "attention": str(AttentionChoice(candidate.attention, candidate.hub_kernel)),
             "context_tokens": _fitting_prompt(candidate, preview, shape, free_mib),
         }
         for (cache, column), candidate in leanest.items()
@@ -206,7 +211,7 @@ def _limits(preview: Preview) -> list[dict[str, Any]]:
 
 
 def _fitting_prompt(candidate: Candidate, preview: Preview, shape: ModelShape, free_mib: float) -> int:
-    """Tokens that memory and model allow."""
+    """How many prompt tokens memory and model allow."""
     tokens = longest_context(
         shape,
         candidate,
@@ -240,7 +245,7 @@ def _as_dict(preview: Preview) -> dict[str, object]:
             for candidate, one in _all_forecast(preview)
         ],
         "longest_contexts": [
-            {"cache": one["cache"], "candidate_id": one["candidate_id"], "context_tokens": one["context_tokens"]}
+            {name: one[name] for name in ("cache", "candidate_id", "attention", "context_tokens")}
             for one in _limits(preview)
         ],
     }

@@ -26,7 +26,7 @@ def info(
     facts = detect_device(None if device is None else DeviceType.parse(device))
     environment = capture_environment(facts.device)
     missing = facts.device is DeviceType.CUDA and facts.gpu_count == 0
-    name = "no GPU here; what follows holds for one of Ampere or later" if missing else facts.device_name
+    name = "no GPU here; this is what one of the Ampere generation or later could do" if missing else facts.device_name
     rows = {
         "kvray": environment.kvray_version,
         "device": f"{name} ({facts.device})" + (f" ×{facts.gpu_count}" if facts.gpu_count > 1 else ""),

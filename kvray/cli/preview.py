@@ -110,7 +110,9 @@ def _print_forecasts(console: Console, preview: Preview) -> None:
         )
     console.print(table)
     if preview.hardware is None:
-        console.print("No times are forecast, for this device was not measured; kvray forecast does.", style="dim")
+        console.print(
+            "No times are forecast because this device was not measured yet; kvray forecast measures it.", style="dim"
+        )
 
 
 def _mark(candidate: Candidate, preview: Preview) -> str:

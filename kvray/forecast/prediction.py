@@ -132,8 +132,8 @@ def does_not_fit(forecast: Forecast, hardware: Hardware | None, free_mib: float 
         return None
     worst = max(forecast.cells, key=lambda one: one.peak_mib)
     return (
-        f"needs {needed:,.0f} MiB for {worst.cell.label} by forecast, and {usable:,.0f} MiB can be used "
-        f"({free_mib:,.0f} free less {MARGIN:.0%})"
+        f"needs {needed:,.0f} MiB for {worst.cell.label} by forecast, but only {usable:,.0f} MiB can be used "
+        f"({free_mib:,.0f} MiB free, less {MARGIN * 100:.0f} %)"
     )
 
 

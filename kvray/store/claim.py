@@ -82,5 +82,5 @@ def _claimed_by(run_id: str, holder: Mapping[str, Any]) -> ResultsError:
     who = known if holder else "another process"
     return ResultsError(
         f"Sweep {run_id!r} is being measured already, by {who}.",
-        hint="Wait until that has ended, or start a sweep of its own without --resume.",
+        hint="Wait until that has ended, or start a new sweep without --resume.",
     )

@@ -226,7 +226,7 @@ def _first(records: Iterable[TrialRecord], column: str) -> Any:
 
 def _differs(run_id: str, differences: Sequence[str]) -> ResultsError:
     return ResultsError(
-        f"Sweep {run_id!r} cannot be resumed, for what was measured cannot be compared with what would be: "
-        f"{'; '.join(differences)}.",
+        f"Sweep {run_id!r} cannot be resumed, because new measurements could not be compared with its own. "
+        f"Different now: {'; '.join(differences)}.",
         hint="Undo that, start a new sweep without --resume, or pass --force to measure everything anew beside it.",
     )

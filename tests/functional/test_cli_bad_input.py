@@ -141,15 +141,15 @@ def test_cuda_without_a_gpu_is_refused_at_once(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert refused(11, "tune", tiny_model, "--device", "cuda", *mode) == (
-        "Device 'cuda' was asked for, and this machine has no GPU that NVML can see. Use cpu, or the address of a Ray "
+        "Device 'cuda' was asked for, but this machine has no GPU that NVML can see. Use cpu, or the address of a Ray "
         "cluster with GPUs."
     )
 
 
 def test_a_workload_that_the_model_cannot_hold_is_refused(refused: Refused) -> None:
     assert refused(3, *FAKE, "--context", "5000", "--dry-run") == (
-        "Profile 'chat-agent' keeps no context length: the model holds 4096 tokens, the profile asks for prompts of "
-        "5000 and up to 4 new tokens. Pass shorter ones with --context and --output-len."
+        "No context length of profile 'chat-agent' fits: the model holds 4096 tokens, and the profile asks for "
+        "prompts of 5000 and up to 4 new tokens. Pass shorter ones with --context and --output-len."
     )
 
 
@@ -358,8 +358,9 @@ def test_a_sweep_is_not_resumed_with_other_arguments(
     done = kvray("tune", model, *FAKE[2:], *rest, "--address", cluster, "--output", folder, "--resume", run_id)
     assert (done.returncode, done.stdout) == (10, "")
     assert one_line(after_the_warning(done.stderr, cluster)) == (
-        f"Sweep {run_id!r} cannot be resumed, for what was measured cannot be compared with what would be: {what}. "
-        "Undo that, start a new sweep without --resume, or pass --force to measure everything anew beside it."
+        f"Sweep {run_id!r} cannot be resumed, because new measurements could not be compared with its own. Different "
+        f"now: {what}. Undo that, start a new sweep without --resume, or pass --force to measure everything anew "
+        "beside it."
     )
     assert ResultsStore(folder).records_sha256(run_id) == before
 
@@ -377,5 +378,5 @@ def test_a_device_is_not_measured_for_a_model_that_cannot_be_tuned(
     fresh = {"KVRAY_CACHE": str(tmp_path / "cache")}
     done = kvray("tune", tiny_model, "--device", "cpu", "--context", "5000", "--output", tmp_path / "out", **fresh)
     assert done.returncode == 3
-    assert "keeps no context length" in done.stderr
+    assert "No context length of profile" in done.stderr
     assert "measuring how fast" not in done.stderr

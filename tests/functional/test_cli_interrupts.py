@@ -78,7 +78,7 @@ def recorded(folder: Path, run_id: str) -> dict[str, TrialResult]:
 
 
 INTERRUPTED = (
-    r"kvray: Interrupted; the trials that had ended, and the finished rungs of the others, are kept in (\S+)\. "
+    r"kvray: Interrupted; finished trials, and the finished rungs of the others, are kept in (\S+)\. "
     r"Repeat the command with --resume (\S+) to measure the rest\."
 )
 ENDING = (

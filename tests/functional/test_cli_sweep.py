@@ -29,7 +29,7 @@ PROGRESS = re.compile(
     r"|        \d+ of \d+ candidates tried · (\d+ confirming runs? · )?)\S"
 )
 DROPPED = (
-    "kvray: warning: Prompts of 5000 tokens are left out: with up to 4 new ones they are more than the 4096 that the "
+    "kvray: warning: Prompts of 5000 tokens are left out: with up to 4 new ones they exceed the 4096 that the "
     "model holds."
 )
 

@@ -265,7 +265,9 @@ def test_another_model_file_is_refused_forced_beside_it_and_never_ranked_with_it
     first = sweep(tmp_path, broken)
     run_id = first.manifest.run_id
     other = ChangingAdapter(tmp_path, revision="2")
-    with pytest.raises(ResultsError, match=r"cannot be compared with what would be: model file: 1 → 2\. Undo that"):
+    with pytest.raises(
+        ResultsError, match=r"could not be compared with its own\. Different now: model file: 1 → 2\. Undo that"
+    ):
         sweep(tmp_path, other, resume=run_id)
     store = ResultsStore(tmp_path / "results")
     assert store.read_manifest(run_id) == first.manifest, "a refused attempt leaves no trace"

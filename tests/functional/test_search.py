@@ -172,7 +172,7 @@ def test_what_was_skipped_has_its_prediction_and_ran_nowhere(modelled: TuneResul
         assert record.role is Role.SEARCH
         assert record.message is not None
         assert record.message.startswith("too unlikely to win; predicted TTFT ")
-        assert "chance to beat that by more than 2 %: " in record.message
+        assert "chance that it is more than 2 % better: " in record.message
         assert (record.pid, record.rung, record.ttft_ms, record.started_at) == (None, None, None, None)
     report = modelled.paths.report_markdown.read_text()
     assert "## Not launched" in report

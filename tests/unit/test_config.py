@@ -82,7 +82,7 @@ def test_what_only_a_resumed_sweep_can_use_is_refused_without_one(values: dict[s
 
 def test_only_failures_can_be_retried() -> None:
     assert config(resume="a-run", retry=("oom", "crashed")).retry == (TrialStatus.OOM, TrialStatus.CRASHED)
-    with pytest.raises(InvalidValueError, match="ok, skipped is no failure; allowed: oom, timeout, crashed, unsupp"):
+    with pytest.raises(InvalidValueError, match="ok, skipped is not a failure; allowed: oom, timeout, crashed, unsupp"):
         config(resume="a-run", retry=("ok", "oom", "skipped"))
 
 
@@ -124,7 +124,7 @@ def test_a_cache_folder_that_cannot_be_written_is_warned_of(
     monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "file"))
     warn_of_closed_cache()
     (said,) = caplog.messages
-    assert said.startswith(f"The cache folder {tmp_path / 'file'} cannot be written: quality is not measured")
+    assert said.startswith(f"The cache folder {tmp_path / 'file'} cannot be written, so quality is measured only")
 
 
 def test_waiting_for_a_quiet_machine_is_for_the_machine_at_hand() -> None:

@@ -152,8 +152,7 @@ def test_contexts_that_the_model_cannot_hold_are_dropped_with_a_warning(caplog: 
     assert preview.profile.context_lengths == (64, fits)
     assert preview.dropped_contexts == (fits + 1, 9000)
     assert [record.getMessage() for record in caplog.records if record.name == "kvray.preview"] == [
-        "Prompts of 4089, 9000 tokens are left out: with up to 8 new ones they are more than the 4096 that the model "
-        "holds."
+        "Prompts of 4089, 9000 tokens are left out: with up to 8 new ones they exceed the 4096 that the model holds."
     ]
 
 
@@ -163,7 +162,7 @@ def test_without_dropped_contexts_there_is_no_warning(caplog: pytest.LogCaptureF
 
 
 def test_a_profile_of_which_no_context_fits_is_refused() -> None:
-    with pytest.raises(ProfileError, match=r"keeps no context length: the model holds 4096 tokens"):
+    with pytest.raises(ProfileError, match=r"No context length of profile .* fits: the model holds 4096 tokens"):
         preview_sweep(config(contexts=(9000,)), FakeAdapter())
 
 
@@ -297,12 +296,12 @@ def test_what_cannot_fit_is_rejected_with_the_numbers_and_keeps_its_forecast(
     (rejected,) = preview.space.rejected
     assert rejected.candidate.label == "static/sdpa/float32"
     assert rejected.reason == (
-        "needs 1,024 MiB for 64→8 by forecast, and 873 MiB can be used (900 free less 3%) (forecast)"
+        "needs 1,024 MiB for 64→8 by forecast, but only 873 MiB can be used (900 MiB free, less 3 %) (forecast)"
     )
     assert preview.forecasts[rejected.candidate.candidate_id].peak_mib == pytest.approx(1024, rel=0.01)
     assert [record.getMessage() for record in caplog.records] == [
-        "The baseline needs 1,024 MiB for 64→8 by forecast, and 873 MiB can be used (900 free less 3%); it is measured "
-        "all the same."
+        "The baseline needs 1,024 MiB for 64→8 by forecast, but only 873 MiB can be used (900 MiB free, less 3 %); "
+        "it is measured anyway."
     ]
 
 
@@ -324,7 +323,7 @@ def test_when_nothing_that_was_asked_for_fits_the_sweep_is_refused(
     engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_free_memory(monkeypatch, 100.0)
-    with pytest.raises(NoCandidatesError, match=r"left: needs 512 MiB .* 97 MiB can be used"):
+    with pytest.raises(NoCandidatesError, match=r"left: needs 512 MiB .* only 97 MiB can be used"):
         preview_sweep(config(caches=("static",), dtypes=("bfloat16",)), engine)
 
 
@@ -356,7 +355,7 @@ def test_rates_measured_while_others_computed_are_measured_again_and_the_user_is
     engine.disturbance = "other programs used 1.0 of 2 CPUs"
     disturbed = known_hardware(config(), engine)
     assert disturbed is not None
-    assert "other programs used 1.0 of 2 CPUs: seconds are forecast too long" in caplog.text
+    assert "other programs used 1.0 of 2 CPUs, so forecast times are too long" in caplog.text
     assert preview_sweep(config(), engine).hardware == disturbed
     engine.disturbance = None
     for _ in range(2):
@@ -423,7 +422,7 @@ def test_the_cpu_can_be_asked_for_on_a_machine_with_gpus(monkeypatch: pytest.Mon
 
 def test_cuda_without_a_gpu_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, "")
-    with pytest.raises(SweepError, match=r"Device 'cuda' was asked for, and this machine has no GPU"):
+    with pytest.raises(SweepError, match=r"Device 'cuda' was asked for, but this machine has no GPU"):
         check_request(config(device=DeviceType.CUDA), FakeAdapter())
 
 

@@ -176,7 +176,7 @@ def test_a_prediction_says_what_it_expects_and_how_improbable_a_win_is() -> None
     run(search)
     text = search.predictions()[-1].text
     assert text.startswith("predicted TTFT ")
-    assert text.endswith("chance to beat that by more than 2 %: below 0.1 %")
+    assert text.endswith("chance that it is more than 2 % better: below 0.1 %")
 
 
 def test_a_search_that_is_often_surprised_launches_more() -> None:

@@ -202,7 +202,7 @@ def test_a_candidate_beyond_a_limit_keeps_its_metrics_for_fallbacks_and_gains() 
         (TrialStatus.UNSUPPORTED, {"phase": Phase.LOAD}, "not supported by the engine"),
         (TrialStatus.SUBSTITUTED, {}, "something other than what was asked for ran"),
         (TrialStatus.QUALITY, {}, "loses more quality than allowed"),
-        (TrialStatus.REJECTED, {}, "not launched, it cannot work"),
+        (TrialStatus.REJECTED, {}, "not launched because it cannot work"),
         (TrialStatus.SKIPPED, {}, "not launched by the search"),
         (TrialStatus.ERROR, {"phase": Phase.START}, "failed with an error while starting"),
     ],

@@ -66,7 +66,7 @@ def test_what_needs_more_than_the_free_memory_less_a_margin_does_not_fit_and_the
     assert does_not_fit(made, None, None) is None
     reason = does_not_fit(made, None, 16_000.0)
     assert reason == (
-        f"needs {peak:,.0f} MiB for 8192→64 by forecast, and 15,520 MiB can be used (16,000 free less 3%)"
+        f"needs {peak:,.0f} MiB for 8192→64 by forecast, but only 15,520 MiB can be used (16,000 MiB free, less 3 %)"
     )
 
 

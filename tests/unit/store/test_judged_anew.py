@@ -71,8 +71,8 @@ def test_a_limit_of_now_is_held_against_what_was_measured_then() -> None:
 def test_a_quality_limit_of_now_judges_what_passed_then_and_what_did_not() -> None:
     tight, wide = judged(max_quality_loss=1e-12), judged(max_quality_loss=5.0)
     assert reason(tight, LOSSY).startswith("loses more quality than allowed: KL 1.7")
-    assert reason(wide, LOSSY).startswith("was ended for a loss of quality that the limit of then did not allow")
-    assert "the limit of now allows it, so --resume measures it to its end" in reason(wide, LOSSY)
+    assert reason(wide, LOSSY).startswith("ended because its loss of quality was over the limit of that time")
+    assert "today's limit allows it, so --resume measures it completely" in reason(wide, LOSSY)
 
 
 def test_an_attempt_that_judges_otherwise_joins_the_records_of_then() -> None:
