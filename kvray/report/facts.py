@@ -196,8 +196,9 @@ def _disturbed(results: Sequence[TrialResult]) -> str:
     counted = found.counted if found.disturbed else f"None of {formats.plural(found.runs, 'run')}"
     most = f", most often because of: {found.reason}" if found.reason else ""
     return (
-        f"{counted}{most}. kvray watches the CPU time of other programs, other processes on the GPU, throttling and "
-        "clocks. A disturbed run is repeated within limits; it counts only where its cell has no undisturbed run."
+        f"{counted}{most}. kvray watches how long threads wait for a CPU, the CPU time of other programs, other "
+        "processes on the GPU, throttling and clocks. A disturbed run is repeated within limits; it counts only where "
+        "its cell has no undisturbed run."
     )
 
 
@@ -212,6 +213,7 @@ def _scheduling(records: Sequence[TrialRecord]) -> str:
         "niceness": _values(record.niceness for record in records),
         "threads": _values(record.threads for record in records),
         "usable CPUs": _values(record.cpus for record in records),
+        "CPU quota": _values(f"{record.cpu_quota:g}" for record in records if record.cpu_quota is not None),
     }
     return "; ".join(f"{name} {text}" for name, text in parts.items() if text)
 
