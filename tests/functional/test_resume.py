@@ -16,6 +16,7 @@ from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.errors import ResultsError, SweepInterruptedError
+from kvray.judgement import Judging, Objective
 from kvray.plan.plan import load_plan_file
 from kvray.preview import Preview
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
@@ -26,7 +27,7 @@ from kvray.store.parquet import ResultsStore
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
-from kvray.workload import create_custom_profile
+from kvray.workload import create_custom_profile, override_profile
 
 PROFILE = create_custom_profile(
     "resume",
@@ -291,3 +292,25 @@ def test_another_model_file_is_refused_forced_beside_it_and_never_ranked_with_it
     assert back.started == []
     assert first_again.results == first.results
     assert len(first_again.set_aside) == len(forced.results)
+
+
+def test_a_sweep_goes_on_under_other_weights_and_limits_and_measures_only_what_they_allow_now(
+    tmp_path: Path, broken: ChangingAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    lossy: dict[str, Any] = {
+        "model_id": "fake:static=lossy",
+        "caches": ("dynamic", "static"),
+        "attentions": ("sdpa",),
+        "profile": override_profile(PROFILE, judging=Judging(limits={"max_peak_mib": 200.0})),
+    }
+    first = sweep(tmp_path, broken, **lossy)
+    assert sorted(statuses(first.results).values()) == ["ok", "ok", "quality", "quality"]
+
+    judging = Judging(weights=Objective.MEMORY.weights, limits={"max_peak_mib": None, "max_quality_loss": 9.0})
+    asked, again = Listener(), {**lossy, "profile": override_profile(PROFILE, judging=judging)}
+    second = sweep(tmp_path, broken, observer=asked, resume=first.manifest.run_id, **again)
+    assert "weight_ttft: 0.5 → 0.15" in caplog.text
+    assert {spec.candidate.cache.value for spec in asked.started} == {"static"}
+    assert list(statuses(second.results).values()) == ["ok"] * 4
+    assert len(second.analysis.ranking.entries) == 4
+    assert {one.record.fingerprint for one in second.results} == {first.manifest.fingerprint_id}
