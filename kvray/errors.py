@@ -40,7 +40,8 @@ class InvalidValueError(KvrayError):
     @classmethod
     def not_one_of(cls, what: str, value: object, allowed: Iterable[str]) -> InvalidValueError:
         """The error for a `value` of `what` that is not among `allowed`."""
-        return cls(f"Unknown {what} {str(value)!r}.", hint=f"Allowed: {', '.join(allowed)}.")
+        names = list(allowed)
+        return cls(f"Unknown {what} {str(value)!r}.", hint=f"{did_you_mean(value, names)}Allowed: {', '.join(names)}.")
 
 
 class ProfileError(KvrayError):
@@ -109,6 +110,33 @@ class SweepInterruptedError(KvrayError):
     exit_code = 130
 
 
+def did_you_mean(value: object, allowed: Iterable[str]) -> str:
+    """`Did you mean 'float16'? ` for a typo, or another word for one of `allowed`; empty where none of them is near."""
+    import difflib  # only needed for a line that is wrong
+
+    given, names = str(value)[:_LONGEST_TYPO].strip().lower(), [str(name) for name in allowed]
+    known = _OTHER_WORDS.get(given)
+    near = [known] if known in names else difflib.get_close_matches(given, names, n=1)
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
+_LONGEST_TYPO = 60
+_OTHER_WORDS = {
+    "gpu": "cuda",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "flash": "sdpa_flash",
+    "flash_attention": "flash_attention_2",
+    "sliding": "sliding_window",
+    "none": "off",
+    "speed": "throughput",
+}
+"""What others call a value of an option."""
+
+
 def describe_problems(error: ValidationError) -> str:
     """All problems that pydantic found, on one line: `field: problem (got value)`."""
     problems = error.errors(include_url=False)
@@ -124,6 +152,8 @@ _MOST_PROBLEMS = 20
 
 def _describe_problem(problem: ErrorDetails) -> str:
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{place}: there is no such key"
     got = "" if problem["type"] in ("missing", "value_error") else f" (got {_short(problem['input'])})"
     return f"{place}{': ' if place else ''}{problem['msg'].removeprefix('Value error, ')}{got}"
 

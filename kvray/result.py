@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 
 from kvray.analysis import Analysis, analyse
-from kvray.errors import ResultsError
+from kvray.errors import InvalidValueError, ResultsError, did_you_mean
 from kvray.judgement import Judging
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
@@ -21,6 +22,7 @@ from kvray.store.parquet import ResultsStore
 from kvray.store.paths import ResultsPaths
 from kvray.store.resuming import current_results
 
+_MOST_NAMED = 10
 _logger = logging.getLogger("kvray.result")
 
 
@@ -59,6 +61,24 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
         analysis=analyse(results, manifest.profile, seed=manifest.seed),
         records_sha256=store.records_sha256(run_id),
         paths=store.paths(run_id),
+    )
+
+
+def chosen_run(store: ResultsStore, run_id: str | None) -> str:
+    """`run_id` if `store` holds such a sweep, readable or not; the newest for `None`.
+
+    Raises:
+        ResultsError: it holds none of this id; the message names those that it holds.
+    """
+    if run_id is None:
+        return store.latest_run_id()
+    with contextlib.suppress(InvalidValueError):
+        if store.has_manifest(run_id):
+            return run_id
+    known = store.run_ids()
+    held = f"It holds: {', '.join(known[-_MOST_NAMED:])}." if known else "It holds none."
+    raise ResultsError(
+        f"Results folder {store.display_name!r} holds no sweep {run_id!r}.", hint=f"{did_you_mean(run_id, known)}{held}"
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kvray.documents import read_document
-from kvray.errors import OutputError, ProfileError, describe_problems
+from kvray.errors import OutputError, ProfileError, describe_problems, did_you_mean
 from kvray.judgement import MAX_QUALITY_LOSS as MAX_QUALITY_LOSS
 from kvray.judgement import Judging, Weights
 from kvray.judgement import Limits as Limits
@@ -209,9 +210,8 @@ def get_profile(name: str) -> WorkloadProfile:
         return _BUILT_IN[name]
     if name.endswith(".json"):
         return load_profile(name)
-    raise ProfileError(
-        f"Unknown profile {name!r}.", hint=f"Allowed: {', '.join(_BUILT_IN)}, or the path of a profile's .json file."
-    )
+    allowed = f"{', '.join(_BUILT_IN)}, or the path of a profile's .json file"
+    raise ProfileError(f"Unknown profile {name!r}.", hint=f"{did_you_mean(name, _BUILT_IN)}Allowed: {allowed}.")
 
 
 def create_custom_profile(
@@ -322,7 +322,25 @@ def _validated(data: object, *, source: str) -> WorkloadProfile:
     try:
         return WorkloadProfile.model_validate(data)
     except ValidationError as error:
-        raise ProfileError(f"{source} is not valid: {describe_problems(error)}.") from error
+        raise ProfileError(f"{source} is not valid: {describe_problems(error)}.", hint=_keys_hint(error)) from error
+
+
+def _keys_hint(error: ValidationError) -> str | None:
+    """What keys there are, where an unknown one is among the problems."""
+    unknown = [one["loc"] for one in error.errors(include_url=False) if one["type"] == "extra_forbidden"]
+    levels = (("", WorkloadProfile, 1), (" under limits", Limits, 2))
+    hints = (
+        _allowed_keys(where, kind, [str(one[-1]) for one in unknown if len(one) == depth])
+        for where, kind, depth in levels
+    )
+    return " ".join(hint for hint in hints if hint) or None
+
+
+def _allowed_keys(where: str, kind: type[BaseModel], unknown: Sequence[str]) -> str:
+    if not unknown:
+        return ""
+    names = list(kind.model_fields)
+    return f"{''.join(did_you_mean(name, names) for name in unknown)}Allowed keys{where}: {', '.join(names)}."
 
 
 def _listed(values: tuple[int, ...]) -> str:

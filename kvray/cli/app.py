@@ -143,13 +143,25 @@ def _with_optional_values(arguments: Sequence[str]) -> list[str]:
 
 def _usage_message(error: Any, arguments: Sequence[str]) -> str:
     """What is wrong with the line, and where to read on: `No such option: --contxt. See kvray tune --help.`"""
-    message = error.format_message().rstrip(".")
+    message, suggestion = _told(error)
     problems: Any = getattr(error.__cause__, "errors", list)()
     if problems:
         # typer from 0.26 on has pydantic convert values, and its messages do not repeat the value.
         message += f" (got {problems[0]['input']!r})"
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    return f"{message}. See kvray {f'{command} ' if command in COMMANDS else ''}--help."
+    return f"{message}. {suggestion}See kvray {f'{command} ' if command in COMMANDS else ''}--help."
+
+
+def _told(error: Any) -> tuple[str, str]:
+    """What is wrong, and which command or option may have been meant, in place of click's lists."""
+    from kvray.errors import did_you_mean
+
+    message = str(error.format_message()).rstrip(".")
+    if hasattr(error, "possibilities"):
+        return f"No such option: {error.option_name}", did_you_mean(error.option_name, error.possibilities or ())
+    if match := re.match(r"No such command '(.*?)'", message, re.DOTALL):
+        return match[0], did_you_mean(match[1], COMMANDS)
+    return message, ""
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:

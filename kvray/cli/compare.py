@@ -10,7 +10,7 @@ from rich.console import Console
 from kvray.errors import InvalidValueError
 from kvray.report.compare import compare_info, render_comparison
 from kvray.report.info import ReportInfo
-from kvray.result import info_of, read_measured
+from kvray.result import chosen_run, info_of, read_measured
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -30,5 +30,5 @@ def _read(place: str) -> ReportInfo:
     if not folder:
         raise InvalidValueError(f"{place!r} names no results folder.", hint="Write FOLDER or FOLDER#RUN_ID.")
     store = ResultsStore(folder)
-    result = read_measured(store, run or store.latest_run_id())
+    result = read_measured(store, chosen_run(store, run or None))
     return info_of(result)

@@ -11,7 +11,7 @@ from kvray.cli import options
 from kvray.cli.output import summary
 from kvray.endings import limits_missed
 from kvray.report.terminal import render_terminal
-from kvray.result import info_of, read_measured
+from kvray.result import chosen_run, info_of, read_measured
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -44,7 +44,7 @@ def rank(
         max_vram=max_vram,
         max_quality_loss=max_quality_loss,
     )
-    result = read_measured(store, run or store.latest_run_id(), judging)
+    result = read_measured(store, chosen_run(store, run), judging)
     if as_json:
         typer.echo(json.dumps(summary(result), indent=2))
     else:

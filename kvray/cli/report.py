@@ -8,7 +8,7 @@ from rich.console import Console
 from kvray.cli import options
 from kvray.cli.output import print_paths
 from kvray.endings import limits_missed
-from kvray.result import read_measured, write_artefacts
+from kvray.result import chosen_run, read_measured, write_artefacts
 from kvray.store.parquet import ResultsStore
 
 app = typer.Typer(add_completion=False)
@@ -40,7 +40,7 @@ def report(
         max_vram=max_vram,
         max_quality_loss=max_quality_loss,
     )
-    result = read_measured(store, run or store.latest_run_id(), judging)
+    result = read_measured(store, chosen_run(store, run), judging)
     write_artefacts(store, result)
     print_paths(result, Console())
     if error := limits_missed(result):

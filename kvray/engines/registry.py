@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 
 from kvray.engines.base import EngineAdapter
-from kvray.errors import EngineError
+from kvray.errors import EngineError, did_you_mean
 
 GROUP = "kvray.engines"
 
@@ -24,7 +24,8 @@ def get_engine(name: str) -> EngineAdapter:
     """
     found = _entry_points().get(name)
     if found is None:
-        raise EngineError(f"Unknown engine {name!r}.", hint=f"Allowed: {', '.join(list_engines())}.")
+        known = list_engines()
+        raise EngineError(f"Unknown engine {name!r}.", hint=f"{did_you_mean(name, known)}Allowed: {', '.join(known)}.")
     try:
         adapter = found.load()()
     except ImportError as error:

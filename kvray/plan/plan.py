@@ -312,11 +312,9 @@ def load_plan_file(path: str | Path) -> Plan:
         text = read_document(path, most_bytes=_MOST_BYTES)
         data = json.loads(text)
     except OSError as error:
-        raise PlanError(
-            f"Cannot read plan {str(path)!r}: {error.strerror}.", hint="`kvray tune` writes one as best_plan.json."
-        ) from error
+        raise PlanError(f"Cannot read plan {str(path)!r}: {error.strerror}.", hint=_WHERE_PLANS_ARE) from error
     except (ValueError, RecursionError) as error:
-        raise PlanError(f"Plan {str(path)!r} is not valid JSON: {error}.") from error
+        raise PlanError(f"{str(path)!r} is not a plan: it is not JSON ({error}).", hint=_WHERE_PLANS_ARE) from error
     _check_version(data, path)
     try:
         return Plan.model_validate_json(text)
@@ -336,10 +334,23 @@ def save_plan(plan: Plan, path: str | Path) -> None:
         raise OutputError(f"Cannot write plan {str(path)!r}: {error.strerror}.") from error
 
 
+_WHERE_PLANS_ARE = "kvray tune writes one as reports/RUN_ID/best_plan.json in the results folder."
+_OTHER_FILES = {
+    "manifest_version": "it is the manifest of a sweep",
+    "context_lengths": "it is the profile of a workload",
+    "model_type": "it is the config of a model",
+}
+"""By a key that they have: files that are taken for plans."""
+
+
 def _check_version(data: object, path: str | Path) -> None:
     if not isinstance(data, dict):
-        raise PlanError(f"Plan {str(path)!r} is not valid: it holds a {type(data).__name__}, not an object.")
-    version = data.get("plan_version")
+        what = f"it holds a {type(data).__name__}, not an object"
+        raise PlanError(f"{str(path)!r} is not a plan: {what}.", hint=_WHERE_PLANS_ARE)
+    if "plan_version" not in data:
+        what = next((known for key, known in _OTHER_FILES.items() if key in data), "it has no plan_version")
+        raise PlanError(f"{str(path)!r} is not a plan: {what}.", hint=_WHERE_PLANS_ARE)
+    version = data["plan_version"]
     if version == PLAN_VERSION and not isinstance(version, bool):
         return
     newer = isinstance(version, int) and version > PLAN_VERSION

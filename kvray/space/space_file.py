@@ -21,7 +21,7 @@ import yaml
 
 from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
 from kvray.documents import read_document
-from kvray.errors import InvalidValueError
+from kvray.errors import InvalidValueError, did_you_mean
 from kvray.space.search_space import MOST_CANDIDATES, Axes
 
 _MOST_BYTES = 100_000
@@ -40,7 +40,8 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
         data = yaml.load(read_document(path, most_bytes=_MOST_BYTES), Loader=yaml.BaseLoader)
     except OSError as error:
         raise InvalidValueError(
-            f"Cannot read space file {str(path)!r}: {error.strerror}.", hint="A space is default, full, or a YAML file."
+            f"Cannot read space file {str(path)!r}: {error.strerror}.",
+            hint=f"{did_you_mean(path, ('default', 'full'))}A space is default, full, or a YAML file.",
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidValueError(f"Space file {str(path)!r} is not valid YAML: {_first_line(error)}.") from error

@@ -77,8 +77,8 @@ def one_line(err: str) -> str:
         (
             ["--cache", "elastic"],
             2,
-            "Unknown cache strategy 'elastic'. Allowed: dynamic, static, sliding_window, offloaded, offloaded_static, "
-            "quantized, paged.",
+            "Unknown cache strategy 'elastic'. Did you mean 'static'? Allowed: dynamic, static, sliding_window, "
+            "offloaded, offloaded_static, quantized, paged.",
         ),
         (
             ["--cache", "quantized(nbits)"],
@@ -91,15 +91,21 @@ def one_line(err: str) -> str:
         (
             ["--attention", "flash"],
             2,
-            "Unknown attention backend 'flash'. Allowed: eager, sdpa, sdpa_flash, sdpa_efficient, sdpa_math, "
-            "sdpa_cudnn, flash_attention_2, flash_attention_3, flex_attention, xformers, a kernel of a hub",
+            "Unknown attention backend 'flash'. Did you mean 'sdpa_flash'? Allowed: eager, sdpa, sdpa_flash, "
+            "sdpa_efficient, sdpa_math, sdpa_cudnn, flash_attention_2, flash_attention_3, flex_attention, xformers, a "
+            "kernel of a hub",
         ),
-        (["--objective", "speed"], 2, "Unknown objective 'speed'. Allowed: latency, throughput, memory, balanced."),
-        (["--max-ttft", "fast"], 2, "--max-ttft 'fast' is neither a positive number nor off. Write it like 400."),
-        (["--max-itl", "0"], 2, "--max-itl '0' is neither a positive number nor off. Write it like 50."),
-        (["--min-throughput", "-1"], 2, "--min-throughput '-1' is neither a positive number nor off."),
+        (
+            ["--objective", "latncy"],
+            2,
+            "Unknown objective 'latncy'. Did you mean 'latency'? Allowed: latency, throughput",
+        ),
+        (["--weights", "ttft=1", "--objective", "memory"], 2, "--objective and --weights exclude each other."),
+        (["--max-ttft", "fast"], 2, "--max-ttft 'fast' is neither a time nor off. Write it like 400 (which"),
+        (["--max-itl", "0"], 2, "--max-itl '0' is neither a time nor off."),
+        (["--min-throughput", "-1"], 2, "--min-throughput '-1' is neither a rate nor off."),
         (["--max-vram", "8 kg"], 2, "--max-vram '8 kg' is neither a size nor off. Write it like 8000 (which are MiB)"),
-        (["--device", "tpu"], 2, "Unknown device 'tpu'. Allowed: cpu, cuda."),
+        (["--device", "gpu"], 2, "Unknown device 'gpu'. Did you mean 'cuda'? Allowed: cpu, cuda."),
         (
             ["--context", "abc"],
             2,
@@ -148,8 +154,8 @@ def test_cuda_without_a_gpu_is_refused_at_once(
 
 def test_a_workload_that_the_model_cannot_hold_is_refused(refused: Refused) -> None:
     assert refused(3, *FAKE, "--context", "5000", "--dry-run") == (
-        "No context length of profile 'chat-agent' fits: the model holds 4096 tokens, and the profile asks for "
-        "prompts of 5000 and up to 4 new tokens. Pass shorter ones with --context and --output-len."
+        "No context length of profile 'chat-agent, changed' fits: the model holds 4096 tokens, and the profile asks "
+        "for prompts of 5000 and up to 4 new tokens. Pass shorter ones with --context and --output-len."
     )
 
 
@@ -173,7 +179,10 @@ GOOD: dict[str, Any] = {
         ("[1]", "Input should be a valid dictionary"),
         (json.dumps({**GOOD, "weight_ttft": 0.5}), "is 1.1, it must be 1"),
         (json.dumps({**GOOD, "context_lengths": [-1]}), "context_lengths.0: Input should be greater than 0 (got -1)"),
-        (json.dumps({**GOOD, "more": 1}), "more: Extra inputs are not permitted (got 1)"),
+        (
+            json.dumps({**GOOD, "more": 1}),
+            "more: there is no such key. Allowed keys: name, description, context_lengths, ",
+        ),
         (json.dumps({"name": "x"}), "weight_memory: Field required"),
     ],
 )
@@ -221,10 +230,11 @@ def test_a_model_that_is_not_there_is_named(model: str, text: str, refused: Refu
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "No such file or directory. `kvray tune` writes one as best_plan.json."),
-        ("not json", "is not valid JSON: Expecting value"),
-        ("[]", "is not valid: it holds a list, not an object."),
-        ("{}", "has plan_version None; this kvray reads version 1. Tune again to get a plan."),
+        (None, "No such file or directory. kvray tune writes one as reports/RUN_ID/best_plan.json"),
+        ("not json", "is not a plan: it is not JSON (Expecting value"),
+        ("[]", "is not a plan: it holds a list, not an object."),
+        ("{}", "is not a plan: it has no plan_version."),
+        (json.dumps(GOOD), "is not a plan: it is the profile of a workload."),
         ('{"plan_version": 2}', "has plan_version 2; this kvray reads version 1. Upgrade kvray, or tune again."),
         ('{"plan_version": 1}', "winner: Field required"),
     ],
@@ -258,8 +268,13 @@ def test_a_results_folder_without_a_sweep_is_named(command: list[str], refused: 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(refused: Refused) -> None:
     old = Path(__file__).parent.parent / "assets" / "results_v1"
     known = ", ".join(path.stem for path in (old / "sweeps").iterdir())
-    for line in (["rank", old, "--run", "nope"], ["report", old, "--run", "nope"], ["compare", f"{old}#nope", old]):
-        assert refused(10, *line).endswith(f"holds no sweep 'nope'. It holds: {known}.")
+    for run_id in ("nope", "2026"):
+        for line in (
+            ["rank", old, "--run", run_id],
+            ["report", old, "--run", run_id],
+            ["compare", f"{old}#{run_id}", old],
+        ):
+            assert refused(10, *line).endswith(f"holds no sweep {run_id!r}. It holds: {known}.")
 
 
 def test_a_comparison_without_a_folder_is_refused(refused: Refused) -> None:
@@ -333,7 +348,7 @@ def all_failed(kvray: Kvray, cluster: str, tmp_path_factory: pytest.TempPathFact
 
 def test_when_every_trial_fails_the_last_line_says_why(all_failed: tuple[Path, Done]) -> None:
     _, done = all_failed
-    assert (done.returncode, done.stdout) == (9, "")
+    assert (done.returncode, json.loads(done.stdout)["trials"]) == (9, {"oom": 3})
     *progress, last = done.stderr.splitlines()
     assert last.startswith("kvray: No candidate was measured completely: oom (3): told to run out of memory. See ")
     assert sum(line.startswith("oom     ") for line in progress) == 3

@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kvray import errors
-from kvray.errors import InvalidValueError, KvrayError, describe_problems, first_line
+from kvray.candidate import DType
+from kvray.errors import InvalidValueError, KvrayError, describe_problems, did_you_mean, first_line
 
 
 def test_every_error_has_an_exit_code_of_its_own() -> None:
@@ -48,7 +49,7 @@ def problems(**values: object) -> str:
 def test_all_problems_stand_on_one_line_with_field_and_value() -> None:
     text = problems(number="x", names=("a", 2), more=1)
     assert [part.partition(":")[0] for part in text.split("; ")] == ["number", "names.1", "more"]
-    assert text.endswith("more: Extra inputs are not permitted (got 1)")
+    assert text.endswith("more: there is no such key")
     assert "(got 'x')" in text
 
 
@@ -60,6 +61,22 @@ def test_a_long_value_is_shortened() -> None:
     text = problems(number="x" * 1000)
     assert text.endswith("xxx...)")
     assert len(text) < 200
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("bfloat61", "bfloat16"), ("BF16", "bfloat16"), ("fp16", "float16"), ("floa32", "float32"), ("int4", None)],
+)
+def test_a_typo_or_another_word_is_answered_with_what_may_have_been_meant(given: str, meant: str | None) -> None:
+    error = InvalidValueError.not_one_of("dtype", given, list(DType))
+    suggestion = f"Did you mean {meant!r}? " if meant else ""
+    assert str(error) == f"Unknown dtype {given!r}. {suggestion}Allowed: float32, float16, bfloat16."
+
+
+def test_another_word_is_only_suggested_where_it_is_allowed() -> None:
+    assert did_you_mean("gpu", ["cpu", "cuda"]) == "Did you mean 'cuda'? "
+    assert did_you_mean("half", ["latency", "memory"]) == ""
+    assert did_you_mean("x" * 100_000, ["latency"]) == ""
 
 
 def test_the_first_line_of_an_error_is_its_first_line_with_text() -> None:

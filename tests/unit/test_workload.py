@@ -86,7 +86,7 @@ def test_weights_must_sum_to_one() -> None:
         ("{", "not valid JSON"),
         ("[1]", "Input should be a valid dictionary"),
         ('{"name": "x"}', "context_lengths: Field required"),
-        ('{"name": "x", "surprise": 1}', "surprise: Extra inputs are not permitted"),
+        ('{"name": "x", "surprise": 1}', "surprise: there is no such key"),
     ],
 )
 def test_a_malformed_file_is_refused_in_one_line(tmp_path: Path, text: str, problem: str) -> None:
@@ -227,3 +227,15 @@ def test_lengths_are_sorted_and_unique_and_every_cell_fits_what_was_asked(
     cells = profile.cells(batch, rung=2)
     assert len(set(cells)) == len(cells) == len(set(contexts)) * len(set(outputs))
     assert list(cells) == sorted(cells)
+
+
+def test_an_unknown_key_of_a_profile_file_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    data = json.loads(custom().model_dump_json())
+    data["context_length"], data["limits"] = data.pop("context_lengths"), {"max_ttft": 5}
+    file.write_text(json.dumps(data))
+    with pytest.raises(ProfileError) as error:
+        load_profile(file)
+    assert "context_length: there is no such key" in str(error.value)
+    assert "Did you mean 'context_lengths'? Allowed keys: name, description, context_lengths, " in str(error.value)
+    assert "Did you mean 'max_ttft_ms'? Allowed keys under limits: max_ttft_ms, max_itl_ms, " in str(error.value)

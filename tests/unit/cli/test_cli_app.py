@@ -61,7 +61,8 @@ def test_an_option_that_may_stand_alone_gets_its_value(line: str, given: str) ->
         ("tune x --slots a", "kvray: Invalid value for '--slots': *'a'*. See kvray tune --help."),
         ("tune x --slots 0", "kvray: Invalid value for '--slots': *1*0*. See kvray tune --help."),
         ("tune x --timeout nan", "kvray: Invalid value for '--timeout': *1*nan*. See kvray tune --help."),
-        ("tune x --contxt 5", "kvray: No such option: --contxt*--context*. See kvray tune --help."),
+        ("tune x --contxt 5", "kvray: No such option: --contxt. Did you mean '--context'? See kvray tune --help."),
+        ("tun x", "kvray: No such command 'tun'. Did you mean 'tune'? See kvray --help."),
     ],
 )
 def test_a_line_that_cannot_be_read_is_answered_with_one(

@@ -141,7 +141,10 @@ def test_weights_are_three_shares_of_which_one_that_is_not_named_is_nothing() ->
         ("ttft=0.5", "must be between 0 and 1 and sum to 1"),
         ("ttft=2,memory=-1", "must be between 0 and 1 and sum to 1"),
         ("ttft=half", "'half' is not a number"),
-        ("speed=1", "Unknown weight of --weights 'speed'. Allowed: ttft, throughput, memory"),
+        (
+            "speed=1",
+            "Unknown weight of --weights 'speed'. Did you mean 'throughput'? Allowed: ttft, throughput, memory",
+        ),
         ("", "sum to 1"),
         ("ttft=nan", "must be between 0 and 1"),
     ],
