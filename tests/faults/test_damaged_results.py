@@ -222,8 +222,8 @@ def test_where_nothing_can_be_read_that_is_said_and_good_reports_stay(
         *skipped, last = capsys.readouterr().err.splitlines()
         assert len(skipped) == 4
         assert last == (
-            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it was broken off "
-            f"before the first had ended, or its files are damaged or gone. Repeat its command with --resume {RUN_ID} "
+            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it was interrupted "
+            f"before the first had finished, or its files are damaged or gone. Repeat its command with --resume {RUN_ID} "
             "to measure it."
         )
     assert good.read_text() == "good"
