@@ -177,7 +177,7 @@ def test_damaged_raw_runs_leave_their_trial_listed_and_not_ranked(
     assert found == {"winner": "dynamic/sdpa/float32", "trials": {"ok": 2}}
     assert said[0].startswith(f"kvray: warning: Skipped {path}: ")
     assert said[1:] == [
-        "kvray: warning: The raw runs of 1 trial are missing or cannot be read, so that it is in no figure. "
+        "kvray: warning: The raw runs of 1 trial are missing or cannot be read, so it is in no figure. "
         f"Measure it again with kvray tune fake:ok --engine fake --output {folder} --resume {RUN_ID}"
     ]
 
@@ -190,12 +190,12 @@ def test_without_any_raw_runs_that_is_given_as_the_reason_with_the_command_that_
     assert run([command, str(folder)], verbose=False) == 0
     (said,) = capsys.readouterr().err.splitlines()
     assert said == (
-        "kvray: warning: The raw runs of 2 trials are missing or cannot be read, so that they are in no figure. "
+        "kvray: warning: The raw runs of 2 trials are missing or cannot be read, so they are in no figure. "
         f"Measure them again with kvray tune fake:ok --engine fake --output {folder} --resume {RUN_ID}"
     )
     assert run(["report", str(folder)], verbose=False) == 0
     report = (folder / "reports" / RUN_ID / "report.md").read_text(encoding="utf-8")
-    assert "of 2 launched trials, 2 are without their raw runs, which are missing or cannot be read." in report
+    assert "of 2 launched trials, 2 lost their raw runs, which are missing or cannot be read." in report
     assert f"Repeat the command with --resume {RUN_ID} to measure them again." in report
     assert "not every cell" not in report
 
@@ -222,9 +222,9 @@ def test_where_nothing_can_be_read_that_is_said_and_good_reports_stay(
         *skipped, last = capsys.readouterr().err.splitlines()
         assert len(skipped) == 4
         assert last == (
-            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it was interrupted "
-            f"before the first had finished, or its files are damaged or gone. Repeat its command with --resume {RUN_ID} "
-            "to measure it."
+            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it was "
+            "interrupted before the first had finished, or its files are damaged or gone. Repeat its command with "
+            f"--resume {RUN_ID} to measure it."
         )
     assert good.read_text() == "good"
 
