@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from kvray.engines.base import (
 from kvray.engines.transformers import device_rates, inspection, menu, models, outline, rules, snippet, spaces
 from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.engines.transformers.packed import told_of_packing
+from kvray.environment import changed_environment
 from kvray.errors import ModelError
 from kvray.file_systems import has_locks
 from kvray.forecast.hardware import Hardware
@@ -34,6 +36,7 @@ from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
 _logger = logging.getLogger("kvray.engines")
+_INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class TransformersAdapter(EngineAdapter):
@@ -57,12 +60,14 @@ class TransformersAdapter(EngineAdapter):
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """See `EngineAdapter.describe_model`. A GGUF file is converted first."""
         _convert_if_gguf(request)
-        return models.describe(request)
+        # torch notes in the environment where it would keep what it compiles; trials, which inherit it, have a place.
+        with changed_environment({_INDUCTOR_CACHE: os.environ.get(_INDUCTOR_CACHE)}):
+            return models.describe(request)
 
     def outline_model(self, request: ModelRequest) -> ModelInfo:
         """See `EngineAdapter.outline_model`."""
         _convert_if_gguf(request)
-        return outline.outline_model(request) or models.describe(request)
+        return outline.outline_model(request) or self.describe_model(request)
 
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
         """See `EngineAdapter.measure_hardware`."""
@@ -168,7 +173,7 @@ class TransformersAdapter(EngineAdapter):
 def _compiler_caches(folder: Path) -> Mapping[str, str]:
     """None where `folder` cannot be written, or has no locks: torch makes its own at import, and then takes a temporary
     folder."""
-    caches = {"TORCHINDUCTOR_CACHE_DIR": folder / "inductor", "TRITON_CACHE_DIR": folder / "triton"}
+    caches = {_INDUCTOR_CACHE: folder / "inductor", "TRITON_CACHE_DIR": folder / "triton"}
     try:
         for cache in caches.values():
             cache.mkdir(parents=True, exist_ok=True)
