@@ -19,8 +19,8 @@ from kvray.errors import first_line
 
 _TOKENS, _PREFIX, _NEW = 24, 16, 2
 _MOST_PARAMETERS = 50_000_000
-_SMALLER = ((4, False), (2, False), (1, True))
-"""Ways to make a model small, as `small_config` takes them, in the order in which they are tried."""
+_HEADS = (4, 2, 1)
+"""Of the small model, in the order in which they are tried: fewer where heads are large."""
 _LOOKS_AHEAD = 1e-3
 """Change of a prefix's logits when tokens follow, in their standard deviations. Decoders change by up to 1e-5, which is
 rounding; encoders by 0.02 or more."""
@@ -66,10 +66,10 @@ def _small_model(model_class: Any, config: Any) -> Any | None:
     import torch
 
     options = {"dtype": torch.float32, "attn_implementation": _attention(model_class)}
-    for heads, all_layers in _SMALLER:
+    for heads in _HEADS:
         # Anything may go wrong in a model's code when it is given a config that nobody has tried.
         with contextlib.suppress(Exception):
-            small = small_config(_own_config(model_class, config), heads=heads, all_layers=all_layers)
+            small = small_config(_own_config(model_class, config), heads=heads)
             with torch.device("meta"):
                 parameters = sum(one.numel() for one in model_class._from_config(small, **options).parameters())
             if parameters <= _MOST_PARAMETERS:

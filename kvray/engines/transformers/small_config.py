@@ -24,17 +24,15 @@ _MOST = 4096
 """For every number, so that no name that nobody thought of makes a huge model."""
 
 
-def small_config(config: Any, *, heads: int, all_layers: bool) -> Any:
+def small_config(config: Any, *, heads: int) -> Any:
     """A copy of `config` for a model of a million parameters or so.
 
     Args:
         heads: attention heads that are left; their size stays, so the model becomes as narrow.
-        all_layers: whether to keep the number of layers, for configs whose layers refer to one another.
     """
     small = copy.deepcopy(config)
     for part in (small, *_parts(small)):
-        if not all_layers:
-            _keep_first_layers(part)
+        _keep_first_layers(part)
         _narrow(part, heads)
         _limit_ids(part)
     return small
@@ -49,9 +47,9 @@ def _parts(config: Any) -> Iterator[Any]:
 
 
 def _keep_first_layers(config: Any) -> None:
-    """Keep layers from the first until there is one of every kind."""
+    """Keep layers from the first until there is one of every kind; all, where layers use the keys of earlier ones."""
     layers = getattr(config, "num_hidden_layers", None)
-    if type(layers) is not int:
+    if type(layers) is not int or getattr(config, "num_kv_shared_layers", None):
         return
     kept = min(layers, max([_LAYERS, *(_until_every_kind(kinds) for kinds in _lists(config, layers))]))
     for name, value in list(vars(config).items()):
