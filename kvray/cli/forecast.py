@@ -16,7 +16,6 @@ from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
-from kvray.engines.base import ModelInfo
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
@@ -85,27 +84,17 @@ def forecast(
         known_hardware(config, adapter, before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True))
         preview = preview_sweep(config, adapter, outline=True)
     if preview.model.shape is None:
-        raise _not_forecast(preview.model)
+        raise ModelError(
+            f"Nothing can be forecast of {preview.model.name}: "
+            f"{preview.model.shape_unknown or 'its sizes are not known'}.",
+            hint="kvray tune measures it.",
+        )
     if memory is not None:
         preview = dataclasses.replace(preview, free_mib=parse_memory_limit(memory, option="--memory"))
     if as_json:
         typer.echo(json.dumps(_as_dict(preview), indent=2))
     else:
         _print(Console(), preview)
-
-
-def _not_forecast(model: ModelInfo) -> ModelError:
-    """Why a model without a shape cannot be forecast."""
-    if model.packing is not None:
-        return ModelError(
-            f"The weights of {model.name} are packed with {model.packing}, so that no dtype tells their bytes: nothing "
-            "can be forecast.",
-            hint="kvray tune measures it, or says what it lacks.",
-        )
-    return ModelError(
-        f"The sizes of {model.architecture} are not known, so nothing can be forecast.",
-        hint="kvray tune measures it.",
-    )
 
 
 def _all_forecast(preview: Preview) -> list[tuple[Candidate, Forecast]]:

@@ -87,6 +87,7 @@ class ModelInfo:
         missing_attentions: those that the engine has no code for in this architecture.
         default_attention: what the engine runs when none is asked for.
         shape: what bytes and FLOPs depend on; `None`: unknown, so nothing is forecast.
+        shape_unknown: why, as the end of a sentence about the model.
         packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
         notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
             sweep, report and plan.
@@ -103,6 +104,7 @@ class ModelInfo:
     missing_attentions: tuple[AttentionBackend, ...] = ()
     default_attention: AttentionChoice = _SDPA
     shape: ModelShape | None = None
+    shape_unknown: str | None = None
     packing: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -78,24 +78,24 @@ def test_json_has_numbers_per_candidate_and_cell(kvray: Kvray, tiny_model: str) 
 @pytest.mark.parametrize(
     ("kind", "packing", "message"),
     [
-        ("lfm2", {}, "The sizes of lfm2 are not known, so nothing can be forecast. kvray tune measures it."),
+        ("jamba", {}, "Nothing can be forecast of random:model: kvray has no formulas for models of type 'jamba'."),
         (
             "llama",
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "The weights of random:packed are packed with GPTQ, so that no dtype tells their bytes: nothing can be "
-            "forecast. kvray tune measures it, or says what it lacks.",
+            "Nothing can be forecast of random:model: its weights are packed with GPTQ, so that a dtype does not tell "
+            "their bytes.",
         ),
     ],
 )
 def test_a_model_that_cannot_be_forecast_is_refused_with_the_reason(
     kvray: Kvray, tmp_path: Path, kind: str, packing: dict[str, Any], message: str
 ) -> None:
-    folder = tmp_path / "packed"
+    folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**CONFIG_MAPPING[kind]().to_dict(), **packing}))
-    done = kvray("forecast", f"random:{folder}", "--device", "cpu")
+    done = kvray("forecast", f"random:{folder}", "--device", "cpu", "--context", "16", "--output-len", "4")
     assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr.splitlines()[-1] == f"kvray: {message}"
+    assert done.stderr.splitlines()[-1] == f"kvray: {message} kvray tune measures it."
 
 
 def test_nothing_that_takes_seconds_to_import_is_imported(

@@ -156,7 +156,11 @@ def test_an_outline_says_what_the_whole_description_says(tiny_model: str) -> Non
     ("model_type", "settings", "reason"),
     [
         ("jamba", {}, "kvray has no formulas for models of type 'jamba'"),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "its weights are packed (gptq), so that a dtype"),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "gptq"}},
+            "its weights are packed with GPTQ, so that a dtype",
+        ),
         ("gemma4_text", {"enable_moe_block": True}, "no formulas for models of type 'gemma4_text' with experts"),
     ],
 )

@@ -32,7 +32,7 @@ from kvray.engines.transformers.model_class import (
 )
 from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.plausible import check_config_file
-from kvray.engines.transformers.shapes import model_shape
+from kvray.engines.transformers.shapes import model_shape, unknown_because
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
 from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, absent, pickle_files, safetensors_files, weight_files
 from kvray.errors import ModelError, first_line
@@ -285,6 +285,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=layer_kinds,
         shape=model_shape(config),
+        shape_unknown=unknown_because(config),
         packing=packing_of(config),
     )
 

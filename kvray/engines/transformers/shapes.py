@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvray.engines.transformers.layer_sizes import LayerSizes
+from kvray.engines.transformers.packed import packing_of
 from kvray.forecast.shape import ModelShape
 
 KNOWN_TYPES = frozenset(
@@ -47,9 +48,8 @@ def model_shape(config: Any) -> ModelShape | None:
 
 def unknown_because(config: Any) -> str | None:
     """Why nothing can be said of a model's sizes, for people; `None` if it can."""
-    if (packed := getattr(config, "quantization_config", None)) is not None:
-        method = packed.get("quant_method") if isinstance(packed, dict) else getattr(packed, "quant_method", None)
-        return f"its weights are packed ({method or 'quantization_config'}), so that a dtype does not tell their bytes"
+    if (packing := packing_of(config)) is not None:
+        return f"its weights are packed with {packing}, so that a dtype does not tell their bytes"
     if config.model_type not in KNOWN_TYPES:
         return f"kvray has no formulas for models of type {config.model_type!r}"
     if getattr(config, "enable_moe_block", False):
