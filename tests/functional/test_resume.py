@@ -282,7 +282,7 @@ def test_another_model_file_is_refused_forced_beside_it_and_never_ranked_with_it
     assert len(store.read(run_id)) == len(first.results) + len(forced.results)
     ranked = [entry.record.fingerprint for entry in forced.analysis.ranking.entries]
     assert set(ranked) == {forced.manifest.fingerprint_id}
-    assert "4 trials of other fingerprints (model file: 1 → 2) lie in the records" in store.read_text(
+    assert "4 trials in the records are of other fingerprints (model file: 1 → 2)" in store.read_text(
         forced.paths.report_markdown
     )
     assert load_plan_file(forced.paths.best_plan).measured_at == forced.manifest.measured_since
