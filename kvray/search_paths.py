@@ -9,6 +9,11 @@ import sys
 
 _VARIABLES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 """Lists of folders; an empty entry means the working folder, as `.` does."""
+_FOLDERS = (
+    *("KVRAY_CACHE", "XDG_CACHE_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR"),
+    *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_CACHE"),
+)
+"""Folders that a trial, which runs in another working folder, must find where the user has them."""
 _SAFE_PATH = "PYTHONSAFEPATH"
 """Keeps Python from adding the working folder (for `-m` and `-c`) or the script's (python(1), 3.11)."""
 
@@ -37,14 +42,18 @@ def leave_out_working_folder() -> list[str]:
 
 
 def safe_environment() -> dict[str, str | None]:
-    """Changes to this process's environment under which a Python that is started, and whatever it starts, looks for
-    nothing in the working folder; `None` stands for a variable to be removed."""
+    """Changes to this process's environment under which a Python that is started, and whatever it starts, looks for no
+    code in the working folder, and finds caches wherever it runs; `None` stands for a variable to be removed."""
     changes: dict[str, str | None] = {_SAFE_PATH: "1"}
     for name in _VARIABLES:
         entries = os.environ.get(name, "").split(os.pathsep)
         absolute = [entry for entry in entries if os.path.isabs(entry)]
         if name in os.environ and absolute != entries:
             changes[name] = os.pathsep.join(absolute) or None
+    for name in _FOLDERS:
+        folder = os.environ.get(name, "")
+        if folder and not os.path.isabs(folder) and folder[0] not in "~$":  # the hub's client expands these
+            changes[name] = os.path.abspath(folder)
     return changes
 
 

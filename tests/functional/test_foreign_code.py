@@ -182,6 +182,32 @@ def test_a_models_own_code_does_not_run_unasked(tmp_path: Path, marker: Path) ->
     assert not marker.exists()
 
 
+def test_a_folder_here_does_not_pass_for_a_trusted_repository_of_the_hub(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code_of_its_own(tmp_path / "org" / "model", marker)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"'org/model' is a folder in the working folder.*\./org/model"):
+        ADAPTER.describe_model(ModelRequest(model_id="org/model", trust_remote_code=True))
+    assert not marker.exists()
+    with pytest.raises(ModelError, match="its own code brings AutoConfig"):
+        ADAPTER.describe_model(ModelRequest(model_id="./org/model", trust_remote_code=True))
+    assert marker.exists()
+
+
+def test_a_folder_here_does_not_pass_for_the_repository_that_has_a_trusted_models_code(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code_of_its_own(tmp_path / "org" / "code", marker)
+    model = code_of_its_own(tmp_path / "trusted", tmp_path / "unused")
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace("configuration.Config", "org/code--configuration.Config"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="takes its code from the hub's 'org/code', and a folder of that name"):
+        ADAPTER.describe_model(ModelRequest(model_id=str(model), trust_remote_code=True))
+    assert not marker.exists()
+
+
 def test_a_kernel_by_anybody_is_not_loaded_unless_trusted(tmp_path: Path) -> None:
     kernel = make_candidate(attention="hub_kernel", hub_kernel="someone/attention")
     with pytest.raises(UnsupportedError, match="kernel someone/attention is code by others"):

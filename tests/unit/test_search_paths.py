@@ -44,6 +44,14 @@ def test_paths_that_are_safe_are_not_touched(monkeypatch: pytest.MonkeyPatch) ->
     assert safe_environment() == {"PYTHONSAFEPATH": "1"}
 
 
+def test_children_find_caches_that_are_named_relative_to_the_working_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (("HF_HOME", "hub"), ("KVRAY_CACHE", "/cache"), ("TORCH_HOME", "~/torch"), ("TMPDIR", "")):
+        monkeypatch.setenv(name, value)
+    assert safe_environment() == {"PYTHONSAFEPATH": "1", "HF_HOME": str(tmp_path / "hub")}
+
+
 def test_this_process_forgets_what_relative_entries_have_led_to(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

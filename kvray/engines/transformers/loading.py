@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import models, xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
+from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.model_class import architecture_of, auto_class_name
 from kvray.engines.transformers.one_sequence import one_greedy_sequence
 from kvray.engines.transformers.tensors import named_tensors
@@ -35,6 +36,7 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         ModelError: weights are damaged or of a kind that may not be loaded, or some are missing. Anything else that the
             library raises passes as it is.
     """
+    check_code_source(request, folder)
     options = {
         "dtype": getattr(torch, arguments.dtype),
         "attn_implementation": arguments.attn_implementation,

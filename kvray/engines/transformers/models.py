@@ -20,6 +20,7 @@ from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
 from kvray.engines.transformers import hub
 from kvray.engines.transformers.architecture import check_behaviour, not_tunable, refuse_other_kinds
 from kvray.engines.transformers.checkpoint import check_weights_are_there, names_for_config, no_config_error
+from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.context_limit import context_limit
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.hashes import file_sha256, files_sha256
@@ -311,6 +312,7 @@ def read_config(request: ModelRequest, folder: Path) -> Any:
 
     with config_errors(request):
         check_config_file(folder / "config.json")
+        check_code_source(request, folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
         refuse_other_kinds(request.model_id, config)
     return config
