@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -90,22 +92,48 @@ def requested_model(config: TuneConfig) -> ModelRequest:
     )
 
 
-def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool = False) -> Preview:
-    """Resolve `config` against the machine and the model's configuration.
+def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
+    """Resolve `config` against the machine and the model's configuration, without what cannot fit.
 
-    Nothing is measured here: seconds are forecast only where `known_hardware` has been asked before. With `outline`
-    the model is only looked at, which is faster and may miss that it lacks an attention implementation.
+    Nothing is measured here: seconds are forecast only where `known_hardware` has been asked before.
 
     Raises:
         KvrayError: model, engine, device or profile cannot be used, or no candidate is left.
     """
+
+    def read(request: ModelRequest, device: DeviceFacts) -> ModelInfo:
+        return adapter.adapt_to_device(request, adapter.describe_model(request), None if config.address else device)
+
+    preview = _preview(config, adapter, read)
+    if preview.forecasts:
+        preview = replace(preview, space=_without(preview.space, _too_large(preview)))
+        _check_anything_is_left(preview.space)
+    return preview
+
+
+def forecast_only(config: TuneConfig, adapter: EngineAdapter, *, free_mib: float | None = None) -> Preview:
+    """What a sweep would choose from and what is forecast of each, whether it fits or not, for a user who only asks.
+
+    The model is only looked at, which is faster and may miss that it lacks an attention implementation.
+
+    Args:
+        free_mib: memory to plan with; `None`: what is free now.
+
+    Raises:
+        KvrayError: as `preview_sweep`.
+    """
+    preview = _preview(config, adapter, lambda request, _: adapter.outline_model(request))
+    return preview if free_mib is None else replace(preview, free_mib=free_mib)
+
+
+def _preview(
+    config: TuneConfig, adapter: EngineAdapter, read_model: Callable[[ModelRequest, DeviceFacts], ModelInfo]
+) -> Preview:
     device = detect_device(config.device)
     menu = adapter.menu(device)
     _check_obstacles(config, menu)
     request = requested_model(config)
-    model = (adapter.outline_model if outline else adapter.describe_model)(request)
-    if not outline:
-        model = adapter.adapt_to_device(request, model, device if config.address is None else None)
+    model = read_model(request, device)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if model.random_weights:
         profile = profile.without_quality_limit()
@@ -117,18 +145,20 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter, *, outline: bool =
         facts=SpaceFacts(device=device.device, dtypes=_available_dtypes(menu), gpu_count=device.gpu_count),
         engine_rules=(available_here(menu), *adapter.rules(request, model, profile)),
     )
+    _check_anything_is_left(space)
     preview = Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, menu=menu)
-    if config.forecast:
-        preview = _forecast(preview, config, adapter)
-    _check_anything_is_left(preview.space)
-    return preview
+    return _forecast(preview, config, adapter) if config.forecast else preview
 
 
 def known_hardware(
-    config: TuneConfig, adapter: EngineAdapter, *, before_measuring: Callable[[], None] = lambda: None
+    config: TuneConfig,
+    adapter: EngineAdapter,
+    *,
+    before_measuring: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.time,
 ) -> Hardware | None:
-    """The rates of the device that `config` means, measured now if they never were undisturbed; `before_measuring` is
-    called then.
+    """The rates of the device that `config` means, measured now if they never were, or hours ago while other programs
+    ran; `before_measuring` is called then.
 
     `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes may differ
     from this machine.
@@ -137,18 +167,25 @@ def known_hardware(
     if key is None:
         return None
     hardware = load_hardware(key)
-    if hardware is None or hardware.disturbance:
+    if hardware is None or hardware.again_in_s(clock()) <= 0:
         before_measuring()
-        hardware = adapter.measure_hardware(device, key.threads or None) or hardware
-        if hardware is not None:
+        measured = adapter.measure_hardware(device, key.threads or None)
+        if measured is not None:
+            measured = replace(measured, measured_at=clock())
+            hardware = measured if hardware is None else hardware.best_with(measured)
             save_hardware(key, hardware)
-        if hardware is not None and hardware.disturbance:
-            _logger.warning(
-                "While this device's rates were measured, %s, so forecast times are too long. The rates are measured "
-                "again next time.",
-                hardware.disturbance,
-            )
+    if hardware is not None and hardware.disturbance:
+        _logger.warning("%s", _disturbed_line(hardware, clock()))
     return hardware
+
+
+def _disturbed_line(hardware: Hardware, now: float) -> str:
+    hours = math.ceil(hardware.again_in_s(now) / 3600)
+    again = f"in {hours} {'hour' if hours == 1 else 'hours'}" if hours > 0 else "next time"
+    return (
+        f"While this device's rates were measured, {hardware.disturbance}, so forecast times are too long. The rates "
+        f"are measured again {again}."
+    )
 
 
 def _local_device(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceType, HardwareKey | None]:
@@ -168,24 +205,26 @@ def _threads(config: TuneConfig) -> int | None:
 
 
 def _forecast(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> Preview:
-    """`preview` with forecasts, and without the candidates that cannot fit by them."""
     shape, device = preview.model.shape, preview.device.device
     if shape is None:
         return preview
     _, key = _local_device(config, adapter)
     hardware = None if key is None else load_hardware(key)
-    free_mib = None if key is None else free_memory_mib(device)
     forecasts = {
         candidate.candidate_id: forecast(shape, candidate, preview.profile, device, hardware)
         for candidate in preview.space.candidates
     }
-    too_large = {
-        candidate: reason
+    free_mib = None if key is None else free_memory_mib(device)
+    return replace(preview, hardware=hardware, free_mib=free_mib, forecasts=forecasts)
+
+
+def _too_large(preview: Preview) -> dict[Candidate, str]:
+    """The candidates that cannot fit by forecast, with the reason."""
+    objections = {
+        candidate: does_not_fit(preview.forecasts[candidate.candidate_id], preview.hardware, preview.free_mib)
         for candidate in preview.space.candidates
-        if (reason := does_not_fit(forecasts[candidate.candidate_id], hardware, free_mib)) is not None
     }
-    space = _without(preview.space, too_large)
-    return replace(preview, space=space, hardware=hardware, free_mib=free_mib, forecasts=forecasts)
+    return {candidate: reason for candidate, reason in objections.items() if reason is not None}
 
 
 def _without(space: SearchSpace, too_large: Mapping[Candidate, str]) -> SearchSpace:

@@ -21,7 +21,7 @@ from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
 from kvray.forecast.shape import ModelShape
-from kvray.preview import Preview, check_request, known_hardware, preview_sweep
+from kvray.preview import Preview, check_request, forecast_only, known_hardware
 from kvray.record import short_model_name
 from kvray.report.formats import quantity
 from kvray.workload import get_profile, override_profile
@@ -78,19 +78,18 @@ def forecast(
         allow_pickle=allow_pickle,
         offline=offline,
     )
+    planned_mib = None if memory is None else parse_memory_limit(memory, option="--memory")
     adapter = get_engine(engine)
     check_request(config, adapter)
     with offline_environment(enabled=offline):
         known_hardware(config, adapter, before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True))
-        preview = preview_sweep(config, adapter, outline=True)
+        preview = forecast_only(config, adapter, free_mib=planned_mib)
     if preview.model.shape is None:
         raise ModelError(
             f"Nothing can be forecast of {preview.model.name}: "
             f"{preview.model.shape_unknown or 'its sizes are not known'}.",
             hint="kvray tune measures it.",
         )
-    if memory is not None:
-        preview = dataclasses.replace(preview, free_mib=parse_memory_limit(memory, option="--memory"))
     if as_json:
         typer.echo(json.dumps(_as_dict(preview), indent=2))
     else:

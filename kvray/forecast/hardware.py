@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
 
 FORMAT_VERSION = 1
+AGAIN_AFTER_S = 6 * 3600.0
+"""Until rates that were disturbed are measured again: a busy machine is still busy a minute later."""
 Rate = Annotated[float, Field(gt=1e-9, lt=1e30)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e15)]
 
@@ -39,7 +42,8 @@ class Hardware:
         to_device_bytes_s: of a copy from host memory; `None` on a CPU.
         resident_mib: what a process holds before it has a model: resident set with libraries (CPU), or device memory
             outside the allocator (CUDA).
-        disturbance: what took from the device meanwhile, for people; such rates are measured again next time.
+        disturbance: what took from the device meanwhile, for people; such rates are measured again after some hours.
+        measured_at: Unix time, seconds; `None` in files of older versions.
     """
 
     device: DeviceType
@@ -51,6 +55,29 @@ class Hardware:
     to_device_bytes_s: Rate | None = None
     resident_mib: NotNegative = 0.0
     disturbance: str | None = None
+    measured_at: float | None = None
+
+    def again_in_s(self, now: float) -> float:
+        """Seconds after `now` (Unix time) until it should be measured again; infinity for what was not disturbed."""
+        if not self.disturbance:
+            return math.inf
+        age_s = math.inf if self.measured_at is None else now - self.measured_at
+        return AGAIN_AFTER_S - age_s if 0 <= age_s < AGAIN_AFTER_S else 0.0
+
+    def best_with(self, later: Hardware) -> Hardware:
+        """What is known after `later` was measured too: of each rate the faster, for what else runs only slows. What
+        was not disturbed stands alone."""
+        if not later.disturbance:
+            return later
+        return replace(
+            later,
+            copy_bytes_s=max(self.copy_bytes_s, later.copy_bytes_s),
+            matmul_flops_s=_faster(self.matmul_flops_s, later.matmul_flops_s),
+            stream_bytes_s=_faster(self.stream_bytes_s, later.stream_bytes_s),
+            layer_s=min(self.layer_s, later.layer_s),
+            step_s=min(self.step_s, later.step_s),
+            to_device_bytes_s=max(filter(None, (self.to_device_bytes_s, later.to_device_bytes_s)), default=None),
+        )
 
     def to_json(self) -> str:
         """One object; the inverse of `from_json`."""
@@ -65,6 +92,10 @@ class Hardware:
         """
         hardware: Hardware = TypeAdapter(cls).validate_json(text)
         return hardware
+
+
+def _faster(known: Mapping[DType, float], later: Mapping[DType, float]) -> dict[DType, float]:
+    return {dtype: max(rate, known.get(dtype, 0.0)) for dtype, rate in later.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,50 @@ FAMILIES = {
 }
 
 
+FAMILIES |= {
+    "deepseek_v3": Family(
+        {
+            **_SIZES,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 48,
+            "qk_rope_head_dim": 16,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "num_key_value_heads": 4,
+        },
+        "DynamicLayer×4",
+        {"paged": "keys and values of one size, those of DeepseekV3ForCausalLM differ"},
+    ),
+    "gemma4_text": Family(
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": WINDOW,
+            "num_kv_shared_layers": 2,
+            "vocab_size_per_layer_input": 256,
+            "hidden_size_per_layer_input": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        "DynamicSlidingWindowLayer×1 + DynamicLayer×1 + DummyLayer×2",
+        {
+            "quantized(backend=hqq,nbits=8)": "full attention only, this one has dummy and sliding attention",
+            "paged": "this model has dummy",
+        },
+    ),
+    "lfm2": Family(
+        {**_SIZES, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},
+        "LinearAttentionLayer×2 + DynamicLayer×2",
+        {"quantized(backend=hqq,nbits=8)": "this one has conv", "paged": "this model has conv"},
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelRequest]:
     made = {}

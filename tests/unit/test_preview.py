@@ -18,7 +18,7 @@ from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import LayerShape, ModelShape
-from kvray.preview import Preview, check_request, detect_device, known_hardware, preview_sweep
+from kvray.preview import Preview, check_request, detect_device, forecast_only, known_hardware, preview_sweep
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.search_space import Axes
 from kvray.workload import WorkloadProfile, create_custom_profile
@@ -249,6 +249,7 @@ class MeasuringAdapter(FakeAdapter):
     def __init__(self) -> None:
         self.measured: list[tuple[DeviceType, int | None]] = []
         self.disturbance: str | None = None
+        self.rate = 1e9
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         shape = ModelShape(
@@ -264,10 +265,10 @@ class MeasuringAdapter(FakeAdapter):
 
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
         self.measured.append((device, threads))
-        rates = dict.fromkeys(DType, 1e9)
+        rates = dict.fromkeys(DType, self.rate)
         return Hardware(
             device=device,
-            copy_bytes_s=1e9,
+            copy_bytes_s=self.rate,
             matmul_flops_s=rates,
             stream_bytes_s=rates,
             layer_s=0.0,
@@ -349,18 +350,49 @@ def test_on_a_cluster_memory_is_forecast_and_nothing_is_measured_or_rejected(
     assert engine.measured == []
 
 
-def test_rates_measured_while_others_computed_are_measured_again_and_the_user_is_told(
+def test_rates_measured_while_others_computed_are_measured_again_after_hours_and_the_user_is_told(
     engine: MeasuringAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
+    now, hour = [1e9], 3600.0
     engine.disturbance = "other programs used 1.0 of 2 CPUs"
-    disturbed = known_hardware(config(), engine)
+    disturbed = known_hardware(config(), engine, clock=lambda: now[0])
     assert disturbed is not None
-    assert "other programs used 1.0 of 2 CPUs, so forecast times are too long" in caplog.text
+    assert caplog.messages == [
+        "While this device's rates were measured, other programs used 1.0 of 2 CPUs, so forecast times are too long. "
+        "The rates are measured again in 6 hours."
+    ]
     assert preview_sweep(config(), engine).hardware == disturbed
+    now[0] += 2.5 * hour
+    assert known_hardware(config(), engine, clock=lambda: now[0]) == disturbed
+    assert caplog.messages[-1].endswith("The rates are measured again in 4 hours.")
+    assert len(engine.measured) == 1
+    now[0] += 4 * hour
     engine.disturbance = None
-    for _ in range(2):
-        assert known_hardware(config(), engine) == replace(disturbed, disturbance=None)
+    calm = known_hardware(config(), engine, clock=lambda: now[0])
+    assert calm == replace(disturbed, disturbance=None, measured_at=now[0])
+    now[0] += 1000 * hour
+    assert known_hardware(config(), engine, clock=lambda: now[0]) == calm
     assert len(engine.measured) == 2
+
+
+def test_of_rates_that_were_disturbed_twice_the_faster_count(engine: MeasuringAdapter) -> None:
+    engine.disturbance = "other programs used 1.0 of 2 CPUs"
+    known_hardware(config(), engine, clock=lambda: 0.0)
+    engine.rate = 5e8
+    slower = known_hardware(config(), engine, clock=lambda: 1e6)
+    assert slower is not None
+    assert (slower.copy_bytes_s, slower.measured_at) == (1e9, 1e6)
+    assert set(slower.matmul_flops_s.values()) == {1e9}
+
+
+def test_a_forecast_for_another_memory_says_nothing_of_this_machines_and_measures_nothing(
+    engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_free_memory(monkeypatch, 1.0)
+    preview = forecast_only(config(), engine, free_mib=80_000.0)
+    assert (preview.free_mib, len(preview.forecasts), preview.space.rejected) == (80_000.0, 12, ())
+    assert caplog.messages == []
+    assert engine.measured == []
 
 
 def test_a_device_is_measured_once_after_saying_so_and_only_then_are_seconds_forecast(

@@ -63,11 +63,18 @@ def _cache_of_model(candidate: Candidate, model: ModelInfo) -> str | None:
         return None
     if candidate.cache is CacheStrategy.PAGED and not kinds <= _PAGED_KINDS:
         return f"continuous batching pages keys and values only, this model has {_named(kinds - _PAGED_KINDS)}"
+    if candidate.cache is CacheStrategy.PAGED and _has_unlike_sizes(model):
+        return f"continuous batching pages keys and values of one size, those of {model.architecture} differ"
     if candidate.cache is CacheStrategy.QUANTIZED and kinds != {FULL_ATTENTION}:
         return f"QuantizedCache takes models with full attention only, this one has {_named(kinds - {FULL_ATTENTION})}"
     if candidate.cache is CacheStrategy.SLIDING_WINDOW and FULL_ATTENTION not in kinds:
         return f"every layer is {_named(kinds)}: none is left to put a window on, and dynamic keeps no more"
     return None
+
+
+def _has_unlike_sizes(model: ModelInfo) -> bool:
+    layers = model.shape.layers if model.shape is not None else ()
+    return any(layer.key_dim != layer.value_dim for layer in layers)
 
 
 def _named(kinds: set[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from forecast_samples import candidate, llama_8b, small_shape
 
@@ -33,6 +35,18 @@ def test_with_one_head_of_keys_and_values_a_32nd_is_kept_of_what_32_heads_keep()
     one = llama_8b(layers=(LayerShape(kv_heads=1, key_dim=128, value_dim=128),) * 32)
     many = llama_8b(layers=(LayerShape(kv_heads=32, key_dim=128, value_dim=128),) * 32)
     assert kv_bytes_per_token(many, candidate()) == 32 * kv_bytes_per_token(one, candidate()) == 524_288
+
+
+def test_a_latent_is_kept_once_for_all_heads_and_expanded_beside_it_while_a_layer_attends() -> None:
+    plain = LayerShape(kv_heads=1, key_dim=8, value_dim=2)
+    latent = replace(plain, expanded_key_dim=5, expanded_value_dim=3)
+    plain_need, latent_need = (
+        memory_need(small_shape(layers=(layer,)), candidate("static"), Cell(16, 4000, 1), DeviceType.CPU)
+        for layer in (plain, latent)
+    )
+    assert plain_need.cache == latent_need.cache == 4016 * (8 + 2) * 2
+    written_out = 4016 * 2 * (8 + 2) * 2  # of the plain one, for both heads of the query
+    assert latent_need.transient - plain_need.transient == 4016 * 2 * (3 + 3 + 5) * 2 - written_out
 
 
 def test_weights_take_their_dtype_s_bytes_and_a_limit_leaves_the_rest_in_host_memory() -> None:

@@ -106,3 +106,28 @@ def test_a_dtype_whose_rates_are_not_known_has_no_seconds() -> None:
     device = hardware(matmul_flops_s={DType.FLOAT32: 1.0})
     assert prefill_s(small_shape(), candidate(), CELL, device) is None
     assert decode_step_s(small_shape(), candidate(), CELL, device) is None
+
+
+LATENT = LayerShape(kv_heads=1, key_dim=8, value_dim=2, expanded_key_dim=5, expanded_value_dim=3)
+"""A latent of 8 and a rotated key of 2, from which both heads get a key of 3 + 2 and a value of 3."""
+
+
+def test_latents_are_expanded_for_every_head_and_all_tokens_at_every_step() -> None:
+    shape = small_shape(layers=(LATENT,))
+    slow = hardware(copy_bytes_s=1e12, stream_bytes_s=dict.fromkeys(DType, 1e12))
+    multiplied = 2 * 2 * 1000 + 2 * 110 * 2 * 8 * 2 * (3 + 3)  # parameters; rows × tokens × latent × heads × elements
+    assert decode_step_s(shape, candidate(), CELL, slow) == pytest.approx(multiplied / 1000)
+    kept, expanded = 2 * 110 * 10 * 2, 2 * 110 * 2 * (3 + 3 + 5) * 2  # and what is written: keys twice
+    assert decode_step_s(shape, candidate(), CELL, hardware(**FAST)) == pytest.approx((3 * kept + 2 * expanded) / 1000)
+
+
+def test_each_further_piece_of_a_prompt_expands_the_latents_before_it_again() -> None:
+    shape = small_shape(layers=(LATENT,))
+    whole, pieces = (prefill_flops(shape, one, CELL) for one in (candidate(), candidate(prefill_chunk=25)))
+    assert pieces - whole == 2 * (25 + 50 + 75) * 2 * 8 * 2 * (3 + 3)
+
+
+def test_attention_works_on_what_latents_are_expanded_to() -> None:
+    nothing_else = prefill_flops(small_shape(layers=()), candidate(), CELL)
+    whole = 2 * 2 * 2 * 100**2 * (5 + 3)
+    assert prefill_flops(small_shape(layers=(LATENT,)), candidate("dynamic", "eager"), CELL) - nothing_else == whole
