@@ -46,9 +46,9 @@ class TuneConfig(BaseModel):
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
         output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
         space: `default`, `full`, or the path of a YAML file (see `space.space_file`).
-        caches, attentions, dtypes, compiles, prefill_chunks, weights_limits_mib: narrow an axis, so that one product of
-            axes is measured; empty means those of the space's first block. Of the last two `None` is a value: all of
-            the prompt at once, and no limit. Not together with a space file.
+        caches, attentions, dtypes, compiles, prefill_chunks, weights_limits_mib: narrow an axis of the space (see
+            `space.narrowing`); empty leaves it as it is. Of the last two `None` is a value: all of the prompt at once,
+            and no limit. Not together with a space file.
         static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
         trust_remote_code: whether Python code that the model brings, and attention kernels by anybody, may run.
         allow_pickle: whether weights may come from pickle files, where there are no safetensors.

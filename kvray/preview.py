@@ -15,10 +15,12 @@ from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, ModelInfo,
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import NoCandidatesError, SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, free_memory_mib, load_hardware, save_hardware
+from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
 from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads, quota_threads
 from kvray.probes.gpu import visible_gpus
 from kvray.space.constraints import Rule, SpaceFacts
+from kvray.space.narrowing import narrowed
 from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
 from kvray.space.space_file import load_space
 from kvray.workload import WorkloadProfile
@@ -48,6 +50,13 @@ class Preview:
     hardware: Hardware | None = None
     free_mib: float | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+
+    @property
+    def unreachable_limits(self) -> tuple[str, ...]:
+        """A sentence for each limit that no candidate is forecast to keep."""
+        forecasts = {one.label: self.forecasts.get(one.candidate_id) for one in self.space.candidates}
+        known = {label: one for label, one in forecasts.items() if one is not None}
+        return unreachable_limits(known, self.profile.limits, self.hardware)
 
     @property
     def left_out(self) -> tuple[tuple[str, str, str], ...]:
@@ -108,6 +117,8 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     if preview.forecasts:
         preview = replace(preview, space=_without(preview.space, _too_large(preview)))
         _check_anything_is_left(preview.space)
+    for told in preview.unreachable_limits:
+        _logger.warning("%s", told)
     return preview
 
 
@@ -306,41 +317,35 @@ def _blocks(
     config: TuneConfig, adapter: EngineAdapter, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile
 ) -> tuple[Axes, ...]:
     """The blocks that `config` asks for, with nothing left open."""
+
+    def resolved(caches: Sequence[CacheChoice]) -> tuple[CacheChoice, ...]:
+        return tuple(dict.fromkeys(one for choice in caches for one in adapter.resolve_cache(choice, device, profile)))
+
     full = config.space == FULL_SPACE
     blocks = (adapter.full_space if full else adapter.default_space)(model, device, profile)
     if config.has_space_file:
         blocks = load_space(config.space, otherwise=blocks[0])
-    elif config.narrows:
-        blocks = (_narrow(blocks[0], config),)
-    return tuple(replace(axes, caches=_resolved(axes.caches, config, adapter, device, profile)) for axes in blocks)
-
-
-def _narrow(axes: Axes, config: TuneConfig) -> Axes:
-    return replace(
-        axes,
-        caches=config.caches or axes.caches,
-        attentions=config.attentions or axes.attentions,
-        dtypes=config.dtypes or axes.dtypes,
-        compiles=config.compiles or axes.compiles,
-        prefill_chunks=config.prefill_chunks or axes.prefill_chunks,
-        weights_limits_mib=config.weights_limits_mib or axes.weights_limits_mib,
-    )
-
-
-def _resolved(
-    caches: Sequence[CacheChoice],
-    config: TuneConfig,
-    adapter: EngineAdapter,
-    device: DeviceFacts,
-    profile: WorkloadProfile,
-) -> tuple[CacheChoice, ...]:
-    resolved = [one for choice in caches for one in adapter.resolve_cache(choice, device, profile)]
+    blocks = tuple(replace(axes, caches=resolved(axes.caches)) for axes in blocks)
+    if config.narrows:
+        asked = {
+            "caches": resolved(config.caches),
+            "attentions": config.attentions,
+            "dtypes": config.dtypes,
+            "compiles": config.compiles,
+            "prefill_chunks": config.prefill_chunks,
+            "weights_limits_mib": config.weights_limits_mib,
+        }
+        blocks = narrowed(blocks, {axis: values for axis, values in asked.items() if values})
     if config.static_len is not None:
-        length = (("max_cache_len", config.static_len),)
-        resolved = [
-            replace(one, params=length) if one.strategy.has_fixed_size and not one.params else one for one in resolved
-        ]
-    return tuple(dict.fromkeys(resolved))
+        blocks = tuple(replace(axes, caches=_with_length(axes.caches, config.static_len)) for axes in blocks)
+    return blocks
+
+
+def _with_length(caches: Sequence[CacheChoice], tokens: int) -> tuple[CacheChoice, ...]:
+    """`caches`, with those of a fixed size that is left open made for so many tokens."""
+    length = (("max_cache_len", tokens),)
+    sized = (replace(one, params=length) if one.strategy.has_fixed_size and not one.params else one for one in caches)
+    return tuple(dict.fromkeys(sized))
 
 
 def _check_obstacles(config: TuneConfig, menu: Sequence[AxisValue]) -> None:

@@ -32,14 +32,13 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     name = short_model_name(model.model_id)
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
     print_notes(console, preview)
-    cells = sorted({cell.label for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
-    console.print(
-        Text(
-            f"profile {preview.profile.name}, {plural(preview.profile.repeats, 'run')} of each cell: {', '.join(cells)}"
-        )
-    )
+    cells = sorted({cell for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
+    runs, labels = plural(preview.profile.repeats, "run"), ", ".join(cell.label for cell in cells)
+    console.print(Text(f"profile {preview.profile.name}, {runs} of each cell: {labels}"))
     console.print(Text(f"score by {weights_text(preview.profile)}"))
     console.print(Text(f"limits: {limits_text(preview.profile.limits) or 'none'}"))
+    for told in preview.unreachable_limits:
+        console.print(Text(f"  {told}", style="yellow"))
     strategy = strategy_text(
         config.search, len(space.candidates), max_trials=config.max_trials, budget_s=config.budget_s
     )
@@ -145,6 +144,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
         "device": preview.device.device_name,
         "profile": profile.model_dump(),
         "dropped_contexts": list(preview.dropped_contexts),
+        "unreachable_limits": list(preview.unreachable_limits),
         "cells": [list(cell) for size in profile.batch_sizes for cell in profile.cells(size, rung=2)],
         "search": {
             "strategy": config.search.value,

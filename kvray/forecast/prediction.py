@@ -126,7 +126,7 @@ def does_not_fit(forecast: Forecast, hardware: Hardware | None, free_mib: float 
     known. On CUDA the process needs memory outside the allocator too."""
     if free_mib is None:
         return None
-    needed = forecast.highest_peak_mib + _beside_allocator_mib(hardware)
+    needed = forecast.highest_peak_mib + beside_allocator_mib(hardware)
     usable = free_mib * (1 - MARGIN)
     if needed <= usable:
         return None
@@ -166,7 +166,8 @@ def _last_true(holds: Callable[[int], bool], limit: int) -> int:
     return good
 
 
-def _beside_allocator_mib(hardware: Hardware | None) -> float:
+def beside_allocator_mib(hardware: Hardware | None) -> float:
+    """Device memory (MiB) that a process on CUDA needs beside its allocator; 0 on a CPU, whose peaks include it."""
     return hardware.resident_mib if hardware is not None and hardware.device is DeviceType.CUDA else 0.0
 
 

@@ -242,6 +242,8 @@ def test_a_dry_run_as_json_is_one_object(dry: Callable[..., Done]) -> None:
         "device",
         "profile",
         "dropped_contexts",
+        "expected_s",
+        "unreachable_limits",
         "cells",
         "search",
         "baseline",

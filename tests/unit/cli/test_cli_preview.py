@@ -14,7 +14,7 @@ from kvray.config import CONFIRM_ROUNDS, TuneConfig
 from kvray.engines.fake import FakeAdapter
 from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.preview import Preview, preview_sweep
-from kvray.workload import Cell
+from kvray.workload import Cell, Limits, create_custom_profile
 
 
 def config(**values: Any) -> TuneConfig:
@@ -99,3 +99,25 @@ def test_a_dry_run_shows_what_is_to_be_known_of_the_model(capsys: pytest.Capture
     assert "note: Its weights are packed.\n" in shown(capsys, preview, given)
     print_preview(preview, given, as_json=True)
     assert json.loads(capsys.readouterr().out)["model"]["notes"] == ["Its weights are packed."]
+
+
+def test_a_limit_that_nothing_is_forecast_to_keep_is_told_and_cells_are_in_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    profile = create_custom_profile(
+        "mine",
+        context_lengths=(64, 2048, 512),
+        output_lengths=(8,),
+        weight_ttft=1.0,
+        weight_throughput=0.0,
+        weight_memory=0.0,
+        limits=Limits(max_peak_mib=100.0),
+    )
+    given = TuneConfig(model_id="fake:ok", profile=profile, device=DeviceType.CPU, engine="fake")
+    preview = with_forecasts(preview_sweep(given, FakeAdapter()), 5.0)
+    text = " ".join(shown(capsys, preview, given).split())
+    assert "3 runs of each cell: 64→8, 512→8, 2048→8" in text
+    told = "No candidate is forecast to keep --max-vram 100 MiB in every cell: the leanest, "
+    assert told in text
+    print_preview(preview, given, as_json=True)
+    assert json.loads(capsys.readouterr().out)["unreachable_limits"][0].startswith(told)

@@ -1,0 +1,81 @@
+"""Limits that no candidate is forecast to keep: better said before a sweep than after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from kvray.forecast.hardware import Hardware
+from kvray.forecast.prediction import CellForecast, Forecast, beside_allocator_mib
+from kvray.workload import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bound:
+    """How a limit is held against forecasts.
+
+    Attributes:
+        value: of a cell; `None` where it is not forecast.
+        superlative: what the candidate is that comes nearest to the limit.
+        is_floor: whether values must not be lower than the limit, rather than not higher.
+    """
+
+    option: str
+    unit: str
+    superlative: str
+    value: Callable[[CellForecast], float | None]
+    is_floor: bool = False
+
+
+def unreachable_limits(forecasts: Mapping[str, Forecast], limits: Limits, hardware: Hardware | None) -> tuple[str, ...]:
+    """A sentence for each of `limits` that none of `forecasts` (by a candidate's label) keeps in every cell."""
+    beside_mib = beside_allocator_mib(hardware)
+    bounds = {
+        "max_ttft_ms": _Bound(option="--max-ttft", unit="ms", superlative="fastest", value=lambda one: one.ttft_ms),
+        "max_itl_ms": _Bound(option="--max-itl", unit="ms", superlative="fastest", value=_itl_ms),
+        "min_decode_tok_s": _Bound(
+            option="--min-throughput",
+            unit="tok/s",
+            superlative="fastest",
+            value=lambda one: one.decode_tok_s,
+            is_floor=True,
+        ),
+        "max_peak_mib": _Bound(
+            option="--max-vram", unit="MiB", superlative="leanest", value=lambda one: one.peak_mib + beside_mib
+        ),
+    }
+    asked = ((bound, getattr(limits, name)) for name, bound in bounds.items())
+    told = (_objection(bound, limit, forecasts) for bound, limit in asked if limit is not None)
+    return tuple(text for text in told if text)
+
+
+def _objection(bound: _Bound, limit: float, forecasts: Mapping[str, Forecast]) -> str | None:
+    sign = -1.0 if bound.is_floor else 1.0
+    worst = {label: _worst(bound, one) for label, one in forecasts.items()}
+    known = {label: value for label, value in worst.items() if value is not None}
+    if not known or len(known) < len(worst):
+        return None
+    best = min(known, key=lambda label: sign * known[label])
+    if sign * known[best] <= sign * limit:
+        return None
+    return (
+        f"No candidate is forecast to keep {bound.option} {_figure(limit)} {bound.unit} in every cell: the "
+        f"{bound.superlative}, {best}, is forecast at {_figure(known[best])} {bound.unit}."
+    )
+
+
+def _worst(bound: _Bound, forecast: Forecast) -> float | None:
+    """The value of the cell that is hardest to keep within the limit."""
+    values = [bound.value(cell) for cell in forecast.cells]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return min(known) if bound.is_floor else max(known)
+
+
+def _itl_ms(cell: CellForecast) -> float | None:
+    return None if cell.decode_tok_s is None else 1e3 * cell.cell.batch_size / cell.decode_tok_s
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,48 @@
+"""Axes that a user narrows: the part of a space that has the values asked for, and nothing of them is lost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kvray.space.search_space import Axes
+
+_DTYPES = "dtypes"
+Values = tuple[Any, ...]
+
+
+def narrowed(blocks: Sequence[Axes], asked: Mapping[str, Values]) -> tuple[Axes, ...]:
+    """The part of `blocks` that has only values of `asked`, by the name of an axis.
+
+    A block is made for some caches or kernels and in whatever dtype is usual, so one that has none of the dtypes asked
+    for takes them: `--dtype float32` leaves no cache out. A combination of values that no block has is measured with
+    the rest of the first block.
+    """
+    in_dtype = [_in_dtypes(axes, asked.get(_DTYPES, ())) for axes in blocks]
+    kept = [part for axes in in_dtype if (part := _part(axes, asked)) is not None]
+    covered = {combination for part in kept for combination in _combinations(part, asked)}
+    missing = [one for one in itertools.product(*asked.values()) if one not in covered]
+    if len(missing) == len(list(itertools.product(*asked.values()))):
+        return (replace(in_dtype[0], **asked),)
+    return (*kept, *(replace(in_dtype[0], **_singles(asked, one)) for one in missing))
+
+
+def _in_dtypes(axes: Axes, asked: Values) -> Axes:
+    kept = tuple(dtype for dtype in axes.dtypes if dtype in asked)
+    return replace(axes, dtypes=kept or asked or axes.dtypes)
+
+
+def _part(axes: Axes, asked: Mapping[str, Values]) -> Axes | None:
+    """`axes` without what is not asked for; `None` if nothing of an axis is left."""
+    kept = {axis: tuple(value for value in getattr(axes, axis) if value in values) for axis, values in asked.items()}
+    return replace(axes, **kept) if all(kept.values()) else None
+
+
+def _combinations(axes: Axes, asked: Mapping[str, Values]) -> Iterator[Values]:
+    return itertools.product(*(getattr(axes, axis) for axis in asked))
+
+
+def _singles(asked: Mapping[str, Values], values: Values) -> dict[str, Values]:
+    return {axis: (value,) for axis, value in zip(asked, values, strict=True)}
