@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from kvray.analysis import analyse
 from kvray.analysis.misses import nearest_misses
+from kvray.analysis.shared_error import shared_error
 from kvray.errors import (
     AllTrialsFailedError,
     KvrayError,
     LimitsMissedError,
+    ModelError,
     OutputError,
     SweepError,
     SweepInterruptedError,
@@ -88,10 +90,38 @@ def warn_of_disturbance(result: TuneResult) -> None:
 
 def no_winner(result: TuneResult) -> KvrayError:
     """The error of a sweep in which nothing can be ranked."""
-    return limits_missed(result) or AllTrialsFailedError(
-        f"No candidate was measured completely: {_failures(result.results)}.",
-        hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+    return (
+        limits_missed(result)
+        or everybodys_error(result)
+        or AllTrialsFailedError(
+            f"No candidate was measured completely: {_failures(result.results)}.",
+            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+        )
     )
+
+
+def everybodys_error(result: TuneResult) -> KvrayError | None:
+    """The error of a sweep that ended because its baseline's error was no candidate's own; `None` for any other."""
+    records = [one.record for one in result.results]
+    shared = shared_error(records, result.manifest.baseline_id)
+    if shared is None:
+        return None
+    others = [one for one in records if one.status.was_launched and one.candidate_id != shared.candidate_id]
+    told = others[0].candidate.label if len(others) == 1 else f"{len(others)} other candidates"
+    error, message = _named_error(shared.message or f"{shared.status}")
+    return error(
+        f"The baseline and {told} ended with the same error, so it is no candidate's own: {message.rstrip('.')}.",
+        hint=f"{result.paths.report_markdown} has the log. When it is mended, repeat the command with --resume "
+        f"{result.manifest.run_id} --retry {shared.status}.",
+    )
+
+
+def _named_error(message: str) -> tuple[type[KvrayError], str]:
+    """The class of the error that ended a trial, and its words without that name; a trial's error is known by them."""
+    named = f"{ModelError.__name__}: "
+    if message.startswith(named):
+        return ModelError, message.removeprefix(named)
+    return AllTrialsFailedError, message
 
 
 def limits_missed(result: TuneResult) -> LimitsMissedError | None:

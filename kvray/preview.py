@@ -101,6 +101,17 @@ def requested_model(config: TuneConfig) -> ModelRequest:
     )
 
 
+def described_model(config: TuneConfig, adapter: EngineAdapter) -> ModelInfo:
+    """The model of `config`, with what is to be noted of it on the device that `config` means.
+
+    Raises:
+        ModelError: it cannot be described, or not loaded there.
+    """
+    request, device = requested_model(config), detect_device(config.device)
+    info = adapter.describe_model(request)
+    return adapter.adapt_to_device(request, info, device if config.address is None else None)
+
+
 def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     """Resolve `config` against the machine and the model's configuration, without what cannot fit.
 
@@ -109,11 +120,7 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     Raises:
         KvrayError: model, engine, device or profile cannot be used, or no candidate is left.
     """
-
-    def read(request: ModelRequest, device: DeviceFacts) -> ModelInfo:
-        return adapter.adapt_to_device(request, adapter.describe_model(request), None if config.address else device)
-
-    preview = _preview(config, adapter, read)
+    preview = _preview(config, adapter, described_model)
     if preview.forecasts:
         preview = replace(preview, space=_without(preview.space, _too_large(preview)))
         _check_anything_is_left(preview.space)
@@ -133,18 +140,18 @@ def forecast_only(config: TuneConfig, adapter: EngineAdapter, *, free_mib: float
     Raises:
         KvrayError: as `preview_sweep`.
     """
-    preview = _preview(config, adapter, lambda request, _: adapter.outline_model(request))
+    preview = _preview(config, adapter, lambda config, adapter: adapter.outline_model(requested_model(config)))
     return preview if free_mib is None else replace(preview, free_mib=free_mib)
 
 
 def _preview(
-    config: TuneConfig, adapter: EngineAdapter, read_model: Callable[[ModelRequest, DeviceFacts], ModelInfo]
+    config: TuneConfig, adapter: EngineAdapter, read_model: Callable[[TuneConfig, EngineAdapter], ModelInfo]
 ) -> Preview:
     device = detect_device(config.device)
     menu = adapter.menu(device)
     _check_obstacles(config, menu)
     request = requested_model(config)
-    model = read_model(request, device)
+    model = read_model(config, adapter)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if model.random_weights:
         profile = profile.without_quality_limit()

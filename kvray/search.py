@@ -18,7 +18,7 @@ from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
-from kvray.preview import Preview, check_request, known_hardware, preview_sweep, requested_model
+from kvray.preview import Preview, check_request, described_model, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role
@@ -144,10 +144,9 @@ class TuningSearch:
 
     def _measuring(self) -> None:
         # What the model rules out is told first: it takes less time.
-        request = requested_model(self._config)
-        model = self._engine().describe_model(request)
+        model = described_model(self._config, self._engine())
         self._config.profile.fit_to_context_limit(model.max_context)
-        self._engine().check_weights(request)
+        self._engine().check_weights(requested_model(self._config))
         if self._observer is not None:
             self._observer.measuring_device()
 

@@ -19,6 +19,7 @@ from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evid
 from kvray.analysis.launching import Launches
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility_weights
+from kvray.analysis.shared_error import most_unlike, same_error
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
 from kvray.sweep.outlook import Outlook, Range
@@ -123,6 +124,7 @@ class SweepCourse:
         self._search_rungs = SEARCH_RUNGS if repeats_apart and bounds.confirm_rounds else ALL_RUNGS
         self._baseline_id = candidates[0].candidate_id
         self._by_id = {candidate.candidate_id: candidate for candidate in candidates}
+        self._witness = most_unlike(candidates[0], candidates)
         self._numbers = {candidate.candidate_id: number for number, candidate in enumerate(candidates)}
         self._launches = launches
         self._profile = profile
@@ -242,10 +244,17 @@ class SweepCourse:
         if self._baseline_id not in self._launched:
             # Whatever the bounds and the records of an earlier attempt: without it there is no result.
             candidate = self._by_id[self._baseline_id]
+        elif self._everybodys_error():
+            self._end_reason = "the same error ended every trial before it"
+            has_room = False
         elif not has_room:
             self._end_reason = f"--max-trials {self._bounds.max_trials} was reached"
         elif not self._has_time_to_search():
             self._end_reason = f"the budget of {self._bounds.budget_s:g} s left no time for another launch"
+        elif self._is_doubtful() and self._witness is not None and self._witness.candidate_id not in self._launched:
+            candidate = self._witness
+        elif self._is_doubtful() and self._running:
+            return None  # what runs now decides whether it is everybody's error
         else:
             candidate = self._retried() or self._launches.proposal()
         if candidate is None:
@@ -254,6 +263,14 @@ class SweepCourse:
         self._launches.launched(candidate.candidate_id)
         self._launched.add(candidate.candidate_id)
         return candidate
+
+    def _everybodys_error(self) -> bool:
+        """Whether the baseline's error ended the candidate least like it, too, and nothing else came out."""
+        ended = {one.record.candidate_id for one in self._results}
+        return self._is_doubtful() and self._witness is not None and self._witness.candidate_id in ended
+
+    def _is_doubtful(self) -> bool:
+        return same_error((one.record for one in self._results), self._baseline_id) is not None
 
     def _retried(self) -> Candidate | None:
         left = (key for key in self._retry if key in self._by_id and key not in self._launched)

@@ -160,6 +160,23 @@ def test_when_every_trial_fails_the_error_says_why_and_the_records_stay(tmp_path
     assert not result.paths.best_plan.exists()
 
 
+def test_an_error_that_is_no_candidates_is_paid_for_twice_and_told_once(tmp_path: Path) -> None:
+    with pytest.raises(AllTrialsFailedError) as raised:
+        TuningSearch(config=config_of("fake:/=raise@load", tmp_path)).run()
+    store = ResultsStore(tmp_path)
+    result = read_result(store, store.latest_run_id())
+    statuses = [one.record.status for one in result.results]
+    assert (statuses.count(TrialStatus.ERROR), statuses.count(TrialStatus.SKIPPED)) == (2, 10)
+    assert raised.value.message == (
+        "The baseline and static/eager/bfloat16 ended with the same error, so it is no candidate's own: "
+        "RuntimeError: told to raise."
+    )
+    assert str(raised.value.hint).endswith(f"with --resume {result.manifest.run_id} --retry error.")
+    assert {one.record.message for one in result.results if one.record.status is TrialStatus.SKIPPED} == {
+        "the same error ended every trial before it"
+    }
+
+
 @pytest.fixture
 def two_gpu_cluster() -> Iterator[str]:
     """Two nodes with one logical GPU each: Ray schedules and pins as with real ones."""
