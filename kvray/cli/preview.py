@@ -38,7 +38,7 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     console.print(Text(f"score by {weights_text(preview.profile)}"))
     console.print(Text(f"limits: {limits_text(preview.profile.limits) or 'none'}"))
     for told in preview.unreachable_limits:
-        console.print(Text(f"  {told}", style="yellow"))
+        console.print(Padding(Text(told, style="yellow"), (0, 0, 0, 2), expand=False))
     strategy = strategy_text(
         config.search, len(space.candidates), max_trials=config.max_trials, budget_s=config.budget_s
     )

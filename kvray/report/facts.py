@@ -219,7 +219,10 @@ def _scheduling(records: Sequence[TrialRecord]) -> str:
 
 
 def _values(values: Iterable[object]) -> str:
-    return ", ".join(sorted({formats.clean_line(str(value)) for value in values if value is not None}))
+    """The distinct ones: numbers by size, then texts."""
+    distinct = {value if isinstance(value, int | float) else str(value) for value in values if value is not None}
+    ordered = sorted(distinct, key=lambda one: (isinstance(one, str), one))
+    return ", ".join(dict.fromkeys(formats.clean_line(str(value)) for value in ordered))
 
 
 def _numbers(values: Iterable[int]) -> str:

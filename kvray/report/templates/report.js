@@ -19,7 +19,7 @@ function sortValue(row, column) {
 
 function compare(a, b, sign) {
   if (a === null || b === null) return (a === null) - (b === null); // missing values last, whichever way
-  return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
+  return sign * (typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true }));
 }
 
 function sortBy(table, header, column) {

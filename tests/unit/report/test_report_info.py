@@ -330,6 +330,12 @@ def test_the_method_says_what_memory_means_and_what_ran(realistic: ReportInfo) -
     assert facts["Confirming"].startswith("6 confirming processes")
 
 
+def test_numbers_that_differ_between_trials_are_listed_by_size() -> None:
+    info = info_of([baseline(threads=10), measured(WINNER, threads=2), measured(candidate("static"), threads=1)])
+    facts = {fact.name: fact.text for fact in info.method}
+    assert "threads 1, 2, 10" in facts["Scheduling"]
+
+
 def test_quality_that_was_not_measured_is_explained() -> None:
     results = [measured(BASELINE, role=Role.BASELINE, kl_mean=None, top1_agreement=None)]
     info = info_of(results, quality_note="Not measured: the weights are random.")
