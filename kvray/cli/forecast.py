@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheStrategy, Candidate, DeviceType, DType
+from kvray.cli import options
 from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
@@ -31,31 +32,26 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def forecast(
-    model: Annotated[
-        str, typer.Argument(help="A hub id, a local folder, a .gguf file, or random:<folder or config.json>.")
-    ],
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="Built-in profile, or a profile's .json file.")
-    ] = "chat-agent",
-    context: Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 512,2048.")] = None,
-    output_len: Annotated[str | None, typer.Option(help="Numbers of generated tokens, e.g. 64,256.")] = None,
-    batch_sizes: Annotated[str | None, typer.Option(help="Sequences generated together, e.g. 1,4.")] = None,
-    space: Annotated[str, typer.Option(help="default, full, or a YAML file with blocks of axes.")] = DEFAULT_SPACE,
-    cache: Annotated[str | None, typer.Option(help=f"Caches: {', '.join(CacheStrategy)}.")] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"Dtypes: {', '.join(DType)}.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = None,
-    engine: Annotated[str, typer.Option(help="Inference engine.")] = "transformers",
+    model: options.Model,
+    profile: options.Profile = "chat-agent",
+    context: options.Context = None,
+    output_len: options.OutputLen = None,
     memory: Annotated[
-        str | None, typer.Option(help="Memory to plan with, instead of what is free now: MiB, or as 8GiB.")
+        str | None, typer.Option(metavar="SIZE", help="Memory to plan with, instead of what is free now: 8GiB.")
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Accept a model that has pickled weights only.")
-    ] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Use no network, only what is on this machine.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: options.AsJson = False,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help=f"Caches: {', '.join(CacheStrategy)}.", rich_help_panel=options.SPACE),
+    ] = None,
+    dtype: options.Dtype = None,
+    space: options.Space = DEFAULT_SPACE,
+    device: options.Device = None,
+    offline: options.Offline = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    batch_sizes: options.BatchSizes = None,
+    engine: options.Engine = "transformers",
 ) -> None:
     """Predict what fits and how fast it is from the model's config and this device's measured rates.
 

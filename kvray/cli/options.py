@@ -17,85 +17,91 @@ from kvray.cli.parsing import (
 from kvray.errors import InvalidValueError
 from kvray.judgement import Judging, Objective
 
-WORKLOAD = "What to measure"
-LIMITS = "What must hold in every cell (off lifts a limit of the profile)"
-SCORE = "What counts most"
+LIMITS = "Limits, which must hold in every cell (off lifts one of the profile)"
 SPACE = "Which configurations"
-MACHINE = "On what"
-TRUST = "What is allowed"
+MACHINE = "Machine and network"
+RARE = "Rarely needed"
 
 Model = Annotated[
     str, typer.Argument(help="A hub id, a local folder, a .gguf file, or random:<folder or config.json>.")
 ]
 Results = Annotated[str, typer.Argument(help="Results folder or URI.")]
-RunId = Annotated[str | None, typer.Option("--run", help="Id of the sweep; by default the newest.")]
+RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Id of the sweep; by default the newest.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 Profile = Annotated[
-    str, typer.Option("--profile", "-p", help="Built-in profile, or a profile's .json file.", rich_help_panel=WORKLOAD)
+    str,
+    typer.Option("--profile", "-p", metavar="NAME", help="Workload: a built-in one, or a profile's .json file."),
 ]
-Context = Annotated[str | None, typer.Option(help="Prompt lengths in tokens, e.g. 512,2048.", rich_help_panel=WORKLOAD)]
-OutputLen = Annotated[
-    str | None, typer.Option(help="Numbers of generated tokens, e.g. 64,256.", rich_help_panel=WORKLOAD)
-]
+Context = Annotated[str | None, typer.Option(metavar="LIST", help="Prompt lengths in tokens: 512,2048.")]
+OutputLen = Annotated[str | None, typer.Option(metavar="LIST", help="Numbers of generated tokens: 64,256.")]
 BatchSizes = Annotated[
-    str | None, typer.Option(help="Sequences generated together, e.g. 1,4.", rich_help_panel=WORKLOAD)
+    str | None, typer.Option(metavar="LIST", help="Sequences generated together: 1,4.", rich_help_panel=RARE)
+]
+ObjectiveName = Annotated[
+    str | None,
+    typer.Option("--objective", metavar="NAME", help=f"What counts most: {', '.join(Objective)}."),
+]
+WeightsText = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="LIST",
+        help="Weights of the score: ttft=0.5,throughput=0.3,memory=0.2.",
+        rich_help_panel=RARE,
+    ),
 ]
 
 MaxTtft = Annotated[
     str | None,
-    typer.Option(help="Most time to the first token: 400 (ms), 400ms or 0.4s.", rich_help_panel=LIMITS),
+    typer.Option(metavar="TIME", help="Time to the first token at most: 400ms or 0.4s.", rich_help_panel=LIMITS),
 ]
 MaxItl = Annotated[
     str | None,
-    typer.Option(help="Most time between two tokens, 95th percentile: 50 (ms) or 50ms.", rich_help_panel=LIMITS),
+    typer.Option(metavar="TIME", help="95th percentile of the time between two tokens: 50ms.", rich_help_panel=LIMITS),
 ]
 MinThroughput = Annotated[
     str | None,
-    typer.Option(help="Least tok/s in decoding, all sequences together: 30 or 30tok/s.", rich_help_panel=LIMITS),
+    typer.Option(
+        metavar="RATE", help="Throughput in decoding at least, all sequences together: 30tok/s.", rich_help_panel=LIMITS
+    ),
 ]
 MaxVram = Annotated[
     str | None,
     typer.Option(
-        help="Most memory that may be needed: 8000 (MiB), 8GiB or 8GB; on a CPU, of the process.",
-        rich_help_panel=LIMITS,
+        metavar="SIZE", help="Memory needed at most: 8GiB or 8GB; on a CPU, of the process.", rich_help_panel=LIMITS
     ),
 ]
 MaxQualityLoss = Annotated[
     str | None,
     typer.Option(
-        help="Most that the output may stray from the model's own, KL in nats per token: 0.05.",
+        metavar="KL",
+        help="How far the output may be from the model's own, nats per token: 0.05.",
         rich_help_panel=LIMITS,
     ),
 ]
-ObjectiveName = Annotated[
-    str | None,
-    typer.Option(
-        "--objective", help=f"In place of the profile's weights: {', '.join(Objective)}.", rich_help_panel=SCORE
-    ),
-]
-WeightsText = Annotated[
-    str | None,
-    typer.Option("--weights", help="Weights of your own: ttft=0.5,throughput=0.3,memory=0.2.", rich_help_panel=SCORE),
-]
 
-Space = Annotated[str, typer.Option(help="default, full, or a YAML file with blocks of axes.", rich_help_panel=SPACE)]
-Dtype = Annotated[str | None, typer.Option(help=f"Dtypes: {', '.join(DType)}.", rich_help_panel=SPACE)]
+Space = Annotated[
+    str, typer.Option(metavar="NAME", help="default, full, or a YAML file with blocks of axes.", rich_help_panel=SPACE)
+]
+Dtype = Annotated[str | None, typer.Option(metavar="LIST", help=f"Dtypes: {', '.join(DType)}.", rich_help_panel=SPACE)]
 
 Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.", rich_help_panel=MACHINE)
+    str | None,
+    typer.Option(metavar="NAME", help="cpu or cuda; by default cuda where there is one.", rich_help_panel=MACHINE),
 ]
-Engine = Annotated[str, typer.Option(help="Inference engine.", rich_help_panel=MACHINE)]
-
+Engine = Annotated[str, typer.Option(metavar="NAME", help="Inference engine.", rich_help_panel=RARE)]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=TRUST)
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=MACHINE)
 ]
 AllowPickle = Annotated[
     bool,
-    typer.Option("--allow-pickle", help="Load pickled weights where there are no safetensors.", rich_help_panel=TRUST),
+    typer.Option(
+        "--allow-pickle", help="Accept pickled weights where there are no safetensors.", rich_help_panel=MACHINE
+    ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=TRUST)
+    bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=MACHINE)
 ]
 
 

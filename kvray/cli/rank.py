@@ -23,12 +23,12 @@ def rank(
     run: options.RunId = None,
     as_json: options.AsJson = False,
     objective: options.ObjectiveName = None,
-    weights: options.WeightsText = None,
     max_ttft: options.MaxTtft = None,
     max_itl: options.MaxItl = None,
     min_throughput: options.MinThroughput = None,
     max_vram: options.MaxVram = None,
     max_quality_loss: options.MaxQualityLoss = None,
+    weights: options.WeightsText = None,
 ) -> None:
     """Show the ranking of a sweep, computed anew from its records.
 

@@ -19,12 +19,12 @@ def report(
     results: options.Results = "./kvray_results",
     run: options.RunId = None,
     objective: options.ObjectiveName = None,
-    weights: options.WeightsText = None,
     max_ttft: options.MaxTtft = None,
     max_itl: options.MaxItl = None,
     min_throughput: options.MinThroughput = None,
     max_vram: options.MaxVram = None,
     max_quality_loss: options.MaxQualityLoss = None,
+    weights: options.WeightsText = None,
 ) -> None:
     """Write plan, snippet and reports of a sweep again, from its records.
 

@@ -29,16 +29,13 @@ from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
 from kvray.endings import no_winner
-from kvray.record import TrialStatus
 from kvray.search import TuningSearch
 from kvray.workload import get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
 
 _ATTENTIONS = [one.value for one in AttentionBackend if one is not AttentionBackend.HUB_KERNEL]
-_AXES = options.SPACE
-_MACHINE = options.MACHINE
-_RARE = "Rarely needed"
+_SEARCH = "Search and confirming"
 
 
 @app.command()
@@ -48,9 +45,15 @@ def tune(
     context: options.Context = None,
     output_len: options.OutputLen = None,
     objective: options.ObjectiveName = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="Results folder or URI (s3://…).")] = "./kvray_results",
-    budget: Annotated[str | None, typer.Option(help="Time for search and confirming, e.g. 90s, 20m, 1.5h.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Id of a sweep in the results folder to go on with.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time for search and confirming: 90s, 20m or 1.5h.")
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Results folder or URI (s3://…).")
+    ] = "./kvray_results",
+    resume: Annotated[
+        str | None, typer.Option(metavar="ID", help="Go on with this sweep of the results folder.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show candidates, rejections and cells; start nothing.")
     ] = False,
@@ -63,92 +66,82 @@ def tune(
     cache: Annotated[
         str | None,
         typer.Option(
-            help=f"Caches: {', '.join(CacheStrategy)}; with settings as in 'sliding_window(window=1024,sinks=4)'.",
-            rich_help_panel=_AXES,
+            metavar="LIST",
+            help=f"Caches: {', '.join(CacheStrategy)}; with settings: 'sliding_window(window=1024)'.",
+            rich_help_panel=options.SPACE,
         ),
     ] = None,
     attention: Annotated[
         str | None,
-        typer.Option(help=f"Attention: {', '.join(_ATTENTIONS)}, or a hub kernel's name.", rich_help_panel=_AXES),
+        typer.Option(
+            metavar="LIST",
+            help=f"Attention: {', '.join(_ATTENTIONS)}, or a hub kernel's name.",
+            rich_help_panel=options.SPACE,
+        ),
     ] = None,
     dtype: options.Dtype = None,
     compile_: Annotated[
         str | None,
-        typer.Option("--compile", help=f"torch.compile modes: {', '.join(CompileMode)}.", rich_help_panel=_AXES),
+        typer.Option(
+            "--compile",
+            metavar="LIST",
+            help=f"torch.compile modes: {', '.join(CompileMode)}.",
+            rich_help_panel=options.SPACE,
+        ),
     ] = None,
     space: options.Space = DEFAULT_SPACE,
     device: options.Device = None,
     address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster.", rich_help_panel=_MACHINE)
-    ] = None,
-    slots: Annotated[int | None, typer.Option(help="Trials at the same time.", min=1, rich_help_panel=_MACHINE)] = None,
-    offline: options.Offline = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    batch_sizes: options.BatchSizes = None,
-    repeats: Annotated[int | None, typer.Option(help="Runs of each cell.", min=1, rich_help_panel=_RARE)] = None,
-    weights: options.WeightsText = None,
-    prefill_chunk: Annotated[
-        str | None,
-        typer.Option(help="Prompt tokens worked on at once, e.g. none,512; none: all.", rich_help_panel=_RARE),
-    ] = None,
-    weights_limit: Annotated[
         str | None,
         typer.Option(
-            help="MiB of GPU memory for weights, e.g. none,8000; the rest stays in host memory.", rich_help_panel=_RARE
+            metavar="HOST:PORT", help="A running Ray cluster; auto finds it.", rich_help_panel=options.MACHINE
         ),
     ] = None,
-    static_len: Annotated[
-        int | None,
-        typer.Option(help="Tokens that static caches hold, instead of the cell's.", min=1, rich_help_panel=_RARE),
-    ] = None,
-    search: Annotated[
-        str,
-        typer.Option(
-            help="model: launch what may win; grid: measure all; asha: launch all, stop the poor; optuna.",
-            rich_help_panel=_RARE,
-        ),
-    ] = SearchStrategy.MODEL,
-    max_trials: Annotated[
-        int | None, typer.Option(help="Launches of the search at most.", min=1, rich_help_panel=_RARE)
-    ] = None,
-    confirm: Annotated[
-        int,
-        typer.Option(
-            help="Rounds at most in which winner, rivals and baseline run again; 0: none.",
-            min=0,
-            rich_help_panel=_RARE,
-        ),
-    ] = CONFIRM_ROUNDS,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the search's and the confidence's draws.", min=0, rich_help_panel=_RARE)
-    ] = 0,
-    forecast: Annotated[
-        bool,
-        typer.Option(
-            "--forecast/--no-forecast",
-            help="Leave out what cannot fit into memory by forecast, or launch all.",
-            rich_help_panel=_RARE,
-        ),
-    ] = True,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that one phase of a trial may take.", min=1.0, rich_help_panel=_RARE)
-    ] = 600.0,
-    retry: Annotated[
-        str | None,
-        typer.Option(
-            help=f"With --resume: measure again what failed so: {', '.join(TrialStatus.failures())}; or what was "
-            "disturbed.",
-            rich_help_panel=_RARE,
-        ),
+    slots: Annotated[
+        int | None, typer.Option(metavar="N", help="Trials at the same time.", min=1, rich_help_panel=options.MACHINE)
     ] = None,
     wait_quiet: Annotated[
         str | None,
         typer.Option(
             metavar="[TIME]",
-            help="Wait until no other program keeps the device busy, before the first trial and between trials; "
-            "10m in all, or the time given.",
-            rich_help_panel=_RARE,
+            help="Wait up to 10m, or so long, until no other program keeps the device busy.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = None,
+    offline: options.Offline = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    search: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="model: launch what may win; grid: measure all; asha: launch all, stop the poor; optuna.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = SearchStrategy.MODEL,
+    max_trials: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Launches of the search at most.", min=1, rich_help_panel=_SEARCH),
+    ] = None,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Rounds at most in which winner, rivals and baseline run again; 0: none.",
+            min=0,
+            rich_help_panel=_SEARCH,
+        ),
+    ] = CONFIRM_ROUNDS,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Seed of the search and of the confidence.", min=0, rich_help_panel=_SEARCH),
+    ] = 0,
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="With --resume: measure again what failed so, or was disturbed: oom,crashed,disturbed.",
+            rich_help_panel=options.RARE,
         ),
     ] = None,
     force: Annotated[
@@ -156,9 +149,53 @@ def tune(
         typer.Option(
             "--force",
             help="With --resume on another machine, software, model or workload: measure all anew beside it.",
-            rich_help_panel=_RARE,
+            rich_help_panel=options.RARE,
         ),
     ] = False,
+    weights: options.WeightsText = None,
+    batch_sizes: options.BatchSizes = None,
+    repeats: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs of each cell.", min=1, rich_help_panel=options.RARE)
+    ] = None,
+    prefill_chunk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Prompt tokens worked on at once: none,512; none: all.",
+            rich_help_panel=options.RARE,
+        ),
+    ] = None,
+    weights_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="MiB of GPU memory for weights: none,8000; the rest stays in host memory.",
+            rich_help_panel=options.RARE,
+        ),
+    ] = None,
+    static_len: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that static caches hold, instead of the cell's.",
+            min=1,
+            rich_help_panel=options.RARE,
+        ),
+    ] = None,
+    no_forecast: Annotated[
+        bool,
+        typer.Option(
+            "--no-forecast",
+            help="Launch also what cannot fit into memory by forecast.",
+            rich_help_panel=options.RARE,
+        ),
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="S", help="Seconds that one phase of a trial may take.", min=1.0, rich_help_panel=options.RARE
+        ),
+    ] = 600.0,
     engine: options.Engine = "transformers",
 ) -> None:
     """Measure a model's KV-cache configurations, each in a fresh process, and decide.
@@ -211,7 +248,7 @@ def tune(
         max_trials=max_trials,
         confirm_rounds=confirm,
         seed=seed,
-        forecast=forecast,
+        forecast=not no_forecast,
     )
     if dry_run:
         print_preview(TuningSearch(config=config).preview(), config, as_json=as_json)

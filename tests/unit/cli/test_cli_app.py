@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,42 @@ def test_every_command_of_the_list_exists_and_explains_itself(capsys: pytest.Cap
     for name in COMMANDS:
         assert run([name, "--help"], verbose=False) == 0
         assert f"kvray {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_into_eighty_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([command, "--help"], verbose=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "…" in line.replace("(s3://…)", "")], "a text is cut"
+
+
+def test_the_help_of_tune_begins_with_what_most_people_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    run(["tune", "--help"], verbose=False)
+    text = capsys.readouterr().out
+    panels = re.findall(r"╭─ (.*?) ─", text)
+    assert panels[:2] == ["Arguments", "Options"]
+    assert panels[-1] == "Rarely needed"
+    common = text.partition("╭─ Options ─")[2].partition("╰")[0]
+    assert re.findall(r"│ (--[\w-]+)", common) == [
+        "--profile",
+        "--context",
+        "--output-len",
+        "--objective",
+        "--budget",
+        "--output",
+        "--resume",
+        "--dry-run",
+        "--json",
+        "--help",
+    ]
+    assert len(text.splitlines()) < 115
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
