@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+
+from typing_extensions import override
 
 from kvray.analysis.launching import Prediction
 from kvray.candidate import Candidate
+from kvray.observer import SearchObserver
 from kvray.preview import Preview
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
+from kvray.sweep.observer import SweepObserver
 from kvray.sweep.outlook import Outlook
-from kvray.sweep.progress import SweepObserver
 from kvray.sweep.recording import forecast_columns
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
-
-
-class SearchObserver(SweepObserver, Protocol):
-    """Hears how the job goes on, in the driver's process."""
-
-    def measuring_device(self) -> None:
-        """The device's rates are measured now, for they never were undisturbed: a few seconds."""
-
-    def search_started(
-        self,
-        preview: Preview,
-        manifest: SweepManifest,
-        recorded: Sequence[TrialResult],
-        positions: PositionBoard | None = None,
-    ) -> None:
-        """Everything is known and checked; `recorded` is what earlier attempts at the sweep have measured. `positions`
-        tells how far the running trials are."""
 
 
 class Recorder(SweepObserver):
@@ -57,23 +42,24 @@ class Recorder(SweepObserver):
         """After the last trial: candidates that were not launched, each with the reason, and what was predicted."""
         self._keep_unlaunched(skipped, TrialStatus.SKIPPED, expected)
 
+    @override
     def trial_started(self, spec: TrialSpec) -> None:
-        """See `SweepObserver`."""
         if self._observer is not None:
             self._observer.trial_started(spec)
 
+    @override
     def rung_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`."""
         if self._observer is not None:
             self._observer.rung_finished(result)
 
+    @override
     def trial_lost(self, spec: TrialSpec) -> None:
-        """See `SweepObserver`."""
         if self._observer is not None:
             self._observer.trial_lost(spec)
 
+    @override
     def trial_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`. A view does not hear of interrupted trials: the words with which the sweep ends do."""
+        """The observer is not told of interrupted trials, because the message that ends the sweep names them."""
         if result.record.status is TrialStatus.INTERRUPTED:
             self._keep_interrupted(result)
             return
@@ -86,8 +72,8 @@ class Recorder(SweepObserver):
         if all(one.record.trial_id != result.record.trial_id for one in self._keeper.results):
             self._keeper.keep(result)
 
+    @override
     def outlook_changed(self, outlook: Outlook) -> None:
-        """See `SweepObserver`."""
         if self._observer is not None:
             self._observer.outlook_changed(outlook)
 

@@ -18,11 +18,12 @@ from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
+from kvray.observer import SearchObserver
 from kvray.preview import Preview, check_request, described_model, known_hardware, preview_sweep, requested_model
 from kvray.probes.company import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role
-from kvray.recorder import Recorder, SearchObserver
+from kvray.recorder import Recorder
 from kvray.result import TuneResult
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper

@@ -12,11 +12,13 @@ from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
+from kvray.observer import SearchObserver
 from kvray.preview import Preview
 from kvray.ratios import speed_text, tok_s_text
 from kvray.record import Phase, Role, TrialResult, TrialStatus
@@ -218,7 +220,7 @@ def _standing(label: str, role: Role, trial_id: str) -> Standing:
     )
 
 
-class LineProgress:
+class LineProgress(SearchObserver):
     """One line per event, for logs and pipes, and one every `QUIET_S` without any. Use it as a context manager."""
 
     def __init__(self, console: Console, *, quiet_s: float = QUIET_S) -> None:
@@ -239,10 +241,11 @@ class LineProgress:
         self._said.set()
         self._thread.join()
 
+    @override
     def measuring_device(self) -> None:
-        """See `SearchObserver`."""
         self._print(MEASURING)
 
+    @override
     def search_started(
         self,
         preview: Preview,
@@ -250,7 +253,6 @@ class LineProgress:
         recorded: Sequence[TrialResult],
         positions: PositionBoard | None = None,
     ) -> None:
-        """See `SearchObserver`."""
         self._preview = preview
         self._state.start(preview, manifest, recorded, positions)
         self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
@@ -259,26 +261,26 @@ class LineProgress:
         if self._state.recalled:
             self._print(self._state.recalled)
 
+    @override
     def outlook_changed(self, outlook: Outlook) -> None:
-        """See `SweepObserver`."""
         self._state.outlook = outlook
 
+    @override
     def trial_started(self, spec: TrialSpec) -> None:
-        """See `SweepObserver`."""
         self._state.begin(spec)
         self._print(f"{'again' if spec.role is Role.CONFIRM else 'start':<7} {spec.candidate.label}")
 
+    @override
     def rung_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`."""
         self._print(f"rung {result.record.rung}  {_figures(self._update(result, ended=False))}")
 
+    @override
     def trial_lost(self, spec: TrialSpec) -> None:
-        """See `SweepObserver`."""
         self._state.lose(spec)
         self._print(f"{LOST:<7} {spec.candidate.label} · its slot or node died; it runs again")
 
+    @override
     def trial_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`."""
         standing = self._update(result, ended=True)
         why = f" · {clean_line(result.record.message)}" if result.record.message else ""
         self._print(f"{standing.state:<7} {_figures(standing)}{why}")
@@ -302,7 +304,7 @@ class LineProgress:
                 self._console.print(Text(f"        {self._state.pulse_line()}"), soft_wrap=True)
 
 
-class LiveProgress:
+class LiveProgress(SearchObserver):
     """A table that redraws itself, for terminals. Use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
@@ -317,10 +319,11 @@ class LiveProgress:
     def __exit__(self, *exception: object) -> None:
         self._live.stop()
 
+    @override
     def measuring_device(self) -> None:
-        """See `SearchObserver`."""
         self._live.console.print(Text(MEASURING, style="dim"))
 
+    @override
     def search_started(
         self,
         preview: Preview,
@@ -328,28 +331,27 @@ class LiveProgress:
         recorded: Sequence[TrialResult],
         positions: PositionBoard | None = None,
     ) -> None:
-        """See `SearchObserver`."""
         self._preview = preview
         self._state.start(preview, manifest, recorded, positions)
 
+    @override
     def outlook_changed(self, outlook: Outlook) -> None:
-        """See `SweepObserver`."""
         self._state.outlook = outlook
 
+    @override
     def trial_started(self, spec: TrialSpec) -> None:
-        """See `SweepObserver`."""
         self._state.begin(spec)
 
+    @override
     def rung_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`."""
         self._update(result, ended=False)
 
+    @override
     def trial_lost(self, spec: TrialSpec) -> None:
-        """See `SweepObserver`."""
         self._state.lose(spec)
 
+    @override
     def trial_finished(self, result: TrialResult) -> None:
-        """See `SweepObserver`."""
         self._update(result, ended=True)
 
     def _update(self, result: TrialResult, *, ended: bool) -> None:

@@ -10,7 +10,8 @@ from kvray.candidate import DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.capacity import Capacity
 from kvray.sweep.course import Course
-from kvray.sweep.progress import ObserverCallback, SweepObserver
+from kvray.sweep.observer import SweepObserver
+from kvray.sweep.progress import ObserverCallback
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.searcher import CourseSearcher
 from kvray.sweep.session import RaySession, living_nodes

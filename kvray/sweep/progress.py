@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 
 from kvray.record import TrialResult, TrialStatus
+from kvray.sweep.observer import SweepObserver
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import blank_record
 from kvray.sweep.slot import MOST_ATTEMPTS, ORDER, RESULT, TrialOrder
 from kvray.trial.spec import TrialSpec
-
-
-class SweepObserver(Protocol):
-    """Hears of every trial, in the driver's process, in order. What it raises ends the sweep."""
-
-    def trial_started(self, spec: TrialSpec) -> None:
-        """A slot took the trial; again after `trial_lost`."""
-
-    def rung_finished(self, result: TrialResult) -> None:
-        """The trial completed `result.record.rung` and may go on or be stopped."""
-
-    def trial_lost(self, spec: TrialSpec) -> None:
-        """The trial's slot or its node died; the trial runs again from its beginning on another."""
-
-    def trial_finished(self, result: TrialResult) -> None:
-        """The trial ended, with its final status. Called exactly once per trial that was started."""
-
-    def outlook_changed(self, outlook: Outlook) -> None:
-        """What is still to come, told before `trial_started` and `trial_finished`."""
 
 
 class ObserverCallback(tune.Callback):

@@ -398,7 +398,7 @@ def test_what_misses_a_limit_is_measured_to_its_end_and_never_the_best(missed: M
 
 
 def test_reports_of_missed_limits_say_so_and_there_is_no_plan(missed: Missed) -> None:
-    assert "**No candidate keeps the limits. dynamic/" in missed.report("report.md").replace("\\", "")
+    assert "No candidate keeps the limits. dynamic/" in missed.report("report.md").replace("\\", "")
     assert "Measured, misses a limit" in missed.report("report.md")
     assert "Measured, misses a limit" in missed.report("report.html")
     assert list((missed.folder / "reports").glob("*/best_plan.json")) == []
