@@ -14,7 +14,7 @@ from kvray.errors import InvalidValueError
 
 ParamValue = bool | int | float | str
 MOST_DIGITS = 18
-"""Of a whole number that a user writes: more would not fit into 64 bits, where it is stored."""
+"""Most digits of a whole number that a user writes: more would not fit into the 64 bits in which it is stored."""
 CACHE_PARAM_TYPES = (bool, int, float, str)
 TRUSTED_KERNELS = "kernels-community/"
 """Begins the names of kernels that Transformers itself trusts. Any other is compiled code by anybody."""
@@ -80,7 +80,7 @@ class CacheStrategy(Choice):
     QUANTIZED = "quantized"
     """Keys and values in 8 bits or fewer. Changes what the model sees."""
     PAGED = "paged"
-    """In pages that requests share (continuous batching); the engine schedules them by itself."""
+    """Held in pages that requests share (continuous batching); the engine schedules them by itself."""
 
     @property
     def is_lossy(self) -> bool:

@@ -29,7 +29,7 @@ _logger = logging.getLogger("kvray.endings")
 
 
 def write_up(keeper: RecordKeeper, profile: WorkloadProfile) -> TuneResult:
-    """The sweep read back from where all of it lies, its files merged, plan and reports beside them.
+    """Read the sweep back from where all of it is, merge its files, and write plan and reports beside them.
 
     Raises:
         OutputError: it could be written nowhere.

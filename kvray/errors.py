@@ -45,7 +45,7 @@ class InvalidValueError(KvrayError):
 
 
 class ProfileError(KvrayError):
-    """A workload profile is unknown, malformed, or keeps no context length for the model."""
+    """A workload profile is unknown, malformed, or none of its context lengths fits the model."""
 
     exit_code = 3
 

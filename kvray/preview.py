@@ -216,7 +216,7 @@ def _local_device(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceTyp
 
 
 def _threads(config: TuneConfig) -> int | None:
-    """Of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
+    """Threads of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
     if config.slots is None or config.slots == 1:
         return openmp_threads() or quota_threads()
     return openmp_threads() or max(1, available_cpus() // config.slots)
@@ -375,7 +375,7 @@ def _check_obstacles(config: TuneConfig, menu: Sequence[AxisValue]) -> None:
 
 
 def _obstacle(value: str, obstacles: Mapping[str, str | None]) -> str | None:
-    """Of a value with other settings than the menu's, the obstacle is that of its bare name, if any."""
+    """The obstacle of a value. With other settings than the menu's it is that of the bare name, if there is one."""
     bare = value.partition("(")[0]
     if value in obstacles or bare in obstacles:
         return obstacles.get(value) or obstacles.get(bare)

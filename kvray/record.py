@@ -48,7 +48,7 @@ class TrialStatus(enum.StrEnum):
 
     @classmethod
     def failures(cls) -> tuple[TrialStatus, ...]:
-        """Those that are."""
+        """The statuses that are failures."""
         return tuple(status for status in cls if status.is_failure)
 
     @property

@@ -21,7 +21,7 @@ from kvray.trial.spec import TrialSpec
 
 
 class Recorder(SweepObserver):
-    """The records of one attempt at a sweep. `observer`, which may be missing, hears of everything afterwards."""
+    """The records of one attempt at a sweep. `observer`, which may be missing, is told of everything afterwards."""
 
     def __init__(
         self, keeper: RecordKeeper, preview: Preview, manifest: SweepManifest, observer: SearchObserver | None
@@ -68,7 +68,7 @@ class Recorder(SweepObserver):
             self._observer.trial_finished(result)
 
     def _keep_interrupted(self, result: TrialResult) -> None:
-        """Unless the trial was to replace a recorded failure, which then stays."""
+        """Keep the trial, unless it was to replace a recorded failure, which then stays."""
         if all(one.record.trial_id != result.record.trial_id for one in self._keeper.results):
             self._keeper.keep(result)
 

@@ -50,7 +50,7 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def _without_secrets(url: re.Match[str]) -> str:
-    """Also of a URL within one, as proxies have them."""
+    """Redact a URL within a URL too, as proxies have them."""
     kept, rest = [], url[0]
     while rest:
         if "@" in rest:

@@ -101,7 +101,7 @@ def read_measured(store: ResultsStore, run_id: str, judging: Judging | None = No
 
 
 def info_of(result: TuneResult) -> ReportInfo:
-    """What reports of it show."""
+    """What reports show of the sweep."""
     return report_info(result.manifest, result.results, result.analysis, result.set_aside)
 
 

@@ -60,7 +60,7 @@ class TuningSearch:
     Args:
         config: what to tune.
         adapter: the engine; by default the one that `config.engine` names.
-        observer: hears of every trial.
+        observer: is told of every trial.
         arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
     """
 

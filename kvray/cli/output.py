@@ -17,14 +17,14 @@ from kvray.result import TuneResult, info_of
 
 
 def print_report(result: TuneResult) -> None:
-    """Ranking and headline on stdout, then where plan and reports are."""
+    """Print headline and ranking, then where plan and reports are."""
     console = Console()
     console.print(render_terminal(info_of(result)))
     print_paths(result, console)
 
 
 def print_paths(result: TuneResult, console: Console) -> None:
-    """Where the files of a sweep lie."""
+    """Print where the files of a sweep are."""
     paths = result.paths
     files = {"report": paths.report_html, "as Markdown": paths.report_markdown, "as Parquet": paths.ranking}
     if result.analysis.ranking.entries:

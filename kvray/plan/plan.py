@@ -125,7 +125,7 @@ class PlannedWinner(PlannedCandidate):
 
 
 class Range(_PlanPart):
-    """Both ends belong to it; `None` is open."""
+    """A range that includes both ends; `None` is open."""
 
     min: NotNegative | None = None
     max: NotNegative | None = None
@@ -173,7 +173,7 @@ class RuleCondition(_PlanPart):
         return self == RuleCondition()
 
     def holds(self, *, context_tokens: int, batch_size: int, free_vram_mib: float | None) -> bool:
-        """Whether a request meets it. What waits for an event is met by no request."""
+        """Whether a request meets it. No request meets a condition that waits for an event."""
         return self.on is None and all(
             wanted is None or wanted.holds(value)
             for wanted, value in (
@@ -206,7 +206,7 @@ class Plan(_PlanPart):
     """What to run, when to run something else, and why.
 
     Attributes:
-        kvray_version: that wrote the plan; the one that measured is in `fingerprint`.
+        kvray_version: the version that wrote the plan; the one that measured is in `fingerprint`.
         created_at: when the plan was written; `measured_at` is when its sweep began.
         model_revision: what identifies the weights that were measured (a commit of the hub, a file's hash).
         loader: what of the engine's library loads the model, where there is a choice.
@@ -260,7 +260,7 @@ class Plan(_PlanPart):
 
     @property
     def foreign_code(self) -> tuple[str, ...]:
-        """What of the plan is code by others, each as a phrase: who applies the plan must trust its authors."""
+        """Code by others that the plan runs, each as a phrase. Whoever applies the plan must trust its authors."""
         kernels = {one.candidate.foreign_kernel for one in self.candidates.values()} - {None}
         own = ("Python code that the model brings",) if self.trust_remote_code else ()
         return (*own, *(f"kernel {name} from the hub" for name in sorted(filter(None, kernels))))
@@ -340,7 +340,7 @@ _OTHER_FILES = {
     "context_lengths": "it is the profile of a workload",
     "model_type": "it is the config of a model",
 }
-"""By a key that they have: files that are taken for plans."""
+"""Files that are mistaken for plans, each by a key that it has."""
 
 
 def _check_version(data: object, path: str | Path) -> None:

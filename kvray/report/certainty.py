@@ -95,7 +95,7 @@ def _left_out(stopped: int, skipped: int) -> str:
 
 
 def _measured_once(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Those among winner, ties and baseline that ran in one process while another ran in more."""
+    """Labels of winner, ties and baseline that ran in one process while another of them ran in more."""
     compared = [row for row in rows if row.is_winner or row.is_tied or row.is_baseline]
     once = tuple(row.label for row in compared if row.processes == 1)
     return once if len(once) < len(compared) else ()

@@ -17,7 +17,7 @@ _FIGURE = re.compile(r"\d[\d.]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Disturbances:
-    """Of a sweep's runs, without those of trials that were replaced by undisturbed ones.
+    """How many of a sweep's runs were disturbed, without those of trials that undisturbed ones have replaced.
 
     Attributes:
         reason: the most frequent one, with the figures of its first run; `None` where none is recorded.
@@ -31,7 +31,7 @@ class Disturbances:
 
     @property
     def share(self) -> float:
-        """Of the runs; 0 when there are none."""
+        """Share of the runs; 0 when there are none."""
         return self.disturbed / self.runs if self.runs else 0.0
 
     @property
@@ -62,7 +62,7 @@ class Disturbances:
 
 
 def disturbances(results: Sequence[TrialResult]) -> Disturbances:
-    """Count them."""
+    """Count the disturbed runs of a sweep."""
     runs = [run for result in without_replaced(results) for run in result.runs]
     return Disturbances(
         runs=len(runs),

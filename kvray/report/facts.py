@@ -219,7 +219,7 @@ def _scheduling(records: Sequence[TrialRecord]) -> str:
 
 
 def _values(values: Iterable[object]) -> str:
-    """The distinct ones: numbers by size, then texts."""
+    """The distinct values: numbers by size, then texts."""
     distinct = {value if isinstance(value, int | float) else str(value) for value in values if value is not None}
     ordered = sorted(distinct, key=lambda one: (isinstance(one, str), one))
     return ", ".join(dict.fromkeys(formats.clean_line(str(value)) for value in ordered))

@@ -35,8 +35,8 @@ class MissedRow:
 
 
 def missed_rows(ranking: Ranking, limits: Limits) -> tuple[MissedRow, ...]:
-    """Those that measured every cell, nearest to the limits first; where nothing is ranked, those that were ended for a
-    loss of quality, too."""
+    """A row for each candidate that misses a limit and measured every cell, nearest to the limits first. Where nothing
+    is ranked, candidates that were ended for a loss of quality are included."""
     metrics = {one.record.trial_id: one.metrics for one in ranking.unranked}
     near = nearest_misses(ranking, limits, at_most=_MOST)
     return tuple(

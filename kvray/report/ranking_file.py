@@ -90,7 +90,7 @@ class _Table:
         }
 
     def _gain(self, one: _Listed) -> Gain | None:
-        """Of one that is not ranked, by its figures alone."""
+        """The gain of a candidate that is not ranked, by its figures alone."""
         if isinstance(one, RankedCandidate):
             return one.gain
         baseline = self.analysis.ranking.baseline

@@ -72,7 +72,7 @@ def confirm_fact(manifest: SweepManifest, results: Sequence[TrialResult]) -> str
 
 
 def repeats_fact(manifest: SweepManifest) -> str:
-    """That only the baseline has all repeats in one process, where that is so."""
+    """Says that only the baseline has all repeats in one process; empty where that is not so."""
     if manifest.search != SearchStrategy.MODEL or not manifest.confirm_rounds:
         return ""
     return " Only the baseline runs rung 2; others that may win are measured again in further processes instead."
@@ -98,7 +98,7 @@ def forecast_fact(results: Sequence[TrialResult], winner_id: str | None) -> str:
 
 
 def open_question(manifest: SweepManifest, results: Sequence[TrialResult]) -> str | None:
-    """That a search which was cut short may have missed the best candidate, and which one that most likely is."""
+    """Says which candidate may be better than the best measured one, if the search was cut short; else `None`."""
     if manifest.max_trials is None and manifest.budget_s is None:
         return None
     skipped = [one.record for one in results if one.record.status is TrialStatus.SKIPPED]

@@ -12,7 +12,7 @@ from kvray.errors import InvalidValueError
 from kvray.space.constraints import RULES, Rule, SpaceFacts, first_objection
 
 MOST_CANDIDATES = 20_000
-"""Rejected ones included. The full space of a GPU has three thousand for each batch size."""
+"""Most points of a space, rejected ones included. The full space of a GPU has three thousand per batch size."""
 
 
 @dataclass(frozen=True, kw_only=True)
