@@ -1,4 +1,4 @@
-"""Small files that people write and pass around: plans, profiles, spaces. Read whole, up to a size that none of them reaches."""
+"""Small files that people write and pass around: plans, profiles, spaces. Read whole, up to a size that none has."""
 
 from __future__ import annotations
 

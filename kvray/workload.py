@@ -20,7 +20,7 @@ from kvray.judgement import Objective as Objective
 PositiveInt = Annotated[int, Field(gt=0, le=2**31 - 1)]
 _MOST_BYTES = 1 << 20
 MOST_LENGTHS = 100
-"""Most entries of a list in a profile. Each cell is measured several times by each candidate, so a longer one is a mistake."""
+"""Most entries of a list in a profile. Every candidate measures each cell several times; a longer list is a mistake."""
 RUNG0_OUTPUT_TOKENS = 16
 LONGEST_NAME = 80
 _CHANGED = ", changed"
@@ -87,8 +87,8 @@ class WorkloadProfile(BaseModel):
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The part that decides which runs are made: lengths, batch sizes and repeats. Weights and limits judge what was
-        measured, name and description do neither."""
+        """The part that decides which runs are made: lengths, batch sizes and repeats. Weights and limits judge what
+        was measured, name and description do neither."""
         return self.model_dump(mode="json", exclude=_NOT_MEASURED)
 
     @property
