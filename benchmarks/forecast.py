@@ -31,7 +31,7 @@ from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.loaded import TransformersModel
-from kvray.errors import KvrayError, first_line
+from kvray.errors import KvrayError, sentence_of
 from kvray.forecast.memory import MIB, memory_need
 from kvray.forecast.prediction import CellForecast
 from kvray.preview import Preview, known_hardware, preview_sweep
@@ -154,7 +154,7 @@ def measured(name: str, model_id: str, candidate: Candidate, preview: Preview) -
         ]
         model.close()
     except KvrayError as error:
-        print(f"{name} {candidate.label}: {first_line(error)}", file=sys.stderr)
+        print(f"{name} {candidate.label}: {sentence_of(error)}", file=sys.stderr)
         return []
     print(f"{name} {candidate.label}", file=sys.stderr, flush=True)
     return pairs

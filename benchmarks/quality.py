@@ -22,7 +22,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.loaded import TransformersModel
-from kvray.errors import KvrayError, first_line
+from kvray.errors import KvrayError, sentence_of
 from kvray.record import Role
 from kvray.trial.protocol import TrialProtocol
 from kvray.trial.quality import QualityLoss, Reference, compare, forced_tokens, summarize
@@ -171,7 +171,7 @@ def _loss(model: str, case: Case, cell: Cell, reference: Reference) -> QualityLo
     try:
         return compare(reference, _forced(model, case, cell))
     except KvrayError as error:
-        return first_line(error)
+        return sentence_of(error)
 
 
 def _forced(model: str, case: Case, cell: Cell) -> Any:

@@ -5,6 +5,7 @@ Raised anywhere, shown as one line by `kvray.cli`. A trial that fails is not an 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -166,7 +167,31 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, with its type where the text is empty."""
+def sentence_of(error: BaseException) -> str:
+    """What an error says, on one line: its first line, with the next ones where it only announces them, and no more
+    than a few sentences. The advice and reports of libraries that follow are left to logs. kvray's own errors are told
+    whole."""
+    if isinstance(error, KvrayError):
+        return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    text, *rest = lines
+    while text.endswith(":") and rest:
+        text = f"{text} {rest.pop(0)}"
+    return _first_sentences(" ".join(text.split()))
+
+
+_MOST_TOLD = 240
+"""Characters of a library's error."""
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`\"'(])")
+
+
+def _first_sentences(text: str) -> str:
+    """As many whole sentences as there is room for, or else the beginning of the first."""
+    told, *others = _SENTENCE_END.split(text)
+    for sentence in others:
+        if len(told) + 1 + len(sentence) > _MOST_TOLD:
+            break
+        told = f"{told} {sentence}"
+    return told if len(told) <= _MOST_TOLD else f"{told[: _MOST_TOLD - 2].rsplit(' ', 1)[0]} …"

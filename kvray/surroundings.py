@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvray.config import TuneConfig
-from kvray.errors import OutputError, first_line
+from kvray.errors import OutputError, sentence_of
 from kvray.preview import detect_device
 from kvray.probes.company import QuietWait, announced_sweep, disturbers, quota_notes
 from kvray.redaction import redact
@@ -63,6 +63,6 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="kvray-", ignore_cleanup_errors=True)
     except OSError as error:
         raise OutputError(
-            f"No temporary folder can be made: {first_line(error)}.",
+            f"No temporary folder can be made: {sentence_of(error)}.",
             hint="Set TMPDIR to a folder that can be written and has space.",
         ) from error

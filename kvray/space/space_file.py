@@ -21,7 +21,7 @@ import yaml
 
 from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
 from kvray.documents import read_document
-from kvray.errors import InvalidValueError, did_you_mean
+from kvray.errors import InvalidValueError, did_you_mean, sentence_of
 from kvray.space.search_space import MOST_CANDIDATES, Axes
 
 _MOST_BYTES = 100_000
@@ -44,7 +44,7 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
             hint=f"{did_you_mean(path, ('default', 'full'))}A space is default, full, or a YAML file.",
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidValueError(f"Space file {str(path)!r} is not valid YAML: {_first_line(error)}.") from error
+        raise InvalidValueError(f"Space file {str(path)!r} is not valid YAML: {_reason(error)}.") from error
     _check_size(data, path)
     if not isinstance(data, list) or not data or not all(isinstance(block, dict) for block in data):
         raise InvalidValueError(
@@ -105,5 +105,9 @@ _AXES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _reason(error: Exception) -> str:
+    """What is wrong and where; the parser says first what it was reading."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem}, in line {mark.line + 1}, column {mark.column + 1}"
+    return sentence_of(error)

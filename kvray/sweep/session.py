@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from kvray.errors import SweepError, first_line
+from kvray.errors import SweepError, sentence_of
 from kvray.probes.cpu import available_cpus
 from kvray.standard_error import own_descriptor, say
 from kvray.sweep.guardian import Guardian, remove_folders
@@ -139,7 +139,7 @@ class RaySession:
         if self._address:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]  # two versions that do not match take six lines
             return SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}")
-        return SweepError(f"Ray cannot start: {first_line(error).rstrip('.')}.", hint=_ROOM_HINT)
+        return SweepError(f"Ray cannot start: {sentence_of(error).rstrip('.')}.", hint=_ROOM_HINT)
 
     def check_alive(self) -> None:
         """Ask while a sweep runs: Tune waits for ever for a Ray whose servers have died.

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kvray.engines.base import EngineAdapter, OutOfMemoryError, SubstitutedError, UnsupportedError
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 from kvray.probes.cpu import set_normal_priority
 from kvray.probes.gpu import process_memory_mib
 from kvray.record import TrialStatus
@@ -66,7 +66,7 @@ def _run(protocol: TrialProtocol) -> Event:
     except Exception as error:  # noqa: BLE001  (the boundary: every failure of a trial becomes its status)
         traceback.print_exc()
         status = _status_of(error)
-        message = first_line(error)
+        message = sentence_of(error)
         if status is TrialStatus.ERROR:
             message = f"{type(error).__name__}: {message}"
         return TrialEnded(status=status, phase=protocol.phase, message=message, facts=protocol.facts)

@@ -25,7 +25,7 @@ from kvray.engines.base import (
     SubstitutedError,
     UnsupportedError,
 )
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import available_cpus
 from kvray.probes.disturbance import TrialWatch
@@ -161,10 +161,10 @@ class TrialProtocol:
             with self._busy():
                 loss = compare(load_reference(path), model.forced_log_probabilities(forced))
         except (UnsupportedError, OutOfMemoryError, IncomparableError) as error:
-            self.facts = replace(self.facts, quality_note=first_line(error))
+            self.facts = replace(self.facts, quality_note=sentence_of(error))
             return
         except QualityError as error:
-            self.facts = replace(self.facts, quality_note=first_line(error))
+            self.facts = replace(self.facts, quality_note=sentence_of(error))
             if reference.enforced and self._spec.profile.limits.max_quality_loss is not None:
                 raise
             return

@@ -25,7 +25,7 @@ import numpy as np
 from kvray.config import cache_dir
 from kvray.engines.base import EngineAdapter
 from kvray.engines.prompts import forced_text, prompt_text
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 from kvray.file_systems import write_whole
 from kvray.probes.environment import capture_environment
 from kvray.trial.orphans import die_with_parent
@@ -76,7 +76,7 @@ def load_reference(path: Path) -> Reference:
     except (
         Exception
     ) as error:  # what lies in a cache may be torn anywhere, and zip, zlib and NumPy each say so in their way
-        raise IncomparableError(f"the reference {str(path)!r} cannot be read: {first_line(error)}") from error
+        raise IncomparableError(f"the reference {str(path)!r} cannot be read: {sentence_of(error)}") from error
     if not _is_whole(reference):
         raise IncomparableError(f"the reference {str(path)!r} is damaged: its arrays do not go together")
     return reference
@@ -163,7 +163,7 @@ def _make_and_exit(spec: TrialSpec, adapter: EngineAdapter, path: Path, writer: 
         save_reference(_measure(spec, adapter), path)
     except BaseException as error:  # noqa: BLE001  (the boundary: whatever happened is told to the parent)
         traceback.print_exc()
-        os.write(writer, f"{type(error).__name__}: {first_line(error)}".encode())
+        os.write(writer, f"{type(error).__name__}: {sentence_of(error)}".encode())
     finally:
         os._exit(0)
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kvray import errors
 from kvray.candidate import DType
-from kvray.errors import InvalidValueError, KvrayError, describe_problems, did_you_mean, first_line
+from kvray.errors import InvalidValueError, KvrayError, describe_problems, did_you_mean, sentence_of
 
 
 def test_every_error_has_an_exit_code_of_its_own() -> None:
@@ -79,9 +79,38 @@ def test_another_word_is_only_suggested_where_it_is_allowed() -> None:
     assert did_you_mean("x" * 100_000, ["latency"]) == ""
 
 
-def test_the_first_line_of_an_error_is_its_first_line_with_text() -> None:
-    assert first_line(ValueError("\n\n  one\ntwo")) == "one"
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\n\n  one\ntwo", "one"),
+        (
+            "Class validation error for validator 'validate_architecture':\n    ValueError: The hidden size is odd.",
+            "Class validation error for validator 'validate_architecture': ValueError: The hidden size is odd.",
+        ),
+        (
+            "backend='inductor' raised:\nInductorError:\nNo C compiler.\n\nSet TORCHDYNAMO_VERBOSE=1 for more.",
+            "backend='inductor' raised: InductorError: No C compiler.",
+        ),
+        ("it ends so:", "it ends so:"),
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.11 GiB, of which 1.2 GiB are free. "
+            + "If reserved memory is large, try PYTORCH_ALLOC_CONF=expandable_segments:True. " * 5,
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.11 GiB, of which 1.2 GiB are free. "
+            "If reserved memory is large, try PYTORCH_ALLOC_CONF=expandable_segments:True.",
+        ),
+        ("No such file: /a.b/c.d. version 1.2. is not 3.4.", "No such file: /a.b/c.d. version 1.2. is not 3.4."),
+        ("word " * 100, "word " * 47 + "…"),
+    ],
+)
+def test_a_librarys_error_is_told_in_the_sentence_that_tells(text: str, told: str) -> None:
+    assert sentence_of(ValueError(text)) == told
 
 
-def test_an_error_without_text_is_named_by_its_type() -> None:
-    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+def test_an_error_of_kvrays_own_is_told_whole() -> None:
+    error = KvrayError("It\nfailed. " * 40, hint="Do that.")
+    assert sentence_of(error) == " ".join(str(error).split())
+    assert sentence_of(error).endswith("Do that.")
+
+
+def test_an_error_without_words_is_told_by_its_type() -> None:
+    assert sentence_of(KeyboardInterrupt()) == "KeyboardInterrupt"

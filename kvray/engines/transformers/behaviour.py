@@ -15,7 +15,7 @@ from typing import Any
 
 from kvray.engines.transformers.ordinary_ids import ordinary_ids
 from kvray.engines.transformers.small_config import small_config
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 
 _TOKENS, _PREFIX, _NEW = 24, 16, 2
 _MOST_PARAMETERS = 50_000_000
@@ -110,7 +110,7 @@ def _change_by_later_tokens(model: Any, prompt: Any) -> float:
 
 def _needs_more(error: Exception, parameters: frozenset[str]) -> str | None:
     """An objection where `error` names another input than the text."""
-    words = first_line(error)
+    words = sentence_of(error)
     others = {name for name in parameters if name.startswith(("pixel", "image", "input_features", "audio", "bbox"))}
     return f"does not write from text alone: {words}" if any(name in words for name in others) else None
 
@@ -124,7 +124,7 @@ def _tried_with_cache(model: Any, prompt: Any) -> Finding:
     except Exception as refusal:  # noqa: BLE001  (the model's code, as above)
         with contextlib.suppress(Exception):
             _generate(model, prompt)
-            return Finding(objection=f"takes no cache but its own: {first_line(refusal).removesuffix('.')}")
+            return Finding(objection=f"takes no cache but its own: {sentence_of(refusal).removesuffix('.')}")
         return Finding()
     if not any(getattr(layer, "keys", None) is not None and layer.keys.numel() for layer in cache.layers):
         return Finding(objection="keeps no keys and values in the cache that it is given")

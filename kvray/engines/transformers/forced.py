@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 from kvray.engines.base import DECODED_TOKENS, ForcedToken, UnsupportedError
 from kvray.engines.transformers.sliding_window import SinkWindowLayer
 from kvray.engines.transformers.translation import is_out_of_memory
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 from kvray.workload import Cell
 
 CHUNK_TOKENS = 64
@@ -151,7 +151,7 @@ def _continue(model: Any, cache: Any, ids: torch.Tensor, new_tokens: int) -> tup
     except (RuntimeError, IndexError, TypeError) as error:  # decoding token by token may well work
         if is_out_of_memory(error):
             raise
-        raise UnsupportedError(f"the cache does not go on with {new_tokens} tokens: {first_line(error)}") from error
+        raise UnsupportedError(f"the cache does not go on with {new_tokens} tokens: {sentence_of(error)}") from error
     # A model that starts anew in a cache of its own says something of every token.
     return output.logits[:, -new_tokens:], output.past_key_values
 

@@ -14,7 +14,7 @@ from kvray.config import cache_dir
 from kvray.engines.transformers.gguf_header import check_gguf_file
 from kvray.engines.transformers.hashes import file_sha256, known_sha256
 from kvray.engines.transformers.tensors import named_tensors
-from kvray.errors import KvrayError, ModelError, first_line
+from kvray.errors import KvrayError, ModelError, sentence_of
 from kvray.file_systems import NO_RENAME
 from kvray.probes.holds import exclusively
 
@@ -41,7 +41,7 @@ def converted_gguf(gguf: Path) -> Path:
                 _convert_gguf(gguf, target, alone=alone)
     except OSError as error:
         raise ModelError(
-            f"GGUF file {str(gguf)!r} cannot be converted into {str(target.parent)!r} ({first_line(error)}).",
+            f"GGUF file {str(gguf)!r} cannot be converted into {str(target.parent)!r} ({sentence_of(error)}).",
             hint="Set KVRAY_CACHE to a folder with room for the weights.",
         ) from error
     return target
@@ -84,13 +84,13 @@ def _check_architecture(gguf: Path) -> None:
             raise _cannot_be_converted(gguf, error) from error
         raise ModelError(
             f"GGUF file {str(gguf)!r} cannot be converted: Transformers {transformers.__version__} does not read its "
-            f"architecture ({first_line(error)})",
+            f"architecture ({sentence_of(error)})",
             hint="Take the original model instead of its GGUF file, or update transformers.",
         ) from error
 
 
 def _cannot_be_converted(gguf: Path, error: BaseException) -> ModelError:
-    return ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {first_line(error)}")
+    return ModelError(f"GGUF file {str(gguf)!r} cannot be converted: {sentence_of(error)}")
 
 
 def _is_complete(target: Path) -> bool:

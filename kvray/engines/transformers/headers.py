@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 
 _LENGTH = struct.Struct("<Q")
 _MOST_HEADER_BYTES = 100_000_000
@@ -52,9 +52,9 @@ def header_fault(path: Path) -> str | None:
             return _fault_of_any(path)
         read_header(path)
     except OSError as error:
-        return f"cannot be read ({error.strerror or first_line(error)})"
+        return f"cannot be read ({error.strerror or sentence_of(error)})"
     except SafetensorError as error:
-        return _fault_of_any(path) or _fault_of_header(path) or f"is damaged ({first_line(error)})"
+        return _fault_of_any(path) or _fault_of_header(path) or f"is damaged ({sentence_of(error)})"
     return None
 
 

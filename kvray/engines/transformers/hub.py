@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from kvray.errors import ModelError, first_line
+from kvray.errors import ModelError, sentence_of
 
 ANSWER_TIMEOUT_S = 10.0
 """For the hub's first answer. The hub's client sets no limit of its own there, so a silent hub would hang a sweep."""
@@ -141,25 +141,25 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
             )
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return ModelError(
-                f"The hub refuses model {repo_id!r} ({first_line(error)}).",
+                f"The hub refuses model {repo_id!r} ({sentence_of(error)}).",
                 hint="Log in with `hf auth login`.",
             )
         case HfHubHTTPError():
             return ModelError(
-                f"Model {repo_id!r} is not in the local hub cache, and the hub fails ({first_line(error)}).",
+                f"Model {repo_id!r} is not in the local hub cache, and the hub fails ({sentence_of(error)}).",
                 hint="Try again later, or give a local folder.",
             )
         case ValueError():
             return ModelError(
-                f"Model {repo_id!r} cannot be looked up: what answers is not a hub ({first_line(error)}).",
+                f"Model {repo_id!r} cannot be looked up: what answers is not a hub ({sentence_of(error)}).",
                 hint="Check HF_ENDPOINT, and whether a proxy or a login page stands between.",
             )
         case OSError() if not isinstance(error, ConnectionError):
             return ModelError(
-                f"Model {repo_id!r} cannot be stored ({first_line(error)}).",
+                f"Model {repo_id!r} cannot be stored ({sentence_of(error)}).",
                 hint="Make room, or set HF_HOME to a folder with more.",
             )
     return ModelError(
-        f"Model {repo_id!r} is not in the local hub cache and the hub cannot be reached ({first_line(error)}).",
+        f"Model {repo_id!r} is not in the local hub cache and the hub cannot be reached ({sentence_of(error)}).",
         hint="Download it where there is a network, or give a local folder.",
     )

@@ -21,7 +21,7 @@ from kvray.engines.transformers.model_class import architecture_of, auto_class_n
 from kvray.engines.transformers.one_sequence import one_greedy_sequence
 from kvray.engines.transformers.tensors import named_tensors
 from kvray.engines.transformers.weight_files import safetensors_files
-from kvray.errors import ModelError, first_line
+from kvray.errors import ModelError, sentence_of
 from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
 
@@ -70,7 +70,7 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         ArithmeticError,
         RecursionError,
     ) as error:
-        raise ModelError(f"The weights in {str(folder)!r} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"The weights in {str(folder)!r} cannot be read: {sentence_of(error)}") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
@@ -134,5 +134,5 @@ def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
                 f"The tokenizer of model {request.model_id!r} is Python code of its own.",
                 hint="If you trust its author, pass --trust-remote-code.",
             ) from error
-        raise ModelError(f"The tokenizer of model {request.model_id!r} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"The tokenizer of model {request.model_id!r} cannot be read: {sentence_of(error)}") from error
     return tokenizer

@@ -36,7 +36,7 @@ from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape, unknown_because
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
 from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, absent, pickle_files, safetensors_files, weight_files
-from kvray.errors import ModelError, first_line
+from kvray.errors import ModelError, sentence_of
 from kvray.record import RANDOM_PREFIX
 
 SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")
@@ -112,7 +112,7 @@ def _as_path(text: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"Model {text!r} cannot be looked up: {first_line(error)}") from error
+        raise ModelError(f"Model {text!r} cannot be looked up: {sentence_of(error)}") from error
     return path
 
 
@@ -332,7 +332,7 @@ def config_errors(request: ModelRequest) -> Iterator[None]:
                 f"Model {request.model_id!r} brings its own Python code.",
                 hint="If you trust its author, pass --trust-remote-code.",
             ) from error
-        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"The config of model {request.model_id!r} cannot be read: {sentence_of(error)}") from error
 
 
 def with_attention(info: ModelInfo, config: Any, missing: tuple[AttentionBackend, ...]) -> ModelInfo:

@@ -16,7 +16,7 @@ from typing import Any
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.transformers.quiet import quiet_library
-from kvray.errors import ModelError, first_line
+from kvray.errors import ModelError, sentence_of
 from kvray.probes.gpu import visible_gpus
 from kvray.search_paths import child_environment, python_command
 
@@ -129,7 +129,7 @@ def _asked_here(folder: Path, device: DeviceType) -> bool:
             quantizer = AutoHfQuantizer.from_config(packing, pre_quantized=True)
             quantizer.validate_environment(device_map={"": device.value}, weights_only=True)
         except (ImportError, RuntimeError, ValueError) as error:
-            raise ModelError(first_line(error)) from error
+            raise ModelError(sentence_of(error)) from error
     return bool(getattr(quantizer.quantization_config, "dequantize", False))
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from kvray.engines.base import OutOfMemoryError, UnsupportedError
-from kvray.errors import KvrayError, first_line
+from kvray.errors import KvrayError, sentence_of
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "cannot allocate memory", "std::bad_alloc")
 """What PyTorch's own RuntimeErrors say where the host has no memory left: its allocator, a file's mapping, C++."""
@@ -36,15 +36,15 @@ def translated_errors() -> Iterator[None]:
     except KvrayError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(first_line(error)) from error
+        raise OutOfMemoryError(sentence_of(error)) from error
     except (ImportError, NotImplementedError) as error:
-        raise UnsupportedError(first_line(error)) from error
+        raise UnsupportedError(sentence_of(error)) from error
     except (ValueError, AssertionError, AttributeError) as error:
         if _is_raised_by_kvray(error):
             raise
-        raise UnsupportedError(first_line(error)) from error
+        raise UnsupportedError(sentence_of(error)) from error
     except RuntimeError as error:
-        text = first_line(error)
+        text = sentence_of(error)
         if is_out_of_memory(error):
             raise OutOfMemoryError(text) from error
         if "No available kernel" in text or "No viable backend" in text:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kvray.errors import ModelError, first_line
+from kvray.errors import ModelError, sentence_of
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -68,7 +68,7 @@ def index_names(index: Path) -> dict[str, str]:
     try:
         return {str(tensor): str(name) for tensor, name in json.loads(index.read_bytes())["weight_map"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{str(index)!r} is not an index of weights: {first_line(error)}") from error
+        raise ModelError(f"{str(index)!r} is not an index of weights: {sentence_of(error)}") from error
 
 
 def _named_by_config(config: Path) -> str | None:

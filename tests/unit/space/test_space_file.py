@@ -54,7 +54,7 @@ def test_each_block_is_a_product_and_what_it_leaves_out_is_the_default(tmp_path:
         ("", "is not a list of blocks"),
         ("[]", "is not a list of blocks"),
         ("- [static]", "is not a list of blocks"),
-        ("- {", "is not valid YAML"),
+        ("- {", r"is not valid YAML: expected the node content, but found .*, in line 1, column 4"),
         ("- cache: static", "Block 1 of .*: cache is not a list of values"),
         ("- cache: []", "cache is not a list of values"),
         ("- cache: [[static]]", "cache is not a list of values"),
