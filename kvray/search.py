@@ -30,7 +30,7 @@ from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import Recall
-from kvray.surroundings import company_noticed, log_kept_in
+from kvray.surroundings import company_noticed, log_kept_in, warn_of_quota
 from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.imports import engine_folders
@@ -89,6 +89,7 @@ class TuningSearch:
         adapter = self._engine()
         check_search(self._config.search)
         check_request(self._config, adapter)
+        warn_of_quota(self._config)
         preview = preview_sweep(self._config, adapter)
         adapter.check_weights(requested_model(self._config), quick=True)
         return preview

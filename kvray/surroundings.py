@@ -18,6 +18,12 @@ from kvray.store.parquet import ResultsStore
 _logger = logging.getLogger("kvray.search")
 
 
+def warn_of_quota(config: TuneConfig) -> None:
+    """Say where a CPU quota leaves trials fewer CPUs than this machine shows; on a cluster others measure."""
+    for sentence in quota_notes() if config.address is None else ():
+        _warn(sentence)
+
+
 @contextmanager
 def company_noticed(config: TuneConfig, run_id: str) -> Iterator[QuietWait]:
     """Warn of who else uses the device, after waiting for quiet as long as `config` allows. On a cluster it is another
@@ -31,8 +37,9 @@ def company_noticed(config: TuneConfig, run_id: str) -> Iterator[QuietWait]:
     if config.address is not None:
         yield quiet
         return
+    warn_of_quota(config)
     with announced_sweep(device, run_id) as others:
-        for sentence in (*quota_notes(), *others):
+        for sentence in others:
             _warn(sentence)
         quiet.wait()
         for sentence in disturbers(device):

@@ -12,6 +12,8 @@ from rich.text import Text
 from kvray.candidate import DeviceType
 from kvray.engines.registry import get_engine, list_engines
 from kvray.preview import detect_device
+from kvray.probes.cgroups import cpu_quota
+from kvray.probes.cpu import quota_threads, visible_cpus
 from kvray.probes.environment import capture_environment
 
 app = typer.Typer(add_completion=False)
@@ -35,6 +37,7 @@ def info(
         "transformers": environment.transformers_version,
         "Python": environment.python_version,
         "CPUs": str(environment.cpus),
+        "CPU quota": _quota(),
     }
     for name, value in rows.items():
         if value is not None:
@@ -52,3 +55,10 @@ def info(
                 note = f"yes, on request: {entry.on_request}" if entry.on_request else "yes"
                 table.add_row(entry.axis, entry.value, Text(note, style="green"))
         console.print(table)
+
+
+def _quota() -> str | None:
+    """A limit of this process's control group, where it is below what the process sees."""
+    if quota_threads() is None:
+        return None
+    return f"{cpu_quota():g} of the {visible_cpus()} CPUs that are visible"
