@@ -30,13 +30,13 @@ def narrowed(blocks: Sequence[Axes], asked: Mapping[str, Values]) -> tuple[Axes,
 
 
 def _in_dtypes(axes: Axes, asked: Values) -> Axes:
-    kept = tuple(dtype for dtype in axes.dtypes if dtype in asked)
+    kept = tuple(dtype for dtype in asked if dtype in axes.dtypes)
     return replace(axes, dtypes=kept or asked or axes.dtypes)
 
 
 def _part(axes: Axes, asked: Mapping[str, Values]) -> Axes | None:
-    """`axes` without what is not asked for; `None` if nothing of an axis is left."""
-    kept = {axis: tuple(value for value in getattr(axes, axis) if value in values) for axis, values in asked.items()}
+    """`axes` without what is not asked for, in the order asked for; `None` if nothing of an axis is left."""
+    kept = {axis: tuple(value for value in values if value in getattr(axes, axis)) for axis, values in asked.items()}
     return replace(axes, **kept) if all(kept.values()) else None
 
 

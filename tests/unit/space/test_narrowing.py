@@ -74,6 +74,11 @@ def test_a_combination_that_the_space_does_not_have_is_measured_all_the_same() -
     )
 
 
+def test_values_keep_the_order_in_which_they_are_asked_for() -> None:
+    (main,) = narrowed(SPACE, {"caches": (STATIC, DYNAMIC), "attentions": (SDPA, EAGER)})
+    assert (main.caches, main.attentions) == ((STATIC, DYNAMIC), (SDPA, EAGER))
+
+
 @pytest.mark.parametrize("value", [None, 512])
 def test_none_is_a_value_of_a_numeric_axis(value: int | None) -> None:
     assert all(axes.prefill_chunks == (value,) for axes in narrowed(SPACE, {"prefill_chunks": (value,)}))
