@@ -68,6 +68,7 @@ class TuneConfig(BaseModel):
         max_trials: launches of the search, without the confirming ones.
         confirm_rounds: how often winner, rivals and baseline are measured again at most, each time in fresh processes.
         seed: of the search and of the confidence's draws.
+        check_snippet: whether the winner's code is run once, in a process of its own, before it is handed over.
         forecast: whether what cannot fit into memory by forecast is left out; predictions are recorded with it.
 
     Raises:
@@ -105,6 +106,7 @@ class TuneConfig(BaseModel):
     max_trials: Annotated[int, Field(ge=1)] | None = None
     confirm_rounds: Annotated[int, Field(ge=0)] = CONFIRM_ROUNDS
     seed: Annotated[int, Field(ge=0)] = 0
+    check_snippet: bool = True
     forecast: bool = True
 
     def __init__(self, **values: Any) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kvray.analysis import analyse
 from kvray.analysis.misses import nearest_misses
@@ -22,14 +23,17 @@ from kvray.record import TrialResult
 from kvray.report.disturbances import disturbances
 from kvray.result import TuneResult, read_result, write_artefacts
 from kvray.store.keeper import RecordKeeper
+from kvray.store.manifest import CodeCheck
 from kvray.store.parquet import ResultsStore
 from kvray.workload import WorkloadProfile
 
 _logger = logging.getLogger("kvray.endings")
+CodeTest = Callable[[TuneResult], CodeCheck | None]
 
 
-def write_up(keeper: RecordKeeper, profile: WorkloadProfile) -> TuneResult:
-    """Read the sweep back from where all of it is, merge its files, and write plan and reports beside them.
+def write_up(keeper: RecordKeeper, profile: WorkloadProfile, check_code: CodeTest) -> TuneResult:
+    """Read the sweep back from where all of it is, merge its files, and write plan and reports beside them; then again
+    with what `check_code` says of the winner's code.
 
     Raises:
         OutputError: it could be written nowhere.
@@ -41,15 +45,21 @@ def write_up(keeper: RecordKeeper, profile: WorkloadProfile) -> TuneResult:
         best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
         raise OutputError(f"{error.message}{best}", hint=error.hint) from error
     try:
-        return _written_to(store, keeper.run_id)
+        return _written_to(store, keeper.run_id, check_code)
     except OutputError as trouble:
-        return _written_to(keeper.move(trouble), keeper.run_id)
+        return _written_to(keeper.move(trouble), keeper.run_id, check_code)
 
 
-def _written_to(store: ResultsStore, run_id: str) -> TuneResult:
+def _written_to(store: ResultsStore, run_id: str, check_code: CodeTest) -> TuneResult:
     store.compact(run_id)
     result = read_result(store, run_id)
     write_artefacts(store, result)
+    check = check_code(result)
+    if check is not None and check != result.manifest.code_check:
+        manifest = result.manifest.model_copy(update={"code_check": check})
+        store.write_manifest(manifest)
+        result = replace(result, manifest=manifest)
+        write_artefacts(store, result)
     return result
 
 

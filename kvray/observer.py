@@ -18,6 +18,9 @@ class SearchObserver(SweepObserver, Protocol):
     def measuring_device(self) -> None:
         """The device's rates are measured now, which takes a few seconds."""
 
+    def checking_code(self) -> None:
+        """The winner's code is run once now, which takes a few seconds."""
+
     def search_started(
         self,
         preview: Preview,

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from kvray.analysis.launching import Launches
 from kvray.attempt import prepare_attempt
+from kvray.code_run import CodeRunner
 from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
 from kvray.endings import broken_off, interruption, no_winner, warn_of_disturbance, write_up
 from kvray.engines.base import EngineAdapter, ModelRequest
@@ -161,12 +162,21 @@ class TuningSearch:
         """The sweep as far as it came, and the error if that was broken off."""
         try:
             keeper, break_off = self._measure(store, run_id, adapter, claim)
-            return write_up(keeper, self._config.profile), break_off
+            runner = self._code_runner(adapter, interrupted=break_off is not None)
+            return write_up(keeper, self._config.profile, runner.check), break_off
         except KeyboardInterrupt:
             # After the last trial too: a user who does not press again gets what was measured.
             if self._keeper is None:
                 raise
-            return write_up(self._keeper, self._config.profile), interruption(self._keeper)
+            runner = self._code_runner(adapter, interrupted=True)
+            return write_up(self._keeper, self._config.profile, runner.check), interruption(self._keeper)
+
+    def _code_runner(self, adapter: EngineAdapter, *, interrupted: bool) -> CodeRunner:
+        excuse = "the sweep was interrupted" if interrupted else None
+        if not self._config.check_snippet:
+            excuse = "--no-check-snippet was given"
+        before = (lambda: None) if self._observer is None else self._observer.checking_code
+        return CodeRunner(adapter, excuse=excuse, before=before)
 
     def _measure(
         self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim

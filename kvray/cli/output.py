@@ -70,6 +70,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "runs": confidence.runs,
             "ties": list(confidence.ties),
         },
+        "code_check": _code_check(result),
         "is_complete": result.manifest.is_complete,
         "trials_set_aside": sum(one.record.status.was_launched for one in result.set_aside),
         "records_sha256": result.records_sha256,
@@ -81,6 +82,12 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "ranking": str(paths.ranking),
         },
     }
+
+
+def _code_check(result: TuneResult) -> dict[str, str] | None:
+    entries = result.analysis.ranking.entries
+    check = result.manifest.code_check_of(entries[0].record.candidate_id) if entries else None
+    return None if check is None else {"outcome": check.outcome.value, "text": check.text}
 
 
 def _interval(interval: Interval | None) -> dict[str, float] | None:

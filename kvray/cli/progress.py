@@ -47,6 +47,7 @@ _DOING = {
     Phase.QUALITY: "measuring quality",
 }
 MEASURING = "measuring how fast this device copies and multiplies: some seconds"
+CHECKING = "checking the winner's code: it is run once in a process of its own, which takes some seconds"
 
 
 @dataclass
@@ -246,6 +247,10 @@ class LineProgress(SearchObserver):
         self._print(MEASURING)
 
     @override
+    def checking_code(self) -> None:
+        self._print(CHECKING)
+
+    @override
     def search_started(
         self,
         preview: Preview,
@@ -322,6 +327,10 @@ class LiveProgress(SearchObserver):
     @override
     def measuring_device(self) -> None:
         self._live.console.print(Text(MEASURING, style="dim"))
+
+    @override
+    def checking_code(self) -> None:
+        self._live.console.print(Text(CHECKING, style="dim"))
 
     @override
     def search_started(

@@ -196,6 +196,14 @@ def tune(
             metavar="S", help="Seconds that one phase of a trial may take.", min=1.0, rich_help_panel=options.RARE
         ),
     ] = 600.0,
+    no_check_snippet: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-snippet",
+            help="Do not run the winner's code once before it is handed over.",
+            rich_help_panel=options.RARE,
+        ),
+    ] = False,
     engine: options.Engine = "transformers",
 ) -> None:
     """Measure a model's KV-cache configurations, each in a fresh process, and decide.
@@ -248,6 +256,7 @@ def tune(
         max_trials=max_trials,
         confirm_rounds=confirm,
         seed=seed,
+        check_snippet=not no_check_snippet,
         forecast=not no_forecast,
     )
     if dry_run:

@@ -86,6 +86,7 @@ class PlanBuilder:
             allow_pickle=manifest.allow_pickle,
             notes=manifest.model_notes,
             is_partial=manifest.is_complete is False,
+            code_check=manifest.code_check_of(winner.candidate.candidate_id),
             profile=manifest.profile,
             winner=winner,
             baseline=_baseline(ranking),

@@ -24,6 +24,7 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.documents import read_document
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
 from kvray.file_systems import write_whole
+from kvray.store.manifest import CodeCheck
 from kvray.workload import WorkloadProfile
 
 PLAN_VERSION: Literal[1] = 1
@@ -214,6 +215,7 @@ class Plan(_PlanPart):
         notes: what a reader of the figures must know of the model, one sentence each.
         allow_pickle: whether weights might come from pickle files, where there were no safetensors.
         is_partial: whether the sweep was interrupted, so that what it did not measure may be better than the winner.
+        code_check: whether the generated code does what was measured; `None` where that was not tried.
         baseline: what a user has today, `None` if it did not complete.
         candidates: by candidate id, every one that rules or ties name.
         rules: first match wins; the last one always matches.
@@ -235,6 +237,7 @@ class Plan(_PlanPart):
     allow_pickle: bool = False
     notes: tuple[str, ...] = ()
     is_partial: bool = False
+    code_check: CodeCheck | None = None
     profile: WorkloadProfile
     winner: PlannedWinner
     baseline: PlannedCandidate | None

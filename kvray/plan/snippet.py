@@ -45,6 +45,7 @@ def _evidence(plan: Plan) -> tuple[str, ...]:
         *_gain_lines(plan),
         *_confidence_lines(plan),
         *_incomplete_lines(plan),
+        *([f"Checked: {plan.code_check.text}"] if plan.code_check else []),
         *(f"Note: {note}" for note in plan.notes),
         f"Where: {plan.fingerprint.device_name or 'unknown device'}, {plan.measured_at:%Y-%m-%d}, run {plan.run_id}",
     )

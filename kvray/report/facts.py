@@ -50,12 +50,20 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
         ("Score", _score(manifest.profile)),
         ("Quality", _quality(manifest, records)),
         ("Disturbed runs", _disturbed(results)),
+        ("Winner's code", _code(manifest, winner_id)),
         ("Scheduling", _scheduling(records)),
         ("Kernels in prefill", _values(record.kernel_prefill for record in records)),
         ("Kernels in decode", _values(record.kernel_decode for record in records)),
         ("Cache classes", _values(record.cache_class for record in records)),
     ]
     return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def _code(manifest: SweepManifest, winner_id: str | None) -> str:
+    if winner_id is None:
+        return ""
+    check = manifest.code_check_of(winner_id)
+    return formats.clean_line(check.text) if check else "It was not run to check it."
 
 
 def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:

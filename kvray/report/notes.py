@@ -21,7 +21,7 @@ from kvray.report.listing import NearestMiss
 from kvray.report.rows import NEVER, Row, label_of
 from kvray.report.searching import open_question
 from kvray.report.stats import gain_phrases
-from kvray.store.manifest import SweepManifest
+from kvray.store.manifest import CodeCheck, CodeOutcome, SweepManifest
 
 MUCH_OF_A_TOKEN = 0.05
 """Share of a token's time from which on the processors of its scores are told."""
@@ -51,6 +51,7 @@ def _winner_notes(
     manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis, rows: Sequence[Row]
 ) -> Iterator[str]:
     winner, confidence = analysis.ranking.winner, analysis.confidence
+    yield from _code_note(manifest.code_check_of(winner.record.candidate_id))
     yield from _loss_note(winner.record)
     if confidence is not None:
         yield from _no_gain_note(rows, confidence)
@@ -72,6 +73,11 @@ def _disturbance_note(results: Sequence[TrialResult], run_id: str, *, has_figure
     else:
         what = f"The environment changed in {found.counted} (most often: {found.reason})"
     yield f"{what}. Do not trust these figures. {found.advice(run_id)}"
+
+
+def _code_note(check: CodeCheck | None) -> Iterator[str]:
+    if check is not None and check.outcome in (CodeOutcome.DIFFERS, CodeOutcome.FAILED):
+        yield formats.clean_line(check.text)
 
 
 def _processors_note(results: Sequence[TrialResult]) -> Iterator[str]:

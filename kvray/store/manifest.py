@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
@@ -60,6 +61,33 @@ class SweepAttempt(BaseModel):
         return self.model_copy(update={"fingerprint": self.fingerprint.model_copy(update={"profile": changed})})
 
 
+class CodeOutcome(enum.StrEnum):
+    """What came of running the winner's code once."""
+
+    CHECKED = "checked"
+    """It does what was measured."""
+    DIFFERS = "differs"
+    FAILED = "failed"
+    NOT_RUN = "not_run"
+
+
+class CodeCheck(BaseModel):
+    """Whether the code that is handed over does what was measured.
+
+    Attributes:
+        candidate_id: whose code it is.
+        fingerprint_id: of the trials that it was held against.
+        text: what was seen, or why nothing was: one sentence.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    candidate_id: str
+    fingerprint_id: str | None
+    outcome: CodeOutcome
+    text: str
+
+
 class SweepManifest(BaseModel):
     """Written to `sweeps/<run_id>.json` when the sweep starts, anew with every attempt at it, and when one ends.
 
@@ -81,6 +109,7 @@ class SweepManifest(BaseModel):
         confirm_rounds: rounds at most in which winner, rivals and baseline were measured again.
         seed: of the search and of the confidence's draws.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume` and without secrets.
+        code_check: of the code of the candidate that won by the sweep's own limits; `None` where it was not tried.
         attempts: all of them, the last one last; empty in sweeps of version 1.
     """
 
@@ -112,7 +141,14 @@ class SweepManifest(BaseModel):
     confirm_rounds: int = 0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arguments: tuple[str, ...] = ()
+    code_check: CodeCheck | None = None
     attempts: tuple[SweepAttempt, ...] = ()
+
+    def code_check_of(self, candidate_id: str) -> CodeCheck | None:
+        """What came of running the code of that candidate, held against the trials that are ranked."""
+        check = self.code_check
+        known = check is not None and (check.candidate_id, check.fingerprint_id) == (candidate_id, self.fingerprint_id)
+        return check if known else None
 
     @property
     def fingerprint_id(self) -> str | None:

@@ -48,7 +48,8 @@ def further_attempt(
     if same is None and not force:
         raise _differs(old.run_id, _differences(attempts, known[0], fingerprint))
     attempt = _attempt(new, fingerprint, same or fingerprint.digest, candidates=candidates)
-    return new.model_copy(update={"run_id": old.run_id, "created_at": old.created_at, "attempts": (*attempts, attempt)})
+    history = {"run_id": old.run_id, "created_at": old.created_at, "code_check": old.code_check}
+    return new.model_copy(update={**history, "attempts": (*attempts, attempt)})
 
 
 def asks_nothing_new(

@@ -97,6 +97,9 @@ class Listener:
     def measuring_device(self) -> None:
         raise AssertionError("the fake engine's device is never measured")
 
+    def checking_code(self) -> None:
+        raise AssertionError("the fake engine has no code to run")
+
     def search_started(
         self,
         preview: Preview,

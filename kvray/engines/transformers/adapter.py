@@ -51,6 +51,7 @@ class TransformersAdapter(EngineAdapter):
         "transformers.models.llama.modeling_llama",
         "kvray.engines.transformers.loaded",
     )
+    snippet_runner: ClassVar[str | None] = "kvray.engines.transformers.snippet_run"
     measures_hardware: ClassVar[bool] = True
 
     def check_model(self, request: ModelRequest) -> None:

@@ -18,10 +18,12 @@ from report_sweeps import (
     unsuccessful_results,
 )
 
+from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.report.disturbances import disturbances
 from kvray.report.info import ReportInfo
 from kvray.report.verdict import Tone
+from kvray.store.manifest import CodeCheck, CodeOutcome
 from kvray.workload import Limits
 
 
@@ -427,6 +429,21 @@ def test_a_baseline_measured_alone_because_the_search_had_to_end_did_not_beat_ot
 def test_what_is_to_be_known_of_the_model_stands_in_the_headline_whatever_was_measured() -> None:
     for results in (realistic_results(), unsuccessful_results()):
         assert "Its weights are packed." in info_of(results, model_notes=("Its weights are packed.",)).headline.notes
+
+
+def test_what_came_of_running_the_winners_code_is_a_fact_and_a_note_where_it_is_bad() -> None:
+    results = [baseline(), measured(WINNER, speed=1.9)]
+
+    def told(outcome: CodeOutcome, *, winner: Candidate = WINNER) -> tuple[bool, str]:
+        text = "The winner's code was looked at."
+        check = CodeCheck(candidate_id=winner.candidate_id, fingerprint_id=None, outcome=outcome, text=text)
+        info = info_of(results, code_check=check)
+        return text in info.headline.notes, next(fact.text for fact in info.method if fact.name == "Winner's code")
+
+    assert told(CodeOutcome.CHECKED) == (False, "The winner's code was looked at.")
+    assert told(CodeOutcome.NOT_RUN) == (False, "The winner's code was looked at.")
+    assert told(CodeOutcome.DIFFERS) == told(CodeOutcome.FAILED) == (True, "The winner's code was looked at.")
+    assert told(CodeOutcome.FAILED, winner=candidate("static")) == (False, "It was not run to check it.")
 
 
 def test_what_the_models_own_settings_cost_is_told_where_it_is_much() -> None:

@@ -1,0 +1,103 @@
+"""Runs a generated snippet as it stands and tells what it did. `python -m` this module, see `engines.snippet_case`."""
+
+from __future__ import annotations
+
+import contextlib
+import runpy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import BatchEncoding
+
+from kvray.engines.base import OBSERVED_TOKENS
+from kvray.engines.snippet_case import SnippetCase, SnippetRun, serve
+from kvray.engines.transformers import models
+from kvray.engines.transformers.attention import kernels_seen
+from kvray.engines.transformers.loading import load_tokenizer
+from kvray.engines.transformers.texts import ModelTexts
+from kvray.engines.transformers.tracing import ProfilingStreamer, Trace
+
+TEXT = "The capital of France is"
+
+
+def run_snippet(case: SnippetCase) -> SnippetRun:
+    """Three calls: the measured prompts for their tokens, again under a profiler, and a text as a user gives it.
+
+    As in the measurement no token ends a sequence, but for the text.
+    """
+    program = runpy.run_path(str(case.snippet), run_name="snippet")
+    model, tokenizer = program["load"]()
+    ends = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = None
+    measured = load_tokenizer(case.request, models.fetched_path(case.request))
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    given = _Given(ModelTexts(measured, vocabulary).prompts(case.cell), model.device)
+    watched = _Watched(model)
+    tokens = program["generate"](model, given, given.prompts, case.cell.output_tokens)
+    with watched.profiled():
+        program["generate"](model, given, given.prompts, max(OBSERVED_TOKENS, case.cell.output_tokens))
+    model.generation_config.eos_token_id = ends
+    if measured is not None:
+        texts = TEXT if case.cell.batch_size == 1 else [TEXT] * case.cell.batch_size
+        program["generate"](model, tokenizer, texts, OBSERVED_TOKENS)
+    return SnippetRun(
+        tokens=tuple(tuple(row.tolist()[case.cell.context_tokens :]) for row in _ends(tokens)),
+        cache_class=watched.cache_class,
+        kernel_prefill=watched.kernels(lambda trace: trace.prefill),
+        kernel_decode=watched.kernels(lambda trace: trace.decode),
+    )
+
+
+def _ends(rows: Any) -> list[Any]:
+    return [rows[0]] if len(rows) == 1 else [rows[0], rows[-1]]
+
+
+class _Given:
+    """Stands in for a tokenizer whose text is known already: as token ids."""
+
+    def __init__(self, rows: list[list[int]], device: torch.device) -> None:
+        self._rows = rows
+        self._device = device
+        self.prompts: int | list[int] = 0 if len(rows) == 1 else list(range(len(rows)))
+
+    def __call__(self, text: int | list[int], *, return_tensors: str | None = None, **options: Any) -> Any:
+        del options
+        rows = [self._rows[one] for one in ([text] if isinstance(text, int) else text)]
+        if return_tensors is None:
+            return {"input_ids": rows[0]}
+        ids = torch.tensor(rows, device=self._device)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+class _Watched:
+    """Sees the cache that `model.generate` really used, and on demand the kernels. Continuous batching goes another
+    way, of which nothing is seen here."""
+
+    def __init__(self, model: Any) -> None:
+        self.cache_class: str | None = None
+        self._trace: Trace | None = None
+        self._streamer: ProfilingStreamer | None = None
+        self._honest = model.generate
+        model.generate = self._generate
+
+    @contextlib.contextmanager
+    def profiled(self) -> Iterator[None]:
+        with contextlib.closing(ProfilingStreamer()) as streamer:
+            self._streamer = streamer
+            yield
+            self._streamer = None
+        if streamer.stamps:
+            self._trace = streamer.trace()
+
+    def kernels(self, phase: Any) -> str | None:
+        return None if self._trace is None else " + ".join(kernels_seen(phase(self._trace))) or None
+
+    def _generate(self, *given: Any, **options: Any) -> Any:
+        output = self._honest(*given, **options, return_dict_in_generate=True, streamer=self._streamer)
+        self.cache_class = type(output.past_key_values).__name__
+        return output.sequences
+
+
+if __name__ == "__main__":
+    serve(run_snippet)
