@@ -11,6 +11,8 @@ from drivers import recorded
 from hostile_folder import HostileFolder, run
 
 from kvray.record import TrialStatus
+from kvray.store.manifest import CodeOutcome
+from kvray.store.parquet import ResultsStore
 
 SPACE = ("--attention", "sdpa", "--cache", "dynamic,static", "--dtype", "float32", "--search", "grid", "--confirm", "0")
 
@@ -44,6 +46,10 @@ def test_no_command_imports_what_lies_in_the_working_folder(
     assert (swept.returncode, hostile.imported) == (0, ""), swept.stderr
     assert statuses(results) == {TrialStatus.OK}
     assert (tmp_path / "cache" / "reference").is_dir()
+    store = ResultsStore(str(results))
+    code_check = store.read_manifest(store.latest_run_id()).code_check
+    assert code_check is not None
+    assert code_check.outcome is CodeOutcome.CHECKED, code_check.text
     for command in (
         ("tune", "random:.", *options, "--dry-run"),
         ("forecast", "random:.", *options),

@@ -306,12 +306,14 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "notes",
         "baseline",
         "confidence",
+        "code_check",
         "is_complete",
         "trials_set_aside",
         "records_sha256",
         "files",
     }
     assert (shown["is_complete"], shown["trials_set_aside"]) == (True, 0)
+    assert shown["code_check"]["outcome"] == "not_run", "the fake engine has no code that does something"
     assert set(shown["winner"]) >= {
         "candidate_id",
         "label",

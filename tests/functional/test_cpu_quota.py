@@ -89,6 +89,7 @@ def test_trials_have_as_many_threads_as_the_quota_has_cpus_and_one_line_says_so(
     limited: Limited, tiny_model: str, tmp_path: Path
 ) -> None:
     options = "--profile ci-micro --context 32 --output-len 4 --repeats 1 --cache dynamic --confirm 0 --no-forecast"
+    options += " --no-check-snippet"
     done = limited("-m", "kvray", "tune", tiny_model, *options.split(), "--output", tmp_path, cpus=1.0)
     told = [line for line in done.stderr.splitlines() if "quota" in line]
     assert len(told) == 1

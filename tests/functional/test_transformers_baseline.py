@@ -14,7 +14,7 @@ from transformers_samples import change_config, give_own_code, load, pickle_weig
 from kvray.candidate import AttentionBackend, AttentionChoice, DeviceType
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest, Observed
 from kvray.engines.transformers import TransformersAdapter
-from kvray.workload import Cell
+from kvray.workload import Cell, get_profile
 
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="CPU")
 
@@ -113,3 +113,14 @@ def test_what_generation_config_does_to_every_token_is_named_and_timed(tmp_path:
     assert seen["heavy"].processors == "no_repeat_ngram_size + remove_invalid_values"
     assert seen["heavy"].processor_share is not None
     assert 0 < seen["heavy"].processor_share < 1
+
+
+def test_what_code_of_its_own_does_for_attention_is_its_baseline_and_is_recorded(tmp_path: Path) -> None:
+    folder = give_own_code(save_tiny_model(tmp_path / "own_way"), calls_sdpa=True)
+    request, adapter = ModelRequest(model_id=str(folder), trust_remote_code=True), TransformersAdapter()
+    baseline = adapter.baseline(adapter.describe_model(request), CPU, batch_size=1)
+    model = adapter.load(request, baseline, DeviceType.CPU, get_profile("ci-micro"))
+    model.prepare(Cell(40, 8, 1))
+    seen = model.observe(8)
+    model.close()
+    assert (baseline.attention, seen.kernel_prefill, seen.substitutions) == ("eager", "sdpa_flash", ())

@@ -368,6 +368,7 @@ def test_a_push_in_the_middle_of_a_sweep_changes_nothing_of_what_is_measured(tmp
     first = save_tiny_model(tmp_path / "first")
     second = save_tiny_model(tmp_path / "second", max_shard_size="100KB")
     line = "tune org/model --device cpu --profile ci-micro --context 16 --output-len 4 --repeats 1 --no-forecast"
+    line += " --no-check-snippet"
     line += " --cache dynamic --attention sdpa --dtype float32 --compile off --search grid --confirm 0 --output results"
     code = f"import sys\nfrom kvray.cli.app import main\nmain({line.split()!r})"
     hub = Hub(lambda path: (500, {}, b""))

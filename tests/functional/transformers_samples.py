@@ -90,14 +90,27 @@ def change_config(folder: Path, *removed: str, name: str = "config.json", **chan
     return folder
 
 
-def give_own_code(folder: Path) -> Path:
-    """Make the model one of its own code, whose class says nothing of SDPA, as code from before SDPA does not."""
+_CALLS_SDPA = """
+    def __init__(self, config):
+        super().__init__(config)
+        import copy
+
+        for layer in self.model.layers:
+            layer.self_attn.config = copy.deepcopy(config)
+            layer.self_attn.config._attn_implementation = "sdpa"
+"""
+
+
+def give_own_code(folder: Path, *, calls_sdpa: bool = False) -> Path:
+    """Make the model one of its own code, whose class says nothing of SDPA, as code from before SDPA does not; it may
+    call it all the same."""
     (folder / "configuration_own.py").write_text(
         "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
     )
     (folder / "modeling_own.py").write_text(
         "from transformers import LlamaForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n\n"
         "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n    _supports_sdpa = False\n"
+        + (_CALLS_SDPA if calls_sdpa else "")
     )
     names = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
     return change_config(folder, model_type="own", architectures=["OwnForCausalLM"], auto_map=names)

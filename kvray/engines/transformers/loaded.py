@@ -135,6 +135,7 @@ class TransformersModel(LoadedModel):
                 Evidence(
                     trace=trace,
                     attn_implementation=str(self._text_config._attn_implementation),
+                    attends_in_its_own_way=not getattr(self._model, "_supports_sdpa", True),
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
                 ),
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from kvray.candidate import Candidate
+from kvray.candidate import AttentionBackend, Candidate
 from kvray.engines.base import Compilation, Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
@@ -42,11 +42,14 @@ class Evidence:
 
     Attributes:
         attn_implementation: what the model's config says it runs.
+        attends_in_its_own_way: whether the model's class takes no attention implementation but eager, by which it then
+            means whatever its own code does.
         weights_on: devices that hold weights, as `hf_device_map` names them; empty where there is no such map.
     """
 
     trace: Trace
     attn_implementation: str
+    attends_in_its_own_way: bool = False
     weights_on: frozenset[str] = frozenset()
 
 
@@ -65,7 +68,9 @@ def observed_cache(candidate: Candidate, arguments: CallArguments, used: UsedCac
 def observed(candidate: Candidate, arguments: CallArguments, used: UsedCache, evidence: Evidence) -> Observed:
     """Say what ran, and every difference from what was asked for."""
     prefill, decode = kernels_seen(evidence.trace.prefill), kernels_seen(evidence.trace.decode)
-    asked, has_attention = candidate.attention, _has_attention(used.cache)
+    asked = candidate.attention
+    any_kernel = evidence.attends_in_its_own_way and asked is AttentionBackend.EAGER
+    has_attention = _has_attention(used.cache) and not any_kernel
     compiles = arguments.compile_mode is not None
     kernels = Observed(
         kernel_prefill=" + ".join(prefill) or None,
