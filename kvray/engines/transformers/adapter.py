@@ -125,7 +125,7 @@ class TransformersAdapter(EngineAdapter):
     def process_environment(self) -> Mapping[str, str]:
         """See `EngineAdapter.process_environment`: one folder of compiled kernels per torch version, no chatter."""
         return {
-            **_compiler_caches(cache_dir() / "compiled" / f"torch-{version('torch')}"),
+            **_compiler_caches(cache_dir().absolute() / "compiled" / f"torch-{version('torch')}"),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "KINETO_LOG_LEVEL": "99",
