@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kvray.engines.base import ModelRequest
-from kvray.errors import first_line
+from kvray.errors import sentence_of
 from kvray.workload import Cell
 
 
@@ -86,5 +86,5 @@ def serve(run: Callable[[SnippetCase], SnippetRun]) -> None:
         answer = asdict(run(case))
     except Exception as error:  # noqa: BLE001  (whatever the snippet raises is the answer)
         traceback.print_exc()
-        answer = {"error": f"{type(error).__name__}: {first_line(error)}"}
+        answer = {"error": f"{type(error).__name__}: {sentence_of(error)}"}
     case.answer.write_text(json.dumps(answer), encoding="utf-8")
