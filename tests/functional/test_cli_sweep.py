@@ -27,7 +27,7 @@ Here = Callable[..., str]
 SMALL = ("--engine", "fake", "--device", "cpu", "--context", "16,5000", "--output-len", "4", "--repeats", "1")
 PROGRESS = re.compile(
     r"(sweep \S+: |start   |again   |rung \d  |ok      |stopped "
-    r"|        \d+ of \d+ candidates tried · (\d+ confirming runs? · )?)\S"
+    r"|        \d+ of \d+ candidates tried · (confirming \d+ of \d+ · )?)\S"
 )
 DISTURBED = " (every run of it disturbed)"
 """What a figure is followed by where this machine was busy with other things."""
@@ -285,7 +285,7 @@ def test_progress_goes_to_stderr_and_nothing_else_does(swept: Swept) -> None:
 def test_the_winner_and_the_baseline_are_confirmed_in_further_processes(swept: Swept) -> None:
     again = [line.split()[1] for line in swept.shown.stderr.splitlines() if line.startswith("again ")]
     assert {swept.winner, "dynamic/sdpa/float32"} <= set(again)
-    assert f" · {len(again)} confirming runs · " in other_lines(swept.shown.stderr)[-1]
+    assert f" · confirming {len(again)} of " in other_lines(swept.shown.stderr)[-1]
 
 
 def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Swept) -> None:
