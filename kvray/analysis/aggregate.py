@@ -143,7 +143,7 @@ def _of_complete(mean: Callable[[Sequence[float]], float], values: Iterable[floa
 
 
 def _geometric_mean(values: Iterable[float]) -> float:
-    """Of non-negative values; 0 if one is 0 (token gaps below the clock's resolution)."""
+    """The geometric mean of non-negative values; 0 if one is 0 (token gaps below the clock's resolution)."""
     listed = list(values)
     if min(listed) == 0:
         return 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.belief import (
@@ -23,7 +24,7 @@ from kvray.analysis.belief import (
     goodness_weights,
 )
 from kvray.analysis.evidence import PEAK
-from kvray.analysis.launching import ENUMERATED, MISS_CHANCE, Prediction
+from kvray.analysis.launching import ENUMERATED, MISS_CHANCE, Launches, Prediction
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.standing import NEAR
 from kvray.analysis.surrogate import Array
@@ -31,7 +32,7 @@ from kvray.candidate import Candidate
 from kvray.workload import WorkloadProfile
 
 WIN_CHANCE = 0.05
-"""Of being better than the likeliest winner: who has more is measured again."""
+"""A candidate with a higher chance to be better than the likeliest winner is measured again."""
 LEANEST = 2
 """So many by predicted memory are launched though they cannot win, if they are materially leaner: as fallbacks."""
 
@@ -54,7 +55,7 @@ class _Seen:
     seconds: float | None = None
 
 
-class AxisSearch:
+class AxisSearch(Launches):
     """Proposes launches, best expected improvement per √second first, until a miss is improbable.
 
     Args:
@@ -81,8 +82,8 @@ class AxisSearch:
         self._surprises: list[Array] = []
         self._belief: Belief | None = None
 
+    @override
     def launched(self, candidate_id: str) -> None:
-        """See `Launches`."""
         index, belief = self._index[candidate_id], self._believe()
         expected = None if belief is None else belief.expected_measurement(index)
         self._seen.setdefault(index, _Seen(expected=expected))
@@ -115,14 +116,15 @@ class AxisSearch:
         )
         self._belief = None
 
+    @override
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
-        """See `Launches`. What failed is never chosen, and what it measured still teaches."""
+        """What failed is never chosen, and what it measured still teaches."""
         one = self._seen.setdefault(self._index[candidate_id], _Seen())
         one.is_contender, one.has_failed = one.is_contender and not failed, failed
         one.seconds = seconds
 
+    @override
     def proposal(self) -> Candidate | None:
-        """See `Launches`."""
         waiting = self._waiting
         if not waiting:
             return None
@@ -137,8 +139,9 @@ class AxisSearch:
         worth = gains.mean(axis=0) * self._likely_to_work(waiting) / np.sqrt(self._seconds(waiting))
         return self._candidates[waiting[int(np.argmax(worth))]]
 
+    @override
     def win_chance(self, candidate_id: str) -> float:
-        """See `Launches`; 1 without rivals."""
+        """1 without rivals."""
         belief, index = self._believe(), self._index[candidate_id]
         rivals = [other for other in self._contenders if other != index]
         if belief is None or not rivals:
@@ -146,8 +149,8 @@ class AxisSearch:
         draws = belief.draw([index, *rivals], self._generator)
         return float((draws[:, 0] > draws[:, 1:].max(axis=1)).mean())
 
+    @override
     def contenders(self) -> tuple[str, ...]:
-        """See `Launches`."""
         belief, launched = self._believe(), self._contenders
         if belief is None or not launched:
             return ()
@@ -158,8 +161,9 @@ class AxisSearch:
         order = np.argsort(-chances, kind="stable")
         return tuple(self._candidates[launched[place]].candidate_id for place in order if chances[place] > WIN_CHANCE)
 
+    @override
     def predictions(self) -> tuple[Prediction, ...]:
-        """See `Launches`: the likeliest to be missed first; empty before anything is measured."""
+        """The likeliest winners first; empty before anything is measured."""
         belief, waiting = self._believe(), self._waiting
         if belief is None or not waiting:
             return ()
@@ -178,7 +182,7 @@ class AxisSearch:
 
     @property
     def _contenders(self) -> list[int]:
-        """Those that have measured something and may be chosen."""
+        """Candidates that have measured something and may be chosen."""
         return [index for index, one in self._seen.items() if one.is_contender and one.latest is not None]
 
     @property

@@ -80,7 +80,7 @@ class Belief:
         return np.asarray(sum(weight * one.mean for weight, one in zip(self.weights, self.wide, strict=True)))
 
     def utility_covariance(self, among: Sequence[int]) -> Array:
-        """Of the utilities of some candidates. The metrics are believed independently of each other."""
+        """Covariance of the utilities of some candidates. The metrics are modelled independently of each other."""
         rows = np.ix_(among, among)
         return np.asarray(
             sum(weight**2 * one.covariance[rows] for weight, one in zip(self.weights, self.wide, strict=True))

@@ -109,7 +109,7 @@ def _reason(best: str, leader: str, near: list[str], peaks_mib: Mapping[str, flo
 
 
 def _leanest(ids: list[str], peaks_mib: Mapping[str, float | None]) -> list[str]:
-    """Those whose peak is within 2 % of the lowest; all where a peak is not known."""
+    """The candidates whose peak is within 2 % of the lowest; all where a peak is not known."""
     known = {key: peak for key in ids if (peak := peaks_mib[key]) is not None}
     if len(known) < len(ids):
         return ids

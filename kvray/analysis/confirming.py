@@ -83,7 +83,7 @@ def doubtful(evidence: Evidence, weights: Array) -> tuple[str, ...]:
 def _worth_a_process(
     evidence: Evidence, unclear: Sequence[str], contenders: Sequence[str], weights: Array, *, seed: int
 ) -> list[str]:
-    """Of `unclear`, without those that are surely worse than a contender whether they keep the limits or not."""
+    """`unclear` without those that are surely worse than a contender, whether they keep the limits or not."""
     calm_misses = [key for key in unclear if key in evidence.misses and not _is_disturbed(evidence, key)]
     if not contenders or not calm_misses:
         return list(unclear)

@@ -11,7 +11,7 @@ from kvray.workload import Cell
 
 
 def without_replaced(results: Sequence[TrialResult]) -> list[TrialResult]:
-    """Those trials that figures rest on: not those with a cell of disturbed runs alone, where another trial of the
+    """The trials that figures rest on. A trial with a cell of disturbed runs alone is left out if another trial of the
     candidate has undisturbed runs of all the same cells."""
     calm: defaultdict[str, list[set[Cell]]] = defaultdict(list)
     for result in results:
@@ -39,11 +39,11 @@ def _cells(pool: Sequence[TrialResult]) -> set[Cell]:
 
 
 def _disturbed_cells(pool: Sequence[TrialResult]) -> set[Cell]:
-    """Of the cells that one candidate's trials are judged by, those without an undisturbed run."""
+    """The cells without an undisturbed run, among those that one candidate's trials are judged by."""
     return _cells(pool) - {run.cell for run in _runs_that_count(pool) if not run.disturbed}
 
 
 def _runs_that_count(pool: Sequence[TrialResult]) -> list[Run]:
-    """Those of full-length cells, or of rung 0 where no trial came further."""
+    """The full-length cells, or those of rung 0 where no trial came further."""
     full = [run for result in pool for run in runs_at_rung(result.runs, 2)]
     return full or [run for result in pool for run in result.runs]

@@ -26,7 +26,7 @@ from kvray.workload import Cell, WorkloadProfile
 METRICS = TTFT, DECODE, PEAK = range(3)
 """Columns of the arrays."""
 SEARCH_ROUND = 0
-"""Of a process that the confirm phase did not start; its rounds count from 1."""
+"""Round of a process that the confirm phase did not start; that phase's rounds count from 1."""
 _CONFIRM_ID = re.compile(r"confirm-(\d+)-")
 
 Array = npt.NDArray[np.float64]
@@ -61,7 +61,7 @@ class Evidence:
     misses: Mapping[str, tuple[Miss, ...]] = field(default_factory=dict)
 
     def restricted(self, ids: Iterable[str]) -> Evidence:
-        """That of the candidates in `ids` alone."""
+        """The evidence about the candidates in `ids` alone."""
         kept = tuple(key for key in self.ids if key in frozenset(ids))
         places = {self.ids.index(key): place for place, key in enumerate(kept)}
         rows = np.isin(self.owner, list(places))
@@ -147,7 +147,7 @@ def _variance_per_run(processes: Sequence[_Process]) -> Array:
 
 
 def _median_variance(runs: int) -> float:
-    """Of the median of `runs` normal values, in units of one's variance (π/2n for many; the mean of two is exact)."""
+    """Variance of the median of `runs` normal values, in units of one's variance (π/2n for many; exact for two)."""
     return 1 / runs if runs < 3 else math.pi / 2 / runs
 
 
@@ -176,7 +176,7 @@ def _cells(trial: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
 
 
 def _rounds(pool: Sequence[TrialResult]) -> Iterable[int]:
-    """Of each process; confirming trials whose id does not tell are counted per candidate."""
+    """The round of each process; confirming trials whose id does not tell are counted per candidate."""
     seen = 0
     for trial in pool:
         if trial.record.role is not Role.CONFIRM:

@@ -28,16 +28,16 @@ class LogInterval:
     half_width: float
 
     def negated(self) -> LogInterval:
-        """Of the inverse: of a time's, because less of it is a gain."""
+        """The interval of the inverse: that of a time, because less time is a gain."""
         return LogInterval(value=-self.value, half_width=self.half_width)
 
     def as_factor(self) -> Interval:
-        """Of the quantity itself, e.g. ms."""
+        """The interval of the quantity itself, e.g. in ms."""
         low, value, high = np.exp(self.value + np.array([-1, 0, 1]) * self.half_width).tolist()
         return Interval(value=value, low=low, high=high)
 
     def as_gain(self) -> Interval:
-        """Of a relative change; 0 is none."""
+        """The interval of a relative change; 0 is none."""
         factor = self.as_factor()
         return Interval(value=factor.value - 1, low=factor.low - 1, high=factor.high - 1)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from typing_extensions import override
+
 from kvray.analysis.aggregate import Metrics
 from kvray.candidate import Candidate
 
@@ -81,14 +83,14 @@ class Launches(Protocol):
         """What is expected of those that were not launched."""
 
 
-class EveryCandidate:
+class EveryCandidate(Launches):
     """Launches all, in a given order, and believes nothing."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self._waiting = {candidate.candidate_id: candidate for candidate in candidates}
 
+    @override
     def launched(self, candidate_id: str) -> None:
-        """See `Launches`."""
         self._waiting.pop(candidate_id, None)
 
     def measured(
@@ -102,11 +104,12 @@ class EveryCandidate:
     ) -> None:
         """Whatever was measured changes nothing."""
 
+    @override
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
-        """See `Launches`."""
+        """Changes nothing: every candidate has its turn."""
 
+    @override
     def proposal(self) -> Candidate | None:
-        """See `Launches`."""
         return next(iter(self._waiting.values()), None)
 
     def win_chance(self, candidate_id: str) -> float:
@@ -114,10 +117,11 @@ class EveryCandidate:
         del candidate_id
         return 1.0
 
+    @override
     def contenders(self) -> tuple[str, ...]:
-        """See `Launches`; the records alone decide."""
+        """None are named: the records alone decide."""
         return ()
 
+    @override
     def predictions(self) -> tuple[Prediction, ...]:
-        """See `Launches`."""
         return ()

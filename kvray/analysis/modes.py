@@ -36,7 +36,7 @@ class Modes:
 
 
 def find_modes(evidence: Evidence, ids: Iterable[str]) -> tuple[Modes, ...]:
-    """Those of `ids` that have at least four processes in two groups of two or more, per metric.
+    """Candidates in `ids` that have at least four processes in two groups of two or more, per metric.
 
     The gap must be 8 % at least, three times the usual noise between processes, and three times the wider group.
     """

@@ -181,7 +181,7 @@ class _Measured:
     def of(
         cls, pool: Sequence[TrialResult], profile: WorkloadProfile, *, quality_of: TrialRecord | None = None
     ) -> _Measured:
-        """Of one candidate's trials; confirming ones measure no quality, `quality_of` is the record that has it."""
+        """What a candidate's trials measured. `quality_of` has the quality: confirming trials have none."""
         cells = full_length_cells(pool, profile)
         metrics = aggregate(cells)
         return cls(

@@ -1,4 +1,4 @@
-"""Who leads, and how surely: plausible true utilities of all contenders, drawn together, given what was measured."""
+"""Which candidate leads, and how surely: plausible true utilities of all contenders, given what was measured."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Standing:
         return Interval(value=float(np.exp(ahead.mean())), low=low, high=high)
 
     def ties(self, candidate_id: str) -> tuple[str, ...]:
-        """Those that cannot be told apart from it because they may as well be the best, the likeliest first."""
+        """Candidates that cannot be told apart from it because they may be the best too, the likeliest first."""
         shares = self.lead_shares
         rivals = [key for key in self.ids if key != candidate_id and shares[key] > TIE_SHARE]
         return tuple(sorted(rivals, key=lambda key: -shares[key]))

@@ -22,7 +22,7 @@ from kvray.candidate import AttentionChoice, Candidate
 Array = npt.NDArray[np.float64]
 
 CONSTANT_VARIANCE = 25.0
-"""Of a logarithm: the overall level is whatever the measurements say."""
+"""Variance of a logarithm: the overall level is whatever the measurements say."""
 _JITTER = 1e-9
 _MAX_ITERATIONS = 30
 

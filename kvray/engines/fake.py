@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from kvray.candidate import (
     AttentionBackend,
@@ -68,12 +69,12 @@ class FakeAdapter(EngineAdapter):
 
     name: ClassVar[str] = "fake"
 
+    @override
     def check_model(self, request: ModelRequest) -> None:
-        """See `EngineAdapter.check_model`."""
         _misbehaviours(request.model_id)
 
+    @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
-        """See `EngineAdapter.describe_model`."""
         self.check_model(request)
         return ModelInfo(
             model_id=request.model_id,
@@ -86,8 +87,8 @@ class FakeAdapter(EngineAdapter):
     def fetch_weights(self, request: ModelRequest) -> None:
         """Nothing to fetch."""
 
+    @override
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
-        """See `EngineAdapter.baseline`."""
         del device
         return Candidate(
             engine=self.name,
@@ -97,8 +98,8 @@ class FakeAdapter(EngineAdapter):
             batch_size=batch_size,
         )
 
+    @override
     def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
-        """See `EngineAdapter.menu`."""
         del device
         return (
             *(AxisValue(axis="cache", value=cache.value) for cache in CacheStrategy if cache in _SPEED),
@@ -107,8 +108,8 @@ class FakeAdapter(EngineAdapter):
             *(AxisValue(axis="compile", value=mode.value) for mode in (CompileMode.OFF, CompileMode.DEFAULT)),
         )
 
+    @override
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
-        """See `EngineAdapter.default_space`."""
         del model, device
         return (
             Axes(
@@ -122,15 +123,16 @@ class FakeAdapter(EngineAdapter):
             ),
         )
 
+    @override
     def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
-        """See `EngineAdapter.full_space`: the default space, compiled as well."""
+        """The default space, compiled as well."""
         (axes,) = self.default_space(model, device, profile)
         return (replace(axes, compiles=(CompileMode.OFF, CompileMode.DEFAULT)),)
 
+    @override
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
-        """See `EngineAdapter.load`."""
         del device, profile
         model = FakeModel(request, candidate)
         model.misbehave("load")
@@ -149,8 +151,8 @@ class FakeAdapter(EngineAdapter):
         del loader, device
         return f"print({request.model_id!r}, {candidate.label!r}, {max(cells).label!r})\n"
 
+    @override
     def memory_note(self, device: DeviceType) -> str:
-        """See `EngineAdapter.memory_note`."""
         del device
         return "Memory is made up."
 
@@ -174,12 +176,12 @@ class FakeModel(LoadedModel):
         for how, _ in now:
             how.act()
 
+    @override
     def prepare(self, cell: Cell) -> None:
-        """See `LoadedModel.prepare`."""
         self._cell = cell
 
+    @override
     def generate(self, output_tokens: int) -> Generation:
-        """See `LoadedModel.generate`."""
         self.misbehave("measure")
         started = time.perf_counter()
         time.sleep(self._cell.context_tokens * PREFILL_S_PER_TOKEN * self._factor)
@@ -190,8 +192,8 @@ class FakeModel(LoadedModel):
         row = tuple(range(output_tokens))
         return Generation(started_s=started, token_s=tuple(stamps), tokens=(row,) * self._cell.batch_size)
 
+    @override
     def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
-        """See `LoadedModel.observe`."""
         del output_tokens
         return Observed(
             cache_class=f"Fake{self._candidate.cache.title()}",
@@ -202,8 +204,8 @@ class FakeModel(LoadedModel):
             threads=1,
         )
 
+    @override
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
-        """See `LoadedModel.forced_log_probabilities`."""
         self.misbehave("quality")
         text, noise = np.random.default_rng(1), np.random.default_rng(2)
         for place in range(forced):
@@ -213,16 +215,16 @@ class FakeModel(LoadedModel):
             logs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
             yield place, int(text.integers(VOCABULARY)), np.stack([logs] * min(2, self._cell.batch_size))
 
+    @override
     def kv_cache_bytes(self) -> int | None:
-        """See `LoadedModel.kv_cache_bytes`."""
         bytes_per_token = 4 if self._candidate.dtype is DType.FLOAT32 else 2
         return self._cell.batch_size * (self._cell.context_tokens + self._cell.output_tokens) * bytes_per_token * 1024
 
-    def reset_peak_memory(self) -> None:
-        """See `LoadedModel.reset_peak_memory`."""
+    @override
+    def reset_peak_memory(self) -> None: ...
 
+    @override
     def peak_memory_mib(self) -> float | None:
-        """See `LoadedModel.peak_memory_mib`."""
         held = self.kv_cache_bytes() or 0
         return 100.0 + held / 2**20 * (1.25 if self._candidate.cache is CacheStrategy.STATIC else 1.0)
 
@@ -236,8 +238,8 @@ class FakeModel(LoadedModel):
         self.misbehave("measure")
         return " ".join(["fake"] * max_new_tokens)
 
-    def close(self) -> None:
-        """See `LoadedModel.close`."""
+    @override
+    def close(self) -> None: ...
 
 
 def _misbehaviours(model_id: str) -> list[tuple[str, Misbehaviour, str]]:

@@ -116,7 +116,7 @@ class HardwareKey:
 
     @classmethod
     def here(cls, engine: str, device: DeviceType, threads: int | None) -> HardwareKey:
-        """Of this machine's first device of that kind."""
+        """The key of this machine's first device of that kind."""
         environment = capture_environment(device)
         on_gpu = device is DeviceType.CUDA
         return cls(

@@ -20,13 +20,13 @@ ITEM_BYTES = {DType.FLOAT32: 4, DType.FLOAT16: 2, DType.BFLOAT16: 2}
 WITH_SCORES = (AttentionBackend.EAGER, AttentionBackend.SDPA_MATH)
 """Attention that writes its whole matrix of scores to memory."""
 PAGE_TOKENS = 256
-"""Of a page of the paged cache, as the engine sets it."""
+"""Tokens of a page of the paged cache, as the engine sets it."""
 _SPARE_PAGES = 1
-"""That the engine asks for beyond the cell's."""
+"""Pages that the engine asks for beyond the cell's."""
 _PADDING_SECTORS = 2
 _FLOAT_BYTES = 4
 _RESIDENT_LAYERS = 2
-"""Of an offloaded cache: the layer at work, and the next one on its way."""
+"""Layers of an offloaded cache on the device: the one at work, and the next one on its way."""
 _GROUP_TOKENS, _RESIDUAL_TOKENS = 64, 128
 """`q_group_size` and `residual_length` of `QuantizedCache` where nothing is set."""
 _PACKED_BYTES = {1: 1 / 8, 2: 1 / 4, 3: 4 / 10, 4: 1 / 2, 8: 1.0}
@@ -48,7 +48,7 @@ class MemoryNeed:
 
     @property
     def held(self) -> int:
-        """Of the tensors that model and cache hold."""
+        """Bytes of the tensors that model and cache hold."""
         return self.weights + self.cache
 
     @property
@@ -68,26 +68,26 @@ def memory_need(shape: ModelShape, candidate: Candidate, cell: Cell, device: Dev
 
 
 def weight_bytes(shape: ModelShape, dtype: DType) -> int:
-    """Of all weights."""
+    """Bytes of all weights."""
     return shape.total_parameters * ITEM_BYTES[dtype]
 
 
 def device_weight_bytes(shape: ModelShape, candidate: Candidate) -> int:
-    """Of the weights that stay on the device: all, or what the limit lets in."""
+    """Bytes of the weights that stay on the device: all, or what the limit lets in."""
     total = weight_bytes(shape, candidate.dtype)
     limit = candidate.weights_limit_mib
     return total if limit is None else min(total, limit * MIB)
 
 
 def cache_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
-    """Of the cache at the end of `cell`, wherever it lies. The last token is not fed back, so it is never held."""
+    """Bytes of the cache at the end of `cell`, wherever it is. The last token is not fed back, so it is never held."""
     if candidate.cache is CacheStrategy.PAGED:
         return _paged_bytes(shape, candidate, cell)
     return sum(_layer_bytes(layer, candidate, cell) for layer in shape.layers)
 
 
 def device_cache_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
-    """Of the part of the cache that lies on the device."""
+    """Bytes of the part of the cache that is on the device."""
     total = cache_bytes(shape, candidate, cell)
     if candidate.cache not in (CacheStrategy.OFFLOADED, CacheStrategy.OFFLOADED_STATIC):
         return total
@@ -96,12 +96,12 @@ def device_cache_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> i
 
 
 def kv_bytes_per_token(shape: ModelShape, candidate: Candidate) -> float:
-    """Of one token of one sequence in all layers that no window bounds, as the cache stores it."""
+    """Bytes of one token of one sequence in all layers that no window bounds, as the cache stores it."""
     return sum(layer.kv_elements for layer in shape.layers) * stored_bytes_per_element(candidate)
 
 
 def kv_bytes(layer: LayerShape, *, rows: int, tokens: int, item_bytes: int) -> int:
-    """Of the keys and values of `tokens` held tokens of each of `rows` sequences, stored as they are."""
+    """Bytes of the keys and values of `tokens` held tokens of each of `rows` sequences, stored as they are."""
     return rows * layer.kv_elements * tokens * item_bytes
 
 
@@ -119,7 +119,7 @@ def held_tokens(layer: LayerShape, candidate: Candidate, cell: Cell, fed_tokens:
 
 
 def stored_bytes_per_element(candidate: Candidate) -> float:
-    """Of a cached element: the dtype's, or packed bits with their group's share of a scale and a zero point."""
+    """Bytes of a cached element: the dtype's, or packed bits with their group's share of a scale and a zero point."""
     item = ITEM_BYTES[candidate.dtype]
     if candidate.cache is not CacheStrategy.QUANTIZED:
         return float(item)
@@ -131,7 +131,7 @@ def stored_bytes_per_element(candidate: Candidate) -> float:
 
 
 def scores_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> int:
-    """Of the copies of one layer's attention scores that live together while a prompt is read.
+    """Bytes of the copies of one layer's attention scores that exist together while a prompt is read.
 
     Eager: the scores, their softmax in float32, and its copy in the model's dtype; on a CPU the softmax widens 16-bit
     scores first. `sdpa_math`: scores and softmax, both in float32, and which of them are masked. Source:
@@ -280,7 +280,7 @@ def is_masked_at_decode(candidate: Candidate) -> bool:
 
 
 def _logits_bytes(shape: ModelShape, candidate: Candidate, cell: Cell) -> int:
-    """Of a prompt's last token only, in the model's dtype and as the float32 copy that the choice is made from."""
+    """Bytes of the last token's logits, in the model's dtype and as the float32 copy that the choice is made from."""
     return cell.batch_size * shape.vocab * (ITEM_BYTES[candidate.dtype] + _FLOAT_BYTES)
 
 

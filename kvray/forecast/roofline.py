@@ -114,7 +114,7 @@ def _attention_flops(shape: ModelShape, layer: LayerShape, candidate: Candidate,
 
 
 def _expansion_flops(shape: ModelShape, layer: LayerShape) -> float:
-    """Of computing every head's key and value of one token from its latent."""
+    """FLOPs of computing every head's key and value of one token from its latent."""
     if not layer.is_latent:
         return 0.0
     unrotated = layer.expanded_key_dim - layer.value_dim

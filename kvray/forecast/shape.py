@@ -81,7 +81,7 @@ class ModelShape:
 
     @property
     def head_parameters(self) -> int:
-        """Of the output head, with which a prompt's last token alone is multiplied."""
+        """Parameters of the output head, with which only a prompt's last token is multiplied."""
         return self.vocab * self.hidden
 
     @property

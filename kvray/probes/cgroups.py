@@ -40,7 +40,7 @@ def cpu_quota(folders: Sequence[Path] | None = None) -> float | None:
 
 
 def quota_folders() -> tuple[Path, ...]:
-    """Of this process's groups those that have a CPU quota."""
+    """The groups of this process that have a CPU quota."""
     return tuple(folder for folder in group_folders("cpu") if _quota(folder) is not None)
 
 

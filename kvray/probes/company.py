@@ -23,9 +23,9 @@ from kvray.probes.gpu import GpuInfo
 from kvray.probes.holds import HeldError, hold, holder_of
 
 BUSY_PERCENT = 10
-"""Of a GPU's time; its own housekeeping stays far below."""
+"""Share of a GPU's time from which on it counts as busy; its own housekeeping stays far below."""
 BUSY_SHARE = 0.05
-"""Of a GPU's memory, where NVML names no process that holds it; the driver alone takes about one per cent."""
+"""Share of a GPU's memory that counts as in use if NVML names no process; the driver alone takes about 1 %."""
 SAMPLE_S = 0.4
 """In which the CPUs are watched."""
 QUIET_LOOKS = 5

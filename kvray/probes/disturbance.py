@@ -29,7 +29,7 @@ DISTURBING_SHARE = 0.15
 """A second program that computes on the same two cores was seen to slow a generation ten times; an idle machine with
 Ray and a driver that draws its progress uses a few per cent."""
 DISTURBING_WAIT = 0.10
-"""Of a run's time, for which a thread had no CPU. On an idle machine threads were seen to wait for less than 1 % of it,
+"""Share of a run's time for which a thread had no CPU. On an idle machine threads waited for less than 1 % of it,
 beside one other program that computes for 40 % and more (docs/quiet.md)."""
 CPUS_BESIDE_A_GPU = 2
 """What a process needs that feeds a GPU: one to launch kernels, one for all its other threads."""

@@ -74,7 +74,7 @@ def visible_gpus(cuda_visible_devices: str | None) -> tuple[GpuInfo, ...]:
 
 
 def select_visible(gpus: Sequence[GpuInfo], cuda_visible_devices: str | None) -> tuple[GpuInfo, ...]:
-    """Those of `gpus` that `cuda_visible_devices` names by index or by (the beginning of a) UUID.
+    """The GPUs that `cuda_visible_devices` names by index or by (the beginning of a) UUID.
 
     As in CUDA, an entry that names none ends the list. Parts of a GPU (`MIG-…`) are not known here.
     Source: CUDA C++ Programming Guide, "CUDA Environment Variables".

@@ -24,7 +24,7 @@ _logger = logging.getLogger("kvray.store")
 
 
 class Claim:
-    """That this process writes a sweep. Made by `claimed_sweep`."""
+    """A claim that this process writes a sweep. Made by `claimed_sweep`."""
 
     def __init__(self, hold: Hold | None, path: Path, run_id: str) -> None:
         self._hold = hold

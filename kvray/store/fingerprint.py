@@ -109,7 +109,7 @@ class SweepFingerprint(BaseModel):
         on_cluster: bool,
         environment: Environment,
     ) -> Self:
-        """That of a sweep which starts here and now."""
+        """The fingerprint of a sweep that starts here and now."""
         is_cpu = device.device is DeviceType.CPU
         here: dict[str, Any] = {
             "gpus": None if is_cpu else device.gpu_count,

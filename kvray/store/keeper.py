@@ -48,7 +48,7 @@ class RecordKeeper:
 
     @property
     def run_id(self) -> str:
-        """Of the sweep."""
+        """Id of the sweep."""
         return self._manifest.run_id
 
     @property

@@ -152,12 +152,12 @@ class SweepManifest(BaseModel):
 
     @property
     def fingerprint_id(self) -> str | None:
-        """That of the last attempt: what is ranked."""
+        """Fingerprint of the last attempt: its trials are ranked."""
         return self.attempts[-1].fingerprint_id if self.attempts else None
 
     @property
     def first_fingerprint_id(self) -> str | None:
-        """That of the first attempt, and of records without one."""
+        """Fingerprint of the first attempt, and of records without one."""
         return self.attempts[0].fingerprint_id if self.attempts else None
 
     @property

@@ -10,7 +10,7 @@ from kvray.errors import InvalidValueError
 
 SWEEPS = "sweeps"
 PARTIAL = ".partial"
-"""Of what is being written, and of locks: hidden, because readers of Parquet scan folders."""
+"""Folder of what is being written, and of locks. It is hidden because readers of Parquet scan folders."""
 PART = "part-0.parquet"
 NOT_LAUNCHED = "not_launched"
 BESIDE = "+"

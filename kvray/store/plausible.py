@@ -6,7 +6,7 @@ from kvray.errors import InvalidValueError
 from kvray.record import Run, TrialRecord
 
 LEAST, MOST = 1e-9, 1e15
-"""Of a measured time, rate or size, whatever its unit: what no machine measures, so that no ratio overflows."""
+"""Bounds of a measured time, rate or size, whatever its unit. No machine measures beyond, and no ratio overflows."""
 _METRICS = ("ttft_ms", "decode_tok_s", "peak_mib", "reserved_peak_mib")
 _COUNTS = ("context_tokens", "output_tokens", "batch_size")
 _MAY_BE_ZERO = ("itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "energy_j", "energy_j_per_tok")

@@ -73,7 +73,7 @@ def asks_nothing_new(
 def current_results(
     manifest: SweepManifest, results: Iterable[TrialResult]
 ) -> tuple[tuple[TrialResult, ...], tuple[TrialResult, ...]]:
-    """Those of the last attempt's fingerprint, which are ranked, and those of others, which are kept and not ranked."""
+    """The trials of the last attempt's fingerprint, which are ranked, and those of others, which are only kept."""
     current: list[TrialResult] = []
     set_aside: list[TrialResult] = []
     for result in results:

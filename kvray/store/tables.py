@@ -33,7 +33,7 @@ _LARGEST_FOOTER = 64 * 2**20
 """Bytes. kvray's have tens of kilobytes; of a damaged length nothing is allocated."""
 _NEVER_LAUNCHED = re.compile(rf"{NOT_LAUNCHED}(-\d+)?")
 _OF_ONE_TRIAL, _UNLAUNCHED, _COMPACTED, _OF_SOMEBODY = range(4)
-"""Who named a file, in the order in which they have the say."""
+"""Who named a file; of several files of one trial the first of this order counts."""
 
 
 class ForeignSweepError(SchemaError):
@@ -114,7 +114,7 @@ def read_records(source: pa.NativeFile, path: Path, kind: type[T], run_id: str) 
 
 
 def in_order(files: Iterable[RecordsFile[T]]) -> list[RecordsFile[T]]:
-    """Those that have the say first, each with the rows marked that count: every trial counts in one file alone."""
+    """The files that count first, each with its counted rows marked: every trial counts in one file only."""
     ordered, seen = [], set[str]()
     for file in sorted(files, key=lambda one: one.sort_key):
         ordered.append(replace(file, counted=_counted(file.items, seen)))

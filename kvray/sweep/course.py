@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from typing_extensions import override
+
 from kvray.analysis.aggregate import aggregate
 from kvray.analysis.confirming import MOST_CONTENDERS, next_round
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
@@ -29,7 +31,7 @@ from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS
 from kvray.workload import WorkloadProfile
 
 CONFIRM_SHARE = 0.3
-"""Of the budget: kept for confirming, so that what is found is also sure."""
+"""Share of the budget that is kept for confirming, so that the result is also sure."""
 
 
 class MakeOrder(Protocol):
@@ -92,8 +94,8 @@ class Bounds:
     confirm_rounds: int = 0
 
 
-class SweepCourse:
-    """See the module.
+class SweepCourse(Course):
+    """Decides what is launched next, and when enough is known.
 
     Args:
         candidates: of the space, the baseline first.
@@ -146,8 +148,8 @@ class SweepCourse:
             self._recall(result)
 
     @property
+    @override
     def is_over(self) -> bool:
-        """See `Course`."""
         return not (self._running or self._is_searching or self._lineup or self._lost)
 
     def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
@@ -157,8 +159,8 @@ class SweepCourse:
         told = self._end_reason
         return tuple((one, "; ".join(filter(None, (told, expected.get(key))))) for key, one in left)
 
+    @override
     def next_order(self) -> TrialOrder | None:
-        """See `Course`."""
         if self._lost:
             return self._lost.popleft()
         if self._is_searching and (candidate := self._next_searched()) is not None:
@@ -171,8 +173,8 @@ class SweepCourse:
             self._plan_round()
         return self._next_confirmed()
 
+    @override
     def rung_finished(self, result: TrialResult) -> None:
-        """See `Course`."""
         record = result.record
         cells = rung_cells(result.runs, record.rung)
         if cells and record.rung is not None and record.role is not Role.CONFIRM:
@@ -185,13 +187,13 @@ class SweepCourse:
                 is_disturbed=any(cell.is_disturbed for cell in cells),
             )
 
+    @override
     def trial_finished(self, result: TrialResult) -> None:
-        """See `Course`."""
         self._running.discard(result.record.trial_id)
         self._note(result)
 
+    @override
     def trial_lost(self, order: TrialOrder) -> None:
-        """See `Course`."""
         if not order.is_last_attempt:
             self._lost.append(replace(order, attempt=order.attempt + 1))
             return
@@ -199,12 +201,12 @@ class SweepCourse:
         if order.spec.role is not Role.CONFIRM:
             self._launches.ended(order.spec.candidate.candidate_id, failed=True, seconds=None)
 
+    @override
     def is_out_of_time(self) -> bool:
-        """See `Course`."""
         return self._remaining_s() <= 0
 
+    @override
     def outlook(self) -> Outlook:
-        """See `Course`."""
         to_search = self._launches_to_come()
         to_confirm = self._confirming_to_come()
         return Outlook(
@@ -213,8 +215,8 @@ class SweepCourse:
             left_s=self._seconds_for(to_search, to_confirm),
         )
 
+    @override
     def win_chance(self, candidate_id: str) -> float:
-        """See `Course`."""
         return self._launches.win_chance(candidate_id)
 
     def _recall(self, result: TrialResult) -> None:
@@ -283,7 +285,7 @@ class SweepCourse:
         return self._remaining_s() - kept_s > self._launch_s() / 2
 
     def _plan_round(self) -> None:
-        """Who runs once more; nobody when enough is known, or there is no time for it."""
+        """Plan the next round: who runs once more. Nobody does when enough is known or no time is left."""
         number, lineup = self._recalled_round, self._left_of_recalled_round()
         if not lineup:
             number, lineup = self._round + 1, self._members(self._round + 1, self._results)
@@ -297,7 +299,7 @@ class SweepCourse:
             self._lineup.extend(lineup)
 
     def _left_of_recalled_round(self) -> tuple[str, ...]:
-        """Who had no turn in the last round of an earlier attempt that was broken off; asked once."""
+        """Candidates that had no turn in the last round of an interrupted attempt; asked once."""
         number, self._recalled_round = self._recalled_round, 0
         if not number:
             return ()
@@ -307,7 +309,7 @@ class SweepCourse:
         return tuple(key for key in self._members(number, before) if key not in ran)
 
     def _members(self, round_number: int, results: Sequence[TrialResult]) -> tuple[str, ...]:
-        """Who runs in a confirming round, by what `results` say."""
+        """Ids of the candidates that run in a confirming round, by what `results` say."""
         return next_round(
             gather_evidence(results, self._profile),
             baseline_id=self._baseline_id,
@@ -334,7 +336,7 @@ class SweepCourse:
         return order
 
     def _launches_to_come(self) -> tuple[int, int]:
-        """Of the search, least and most; the running trials are among them."""
+        """Least and most launches that the search still makes, running trials included."""
         if not self._is_searching:
             return 0, 0
         ended = len({one.record.candidate_id for one in self._results if one.record.role is not Role.CONFIRM})
@@ -374,7 +376,7 @@ class SweepCourse:
         return self._typical_s(Role.SEARCH) if has_searched else self._typical_s(Role.BASELINE) / 3
 
     def _typical_s(self, role: Role) -> float:
-        """Of a trial; of those of other roles while none of this one has ended, 0 before any has."""
+        """Median seconds of a trial of this role; of any role while none of this one has ended, 0 before any has."""
         known = [one.record for one in self._results if one.record.wall_s is not None]
         alike = [record for record in known if record.role is role] or known
         return statistics.median([record.wall_s or 0.0 for record in alike] or [0.0])

@@ -1,4 +1,4 @@
-"""Who decides what is launched, for each way to search."""
+"""What decides which candidate is launched, for each way to search."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.launching import EveryCandidate
 from kvray.analysis.score import utility
@@ -47,16 +49,16 @@ class OptunaLaunches(EveryCandidate):
         del rung, is_disturbed
         self._utilities[candidate_id] = utility(metrics, self._profile) if may_keep_limits else None
 
+    @override
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:
-        """See `Launches`."""
         del seconds
         if failed:
             self._utilities[candidate_id] = None
         if (trial_id := self._asked.pop(candidate_id, None)) is not None:
             self._answer(trial_id, self._utilities.get(candidate_id))
 
+    @override
     def proposal(self) -> Candidate | None:
-        """See `Launches`."""
         first = super().proposal()
         if first is None or not self._points_launched():
             return first

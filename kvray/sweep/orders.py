@@ -16,7 +16,7 @@ from kvray.trial.spec import ReferenceSpec, TrialSpec
 
 
 class OrderMaker:
-    """See `sweep.course.MakeOrder`.
+    """The `sweep.course.MakeOrder` of a sweep.
 
     Args:
         spec: what all trials of the sweep have in common.

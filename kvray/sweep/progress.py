@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray import tune
+from typing_extensions import override
 
 from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.observer import SweepObserver
@@ -36,36 +37,38 @@ class ObserverCallback(tune.Callback):
         """Nothing: Tune pickles its callbacks into a state that nobody reads, and consoles do not pickle."""
         return {}
 
+    @override
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """See `tune.Callback`."""
         self._check_alive()
 
+    @override
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`."""
         self._running[trial.trial_id] = trial.config[ORDER].spec
         self._observer.outlook_changed(self._outlook())
         self._observer.trial_started(trial.config[ORDER].spec)
 
+    @override
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """See `tune.Callback`."""
         self._latest[trial.trial_id] = result[RESULT]
         if result.get("done"):
             self._running.pop(trial.trial_id, None)
         else:
             self._observer.rung_finished(result[RESULT])
 
+    @override
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`. A trial that was stopped ends with its last rung's result."""
+        """A trial that was stopped ends with its last rung's result."""
         self._running.pop(trial.trial_id, None)
         latest = self._latest.pop(trial.trial_id, None)
         if latest is not None:
             self._observer.outlook_changed(self._outlook())
             self._observer.trial_finished(latest)
 
+    @override
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """See `tune.Callback`. Only the loss of the slot itself comes here; a trial's own failure is a result."""
+        """Only the loss of the slot itself comes here; a trial's own failure is a result."""
         self._running.pop(trial.trial_id, None)
         latest = self._latest.pop(trial.trial_id, None)
         order: TrialOrder = trial.config[ORDER]

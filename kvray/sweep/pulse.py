@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import psutil
+from typing_extensions import override
 
 _KNOCK_S = 2.0
 
@@ -20,7 +21,7 @@ class Pulse(Protocol):
         """What has died, as half a sentence; `None` while all live. Asked again and again."""
 
 
-class OwnServers:
+class OwnServers(Pulse):
     """The servers of a private Ray that this process has started."""
 
     _NAMES = ("gcs_server", "raylet")
@@ -29,8 +30,8 @@ class OwnServers:
         children = {child.name(): child for child in psutil.Process().children()}
         self._processes = {name: children[name] for name in self._NAMES if name in children}
 
+    @override
     def death(self) -> str | None:
-        """See `Pulse.death`."""
         dead = (name for name, process in self._processes.items() if not _is_alive(process))
         return next((f"its process {name!r} died" for name in dead), None)
 
@@ -45,15 +46,15 @@ class Server:
     patience_s: float
 
 
-class ClusterServers:
+class ClusterServers(Pulse):
     """Servers of a cluster, which may be on other machines: alive is what accepts connections."""
 
     def __init__(self, servers: Sequence[Server]) -> None:
         now = time.monotonic()
         self._heard_s = dict.fromkeys(servers, now)
 
+    @override
     def death(self) -> str | None:
-        """See `Pulse.death`."""
         for server in self._heard_s:
             if _answers(server):
                 self._heard_s[server] = time.monotonic()

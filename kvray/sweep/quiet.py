@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from typing_extensions import override
+
 from kvray.environment import changed_environment
 from kvray.search_paths import safe_environment
 from kvray.standard_error import c_libraries_write_to
@@ -48,10 +50,11 @@ def quiet_ray(log: Path) -> Iterator[None]:
 class _RayLog(logging.FileHandler):
     """Loses what a full disk has no room for."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (the library's name)
-        """See `logging.Handler.handleError`."""
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        """What cannot be written is lost without a word."""
 
+    @override
     def close(self) -> None:
-        """See `logging.FileHandler.close`."""
         with suppress(OSError):
             super().close()

@@ -53,4 +53,4 @@ class CourseSearcher(Searcher):
         """A sweep resumes from its records, never from Tune's state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """Nothing was saved."""

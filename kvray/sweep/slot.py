@@ -77,7 +77,7 @@ class TrialOrder:
 
 
 class Slot(tune.Trainable):
-    """See the module. Ray calls `setup` once, `reset_config` for each further trial, `step` per rung."""
+    """One slot of the sweep. Ray calls `setup` once, `reset_config` for each further trial, `step` per rung."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the environment of all processes to come, and start the fork server."""

@@ -42,7 +42,7 @@ _POLL_S = 0.05
 _DEATH_S = 0.5
 """In which a process that was killed is seen to be dead."""
 _UNKNOWN_EXIT_CODE = 255
-"""Of a process whose fork server died before it could tell (`multiprocessing.popen_forkserver`)."""
+"""Exit code of a process whose fork server died before it could tell (`multiprocessing.popen_forkserver`)."""
 
 
 class Launcher:
@@ -177,7 +177,7 @@ class TrialProcess:
 
     @property
     def pid(self) -> int:
-        """Of the measurement process, which is also its process group."""
+        """Id of the measurement process, which is also its process group."""
         return int(self._process.pid)
 
     def log_tail(self) -> str | None:

@@ -236,8 +236,8 @@ class TrialProtocol:
         return generation, call_s
 
     def _note_sample(self, generation: Generation, cell: Cell) -> None:
-        """Of the smallest cell, as it is at full length if that is reached: there a cache of fixed size has the length
-        that code for the candidate gives it too."""
+        """Note the tokens of the smallest cell, at full length if that is reached: there a cache of fixed size has the
+        length that code for the candidate gives it too."""
         smallest = min(self._spec.profile.cells(cell.batch_size, rung=LAST_RUNG))
         if self.facts.sample is None or cell == smallest:
             ends = generation.tokens[:1] if cell.batch_size == 1 else (generation.tokens[0], generation.tokens[-1])

@@ -34,7 +34,7 @@ from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import Cell
 
 FORMAT = 2
-"""Of the file, and of how the text is fed; part of its name's hash."""
+"""Version of the file's format and of how the text is fed; part of the hash in its name."""
 _FETCHED = b"\0"
 """What the forked process says once the weights are on disk; a reason for failure may follow."""
 

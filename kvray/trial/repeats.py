@@ -9,7 +9,7 @@ from kvray.workload import Cell
 MAX_EXTRA_RUNS = 2
 """For one cell at one rung."""
 MAX_EXTRA_SHARE = 0.25
-"""Of the trial's busy seconds so far, all extra runs included."""
+"""Largest share of the trial's busy seconds so far that all extra runs may take."""
 
 
 class ExtraRuns:

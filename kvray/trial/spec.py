@@ -13,7 +13,7 @@ from kvray.workload import WorkloadProfile
 LAST_RUNG = 2
 ALL_RUNGS = (0, 1, 2)
 SEARCH_RUNGS = (0, 1)
-"""Of a trial whose repeats, if it may win, are further processes."""
+"""Rungs of a trial whose repeats, if it may win, are further processes."""
 CONFIRM_RUNGS = (1,)
 """A confirming trial measures every full-length cell once: another process tells more than another repeat."""
 

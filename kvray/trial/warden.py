@@ -35,15 +35,15 @@ class Warden:
         self._told: dict[bytes, None] = {}
 
     def end_processes(self, mark: str) -> None:
-        """Of those that bear `mark` in their environment, and their descendants."""
+        """End the processes that have `mark` in their environment, and their descendants."""
         self._tell("mark", mark)
 
     def remove_folder(self, folder: Path) -> None:
-        """Whether or not it exists yet."""
+        """Remove the folder, whether or not it exists yet."""
         self._tell("folder", str(folder))
 
     def remove_shared_memory(self, path: str, inode: int) -> None:
-        """The file at `path`, if it is still the same and no living process uses it."""
+        """Remove the file at `path`, if it is still the same and no living process uses it."""
         self._tell("shared", path, inode)
 
     def _tell(self, *words: str | int) -> None:
@@ -94,7 +94,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def used_inodes(folder: Path, pids: Iterable[int]) -> set[int]:
-    """Of files in `folder` that the processes `pids` have open or mapped.
+    """Identities of the files in `folder` that the processes `pids` have open or mapped.
 
     Not by name: glibc makes a semaphore under a temporary one, by which it stays known here, and links it to its own.
     """
