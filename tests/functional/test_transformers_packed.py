@@ -11,7 +11,7 @@ from transformers_samples import change_config, load, make_candidate, save_fp8_m
 
 from kvray.candidate import DeviceType, DType
 from kvray.config import TuneConfig
-from kvray.engines.base import DeviceFacts, ModelRequest
+from kvray.engines.base import DeviceFacts, ModelRequest, UnsupportedError
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.packed import packing_of
 from kvray.errors import ModelError
@@ -66,7 +66,10 @@ def test_fp8_that_a_cpu_unpacks_is_said_to_be_unpacked_and_takes_its_own_dtype_a
 def test_what_the_rule_of_dtypes_says_is_what_the_library_does(tmp_path: Path) -> None:
     folder = save_fp8_model(tmp_path / "model")
     for dtype in ("bfloat16", "float32"):
-        model = load(folder, make_candidate(dtype=dtype))
+        try:
+            model = load(folder, make_candidate(dtype=dtype))
+        except UnsupportedError as error:
+            pytest.skip(f"this version of Transformers does not load it: {error}")
         model.prepare(Cell(24, 4, 1))
         if dtype == "bfloat16":
             assert len(model.generate(4).tokens[0]) == 4

@@ -57,12 +57,13 @@ def edit_config(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_a_reward_model_has_no_language_models_head(folder: Path) -> None:
-    edit_config(folder, architectures=["LlamaForSequenceClassification"])
+@pytest.mark.parametrize(
+    ("architecture", "saved_as"), [("LlamaModel", r": they were saved as LlamaModel"), ("LlamaForCausalLM", "")]
+)
+def test_weights_without_a_language_models_head_are_called_so(architecture: str, saved_as: str, folder: Path) -> None:
+    edit_config(folder, architectures=[architecture])
     rewrite(folder, without("lm_head.weight"))
-    with pytest.raises(
-        ModelError, match=r"no language model's head \(lm_head\.weight\): they were saved as LlamaForSequenceClass"
-    ):
+    with pytest.raises(ModelError, match=rf"no language model's head \(lm_head\.weight\){saved_as}\. Give a model"):
         check(folder)
 
 

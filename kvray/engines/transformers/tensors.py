@@ -89,13 +89,14 @@ def unmatched(stored: Mapping[str, StoredTensor], config: Any, model_class: Any)
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
+            head = _head_names(model)
         except Exception:  # noqa: BLE001  (foreign code on shapes alone: no proof that loading fails)
             return Unmatched()
     return Unmatched(
         missing=tuple(sorted(told["missing_keys"])),
         left_over=tuple(sorted(told["unexpected_keys"])),
         resized=tuple((str(name), tuple(there), tuple(here)) for name, there, here in sorted(told["mismatched_keys"])),
-        head=_head_names(model),
+        head=head,
     )
 
 
