@@ -120,8 +120,8 @@ def everybodys_error(result: TuneResult) -> KvrayError | None:
     told = others[0].candidate.label if len(others) == 1 else f"{len(others)} other candidates"
     error, message = _named_error(shared.message or f"{shared.status}")
     return error(
-        f"The baseline and {told} ended with the same error, so it is no candidate's own: {message.rstrip('.')}.",
-        hint=f"{result.paths.report_markdown} has the log. When it is mended, repeat the command with --resume "
+        f"The baseline and {told} ended with the same error, so no candidate causes it: {message.rstrip('.')}.",
+        hint=f"{result.paths.report_markdown} has the log. Once it is fixed, repeat the command with --resume "
         f"{result.manifest.run_id} --retry {shared.status}.",
     )
 

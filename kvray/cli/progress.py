@@ -47,7 +47,7 @@ _DOING = {
     Phase.QUALITY: "measuring quality",
 }
 MEASURING = "measuring how fast this device copies and multiplies: some seconds"
-CHECKING = "checking the winner's code: it is run once in a process of its own, which takes some seconds"
+CHECKING = "checking the winner's code: it runs once in a separate process, which takes some seconds"
 
 
 @dataclass

@@ -27,7 +27,7 @@ def compare(ran: SnippetRun, trials: Sequence[TrialRecord]) -> tuple[CodeOutcome
         return CodeOutcome.DIFFERS, f"The winner's code does not do what was measured: {'; '.join(wrong)}."
     seen = dict.fromkeys(one for one in (ran.cache_class, ran.kernel_prefill, ran.kernel_decode) if one)
     same = ["the same tokens", *seen] if drift is None else list(seen)
-    told = f"The winner's code was run once in a process of its own: {', '.join(same)}, as measured."
+    told = f"The winner's code was run once in a separate process: {', '.join(same)}, as measured."
     return CodeOutcome.CHECKED, told if drift is None else f"{told} Of its tokens, {drift}."
 
 
@@ -53,7 +53,7 @@ def _tokens_alike(tokens: Rows, measured: Sequence[Rows], candidate: Candidate) 
     if alike >= agreed:
         return True, None
     asked = len(measured[0][0])
-    drift = f"{alike} of {asked} are the same until they part"
+    drift = f"{alike} of {asked} are the same until they differ"
     may_drift = candidate.dtype is not DType.FLOAT32 or candidate.compile is not CompileMode.OFF
     return may_drift and alike > 0, f"{drift}, as rounding in {candidate.dtype} can make them" if may_drift else drift
 

@@ -81,7 +81,7 @@ class QuietWait:
             quiet_looks = 0 if busy else quiet_looks + 1
             self._spent_s = before_s + self._clock() - started
         if quiet_looks < QUIET_LOOKS:
-            self._tell(f"It did not become quiet within {_minutes(self._most_s)}: measuring all the same.")
+            self._tell(f"It did not become quiet within {_minutes(self._most_s)}: measuring anyway.")
         else:
             self._tell("It is quiet now: measuring goes on.")
 

@@ -73,7 +73,7 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
     }
     return Figure(
         name="pareto",
-        title="What is traded for what",
+        title="Trade-offs",
         caption=(
             "Each point is a candidate, numbered by rank; a larger one needs more memory. The Pareto front is over "
             "first token, throughput and memory; the dotted line joins those that nothing beats in the first two."

@@ -72,7 +72,7 @@ def test_code_that_does_what_was_measured_is_checked(changed: Callable[..., Tune
     started: list[str] = []
     runner = CodeRunner(TransformersAdapter(), before=lambda: started.append("now"))
     result = changed()
-    told = "The winner's code was run once in a process of its own: the same tokens, StaticCache, eager, as measured."
+    told = "The winner's code was run once in a separate process: the same tokens, StaticCache, eager, as measured."
     assert check(result, runner) == (CodeOutcome.CHECKED, told)
     assert check(result, runner) == (CodeOutcome.CHECKED, told)
     assert started == ["now"], "what is known is not tried again"
@@ -88,7 +88,7 @@ def test_code_that_does_something_else_is_told_as_such(changed: Callable[..., Tu
     assert text == (
         "The winner's code does not do what was measured: cache StaticCache where DynamicCache was measured; "
         "decode eager where sdpa_flash | sdpa_math was measured; "
-        "it generates other tokens: 3 of 8 are the same until they part."
+        "it generates other tokens: 3 of 8 are the same until they differ."
     )
 
 

@@ -168,7 +168,7 @@ def test_an_error_that_is_no_candidates_is_paid_for_twice_and_told_once(tmp_path
     statuses = [one.record.status for one in result.results]
     assert (statuses.count(TrialStatus.ERROR), statuses.count(TrialStatus.SKIPPED)) == (2, 10)
     assert raised.value.message == (
-        "The baseline and static/eager/bfloat16 ended with the same error, so it is no candidate's own: "
+        "The baseline and static/eager/bfloat16 ended with the same error, so no candidate causes it: "
         "RuntimeError: told to raise."
     )
     assert str(raised.value.hint).endswith(f"with --resume {result.manifest.run_id} --retry error.")

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
+from typing_extensions import override
+
 from kvray.candidate import CacheChoice, CacheStrategy, Candidate, DeviceType
 from kvray.config import cache_dir
 from kvray.engines.base import (
@@ -54,41 +56,44 @@ class TransformersAdapter(EngineAdapter):
     snippet_runner: ClassVar[str | None] = "kvray.engines.transformers.snippet_run"
     measures_hardware: ClassVar[bool] = True
 
+    @override
     def check_model(self, request: ModelRequest) -> None:
-        """See `EngineAdapter.check_model`."""
         inspection.inspect_files(request)
 
+    @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
-        """See `EngineAdapter.describe_model`. A GGUF file is converted first."""
+        """A GGUF file is converted first."""
         _convert_if_gguf(request)
         # torch notes in the environment where it would keep what it compiles; trials, which inherit it, have a place.
         with changed_environment({_INDUCTOR_CACHE: os.environ.get(_INDUCTOR_CACHE)}):
             return models.describe(request)
 
+    @override
     def outline_model(self, request: ModelRequest) -> ModelInfo:
-        """See `EngineAdapter.outline_model`."""
         _convert_if_gguf(request)
         return outline.outline_model(request) or self.describe_model(request)
 
+    @override
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
-        """See `EngineAdapter.measure_hardware`."""
         return device_rates.measure_apart(device, threads, self.process_environment())
 
+    @override
     def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
-        """See `EngineAdapter.adapt_to_device`: what becomes of packed weights."""
+        """Says what becomes of packed weights."""
         return info if info.packing is None else told_of_packing(request, models.config_path(request), info, device)
 
+    @override
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
-        """See `EngineAdapter.identify_model`: a folder's weights are hashed, once as long as they do not change."""
+        """A folder's weights are hashed, and again only when they change."""
         return info if info.revision != UNKNOWN_REVISION else replace(info, revision=models.revision(request))
 
+    @override
     def fetch_weights(self, request: ModelRequest) -> None:
-        """See `EngineAdapter.fetch_weights`."""
         _convert_if_gguf(request)
         models.check_unchanged(request, models.weights_path(request))
 
+    @override
     def check_weights(self, request: ModelRequest, *, quick: bool = False) -> None:
-        """See `EngineAdapter.check_weights`."""
         inspection.inspect_weights(request, quick=quick)
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
@@ -104,26 +109,27 @@ class TransformersAdapter(EngineAdapter):
             batch_size=batch_size,
         )
 
+    @override
     def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
-        """See `EngineAdapter.menu`."""
         return menu.menu(device)
 
+    @override
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
-        """See `EngineAdapter.default_space`."""
         return spaces.default_space(model, device, profile)
 
+    @override
     def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
-        """See `EngineAdapter.full_space`."""
         return spaces.full_space(model, device, profile)
 
+    @override
     def resolve_cache(
         self, choice: CacheChoice, device: DeviceFacts, profile: WorkloadProfile
     ) -> tuple[CacheChoice, ...]:
-        """See `EngineAdapter.resolve_cache`."""
         return spaces.resolve_cache(choice, device, profile)
 
+    @override
     def process_environment(self) -> Mapping[str, str]:
-        """See `EngineAdapter.process_environment`: one folder of compiled kernels per torch version, no chatter."""
+        """One folder of compiled kernels per torch version, and no chatter."""
         return {
             **_compiler_caches(cache_dir().absolute() / "compiled" / f"torch-{version('torch')}"),
             "TOKENIZERS_PARALLELISM": "false",
@@ -131,20 +137,21 @@ class TransformersAdapter(EngineAdapter):
             "KINETO_LOG_LEVEL": "99",
         }
 
+    @override
     def build_locks(self) -> Sequence[Path]:
-        """See `EngineAdapter.build_locks`: those of optimum-quanto, which builds inside its own package."""
+        """The locks of optimum-quanto, which builds inside its own package."""
         optimum = find_spec("optimum")
         homes = optimum.submodule_search_locations if optimum is not None else None
         return [lock for home in homes or () for lock in Path(home).glob("quanto/library/extensions/*/build/lock")]
 
+    @override
     def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
-        """See `EngineAdapter.rules`."""
         return rules.rules(request, model, profile)
 
+    @override
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
-        """See `EngineAdapter.load`."""
         from kvray.engines.transformers.loaded import TransformersModel
 
         return TransformersModel(request, candidate, device, profile.cells(candidate.batch_size, rung=2))
@@ -161,8 +168,8 @@ class TransformersAdapter(EngineAdapter):
         """A program with `load()` and `generate(…)`, see `snippet.render`."""
         return snippet.render(request, loader=loader, candidate=candidate, device=device, cells=cells)
 
+    @override
     def memory_note(self, device: DeviceType) -> str:
-        """See `EngineAdapter.memory_note`."""
         if device is DeviceType.CUDA:
             return "Peak memory is the highest that PyTorch's CUDA allocator held at once while a cell was measured."
         return (

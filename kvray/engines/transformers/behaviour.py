@@ -20,7 +20,7 @@ from kvray.errors import sentence_of
 _TOKENS, _PREFIX, _NEW = 24, 16, 2
 _MOST_PARAMETERS = 50_000_000
 _HEADS = (4, 2, 1)
-"""Of the small model, in the order in which they are tried: fewer where heads are large."""
+"""Heads of the small model, in the order in which they are tried: fewer where heads are large."""
 _LOOKS_AHEAD = 1e-3
 """Change of a prefix's logits when tokens follow, in their standard deviations. Decoders change by up to 1e-5, which is
 rounding; encoders by 0.02 or more."""

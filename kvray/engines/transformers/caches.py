@@ -109,7 +109,7 @@ def _pages(cache: Any) -> list[torch.Tensor]:
 
 
 def _stored_bytes(tensor: torch.Tensor) -> int:
-    """Of a tensor as it lies in memory: a quantised one is a shell around tensors of its own."""
+    """Bytes of a tensor as it is in memory: a quantised one is a shell around other tensors."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(_stored_bytes(getattr(tensor, name)) for name in names)

@@ -165,7 +165,7 @@ def _instead_of_config(names: Sequence[str], folder: Path, repository: str | Non
 
 
 def _names(folder: Path) -> list[str]:
-    """Of the files in `folder` and one below, at most `_MOST_NAMES`."""
+    """Names of the files in `folder` and one level below, at most `_MOST_NAMES`."""
     return [name for name, _ in zip(_walk(folder), range(_MOST_NAMES), strict=False)]
 
 

@@ -131,7 +131,7 @@ def _own_times(device: Any) -> tuple[float, float]:
 
 
 def _token_s(device: Any, layers: int) -> float:
-    """Of `generate` with a tiny Llama, by the tokens after the first."""
+    """Seconds per token of `generate` with a tiny Llama, by the tokens after the first."""
     import torch
     from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -156,7 +156,7 @@ def _token_s(device: Any, layers: int) -> float:
 
 
 def _seconds(work: Callable[[], object], device: Any) -> float:
-    """Of one call: the fastest of several after a first that does not count, for what else runs here only adds."""
+    """Seconds of one call: the fastest of several after a warm-up, because whatever else runs here only adds."""
     import torch
 
     def finish() -> None:

@@ -157,7 +157,7 @@ def _continue(model: Any, cache: Any, ids: torch.Tensor, new_tokens: int) -> tup
 
 
 def _log_probabilities(logits: torch.Tensor) -> NDArray[np.float32]:
-    """Of the first and the last sequence, on the host."""
+    """Log-probabilities of the first and the last sequence, on the host."""
     ends = logits[[0, -1]] if logits.shape[0] > 1 else logits
     values: NDArray[np.float32] = torch.log_softmax(ends.float(), dim=-1).cpu().numpy()
     return values

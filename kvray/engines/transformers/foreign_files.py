@@ -60,7 +60,7 @@ _NO_MODEL = ("mmproj", "vocab", "imatrix", "-of-")
 
 
 def matching(names: Collection[str], patterns: Sequence[str]) -> list[str]:
-    """Those of `names`, sorted, that match one of `patterns` with their last part."""
+    """The `names`, sorted, whose last part matches one of `patterns`."""
     return sorted(name for name in names if any(_matches(name, pattern) for pattern in patterns))
 
 

@@ -19,7 +19,7 @@ from kvray.file_systems import NO_RENAME
 from kvray.probes.holds import exclusively
 
 _LAST = "config.json"
-"""Of the files of a converted model, the one that says that all are there."""
+"""The file of a converted model that says that all of its files are there."""
 
 
 def converted_gguf(gguf: Path) -> Path:

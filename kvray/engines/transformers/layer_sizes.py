@@ -215,7 +215,7 @@ _SHARED_EXPERTS = ("n_shared_experts", "moe_num_shared_experts")
 
 
 def _beside(config: Any) -> int:
-    """Of matrices that a layer has beside mixer and MLP: for its own embedding of a token, and LAuReL's."""
+    """Parameters of matrices beside mixer and MLP: those for a layer's own token embedding, and LAuReL's."""
     width = getattr(config, "hidden_size_per_layer_input", None) or 0
     return int(2 * config.hidden_size * (width + (getattr(config, "laurel_rank", None) or 0)))
 

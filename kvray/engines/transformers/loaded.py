@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
+from typing_extensions import override
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
@@ -92,8 +93,8 @@ class TransformersModel(LoadedModel):
         self._text_cache: tuple[int, Any] | None = None
         self._pages: PagedSession | None = None
 
+    @override
     def prepare(self, cell: Cell) -> None:
-        """See `LoadedModel.prepare`."""
         self._drop_cache()
         self._release_memory()
         self._cell = cell
@@ -104,8 +105,9 @@ class TransformersModel(LoadedModel):
             elif self._arguments.paged:
                 self._pages = PagedSession(self._model, self._model.generation_config, cell)
 
+    @override
     def generate(self, output_tokens: int) -> Generation:
-        """See `LoadedModel.generate`. The clock starts before the cache is made or emptied: a user pays for that."""
+        """The clock starts before the cache is made or emptied: a user pays for that."""
         if self._pages is not None:
             with translated_errors():
                 return self._pages.generate(self._prompt_tensor.tolist(), output_tokens)
@@ -116,8 +118,8 @@ class TransformersModel(LoadedModel):
             sequences = self._generate(output_tokens, streamer)
         return self._timed(started, streamer, sequences)
 
+    @override
     def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
-        """See `LoadedModel.observe`."""
         generation, spent_s = None, list[float]()
         self._generation_config(output_tokens)
         with translated_errors():
@@ -143,12 +145,13 @@ class TransformersModel(LoadedModel):
         share = processor_share(spent_s, generation.token_s) if processors and generation else None
         return replace(seen, generation=generation, processors=processors, processor_share=share)
 
+    @override
     def last_used(self) -> Observed:
-        """See `LoadedModel.last_used`."""
         return observed_cache(self._candidate, self._arguments, self._used)
 
+    @override
     def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
-        """See `LoadedModel.forced_log_probabilities`. A model without a tokenizer is fed random tokens."""
+        """A model without a tokenizer is fed random tokens."""
         if self._arguments.paged:
             raise UnsupportedError("continuous batching tells no log-probabilities of given tokens")
         # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
@@ -159,38 +162,39 @@ class TransformersModel(LoadedModel):
         self._release_memory()
         release_heap()
 
+    @override
     def compilation(self) -> Compilation | None:
-        """See `LoadedModel.compilation`."""
         return None if self._arguments.compile_mode is None else compilation()
 
+    @override
     def kv_cache_bytes(self) -> int | None:
-        """See `LoadedModel.kv_cache_bytes`."""
         used = self._left if self._pages is None else self._pages.cache
         return None if used is None else cache_bytes(used)
 
+    @override
     def reset_peak_memory(self) -> None:
-        """See `LoadedModel.reset_peak_memory`."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
             self._rss.reset()
 
+    @override
     def peak_memory_mib(self) -> float | None:
-        """See `LoadedModel.peak_memory_mib`."""
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated()) / _MIB
         return self._rss.read_mib()
 
+    @override
     def reserved_memory_mib(self) -> float | None:
-        """See `LoadedModel.reserved_memory_mib`."""
         return float(torch.cuda.max_memory_reserved()) / _MIB if self._device.type == "cuda" else None
 
+    @override
     def count_tokens(self, text: str) -> int:
-        """See `LoadedModel.count_tokens`."""
         return len(self._text_tokenizer(text, verbose=False)["input_ids"])
 
+    @override
     def complete(self, text: str, max_new_tokens: int) -> str:
-        """See `LoadedModel.complete`. Greedy, like what was measured; of all that may end a text only EOS does."""
+        """Greedy, like what was measured; of all that may end a text only EOS does."""
         # Some tokenizers give more, such as `token_type_ids`, which no decoder takes and the measurement does not give.
         inputs = self._text_tokenizer(text, return_tensors="pt", return_attention_mask=True).to(self._device)
         prompt, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -204,8 +208,8 @@ class TransformersModel(LoadedModel):
             output = self._model.generate(prompt, attention_mask=mask, past_key_values=cache, generation_config=config)
         return str(self._text_tokenizer.decode(output.sequences[0, prompt.shape[1] :], skip_special_tokens=True))
 
+    @override
     def close(self) -> None:
-        """See `LoadedModel.close`."""
         self._drop_cache()
         self._prompt = self._text_cache = None
         self._model = None

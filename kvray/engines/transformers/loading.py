@@ -26,7 +26,7 @@ from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
 
 _PANIC = "PanicException"
-"""Of a library in Rust: a `BaseException`, of a class that each library makes for itself and none exports."""
+"""Name of what a panic in Rust raises: a `BaseException` of a class that each library makes and none exports."""
 
 
 def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, device: torch.device) -> Any:

@@ -83,7 +83,7 @@ class MambaSizes:
 
     @property
     def channels(self) -> int:
-        """Of the convolution."""
+        """Channels of the convolution."""
         return self.inner + 2 * self.groups * self.state
 
     @property
@@ -122,7 +122,7 @@ class DeltaNetSizes:
 
     @property
     def channels(self) -> int:
-        """Of the convolution: query, key and value."""
+        """Channels of the convolution: query, key and value."""
         return 2 * self.keys + self.values
 
     @property

@@ -100,14 +100,14 @@ def shape_by_formulas(config: Any) -> ModelShape:
 
 
 def _table_parameters(text: Any) -> int:
-    """Of tables that are read row by row, beside the tokens' embedding: positions, and an embedding for every layer."""
+    """Parameters of tables that are read row by row: positions, and an embedding for every layer, not the tokens'."""
     positions = text.max_position_embeddings * text.hidden_size if text.model_type in _LEARNED_POSITIONS else 0
     width = getattr(text, "hidden_size_per_layer_input", None) or 0
     return positions + (text.vocab_size_per_layer_input * text.num_hidden_layers * width if width else 0)
 
 
 def _parameters_beside(text: Any) -> int:
-    """Of matrices that belong to no layer: what feeds an embedding to every layer, and the streams of AltUp."""
+    """Parameters of matrices that belong to no layer: what feeds every layer an embedding, and AltUp's streams."""
     width = getattr(text, "hidden_size_per_layer_input", None) or 0
     streams = getattr(text, "altup_num_inputs", 1)
     return text.hidden_size * (text.num_hidden_layers * width + 2 * (streams - 1) * text.hidden_size)

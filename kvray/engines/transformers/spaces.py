@@ -148,7 +148,7 @@ class _Offered:
         return tuple(resolved for one in default for resolved in self.cache(one))
 
     def dtypes(self, model: ModelInfo) -> tuple[DType, ...]:
-        """Those that are not on request only, and in any case the model's own."""
+        """The dtypes that are not on request only, and in any case the model's own."""
         usual = [one for one in self.entries if one.axis == "dtype" and not one.obstacle and not one.on_request]
         return tuple(dtype for dtype in DType if dtype is model.native_dtype or dtype in {one.value for one in usual})
 

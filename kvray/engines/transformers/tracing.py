@@ -101,5 +101,5 @@ def start_profile(*, all_threads: bool = False) -> Any:
 
 
 def event_names(stopped: Any) -> frozenset[str]:
-    """Of all operators, kernels and calls that a stopped profiler has seen."""
+    """The names of all operators, kernels and calls that a stopped profiler has seen."""
     return frozenset(event.name() for event in stopped.profiler.kineto_results.events())

@@ -55,7 +55,7 @@ def pickle_files(folder: Path) -> tuple[str, ...]:
 
 
 def absent(names: Iterable[str], folder: Path) -> list[str]:
-    """Those of `names` that are no files of `folder`."""
+    """The `names` that are no files of `folder`."""
     return [name for name in names if not (folder / name).is_file()]
 
 

@@ -31,13 +31,13 @@ def trial(*tokens: int, **changes: Any) -> TrialRecord:
 def test_the_same_tokens_cache_and_kernels_are_what_was_measured() -> None:
     assert compare(RAN, [trial(*TOKENS)]) == (
         CodeOutcome.CHECKED,
-        "The winner's code was run once in a process of its own: the same tokens, StaticCache, sdpa_flash, sdpa_math, "
+        "The winner's code was run once in a separate process: the same tokens, StaticCache, sdpa_flash, sdpa_math, "
         "as measured.",
     )
 
 
 def test_what_was_not_seen_is_not_compared() -> None:
-    told = "The winner's code was run once in a process of its own: the same tokens, as measured."
+    told = "The winner's code was run once in a separate process: the same tokens, as measured."
     assert compare(SnippetRun(tokens=(TOKENS,)), [trial(*TOKENS)]) == (CodeOutcome.CHECKED, told)
     assert compare(RAN, [trial(*TOKENS, cache_class=None)])[0] is CodeOutcome.CHECKED
 
@@ -56,7 +56,7 @@ def test_rounding_may_part_tokens_after_the_first_and_that_is_said(changes: dict
     outcome, text = compare(RAN, [trial(5, 6, 1, 8, **changes)])
     assert outcome is CodeOutcome.CHECKED
     assert "the same tokens" not in text
-    assert "Of its tokens, 2 of 4 are the same until they part, as rounding in" in text
+    assert "Of its tokens, 2 of 4 are the same until they differ, as rounding in" in text
     assert compare(RAN, [trial(1, 6, 7, 8, **changes)])[0] is CodeOutcome.DIFFERS
 
 
