@@ -28,7 +28,7 @@ from kvray.workload import Cell
 
 LEAST_LIMIT_S = 60
 LIMIT_FACTOR = 10
-"""Of the seconds that loading and the first call took in the trial, beside `LEAST_LIMIT_S` for libraries to load."""
+"""Times the seconds that loading and the first call took in the trial, beside `LEAST_LIMIT_S` for libraries to load."""
 
 
 @dataclass
