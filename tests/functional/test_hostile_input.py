@@ -172,6 +172,18 @@ def test_a_gguf_file_whose_header_does_not_describe_it_is_refused(
     assert not list((gguf.parent / "cache" / "gguf").glob("*/config.json"))
 
 
+def test_an_architecture_that_the_library_does_not_read_is_named_before_the_file_is_hashed(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`general.architecture` and the prefix of its fields."""
+    gguf.write_bytes(gguf.read_bytes().replace(b"llama", b"grokk"))
+    monkeypatch.setattr("kvray.engines.transformers.gguf.file_sha256", lambda path: pytest.fail("hashed"))
+    with pytest.raises(
+        ModelError, match=r"Transformers [\d.]+ does not read its architecture \(.*grokk.*original model"
+    ):
+        converted_gguf(gguf)
+
+
 @bounded
 @given(place=st.integers(0, 4000), value=st.binary(min_size=1, max_size=8))
 def test_whatever_stands_in_a_gguf_header_is_read_or_refused(place: int, value: bytes, gguf: Path) -> None:
