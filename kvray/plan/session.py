@@ -13,7 +13,7 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, OutOfMemoryError
 from kvray.engines.offline import is_offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import PlanError
+from kvray.errors import ModelError, PlanError
 from kvray.plan.plan import Fingerprint, Plan, load_plan_file
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
@@ -53,7 +53,7 @@ class PlanLoader:
             allow_pickle: whether weights may come from pickle files, where there are no safetensors.
 
         Raises:
-            PlanError: the plan needs code by others.
+            PlanError: the plan needs code by others, or pickled weights, and nobody said to trust them.
             EngineError, ModelError: the engine or the model is not there.
         """
         if self.plan.foreign_code and not trust_remote_code:
@@ -70,10 +70,19 @@ class PlanLoader:
             allow_pickle=allow_pickle,
             offline=is_offline_environment(),
         )
-        here = adapter.identify_model(request, adapter.describe_model(request)).revision
+        try:
+            here = adapter.identify_model(request, adapter.describe_model(request)).revision
+            session = Session(self.plan, adapter, target, replace(request, revision=here))
+        except ModelError as error:
+            if self.plan.allow_pickle and not allow_pickle:
+                raise PlanError(
+                    f"The plan was measured with weights that might be pickled. {error.message}",
+                    hint="If you trust whoever made them, call load(allow_pickle=True).",
+                ) from error
+            raise
         for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, here)):
             warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
-        return Session(self.plan, adapter, target, replace(request, revision=here))
+        return session
 
 
 class Session:

@@ -13,7 +13,7 @@ import kvray.plan.session
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import LoadedModel, ModelRequest, OutOfMemoryError
 from kvray.engines.fake import FakeAdapter, FakeModel
-from kvray.errors import EngineError, PlanError
+from kvray.errors import EngineError, ModelError, PlanError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import Fingerprint, Plan, save_plan
 from kvray.plan.session import FingerprintWarning, PlanLoader, Session, load_plan
@@ -254,6 +254,18 @@ def test_code_by_others_needs_the_consent_of_whoever_loads_the_plan() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::kvray.plan.session.FingerprintWarning")
+def test_where_weights_might_be_pickled_their_refusal_names_the_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FakeAdapter, request: ModelRequest) -> None:
+        raise ModelError("Model 'm' has no model.safetensors.", hint="Pass --allow-pickle.")
+
+    monkeypatch.setattr(FakeAdapter, "fetch_weights", refuse)
+    pickled = plan_of().model_copy(update={"allow_pickle": True})
+    with pytest.raises(PlanError, match=r"might be pickled\. Model 'm' has no .*load\(allow_pickle=True\)"):
+        PlanLoader(pickled).load()
+    with pytest.raises(ModelError, match="Pass --allow-pickle"):
+        PlanLoader(plan_of()).load()
+
+
 def test_with_consent_a_plan_loads_and_without_need_nothing_is_trusted() -> None:
     own = plan_of().model_copy(update={"trust_remote_code": True})
     assert PlanLoader(own).load(trust_remote_code=True)._request.trust_remote_code
