@@ -1,16 +1,20 @@
-"""Wall time of the demo sweep over the seconds in which its trials loaded, warmed up and measured.
+"""Where the demo sweep's wall time goes: beside its trials, and within one.
 
-The sweep runs in a process of its own, as a user starts it, Ray's start and the reports included; the table says where
-the rest goes. `--quick` takes a tiny model, whose trials are so short that the ratio means nothing.
+The sweep runs in a process of its own, as a user starts it, Ray's start and the reports included. The first table sets
+the wall time against the seconds in which trials loaded, warmed up and measured. The second splits a trial of the
+search and a confirming one; `timed_share` is the part of a confirming trial's wall time that its recorded generations
+took. `--quick` takes a tiny model, whose trials are so short that the ratios mean nothing.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import files
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from output import parse_arguments, print_table, write_figures
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.result import read_result
 from kvray.store.parquet import ResultsStore
 
@@ -37,7 +42,8 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         wall_s = time.time() - started
         run_id = json.loads(done.stdout)["run_id"]
-        figures = account(ResultsStore(folder), run_id, started=started, wall_s=wall_s)
+        results = read_result(ResultsStore(folder), run_id).results
+    figures = account([one.record for one in results], started=started, wall_s=wall_s)
     print_table(
         f"The demo sweep on {Path(model).name}: where {wall_s:.1f} s went",
         ("part", "seconds", "share"),
@@ -45,16 +51,57 @@ def main() -> None:
     )
     busy_s = figures["loading, warming up, measuring"]
     print(f"\nwall / busy = {wall_s / busy_s:.3f}")
+    trials = {name: parts([one for one in results if one.record.role is role]) for name, role in _ROLES.items()}
+    print_table(
+        f"A trial of {Path(model).name}: mean seconds by what they went into",
+        ("part", *trials),
+        [(part, *(one[part] for one in trials.values())) for part in trials["confirming"]],
+    )
+    shares = {name: one["timed runs"] / one["wall time"] for name, one in trials.items()}
+    print(f"\ntimed share of a confirming trial: {shares['confirming']:.2f}, of a search trial: {shares['search']:.2f}")
     write_figures(
         arguments.json,
-        {"overhead_ratio": wall_s / busy_s, "wall_s": wall_s, "busy_s": busy_s, **_keyed(figures)},
+        {
+            "overhead_ratio": wall_s / busy_s,
+            "timed_share": shares["confirming"],
+            "timed_share_of_search": shares["search"],
+            "wall_s": wall_s,
+            "busy_s": busy_s,
+            **_keyed(figures),
+            **{f"{name}_{key}": value for name, one in trials.items() for key, value in _keyed(one).items()},
+        },
         quick=arguments.quick,
     )
 
 
-def account(store: ResultsStore, run_id: str, *, started: float, wall_s: float) -> dict[str, float]:
+_ROLES = {"search": Role.SEARCH, "confirming": Role.CONFIRM}
+
+
+def parts(results: Sequence[TrialResult]) -> dict[str, float]:
+    """Mean seconds of finished trials, by what they went into. The wall time is the sum of the others."""
+    done = [one for one in results if one.record.status is TrialStatus.OK]
+    if not done:
+        raise SystemExit("the sweep finished no trial of one of the roles: nothing can be said of its parts")
+    split = {
+        "start: fork, first import, waiting": [(one.wall_s or 0.0) - (one.busy_s or 0.0) for one in _records(done)],
+        "load": [one.load_s or 0.0 for one in _records(done)],
+        "warm-up": [one.warmup_s or 0.0 for one in _records(done)],
+        "proof": [one.proof_s or 0.0 for one in _records(done)],
+        "quality": [one.quality_s or 0.0 for one in _records(done)],
+        "timed runs": [sum((run.ttft_ms + sum(run.itl_ms)) / 1e3 for run in one.runs) for one in done],
+    }
+    means = {part: statistics.mean(seconds) for part, seconds in split.items()}
+    wall_s = statistics.mean(one.wall_s or 0.0 for one in _records(done))
+    return {**means, "other: prompts, caches, closing": wall_s - sum(means.values()), "wall time": wall_s}
+
+
+def _records(results: Sequence[TrialResult]) -> list[TrialRecord]:
+    return [one.record for one in results]
+
+
+def account(results: Sequence[TrialRecord], *, started: float, wall_s: float) -> dict[str, float]:
     """Split the wall time by the time stamps of the records, seconds."""
-    records = [one.record for one in read_result(store, run_id).results if one.record.status.was_launched]
+    records = [one for one in results if one.status.was_launched]
     begins = sorted(one.started_at.timestamp() for one in records if one.started_at)
     ends = sorted(one.ended_at.timestamp() for one in records if one.ended_at)
     trials_s = sum(one.wall_s or 0.0 for one in records)
@@ -74,7 +121,8 @@ def demo_model() -> str:
 
 
 def _keyed(figures: dict[str, float]) -> dict[str, float]:
-    return {f"{name.partition(':')[0].replace(' ', '_').replace(',', '')}_s": value for name, value in figures.items()}
+    names = {name: name.partition(":")[0].replace(" ", "_").replace(",", "").replace("-", "_") for name in figures}
+    return {f"{names[name]}_s": value for name, value in figures.items()}
 
 
 if __name__ == "__main__":
