@@ -24,9 +24,10 @@ from kvray.engines.transformers import models, outline
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.inspection import inspect_weights
-from kvray.engines.transformers.loading import load_model, load_tokenizer
+from kvray.engines.transformers.loading import load_model
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.engines.transformers.texts import ModelTexts
+from kvray.engines.transformers.tokenizer import choose_texts, load_tokenizer
 from kvray.engines.transformers.translation import translated_errors
 from kvray.errors import KvrayError
 from kvray.workload import Cell
@@ -119,8 +120,9 @@ class Tokenizers(ModelKind):
         with self.watch():
             try:
                 tokenizer = load_tokenizer(self.request, self.folder)
+                texts = choose_texts(self.request, tokenizer, len(VOCABULARY)).texts
                 with translated_errors():
-                    ModelTexts(tokenizer, len(VOCABULARY)).prompts(Cell(16, 4, 1))
+                    ModelTexts(texts, range(len(VOCABULARY))).prompts(Cell(16, 4, 1))
             except KvrayError:
                 return False
         return True

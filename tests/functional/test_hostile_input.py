@@ -20,7 +20,8 @@ from kvray.engines.transformers import TransformersAdapter, models
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.gguf_header import check_gguf_file
-from kvray.engines.transformers.loading import load_model, load_tokenizer
+from kvray.engines.transformers.loading import load_model
+from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.errors import KvrayError, ModelError
 
 bounded = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -35,7 +35,7 @@ from kvray.engines.transformers.arguments import cache_parameters_objection, cal
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.forced import ForcedPlan, force
-from kvray.engines.transformers.loading import load_model, load_tokenizer, measured_settings
+from kvray.engines.transformers.loading import load_model, measured_settings
 from kvray.engines.transformers.observed import (
     Evidence,
     UsedCache,
@@ -47,6 +47,7 @@ from kvray.engines.transformers.observed import (
 from kvray.engines.transformers.paged import PagedSession
 from kvray.engines.transformers.processors import active_processors, processor_share, timed_processors
 from kvray.engines.transformers.texts import ModelTexts
+from kvray.engines.transformers.tokenizer import encoded, load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, StampingStreamer, trace_whole
 from kvray.engines.transformers.translation import translated_errors
 from kvray.probes.cpu import PeakRss, release_heap
@@ -81,7 +82,7 @@ class TransformersModel(LoadedModel):
             self._model = load_model(request, folder, self._arguments, self._device)
             self._tokenizer = load_tokenizer(request, folder)
         self._model.eval()
-        self._texts = ModelTexts(self._tokenizer, int(self._text_config.vocab_size))
+        self._texts = ModelTexts.of(request, self._tokenizer, self._model.config)
         self._eos_token_id = self._model.generation_config.eos_token_id
         self._model.generation_config = measured_settings(self._model.generation_config, self._arguments)
         self._generation_configs: dict[int, GenerationConfig] = {}
@@ -190,13 +191,13 @@ class TransformersModel(LoadedModel):
 
     @override
     def count_tokens(self, text: str) -> int:
-        return len(self._text_tokenizer(text, verbose=False)["input_ids"])
+        return len(encoded(self._text_tokenizer, text, verbose=False)["input_ids"])
 
     @override
     def complete(self, text: str, max_new_tokens: int) -> str:
         """Greedy, like what was measured; of all that may end a text only EOS does."""
         # Some tokenizers give more, such as `token_type_ids`, which no decoder takes and the measurement does not give.
-        inputs = self._text_tokenizer(text, return_tensors="pt", return_attention_mask=True).to(self._device)
+        inputs = encoded(self._text_tokenizer, text, return_tensors="pt", return_attention_mask=True).to(self._device)
         prompt, mask = inputs["input_ids"], inputs["attention_mask"]
         cell = Cell(prompt.shape[1], max_new_tokens, 1)
         config = copy.deepcopy(self._generation_config(max_new_tokens))

@@ -1,4 +1,4 @@
-"""From a folder to a model, its tokenizer, and the settings that every measured generation shares."""
+"""From a folder to a model, and the settings that every measured generation shares."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import models, xformers_attention
+from kvray.engines.transformers import xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
 from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.model_class import architecture_of, auto_class_name
@@ -24,9 +24,6 @@ from kvray.engines.transformers.weight_files import safetensors_files
 from kvray.errors import ModelError, sentence_of
 from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
-
-_PANIC = "PanicException"
-"""Name of what a panic in Rust raises: a `BaseException` of a class that each library makes and none exports."""
 
 
 def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, device: torch.device) -> Any:
@@ -113,26 +110,3 @@ def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) ->
     settings = one_greedy_sequence(checkpoint)
     settings.update(**arguments.generate_options, eos_token_id=None)
     return settings
-
-
-def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
-    """The model's tokenizer, or `None` for a bare config with random weights.
-
-    Raises:
-        ModelError: its files are damaged, or name code that is not trusted.
-    """
-    if request.model_id.startswith(RANDOM_PREFIX) and not models.has_tokenizer(folder):
-        return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=request.trust_remote_code)
-        tokenizer("a")
-    except BaseException as error:
-        if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
-            raise
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"The tokenizer of model {request.model_id!r} is Python code of its own.",
-                hint="If you trust its author, pass --trust-remote-code.",
-            ) from error
-        raise ModelError(f"The tokenizer of model {request.model_id!r} cannot be read: {sentence_of(error)}") from error
-    return tokenizer

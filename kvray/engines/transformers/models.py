@@ -35,12 +35,12 @@ from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.shapes import model_shape, unknown_because
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
+from kvray.engines.transformers.tokenizer import text_note
 from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, absent, pickle_files, safetensors_files, weight_files
 from kvray.errors import ModelError, sentence_of
 from kvray.record import RANDOM_PREFIX
 
-SMALL_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+SMALL_FILES = ("*.json", "*.model", "*.spm", "*.tiktoken", "*.txt", "*.jinja", "*.py")
 
 
 class SourceKind(enum.Enum):
@@ -155,7 +155,7 @@ def weights_path(request: ModelRequest) -> Path:
     """The folder that `from_pretrained` loads from (for `random:`, the folder with the config), fetched if need be.
 
     Raises:
-        ModelError: it cannot be had, or lacks weights that may be loaded, or a tokenizer.
+        ModelError: it cannot be had, or lacks weights that may be loaded.
     """
     source = parse_model_id(request.model_id)
     folder = config_path(request)
@@ -210,18 +210,9 @@ def is_commit(revision: str | None) -> bool:
     return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether `folder` holds a tokenizer. Without one Transformers builds an empty tokenizer rather than complain."""
-    return any(path.suffix != ".py" for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
-
-
 def _check_complete(request: ModelRequest, folder: Path) -> None:
     is_hub = parse_model_id(request.model_id).kind is SourceKind.HUB
     check_weights_are_there(request, folder, names=partial(_repository_files, request) if is_hub else None)
-    if not has_tokenizer(folder):
-        raise ModelError(
-            f"Model {request.model_id!r} has no tokenizer.", hint="Put it beside the weights with save_pretrained."
-        )
 
 
 def _repository_files(request: ModelRequest, folder: Path) -> list[str]:
@@ -250,6 +241,8 @@ def describe(request: ModelRequest) -> ModelInfo:
         info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
         info = with_attention(info, config, missing_attentions(found))
     info = with_dtype(info, request, folder, config)
+    if (note := text_note(request, folder, config)) is not None:
+        info = replace(info, notes=(*info.notes, note))
     if source.kind is SourceKind.FOLDER:
         return info  # `revision` reads all of its weights
     return replace(info, revision=_revision(request, source, folder))

@@ -14,8 +14,8 @@ from kvray.engines.base import OBSERVED_TOKENS
 from kvray.engines.snippet_case import SnippetCase, SnippetRun, serve
 from kvray.engines.transformers import models
 from kvray.engines.transformers.attention import kernels_seen
-from kvray.engines.transformers.loading import load_tokenizer
 from kvray.engines.transformers.texts import ModelTexts
+from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, Trace
 
 TEXT = "The capital of France is"
@@ -31,14 +31,14 @@ def run_snippet(case: SnippetCase) -> SnippetRun:
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = None
     measured = load_tokenizer(case.request, models.fetched_path(case.request))
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-    given = _Given(ModelTexts(measured, vocabulary).prompts(case.cell), model.device)
+    measured_texts = ModelTexts.of(case.request, measured, model.config)
+    given = _Given(measured_texts.prompts(case.cell), model.device)
     watched = _Watched(model)
     tokens = program["generate"](model, given, given.prompts, case.cell.output_tokens)
     with watched.profiled():
         program["generate"](model, given, given.prompts, max(OBSERVED_TOKENS, case.cell.output_tokens))
     model.generation_config.eos_token_id = ends
-    if measured is not None:
+    if not measured_texts.are_random:
         texts = TEXT if case.cell.batch_size == 1 else [TEXT] * case.cell.batch_size
         program["generate"](model, tokenizer, texts, OBSERVED_TOKENS)
     return SnippetRun(

@@ -137,12 +137,6 @@ def test_a_broken_index_is_a_model_error(folder: Path, text: str) -> None:
         models.weights_path(ModelRequest(model_id="model"))
 
 
-def test_weights_without_a_tokenizer_are_refused(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"has no tokenizer.*beside the weights"):
-        models.weights_path(ModelRequest(model_id="model"))
-
-
 def test_random_weights_need_neither(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "model.safetensors").unlink()
