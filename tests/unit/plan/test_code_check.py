@@ -47,7 +47,7 @@ def test_other_tokens_in_32_bits_are_other_code() -> None:
     assert (outcome, text) == (
         CodeOutcome.DIFFERS,
         "The winner's code does not do what was measured: it generates other tokens: 2 of 4 are the same until they "
-        "part.",
+        "differ.",
     )
 
 

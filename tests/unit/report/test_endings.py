@@ -39,8 +39,8 @@ def failed(what: Candidate, message: str) -> TrialResult:
 @pytest.mark.parametrize(
     ("message", "kind", "told"),
     [
-        ("ModelError: The weights cannot be read.", ModelError, "own: The weights cannot be read."),
-        ("RuntimeError: no such operator", AllTrialsFailedError, "own: RuntimeError: no such operator."),
+        ("ModelError: The weights cannot be read.", ModelError, "The weights cannot be read."),
+        ("RuntimeError: no such operator", AllTrialsFailedError, "RuntimeError: no such operator."),
     ],
 )
 def test_everybodys_error_is_told_once_with_the_code_that_fits(
@@ -48,7 +48,9 @@ def test_everybodys_error_is_told_once_with_the_code_that_fits(
 ) -> None:
     error = error_of(tmp_path, failed(BASELINE, message), failed(OTHER, message))
     assert type(error) is kind
-    assert error.message == f"The baseline and {OTHER.label} ended with the same error, so it is no candidate's {told}"
+    assert (
+        error.message == f"The baseline and {OTHER.label} ended with the same error, so no candidate causes it: {told}"
+    )
     assert error.hint is not None
     assert error.hint.endswith("repeat the command with --resume 20261124-2130-ab12 --retry error.")
 
