@@ -1,0 +1,28 @@
+"""How many threads a slot gives the processes that it starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+from course_samples import make_course
+
+from kvray.sweep import slot
+
+
+@pytest.mark.parametrize(
+    ("ordered", "quota_threads", "threads"),
+    [(None, None, None), (None, 1, "1"), (3, None, "3"), (3, 1, "3")],
+)
+def test_a_quota_where_the_slot_runs_leaves_the_library_no_choice_and_an_order_wins(
+    monkeypatch: pytest.MonkeyPatch, ordered: int | None, quota_threads: int | None, threads: str | None
+) -> None:
+    """On a cluster the driver's machine knows nothing of the quota of a node."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Ray's own wish
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setattr(slot, "quota_threads", lambda: quota_threads)
+    order = make_course().next_order()
+    assert order is not None
+    slot._set_process_environment(replace(order, threads=ordered))
+    assert os.environ.get("OMP_NUM_THREADS") == threads
