@@ -252,8 +252,9 @@ def test_the_code_holds_the_name_as_one_string(swept: Swept) -> None:
 
 def test_no_outside_string_names_a_file(swept: Swept) -> None:
     names = {part for path in swept.folder.rglob("*") for part in path.relative_to(swept.folder).parts}
-    known = r"trials|runs|sweeps|reports|report\.(html|md)|ranking\.parquet|best_plan\.json|optimized_config\.py|sweep\.log|"
+    known = r"trials|runs|sweeps|reports|report\.(html|md)|best_plan\.json|optimized_config\.py|sweep\.log|"
     ids = (
+        r"ranking\.parquet|"
         r"part-0\.parquet|not_launched\.parquet|(run_id=)?\d{8}-\d{6}-[0-9a-f]{4}(\.json)?|\d{4}-[0-9a-f]{12}\.parquet"
     )
     assert [name for name in names if not re.fullmatch(known + ids, name)] == []
