@@ -24,7 +24,7 @@ from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, WorkloadProfile, get_profile, override_profile
 

@@ -24,7 +24,8 @@ from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.trial_order import TrialOrder
 from kvray.trial.spec import TrialSpec
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

@@ -26,7 +26,7 @@ from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
 from kvray.sweep.outlook import Outlook, Range
 from kvray.sweep.recording import rung_cells
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS
 from kvray.workload import WorkloadProfile
 

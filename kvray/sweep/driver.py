@@ -11,11 +11,7 @@ from kvray.errors import SweepError
 from kvray.sweep.capacity import Capacity
 from kvray.sweep.course import Course
 from kvray.sweep.observer import SweepObserver
-from kvray.sweep.progress import ObserverCallback
-from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.searcher import CourseSearcher
 from kvray.sweep.session import RaySession, living_nodes
-from kvray.sweep.slot import Slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,13 @@ def run_sweep(
         KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
         SweepError: Ray broke down, or no machine has room for a trial any more.
     """
+    # Importing Ray takes a second, which a dry run and a refused model do without.
     from ray import tune
+
+    from kvray.sweep.progress import ObserverCallback
+    from kvray.sweep.scheduler import SparingHalving
+    from kvray.sweep.searcher import CourseSearcher
+    from kvray.sweep.slot import Slot
 
     # A private Ray's one machine stays: while it measures nothing is asked of it.
     room = (lambda: slots.slots) if ray.is_private else (lambda: slots.room(living_nodes()))

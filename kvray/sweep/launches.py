@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from kvray.analysis.axis_search import AxisSearch
-from kvray.analysis.belief import Figures
 from kvray.analysis.launching import EveryCandidate, Launches
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy
 from kvray.errors import EngineError
-from kvray.sweep.optuna import OptunaLaunches
 from kvray.workload import WorkloadProfile
+
+if TYPE_CHECKING:
+    from kvray.analysis.belief import Figures
 
 
 def check_search(search: SearchStrategy) -> None:
@@ -36,8 +37,12 @@ def make_launches(
     """The `Launches` of a `search` over `candidates`, the baseline first; `forecasts` are by candidate id."""
     match search:
         case SearchStrategy.MODEL:
+            from kvray.analysis.axis_search import AxisSearch  # scipy takes half a second
+
             return AxisSearch(candidates, profile=profile, forecasts=forecasts, seed=seed)
         case SearchStrategy.OPTUNA:
+            from kvray.sweep.optuna import OptunaLaunches
+
             return OptunaLaunches(candidates, profile=profile, seed=seed)
         case SearchStrategy.GRID | SearchStrategy.ASHA:
             return EveryCandidate(candidates)

@@ -11,7 +11,7 @@ from kvray.candidate import Candidate
 from kvray.engines.base import EngineAdapter
 from kvray.forecast.prediction import Forecast
 from kvray.record import Role
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 
 

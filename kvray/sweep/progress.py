@@ -12,7 +12,8 @@ from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.observer import SweepObserver
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import blank_record
-from kvray.sweep.slot import MOST_ATTEMPTS, ORDER, RESULT, TrialOrder
+from kvray.sweep.slot import ORDER, RESULT
+from kvray.sweep.trial_order import MOST_ATTEMPTS, TrialOrder
 from kvray.trial.spec import TrialSpec
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from kvray.sweep.course import Course
-from kvray.sweep.slot import ORDER, RESULT, UTILITY, TrialOrder
+from kvray.sweep.slot import ORDER, RESULT, UTILITY
+from kvray.sweep.trial_order import TrialOrder
 
 
 class CourseSearcher(Searcher):

@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from ray import tune
 
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
-from kvray.engines.base import EngineAdapter
 from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.probes.cpu import quota_threads
 from kvray.probes.environment import capture_environment
@@ -27,10 +25,10 @@ from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
+from kvray.sweep.trial_order import TrialOrder
 from kvray.trial.events import Event, RungFinished, TrialEnded, TrialFacts
 from kvray.trial.position import PositionBoard, PositionNotes
 from kvray.trial.process import Launcher, TrialProcess
-from kvray.trial.spec import TrialSpec
 
 ORDER = "order"
 """Key of a trial's Tune config."""
@@ -45,35 +43,9 @@ MAY_KEEP_LIMITS = "may_keep_limits"
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 REDUCTION_FACTOR = 3
-MOST_ATTEMPTS = 3
-"""At a trial whose slot or node dies under it: it runs again twice."""
 _logger = logging.getLogger("kvray.sweep")
 _GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
 """How a trial has ended if no further step is asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialOrder:
-    """What a slot is given for one trial.
-
-    Attributes:
-        threads: intra-op threads for the measurement process; `None` leaves the choice to its library, as in a user's
-            own process, unless a CPU quota where the slot runs leaves room for fewer.
-        scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
-            slot makes one of its own.
-        attempt: 1, or higher where the slots of earlier attempts at this very trial died.
-    """
-
-    spec: TrialSpec
-    adapter: EngineAdapter
-    threads: int | None = None
-    scratch: Path | None = None
-    attempt: int = 1
-
-    @property
-    def is_last_attempt(self) -> bool:
-        """Whether the trial has crashed if this attempt's slot dies too."""
-        return self.attempt >= MOST_ATTEMPTS
 
 
 class Slot(tune.Trainable):

@@ -123,6 +123,21 @@ def test_commands_that_only_read_import_neither_torch_nor_ray(environment: dict[
     assert in_python(code, environment).endswith("loaded []\n")
 
 
+def test_a_model_whose_files_are_broken_is_refused_before_anything_heavy_is_imported(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    line = ["tune", str(tmp_path), "--device", "cpu", "--output", str(tmp_path / "results")]
+    code = (
+        "import sys, kvray.cli.app as app\n"
+        f"assert app.run({line!r}, verbose=False) == 4\n"
+        "print('loaded', sorted({'torch', 'ray', 'transformers', 'scipy', 'pandas'} & set(sys.modules)))"
+    )
+    assert in_python(code, environment).endswith("loaded []\n")
+    assert not (tmp_path / "results").exists()
+
+
 def test_records_are_judged_anew_without_the_libraries_that_measured_and_searched(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.orders import OrderMaker
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import Limits, create_custom_profile
 

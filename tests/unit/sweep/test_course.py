@@ -24,7 +24,7 @@ from kvray.analysis.evidence import confirm_round
 from kvray.analysis.launching import EveryCandidate
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 from kvray.workload import Limits
 
 

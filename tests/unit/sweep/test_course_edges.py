@@ -14,7 +14,7 @@ from kvray.config import SearchStrategy
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.sweep.course import SweepCourse
 from kvray.sweep.launches import make_launches
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 
 
 def launches_of(search: SearchStrategy) -> Launches:

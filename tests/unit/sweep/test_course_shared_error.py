@@ -11,7 +11,7 @@ from course_samples import BASELINE, SPACE, answer, make_course
 from kvray.candidate import AttentionBackend, Candidate, DType
 from kvray.record import Phase, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.course import SweepCourse
-from kvray.sweep.slot import TrialOrder
+from kvray.sweep.trial_order import TrialOrder
 
 LEAST_ALIKE = SPACE[3]
 Ending = tuple[TrialStatus, Phase, str]

@@ -13,7 +13,8 @@ from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY, TrialOrder
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.trial_order import TrialOrder
 from kvray.workload import get_profile
 
 PROFILE = get_profile("ci-micro")
