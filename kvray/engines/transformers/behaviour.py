@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from kvray.engines.transformers.ordinary_ids import ordinary_ids
+from kvray.engines.transformers.quiet import quiet_library
 from kvray.engines.transformers.small_config import small_config
 from kvray.errors import sentence_of
 
@@ -56,7 +56,7 @@ def examine(model_class: type, config: Any) -> Finding:
         if named is not None:
             return Finding(objection=f"keeps a state of its own ({named}) instead of keys and values")
         return Finding(objection=f"keeps no keys and values: {model_class.__name__} takes no past_key_values")
-    with _quietly():
+    with quiet_library(), _apart():
         model = _small_model(model_class, config)
         return Finding() if model is None else _tried(model, parameters)
 
@@ -147,19 +147,15 @@ def _generate(model: Any, prompt: Any, **cache: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """One thread, no gradients, random numbers of its own, nothing on stderr."""
+def _apart() -> Iterator[None]:
+    """One thread, no gradients and random numbers of its own."""
     import torch
-    from transformers.utils import logging
 
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             yield
     finally:
         torch.set_num_threads(threads)
-        logging.set_verbosity(verbosity)

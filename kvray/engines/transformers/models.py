@@ -33,6 +33,7 @@ from kvray.engines.transformers.model_class import (
 )
 from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.plausible import check_config_file
+from kvray.engines.transformers.quiet import quiet_library
 from kvray.engines.transformers.shapes import model_shape, unknown_because
 from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
 from kvray.engines.transformers.tokenizer import text_note
@@ -303,7 +304,7 @@ def read_config(request: ModelRequest, folder: Path) -> Any:
     """
     from transformers import AutoConfig
 
-    with config_errors(request):
+    with config_errors(request), quiet_library():
         check_config_file(folder / "config.json")
         check_code_source(request, folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=request.trust_remote_code)

@@ -13,6 +13,7 @@ from typing import Any
 
 from kvray.engines.base import ModelRequest, UnsupportedError
 from kvray.engines.prompts import forced_text, prompt_text
+from kvray.engines.transformers.quiet import quiet_library
 from kvray.errors import ModelError, sentence_of
 from kvray.record import RANDOM_PREFIX
 
@@ -76,7 +77,8 @@ def load_tokenizer(request: ModelRequest, folder: Path) -> Any | None:
         tokenizer("")  # some damage shows only here
         return tokenizer
 
-    tokenizer, error = _tried(load)
+    with quiet_library():
+        tokenizer, error = _tried(load)
     if error is None:
         return tokenizer
     if "trust_remote_code" in str(error):
