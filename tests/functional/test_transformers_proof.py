@@ -9,7 +9,7 @@ import torch
 from transformers_samples import load, make_candidate
 from whole_trials import ended, profile_of, spec_of
 
-from kvray.engines.transformers.arguments import CallArguments
+from kvray.engines.transformers.loaded import TransformersModel
 from kvray.record import TrialStatus
 from kvray.trial.events import Event, RunFinished
 from kvray.workload import Cell
@@ -79,8 +79,8 @@ def test_the_tokens_of_such_a_model_are_those_of_a_plain_generate() -> None:
 def test_a_bug_of_kvrays_own_is_an_error_with_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tiny_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(CallArguments, "cache_length")
+    monkeypatch.delattr(TransformersModel, "_prompt_tensor")
     event = ended(spec_of(tiny_model, make_candidate("static"), profile_of(24)))
     assert event.status is TrialStatus.ERROR
-    assert event.message == "AttributeError: 'CallArguments' object has no attribute 'cache_length'"
-    assert "in make_cache" in capfd.readouterr().err
+    assert event.message == "AttributeError: 'TransformersModel' object has no attribute '_prompt_tensor'"
+    assert "in _generate" in capfd.readouterr().err

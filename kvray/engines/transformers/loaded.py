@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import CompileConfig, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from typing_extensions import override
 
 from kvray.candidate import Candidate, DeviceType
@@ -34,8 +33,10 @@ from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments, kept_length
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
+from kvray.engines.transformers.device_memory import DeviceMemory
 from kvray.engines.transformers.forced import ForcedPlan, force
-from kvray.engines.transformers.loading import load_model, measured_settings
+from kvray.engines.transformers.generation_settings import bare_settings, exact_settings, measured_settings
+from kvray.engines.transformers.loading import load_model
 from kvray.engines.transformers.observed import (
     Evidence,
     UsedCache,
@@ -50,10 +51,8 @@ from kvray.engines.transformers.texts import ModelTexts
 from kvray.engines.transformers.tokenizer import encoded, load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, StampingStreamer, trace_whole
 from kvray.engines.transformers.translation import translated_errors
-from kvray.probes.cpu import PeakRss, release_heap
+from kvray.probes.cpu import release_heap
 from kvray.workload import Cell
-
-_MIB = 1024 * 1024
 
 
 class TransformersModel(LoadedModel):
@@ -75,7 +74,7 @@ class TransformersModel(LoadedModel):
         self._device = torch.device(device.value)
         self._arguments = call_arguments(candidate)
         self._kept_lengths = self._arguments.kept_lengths(cells)
-        self._rss = PeakRss()
+        self._memory = DeviceMemory(self._device)
         forget_compiled_graphs()
         with translated_errors():
             folder = models.fetched_path(request)
@@ -97,7 +96,7 @@ class TransformersModel(LoadedModel):
     @override
     def prepare(self, cell: Cell) -> None:
         self._drop_cache()
-        self._release_memory()
+        self._memory.release()
         self._cell = cell
         self._prompt = torch.tensor(self._texts.prompts(cell), dtype=torch.long, device=self._device)
         with translated_errors():
@@ -160,7 +159,7 @@ class TransformersModel(LoadedModel):
             self._fresh_cache()
             plan = self._forced_plan(forced)
             yield from force(self._model, plan, self._generate_unprocessed)
-        self._release_memory()
+        self._memory.release()
         release_heap()
 
     @override
@@ -174,20 +173,15 @@ class TransformersModel(LoadedModel):
 
     @override
     def reset_peak_memory(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            self._rss.reset()
+        self._memory.reset_peak()
 
     @override
     def peak_memory_mib(self) -> float | None:
-        if self._device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated()) / _MIB
-        return self._rss.read_mib()
+        return self._memory.peak_mib()
 
     @override
     def reserved_memory_mib(self) -> float | None:
-        return float(torch.cuda.max_memory_reserved()) / _MIB if self._device.type == "cuda" else None
+        return self._memory.reserved_peak_mib()
 
     @override
     def count_tokens(self, text: str) -> int:
@@ -214,7 +208,7 @@ class TransformersModel(LoadedModel):
         self._drop_cache()
         self._prompt = self._text_cache = None
         self._model = None
-        self._release_memory()
+        self._memory.release()
 
     def _forced_plan(self, forced: int) -> ForcedPlan:
         text, piece = self._texts.forced(self._prepared_cell, forced), self._arguments.prefill_chunk_size
@@ -261,39 +255,24 @@ class TransformersModel(LoadedModel):
 
     def _generate_unprocessed(self, prompt: torch.Tensor, new_tokens: int, processors: LogitsProcessorList) -> Any:
         """Into the cache as it is, and without what the checkpoint wants done to the logits; returns the cache that was
-        used. `generate` takes from the model's own settings whatever those of the call leave open, so these are set
-        aside meanwhile."""
-        checkpoint = self._model.generation_config
-        bare = GenerationConfig(pad_token_id=checkpoint.pad_token_id, **self._arguments.generate_options)
-        self._model.generation_config = bare
-        try:
+        used."""
+        with bare_settings(self._model, self._arguments) as bare:
             output = self._model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 past_key_values=self._cache,
-                generation_config=self._settings(bare, new_tokens),
+                generation_config=exact_settings(bare, self._arguments, new_tokens),
                 logits_processor=processors,
             )
-            return output.past_key_values
-        finally:
-            self._model.generation_config = checkpoint
+        return output.past_key_values
 
     def _generation_config(self, output_tokens: int) -> GenerationConfig:
         """The settings for exactly `output_tokens`; made once per length, outside timed calls."""
         if output_tokens not in self._generation_configs:
-            self._generation_configs[output_tokens] = self._settings(self._model.generation_config, output_tokens)
+            self._generation_configs[output_tokens] = exact_settings(
+                self._model.generation_config, self._arguments, output_tokens
+            )
         return self._generation_configs[output_tokens]
-
-    def _settings(self, base: GenerationConfig, output_tokens: int) -> GenerationConfig:
-        config = copy.deepcopy(base)
-        config.max_new_tokens = output_tokens
-        # Of all that `generate` can return, the cache that the model used is what is wanted; it costs nothing.
-        config.return_dict_in_generate = True
-        if self._arguments.compile_mode is not None:
-            config.compile_config = CompileConfig(mode=self._arguments.compile_mode, fullgraph=False)
-            # `generate` compiles on accelerators only, unless this private switch is set.
-            config.compile_config._compile_all_devices = True
-        return config
 
     def _fresh_cache(self) -> None:
         if self._arguments.static_cache:
@@ -346,8 +325,3 @@ class TransformersModel(LoadedModel):
         if self._prompt is None:
             raise RuntimeError("prepare() was not called")
         return self._prompt
-
-    def _release_memory(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""From a folder to a model, and the settings that every measured generation shares."""
+"""From a folder to a model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any, NoReturn
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
 from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.model_class import architecture_of, auto_class_name
-from kvray.engines.transformers.one_sequence import one_greedy_sequence
 from kvray.engines.transformers.tensors import named_tensors
 from kvray.engines.transformers.weight_files import safetensors_files
 from kvray.errors import ModelError, sentence_of
@@ -103,10 +102,3 @@ def _refuse_pickle(file: object, *arguments: object, **options: object) -> NoRet
 def max_memory(weights_limit_mib: int) -> dict[int | str, str]:
     """Where `device_map="auto"` may put weights: so much on the first GPU, the rest in host memory, none on disk."""
     return {0: f"{weights_limit_mib}MiB", "cpu": f"{int(total_memory_mib())}MiB"}
-
-
-def measured_settings(checkpoint: GenerationConfig, arguments: CallArguments) -> GenerationConfig:
-    """What holds for every measured call: one greedy sequence, and exactly as many tokens as asked for."""
-    settings = one_greedy_sequence(checkpoint)
-    settings.update(**arguments.generate_options, eos_token_id=None)
-    return settings
