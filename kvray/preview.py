@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,11 +11,10 @@ from kvray.config import FULL_SPACE, TuneConfig
 from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import NoCandidatesError, SweepError
-from kvray.forecast.hardware import Hardware, HardwareKey, free_memory_mib, load_hardware, save_hardware
+from kvray.forecast.hardware import Hardware, free_memory_mib, load_hardware
 from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
-from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads, quota_threads
-from kvray.probes.gpu import visible_gpus
+from kvray.local_device import detect_device, rates_key
 from kvray.space.constraints import Rule, SpaceFacts
 from kvray.space.narrowing import narrowed
 from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
@@ -168,65 +164,11 @@ def _preview(
     return _forecast(preview, config, adapter) if config.forecast else preview
 
 
-def known_hardware(
-    config: TuneConfig,
-    adapter: EngineAdapter,
-    *,
-    before_measuring: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.time,
-) -> Hardware | None:
-    """The rates of the device that `config` means, measured now if they never were, or hours ago while other programs
-    ran; `before_measuring` is called then.
-
-    `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes may differ
-    from this machine.
-    """
-    device, key = _local_device(config, adapter)
-    if key is None:
-        return None
-    hardware = load_hardware(key)
-    if hardware is None or hardware.again_in_s(clock()) <= 0:
-        before_measuring()
-        measured = adapter.measure_hardware(device, key.threads or None)
-        if measured is not None:
-            measured = replace(measured, measured_at=clock())
-            hardware = measured if hardware is None else hardware.best_with(measured)
-            save_hardware(key, hardware)
-    if hardware is not None and hardware.disturbance:
-        _logger.warning("%s", _disturbed_line(hardware, clock()))
-    return hardware
-
-
-def _disturbed_line(hardware: Hardware, now: float) -> str:
-    hours = math.ceil(hardware.again_in_s(now) / 3600)
-    again = f"in {hours} {'hour' if hours == 1 else 'hours'}" if hours > 0 else "next time"
-    return (
-        f"While this device's rates were measured, {hardware.disturbance}, so forecast times are too long. The rates "
-        f"are measured again {again}."
-    )
-
-
-def _local_device(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceType, HardwareKey | None]:
-    """The device, and by what its rates are known; `None` where forecasts do without."""
-    facts = detect_device(config.device)
-    is_here = config.address is None and (facts.device is DeviceType.CPU or facts.gpu_count > 0)
-    if not (config.forecast and adapter.measures_hardware and is_here):
-        return facts.device, None
-    return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config))
-
-
-def _threads(config: TuneConfig) -> int | None:
-    """Threads of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
-    if config.slots is None or config.slots == 1:
-        return openmp_threads() or quota_threads()
-    return openmp_threads() or max(1, available_cpus() // config.slots)
-
-
 def _forecast(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> Preview:
     shape, device = preview.model.shape, preview.device.device
     if shape is None:
         return preview
-    _, key = _local_device(config, adapter)
+    _, key = rates_key(config, adapter)
     hardware = None if key is None else load_hardware(key)
     forecasts = {
         candidate.candidate_id: forecast(shape, candidate, preview.profile, device, hardware)
@@ -270,22 +212,6 @@ def _check_anything_is_left(space: SearchSpace) -> None:
             f"No valid candidate is left: {'; '.join(reasons)}.",
             hint="Widen --cache, --attention or another axis.",
         )
-
-
-def detect_device(asked: DeviceType | None) -> DeviceFacts:
-    """What this machine measures on: `asked`, or CUDA where there is a GPU that programs may use, else the CPU."""
-    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if asked is not DeviceType.CPU else ()
-    if asked is DeviceType.CPU or (asked is None and not gpus):
-        return DeviceFacts(device=DeviceType.CPU, device_name=cpu_name())
-    if not gpus:
-        # A cluster may have what the driver's machine lacks; Ray's resources are checked before the first trial.
-        return DeviceFacts(device=DeviceType.CUDA, device_name="GPU of the cluster")
-    return DeviceFacts(
-        device=DeviceType.CUDA,
-        device_name=gpus[0].name,
-        gpu_count=len(gpus),
-        compute_capability=min(gpu.compute_capability for gpu in gpus),
-    )
 
 
 def available_here(menu: Sequence[AxisValue]) -> Rule:

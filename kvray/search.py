@@ -19,8 +19,9 @@ from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
+from kvray.local_device import known_hardware
 from kvray.observer import SearchObserver
-from kvray.preview import Preview, check_request, described_model, known_hardware, preview_sweep, requested_model
+from kvray.preview import Preview, check_request, described_model, preview_sweep, requested_model
 from kvray.probes.company import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvray.config import TuneConfig
 from kvray.errors import OutputError, sentence_of
-from kvray.preview import detect_device
+from kvray.local_device import detect_device
 from kvray.probes.company import QuietWait, announced_sweep, disturbers, quota_notes
 from kvray.redaction import redact
 from kvray.store.parquet import ResultsStore

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import kvray.local_device
 import kvray.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.config import TuneConfig
@@ -18,7 +19,8 @@ from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import LayerShape, ModelShape
-from kvray.preview import Preview, check_request, detect_device, forecast_only, known_hardware, preview_sweep
+from kvray.local_device import detect_device, known_hardware
+from kvray.preview import Preview, check_request, forecast_only, preview_sweep
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.search_space import Axes
 from kvray.workload import WorkloadProfile, create_custom_profile
@@ -411,7 +413,7 @@ def test_a_device_is_measured_once_after_saying_so_and_only_then_are_seconds_for
 
 
 def test_threads_that_a_trial_will_have_are_measured(engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvray.preview, "available_cpus", lambda: 8)
+    monkeypatch.setattr(kvray.local_device, "available_cpus", lambda: 8)
     known_hardware(config(slots=4), engine)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     known_hardware(config(), engine)
@@ -422,7 +424,7 @@ def test_threads_that_a_trial_will_have_are_measured(engine: MeasuringAdapter, m
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None = None) -> None:
-    monkeypatch.setattr(kvray.preview, "visible_gpus", lambda value: select_visible(GPUS, value))
+    monkeypatch.setattr(kvray.local_device, "visible_gpus", lambda value: select_visible(GPUS, value))
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
