@@ -20,7 +20,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTo
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import models, outline
+from kvray.engines.transformers import description, models, outline
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.inspection import inspect_weights
@@ -93,10 +93,10 @@ class Configs(ModelKind):
         with self.watch():
             try:
                 request = ModelRequest(model_id=model_id)
-                config = models.read_config(request, self.folder)
-                with models.config_errors(request):
+                config = description.read_config(request, self.folder)
+                with description.config_errors(request):
                     kinds = layer_kinds(config.get_text_config(decoder=True))
-                    json.dumps(asdict(models.info_of_config(models.parse_model_id(model_id), config, kinds)))
+                    json.dumps(asdict(description.info_of_config(models.parse_model_id(model_id), config, kinds)))
             except KvrayError:
                 return
 
@@ -178,7 +178,7 @@ class Weights(ModelKind):
         with self.watch():
             try:
                 folder = models.weights_path(self.request)
-                models.describe(self.request)
+                description.describe(self.request)
                 inspect_weights(self.request)
                 with translated_errors():
                     load_model(self.request, folder, call_arguments(CANDIDATE), torch.device("cpu"))

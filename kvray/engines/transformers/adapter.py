@@ -25,7 +25,17 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
-from kvray.engines.transformers import device_rates, inspection, menu, models, outline, rules, snippet, spaces
+from kvray.engines.transformers import (
+    description,
+    device_rates,
+    inspection,
+    menu,
+    models,
+    outline,
+    rules,
+    snippet,
+    spaces,
+)
 from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.engines.transformers.packed import told_of_packing
 from kvray.environment import changed_environment
@@ -66,7 +76,7 @@ class TransformersAdapter(EngineAdapter):
         _convert_if_gguf(request)
         # torch notes in the environment where it would keep what it compiles; trials, which inherit it, have a place.
         with changed_environment({_INDUCTOR_CACHE: os.environ.get(_INDUCTOR_CACHE)}):
-            return models.describe(request)
+            return description.describe(request)
 
     @override
     def outline_model(self, request: ModelRequest) -> ModelInfo:

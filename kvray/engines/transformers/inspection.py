@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import hub, models
+from kvray.engines.transformers import description, hub, models
 from kvray.engines.transformers.checkpoint import check_files
 from kvray.engines.transformers.gguf import check_gguf
 from kvray.engines.transformers.model_class import model_class
@@ -44,7 +44,7 @@ def inspect_weights(request: ModelRequest, *, quick: bool = False) -> None:
     if folder is None:
         return
     check_files(request, folder)
-    config = models.read_config(request, folder)
+    config = description.read_config(request, folder)
     found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
     # What unpacks packed weights may look at the GPU, and need not work on shapes alone.
     is_plain = packing_of(config) is None

@@ -16,7 +16,7 @@ from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
-from kvray.engines.transformers import models
+from kvray.engines.transformers import description, models
 from kvray.engines.transformers.architecture import is_known_decoder
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.errors import ModelError
@@ -25,8 +25,9 @@ from kvray.search_paths import child_environment, python_command
 
 
 def outline_model(request: ModelRequest) -> ModelInfo | None:
-    """`models.describe` without revision and missing attentions; `None` where the config needs more than a look: it
-    brings its own code, is of a type that has to be tried, or cannot be read so, for whatever reason.
+    """`description.describe` without revision, missing attentions and a look at the tokenizer; `None` where the config
+    needs more than a look: it brings its own code, is of a type that has to be tried, or cannot be read so, for
+    whatever reason.
 
     Raises:
         ModelError: there is no config.
@@ -58,14 +59,14 @@ def _info(values: dict[str, Any]) -> ModelInfo:
 
 def _main(request: ModelRequest, folder: Path) -> None:
     _hide_torch()
-    config = models.read_config(request, folder)
+    config = description.read_config(request, folder)
     if not is_known_decoder(config):
         sys.exit("What this type of model does has to be tried, which takes torch.")
-    with models.config_errors(request):
+    with description.config_errors(request):
         kinds = layer_kinds(config.get_text_config(decoder=True))
-        info = models.info_of_config(models.parse_model_id(request.model_id), config, kinds)
-        info = models.with_attention(info, config, ())
-    info = models.with_dtype(info, request, folder, config)
+        info = description.info_of_config(models.parse_model_id(request.model_id), config, kinds)
+        info = description.with_attention(info, config, ())
+    info = description.with_dtype(info, request, folder, config)
     sys.stdout.write(json.dumps(asdict(info)))
 
 
