@@ -126,8 +126,8 @@ def _nothing_ranked(ranking: Ranking, results: Sequence[TrialResult]) -> str:
     lost = sum(one.has_lost_its_runs and not one.record.status.is_failure for one in results)
     parts = (
         (failed, "failed"),
-        (lost, "lost their raw runs, which are missing or cannot be read"),
-        (launched - failed - lost, "lack a complete measurement"),
+        (lost, f"lost {'its' if lost == 1 else 'their'} raw runs, which are missing or cannot be read"),
+        (launched - failed - lost, f"{'lacks' if launched - failed - lost == 1 else 'lack'} a complete measurement"),
     )
     told = formats.listed([f"{number} {what}" for number, what in parts if number])
     return f"Nothing could be ranked: of {formats.plural(launched, 'launched trial')}, {told}."

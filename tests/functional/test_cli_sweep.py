@@ -362,7 +362,7 @@ def test_stdout_of_json_is_exactly_one_object_with_the_documented_keys(swept: Sw
         "throughput_gain",
     }
     assert shown["run_id"] == swept.run_ids[1]
-    assert sum(shown["trials"].values()) == 3
+    assert sum(shown["trials"].values()) >= 3, "and confirming ones where runs were disturbed"
     assert shown["wall_s"] > shown["busy_s"] > 0
     assert all(Path(path).is_file() for path in shown["files"].values())
 
@@ -468,7 +468,8 @@ def test_rank_shows_what_tune_showed(kvray: Kvray, swept: Swept) -> None:
 
 
 def test_rank_takes_the_newest_sweep(here: Here, swept: Swept) -> None:
-    assert "\n3 trials launched" in here("rank", swept.folder)
+    launched = sum(json.loads(swept.as_json.stdout)["trials"].values())
+    assert f"\n{launched} trials launched" in here("rank", swept.folder)
     assert here("rank", swept.folder) == here("rank", swept.folder, "--run", swept.run_ids[1])
 
 

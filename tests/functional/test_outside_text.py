@@ -23,7 +23,7 @@ from kvray.engines.prompts import prompt_text
 
 CHROMIUM = shutil.which("chromium")
 NAME = "<script>alert(1)</script>"
-MODEL = f"fake:{NAME},static=leak"
+MODEL = f"fake:{NAME},static/sdpa/=leak"
 PROFILE = '<img src=x onerror="alert(2)">../`|*'
 SECRETS = {
     "HF_TOKEN": "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567",
@@ -85,7 +85,9 @@ def swept(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     sizes = {"context_lengths": [16], "output_lengths": [4], "repeats": 1}
     (folder / "own.json").write_text(json.dumps({**built_in, **sizes, "name": PROFILE}))
     line = ("tune", MODEL, "--engine", "fake", "--device", "cpu", "--profile", "own.json", "--dtype", "float32")
-    done = run(*line, "--attention", "sdpa", "--search", "grid", "--confirm", "0", "--output", uri, folder=folder)
+    done = run(
+        *line, "--attention", "sdpa,sdpa_math", "--search", "grid", "--confirm", "0", "--output", uri, folder=folder
+    )
     assert done.returncode == 0, done.stderr
     filesystem, root = FileSystem.from_uri(uri)
     for info in filesystem.get_file_info(FileSelector(root, recursive=True)):
