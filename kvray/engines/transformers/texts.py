@@ -21,7 +21,7 @@ class ModelTexts:
 
     Args:
         texts: written by the model's tokenizer; `None`: random ids are fed.
-        ids: those that random ids are drawn from.
+        ids: those that random ids are drawn from, where there are no texts.
     """
 
     def __init__(self, texts: WrittenTexts | None, ids: Sequence[int]) -> None:
@@ -32,7 +32,8 @@ class ModelTexts:
     def of(cls, request: ModelRequest, tokenizer: Any | None, config: Any) -> ModelTexts:
         """What is fed to the model that `request` names, see `choose_texts`."""
         vocabulary = int(config.get_text_config(decoder=True).vocab_size)
-        return cls(choose_texts(request, tokenizer, vocabulary).texts, ordinary_ids(config))
+        texts = choose_texts(request, tokenizer, vocabulary).texts
+        return cls(texts, ordinary_ids(config) if texts is None else ())
 
     @property
     def are_random(self) -> bool:
