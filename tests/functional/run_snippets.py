@@ -60,8 +60,8 @@ def run_kvray(case: dict[str, Any], prompt: torch.Tensor) -> dict[str, Any]:
     model._prompt = prompt
     rows = [list(row) for row in model.generate(case["tokens"]).tokens]
     said = None
-    if model._tokenizer is not None and isinstance(case["prompt"], str):
-        said = (model.complete(case["prompt"], case["tokens"]), model._tokenizer.decode(rows[0]))
+    if not model._texts.are_random and isinstance(case["prompt"], str):
+        said = (model.complete(case["prompt"], case["tokens"]), model._text_tokenizer.decode(rows[0]))
     return {"measured": rows, "said": said}
 
 

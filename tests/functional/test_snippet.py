@@ -70,6 +70,7 @@ def outcomes(
     given = ["input_ids", "token_type_ids", "attention_mask"]
     change_config(typed, name="tokenizer_config.json", model_input_names=given)
     bare = save_tiny_model(folder / "bare", has_special_tokens=False)
+    smaller = change_config(save_tiny_model(folder / "smaller"), vocab_size=96)
     images = save_image_text_config(folder / "images")
     requests = {
         "gguf": ModelRequest(model_id=str(write_tiny_gguf(folder / "tiny.gguf"))),
@@ -81,6 +82,7 @@ def outcomes(
         "own code": ModelRequest(model_id=str(own), trust_remote_code=True),
         "token types": ModelRequest(model_id=str(typed)),
         "no special tokens": ModelRequest(model_id=str(bare)),
+        "other tokenizer": ModelRequest(model_id=f"random:{smaller}"),
         "images": ModelRequest(model_id=f"random:{images}"),
     }
     cases = []
@@ -128,6 +130,7 @@ CANDIDATES = {
     "own code": make_candidate("static", "eager"),
     "token types": make_candidate("static"),
     "no special tokens": make_candidate("dynamic", batch_size=2),
+    "other tokenizer": make_candidate(),
     "images": make_candidate("static"),
 }
 KEPT = {name for name, candidate in CANDIDATES.items() if candidate.cache.has_fixed_size}
@@ -145,7 +148,8 @@ def test_the_snippet_generates_exactly_the_measured_tokens(name: str, outcomes: 
 def test_a_plans_session_says_what_was_measured(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     said = outcomes[name]["said"]
     assert said is None or said[0] == said[1]
-    assert (said is None) == (name in ("random", "compiled", "quantized", "images")), "those have no tokenizer"
+    random = ("random", "compiled", "quantized", "other tokenizer", "images")
+    assert (said is None) == (name in random), "those have no tokenizer that writes for them"
 
 
 @pytest.mark.parametrize("name", CANDIDATES)

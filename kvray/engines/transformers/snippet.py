@@ -102,7 +102,7 @@ class _Program:
             self._generate_paged() if self.arguments.paged else self._generate(),
             *([templates.KEPT_CACHE.format(cache=self._cache("tokens"))] if self.arguments.static_cache else []),
             *(module.body for module in self._own_modules),
-            *([templates.BYTES] if self._lacks_tokenizer else []),
+            *([templates.BYTES] if self.random_weights else []),
             (templates.MAIN if self.batch_size == 1 else templates.MAIN_BATCH).format(
                 new_tokens=max(self.cells).output_tokens, rows=self.batch_size
             ),
@@ -139,9 +139,10 @@ class _Program:
         names = {self.auto_class}
         if not self._has_own_cache and not self.arguments.paged:
             names.add(self.arguments.cache_class)
-        names.add("BatchEncoding" if self._lacks_tokenizer else "AutoTokenizer")
+        if not self._lacks_tokenizer:
+            names.add("AutoTokenizer")
         if self.random_weights:
-            names.add("AutoConfig")
+            names |= {"AutoConfig", "BatchEncoding"}
         if self.arguments.compile_mode is not None:
             names.add("CompileConfig")
         lines = ["import sys", "import torch"]
@@ -181,7 +182,7 @@ class _Program:
     def _load(self) -> str:
         where = ["MODEL", *self._which]
         return templates.LOAD.format(
-            tokenizer=self._before_loading(where),
+            tokenizer=self._registered + self._tokenizer(where),
             auto_class=self.auto_class,
             options=_listed([*where, *self._precision, *self._placement], indent=8) + self._weights_line,
         )
@@ -195,7 +196,8 @@ class _Program:
 
     def _load_random(self) -> str:
         return templates.LOAD_RANDOM.format(
-            tokenizer=self._before_loading(["MODEL"]),
+            registered=self._registered,
+            tokenizer=self._tokenizer(["MODEL"]),
             config=", ".join(["MODEL", *self.trust]),
             auto_class=self.auto_class,
             seed=RANDOM_WEIGHTS_SEED,
@@ -221,15 +223,17 @@ class _Program:
         kernels = ["allow_all_kernels=True"] if "/" in asked and self.trust else []
         return [f"dtype=torch.{self.arguments.dtype}", f'attn_implementation="{asked}"', *self.trust, *kernels]
 
-    def _before_loading(self, where: list[str]) -> str:
-        registered = "    register()\n" if self._registers_attention else ""
-        return registered + self._tokenizer(where)
+    @property
+    def _registered(self) -> str:
+        return "    register()\n" if self._registers_attention else ""
 
     def _tokenizer(self, where: list[str]) -> str:
         if self._lacks_tokenizer:
-            return "    tokenizer = Bytes()"
-        made = f"    tokenizer = AutoTokenizer.from_pretrained({', '.join([*where, *self.trust])})"
-        return made if self.batch_size == 1 else f"{made}\n{templates.LEFT_PADDING}"
+            return "    tokenizer = Bytes(vocabulary)"
+        lines = [f"    tokenizer = AutoTokenizer.from_pretrained({', '.join([*where, *self.trust])})"]
+        lines += [templates.LEFT_PADDING] if self.batch_size > 1 else []
+        lines += [templates.OTHER_VOCABULARY] if self.random_weights else []
+        return "\n".join(lines)
 
     def _generate(self) -> str:
         inset = 4 if self.arguments.sdpa_kernel is None else 8

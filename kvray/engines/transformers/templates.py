@@ -21,15 +21,20 @@ MAYBE_PICKLED = """
 LOAD_RANDOM = '''\
 def load():
     """Model and tokenizer. The weights are random, for the architecture was measured: load your own model instead."""
-{tokenizer}
-    config = AutoConfig.from_pretrained({config})
+{registered}    config = AutoConfig.from_pretrained({config})
     torch.manual_seed({seed})
     with torch.device(DEVICE):
         model = {auto_class}.from_config(
 {options}
         )
     model.generation_config = one_greedy_sequence(model.generation_config)
+    vocabulary = config.get_text_config(decoder=True).vocab_size
+{tokenizer}
     return model.eval(), tokenizer'''
+
+OTHER_VOCABULARY = """\
+    if len(tokenizer) > vocabulary:
+        tokenizer = Bytes(vocabulary)"""
 
 LEFT_PADDING = """\
     tokenizer.padding_side = "left"
@@ -38,10 +43,15 @@ LEFT_PADDING = """\
 
 BYTES = '''\
 class Bytes:
-    """Stands in for the tokenizer that the model's folder lacks: bytes of text as token ids."""
+    """Stands in where the folder has no tokenizer, or one that writes ids which this model does not know: bytes of text
+    as token ids."""
+
+    def __init__(self, vocabulary):
+        self.vocabulary = vocabulary
 
     def __call__(self, text, return_tensors="pt", return_attention_mask=True, padding=True):
-        rows = [list(one.encode()) for one in ([text] if isinstance(text, str) else text)]
+        texts = [text] if isinstance(text, str) else text
+        rows = [[byte % self.vocabulary for byte in one.encode()] for one in texts]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
