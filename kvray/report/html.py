@@ -22,6 +22,7 @@ from kvray.report.figures import bar_figures, scatter_figure
 from kvray.report.info import ReportInfo
 
 _BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?<!\d/)(?=[^\W_])|(?=\+[a-z])")
+_UNIT = re.compile(r"(?<=\d) (?=%|ms\b|MiB\b|tok/s)")
 
 
 def render_html(info: ReportInfo) -> str:
@@ -54,8 +55,8 @@ def content_security_policy(scripts: list[str]) -> str:
 
 
 def breakable(text: str) -> markupsafe.Markup:
-    """`text` escaped, with places where a narrow column may break a long name."""
-    return markupsafe.Markup("<wbr>").join(_BREAK_AT.split(text))
+    """`text` escaped, that may break within a long name in a narrow column, but not between a number and its unit."""
+    return markupsafe.Markup("<wbr>").join(_BREAK_AT.split(_UNIT.sub("\N{NO-BREAK SPACE}", text)))
 
 
 def heat(cell: CellValue) -> str:
