@@ -32,8 +32,11 @@ def compare(ran: SnippetRun, trials: Sequence[TrialRecord]) -> tuple[CodeOutcome
 
 
 def sample_tokens(record: TrialRecord) -> Rows:
-    """The tokens that a trial recorded; none in older records."""
-    return tuple(tuple(row) for row in json.loads(record.sample_tokens or "[]"))
+    """The tokens that a trial recorded; none in older records, and where they cannot be read."""
+    try:
+        return tuple(tuple(row) for row in json.loads(record.sample_tokens or "[]"))
+    except (ValueError, TypeError, RecursionError):
+        return ()
 
 
 def _others(what: str, measured: str | None, ran: str | None) -> Iterator[str]:

@@ -12,7 +12,7 @@ from plan_samples import make_profile, make_result, make_sweep
 from kvray.candidate import CompileMode, DType
 from kvray.engines.snippet_case import SnippetRun
 from kvray.plan.builder import PlanBuilder
-from kvray.plan.code_check import compare
+from kvray.plan.code_check import compare, sample_tokens
 from kvray.plan.plan import Plan
 from kvray.plan.snippet import render_snippet
 from kvray.record import TrialRecord
@@ -70,6 +70,11 @@ def test_fewer_rows_or_tokens_are_not_the_same() -> None:
     both = json.dumps([TOKENS, TOKENS])
     assert compare(RAN, [trial(sample_tokens=both)])[0] is CodeOutcome.DIFFERS
     assert compare(replace(RAN, tokens=(TOKENS[:3],)), [trial(*TOKENS)])[0] is CodeOutcome.DIFFERS
+
+
+@pytest.mark.parametrize("text", [None, "", "[", "3", "[3]", "{}"])
+def test_records_without_tokens_that_can_be_read_have_none(text: str | None) -> None:
+    assert sample_tokens(trial(sample_tokens=text)) == ()
 
 
 def plan_of(check: CodeCheck) -> Plan:

@@ -14,7 +14,7 @@ from resuming_samples import BASELINE, NOON, OTHER, THIRD, fingerprint, manifest
 from kvray.errors import ResultsError
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.store.fingerprint import SweepFingerprint
-from kvray.store.manifest import SweepManifest
+from kvray.store.manifest import CodeCheck, CodeOutcome, SweepManifest
 from kvray.store.resuming import (
     asks_nothing_new,
     current_results,
@@ -54,6 +54,15 @@ def test_an_attempt_under_the_same_conditions_joins_and_keeps_both_histories() -
     assert both.max_trials == 9, "the manifest's own fields are the last attempt's"
     assert (both.fingerprint_id, both.trial_suffix) == (A.digest, "")
     assert both.measured_since == NOON < both.session_started_at
+
+
+def test_what_is_known_of_the_winners_code_is_kept_for_the_trials_that_it_was_held_against() -> None:
+    winner, another = BASELINE.candidate_id, OTHER.candidate_id
+    check = CodeCheck(candidate_id=winner, fingerprint_id=A.digest, outcome=CodeOutcome.CHECKED, text="It ran.")
+    checked = begun().model_copy(update={"code_check": check})
+    assert goes_on(checked, A).code_check_of(winner) == check
+    assert goes_on(checked, A).code_check_of(another) is None
+    assert goes_on(checked, B, force=True).code_check_of(winner) is None
 
 
 def test_other_conditions_are_refused_with_all_that_differs_and_what_to_do() -> None:
