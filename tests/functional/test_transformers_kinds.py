@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_transformers_shapes import KNOWN, SETTINGS
 from transformers import CONFIG_MAPPING
-from transformers_samples import change_config, give_own_code, save_image_text_config, save_tiny_model
+from transformers_samples import change_config, give_own_code, load, make_candidate, save_tiny_model
 
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import TransformersAdapter, outline
@@ -19,6 +19,7 @@ from kvray.engines.transformers.behaviour import Finding, examine
 from kvray.engines.transformers.model_class import model_class
 from kvray.engines.transformers.small_config import small_config
 from kvray.errors import ModelError
+from kvray.workload import Cell
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,6 +143,28 @@ def test_no_number_of_a_small_model_is_large_whatever_its_name() -> None:
     assert max(numbers) <= 4096
 
 
-def test_a_model_that_also_takes_images_is_measured_with_text_alone(tmp_path: Path) -> None:
-    info = TransformersAdapter().describe_model(ModelRequest(model_id=f"random:{save_image_text_config(tmp_path)}"))
-    assert info.loader == "AutoModelForImageTextToText"
+@pytest.mark.parametrize(
+    ("model_type", "loader"),
+    [
+        ("gemma3", "AutoModelForCausalLM"),
+        ("mistral3", "AutoModelForImageTextToText"),
+        ("qwen2_5_vl", "AutoModelForImageTextToText"),
+        ("qwen2_audio", "AutoModelForMultimodalLM"),
+    ],
+)
+def test_a_model_that_also_takes_images_or_sound_is_measured_with_text_alone(
+    model_type: str, loader: str, tmp_path: Path
+) -> None:
+    config = small_config(CONFIG_MAPPING[model_type](**DECODERS[model_type]), heads=4)
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "model_type": model_type}))
+    model_id = f"random:{tmp_path}"
+    info = TransformersAdapter().describe_model(ModelRequest(model_id=model_id))
+    assert (info.loader, info.max_context) == (loader, 512)
+    answers = []
+    for cache in ("dynamic", "static"):
+        model = load(model_id, make_candidate(cache))
+        model.prepare(Cell(72, 6, 2))
+        answers.append(model.generate(6).tokens)
+        assert model.observe().substitutions == ()
+        model.close()
+    assert answers[0] == answers[1]
