@@ -21,8 +21,7 @@ from kvray.engines.transformers.weight_files import (
 )
 from kvray.errors import ModelError
 
-TEXT_FILES = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
-"""What is read beside weights: config, index, tokenizer, templates."""
+_TOKENIZER_FILES = ("*.model", "*.tiktoken", "tekken.json", "vocab*", "merges*")
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MOST_POINTER_BYTES = 1024
 _MOST_NAMES = 10_000
@@ -35,7 +34,7 @@ def check_files(request: ModelRequest, folder: Path) -> None:
     Raises:
         ModelError: they are pointers, incomplete, cut off, or of another kind.
     """
-    check_no_pointers(folder)
+    check_no_pointers(request, folder)
     check_weights_are_there(request, folder)
     for name in weight_files(folder, allow_pickle=request.allow_pickle):
         if (fault := header_fault(folder / name)) is not None:
@@ -45,20 +44,31 @@ def check_files(request: ModelRequest, folder: Path) -> None:
             )
 
 
-def check_no_pointers(folder: Path) -> None:
-    """Refuse what `git clone` leaves where git-lfs is not installed.
+def check_no_pointers(request: ModelRequest, folder: Path) -> None:
+    """Refuse what `git clone` leaves where git-lfs is not installed, where `from_pretrained` would read it.
 
     Raises:
         ModelError: a file of the model is a pointer.
     """
-    wanted = (*TEXT_FILES, "*.safetensors", "*.bin")
-    pointers = [name for name in matching(_names(folder), wanted) if is_pointer(folder / name)]
+    read_first = ("config.json", *(() if (folder / WEIGHTS).is_file() else (WEIGHTS_INDEX,)))
+    pointers = [name for name in read_first if is_pointer(folder / name)]
+    if not pointers:
+        wanted = (*weight_files(folder, allow_pickle=request.allow_pickle), *_tokenizer_files(folder))
+        pointers = [name for name in wanted if is_pointer(folder / name)]
     if pointers:
         are = "is a git-lfs pointer" if len(pointers) == 1 else "are git-lfs pointers"
         raise ModelError(
             f"In {str(folder)!r} {listed(pointers)} {are}, not what it stands for.",
             hint="Run `git lfs install` and `git lfs pull` there, or download the files with `hf download`.",
         )
+
+
+def _tokenizer_files(folder: Path) -> list[str]:
+    """Those without which there is no tokenizer: where there is a tokenizer.json, Transformers reads no other."""
+    whole = "tokenizer.json"
+    if (folder / whole).is_file():
+        return [whole]
+    return matching([name for name in _names(folder) if "/" not in name], _TOKENIZER_FILES)
 
 
 def is_pointer(path: Path) -> bool:

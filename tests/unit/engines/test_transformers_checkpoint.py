@@ -62,14 +62,24 @@ def test_weights_of_any_length_take_no_time(folder: Path) -> None:
     check(folder)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["model.safetensors", "tokenizer.json", "tokenizer.model", "config.json", "model-00001-of-00002.safetensors"],
-)
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_git_lfs_pointer_is_named_with_its_cure(name: str, folder: Path) -> None:
     write(folder, {name: POINTER})
     with pytest.raises(ModelError, match=rf"{name} is a git-lfs pointer, not what .*git lfs pull"):
         check(folder)
+
+
+def test_a_tokenizer_alone_in_its_file_may_be_a_pointer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    write(folder, {"tokenizer.model": POINTER})
+    with pytest.raises(ModelError, match=r"tokenizer\.model is a git-lfs pointer"):
+        check(folder)
+
+
+def test_pointers_that_from_pretrained_does_not_read_are_no_obstacle(folder: Path) -> None:
+    others = ("tokenizer.model", "pytorch_model.bin", "consolidated.safetensors", "training_args.bin", WEIGHTS_INDEX)
+    write(folder, dict.fromkeys((*others, "model-00001-of-00002.safetensors"), POINTER))
+    check(folder)
 
 
 def test_a_pickle_may_be_a_pointer_too(folder: Path) -> None:
