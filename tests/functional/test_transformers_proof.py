@@ -38,7 +38,8 @@ def test_keys_and_values_of_unlike_size_and_shared_layers_are_measured(
     event = ended(spec_of(f"random:{CONFIGS / name}", make_candidate(cache, attention), profile_of(80)))
     assert (event.status, event.message) == (TrialStatus.OK, None)
     assert event.facts is not None
-    assert event.facts.observed.cache_layers == layers
+    # Before Transformers 5.23 the cache leaves out layers that read the keys of earlier ones.
+    assert event.facts.observed.cache_layers in (layers, layers.removesuffix(" + DummyLayer×2"))
 
 
 def test_a_baseline_whose_model_makes_a_cache_of_its_own_is_measured() -> None:

@@ -59,16 +59,17 @@ def shape_of(config: Any) -> ModelShape:
 def test_parameters_and_cache_of_every_known_type_are_those_of_the_real_model(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager").eval()
         cache = DynamicCache(config=config)
         with torch.no_grad():
             model(input_ids=torch.ones(1, 3, dtype=torch.long), past_key_values=cache, use_cache=True)
     shape = shape_of(config)
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert shape.total_parameters == pytest.approx(counted, rel=0.003)
-    assert [kept_by(layer) for layer in cache.layers] == [
-        (layer.kv_heads, layer.key_dim, layer.value_dim, layer.state_elements) for layer in shape.layers
-    ]
+    kept = [(layer.kv_heads, layer.key_dim, layer.value_dim, layer.state_elements) for layer in shape.layers]
+    held = [kept_by(layer) for layer in cache.layers]
+    # Before Transformers 5.23 the cache has no layer where a model's layer reads the keys of an earlier one.
+    assert kept == held + [(0, 0, 0, 0)] * (len(kept) - len(held))
 
 
 def kept_by(layer: Any) -> tuple[int, int, int, int]:
@@ -91,7 +92,8 @@ def test_deepseek_v2_lite_keeps_31104_bytes_a_token() -> None:
 @pytest.mark.parametrize("model_type", KNOWN)
 def test_layer_kinds_are_told_without_torch_as_the_library_tells_them(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
-    assert list(shapes.layer_kinds(config)) == get_layer_types_and_kwargs(config)[0]
+    told, kinds = shapes.layer_kinds(config), tuple(get_layer_types_and_kwargs(config)[0])
+    assert told == kinds + ("dummy",) * (len(told) - len(kinds))
 
 
 @pytest.mark.parametrize(

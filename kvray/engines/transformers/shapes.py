@@ -58,14 +58,14 @@ def unknown_because(config: Any) -> str | None:
 
 
 def layer_kinds(config: Any) -> tuple[str, ...]:
-    """What `transformers.cache_utils.get_layer_types_and_kwargs` says, which cannot be imported without torch."""
+    """What `transformers.cache_utils.get_layer_types_and_kwargs` says, which cannot be imported without torch. Layers
+    that read the keys and values of earlier ones are `dummy`; before Transformers 5.23 it leaves these out."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         kinds = [_kind_by_fields(layer) for layer in config.per_layer_config]
-    sharing = getattr(config, "kv_sharing_modes", None) or [None] * len(kinds)
     return tuple(
         "dummy" if mode == "reuse" or kind in ("moe", "mlp") else str(kind)
-        for kind, mode in zip(kinds, sharing, strict=False)
+        for kind, mode in zip(kinds, _sharing_modes(config, len(kinds)), strict=False)
     )
 
 
@@ -111,6 +111,13 @@ def _parameters_beside(text: Any) -> int:
     width = getattr(text, "hidden_size_per_layer_input", None) or 0
     streams = getattr(text, "altup_num_inputs", 1)
     return text.hidden_size * (text.num_hidden_layers * width + 2 * (streams - 1) * text.hidden_size)
+
+
+def _sharing_modes(config: Any, layers: int) -> list[str | None]:
+    """The library's `kv_sharing_modes`; versions without them name the number of layers that share."""
+    modes: list[str | None] | None = getattr(config, "kv_sharing_modes", None)
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    return modes or [None] * (layers - shared) + ["reuse"] * shared
 
 
 def _kind_by_fields(layer: Any) -> str:
