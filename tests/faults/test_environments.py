@@ -116,7 +116,7 @@ def test_a_sweep_works_with_decimal_commas_a_read_only_home_and_no_shared_memory
     check_swept(tmp_path)
     shown = done.stderr.decode()
     assert re.search(r"TTFT \d+\.\d+ ms", shown)
-    assert f"warning: The cache folder {home}/.cache/kvray cannot be written: quality is not measured" in shown
+    assert f"warning: The cache folder {home}/.cache/kvray cannot be written, so quality is measured only" in shown
 
 
 def test_a_log_that_nobody_reads_and_a_full_output_stop_no_measurement(tmp_path: Path) -> None:

@@ -45,7 +45,15 @@ def tune(tmp_path: Path) -> Iterator[Tune]:
 
 def slots_of(driver: Driver) -> list[psutil.Process]:
     below = psutil.Process(driver.process.pid).children(recursive=True)
-    return [one for one in below if (one.cmdline() or [""])[0].startswith(SLOT_TITLES)]
+    return [one for one in below if _title(one).startswith(SLOT_TITLES)]
+
+
+def _title(process: psutil.Process) -> str:
+    """What the process calls itself; empty once it is gone."""
+    try:
+        return str((process.cmdline() or [""])[0])
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def kill_slots(processes: list[psutil.Process]) -> None:
@@ -154,7 +162,10 @@ def check_broken_off(sweep: Driver, folder: Path) -> None:
     (run_id,) = ResultsStore(folder).run_ids()
     assert sweep.lines[-1].startswith("kvray: Ray broke down")
     assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
-    assert statuses(recorded(folder)) == {"dynamic/sdpa/float32": TrialStatus.OK}
+    assert statuses(recorded(folder)) == {
+        "dynamic/sdpa/float32": TrialStatus.OK,
+        "dynamic/eager/float32": TrialStatus.INTERRUPTED,
+    }
 
 
 @pytest.mark.slow  # what is felt of a cluster is in tests/unit/sweep/test_pulse.py
