@@ -162,10 +162,10 @@ def check_broken_off(sweep: Driver, folder: Path) -> None:
     (run_id,) = ResultsStore(folder).run_ids()
     assert sweep.lines[-1].startswith("kvray: Ray broke down")
     assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
-    assert statuses(recorded(folder)) == {
-        "dynamic/sdpa/float32": TrialStatus.OK,
-        "dynamic/eager/float32": TrialStatus.INTERRUPTED,
-    }
+    ended = statuses(recorded(folder))
+    # Where Ray's C++ ends the driver at once, the trial under way leaves nothing.
+    assert ended.pop("dynamic/eager/float32", TrialStatus.INTERRUPTED) is TrialStatus.INTERRUPTED
+    assert ended == {"dynamic/sdpa/float32": TrialStatus.OK}
 
 
 @pytest.mark.slow  # what is felt of a cluster is in tests/unit/sweep/test_pulse.py
