@@ -15,6 +15,8 @@ MOST_CONTENDERS = 4
 """In a round, the winner so far among them; the baseline comes on top."""
 MOST_DOUBTFUL = 2
 """In a round, beside those: whoever is left takes part in the next one."""
+MOST_IN_ROUND = MOST_CONTENDERS + MOST_DOUBTFUL + 1
+"""Processes of a round, the baseline's among them."""
 SURE = 0.95
 NARROW = math.log(1.03)
 """Half of a gain's interval that needs no narrowing; a large gain need not be known better than to a fifth of it."""

@@ -16,7 +16,7 @@ from typing import Protocol
 from typing_extensions import override
 
 from kvray.analysis.aggregate import aggregate
-from kvray.analysis.confirming import MOST_CONTENDERS, next_round
+from kvray.analysis.confirming import MOST_CONTENDERS, MOST_IN_ROUND, next_round
 from kvray.analysis.evidence import confirm_round, confirm_trial_id, gather_evidence
 from kvray.analysis.launching import Launches
 from kvray.analysis.limits import missed_limits
@@ -347,7 +347,7 @@ class SweepCourse(Course):
         """The same of confirming trials. Before the first round nobody knows how many there will be."""
         rounds = self._bounds.confirm_rounds
         if self._round == 0:
-            return (2, rounds * (MOST_CONTENDERS + 1)) if rounds and len(self._by_id) > 1 else (0, 0)
+            return (2, rounds * MOST_IN_ROUND) if rounds and len(self._by_id) > 1 else (0, 0)
         now = len(self._lineup)
         return now, now + max(0, rounds - self._round) * self._round_size
 

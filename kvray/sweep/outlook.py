@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.analysis.confirming import MOST_CONTENDERS
+from kvray.analysis.confirming import MOST_IN_ROUND
 from kvray.analysis.launching import ENUMERATED
 from kvray.config import SearchStrategy
 from kvray.forecast.prediction import CellForecast, Forecast
@@ -74,7 +74,7 @@ def expected_seconds(
     if first is None or again is None or len(known) < len(searched):
         return None
     each = statistics.fmean(known) if known else 0.0
-    rounds = (min(1, confirm_rounds) * 2, confirm_rounds * (MOST_CONTENDERS + 1)) if known else (0, 0)
+    rounds = (min(1, confirm_rounds) * 2, confirm_rounds * MOST_IN_ROUND) if known else (0, 0)
     least, most = (
         first + ((launched - 1) * each + confirmed * again) / slots
         for launched, confirmed in zip(launches, rounds, strict=True)
