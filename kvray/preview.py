@@ -128,7 +128,7 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
 def forecast_only(config: TuneConfig, adapter: EngineAdapter, *, free_mib: float | None = None) -> Preview:
     """What a sweep would choose from and what is forecast of each, whether it fits or not, for a user who only asks.
 
-    The model is only looked at, which is faster and may miss that it lacks an attention implementation.
+    Whether the model can be loaded on this device is not asked: the forecast may be for another.
 
     Args:
         free_mib: memory to plan with; `None`: what is free now.
@@ -136,7 +136,7 @@ def forecast_only(config: TuneConfig, adapter: EngineAdapter, *, free_mib: float
     Raises:
         KvrayError: as `preview_sweep`.
     """
-    preview = _preview(config, adapter, lambda config, adapter: adapter.outline_model(requested_model(config)))
+    preview = _preview(config, adapter, lambda config, adapter: adapter.describe_model(requested_model(config)))
     return preview if free_mib is None else replace(preview, free_mib=free_mib)
 
 

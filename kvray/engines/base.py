@@ -347,15 +347,6 @@ class EngineAdapter(ABC):
             ModelError: missing, gated, unreadable, or offline and not cached.
         """
 
-    def outline_model(self, request: ModelRequest) -> ModelInfo:
-        """Like `describe_model`, for a look within a second or two: `revision` may be unknown, and `missing_attentions`
-        empty where it would take an import to know them.
-
-        Raises:
-            ModelError: as `describe_model`.
-        """
-        return self.describe_model(request)
-
     def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
         """`info`, which `describe_model` gave for `request`, with what is to be noted of the model on `device`.
 

@@ -16,7 +16,8 @@ from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import TransformersAdapter, outline
 from kvray.engines.transformers.architecture import is_known_decoder
 from kvray.engines.transformers.behaviour import Finding, examine
-from kvray.engines.transformers.model_class import model_class
+from kvray.engines.transformers.class_source import declared_attentions
+from kvray.engines.transformers.model_class import missing_attentions, model_class
 from kvray.engines.transformers.small_config import small_config
 from kvray.errors import ModelError
 from kvray.workload import Cell
@@ -87,6 +88,18 @@ def test_every_known_type_does_what_is_taken_for_granted_of_it(model_type: str) 
     assert found(model_type, SETTINGS.get(model_type, {})) == Finding(was_tried=True)
 
 
+@pytest.mark.parametrize("model_type", KNOWN)
+def test_the_source_of_a_known_type_tells_its_attentions_as_the_class_does(model_type: str) -> None:
+    config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
+    found = model_class(config, Path(), trust_remote_code=False)
+    assert declared_attentions(config) in (missing_attentions(found), None)
+
+
+def test_the_source_of_most_known_types_tells_their_attentions() -> None:
+    silent = [one for one in KNOWN if declared_attentions(CONFIG_MAPPING[one](**SETTINGS.get(one, {}))) is None]
+    assert len(silent) <= len(KNOWN) / 20
+
+
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_a_decoder_of_any_other_type_is_known_by_what_it_does(model_type: str) -> None:
     assert found(model_type, DECODERS[model_type]) == Finding(was_tried=True)
@@ -102,7 +115,7 @@ def test_what_is_no_decoder_with_a_cache_is_refused_with_the_reason(model_type: 
     assert ("lacks is_decoder: true" in str(error.value)) == could_be_a_decoder
 
 
-def test_a_forecast_takes_only_known_decoders_without_trying_them(tmp_path: Path) -> None:
+def test_an_outline_takes_only_known_decoders_without_trying_them(tmp_path: Path) -> None:
     request = ModelRequest(model_id=f"random:{tmp_path}")
     described(tmp_path, "llama", {})
     assert outline.outline_model(request) is not None

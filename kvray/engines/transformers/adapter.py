@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -72,16 +73,13 @@ class TransformersAdapter(EngineAdapter):
 
     @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
-        """A GGUF file is converted first."""
+        """A GGUF file is converted first. Torch is imported only for a model that has to be tried."""
         _convert_if_gguf(request)
+        if "torch" not in sys.modules and (outlined := outline.outline_model(request)) is not None:
+            return outlined
         # torch notes in the environment where it would keep what it compiles; trials, which inherit it, have a place.
         with changed_environment({_INDUCTOR_CACHE: os.environ.get(_INDUCTOR_CACHE)}):
             return description.describe(request)
-
-    @override
-    def outline_model(self, request: ModelRequest) -> ModelInfo:
-        _convert_if_gguf(request)
-        return outline.outline_model(request) or self.describe_model(request)
 
     @override
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:

@@ -33,22 +33,43 @@ from kvray.errors import ModelError, sentence_of
 
 
 def describe(request: ModelRequest) -> ModelInfo:
-    """What the model's config says.
+    """What the model's config, its class and its tokenizer say. Imports torch; `outline` says the same without.
 
     Raises:
         ModelError: the config is missing or cannot be read, the model is no decoder with a KV cache, or a local folder
             lacks weights or a tokenizer.
     """
-    source = models.parse_model_id(request.model_id)
     folder = models.config_path(request)
     config = read_config(request, folder)
-    if source.kind is SourceKind.FOLDER:
-        models.check_complete(request, folder)
     with config_errors(request):
         found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
         check_behaviour(request.model_id, config, found)
-        info = info_of_config(source, config, _layer_kinds(config.get_text_config(decoder=True)))
-        info = with_attention(info, config, missing_attentions(found))
+        kinds = _layer_kinds(config.get_text_config(decoder=True))
+        missing = missing_attentions(found)
+    return told(request, folder, config, layer_kinds=kinds, missing=missing)
+
+
+def told(
+    request: ModelRequest,
+    folder: Path,
+    config: Any,
+    *,
+    layer_kinds: tuple[str, ...],
+    missing: tuple[AttentionBackend, ...],
+) -> ModelInfo:
+    """What is known of a decoder, from its `config` and all that lies in its `folder` but the weights.
+
+    Args:
+        missing: the attentions that its class has no code for.
+
+    Raises:
+        ModelError: no layer keeps keys and values, weights or tokenizer are missing, or the hub does not answer.
+    """
+    source = models.parse_model_id(request.model_id)
+    if source.kind is SourceKind.FOLDER:
+        models.check_complete(request, folder)
+    with config_errors(request):
+        info = with_attention(info_of_config(source, config, layer_kinds), config, missing)
     info = with_dtype(info, request, folder, config)
     if (note := text_note(request, folder, config)) is not None:
         info = replace(info, notes=(*info.notes, note))

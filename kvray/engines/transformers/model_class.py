@@ -18,7 +18,7 @@ MULTIMODAL_LM = "AutoModelForMultimodalLM"
 """Loads those that take sound instead."""
 LOADERS = (CAUSAL_LM, IMAGE_TEXT_TO_TEXT, MULTIMODAL_LM)
 
-_SUPPORT_FLAGS = {
+SUPPORT_FLAGS = {
     "_supports_sdpa": (
         AttentionBackend.SDPA,
         AttentionBackend.SDPA_FLASH,
@@ -93,7 +93,7 @@ def missing_attentions(found: type | None) -> tuple[AttentionBackend, ...]:
     if found is None:
         return ()
     return tuple(
-        one for flag, attentions in _SUPPORT_FLAGS.items() if not getattr(found, flag, True) for one in attentions
+        one for flag, attentions in SUPPORT_FLAGS.items() if not getattr(found, flag, True) for one in attentions
     )
 
 

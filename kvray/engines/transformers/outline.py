@@ -18,6 +18,7 @@ from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import description, models
 from kvray.engines.transformers.architecture import is_known_decoder
+from kvray.engines.transformers.class_source import declared_attentions
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.errors import ModelError
 from kvray.forecast.shape import LayerShape, ModelShape
@@ -25,9 +26,8 @@ from kvray.search_paths import child_environment, python_command
 
 
 def outline_model(request: ModelRequest) -> ModelInfo | None:
-    """`description.describe` without revision, missing attentions and a look at the tokenizer; `None` where the config
-    needs more than a look: it brings its own code, is of a type that has to be tried, or cannot be read so, for
-    whatever reason.
+    """What `description.describe` says. `None` where the config needs more than a look: it brings its own code, is of a
+    type that has to be tried, or cannot be read so, for whatever reason.
 
     Raises:
         ModelError: there is no config.
@@ -46,11 +46,12 @@ def _info(values: dict[str, Any]) -> ModelInfo:
         layers = tuple(LayerShape(**layer) for layer in shape.pop("layers"))
         shape = ModelShape(**shape, layers=layers)
     kinds, notes = tuple(values.pop("layer_kinds")), tuple(values.pop("notes"))
-    del values["missing_attentions"]
+    missing = tuple(AttentionBackend(one) for one in values.pop("missing_attentions"))
     attention, kernel = values.pop("default_attention").values()
     return ModelInfo(
         **{**values, "native_dtype": DType(values["native_dtype"])},
         default_attention=AttentionChoice(AttentionBackend(attention), kernel),
+        missing_attentions=missing,
         layer_kinds=kinds,
         notes=notes,
         shape=shape,
@@ -62,11 +63,12 @@ def _main(request: ModelRequest, folder: Path) -> None:
     config = description.read_config(request, folder)
     if not is_known_decoder(config):
         sys.exit("What this type of model does has to be tried, which takes torch.")
+    missing = declared_attentions(config)
+    if missing is None:
+        sys.exit("What attention this type of model has takes an import to know.")
     with description.config_errors(request):
         kinds = layer_kinds(config.get_text_config(decoder=True))
-        info = description.info_of_config(models.parse_model_id(request.model_id), config, kinds)
-        info = description.with_attention(info, config, ())
-    info = description.with_dtype(info, request, folder, config)
+    info = description.told(request, folder, config, layer_kinds=kinds, missing=missing)
     sys.stdout.write(json.dumps(asdict(info)))
 
 
