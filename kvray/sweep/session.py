@@ -80,19 +80,48 @@ class RaySession:
         self._session: Path | None = None
         self._pulse: Pulse | None = None
         self._death: str | None = None
-        self._thread = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
+        self._holder = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
+        self._ender = threading.Thread(target=self._end_when_asked, name="kvray-ray-end", daemon=True)
         self._connected = threading.Event()
         self._closing = threading.Event()
+        self._is_over = threading.Event()
+        self._ended = threading.Event()
         self._error: BaseException | None = None
+        self._end_error: BaseException | None = None
         self._is_ours = True
 
     def __enter__(self) -> Self:
         if self._address:
             warn_of_open_cluster(self._address)
-        self._thread.start()
+        self._holder.start()
+        self._ender.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        # Ray's C++ ends this process, without a word, if its servers die while it is still connected to them. So Ctrl-C
+        # may not stop Ray's end half-way; it is raised afterwards.
+        interrupt: KeyboardInterrupt | None = None
+        while not self._ended.is_set():
+            try:
+                self._closing.set()
+                self._ended.wait()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if self._end_error is not None:
+            raise self._end_error
+        if interrupt is not None:
+            raise interrupt
+
+    def _end_when_asked(self) -> None:
+        self._closing.wait()
+        try:
+            self._end()
+        except BaseException as error:  # noqa: BLE001  (raised by `__exit__`, in the caller's thread)
+            self._end_error = error
+        finally:
+            self._ended.set()
+
+    def _end(self) -> None:
         self._connected.wait()
         broke_down = self._death is not None  # from here on it is dead because it was ended
         try:
@@ -106,9 +135,8 @@ class RaySession:
                 # itself, is collected; until then the next sweep on this Ray would wait for them.
                 gc.collect()
         finally:
-            # Ctrl-C may come here: Ray's processes then end with the thread, and what is left with the guardian.
-            self._closing.set()
-            self._thread.join()
+            self._is_over.set()
+            self._holder.join()
         if self._session is not None and not broke_down:
             remove_folders([self._session], within_s=_LAST_LOGS_S)
         if self._guardian is not None:
@@ -162,9 +190,9 @@ class RaySession:
             self._error = error
         finally:
             self._connected.set()
-        while not self._closing.wait(_LOOK_S):
+        while not self._is_over.wait(_LOOK_S):
             self._death = self._pulse.death() if self._pulse else None
-            if self._death is not None and not self._closing.wait(_DESPAIR_S):
+            if self._death is not None and not self._is_over.wait(_DESPAIR_S):
                 say(f"kvray: {self._last_words(self._breakdown())}")
                 if self._guardian is not None:
                     self._guardian.keep_logs()
