@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from kvray.analysis.aggregate import runs_at_rung, undisturbed
 from kvray.analysis.choice import Choice, better_than_baseline, choose, complexity
-from kvray.analysis.disturbed import without_replaced
+from kvray.analysis.disturbed import disturbed_share
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
 from kvray.analysis.intervals import Interval, metric_interval
 from kvray.analysis.modes import Modes, find_modes
@@ -20,8 +18,8 @@ from kvray.analysis.standing import Standing, standing_of
 from kvray.record import TrialResult
 from kvray.workload import WorkloadProfile
 
-DISTURBED_RUNS_WORTH_A_NOTE = 0.2
-"""Share of a sweep's runs; fewer are outvoted by the median of their cell. Beyond it no confidence is claimed."""
+DISTURBED_CELLS_WORTH_A_NOTE = 0.2
+"""Share of a sweep's cells that were measured by disturbed runs alone. Beyond it no confidence is claimed."""
 MOST_WHEN_DISTURBED = 0.5
 
 
@@ -43,7 +41,8 @@ class Confidence:
             between processes is mostly assumed and not seen in its own data. Every text that shows the share or an
             interval must then say so.
         modes: configurations among the winner, its ties and the baseline whose processes are of two kinds.
-        is_disturbed: over a fifth of the sweep's runs were; no text may then show the shares.
+        is_disturbed: over a fifth of the sweep's cells were measured by disturbed runs alone; no text may then show the
+            shares.
     """
 
     choice: Choice
@@ -84,7 +83,7 @@ def estimate_confidence(
     ties = standing.ties(winner)
     compared = dict.fromkeys([winner, *ties, *([baseline_id] if baseline_id else [])])
     processes = min(_processes(evidence, key) for key in compared)
-    is_disturbed = disturbed_share(results) > DISTURBED_RUNS_WORTH_A_NOTE
+    is_disturbed = disturbed_share(results) > DISTURBED_CELLS_WORTH_A_NOTE
     most = MOST_WHEN_DISTURBED if is_disturbed else 1.0
     return Confidence(
         choice=choice,
@@ -101,12 +100,6 @@ def estimate_confidence(
         modes=find_modes(evidence, compared),
         is_disturbed=is_disturbed,
     )
-
-
-def disturbed_share(results: Sequence[TrialResult]) -> float:
-    """The disturbed runs' share of those of all trials that count; 0 when there are none."""
-    flags = [run.disturbed for result in without_replaced(results) for run in result.runs]
-    return float(np.mean(flags)) if flags else 0.0
 
 
 def _choice(ranking: Ranking, standing: Standing) -> Choice:

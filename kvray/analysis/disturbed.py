@@ -34,6 +34,14 @@ def resting_on_disturbed(results: Iterable[TrialResult]) -> tuple[str, ...]:
     return tuple(key for key, pool in sorted(trials.items()) if _disturbed_cells(pool))
 
 
+def disturbed_share(results: Sequence[TrialResult]) -> float:
+    """Share of the measured cells, trial by trial, whose figures rest on disturbed runs alone; 0 when there are none.
+    Disturbed runs of a cell that has undisturbed ones are in no figure."""
+    counted = without_replaced(results)
+    measured = sum(len(_cells([result])) for result in counted)
+    return sum(len(_disturbed_cells([result])) for result in counted) / measured if measured else 0.0
+
+
 def _cells(pool: Sequence[TrialResult]) -> set[Cell]:
     return {run.cell for run in _runs_that_count(pool)}
 

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kvray.analysis.confidence import DISTURBED_RUNS_WORTH_A_NOTE
-from kvray.analysis.disturbed import resting_on_disturbed, without_replaced
+from kvray.analysis.confidence import DISTURBED_CELLS_WORTH_A_NOTE
+from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed, without_replaced
 from kvray.record import Run, TrialResult
 from kvray.report import formats
 
@@ -21,23 +21,20 @@ class Disturbances:
 
     Attributes:
         reason: the most frequent one, with the figures of its first run; `None` where none is recorded.
-        candidates: whose figures rest on disturbed runs alone in some cell.
+        share: of the measured cells, those whose figures rest on disturbed runs alone.
+        candidates: whose figures rest on disturbed runs alone in some cell, over all their trials.
     """
 
     runs: int
     disturbed: int
     reason: str | None
+    share: float = 0.0
     candidates: int = 0
-
-    @property
-    def share(self) -> float:
-        """Share of the runs; 0 when there are none."""
-        return self.disturbed / self.runs if self.runs else 0.0
 
     @property
     def decides(self) -> bool:
         """Whether so much was disturbed that the sweep's figures are not to be trusted."""
-        return self.share > DISTURBED_RUNS_WORTH_A_NOTE
+        return self.share > DISTURBED_CELLS_WORTH_A_NOTE
 
     def warning(self, run_id: str) -> str | None:
         """One line about the sweep `run_id`; `None` where what was disturbed changed nothing."""
@@ -68,6 +65,7 @@ def disturbances(results: Sequence[TrialResult]) -> Disturbances:
         runs=len(runs),
         disturbed=sum(run.disturbed for run in runs),
         reason=_most_frequent(runs),
+        share=disturbed_share(results),
         candidates=len(resting_on_disturbed(results)),
     )
 

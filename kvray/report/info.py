@@ -38,8 +38,8 @@ from kvray.report.rows import (
 from kvray.store.manifest import SweepManifest
 
 BREAK_EVEN = (
-    "Break-even: how many generated tokens make up for a slower start; a dash where there is nothing to make up or it "
-    "cannot be told."
+    "Break-even: how many generated tokens make up for a slower start, by tok/s alone: what a faster first token saves "
+    "is not counted. A dash stands where there is nothing to make up or it cannot be told."
 )
 
 

@@ -84,7 +84,7 @@ def _legend(rows: tuple[Row, ...]) -> str:
     if any(row.is_unpaired for row in rows):
         lines.append(f"{UNPAIRED} in no confirming round, so compared by all its processes")
     if any(row.break_even_order is not None for row in rows):
-        lines.append("break-even: generated tokens that make up for a slower start")
+        lines.append("break-even: generated tokens that make up for a slower start, by tok/s alone")
     return "\n".join(lines)
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from analysis_samples import make_candidate, make_profile, make_result
 
-from kvray.analysis.confidence import disturbed_share
-from kvray.analysis.disturbed import resting_on_disturbed, without_replaced
+from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed, without_replaced
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.workload import Cell
@@ -59,3 +58,8 @@ def test_a_disturbed_trial_counts_until_an_undisturbed_one_has_measured_the_same
     assert without_replaced([disturbed, calm, other]) == [calm, other]
     assert disturbed_share([disturbed, calm]) == 0.0
     assert disturbed_share([disturbed, calm, other]) == 0.5
+
+
+def test_disturbed_runs_beside_undisturbed_ones_of_their_cell_are_in_no_figure() -> None:
+    assert disturbed_share([with_one_calm_run(trial(disturbed=True)), trial(OTHER)]) == 0.0
+    assert disturbed_share([trial(disturbed=True, where=LONG)]) == 0.5
