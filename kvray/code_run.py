@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,14 @@ class CodeRunner:
         if known is not None and known.outcome is CodeOutcome.CHECKED:
             return known
         if winner not in self._done:
+            started = time.monotonic()
             outcome, text = self._outcome(result, winner)
             self._done[winner] = CodeCheck(
-                candidate_id=winner, fingerprint_id=result.manifest.fingerprint_id, outcome=outcome, text=text
+                candidate_id=winner,
+                fingerprint_id=result.manifest.fingerprint_id,
+                outcome=outcome,
+                text=text,
+                wall_s=None if outcome is CodeOutcome.NOT_RUN else round(time.monotonic() - started, 3),
             )
         return self._done[winner]
 

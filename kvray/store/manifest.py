@@ -78,6 +78,7 @@ class CodeCheck(BaseModel):
         candidate_id: whose code it is.
         fingerprint_id: of the trials that it was held against.
         text: what was seen, or why nothing was: one sentence.
+        wall_s: how long the code ran, seconds, libraries and weights included; `None` where it was not run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,6 +87,7 @@ class CodeCheck(BaseModel):
     fingerprint_id: str | None
     outcome: CodeOutcome
     text: str
+    wall_s: float | None = None
 
 
 class SweepManifest(BaseModel):
