@@ -27,7 +27,7 @@ from kvray.analysis.confirming import next_round
 from kvray.analysis.evidence import DECODE, METRICS, PEAK, TTFT, Evidence
 from kvray.analysis.intervals import gain_interval, paired_rounds
 from kvray.analysis.score import utility_weights
-from kvray.analysis.standing import NEAR, standing_of
+from kvray.analysis.utility_posterior import NEAR, draw_utilities
 from kvray.workload import get_profile, list_profiles
 
 BASELINE = "0"
@@ -146,9 +146,9 @@ def simulate(shape: str, generator: Generator) -> Outcome:
 
 def judge(shape: str, evidence: Evidence, truth: Array, weights: Array, rounds: int, generator: Generator) -> Outcome:
     """Compare the claims with `truth`. Which candidate is simpler is drawn by lot."""
-    standing = standing_of(evidence, evidence.ids, weights, seed=int(generator.integers(1 << 30)), draws=2000)
+    posterior = draw_utilities(evidence, evidence.ids, weights, seed=int(generator.integers(1 << 30)), draws=2000)
     peaks = {key: math.exp(truth[int(key), PEAK]) for key in evidence.ids}
-    choice = choose(standing, peaks, {key: (int(generator.integers(5)), False, False) for key in evidence.ids})
+    choice = choose(posterior, peaks, {key: (int(generator.integers(5)), False, False) for key in evidence.ids})
     utilities = truth @ weights
     chosen, over = int(choice.candidate_id), int(choice.over)
     behind = float(utilities.max() - utilities[chosen])
@@ -160,8 +160,8 @@ def judge(shape: str, evidence: Evidence, truth: Array, weights: Array, rounds: 
             widths.append((len(paired_rounds(evidence, choice.candidate_id, BASELINE)), stated.half_width / plain))
     return Outcome(
         shape=shape,
-        claimed=standing.lead_shares[choice.candidate_id],
-        claimed_near=standing.near_share(choice.candidate_id),
+        claimed=posterior.lead_shares[choice.candidate_id],
+        claimed_near=posterior.near_share(choice.candidate_id),
         is_best=behind <= 1e-9,
         is_near=behind <= NEAR,
         cost_of_choosing=float(utilities[over] - utilities[chosen]),

@@ -20,9 +20,9 @@ import numpy as np
 from output import make_parser, print_table, write_figures
 from overhead import TINY, demo_model
 
+from kvray.analysis.bimodality import find_bimodality
 from kvray.analysis.evidence import DECODE, TTFT, confirm_trial_id, gather_evidence
 from kvray.analysis.intervals import metric_interval
-from kvray.analysis.modes import find_modes
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
@@ -169,7 +169,7 @@ def report(
     spreads = {
         candidate: evidence.logs[evidence.owner == evidence.ids.index(candidate.candidate_id)] for candidate in measured
     }
-    kinds = {one.candidate_id for one in find_modes(evidence, evidence.ids)}
+    kinds = {one.candidate_id for one in find_bimodality(evidence, evidence.ids)}
     print_table(
         "Between processes: standard deviation",
         ("candidate", "calm processes", *METRICS, "two kinds"),

@@ -34,10 +34,10 @@ from kvray.engines.transformers.loaded import TransformersModel
 from kvray.errors import KvrayError, sentence_of
 from kvray.forecast.memory import MIB, memory_need
 from kvray.forecast.prediction import CellForecast
-from kvray.local_device import known_hardware
-from kvray.preview import Preview, preview_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.trial.measure import decode_tok_s, ttft_ms
+from kvray.tuning.local_device import known_hardware
+from kvray.tuning.preview import Preview, preview_sweep
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
 NEAR = 0.10

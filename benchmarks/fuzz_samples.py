@@ -11,10 +11,10 @@ from kvray.analysis import analyse
 from kvray.candidate import AttentionBackend, CacheChoice, Candidate, DType
 from kvray.plan.builder import PlanBuilder
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
-from kvray.result import TuneResult
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import TuneResult
 from kvray.workload import WorkloadProfile
 
 RUN_ID = "20260102-030405-fuzz"

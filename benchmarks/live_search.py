@@ -16,8 +16,8 @@ from overhead import demo_model
 
 from kvray.config import CONFIRM_ROUNDS, SearchStrategy, TuneConfig
 from kvray.record import Role
-from kvray.result import TuneResult
-from kvray.search import TuningSearch
+from kvray.tuning.result import TuneResult
+from kvray.tuning.search import TuningSearch
 from kvray.workload import get_profile, override_profile
 
 SPACE = Path(__file__).parent / "spaces" / "cpu_wide.yaml"

@@ -24,7 +24,7 @@ from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
-from kvray.sweep.trial_order import TrialOrder
+from kvray.sweep.trial_task import TrialTask
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, WorkloadProfile, get_profile, override_profile
 
@@ -95,10 +95,8 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
                 for place, candidate in enumerate(candidates)
             ]
             ended = Ended()
-            orders = [
-                TrialOrder(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs
-            ]
-            run_sweep(InSequence(orders), ray=ray, slots=slots, observer=ended, scratch=log.parent)
+            tasks = [TrialTask(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs]
+            run_sweep(InSequence(tasks), ray=ray, slots=slots, observer=ended, scratch=log.parent)
     return [sample(result, profile.cells(1, rung=2)) for result in ended.results if result.record.candidate == LIGHT]
 
 
@@ -107,16 +105,16 @@ class InSequence:
 
     stops_early = False
 
-    def __init__(self, orders: Sequence[TrialOrder]) -> None:
-        self._waiting = list(orders)
+    def __init__(self, tasks: Sequence[TrialTask]) -> None:
+        self._waiting = list(tasks)
 
     @property
     def is_over(self) -> bool:
-        """See `Course`."""
+        """See `TrialQueue`."""
         return not self._waiting
 
-    def next_order(self) -> TrialOrder | None:
-        """See `Course`."""
+    def next_trial(self) -> TrialTask | None:
+        """See `TrialQueue`."""
         return self._waiting.pop(0) if self._waiting else None
 
     def rung_finished(self, result: TrialResult) -> None:
@@ -125,7 +123,7 @@ class InSequence:
     def trial_finished(self, result: TrialResult) -> None:
         """Nothing to learn from."""
 
-    def trial_lost(self, order: TrialOrder) -> None:
+    def trial_lost(self, order: TrialTask) -> None:
         """Nothing to learn from."""
 
     def is_out_of_time(self) -> bool:

@@ -26,8 +26,8 @@ from output import parse_arguments, print_table, write_figures
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.result import read_result
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import read_result
 
 TINY = Path(__file__).parent.parent / "tests" / "assets" / "tiny_llama"
 

@@ -20,10 +20,10 @@ from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.forecast.prediction import forecast
-from kvray.local_device import known_hardware
 from kvray.record import Run, TrialResult
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.local_device import known_hardware
 
 
 def main() -> None:

@@ -15,21 +15,21 @@ from ray.tune.schedulers import TrialScheduler
 
 from kvray.analysis import analyse
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.launching import Launches
+from kvray.analysis.sampler import Sampler
 from kvray.analysis.score import utility
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
-from kvray.sweep.course import Bounds, SweepCourse
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
-from kvray.sweep.trial_order import TrialOrder
+from kvray.sweep.trial_queue import Bounds, SweepQueue
+from kvray.sweep.trial_task import TrialTask
 from kvray.trial.spec import TrialSpec
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-MakeScheduler = Callable[[SweepCourse], Any]
+MakeScheduler = Callable[[SweepQueue], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,11 @@ class _Replay:
     clock: _Clock = field(default_factory=_Clock)
     results: list[TrialResult] = field(default_factory=list)
 
-    def run(self, course: SweepCourse, scheduler: Any) -> None:
-        while (order := course.next_order()) is not None:
+    def run(self, queue: SweepQueue, scheduler: Any) -> None:
+        while (order := queue.next_trial()) is not None:
             result = self._trial(order.spec, scheduler)
             self.results.append(result)
-            course.trial_finished(result)
+            queue.trial_finished(result)
 
     def _trial(self, spec: TrialSpec, scheduler: Any) -> TrialResult:
         place = self.index[spec.candidate.candidate_id]
@@ -108,7 +108,7 @@ class _Replay:
 
 def replay(
     landscape: Landscape,
-    launches: Launches,
+    sampler: Sampler,
     *,
     seed: int,
     confirm_rounds: int,
@@ -120,17 +120,17 @@ def replay(
     """One sweep; it ends after `seconds` at the latest, if given."""
     index = {candidate.candidate_id: place for place, candidate in enumerate(landscape.candidates)}
     state = _Replay(landscape, np.random.default_rng([seed, 7]), index)
-    course = SweepCourse(
+    queue = SweepQueue(
         landscape.candidates,
-        launches=launches,
+        sampler=sampler,
         profile=landscape.profile,
-        make_order=_make_order(landscape),
+        make_task=_make_task(landscape),
         bounds=Bounds(deadline_s=seconds, budget_s=seconds or 0.0, confirm_rounds=confirm_rounds),
         stops_early=stops_early,
         repeats_apart=repeats_apart,
         clock=state.clock,
     )
-    state.run(course, make_scheduler(course))
+    state.run(queue, make_scheduler(queue))
     analysis = analyse(state.results, landscape.profile, seed=seed)
     chosen = index[analysis.ranking.winner.record.candidate_id]
     utilities = landscape.utilities
@@ -142,8 +142,8 @@ def replay(
     )
 
 
-def _make_order(landscape: Landscape) -> Callable[..., TrialOrder]:
-    def make(candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialOrder:
+def _make_task(landscape: Landscape) -> Callable[..., TrialTask]:
+    def make(candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialTask:
         spec = TrialSpec(
             run_id="replay",
             trial_id=trial_id,
@@ -155,7 +155,7 @@ def _make_order(landscape: Landscape) -> Callable[..., TrialOrder]:
             timeout_s=1.0,
             rungs=rungs,
         )
-        return TrialOrder(spec=spec, adapter=FakeAdapter(), scratch=Path())
+        return TrialTask(spec=spec, adapter=FakeAdapter(), scratch=Path())
 
     return make
 

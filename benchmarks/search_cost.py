@@ -22,15 +22,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from replay import Outcome, replay
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.axis_search import AxisSearch
-from kvray.analysis.launching import EveryCandidate
+from kvray.analysis.bayesian import BayesianSampler
+from kvray.analysis.sampler import EveryCandidate
 from kvray.config import CONFIRM_ROUNDS
 from kvray.record import Role, TrialResult
-from kvray.sweep.course import SweepCourse
-from kvray.sweep.optuna import OptunaLaunches
+from kvray.sweep.optuna import OptunaSampler
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import RUNGS
 from kvray.sweep.slot import FIDELITY, RESULT, UTILITY
+from kvray.sweep.trial_queue import SweepQueue
 
 METHODS = ("kvray", "grid", "asha", "asha_equal", "random", "optuna", "dominance")
 WORSE = 1.05
@@ -40,15 +40,15 @@ WORSE = 1.05
 class PlainHalving(AsyncHyperBandScheduler):
     """ASHA as Tune has it, but for the baseline, which every method measures completely."""
 
-    def __init__(self, course: SweepCourse) -> None:
+    def __init__(self, queue: SweepQueue) -> None:
         super().__init__(**RUNGS)
-        self._course = course
+        self._queue = queue
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
         verdict = str(super().on_trial_result(tune_controller, trial, result))
         is_searching = result[RESULT].record.role is Role.SEARCH
-        if is_searching and self._course.is_out_of_time():
+        if is_searching and self._queue.is_out_of_time():
             return str(TrialScheduler.STOP)
         return verdict if is_searching else str(TrialScheduler.CONTINUE)
 
@@ -56,10 +56,10 @@ class PlainHalving(AsyncHyperBandScheduler):
 class DominancePruning(AsyncHyperBandScheduler):
     """Stops a trial that is clearly worse in everything than one that has got as far."""
 
-    def __init__(self, course: SweepCourse) -> None:
+    def __init__(self, queue: SweepQueue) -> None:
         super().__init__(time_attr=FIDELITY, metric=UTILITY, mode="max")
         self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
-        del course
+        del queue
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE."""
@@ -88,10 +88,10 @@ def run_method(method: str, landscape: Landscape, seed: int, seconds: float | No
     common: dict[str, Any] = {"seed": seed, "confirm_rounds": CONFIRM_ROUNDS}
     match method:
         case "kvray":
-            launches = AxisSearch(
+            sampler = BayesianSampler(
                 landscape.candidates, profile=landscape.profile, forecasts=landscape.forecasts(), seed=seed
             )
-            return replay(landscape, launches, repeats_apart=True, **common)
+            return replay(landscape, sampler, repeats_apart=True, **common)
         case "grid":
             return replay(landscape, shuffled, stops_early=False, seed=seed, confirm_rounds=0)
         case "asha":
@@ -101,8 +101,8 @@ def run_method(method: str, landscape: Landscape, seed: int, seconds: float | No
         case "random":
             return replay(landscape, shuffled, stops_early=False, seconds=seconds, **common)
         case "optuna":
-            sampler = OptunaLaunches(landscape.candidates, profile=landscape.profile, seed=seed)
-            return replay(landscape, sampler, make_scheduler=PlainHalving, seconds=seconds, **common)
+            optuna = OptunaSampler(landscape.candidates, profile=landscape.profile, seed=seed)
+            return replay(landscape, optuna, make_scheduler=PlainHalving, seconds=seconds, **common)
         case "dominance":
             return replay(landscape, shuffled, make_scheduler=DominancePruning, **common)
     raise ValueError(method)

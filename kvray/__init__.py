@@ -34,7 +34,7 @@ _HOME = {
     "PlanBuilder": "kvray.plan.builder",
     "TransformersAdapter": "kvray.engines.transformers",
     "TuneConfig": "kvray.config",
-    "TuningSearch": "kvray.search",
+    "TuningSearch": "kvray.tuning.search",
     "WorkloadProfile": "kvray.workload",
     "create_custom_profile": "kvray.workload",
     "get_profile": "kvray.workload",
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from kvray.errors import KvrayError as KvrayError
     from kvray.plan.builder import PlanBuilder as PlanBuilder
     from kvray.plan.session import load_plan as load_plan
-    from kvray.search import TuningSearch as TuningSearch
+    from kvray.tuning.search import TuningSearch as TuningSearch
     from kvray.workload import Limits as Limits
     from kvray.workload import Objective as Objective
     from kvray.workload import WorkloadProfile as WorkloadProfile

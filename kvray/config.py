@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType
 from kvray.errors import InvalidValueError, describe_problems
-from kvray.file_systems import has_locks
+from kvray.files.file_systems import has_locks
 from kvray.record import TrialStatus
 from kvray.workload import WorkloadProfile, get_profile
 

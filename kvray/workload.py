@@ -10,8 +10,8 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kvray.documents import read_document
 from kvray.errors import OutputError, ProfileError, describe_problems, did_you_mean
+from kvray.files.documents import read_document
 from kvray.judgement import MAX_QUALITY_LOSS as MAX_QUALITY_LOSS
 from kvray.judgement import Judging, Weights
 from kvray.judgement import Limits as Limits

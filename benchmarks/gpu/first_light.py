@@ -30,7 +30,7 @@ from kvray.config import TuneConfig
 from kvray.engines.transformers import TransformersAdapter
 from kvray.forecast.prediction import forecast
 from kvray.record import TrialStatus
-from kvray.search import TuningSearch
+from kvray.tuning.search import TuningSearch
 from kvray.workload import WorkloadProfile, create_custom_profile
 
 NEEDS_GPU = "needs a GPU"

@@ -31,8 +31,8 @@ from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialRecord
-from kvray.result import TuneResult
-from kvray.search import TuningSearch
+from kvray.tuning.result import TuneResult
+from kvray.tuning.search import TuningSearch
 from kvray.workload import WorkloadProfile, create_custom_profile
 
 MODELS = Path(__file__).parent / "models"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import Gain
-from kvray.analysis.standing import Standing
+from kvray.analysis.utility_posterior import UtilityPosterior
 from kvray.candidate import CacheStrategy, Candidate, CompileMode
 
 WORSE_CHANCE = 0.1
@@ -44,7 +44,7 @@ class Choice:
 
 
 def choose(
-    standing: Standing,
+    posterior: UtilityPosterior,
     peaks_mib: Mapping[str, float | None],
     complexities: Mapping[str, Complexity],
     *,
@@ -59,9 +59,9 @@ def choose(
         baseline_id: what is kept unless another is `better`; `None` where it is not among the contenders.
         better: ids that are `better_than_baseline`.
     """
-    leader, means = standing.leader, standing.means
-    eligible = [key for key in standing.ids if baseline_id is None or key in better]
-    near = [leader, *(key for key in standing.ties(leader) if standing.worse_share(key, leader) <= WORSE_CHANCE)]
+    leader, means = posterior.leader, posterior.means
+    eligible = [key for key in posterior.ids if baseline_id is None or key in better]
+    near = [leader, *(key for key in posterior.ties(leader) if posterior.worse_share(key, leader) <= WORSE_CHANCE)]
     near = [key for key in near if key in eligible]
     if not near and leader == baseline_id:
         return Choice(candidate_id=leader, over=leader, reason=Reason.BEST)
@@ -72,14 +72,14 @@ def choose(
     return Choice(candidate_id=best, over=leader, reason=_reason(best, leader, near, peaks_mib))
 
 
-def better_than_baseline(standing: Standing, baseline_id: str, gains: Mapping[str, Gain]) -> frozenset[str]:
+def better_than_baseline(posterior: UtilityPosterior, baseline_id: str, gains: Mapping[str, Gain]) -> frozenset[str]:
     """Candidates that are worth a change: their score is surely higher and something of theirs measurably better, or
     they need less memory and are hardly more than 2 % worse."""
     return frozenset(
         key
         for key, gain in gains.items()
         if key != baseline_id
-        and (_scores_higher(standing, key, baseline_id, gain) or _is_leaner(standing, key, baseline_id, gain))
+        and (_scores_higher(posterior, key, baseline_id, gain) or _is_leaner(posterior, key, baseline_id, gain))
     )
 
 
@@ -92,12 +92,12 @@ def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:
     return different, candidate.cache is not CacheStrategy.DYNAMIC, candidate.compile is not CompileMode.OFF
 
 
-def _scores_higher(standing: Standing, key: str, baseline_id: str, gain: Gain) -> bool:
-    return gain.is_measurable and standing.better_share(key, baseline_id) >= SURE
+def _scores_higher(posterior: UtilityPosterior, key: str, baseline_id: str, gain: Gain) -> bool:
+    return gain.is_measurable and posterior.better_share(key, baseline_id) >= SURE
 
 
-def _is_leaner(standing: Standing, key: str, baseline_id: str, gain: Gain) -> bool:
-    return gain.saves_memory and standing.worse_share(key, baseline_id) <= WORSE_CHANCE
+def _is_leaner(posterior: UtilityPosterior, key: str, baseline_id: str, gain: Gain) -> bool:
+    return gain.saves_memory and posterior.worse_share(key, baseline_id) <= WORSE_CHANCE
 
 
 def _reason(best: str, leader: str, near: list[str], peaks_mib: Mapping[str, float | None]) -> Reason:

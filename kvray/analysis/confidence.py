@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvray.analysis.aggregate import runs_at_rung, undisturbed
+from kvray.analysis.bimodality import Bimodality, find_bimodality
 from kvray.analysis.choice import Choice, better_than_baseline, choose, complexity
 from kvray.analysis.disturbed import disturbed_share
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
 from kvray.analysis.intervals import Interval, metric_interval
-from kvray.analysis.modes import Modes, find_modes
 from kvray.analysis.pooling import FULL_RUNG, pool_complete_trials
 from kvray.analysis.ranking import Ranking
 from kvray.analysis.score import utility_weights
-from kvray.analysis.standing import Standing, standing_of
+from kvray.analysis.utility_posterior import UtilityPosterior, draw_utilities
 from kvray.record import TrialResult
 from kvray.workload import WorkloadProfile
 
@@ -56,7 +56,7 @@ class Confidence:
     decode_tok_s: Interval
     score_ratios: Mapping[str, Interval] = field(default_factory=dict)
     assumed_process_noise: bool = False
-    modes: tuple[Modes, ...] = ()
+    modes: tuple[Bimodality, ...] = ()
     is_disturbed: bool = False
 
 
@@ -68,7 +68,7 @@ def estimate_confidence(
     seed: int,
     replicates: int = 2000,
 ) -> Confidence | None:
-    """Choose among the ranked candidates, and say how sure that is (the model is in `standing_of`).
+    """Choose among the ranked candidates, and say how sure that is (the model is in `draw_utilities`).
 
     Returns:
         `None` when nothing is ranked. The same `seed` gives the same answer, for any order of `results`.
@@ -77,41 +77,41 @@ def estimate_confidence(
         return None
     evidence = gather_evidence(results, profile)
     ids = [entry.record.candidate_id for entry in ranking.entries]
-    standing = standing_of(evidence, ids, utility_weights(profile), seed=seed, draws=replicates)
-    choice = _choice(ranking, standing)
+    posterior = draw_utilities(evidence, ids, utility_weights(profile), seed=seed, draws=replicates)
+    choice = _choice(ranking, posterior)
     winner, baseline_id = choice.candidate_id, ranking.baseline_id
-    ties = standing.ties(winner)
+    ties = posterior.ties(winner)
     compared = dict.fromkeys([winner, *ties, *([baseline_id] if baseline_id else [])])
     processes = min(_processes(evidence, key) for key in compared)
     is_disturbed = disturbed_share(results) > DISTURBED_CELLS_WORTH_A_NOTE
     most = MOST_WHEN_DISTURBED if is_disturbed else 1.0
     return Confidence(
         choice=choice,
-        winner_share=min(standing.lead_shares[winner], most),
-        near_share=min(standing.near_share(winner), most),
+        winner_share=min(posterior.lead_shares[winner], most),
+        near_share=min(posterior.near_share(winner), most),
         replicates=replicates,
         processes=processes,
         runs=_fewest_runs(results, profile, compared),
         ties=ties,
         ttft_ms=metric_interval(evidence, winner, TTFT).as_factor(),
         decode_tok_s=metric_interval(evidence, winner, DECODE).as_factor(),
-        score_ratios={key: standing.score_ratio(key, winner) for key in ids},
+        score_ratios={key: posterior.score_ratio(key, winner) for key in ids},
         assumed_process_noise=processes < 2,
-        modes=find_modes(evidence, compared),
+        modes=find_bimodality(evidence, compared),
         is_disturbed=is_disturbed,
     )
 
 
-def _choice(ranking: Ranking, standing: Standing) -> Choice:
+def _choice(ranking: Ranking, posterior: UtilityPosterior) -> Choice:
     baseline = ranking.baseline.record.candidate if ranking.baseline else None
-    ranked_baseline = ranking.baseline_id if ranking.baseline_id in standing.ids else None
+    ranked_baseline = ranking.baseline_id if ranking.baseline_id in posterior.ids else None
     gains = {entry.record.candidate_id: entry.gain for entry in ranking.entries if entry.gain is not None}
     return choose(
-        standing,
+        posterior,
         {entry.record.candidate_id: entry.metrics.peak_mib for entry in ranking.entries},
         {entry.record.candidate_id: complexity(entry.record.candidate, baseline) for entry in ranking.entries},
         baseline_id=ranked_baseline,
-        better=better_than_baseline(standing, ranked_baseline, gains) if ranked_baseline else (),
+        better=better_than_baseline(posterior, ranked_baseline, gains) if ranked_baseline else (),
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kvray.analysis.bimodality import may_be_bimodal
 from kvray.analysis.evidence import DECODE, PEAK, TTFT, Array, Evidence
 from kvray.analysis.intervals import LogInterval, gain_interval, metric_interval
 from kvray.analysis.limits import Miss
-from kvray.analysis.modes import may_have_modes
-from kvray.analysis.standing import TIE_SHARE, Standing, standing_of
+from kvray.analysis.utility_posterior import TIE_SHARE, UtilityPosterior, draw_utilities
 
 MOST_CONTENDERS = 4
 """In a round, the winner so far among them; the baseline comes on top."""
@@ -55,11 +55,11 @@ def next_round(
     if round_number > most_rounds or not (contenders or unclear):
         return ()
     baseline = [baseline_id] if baseline_id in evidence.ids else []
-    standing = standing_of(evidence, contenders, weights, seed=round_number, draws=_DRAWS) if contenders else None
-    best = [] if standing is None else [standing.leader, *standing.ties(standing.leader)[: MOST_CONTENDERS - 1]]
+    posterior = draw_utilities(evidence, contenders, weights, seed=round_number, draws=_DRAWS) if contenders else None
+    best = [] if posterior is None else [posterior.leader, *posterior.ties(posterior.leader)[: MOST_CONTENDERS - 1]]
     others = [key for key in unclear if key not in (*best, *baseline)]
     lineup = list(dict.fromkeys([*best, *others[:MOST_DOUBTFUL], *baseline]))
-    is_settled = round_number > 1 and standing is not None and _is_enough(evidence, standing, *baseline)
+    is_settled = round_number > 1 and posterior is not None and _is_enough(evidence, posterior, *baseline)
     if (len(lineup) == 1 or is_settled) and not unclear:
         return ()
     turn = (round_number - 1) % len(lineup)
@@ -89,7 +89,7 @@ def _worth_a_process(
     calm_misses = [key for key in unclear if key in evidence.misses and not _is_disturbed(evidence, key)]
     if not contenders or not calm_misses:
         return list(unclear)
-    shares = standing_of(evidence, [*contenders, *calm_misses], weights, seed=seed, draws=_DRAWS).lead_shares
+    shares = draw_utilities(evidence, [*contenders, *calm_misses], weights, seed=seed, draws=_DRAWS).lead_shares
     return [key for key in unclear if key not in calm_misses or shares[key] > TIE_SHARE]
 
 
@@ -102,11 +102,11 @@ def _may_be_kept(evidence: Evidence, candidate_id: str, miss: Miss) -> bool:
     return miss.is_doubtful(None if column is None else metric_interval(evidence, candidate_id, column).half_width)
 
 
-def _is_enough(evidence: Evidence, standing: Standing, baseline: str | None = None) -> bool:
-    winner = standing.leader
-    is_clear = not standing.ties(winner) or standing.near_share(winner) >= SURE
+def _is_enough(evidence: Evidence, posterior: UtilityPosterior, baseline: str | None = None) -> bool:
+    winner = posterior.leader
+    is_clear = not posterior.ties(winner) or posterior.near_share(winner) >= SURE
     compared = [winner] if baseline is None else [winner, baseline]
-    if not is_clear or any(may_have_modes(evidence, key) for key in compared):
+    if not is_clear or any(may_be_bimodal(evidence, key) for key in compared):
         return False
     return baseline is None or all(
         _is_narrow(gain_interval(evidence, winner, baseline, metric)) for metric in (TTFT, DECODE)

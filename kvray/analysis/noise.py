@@ -173,21 +173,21 @@ def _believe(seen: _Seen, typical: float) -> _Belief:
     logs = -(seen.freedom[:, None] * np.log(variances) + seen.squares[:, None] / variances) / 2
     own = np.exp(logs - logs.max(axis=1, keepdims=True))
     told = np.log((own @ _OWN_PART.T)[~seen.disturbed] + 1e-300).sum(axis=0)
-    belief = -((_GRID / MACHINE_SD) ** 2) / 2 + told
-    mass = np.exp(belief - belief.max())
+    posterior = -((_GRID / MACHINE_SD) ** 2) / 2 + told
+    mass = np.exp(posterior - posterior.max())
     return _Belief(machine=mass / mass.sum(), own=own)
 
 
-def _joint_draws(belief: _Belief, seen: _Seen, candidates: int) -> tuple[Array, Array]:
+def _joint_draws(posterior: _Belief, seen: _Seen, candidates: int) -> tuple[Array, Array]:
     """Points of the grid's axis: the machine's noise by its quantiles, and given each, every candidate's by a quantile
     in an order of its own."""
     levels = (np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY
-    machines = np.searchsorted(np.cumsum(belief.machine), levels).clip(max=len(_GRID) - 1)
+    machines = np.searchsorted(np.cumsum(posterior.machine), levels).clip(max=len(_GRID) - 1)
     shuffled = np.random.default_rng(0).permuted(np.tile(levels, (candidates, 1)), axis=1).T
     draws = np.empty((EQUALLY_LIKELY, candidates))
     for row, machine in enumerate(machines):
         draws[row] = _quantiles(_OWN_PART[machine], shuffled[row])
-        for place, own in zip(seen.places, belief.own, strict=True):
+        for place, own in zip(seen.places, posterior.own, strict=True):
             draws[row, place] = _quantiles(_OWN_PART[machine] * own, shuffled[row, place])
     return _GRID[machines], draws
 

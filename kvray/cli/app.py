@@ -165,7 +165,7 @@ def _told(error: Any) -> tuple[str, str]:
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:
-    from kvray.redaction import redact
+    from kvray.files.redaction import redact
 
     if verbose and sys.exc_info()[0] is not None:
         typer.echo(redact(traceback.format_exc()), err=True, nl=False)
@@ -186,7 +186,7 @@ def _show_log() -> None:
     """Show what kvray's own modules warn about or are busy with, one line each, on stderr."""
     import logging
 
-    from kvray.redaction import redact
+    from kvray.files.redaction import redact
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

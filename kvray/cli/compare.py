@@ -10,8 +10,8 @@ from rich.console import Console
 from kvray.errors import InvalidValueError
 from kvray.report.compare import compare_info, render_comparison
 from kvray.report.info import ReportInfo
-from kvray.result import chosen_run, info_of, read_measured
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import chosen_run, info_of, read_measured
 
 app = typer.Typer(add_completion=False)
 

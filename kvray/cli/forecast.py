@@ -22,10 +22,10 @@ from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
 from kvray.forecast.shape import ModelShape
-from kvray.local_device import known_hardware
-from kvray.preview import Preview, check_request, forecast_only
 from kvray.record import short_model_name
 from kvray.report.formats import quantity
+from kvray.tuning.local_device import known_hardware
+from kvray.tuning.preview import Preview, check_request, forecast_only
 from kvray.workload import get_profile, override_profile
 
 app = typer.Typer(add_completion=False)

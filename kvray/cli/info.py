@@ -11,10 +11,10 @@ from rich.text import Text
 
 from kvray.candidate import DeviceType
 from kvray.engines.registry import get_engine, list_engines
-from kvray.local_device import detect_device
 from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import quota_threads, visible_cpus
 from kvray.probes.environment import capture_environment
+from kvray.tuning.local_device import detect_device
 
 app = typer.Typer(add_completion=False)
 

@@ -13,7 +13,7 @@ from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
 from kvray.report.terminal import render_terminal
-from kvray.result import TuneResult, info_of
+from kvray.tuning.result import TuneResult, info_of
 
 
 def print_report(result: TuneResult) -> None:

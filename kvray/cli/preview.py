@@ -14,12 +14,12 @@ from rich.text import Text
 from kvray.candidate import Candidate
 from kvray.config import TuneConfig
 from kvray.forecast.prediction import Forecast
-from kvray.preview import Preview
 from kvray.record import short_model_name
 from kvray.report.facts import limits_text, weights_text
 from kvray.report.formats import clean_line, duration_range, plural, quantity
 from kvray.report.searching import confirming_text, strategy_text
 from kvray.sweep.outlook import Range, expected_launches, expected_seconds
+from kvray.tuning.preview import Preview
 
 
 def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> None:

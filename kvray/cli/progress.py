@@ -18,8 +18,6 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import gain_over
 from kvray.analysis.score import utility
-from kvray.observer import SearchObserver
-from kvray.preview import Preview
 from kvray.ratios import speed_text, tok_s_text
 from kvray.record import Phase, Role, TrialResult, TrialStatus
 from kvray.report.attempts import session_text
@@ -30,6 +28,8 @@ from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.tuning.observer import SearchObserver
+from kvray.tuning.preview import Preview
 
 SHOWN_TRIALS = 12
 QUIET_S = 60.0
@@ -51,7 +51,7 @@ CHECKING = "checking the winner's code: it runs once in a separate process, whic
 
 
 @dataclass
-class Standing:
+class TrialState:
     """One trial as far as it is known."""
 
     label: str
@@ -81,7 +81,7 @@ class SweepState:
     total: int = 0
     finished: int = 0
     budget_s: float | None = None
-    standings: dict[str, Standing] = field(default_factory=dict)
+    standings: dict[str, TrialState] = field(default_factory=dict)
     outlook: Outlook = field(default_factory=Outlook)
     positions: PositionBoard | None = None
     started: float = 0.0
@@ -116,7 +116,7 @@ class SweepState:
         """A trial's slot died; it will begin anew."""
         self.standings[spec.trial_id] = replace(_standing(spec.candidate.label, spec.role, spec.trial_id), state=LOST)
 
-    def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> Standing:
+    def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> TrialState:
         """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
         record = result.record
         standing = self.standings.setdefault(
@@ -133,14 +133,14 @@ class SweepState:
             self.finished += record.role is not Role.CONFIRM
         return standing
 
-    def best(self) -> Standing | None:
+    def best(self) -> TrialState | None:
         """The best candidate of those that were measured completely and keep the limits, by all its processes."""
         kept = [one for one in self._complete() if all(process.keeps_limits for process in one)]
         return max(map(_pooled, kept), key=lambda one: one.utility or 0.0, default=None)
 
-    def _complete(self) -> list[list[Standing]]:
+    def _complete(self) -> list[list[TrialState]]:
         """Per candidate, its processes that ended ok."""
-        found: dict[str, list[Standing]] = {}
+        found: dict[str, list[TrialState]] = {}
         for one in self.standings.values():
             if one.state == TrialStatus.OK and one.utility is not None:
                 found.setdefault(one.label, []).append(one)
@@ -177,7 +177,7 @@ class SweepState:
         told = ((one.label, self.position_text(one)) for one in list(self.standings.values()))
         return [f"{text}: {label}" for label, text in told if text]
 
-    def position_text(self, standing: Standing) -> str:
+    def position_text(self, standing: TrialState) -> str:
         """What a running trial does now, e.g. `warming up 2048→64`; empty where it is not known."""
         position = self.positions.read(standing.trial_id) if self.positions and standing.state == RUNNING else None
         if position is None:
@@ -195,7 +195,7 @@ class SweepState:
         return text if self.outlook.left_s is None else f"{text} · {duration_range(*self.outlook.left_s)} left"
 
 
-def _pooled(processes: Sequence[Standing]) -> Standing:
+def _pooled(processes: Sequence[TrialState]) -> TrialState:
     """Medians over a candidate's processes."""
     first = processes[0]
     metrics = [one.metrics for one in processes if one.metrics is not None]
@@ -211,8 +211,8 @@ def _pooled(processes: Sequence[Standing]) -> Standing:
     )
 
 
-def _standing(label: str, role: Role, trial_id: str) -> Standing:
-    return Standing(
+def _standing(label: str, role: Role, trial_id: str) -> TrialState:
+    return TrialState(
         label=label,
         state=RUNNING,
         trial_id=trial_id,
@@ -292,7 +292,7 @@ class LineProgress(SearchObserver):
         parts = (self._state.time_line(), self._state.best_line(), self._state.gain_line())
         self._print(f"        {' · '.join(part for part in parts if part)}")
 
-    def _update(self, result: TrialResult, *, ended: bool) -> Standing:
+    def _update(self, result: TrialResult, *, ended: bool) -> TrialState:
         if self._preview is None:
             raise RuntimeError("a trial before search_started")
         return self._state.update(result, self._preview, ended=ended)
@@ -412,7 +412,7 @@ def render_state(state: SweepState) -> RenderableType:
     return Group(*lines, Text(state.time_line(), style="dim"))
 
 
-def _figures(standing: Standing) -> str:
+def _figures(standing: TrialState) -> str:
     metrics = standing.metrics
     if metrics is None:
         return standing.label

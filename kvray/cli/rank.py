@@ -9,10 +9,10 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.output import summary
-from kvray.endings import limits_missed
 from kvray.report.terminal import render_terminal
-from kvray.result import chosen_run, info_of, read_measured
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.outcome import limits_missed
+from kvray.tuning.result import chosen_run, info_of, read_measured
 
 app = typer.Typer(add_completion=False)
 

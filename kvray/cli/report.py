@@ -7,9 +7,9 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.output import print_paths
-from kvray.endings import limits_missed
-from kvray.result import chosen_run, read_measured, write_artefacts
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.outcome import limits_missed
+from kvray.tuning.result import chosen_run, read_measured, write_artefacts
 
 app = typer.Typer(add_completion=False)
 

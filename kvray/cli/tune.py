@@ -28,8 +28,8 @@ from kvray.cli.parsing import (
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
-from kvray.endings import no_winner
-from kvray.search import TuningSearch
+from kvray.tuning.outcome import no_winner
+from kvray.tuning.search import TuningSearch
 from kvray.workload import get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
@@ -121,7 +121,7 @@ def tune(
     ] = SearchStrategy.MODEL,
     max_trials: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Launches of the search at most.", min=1, rich_help_panel=_SEARCH),
+        typer.Option(metavar="N", help="Sampler of the search at most.", min=1, rich_help_panel=_SEARCH),
     ] = None,
     confirm: Annotated[
         int,

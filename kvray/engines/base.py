@@ -20,7 +20,7 @@ from kvray.errors import KvrayError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import ModelShape
 from kvray.record import short_model_name
-from kvray.space.constraints import Rule
+from kvray.space.constraints import Constraint
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
@@ -434,7 +434,7 @@ class EngineAdapter(ABC):
         killed lets every later trial wait. Imports no library."""
         return ()
 
-    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
+    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Constraint]:
         """Rules beyond those that hold for every engine."""
         del request, model, profile
         return ()

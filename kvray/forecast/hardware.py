@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter
 
 from kvray.candidate import DeviceType, DType
 from kvray.config import cache_dir
-from kvray.file_systems import write_whole
+from kvray.files.file_systems import write_whole
 from kvray.probes.cpu import available_memory_mib
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus

@@ -14,9 +14,9 @@ from kvray.analysis.ranking import Gain, Ranking
 from kvray.candidate import DeviceType
 from kvray.errors import AllTrialsFailedError, LimitsMissedError
 from kvray.plan.plan import (
-    Fingerprint,
     GainInterval,
     Plan,
+    PlanFingerprint,
     PlannedCandidate,
     PlannedConfidence,
     PlannedGain,
@@ -170,8 +170,8 @@ def _metrics(metrics: Metrics, cells: Sequence[CellMetrics]) -> PlannedMetrics:
     )
 
 
-def _fingerprint(record: TrialRecord, manifest: SweepManifest) -> Fingerprint:
-    return Fingerprint(
+def _fingerprint(record: TrialRecord, manifest: SweepManifest) -> PlanFingerprint:
+    return PlanFingerprint(
         device_name=record.device_name or manifest.device_name,
         driver_version=record.driver_version,
         torch_version=record.torch_version,

@@ -21,9 +21,9 @@ from pydantic import (
 )
 
 from kvray.candidate import Candidate, DeviceType
-from kvray.documents import read_document
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
-from kvray.file_systems import write_whole
+from kvray.files.documents import read_document
+from kvray.files.file_systems import write_whole
 from kvray.store.manifest import CodeCheck
 from kvray.workload import WorkloadProfile
 
@@ -193,7 +193,7 @@ class Rule(_PlanPart):
     evidence: str
 
 
-class Fingerprint(_PlanPart):
+class PlanFingerprint(_PlanPart):
     """What was measured on: elsewhere the plan is a guess."""
 
     device_name: str | None
@@ -243,7 +243,7 @@ class Plan(_PlanPart):
     baseline: PlannedCandidate | None
     candidates: dict[str, PlannedCandidate]
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
-    fingerprint: Fingerprint
+    fingerprint: PlanFingerprint
     records_sha256: str
 
     @model_validator(mode="after")

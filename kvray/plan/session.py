@@ -14,7 +14,7 @@ from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, OutOfMe
 from kvray.engines.offline import is_offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError, PlanError
-from kvray.plan.plan import Fingerprint, Plan, load_plan_file
+from kvray.plan.plan import Plan, PlanFingerprint, load_plan_file
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
 
@@ -140,7 +140,7 @@ class Session:
         return self._model
 
 
-def _differences(fingerprint: Fingerprint, device: DeviceType) -> list[str]:
+def _differences(fingerprint: PlanFingerprint, device: DeviceType) -> list[str]:
     here = capture_environment(device)
     return [
         f"{name.replace('_', ' ')} {then}, here it is {getattr(here, name)}"

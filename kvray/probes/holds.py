@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvray.file_systems import Lock, lock_file
+from kvray.files.file_systems import Lock, lock_file
 
 _ATTEMPTS = 20
 _WAIT_S = 0.5

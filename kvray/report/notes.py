@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvray.analysis import Analysis
+from kvray.analysis.bimodality import Bimodality
 from kvray.analysis.choice import Reason
 from kvray.analysis.confidence import Confidence
 from kvray.analysis.evidence import TTFT
-from kvray.analysis.modes import Modes
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.candidate import CacheStrategy
@@ -160,12 +160,12 @@ def _surer_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
         yield f"{led.label} measured best, but its gain over the baseline may be chance."
 
 
-def _modes_notes(rows: Sequence[Row], modes: Sequence[Modes]) -> Iterator[str]:
+def _modes_notes(rows: Sequence[Row], modes: Sequence[Bimodality]) -> Iterator[str]:
     labels = {row.candidate_id: row.label for row in rows}
     yield from (_modes_note(labels[one.candidate_id], one) for one in modes if one.candidate_id in labels)
 
 
-def _modes_note(label: str, modes: Modes) -> str:
+def _modes_note(label: str, modes: Bimodality) -> str:
     what, unit = ("first token", "ms") if modes.metric == TTFT else ("throughput", "tok/s")
     low, high = formats.quantity(modes.low), formats.quantity(modes.high)
     return (

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from kvray.analysis.evidence import confirm_round
-from kvray.analysis.launching import ENUMERATED, MISS_CHANCE
+from kvray.analysis.sampler import ENUMERATED, MISS_CHANCE
 from kvray.config import SearchStrategy
 from kvray.ratios import multiple
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus

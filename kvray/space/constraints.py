@@ -26,14 +26,14 @@ class SpaceFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class Constraint:
     """A named rule; `check` gives the reason against a candidate, or `None`."""
 
     name: str
     check: Callable[[Candidate, SpaceFacts], Verdict]
 
 
-def first_objection(candidate: Candidate, facts: SpaceFacts, rules: Sequence[Rule]) -> Verdict:
+def first_objection(candidate: Candidate, facts: SpaceFacts, rules: Sequence[Constraint]) -> Verdict:
     """The first rule's reason against `candidate`, as `reason (rule name)`; `None` when all rules pass."""
     for rule in rules:
         reason = rule.check(candidate, facts)
@@ -73,10 +73,10 @@ def _parallelism_fits(candidate: Candidate, facts: SpaceFacts) -> Verdict:
     return None
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(name="dtype-on-device", check=_dtype_on_device),
-    Rule(name="kernel-on-device", check=_kernel_on_device),
-    Rule(name="flash-half-precision", check=_flash_needs_half_precision_on_gpu),
-    Rule(name="parallelism", check=_parallelism_fits),
+RULES: tuple[Constraint, ...] = (
+    Constraint(name="dtype-on-device", check=_dtype_on_device),
+    Constraint(name="kernel-on-device", check=_kernel_on_device),
+    Constraint(name="flash-half-precision", check=_flash_needs_half_precision_on_gpu),
+    Constraint(name="parallelism", check=_parallelism_fits),
 )
 """Rules that hold for every engine; engines add their own."""

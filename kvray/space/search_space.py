@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from kvray.candidate import AttentionChoice, CacheChoice, Candidate, CompileMode, DType
 from kvray.errors import InvalidValueError
-from kvray.space.constraints import RULES, Rule, SpaceFacts, first_objection
+from kvray.space.constraints import RULES, Constraint, SpaceFacts, first_objection
 
 MOST_CANDIDATES = 20_000
 """Most points of a space, rejected ones included. The full space of a GPU has three thousand per batch size."""
@@ -52,7 +52,7 @@ class SearchSpace:
 
 
 def build_space(
-    blocks: Sequence[Axes], *, baseline: Candidate, facts: SpaceFacts, engine_rules: Sequence[Rule] = ()
+    blocks: Sequence[Axes], *, baseline: Candidate, facts: SpaceFacts, engine_rules: Sequence[Constraint] = ()
 ) -> SearchSpace:
     """Enumerate `blocks` for the baseline's engine, what several have once; the baseline is part of the space whatever
     they say.

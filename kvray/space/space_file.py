@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
-from kvray.documents import read_document
 from kvray.errors import InvalidValueError, did_you_mean, sentence_of
+from kvray.files.documents import read_document
 from kvray.space.search_space import MOST_CANDIDATES, Axes
 
 _MOST_BYTES = 100_000

@@ -20,7 +20,7 @@ from pyarrow import ArrowException, BufferReader, NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from kvray.errors import InvalidValueError, OutputError, ResultsError
-from kvray.file_systems import LEFT_BESIDE, Weakness, sync_folder, write_whole
+from kvray.files.file_systems import LEFT_BESIDE, Weakness, sync_folder, write_whole
 from kvray.store.paths import PARTIAL
 
 _FAILURES = (OSError, ArrowException, UnicodeEncodeError)

@@ -1,6 +1,6 @@
 """What a further attempt at a sweep may build on: whether it measures the same, and which records it may use.
 
-Pure functions over manifests and records; `kvray.search` reads and writes them.
+Pure functions over manifests and records; `kvray.tuning.search` reads and writes them.
 """
 
 from __future__ import annotations

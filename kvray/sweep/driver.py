@@ -1,4 +1,4 @@
-"""Runs a sweep's course under Ray Tune, each trial on one slot, until every one has ended in a status."""
+"""Runs a sweep's trial queue under Ray Tune, each trial on one slot, until every one has ended in a status."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.capacity import Capacity
-from kvray.sweep.course import Course
 from kvray.sweep.observer import SweepObserver
 from kvray.sweep.session import RaySession, living_nodes
+from kvray.sweep.trial_queue import TrialQueue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def _room(node: Mapping[str, float], cpus: float, gpus: int) -> int:
 
 
 def run_sweep(
-    course: Course,
+    queue: TrialQueue,
     *,
     ray: RaySession,
     slots: SlotPlan,
@@ -106,7 +106,7 @@ def run_sweep(
     scratch: Path,
     before_launch: Callable[[], None] | None = None,
 ) -> None:
-    """Run what `course` orders on `ray`; returns when it is over.
+    """Run the trials of `queue` on `ray`; returns when it is over.
 
     Args:
         scratch: temporary folder for Tune's own state, which nobody reads.
@@ -121,7 +121,7 @@ def run_sweep(
 
     from kvray.sweep.progress import ObserverCallback
     from kvray.sweep.scheduler import SparingHalving
-    from kvray.sweep.searcher import CourseSearcher
+    from kvray.sweep.searcher import QueueSearcher
     from kvray.sweep.slot import Slot
 
     # A private Ray's one machine stays: while it measures nothing is asked of it.
@@ -132,12 +132,12 @@ def run_sweep(
         ray.check_alive()
         capacity.check()
 
-    callback = ObserverCallback(observer, outlook=course.outlook, check_alive=check)
+    callback = ObserverCallback(observer, outlook=queue.outlook, check_alive=check)
     tuner = tune.Tuner(
         tune.with_resources(Slot, slots.resources),
         tune_config=tune.TuneConfig(
-            search_alg=CourseSearcher(course, capacity=capacity, before_launch=before_launch),
-            scheduler=SparingHalving(course),
+            search_alg=QueueSearcher(queue, capacity=capacity, before_launch=before_launch),
+            scheduler=SparingHalving(queue),
             num_samples=-1,
             reuse_actors=True,
         ),
@@ -146,7 +146,7 @@ def run_sweep(
             storage_path=str(scratch),
             verbose=0,
             callbacks=[callback],
-            # A lost slot comes back through the course, as a trial of Tune's own: Tune would put it at the end of its
+            # A lost slot comes back through the queue, as a trial of Tune's own: Tune would put it at the end of its
             # queue, and keep the rungs of the lost attempt.
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

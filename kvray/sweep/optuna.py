@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.launching import EveryCandidate
+from kvray.analysis.sampler import EveryCandidate
 from kvray.analysis.score import utility
 from kvray.analysis.surrogate import axis_values
 from kvray.candidate import Candidate
@@ -19,8 +19,8 @@ MOST_REFUSALS = 50
 """Successive proposals of no candidate, or of a launched one, before the next of the space is taken."""
 
 
-class OptunaLaunches(EveryCandidate):
-    """Launches what Optuna's sampler (TPE) proposes; points that are no candidate, or launched, are answered at once.
+class OptunaSampler(EveryCandidate):
+    """Sampler what Optuna's sampler (TPE) proposes; points that are no candidate, or launched, are answered at once.
 
     Args:
         candidates: the space, the baseline first: it is launched first.

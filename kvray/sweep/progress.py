@@ -12,8 +12,8 @@ from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.observer import SweepObserver
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import blank_record
-from kvray.sweep.slot import ORDER, RESULT
-from kvray.sweep.trial_order import MOST_ATTEMPTS, TrialOrder
+from kvray.sweep.slot import RESULT, TASK
+from kvray.sweep.trial_task import MOST_ATTEMPTS, TrialTask
 from kvray.trial.spec import TrialSpec
 
 
@@ -44,9 +44,9 @@ class ObserverCallback(tune.Callback):
 
     @override
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._running[trial.trial_id] = trial.config[ORDER].spec
+        self._running[trial.trial_id] = trial.config[TASK].spec
         self._observer.outlook_changed(self._outlook())
-        self._observer.trial_started(trial.config[ORDER].spec)
+        self._observer.trial_started(trial.config[TASK].spec)
 
     @override
     def on_trial_result(
@@ -72,11 +72,11 @@ class ObserverCallback(tune.Callback):
         """Only the loss of the slot itself comes here; a trial's own failure is a result."""
         self._running.pop(trial.trial_id, None)
         latest = self._latest.pop(trial.trial_id, None)
-        order: TrialOrder = trial.config[ORDER]
-        if not order.is_last_attempt:
-            self._observer.trial_lost(order.spec)
+        task: TrialTask = trial.config[TASK]
+        if not task.is_last_attempt:
+            self._observer.trial_lost(task.spec)
             return
-        record = latest.record if latest else blank_record(order.spec, TrialStatus.CRASHED)
+        record = latest.record if latest else blank_record(task.spec, TrialStatus.CRASHED)
         record = record.with_(status=TrialStatus.CRASHED, message=f"the slot that ran it died, {MOST_ATTEMPTS} times")
         self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))
 

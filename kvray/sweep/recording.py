@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate, aggregate_cells, runs_at_rung
+from kvray.files.redaction import redact
 from kvray.forecast.prediction import Forecast
 from kvray.probes.environment import Environment
 from kvray.record import Phase, Run, TrialRecord, TrialStatus
-from kvray.redaction import redact
 from kvray.trial.events import TrialFacts
 from kvray.trial.spec import TrialSpec
 

@@ -12,9 +12,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
-from kvray.sweep.course import Course
 from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.trial_queue import TrialQueue
 from kvray.trial.spec import LAST_RUNG
 
 NOISE = 0.08
@@ -46,9 +46,9 @@ class SparingHalving(AsyncHyperBandScheduler):
     alone have shown. A sweep that is out of time ends its trials at the next rung.
     """
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, queue: TrialQueue) -> None:
         super().__init__(**RUNGS)
-        self._course = course
+        self._queue = queue
         self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
         self._best: defaultdict[tuple[int, bool], float] = defaultdict(lambda: -math.inf)
         """By rung, of all (`False`) and of those that keep the limits (`True`)."""
@@ -61,7 +61,7 @@ class SparingHalving(AsyncHyperBandScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE after one rung of `trial`."""
         measured: TrialResult = result[RESULT]
-        self._course.rung_finished(measured)
+        self._queue.rung_finished(measured)
         if measured.record.role is Role.CONFIRM:
             return str(TrialScheduler.CONTINUE)
         verdict = str(TrialScheduler.CONTINUE)
@@ -69,9 +69,9 @@ class SparingHalving(AsyncHyperBandScheduler):
             verdict = self._judged(str(super().on_trial_result(tune_controller, trial, result)), measured, result)
         if measured.record.role is Role.BASELINE:
             return str(TrialScheduler.CONTINUE)
-        if self._course.is_out_of_time():
+        if self._queue.is_out_of_time():
             return str(TrialScheduler.STOP)
-        return verdict if self._course.stops_early else str(TrialScheduler.CONTINUE)
+        return verdict if self._queue.stops_early else str(TrialScheduler.CONTINUE)
 
     def _judged(self, verdict: str, measured: TrialResult, result: dict[str, Any]) -> str:
         """Halving's `verdict`, put right by what it does not know."""
@@ -85,7 +85,7 @@ class SparingHalving(AsyncHyperBandScheduler):
         self._seen[rung].append(metrics)
         if is_needed:
             return str(TrialScheduler.CONTINUE)
-        if self._course.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
+        if self._queue.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
             return str(TrialScheduler.STOP)
         best = self._best[rung, result[MAY_KEEP_LIMITS]]
         return str(TrialScheduler.CONTINUE) if utility > best - NOISE else verdict

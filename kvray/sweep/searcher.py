@@ -7,48 +7,48 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from kvray.sweep.course import Course
-from kvray.sweep.slot import ORDER, RESULT, UTILITY
-from kvray.sweep.trial_order import TrialOrder
+from kvray.sweep.slot import RESULT, TASK, UTILITY
+from kvray.sweep.trial_queue import TrialQueue
+from kvray.sweep.trial_task import TrialTask
 
 
-class CourseSearcher(Searcher):
-    """Hands out the orders of a `Course` whenever a slot is free, and tells it how they ended.
+class QueueSearcher(Searcher):
+    """Hands out the orders of a `TrialQueue` whenever a slot is free, and tells it how they ended.
 
     Args:
         capacity: how many trials may be out now. Tune itself would take one more than there is room for, and the
-            course would choose it before it knew how the others end.
+            queue would choose it before it knew how the others end.
         before_launch: called before a trial is handed out while no other one runs.
     """
 
     def __init__(
-        self, course: Course, *, capacity: Callable[[], int], before_launch: Callable[[], None] | None = None
+        self, queue: TrialQueue, *, capacity: Callable[[], int], before_launch: Callable[[], None] | None = None
     ) -> None:
         super().__init__(metric=UTILITY, mode="max")
-        self._course = course
+        self._queue = queue
         self._capacity = capacity
         self._before_launch = before_launch
-        self._out: dict[str, TrialOrder] = {}
+        self._out: dict[str, TrialTask] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, `None` while a running trial must end first, or `Searcher.FINISHED`."""
         if len(self._out) >= self._capacity():
             return None
-        order = self._course.next_order()
-        if order is None:
-            return str(Searcher.FINISHED) if self._course.is_over else None
+        task = self._queue.next_trial()
+        if task is None:
+            return str(Searcher.FINISHED) if self._queue.is_over else None
         if self._before_launch is not None and not self._out:
             self._before_launch()
-        self._out[trial_id] = order
-        return {ORDER: order}
+        self._out[trial_id] = task
+        return {TASK: task}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the course."""
-        order = self._out.pop(trial_id)
+        """Tell the queue."""
+        task = self._out.pop(trial_id)
         if error or not result or RESULT not in result:
-            self._course.trial_lost(order)
+            self._queue.trial_lost(task)
         else:
-            self._course.trial_finished(result[RESULT])
+            self._queue.trial_finished(result[RESULT])
 
     def save(self, checkpoint_path: str) -> None:
         """A sweep resumes from its records, never from Tune's state."""

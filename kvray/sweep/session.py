@@ -17,18 +17,18 @@ from typing import Any, Self
 from kvray.errors import SweepError, sentence_of
 from kvray.probes.cpu import available_cpus
 from kvray.standard_error import own_descriptor, say
-from kvray.sweep.guardian import Guardian, remove_folders
+from kvray.sweep.driver_reaper import DriverReaper, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.joining import prepare_to_join, token_problem
+from kvray.sweep.liveness import ClusterServers, Liveness, OwnServers, Server
 from kvray.sweep.loopback import check_loopback, forget_token, loopback_ray, token_of_its_own, warn_of_open_cluster
-from kvray.sweep.pulse import ClusterServers, OwnServers, Pulse, Server
 
 _PRIVATE_RAY: Mapping[str, int] = {
     "worker_niceness": 0,
     # Ray's monitor ends its workers when the machine runs low on memory, whoever took it; a slot that is ended so takes
     # the sweep with it, while the kernel would end the process that measures, which becomes a record.
     "memory_monitor_refresh_ms": 0,
-    # A slot's fork server must live until `trial.warden` has ended what is below it.
+    # A slot's fork server must live until `trial.reaper` has ended what is below it.
     "kill_child_processes_on_worker_exit": False,
 }
 
@@ -76,9 +76,9 @@ class RaySession:
         self._imports = imports
         self._scratch = scratch
         self._last_words = last_words
-        self._guardian: Guardian | None = None
+        self._reaper: DriverReaper | None = None
         self._session: Path | None = None
-        self._pulse: Pulse | None = None
+        self._liveness: Liveness | None = None
         self._death: str | None = None
         self._holder = threading.Thread(target=self._hold, name="kvray-ray", daemon=True)
         self._ender = threading.Thread(target=self._end_when_asked, name="kvray-ray-end", daemon=True)
@@ -139,8 +139,8 @@ class RaySession:
             self._holder.join()
         if self._session is not None and not broke_down:
             remove_folders([self._session], within_s=_LAST_LOGS_S)
-        if self._guardian is not None:
-            self._guardian.dismiss()
+        if self._reaper is not None:
+            self._reaper.dismiss()
 
     @property
     def is_private(self) -> bool:
@@ -191,11 +191,11 @@ class RaySession:
         finally:
             self._connected.set()
         while not self._is_over.wait(_LOOK_S):
-            self._death = self._pulse.death() if self._pulse else None
+            self._death = self._liveness.death() if self._liveness else None
             if self._death is not None and not self._is_over.wait(_DESPAIR_S):
                 say(f"kvray: {self._last_words(self._breakdown())}")
-                if self._guardian is not None:
-                    self._guardian.keep_logs()
+                if self._reaper is not None:
+                    self._reaper.keep_logs()
                 os._exit(SweepError.exit_code)
 
     def _connect(self) -> None:
@@ -207,12 +207,12 @@ class RaySession:
         _mute(logging.getLogger("ray"))
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         folder = None if self._address else _ray_folder()
-        self._guardian = Guardian(self._scratch, ray_folder=folder, standard_error=own_descriptor())
+        self._reaper = DriverReaper(self._scratch, ray_folder=folder, standard_error=own_descriptor())
         if self._address:
             prepare_to_join(self._address)
             with only_imports_from(self._imports) as imports, _own_sigterm():
                 ray.init(address=self._address, **imports, **quiet)
-            self._pulse = ClusterServers(_cluster_servers())
+            self._liveness = ClusterServers(_cluster_servers())
         else:
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
@@ -234,7 +234,7 @@ class RaySession:
                 )
             self._session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
             check_loopback()
-            self._pulse = OwnServers()
+            self._liveness = OwnServers()
         check_imports(self._imports)
 
 

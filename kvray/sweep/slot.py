@@ -25,12 +25,12 @@ from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
-from kvray.sweep.trial_order import TrialOrder
+from kvray.sweep.trial_task import TrialTask
 from kvray.trial.events import Event, RungFinished, TrialEnded, TrialFacts
 from kvray.trial.position import PositionBoard, PositionNotes
 from kvray.trial.process import Launcher, TrialProcess
 
-ORDER = "order"
+TASK = "task"
 """Key of a trial's Tune config."""
 RESULT = "kvray_result"
 """Key of a step's result under which the `TrialResult` so far travels to the driver."""
@@ -53,26 +53,26 @@ class Slot(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the environment of all processes to come, and start the fork server."""
-        order: TrialOrder = config[ORDER]
+        task: TrialTask = config[TASK]
         leave_out_working_folder()  # a cluster may have been started with other paths than ours
         self._process: TrialProcess | None = None
         self._logs = tempfile.TemporaryDirectory(
-            prefix="kvray-", dir=order.scratch if order.scratch and order.scratch.is_dir() else None
+            prefix="kvray-", dir=task.scratch if task.scratch and task.scratch.is_dir() else None
         )
-        self._environment = capture_environment(order.spec.device)
-        _set_process_environment(order)
+        self._environment = capture_environment(task.spec.device)
+        _set_process_environment(task)
         _shorten_socket_folder()
-        self._launcher = Launcher(order.adapter)
-        self._launcher.warden.remove_folder(Path(self._logs.name))
+        self._launcher = Launcher(task.adapter)
+        self._launcher.reaper.remove_folder(Path(self._logs.name))
         self._launcher.warm()
-        self._order = order
+        self._task = task
         self._rung: int | None = None
         self._facts: TrialFacts | None = None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial; the last one's process is ended and its memory released first."""
         self._end_process()
-        self._order = new_config[ORDER]
+        self._task = new_config[TASK]
         return True
 
     def step(self) -> dict[str, Any]:
@@ -98,14 +98,14 @@ class Slot(tune.Trainable):
         self._logs.cleanup()
 
     def _begin(self) -> None:
-        spec = self._order.spec
+        spec = self._task.spec
         self._rung, self._facts = None, None
         self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
         self._process = TrialProcess(
             self._launcher,
             spec,
             Path(self._logs.name) / f"{spec.trial_id}.log",
-            on_event=_position_notes(self._order),
+            on_event=_position_notes(self._task),
         )
 
     def _end_process(self) -> None:
@@ -142,11 +142,11 @@ class Slot(tune.Trainable):
         return report
 
 
-def _position_notes(order: TrialOrder) -> Callable[[Event], None]:
+def _position_notes(task: TrialTask) -> Callable[[Event], None]:
     """Where the driver runs on this machine, its view reads how far the trial is."""
-    if order.scratch is None or not order.scratch.is_dir():
+    if task.scratch is None or not task.scratch.is_dir():
         return lambda _: None
-    return PositionNotes(PositionBoard(order.scratch), order.spec.trial_id).note
+    return PositionNotes(PositionBoard(task.scratch), task.spec.trial_id).note
 
 
 _LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
@@ -159,16 +159,16 @@ def _shorten_socket_folder() -> None:
         tempfile.tempdir = "/tmp"
 
 
-def _set_process_environment(order: TrialOrder) -> None:
+def _set_process_environment(task: TrialTask) -> None:
     """Ray caps a worker's threads at its share of CPUs; a user's own process has no such cap, but perhaps a quota."""
-    threads = order.threads or quota_threads()
+    threads = task.threads or quota_threads()
     if threads is None:
         os.environ.pop("OMP_NUM_THREADS", None)
     else:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     # NVML numbers GPUs by bus; CUDA does so only when told, and Ray hands out such numbers.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    for name, value in order.adapter.process_environment().items():
+    for name, value in task.adapter.process_environment().items():
         os.environ.setdefault(name, value)
-    if order.spec.request.offline:
+    if task.spec.request.offline:
         os.environ.update(OFFLINE_ENVIRONMENT)

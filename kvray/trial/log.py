@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from kvray.redaction import redact
+from kvray.files.redaction import redact
 
 LIMIT_BYTES = 16 * 2**20
 _TAIL_BYTES = 16_000

@@ -30,9 +30,9 @@ from kvray.trial.imports import PRELOAD
 from kvray.trial.leftovers import ProcessTree, remove_folder, remove_stale_locks
 from kvray.trial.log import TrialLog, scratch_of
 from kvray.trial.memory_watch import MemoryWatch
+from kvray.trial.reaper import trial_reaper
 from kvray.trial.shared_memory import SharedMemoryWatch
 from kvray.trial.spec import TrialSpec
-from kvray.trial.warden import process_warden
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""
@@ -54,7 +54,7 @@ class Launcher:
     def __init__(self, adapter: EngineAdapter) -> None:
         self.adapter = adapter
         self.tree = ProcessTree()
-        self.warden = process_warden()
+        self.reaper = trial_reaper()
         self._context: ForkServerContext | SpawnContext
         if adapter.start_method == "forkserver":
             context = multiprocessing.get_context("forkserver")
@@ -77,7 +77,7 @@ class Launcher:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, spec, self.adapter, log, scratch_of(log))
         process = self._context.Process(target=child_main, args=arguments, daemon=False)
-        self.warden.remove_folder(scratch_of(log))
+        self.reaper.remove_folder(scratch_of(log))
         with _main_module_hidden(), self._starting():
             process.start()
         theirs.close()
@@ -89,8 +89,8 @@ class Launcher:
         need."""
         # It outlives all of them, unmarked, and removes the shared memory that they have told it of.
         ensure_resource_tracker()
-        self.warden.end_processes(self.tree.mark)
-        self.warden.remove_folder(Path(get_temp_dir()))  # of the fork server's socket
+        self.reaper.end_processes(self.tree.mark)
+        self.reaper.remove_folder(Path(get_temp_dir()))  # of the fork server's socket
         os.environ[PRELOAD] = ",".join(("kvray.trial.child", *self.adapter.preload))
         try:
             with self.tree.marked():
@@ -125,7 +125,7 @@ class TrialProcess:
         self._scratch = scratch_of(log)
         self._memory = memory or MemoryWatch()
         self._on_event = on_event
-        self._shared_memory = SharedMemoryWatch(heir=launcher.warden)
+        self._shared_memory = SharedMemoryWatch(heir=launcher.reaper)
         self._process, self._connection = launcher.start(spec, log)
         launcher.tree.add(self.pid)
         self._events = EventReader(self._connection.fileno())

@@ -1,4 +1,4 @@
-"""The course of a trial inside its process: fetch, load, then rung by rung prepare, warm up, measure, report.
+"""The protocol of a trial inside its process: fetch, load, then rung by rung prepare, warm up, measure, report.
 
 Rung 0 measures every context length once with few tokens, and quality at the longest; rung 1 every cell once, rung 2
 the remaining repeats. After each rung the slot says whether to go on.

@@ -26,7 +26,7 @@ from kvray.config import cache_dir
 from kvray.engines.base import EngineAdapter
 from kvray.engines.prompts import forced_text, prompt_text
 from kvray.errors import sentence_of
-from kvray.file_systems import write_whole
+from kvray.files.file_systems import write_whole
 from kvray.probes.environment import capture_environment
 from kvray.trial.orphans import die_with_parent
 from kvray.trial.quality import IncomparableError, Reference, forced_tokens, summarize

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import psutil
 
-from kvray.trial.warden import Warden, used_inodes
+from kvray.trial.reaper import TrialReaper, used_inodes
 
 FOLDER = Path("/dev/shm")
 _logger = logging.getLogger("kvray.trial")
@@ -34,7 +34,7 @@ class SharedMemoryWatch:
         heir: who cleans if this process dies.
     """
 
-    def __init__(self, folder: Path = FOLDER, *, heir: Warden | None = None) -> None:
+    def __init__(self, folder: Path = FOLDER, *, heir: TrialReaper | None = None) -> None:
         self._folder = folder
         self._heir = heir
         self._known = _entries(folder)

@@ -18,7 +18,7 @@ from drivers import FAKE, Driver, recorded
 from test_lost_slots import kill_slots, slots_of
 
 from kvray.record import TrialStatus
-from kvray.trial.warden import used_inodes
+from kvray.trial.reaper import used_inodes
 
 GONE_WITHIN_S = 5.0
 ONE = (*FAKE, "--confirm", "0", "--cache", "dynamic", "--attention", "sdpa", "--dtype", "float32")
@@ -158,7 +158,7 @@ process.advance()
 
 
 @pytest.mark.parametrize("adapter", ["FakeAdapter", "SpawnedAdapter"])
-def test_a_warden_that_was_killed_is_replaced_before_the_next_trial(tmp_path: Path, adapter: str) -> None:
+def test_a_reaper_that_was_killed_is_replaced_before_the_next_trial(tmp_path: Path, adapter: str) -> None:
     code = OWNER.format(path=[str(Path(__file__).parent)], adapter=adapter, log=str(tmp_path / "log"))
     environment = {**os.environ, "KVRAY_CACHE": str(tmp_path), "TEST_OWNER": str(tmp_path)}
 
@@ -176,14 +176,14 @@ def test_a_warden_that_was_killed_is_replaced_before_the_next_trial(tmp_path: Pa
         assert owner.stdout is not None
         assert owner.stdin is not None
         assert owner.stdout.readline() == b"one has ended\n"
-        (warden,) = (one for one in below() if one.cmdline()[-1].endswith("warden.py"))
-        warden.kill()
+        (reaper,) = (one for one in below() if one.cmdline()[-1].endswith("reaper.py"))
+        reaper.kill()
         owner.stdin.write(b"\n")
         owner.stdin.flush()
         deadline = time.monotonic() + 30
         while not (tmp_path / "tmp" / "daemon.pid").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert len(below()) >= 5, "owner, warden, the trial's process, its child, its daemon"
+        assert len(below()) >= 5, "owner, reaper, the trial's process, its child, its daemon"
         owner.kill()
         owner.wait()
     deadline = time.monotonic() + GONE_WITHIN_S

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvray.candidate import DeviceType
-from kvray.probes.company import announced_sweep
+from kvray.probes.contention import announced_sweep
 from kvray.probes.holds import HeldError, hold, holder_of
 from kvray.store.parquet import ResultsStore
 
@@ -116,7 +116,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from kvray.candidate import DeviceType
-from kvray.probes.company import announced_sweep
+from kvray.probes.contention import announced_sweep
 from kvray.probes.holds import hold
 with hold(Path(sys.argv[1]), {"pid": "the holder"}), announced_sweep(DeviceType.CPU, "the-first"):
     print("held", flush=True)

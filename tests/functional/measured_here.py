@@ -9,7 +9,6 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.probes.environment import capture_environment
 from kvray.record import Role, TrialResult
-from kvray.result import TuneResult, read_result
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.recording import measured_record
@@ -17,6 +16,7 @@ from kvray.trial.child import _run
 from kvray.trial.events import RunFinished, TrialEnded
 from kvray.trial.protocol import TrialProtocol
 from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.tuning.result import TuneResult, read_result
 from kvray.workload import create_custom_profile
 
 PROFILE = create_custom_profile(

@@ -15,15 +15,15 @@ import pytest
 from measured_here import kept, measured_here
 from transformers_samples import change_config, give_own_code, make_candidate, pickle_weights, save_tiny_model
 
-from kvray import code_run
 from kvray.candidate import Candidate
-from kvray.code_run import CodeRunner
 from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import TrialResult
-from kvray.result import TuneResult
 from kvray.store.manifest import CodeCheck, CodeOutcome
+from kvray.tuning import code_run
+from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.result import TuneResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

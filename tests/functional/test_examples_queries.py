@@ -18,9 +18,9 @@ import pytest
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.report.ranking_file import ranking_file_rows
-from kvray.result import read_result
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import read_result
 from kvray.workload import create_custom_profile
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from kvray.engines.base import ForcedToken, UnsupportedError
 from kvray.engines.transformers import loaded
 from kvray.engines.transformers.forced import ONE_BY_ONE_TOKENS
 from kvray.record import TrialStatus
-from kvray.search import TuningSearch
 from kvray.trial.quality import QualityLoss, Reference, compare, summarize
+from kvray.tuning.search import TuningSearch
 from kvray.workload import MAX_QUALITY_LOSS, Cell, create_custom_profile
 
 CELL = Cell(96, 16, 1)

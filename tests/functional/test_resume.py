@@ -18,15 +18,15 @@ from kvray.config import TuneConfig
 from kvray.errors import ResultsError, SweepInterruptedError
 from kvray.judgement import Judging, Objective
 from kvray.plan.plan import load_plan_file
-from kvray.preview import Preview
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.result import TuneResult
-from kvray.search import TuningSearch
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
+from kvray.tuning.preview import Preview
+from kvray.tuning.result import TuneResult
+from kvray.tuning.search import TuningSearch
 from kvray.workload import create_custom_profile, override_profile
 
 PROFILE = create_custom_profile(

@@ -16,9 +16,9 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.errors import AllTrialsFailedError
 from kvray.plan.plan import load_plan_file
 from kvray.record import Role, TrialStatus
-from kvray.result import TuneResult, read_result
-from kvray.search import TuningSearch
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import TuneResult, read_result
+from kvray.tuning.search import TuningSearch
 from kvray.workload import create_custom_profile
 
 PROFILE = create_custom_profile(

@@ -15,8 +15,8 @@ from kvray.engines.base import DeviceFacts, ModelRequest, UnsupportedError
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.packed import packing_of
 from kvray.errors import ModelError
-from kvray.preview import Preview, preview_sweep
 from kvray.probes.gpu import visible_gpus
+from kvray.tuning.preview import Preview, preview_sweep
 from kvray.workload import Cell, create_custom_profile
 
 PROFILE = create_custom_profile(

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from kvray.candidate import AttentionChoice, CacheChoice, DeviceType, DType
 from kvray.cli import parsing
-from kvray.documents import read_document
 from kvray.engines.transformers.models import parse_model_id
 from kvray.errors import InvalidValueError, KvrayError, ModelError, PlanError, ProfileError, ResultsError
+from kvray.files.documents import read_document
 from kvray.forecast.hardware import Hardware
 from kvray.plan.plan import load_plan_file
 from kvray.space.search_space import MOST_CANDIDATES, Axes, build_space

@@ -41,10 +41,10 @@ from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.engines.transformers.packed import told_of_packing
 from kvray.environment import changed_environment
 from kvray.errors import ModelError
-from kvray.file_systems import has_locks
+from kvray.files.file_systems import has_locks
 from kvray.forecast.hardware import Hardware
 from kvray.search_paths import child_environment, python_command
-from kvray.space.constraints import Rule
+from kvray.space.constraints import Constraint
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
@@ -153,7 +153,7 @@ class TransformersAdapter(EngineAdapter):
         return [lock for home in homes or () for lock in Path(home).glob("quanto/library/extensions/*/build/lock")]
 
     @override
-    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Rule]:
+    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Constraint]:
         return rules.rules(request, model, profile)
 
     @override

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kvray.config import cache_dir
-from kvray.file_systems import write_whole
+from kvray.files.file_systems import write_whole
 from kvray.probes.cpu import available_cpus
 
 _logger = logging.getLogger("kvray.engines")

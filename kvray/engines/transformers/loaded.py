@@ -38,7 +38,7 @@ from kvray.engines.transformers.forced import ForcedPlan, force
 from kvray.engines.transformers.generation_settings import bare_settings, exact_settings, measured_settings
 from kvray.engines.transformers.loading import load_model
 from kvray.engines.transformers.observed import (
-    Evidence,
+    ProfiledGeneration,
     UsedCache,
     compilation,
     forget_compiled_graphs,
@@ -134,7 +134,7 @@ class TransformersModel(LoadedModel):
                 self._candidate,
                 self._arguments,
                 self._used,
-                Evidence(
+                ProfiledGeneration(
                     trace=trace,
                     attn_implementation=str(self._text_config._attn_implementation),
                     attends_in_its_own_way=not getattr(self._model, "_supports_sdpa", True),

@@ -37,7 +37,7 @@ class UsedCache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class ProfiledGeneration:
     """What a profiled generation shows beside its cache.
 
     Attributes:
@@ -65,7 +65,7 @@ def observed_cache(candidate: Candidate, arguments: CallArguments, used: UsedCac
     )
 
 
-def observed(candidate: Candidate, arguments: CallArguments, used: UsedCache, evidence: Evidence) -> Observed:
+def observed(candidate: Candidate, arguments: CallArguments, used: UsedCache, evidence: ProfiledGeneration) -> Observed:
     """Say what ran, and every difference from what was asked for."""
     prefill, decode = kernels_seen(evidence.trace.prefill), kernels_seen(evidence.trace.decode)
     asked = candidate.attention

@@ -8,7 +8,7 @@ from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Ca
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers.arguments import cache_parameters_objection
 from kvray.engines.transformers.packed import dtype_objection
-from kvray.space.constraints import Rule, SpaceFacts
+from kvray.space.constraints import Constraint, SpaceFacts
 from kvray.workload import Cell, WorkloadProfile
 
 FULL_ATTENTION = "full_attention"
@@ -21,20 +21,20 @@ _PAGED_ATTENTION = (
 )
 
 
-def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> tuple[Rule, ...]:
+def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> tuple[Constraint, ...]:
     """The rules for one model and workload."""
     return (
-        Rule(name="cache-settings", check=_ignoring_facts(cache_parameters_objection)),
-        Rule(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
-        Rule(name="packed-weights", check=_ignoring_facts(lambda one: dtype_objection(one, model))),
-        Rule(name="cache-of-model", check=_ignoring_facts(lambda one: _cache_of_model(one, model))),
-        Rule(name="cache-of-workload", check=_ignoring_facts(lambda one: _cache_of_workload(one, profile))),
-        Rule(name="compile-needs-static-cache", check=_ignoring_facts(_compile_needs_static_cache)),
-        Rule(name="flex-needs-growing-cache", check=_ignoring_facts(_flex_needs_growing_cache)),
-        Rule(name="paged-schedules-itself", check=_ignoring_facts(_paged_schedules_itself)),
-        Rule(name="prefill-chunk", check=_ignoring_facts(lambda one: _chunk_of_workload(one, profile))),
-        Rule(name="weights-limit", check=lambda one, facts: _weights_limit(one, facts, model)),
-        Rule(name="trusted-kernels", check=_ignoring_facts(lambda one: _trusted_kernel(one, request))),
+        Constraint(name="cache-settings", check=_ignoring_facts(cache_parameters_objection)),
+        Constraint(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
+        Constraint(name="packed-weights", check=_ignoring_facts(lambda one: dtype_objection(one, model))),
+        Constraint(name="cache-of-model", check=_ignoring_facts(lambda one: _cache_of_model(one, model))),
+        Constraint(name="cache-of-workload", check=_ignoring_facts(lambda one: _cache_of_workload(one, profile))),
+        Constraint(name="compile-needs-static-cache", check=_ignoring_facts(_compile_needs_static_cache)),
+        Constraint(name="flex-needs-growing-cache", check=_ignoring_facts(_flex_needs_growing_cache)),
+        Constraint(name="paged-schedules-itself", check=_ignoring_facts(_paged_schedules_itself)),
+        Constraint(name="prefill-chunk", check=_ignoring_facts(lambda one: _chunk_of_workload(one, profile))),
+        Constraint(name="weights-limit", check=lambda one, facts: _weights_limit(one, facts, model)),
+        Constraint(name="trusted-kernels", check=_ignoring_facts(lambda one: _trusted_kernel(one, request))),
     )
 
 

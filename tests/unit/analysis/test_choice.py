@@ -9,28 +9,28 @@ from analysis_samples import make_candidate
 from kvray.analysis.choice import Choice, Reason, better_than_baseline, choose, complexity
 from kvray.analysis.intervals import Interval
 from kvray.analysis.ranking import Gain
-from kvray.analysis.standing import Standing
+from kvray.analysis.utility_posterior import UtilityPosterior
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 
 PLAIN = (0, False, False)
 ODD = (2, False, False)
 
 
-def standing(*, noise: float = 0.006, **means: float) -> Standing:
+def posterior(*, noise: float = 0.006, **means: float) -> UtilityPosterior:
     """Draws around `means` that overlap within a few `noise`."""
     draws = np.random.default_rng(0).normal(0.0, noise, (len(means), 4000))
-    return Standing(ids=tuple(means), utilities=draws + np.array(list(means.values()))[:, None])
+    return UtilityPosterior(ids=tuple(means), utilities=draws + np.array(list(means.values()))[:, None])
 
 
 def test_a_clear_leader_is_chosen_however_complex() -> None:
-    choice = choose(standing(a=0.5, b=0.0), {"a": 900.0, "b": 100.0}, {"a": ODD, "b": PLAIN})
+    choice = choose(posterior(a=0.5, b=0.0), {"a": 900.0, "b": 100.0}, {"a": ODD, "b": PLAIN})
 
     assert choice == Choice(candidate_id="a", over="a", reason=Reason.BEST)
 
 
 def test_among_ties_the_leaner_is_chosen_before_the_simpler() -> None:
     choice = choose(
-        standing(a=0.01, lean=0.005, simple=0.005),
+        posterior(a=0.01, lean=0.005, simple=0.005),
         {"a": 1000.0, "lean": 950.0, "simple": 1000.0},
         {"a": ODD, "lean": ODD, "simple": PLAIN},
     )
@@ -40,19 +40,19 @@ def test_among_ties_the_leaner_is_chosen_before_the_simpler() -> None:
 
 @pytest.mark.parametrize("peak", [990.0, 1010.0, None])
 def test_memory_that_hardly_differs_leaves_it_to_simplicity(peak: float | None) -> None:
-    choice = choose(standing(a=0.005, b=0.0), {"a": 1000.0, "b": peak}, {"a": ODD, "b": PLAIN})
+    choice = choose(posterior(a=0.005, b=0.0), {"a": 1000.0, "b": peak}, {"a": ODD, "b": PLAIN})
 
     assert choice == Choice(candidate_id="b", over="a", reason=Reason.SIMPLER)
 
 
 def test_equally_lean_and_simple_ones_leave_it_to_the_better() -> None:
-    choice = choose(standing(a=0.005, b=0.0), {"a": 1000.0, "b": 1000.0}, {"a": PLAIN, "b": PLAIN})
+    choice = choose(posterior(a=0.005, b=0.0), {"a": 1000.0, "b": 1000.0}, {"a": PLAIN, "b": PLAIN})
 
     assert choice == Choice(candidate_id="a", over="a", reason=Reason.BEST)
 
 
-@pytest.mark.parametrize("contest", [standing(a=0.013, b=0.0), standing(a=0.001, b=0.0, noise=0.02)])
-def test_a_tie_that_may_well_be_more_than_two_per_cent_worse_is_not_chosen(contest: Standing) -> None:
+@pytest.mark.parametrize("contest", [posterior(a=0.013, b=0.0), posterior(a=0.001, b=0.0, noise=0.02)])
+def test_a_tie_that_may_well_be_more_than_two_per_cent_worse_is_not_chosen(contest: UtilityPosterior) -> None:
     assert contest.ties("a") == ("b",)
 
     assert choose(contest, {"a": 1000.0, "b": 500.0}, {"a": ODD, "b": PLAIN}).candidate_id == "a"
@@ -79,7 +79,7 @@ def gain(low: float, *, memory: float = 0.0) -> Gain:
 
 
 def test_the_baseline_is_kept_unless_something_is_measurably_better() -> None:
-    contest = standing(base=0.0, a=0.02, b=0.01)
+    contest = posterior(base=0.0, a=0.02, b=0.01)
     peaks, complexities = dict.fromkeys(contest.ids, 1000.0), {"base": PLAIN, "a": ODD, "b": ODD}
 
     kept = choose(contest, peaks, complexities, baseline_id="base", better=())
@@ -92,7 +92,7 @@ def test_the_baseline_is_kept_unless_something_is_measurably_better() -> None:
 
 
 def test_a_leading_baseline_is_the_best_and_yields_to_a_leaner_tie_alone() -> None:
-    contest = standing(base=0.005, lean=0.004, other=0.004)
+    contest = posterior(base=0.005, lean=0.004, other=0.004)
     peaks, complexities = {"base": 1000.0, "lean": 900.0, "other": 1000.0}, {"base": PLAIN, "lean": ODD, "other": ODD}
 
     assert choose(contest, peaks, complexities, baseline_id="base").reason is Reason.BEST
@@ -113,6 +113,6 @@ def test_a_leading_baseline_is_the_best_and_yields_to_a_leaner_tie_alone() -> No
 def test_better_than_the_baseline_is_a_higher_score_with_a_sure_gain_or_less_memory(
     ahead: float, of: Gain, is_better: bool
 ) -> None:
-    better = better_than_baseline(standing(base=0.0, a=ahead), "base", {"a": of, "base": gain(0.0)})
+    better = better_than_baseline(posterior(base=0.0, a=ahead), "base", {"a": of, "base": gain(0.0)})
 
     assert better == ({"a"} if is_better else set())

@@ -13,7 +13,7 @@ from kvray.cli.preview import print_preview
 from kvray.config import CONFIRM_ROUNDS, TuneConfig
 from kvray.engines.fake import FakeAdapter
 from kvray.forecast.prediction import CellForecast, Forecast
-from kvray.preview import Preview, preview_sweep
+from kvray.tuning.preview import Preview, preview_sweep
 from kvray.workload import Cell, Limits, create_custom_profile
 
 

@@ -17,12 +17,12 @@ from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgre
 from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
-from kvray.preview import Preview, preview_sweep
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import Position, PositionBoard
 from kvray.trial.spec import TrialSpec
+from kvray.tuning.preview import Preview, preview_sweep
 from kvray.workload import Cell, Limits, WorkloadProfile
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)

@@ -15,7 +15,7 @@ from kvray.engines.base import LoadedModel, ModelRequest, OutOfMemoryError
 from kvray.engines.fake import FakeAdapter, FakeModel
 from kvray.errors import EngineError, ModelError, PlanError
 from kvray.plan.builder import PlanBuilder
-from kvray.plan.plan import Fingerprint, Plan, save_plan
+from kvray.plan.plan import Plan, PlanFingerprint, save_plan
 from kvray.plan.session import FingerprintWarning, PlanLoader, Session, load_plan
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import GpuInfo, select_visible
@@ -59,9 +59,9 @@ def plan_of(commands: str = "ok") -> Plan:
     return make_plan(model_id=f"fake:{commands}", device="cpu", model_revision="1")
 
 
-def here() -> Fingerprint:
+def here() -> PlanFingerprint:
     environment = capture_environment(DeviceType.CPU)
-    return Fingerprint(**{name: getattr(environment, name) for name in Fingerprint.model_fields})
+    return PlanFingerprint(**{name: getattr(environment, name) for name in PlanFingerprint.model_fields})
 
 
 # Loading

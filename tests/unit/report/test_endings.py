@@ -9,11 +9,11 @@ from report_sweeps import BASELINE, candidate, ended, manifest
 
 from kvray.analysis import analyse
 from kvray.candidate import Candidate
-from kvray.endings import no_winner
 from kvray.errors import AllTrialsFailedError, KvrayError, ModelError
 from kvray.record import Phase, TrialResult, TrialStatus
-from kvray.result import TuneResult
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.outcome import no_winner
+from kvray.tuning.result import TuneResult
 
 OTHER = candidate("static", "eager")
 THIRD = candidate("static", "sdpa_math", "bfloat16")

@@ -18,8 +18,8 @@ from kvray.report.html import render_html
 from kvray.report.markdown import render_markdown
 from kvray.report.ranking_file import ranking_file_rows
 from kvray.report.terminal import render_terminal
-from kvray.result import TuneResult, info_of
 from kvray.store.paths import ResultsPaths
+from kvray.tuning.result import TuneResult, info_of
 
 UNPAIRED = candidate("static")
 

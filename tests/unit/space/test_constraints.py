@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
-from kvray.space.constraints import RULES, Rule, SpaceFacts, first_objection
+from kvray.space.constraints import RULES, Constraint, SpaceFacts, first_objection
 
 CPU = SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType))
 GPU = SpaceFacts(device=DeviceType.CUDA, dtypes=frozenset(DType), gpu_count=1)
@@ -67,9 +67,9 @@ def test_one_process_needs_no_gpu_count() -> None:
 
 def test_the_first_rule_that_objects_gives_the_reason() -> None:
     rules = (
-        Rule(name="silent", check=lambda candidate, facts: None),
-        Rule(name="first", check=lambda candidate, facts: "one"),
-        Rule(name="second", check=lambda candidate, facts: "two"),
+        Constraint(name="silent", check=lambda candidate, facts: None),
+        Constraint(name="first", check=lambda candidate, facts: "one"),
+        Constraint(name="second", check=lambda candidate, facts: "two"),
     )
     assert first_objection(candidate(), CPU, rules) == "one (first)"
 

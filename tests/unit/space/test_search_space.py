@@ -14,7 +14,7 @@ from kvray.candidate import (
     DeviceType,
     DType,
 )
-from kvray.space.constraints import Rule, SpaceFacts
+from kvray.space.constraints import Constraint, SpaceFacts
 from kvray.space.search_space import Axes, SearchSpace, build_space
 
 FACTS = SpaceFacts(device=DeviceType.CPU, dtypes=frozenset({DType.FLOAT32, DType.BFLOAT16}))
@@ -38,7 +38,7 @@ def axes(
     )
 
 
-def space_of(given: Axes, *rules: Rule) -> SearchSpace:
+def space_of(given: Axes, *rules: Constraint) -> SearchSpace:
     return build_space([given], baseline=BASELINE, facts=FACTS, engine_rules=rules)
 
 
@@ -91,7 +91,7 @@ def test_rules_of_the_engine_come_after_those_of_all_engines() -> None:
         return "static is not for me" if candidate.cache is CacheStrategy.STATIC else None
 
     space = space_of(
-        axes(attentions=(AttentionBackend.SDPA, AttentionBackend.SDPA_CUDNN)), Rule(name="mine", check=no_static)
+        axes(attentions=(AttentionBackend.SDPA, AttentionBackend.SDPA_CUDNN)), Constraint(name="mine", check=no_static)
     )
     assert {one.candidate.label: one.reason.rpartition(" ")[2] for one in space.rejected} == {
         "dynamic/sdpa_cudnn/float32": "(kernel-on-device)",

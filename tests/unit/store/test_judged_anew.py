@@ -11,11 +11,11 @@ import pytest
 from kvray.errors import ResultsError
 from kvray.judgement import Judging, Objective, Weights
 from kvray.record import Role, TrialStatus
-from kvray.result import TuneResult, read_result
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import further_attempt, judged_by_others, recall
+from kvray.tuning.result import TuneResult, read_result
 from kvray.workload import WorkloadProfile, override_profile
 
 OLD_RESULTS = ResultsStore(Path(__file__).parents[2] / "assets" / "results_v2")

@@ -12,8 +12,8 @@ import pytest
 from kvray.candidate import Candidate
 from kvray.plan.plan import Plan
 from kvray.record import TrialStatus
-from kvray.result import TuneResult, read_result
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import TuneResult, read_result
 
 ASSETS = Path(__file__).parents[2] / "assets"
 RESULTS = ASSETS / "results_v3"

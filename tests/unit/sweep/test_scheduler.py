@@ -14,7 +14,7 @@ from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
-from kvray.sweep.trial_order import TrialOrder
+from kvray.sweep.trial_task import TrialTask
 from kvray.workload import get_profile
 
 PROFILE = get_profile("ci-micro")
@@ -86,14 +86,14 @@ class Stub:
     out_of_time: bool = False
     is_over: bool = False
 
-    def next_order(self) -> TrialOrder | None:
+    def next_trial(self) -> TrialTask | None:
         return None
 
     def rung_finished(self, result: TrialResult) -> None: ...
 
     def trial_finished(self, result: TrialResult) -> None: ...
 
-    def trial_lost(self, order: TrialOrder) -> None: ...
+    def trial_lost(self, task: TrialTask) -> None: ...
 
     def is_out_of_time(self) -> bool:
         return self.out_of_time
@@ -105,9 +105,9 @@ class Stub:
         return self.chance
 
 
-def verdicts(*reports: dict[str, Any], course: Stub | None = None) -> list[bool]:
+def verdicts(*reports: dict[str, Any], queue: Stub | None = None) -> list[bool]:
     """Whether each trial, reporting in turn, may go on."""
-    scheduler = SparingHalving(course or Stub())
+    scheduler = SparingHalving(queue or Stub())
     answers = []
     for number, one in enumerate(reports):
         trial = FakeTrial(str(number))
@@ -142,27 +142,27 @@ def test_the_leanest_goes_no_further_than_every_full_length_cell() -> None:
 
 def test_whom_the_model_gives_no_chance_is_stopped_however_near() -> None:
     near = report(105, 49, 505)
-    assert verdicts(GOOD, near, course=Stub(chance=0.06))[-1]
-    assert not verdicts(GOOD, near, course=Stub(chance=0.04))[-1]
+    assert verdicts(GOOD, near, queue=Stub(chance=0.06))[-1]
+    assert not verdicts(GOOD, near, queue=Stub(chance=0.04))[-1]
 
 
 def test_repeats_are_for_the_likely_winner() -> None:
     full, near = report(100, 50, 500, rung=1), report(101, 50, 500, rung=1)
-    assert verdicts(full, near, course=Stub(chance=0.6))[-1]
-    assert not verdicts(full, near, course=Stub(chance=0.4))[-1]
+    assert verdicts(full, near, queue=Stub(chance=0.6))[-1]
+    assert not verdicts(full, near, queue=Stub(chance=0.4))[-1]
 
 
 def test_nobody_is_stopped_in_a_grid() -> None:
-    assert verdicts(GOOD, GOOD, report(200, 25, 600), course=Stub(stops_early=False, chance=0.0)) == [True] * 3
+    assert verdicts(GOOD, GOOD, report(200, 25, 600), queue=Stub(stops_early=False, chance=0.0)) == [True] * 3
 
 
 def test_a_sweep_out_of_time_ends_its_trials_but_not_the_baseline() -> None:
     late = Stub(out_of_time=True, stops_early=False)
-    assert verdicts(report(100, 50, 500, role=Role.BASELINE), GOOD, course=late) == [True, False]
+    assert verdicts(report(100, 50, 500, role=Role.BASELINE), GOOD, queue=late) == [True, False]
 
 
 def test_a_confirming_trial_is_never_stopped() -> None:
-    assert verdicts(GOOD, GOOD, report(400, 10, 900, rung=1, role=Role.CONFIRM), course=Stub(chance=0.0))[-1]
+    assert verdicts(GOOD, GOOD, report(400, 10, 900, rung=1, role=Role.CONFIRM), queue=Stub(chance=0.0))[-1]
 
 
 def test_what_a_single_run_cannot_tell_apart_from_the_best_goes_on() -> None:
@@ -188,8 +188,8 @@ def test_whoever_misses_a_limit_gets_no_favour_from_it() -> None:
 @pytest.mark.parametrize("rung", [0, 1])
 def test_nobody_is_stopped_for_what_disturbed_runs_alone_have_shown(rung: int) -> None:
     good, slow = report(100, 50, 500, rung=rung), report(900, 5, 600, rung=rung, disturbed=True)
-    assert verdicts(good, good, good, slow, course=Stub(chance=0.0))[-1]
-    assert not verdicts(good, good, good, slow, course=Stub(out_of_time=True))[-1], "out of time"
+    assert verdicts(good, good, good, slow, queue=Stub(chance=0.0))[-1]
+    assert not verdicts(good, good, good, slow, queue=Stub(out_of_time=True))[-1], "out of time"
 
 
 def test_nobody_is_held_against_what_was_disturbed() -> None:

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from course_samples import make_course
+from queue_samples import make_queue
 
 from kvray.sweep import slot
 
@@ -22,7 +22,7 @@ def test_a_quota_where_the_slot_runs_leaves_the_library_no_choice_and_an_order_w
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Ray's own wish
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     monkeypatch.setattr(slot, "quota_threads", lambda: quota_threads)
-    order = make_course().next_order()
-    assert order is not None
-    slot._set_process_environment(replace(order, threads=ordered))
+    task = make_queue().next_trial()
+    assert task is not None
+    slot._set_process_environment(replace(task, threads=ordered))
     assert os.environ.get("OMP_NUM_THREADS") == threads

@@ -1,0 +1,140 @@
+"""Which candidate leads, and how surely: plausible true utilities of all contenders, given what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence
+from kvray.analysis.intervals import Interval
+from kvray.analysis.noise import process_variances
+
+TIE_SHARE = 0.05
+NEAR = math.log(1.02)
+"""In utility: 2 % is what nobody would change a configuration for."""
+_LEAST_SPREAD = 0.05
+"""What candidates are believed to differ by at least, as a share of the variance of the machine's noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityPosterior:
+    """Draws from the posterior of the true utilities.
+
+    Attributes:
+        ids: the contenders.
+        utilities: contenders × draws.
+    """
+
+    ids: tuple[str, ...]
+    utilities: Array
+
+    @property
+    def leader(self) -> str:
+        """The best on average."""
+        return self.ids[int(np.argmax(self.utilities.mean(axis=1)))]
+
+    @property
+    def lead_shares(self) -> dict[str, float]:
+        """Share of the draws in which each is the best."""
+        leaders = np.bincount(np.argmax(self.utilities, axis=0), minlength=len(self.ids))
+        return dict(zip(self.ids, (leaders / self.utilities.shape[1]).tolist(), strict=True))
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Expected utilities: nearer to each other than the measured ones, of which the highest were also lucky."""
+        return dict(zip(self.ids, self.utilities.mean(axis=1).tolist(), strict=True))
+
+    def near_share(self, candidate_id: str) -> float:
+        """Share of the draws in which nothing is better than it by more than 2 %."""
+        behind = self.utilities.max(axis=0) - self.utilities[self.ids.index(candidate_id)]
+        return float((behind <= NEAR).mean())
+
+    def worse_share(self, candidate_id: str, than: str) -> float:
+        """Share of the draws in which it is more than 2 % worse than another."""
+        behind = self.utilities[self.ids.index(than)] - self.utilities[self.ids.index(candidate_id)]
+        return float((behind > NEAR).mean())
+
+    def better_share(self, candidate_id: str, than: str) -> float:
+        """Share of the draws in which it is better than another."""
+        return float((self.utilities[self.ids.index(candidate_id)] > self.utilities[self.ids.index(than)]).mean())
+
+    def score_ratio(self, candidate_id: str, to: str) -> Interval:
+        """95 % interval of its score as a multiple of another's."""
+        ahead = self.utilities[self.ids.index(candidate_id)] - self.utilities[self.ids.index(to)]
+        low, high = np.exp(np.quantile(ahead, (0.025, 0.975))).tolist()
+        return Interval(value=float(np.exp(ahead.mean())), low=low, high=high)
+
+    def ties(self, candidate_id: str) -> tuple[str, ...]:
+        """Candidates that cannot be told apart from it because they may be the best too, the likeliest first."""
+        shares = self.lead_shares
+        rivals = [key for key in self.ids if key != candidate_id and shares[key] > TIE_SHARE]
+        return tuple(sorted(rivals, key=lambda key: -shares[key]))
+
+
+def draw_utilities(
+    evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int
+) -> UtilityPosterior:
+    """The posterior of `ids`, none of which may be without a process.
+
+    The model: a process measures its candidate's utility, plus what its round has in common, plus its own noise.
+    `process_variances` says what is believed of each candidate's noise. True utilities are normal around a mean and
+    with a spread that are fitted to all of `ids` (empirical Bayes), which takes back the luck of those that were
+    measured best of many. Rounds differ from each other as much as the processes of a typical candidate do.
+    """
+    own = evidence.restricted(ids)
+    variances = process_variances(evidence, weights)
+    rows = np.array([evidence.ids.index(key) for key in own.ids])[own.owner]
+    values, within = own.logs @ weights, own.within @ weights**2
+    generator = np.random.default_rng(seed)
+    each = 2 * -(-draws // (2 * len(variances.machine)))
+    drawn = [
+        _draw(own, values, within + one[rows], float(machine), each, generator)
+        for machine, one in zip(variances.machine, variances.own, strict=True)
+    ]
+    return UtilityPosterior(ids=own.ids, utilities=np.concatenate(drawn, axis=1)[:, :draws])
+
+
+def _draw(
+    evidence: Evidence,
+    values: Array,
+    variances: Array,
+    typical: float,
+    draws: int,
+    generator: np.random.Generator,
+) -> Array:
+    """Candidates × `draws`: first the rounds' effects, of variance `typical`, then the utilities given those (both are
+    normal)."""
+    owner, count, weights = evidence.owner, len(evidence.ids), 1 / variances
+    mean, spread = _population(evidence, values, variances, typical)
+    precision = 1 / spread + np.bincount(owner, weights, count)
+    pull = mean / spread + np.bincount(owner, weights * values, count)
+    noise = _mirrored(count, draws, generator) / np.sqrt(precision)[:, None]
+    in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
+    if not in_round.shape[1]:
+        return np.asarray((pull / precision)[:, None] + noise)
+    shared = np.stack([np.bincount(owner, weights * of, count) for of in in_round.T], axis=1)
+    information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
+    covariance = np.linalg.inv(information)
+    effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
+    rounds = effects[:, None] + np.linalg.cholesky(covariance) @ _mirrored(len(effects), draws, generator)
+    return np.asarray((pull[:, None] - shared @ rounds) / precision[:, None] + noise)
+
+
+def _mirrored(rows: int, draws: int, generator: np.random.Generator) -> Array:
+    """Standard normal, rows × `draws` (an even number): each with its negative, so that means are not left to chance
+    where two candidates hardly differ."""
+    half = generator.standard_normal((rows, draws // 2))
+    return np.concatenate([half, -half], axis=1)
+
+
+def _population(evidence: Evidence, values: Array, variances: Array, typical: float) -> tuple[float, float]:
+    """Mean and variance of the true utilities. From the search alone: whom it confirms is not drawn by chance."""
+    searched = evidence.rounds == SEARCH_ROUND
+    if searched.sum() > 1:
+        values, variances = values[searched], variances[searched]
+    noise = float(variances.mean())
+    spread = float(values.var(ddof=1)) - noise if len(values) > 1 else 0.0
+    return float(values.mean()), max(spread, _LEAST_SPREAD * typical)

@@ -1,0 +1,139 @@
+"""Cleans up after a driver that was killed: a process of its own, started by `sweep.session` before it turns to Ray.
+
+Of a killed driver's own Ray, two agents live on for a minute (Ray 2.60 waits so long for a server that is gone), and
+its folders for ever. This process sleeps until the driver's end of a pipe closes, however that came about. It imports
+the standard library only and runs as a script, so that it costs a few MiB.
+
+Where it was Ray's C++ that ended the driver, its reason stands in the sweep's log, which goes with the driver's folder:
+so it is said here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+GRACE_S = 2.0
+"""For Ray's own way out. What dies by itself does so within 1.6 s."""
+_POLL_S = 0.1
+_NOTHING_LEFT, _KEEP_LOGS = b"n", b"k"
+"""What a driver may say before it ends."""
+_FATAL = re.compile(rb"^\[[^\]\n]* [CF] \d+ \d+\] *(.*)", re.MULTILINE)
+"""`[2026-01-01 00:00:00,000 C 7 7] file.cc:1: reason`; other lines have another letter, and others follow."""
+_SESSION_TIME = "%Y-%m-%d_%H-%M-%S_%f"
+"""Ray's local time in `session_TIME_PID`."""
+
+
+class DriverReaper:
+    """The driver's side: start it before Ray, `dismiss` it when Ray is gone.
+
+    Args:
+        folder: goes with a killed driver; logs of what Ray says lie directly in it.
+        ray_folder: in which a private Ray makes a folder for its session, which goes too.
+        standard_error: descriptor for the last words of Ray; `None` leaves them unsaid.
+    """
+
+    def __init__(self, folder: Path, *, ray_folder: Path | None = None, standard_error: int | None = None) -> None:
+        now = dt.datetime.now().strftime(_SESSION_TIME)
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder), str(ray_folder or ""), now],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if standard_error is None else standard_error,
+            cwd="/",
+            start_new_session=True,  # Ctrl-C and a closed terminal are meant for the driver
+        )
+
+    def dismiss(self) -> None:
+        """Nothing is left to clean up."""
+        self._say(_NOTHING_LEFT)
+        self._process.wait()
+
+    def keep_logs(self) -> None:
+        """This process is about to leave a Ray that broke down: all is to be cleaned up but its session's folder."""
+        self._say(_KEEP_LOGS)
+
+    def _say(self, word: bytes) -> None:
+        pipe: IO[bytes] | None = self._process.stdin
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.write(word)
+                pipe.close()
+
+
+def ray_processes_of(driver: int) -> list[int]:
+    """Processes that write logs of the Ray that the process `driver` started; its folder's name ends in that number."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _writes_logs_of(entry, driver)]
+
+
+def _writes_logs_of(process: Path, driver: int) -> bool:
+    try:
+        return any(_is_log_of(descriptor, driver) for descriptor in (process / "fd").iterdir())
+    except OSError:  # it has ended, or is another user's
+        return False
+
+
+def _is_log_of(descriptor: Path, driver: int) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        parts = descriptor.readlink().parts
+        is_log = any(part.startswith("session_") and part.endswith(f"_{driver}") for part in parts)
+        return is_log and bool(descriptor.lstat().st_mode & stat.S_IWUSR)  # who reads them is a person
+    return False
+
+
+def sessions_of(driver: int, ray_folder: Path, since: str) -> list[Path]:
+    """Folders of the Rays that the process `driver` started after `since`, a time as their names have it. An older one
+    may be of another process that had its number."""
+    return [one for one in ray_folder.glob(f"session_*_{driver}") if one.name > f"session_{since}"]
+
+
+def remove_folders(folders: Sequence[Path], *, within_s: float) -> None:
+    """Delete them although processes that are about to end still write there."""
+    deadline = time.monotonic() + within_s
+    while left := [folder for folder in folders if folder.is_dir()]:
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_POLL_S)
+
+
+def fatal_words(folder: Path) -> str | None:
+    """With what Ray's C++ has ended the process that has its logs in `folder`, if it has."""
+    found: list[bytes] = []
+    for log in folder.glob("*.log"):
+        with contextlib.suppress(OSError):
+            found += _FATAL.findall(log.read_bytes())
+    return " ".join(found[-1].decode(errors="replace").split()) if found else None
+
+
+def watch(driver: int, folder: Path, ray_folder: str, since: str) -> None:
+    """Wait for a word on standard input. None comes from a driver that was killed: then clean up everything."""
+    word = sys.stdin.buffer.read(1)
+    if word == _NOTHING_LEFT:
+        return
+    if word != _KEEP_LOGS and (reason := fatal_words(folder)) is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"kvray: Ray has ended the sweep: {reason}\n")
+            sys.stderr.flush()
+    time.sleep(GRACE_S)
+    for pid in ray_processes_of(driver):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    sessions = sessions_of(driver, Path(ray_folder), since) if ray_folder and word != _KEEP_LOGS else []
+    remove_folders([folder, *sessions], within_s=GRACE_S)
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,79 @@
+"""Whether a Ray still lives, for Tune waits for ever for servers that have died. `sweep.session` asks, in a thread."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+from typing_extensions import override
+
+_KNOCK_S = 2.0
+
+
+class Liveness(Protocol):
+    """Feels for a Ray's servers."""
+
+    def death(self) -> str | None:
+        """What has died, as half a sentence; `None` while all live. Asked again and again."""
+
+
+class OwnServers(Liveness):
+    """The servers of a private Ray that this process has started."""
+
+    _NAMES = ("gcs_server", "raylet")
+
+    def __init__(self) -> None:
+        children = {child.name(): child for child in psutil.Process().children()}
+        self._processes = {name: children[name] for name in self._NAMES if name in children}
+
+    @override
+    def death(self) -> str | None:
+        dead = (name for name, process in self._processes.items() if not _is_alive(process))
+        return next((f"its process {name!r} died" for name in dead), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """Where a server listens, and for how long it may be silent before it counts as dead."""
+
+    what: str
+    host: str
+    port: int
+    patience_s: float
+
+
+class ClusterServers(Liveness):
+    """Servers of a cluster, which may be on other machines: alive is what accepts connections."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        now = time.monotonic()
+        self._heard_s = dict.fromkeys(servers, now)
+
+    @override
+    def death(self) -> str | None:
+        for server in self._heard_s:
+            if _answers(server):
+                self._heard_s[server] = time.monotonic()
+        for server, heard_s in self._heard_s.items():
+            if time.monotonic() - heard_s > server.patience_s:
+                return f"{server.what} at {server.host}:{server.port} does not answer any more"
+        return None
+
+
+def _answers(server: Server) -> bool:
+    try:
+        socket.create_connection((server.host, server.port), timeout=_KNOCK_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

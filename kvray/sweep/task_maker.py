@@ -1,0 +1,63 @@
+"""Puts the task of one trial together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from kvray.candidate import Candidate
+from kvray.engines.base import EngineAdapter
+from kvray.forecast.prediction import Forecast
+from kvray.record import Role
+from kvray.sweep.trial_task import TrialTask
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+
+
+class TaskMaker:
+    """The `sweep.trial_queue.MakeTask` of a sweep.
+
+    Args:
+        spec: what all trials of the sweep have in common.
+        reference: what quality is compared with. Confirming trials measure none: it is the same in every process.
+        forecasts: by candidate id, for those of which there are any.
+        trial_suffix: ends every trial id (see `SweepManifest`).
+        trial_ids: by candidate id, the id that its searched trial has in the records and that is to be replaced.
+        threads, scratch: see `TrialTask`.
+    """
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        *,
+        reference: ReferenceSpec,
+        forecasts: Mapping[str, Forecast],
+        adapter: EngineAdapter,
+        threads: int | None,
+        scratch: Path | None,
+        trial_suffix: str = "",
+        trial_ids: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._spec = spec
+        self._reference = reference
+        self._forecasts = forecasts
+        self._adapter = adapter
+        self._threads = threads
+        self._scratch = scratch
+        self._trial_suffix = trial_suffix
+        self._trial_ids = trial_ids
+
+    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialTask:
+        """The task of one trial of `candidate`; its spec says what the trial is called in the end."""
+        recorded = None if role is Role.CONFIRM else self._trial_ids.get(candidate.candidate_id)
+        spec = replace(
+            self._spec,
+            candidate=candidate,
+            role=role,
+            trial_id=recorded or f"{trial_id}{self._trial_suffix}",
+            rungs=rungs,
+            reference=None if role is Role.CONFIRM else self._reference,
+            forecast=self._forecasts.get(candidate.candidate_id),
+        )
+        return TrialTask(spec=spec, adapter=self._adapter, threads=self._threads, scratch=self._scratch)

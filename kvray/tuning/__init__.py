@@ -1,0 +1,1 @@
+"""A sweep from the first look at the model to the last report: preview, measuring, records, outcome."""

@@ -1,0 +1,140 @@
+"""One attempt at a sweep: its manifest, and what it takes from the records of the attempts before it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kvray.analysis.disturbed import resting_on_disturbed
+from kvray.config import SearchStrategy, TuneConfig
+from kvray.engines.base import EngineAdapter
+from kvray.files.redaction import redact
+from kvray.probes.environment import capture_environment, kvray_version
+from kvray.store.fingerprint import SweepFingerprint, judgement_differences
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore
+from kvray.store.resuming import (
+    Recall,
+    asks_nothing_new,
+    current_results,
+    first_attempt,
+    further_attempt,
+    recall,
+)
+from kvray.sweep.driver import SlotPlan
+from kvray.tuning.preview import Preview
+from kvray.workload import WorkloadProfile
+
+_logger = logging.getLogger("kvray.tuning.attempt")
+RANDOM_WEIGHTS_NOTE = (
+    "Random weights: speed and memory are real, quality is not; it is recorded, and its limit is not enforced."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A sweep that may start, or go on: checked, and not written yet.
+
+    Attributes:
+        manifest: to be written before the first trial.
+        recall: what is taken from the records; empty for a new sweep.
+    """
+
+    manifest: SweepManifest
+    recall: Recall = field(default_factory=Recall)
+
+
+def prepare_attempt(
+    store: ResultsStore,
+    config: TuneConfig,
+    preview: Preview,
+    adapter: EngineAdapter,
+    *,
+    run_id: str,
+    slots: SlotPlan,
+    arguments: Iterable[str],
+) -> Attempt:
+    """Compare what is to be measured with what was, where `config` resumes a sweep.
+
+    Raises:
+        ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
+    """
+    new = _manifest(config, preview, adapter, run_id=run_id, arguments=tuple(arguments))
+    fingerprint = _fingerprint(config, preview, adapter, slots)
+    candidates = len(preview.space.candidates)
+    if config.resume is None:
+        return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
+    old, results = store.read_manifest(run_id).judged_by(), store.read(run_id)
+    manifest = further_attempt(old, new, fingerprint, candidates=candidates, results=results, force=config.force)
+    current, _ = current_results(manifest, results)
+    found = recall(
+        manifest,
+        results,
+        config.retry,
+        disturbed=resting_on_disturbed(current) if config.retry_disturbed else (),
+        reopens_stopped=not _reconsiders_stopped(config),
+    )
+    _tell_of_new_judgement(old.profile, manifest.profile)
+    space = {candidate.candidate_id for candidate in preview.space.candidates}
+    if asks_nothing_new(manifest, found, results, space):
+        manifest = manifest.ended(manifest.session_started_at)
+    return Attempt(manifest=manifest, recall=found)
+
+
+def _reconsiders_stopped(config: TuneConfig) -> bool:
+    """Whether the search's model looks again at what was stopped, and has it confirmed where it may be the best."""
+    return config.search is SearchStrategy.MODEL and config.confirm_rounds > 0
+
+
+def _tell_of_new_judgement(before: WorkloadProfile, now: WorkloadProfile) -> None:
+    if told := judgement_differences(before, now):
+        _logger.warning("What was measured before is judged anew: %s.", "; ".join(told))
+
+
+def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan) -> SweepFingerprint:
+    return SweepFingerprint.of(
+        engine=adapter.name,
+        model=preview.model,
+        profile=preview.profile,
+        baseline_id=preview.space.baseline.candidate_id,
+        device=preview.device,
+        threads=slots.threads,
+        slots=slots.slots,
+        on_cluster=config.address is not None,
+        environment=capture_environment(preview.device.device),
+    )
+
+
+def _manifest(
+    config: TuneConfig, preview: Preview, adapter: EngineAdapter, *, run_id: str, arguments: tuple[str, ...]
+) -> SweepManifest:
+    model, device = preview.model, preview.device
+    return SweepManifest(
+        kvray_version=kvray_version(),
+        run_id=run_id,
+        created_at=dt.datetime.now(dt.UTC),
+        model_id=model.model_id,
+        model_revision=model.revision,
+        architecture=model.architecture,
+        loader=model.loader,
+        engine=adapter.name,
+        device=device.device.value,
+        device_name=device.device_name,
+        profile=preview.profile,
+        dropped_contexts=preview.dropped_contexts,
+        baseline_id=preview.space.baseline.candidate_id,
+        memory_note=adapter.memory_note(device.device),
+        quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
+        model_notes=model.notes,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+        left_out=preview.left_out,
+        search=config.search.value,
+        budget_s=config.budget_s,
+        max_trials=config.max_trials,
+        confirm_rounds=config.confirm_rounds,
+        seed=config.seed,
+        arguments=tuple(redact(argument) for argument in arguments),
+    )

@@ -1,0 +1,89 @@
+"""The device that a sweep on this machine measures on, and how fast it is: detected, and measured when that is due."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from kvray.candidate import DeviceType
+from kvray.config import TuneConfig
+from kvray.engines.base import DeviceFacts, EngineAdapter
+from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware, save_hardware
+from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads, quota_threads
+from kvray.probes.gpu import visible_gpus
+
+_logger = logging.getLogger("kvray.tuning.local_device")
+
+
+def detect_device(asked: DeviceType | None) -> DeviceFacts:
+    """What this machine measures on: `asked`, or CUDA where there is a GPU that programs may use, else the CPU."""
+    gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if asked is not DeviceType.CPU else ()
+    if asked is DeviceType.CPU or (asked is None and not gpus):
+        return DeviceFacts(device=DeviceType.CPU, device_name=cpu_name())
+    if not gpus:
+        # A cluster may have what the driver's machine lacks; Ray's resources are checked before the first trial.
+        return DeviceFacts(device=DeviceType.CUDA, device_name="GPU of the cluster")
+    return DeviceFacts(
+        device=DeviceType.CUDA,
+        device_name=gpus[0].name,
+        gpu_count=len(gpus),
+        compute_capability=min(gpu.compute_capability for gpu in gpus),
+    )
+
+
+def known_hardware(
+    config: TuneConfig,
+    adapter: EngineAdapter,
+    *,
+    before_measuring: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.time,
+) -> Hardware | None:
+    """The rates of the device that `config` means, measured now if they never were, or hours ago while other programs
+    ran; `before_measuring` is called then.
+
+    `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes may differ
+    from this machine.
+    """
+    device, key = rates_key(config, adapter)
+    if key is None:
+        return None
+    hardware = load_hardware(key)
+    if hardware is None or hardware.again_in_s(clock()) <= 0:
+        before_measuring()
+        measured = adapter.measure_hardware(device, key.threads or None)
+        if measured is not None:
+            measured = replace(measured, measured_at=clock())
+            hardware = measured if hardware is None else hardware.best_with(measured)
+            save_hardware(key, hardware)
+    if hardware is not None and hardware.disturbance:
+        _logger.warning("%s", _disturbed_line(hardware, clock()))
+    return hardware
+
+
+def rates_key(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceType, HardwareKey | None]:
+    """The device, and by what its rates are known; `None` where forecasts do without."""
+    facts = detect_device(config.device)
+    is_here = config.address is None and (facts.device is DeviceType.CPU or facts.gpu_count > 0)
+    if not (config.forecast and adapter.measures_hardware and is_here):
+        return facts.device, None
+    return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config))
+
+
+def _disturbed_line(hardware: Hardware, now: float) -> str:
+    hours = math.ceil(hardware.again_in_s(now) / 3600)
+    again = f"in {hours} {'hour' if hours == 1 else 'hours'}" if hours > 0 else "next time"
+    return (
+        f"While this device's rates were measured, {hardware.disturbance}, so forecast times are too long. The rates "
+        f"are measured again {again}."
+    )
+
+
+def _threads(config: TuneConfig) -> int | None:
+    """Threads of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
+    if config.slots is None or config.slots == 1:
+        return openmp_threads() or quota_threads()
+    return openmp_threads() or max(1, available_cpus() // config.slots)

@@ -1,0 +1,157 @@
+"""How a sweep ends: its records put together, plan and reports written, or the error that says what came of it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from kvray.analysis import analyse
+from kvray.analysis.misses import nearest_misses
+from kvray.analysis.shared_error import shared_error
+from kvray.errors import (
+    AllTrialsFailedError,
+    KvrayError,
+    LimitsMissedError,
+    ModelError,
+    OutputError,
+    SweepError,
+    SweepInterruptedError,
+)
+from kvray.record import TrialResult
+from kvray.report.disturbances import disturbances
+from kvray.store.keeper import RecordKeeper
+from kvray.store.manifest import CodeCheck
+from kvray.store.parquet import ResultsStore
+from kvray.tuning.result import TuneResult, read_result, write_artefacts
+from kvray.workload import WorkloadProfile
+
+_logger = logging.getLogger("kvray.tuning.outcome")
+CodeTest = Callable[[TuneResult], CodeCheck | None]
+
+
+def write_up(keeper: RecordKeeper, profile: WorkloadProfile, check_code: CodeTest) -> TuneResult:
+    """Read the sweep back from where all of it is, merge its files, and write plan and reports beside them; then again
+    with what `check_code` says of the winner's code.
+
+    Raises:
+        OutputError: it could be written nowhere.
+    """
+    try:
+        store = keeper.settle()
+    except OutputError as error:
+        ranked = analyse(keeper.results, profile).ranking.entries
+        best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
+        raise OutputError(f"{error.message}{best}", hint=error.hint) from error
+    try:
+        return _written_to(store, keeper.run_id, check_code)
+    except OutputError as trouble:
+        return _written_to(keeper.move(trouble), keeper.run_id, check_code)
+
+
+def _written_to(store: ResultsStore, run_id: str, check_code: CodeTest) -> TuneResult:
+    store.compact(run_id)
+    result = read_result(store, run_id)
+    write_artefacts(store, result)
+    check = check_code(result)
+    if check is not None and check != result.manifest.code_check:
+        manifest = result.manifest.model_copy(update={"code_check": check})
+        store.write_manifest(manifest)
+        result = replace(result, manifest=manifest)
+        write_artefacts(store, result)
+    return result
+
+
+def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
+    """The error that tells the user where the ended trials are and how to go on."""
+    if keeper.is_complete:
+        return SweepInterruptedError(
+            f"Interrupted after the last trial; all are kept in {keeper.place.display_name}.",
+            hint=f"Plan and reports are there too, or are written by kvray report {_shown(keeper)}.",
+        )
+    return SweepInterruptedError(
+        f"Interrupted; finished trials, and the finished rungs of the others, are kept in {keeper.place.display_name}.",
+        hint=_to_go_on(keeper),
+    )
+
+
+def broken_off(error: SweepError, keeper: RecordKeeper) -> SweepError:
+    """The `error` that ended the sweep, with where its trials are and how to go on."""
+    return SweepError(
+        f"{error.message} The trials that had finished are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
+    )
+
+
+def _to_go_on(keeper: RecordKeeper) -> str:
+    elsewhere = f"--output {shlex.quote(keeper.place.display_name)} " if keeper.has_moved else ""
+    return f"Repeat the command with {elsewhere}--resume {keeper.run_id} to measure the rest."
+
+
+def _shown(keeper: RecordKeeper) -> str:
+    return f"{shlex.quote(keeper.place.display_name)} --run {keeper.run_id}"
+
+
+def warn_of_disturbance(result: TuneResult) -> None:
+    """Say on stderr how much of a finished sweep was disturbed, where that may have changed its result."""
+    if warning := disturbances(result.results).warning(result.manifest.run_id):
+        _logger.warning("%s", warning)
+
+
+def no_winner(result: TuneResult) -> KvrayError:
+    """The error of a sweep in which nothing can be ranked."""
+    return (
+        limits_missed(result)
+        or everybodys_error(result)
+        or AllTrialsFailedError(
+            f"No candidate was measured completely: {_failures(result.results)}.",
+            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+        )
+    )
+
+
+def everybodys_error(result: TuneResult) -> KvrayError | None:
+    """The error of a sweep that ended because its baseline's error was no candidate's own; `None` for any other."""
+    records = [one.record for one in result.results]
+    shared = shared_error(records, result.manifest.baseline_id)
+    if shared is None:
+        return None
+    others = [one for one in records if one.status.was_launched and one.candidate_id != shared.candidate_id]
+    told = others[0].candidate.label if len(others) == 1 else f"{len(others)} other candidates"
+    error, message = _named_error(shared.message or f"{shared.status}")
+    return error(
+        f"The baseline and {told} ended with the same error, so no candidate causes it: {message.rstrip('.')}.",
+        hint=f"{result.paths.report_markdown} has the log. Once it is fixed, repeat the command with --resume "
+        f"{result.manifest.run_id} --retry {shared.status}.",
+    )
+
+
+def _named_error(message: str) -> tuple[type[KvrayError], str]:
+    """The class of the error that ended a trial, and its words without that name; a trial's error is known by them."""
+    named = f"{ModelError.__name__}: "
+    if message.startswith(named):
+        return ModelError, message.removeprefix(named)
+    return AllTrialsFailedError, message
+
+
+def limits_missed(result: TuneResult) -> LimitsMissedError | None:
+    """The error of a sweep in which candidates were measured and none keeps the limits; `None` for any other sweep."""
+    profile, ranking = result.manifest.profile, result.analysis.ranking
+    nearest = () if ranking.entries else nearest_misses(ranking, profile.limits)
+    if not nearest:
+        return None
+    told = " ".join(f"{place}. {near.record.candidate.label}: {near.text}." for place, near in enumerate(nearest, 1))
+    return LimitsMissedError(
+        f"No candidate keeps the limits of profile {profile.name!r}. Nearest: {told}",
+        hint="Loosen a limit (kvray rank judges these records anew), or let kvray tune --space full try more.",
+    )
+
+
+def _failures(results: Sequence[TrialResult]) -> str:
+    """E.g. `oom (3): CUDA out of memory; unsupported (1): …`, each status with its first message."""
+    failed = [result.record for result in results if result.record.status.was_launched]
+    by_status = {record.status: [other for other in failed if other.status is record.status] for record in failed}
+    return "; ".join(
+        f"{status} ({len(records)}): {(records[0].message or 'no message').rstrip('.')}"
+        for status, records in by_status.items()
+    )

@@ -1,0 +1,116 @@
+"""`Recorder`: writes every trial the moment it ends, then passes the news on to whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from typing_extensions import override
+
+from kvray.analysis.sampler import Prediction
+from kvray.candidate import Candidate
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.store.keeper import RecordKeeper
+from kvray.store.manifest import SweepManifest
+from kvray.sweep.observer import SweepObserver
+from kvray.sweep.outlook import Outlook
+from kvray.sweep.recording import forecast_columns
+from kvray.trial.position import PositionBoard
+from kvray.trial.spec import TrialSpec
+from kvray.tuning.observer import SearchObserver
+from kvray.tuning.preview import Preview
+
+
+class Recorder(SweepObserver):
+    """The records of one attempt at a sweep. `observer`, which may be missing, is told of everything afterwards."""
+
+    def __init__(
+        self, keeper: RecordKeeper, preview: Preview, manifest: SweepManifest, observer: SearchObserver | None
+    ) -> None:
+        self._keeper = keeper
+        self._preview = preview
+        self._manifest = manifest
+        self._observer = observer
+
+    def start(self, recorded: Sequence[TrialResult], positions: PositionBoard | None = None) -> None:
+        """Tell of what is known before the first trial, as `SearchObserver.search_started` has it."""
+        rejected = [(one.candidate, one.reason) for one in self._preview.space.rejected]
+        self._keep_unlaunched(rejected, TrialStatus.REJECTED)
+        if self._observer is not None:
+            self._observer.search_started(self._preview, self._manifest, recorded, positions)
+
+    def end(self, skipped: Iterable[tuple[Candidate, str]], expected: Iterable[Prediction]) -> None:
+        """After the last trial: candidates that were not launched, each with the reason, and what was predicted."""
+        self._keep_unlaunched(skipped, TrialStatus.SKIPPED, expected)
+
+    @override
+    def trial_started(self, spec: TrialSpec) -> None:
+        if self._observer is not None:
+            self._observer.trial_started(spec)
+
+    @override
+    def rung_finished(self, result: TrialResult) -> None:
+        if self._observer is not None:
+            self._observer.rung_finished(result)
+
+    @override
+    def trial_lost(self, spec: TrialSpec) -> None:
+        if self._observer is not None:
+            self._observer.trial_lost(spec)
+
+    @override
+    def trial_finished(self, result: TrialResult) -> None:
+        """The observer is not told of interrupted trials, because the message that ends the sweep names them."""
+        if result.record.status is TrialStatus.INTERRUPTED:
+            self._keep_interrupted(result)
+            return
+        self._keeper.keep(result)
+        if self._observer is not None:
+            self._observer.trial_finished(result)
+
+    def _keep_interrupted(self, result: TrialResult) -> None:
+        """Keep the trial, unless it was to replace a recorded failure, which then stays."""
+        if all(one.record.trial_id != result.record.trial_id for one in self._keeper.results):
+            self._keeper.keep(result)
+
+    @override
+    def outlook_changed(self, outlook: Outlook) -> None:
+        if self._observer is not None:
+            self._observer.outlook_changed(outlook)
+
+    def _keep_unlaunched(
+        self, reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, expected: Iterable[Prediction] = ()
+    ) -> None:
+        """The latest reason replaces that of an earlier attempt."""
+        predicted = {one.candidate.candidate_id: _expected_columns(one) for one in expected}
+        self._keeper.keep_unlaunched(
+            [
+                self._unlaunched(candidate, status, reason).with_(**predicted.get(candidate.candidate_id, {}))
+                for candidate, reason in reasons
+            ]
+        )
+
+    def _unlaunched(self, candidate: Candidate, status: TrialStatus, reason: str) -> TrialRecord:
+        manifest = self._manifest
+        return TrialRecord.of(
+            candidate,
+            run_id=manifest.run_id,
+            trial_id=f"unlaunched-{candidate.candidate_id}{manifest.trial_suffix}",
+            role=Role.SEARCH,
+            model_id=manifest.model_id,
+            profile=manifest.profile.name,
+            status=status,
+            message=reason,
+            fingerprint=manifest.fingerprint_id,
+            **forecast_columns(self._preview.forecasts.get(candidate.candidate_id)),
+        )
+
+
+def _expected_columns(prediction: Prediction) -> dict[str, float | None]:
+    return {
+        "expected_ttft_ms": prediction.ttft_ms,
+        "expected_decode_tok_s": prediction.decode_tok_s,
+        "expected_peak_mib": prediction.peak_mib,
+        "expected_score_low": prediction.low,
+        "expected_score_high": prediction.high,
+        "win_chance": prediction.chance,
+    }

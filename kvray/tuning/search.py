@@ -1,0 +1,302 @@
+"""`TuningSearch`: the whole job in order: preview, sweep, records, analysis, plan, reports."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from kvray.analysis.sampler import Sampler
+from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
+from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.offline import offline_environment
+from kvray.engines.registry import get_engine
+from kvray.errors import KvrayError, SweepError, SweepInterruptedError
+from kvray.probes.contention import QuietWait
+from kvray.probes.cpu import openmp_threads, quota_threads
+from kvray.record import Role
+from kvray.store.claim import Claim, claimed_sweep
+from kvray.store.keeper import RecordKeeper
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore
+from kvray.store.resuming import Recall
+from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.imports import engine_folders
+from kvray.sweep.outlook import expected_launches
+from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.samplers import check_search, make_sampler
+from kvray.sweep.session import RaySession
+from kvray.sweep.task_maker import TaskMaker
+from kvray.sweep.trial_queue import Bounds, SweepQueue
+from kvray.trial.position import PositionBoard
+from kvray.trial.spec import ReferenceSpec, TrialSpec
+from kvray.tuning.attempt import prepare_attempt
+from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.local_device import known_hardware
+from kvray.tuning.observer import SearchObserver
+from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
+from kvray.tuning.preview import Preview, check_request, described_model, preview_sweep, requested_model
+from kvray.tuning.recorder import Recorder
+from kvray.tuning.result import TuneResult
+from kvray.tuning.surroundings import contention_noticed, log_kept_in, warn_of_quota
+
+T = TypeVar("T")
+
+
+def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[TuningSearch], T]:
+    @functools.wraps(method)
+    def wrapped(self: TuningSearch) -> T:
+        with offline_environment(enabled=self._config.offline):
+            return method(self)
+
+    return wrapped
+
+
+class TuningSearch:
+    """Measures the configurations of one model and decides.
+
+    Args:
+        config: what to tune.
+        adapter: the engine; by default the one that `config.engine` names.
+        observer: is told of every trial.
+        arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TuneConfig,
+        adapter: EngineAdapter | None = None,
+        observer: SearchObserver | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._config = config
+        self._adapter = adapter
+        self._observer = observer
+        self._arguments = tuple(arguments)
+        self._keeper: RecordKeeper | None = None
+        self._quiet: QuietWait | None = None
+
+    @_offline_where_asked
+    def preview(self) -> Preview:
+        """What would be measured; nothing is started or written.
+
+        Raises:
+            KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
+        """
+        adapter = self._engine()
+        check_search(self._config.search)
+        check_request(self._config, adapter)
+        warn_of_quota(self._config)
+        preview = preview_sweep(self._config, adapter)
+        adapter.check_weights(requested_model(self._config), quick=True)
+        return preview
+
+    def run(self) -> TuneResult:
+        """Measure; leave records, plan, snippet and reports in `config.output_dir`.
+
+        Raises:
+            KvrayError: before any trial for what can be known before; afterwards `AllTrialsFailedError`,
+                `LimitsMissedError`, or `SweepInterruptedError` when the user pressed Ctrl-C. Records are kept in any
+                case.
+        """
+        result = self.outcome()
+        if not result.analysis.ranking.entries:
+            raise no_winner(result)
+        return result
+
+    @_offline_where_asked
+    def outcome(self) -> TuneResult:
+        """Like `run`, and returns a sweep in which nothing can be ranked, too."""
+        self._keeper = None
+        try:
+            return self._run()
+        except KeyboardInterrupt:
+            raise self.interrupted() from None
+
+    def interrupted(self) -> SweepInterruptedError:
+        """What to say of an interruption at this moment: where the records are, and how to go on."""
+        if self._keeper is not None:
+            return interruption(self._keeper)
+        return SweepInterruptedError(
+            "Interrupted before anything was measured.",
+            hint=self._config.resume and f"What sweep {self._config.resume} had measured before is kept.",
+        )
+
+    def _run(self) -> TuneResult:
+        config, adapter = self._config, self._engine()
+        store = ResultsStore(config.output_dir)
+        check_search(config.search)
+        check_request(config, adapter)
+        if config.resume is not None:
+            store.read_manifest(config.resume)
+        store.check_writable()
+        run_id = config.resume or _new_run_id()
+        with claimed_sweep(store, run_id) as claim, contention_noticed(config, run_id) as self._quiet:
+            known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
+            result, break_off = self._measured_and_written_up(store, run_id, adapter, claim)
+        if self._keeper is not None and self._keeper.has_moved:
+            raise self._keeper.moved()
+        if break_off is not None:
+            raise break_off
+        warn_of_disturbance(result)
+        return result
+
+    def _measuring(self) -> None:
+        # What the model rules out is told first: it takes less time.
+        model = described_model(self._config, self._engine())
+        self._config.profile.fit_to_context_limit(model.max_context)
+        self._engine().check_weights(requested_model(self._config))
+        if self._observer is not None:
+            self._observer.measuring_device()
+
+    def _engine(self) -> EngineAdapter:
+        return self._adapter or get_engine(self._config.engine)
+
+    def _measured_and_written_up(
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
+    ) -> tuple[TuneResult, KvrayError | None]:
+        """The sweep as far as it came, and the error if that was broken off."""
+        try:
+            keeper, break_off = self._measure(store, run_id, adapter, claim)
+            runner = self._code_runner(adapter, interrupted=break_off is not None)
+            return write_up(keeper, self._config.profile, runner.check), break_off
+        except KeyboardInterrupt:
+            # After the last trial too: a user who does not press again gets what was measured.
+            if self._keeper is None:
+                raise
+            runner = self._code_runner(adapter, interrupted=True)
+            return write_up(self._keeper, self._config.profile, runner.check), interruption(self._keeper)
+
+    def _code_runner(self, adapter: EngineAdapter, *, interrupted: bool) -> CodeRunner:
+        excuse = "the sweep was interrupted" if interrupted else None
+        if not self._config.check_snippet:
+            excuse = "--no-check-snippet was given"
+        before = (lambda: None) if self._observer is None else self._observer.checking_code
+        return CodeRunner(adapter, excuse=excuse, before=before)
+
+    def _measure(
+        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
+    ) -> tuple[RecordKeeper, KvrayError | None]:
+        """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
+        config, started_s = self._config, time.monotonic()
+        # Whatever would end every trial alike is found before Ray starts.
+        preview = preview_sweep(config, adapter)
+        preview = replace(preview, model=adapter.identify_model(requested_model(config), preview.model))
+        # The very version that was described: the hub may get another one while the sweep runs.
+        request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
+        adapter.fetch_weights(request)
+        adapter.check_weights(request)
+        warn_of_closed_cache()
+        with (
+            log_kept_in(store, run_id) as log,
+            quiet_ray(log),
+            RaySession(
+                address=config.address,
+                scratch=log.parent,
+                imports=engine_folders(adapter),
+                last_words=self._last_words,
+            ) as ray,
+        ):
+            slots = plan_slots(
+                ray.nodes(),
+                device=preview.device.device,
+                slots=config.slots,
+                user_threads=openmp_threads(),
+                quota_threads=quota_threads() if config.address is None else None,
+            )
+            attempt = prepare_attempt(
+                store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
+            )
+            store.write_manifest(attempt.manifest)
+            keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
+            recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
+            recorder.start(attempt.recall.results, PositionBoard(log.parent))
+            sampler = make_sampler(
+                config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
+            )
+            tasks = TaskMaker(
+                _plain_spec(config, preview, request, attempt.manifest),
+                reference=_reference(preview),
+                forecasts=preview.forecasts,
+                adapter=adapter,
+                threads=slots.threads,
+                scratch=log.parent,
+                trial_suffix=attempt.manifest.trial_suffix,
+                trial_ids=attempt.recall.trial_ids,
+            )
+            queue = _queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s)
+            try:
+                run_sweep(
+                    queue,
+                    ray=ray,
+                    slots=slots,
+                    observer=recorder,
+                    scratch=log.parent,
+                    before_launch=self._quiet.wait if self._quiet else None,
+                )
+            except KeyboardInterrupt:
+                if not queue.is_over:
+                    return keeper, interruption(keeper)
+            except SweepError as error:
+                return keeper, broken_off(error, keeper)
+            recorder.end(queue.never_launched(), sampler.predictions())
+            keeper.end_attempt()
+        return keeper, None
+
+    def _last_words(self, error: SweepError) -> str:
+        return str(error if self._keeper is None else broken_off(error, self._keeper))
+
+
+def _queue(
+    config: TuneConfig, preview: Preview, recall: Recall, sampler: Sampler, tasks: TaskMaker, *, started_s: float
+) -> SweepQueue:
+    return SweepQueue(
+        preview.space.candidates,
+        sampler=sampler,
+        profile=preview.profile,
+        make_task=tasks,
+        bounds=Bounds(
+            deadline_s=None if config.budget_s is None else started_s + config.budget_s,
+            budget_s=config.budget_s or 0.0,
+            max_trials=config.max_trials,
+            confirm_rounds=config.confirm_rounds,
+        ),
+        recorded=recall.results,
+        retry=recall.retry,
+        stops_early=config.search is not SearchStrategy.GRID,
+        repeats_apart=config.search is SearchStrategy.MODEL,
+        expected_launches=expected_launches(config.search, len(preview.space.candidates), most=config.max_trials),
+    )
+
+
+def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, manifest: SweepManifest) -> TrialSpec:
+    """What all trials of the sweep have in common, with the baseline in it."""
+    return TrialSpec(
+        run_id=manifest.run_id,
+        trial_id="",
+        role=Role.BASELINE,
+        request=request,
+        candidate=preview.space.baseline,
+        profile=preview.profile,
+        device=preview.device.device,
+        timeout_s=config.timeout_s,
+        fingerprint=manifest.fingerprint_id,
+    )
+
+
+def _reference(preview: Preview) -> ReferenceSpec:
+    return ReferenceSpec(
+        candidate=preview.space.baseline,
+        model_revision=preview.model.revision,
+        enforced=not preview.model.random_weights,
+    )
+
+
+def _new_run_id() -> str:
+    """Sorts by time, is unique, and reads as a date: `20261124-211419-3f9a`."""
+    return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -1,0 +1,43 @@
+"""What is said and cleaned up after a driver that ended without a word."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvray.sweep.driver_reaper import fatal_words
+
+DIES = """
+import os, sys
+from pathlib import Path
+from kvray.sweep.driver_reaper import DriverReaper
+DriverReaper(Path(sys.argv[1]), standard_error=2)
+os._exit(1)
+"""
+LOG = (
+    "2026-01-01 00:00:00,000\tERROR tune.py:1 -- as always\n"
+    "[2026-01-01 00:00:00,000 W 7 9] gcs_client.cc:210: Failed to get cluster ID\n"
+    "[2026-01-01 00:00:01,000 C 7 9] core_worker.cc:1:  The raylet is gone.\n"
+    "*** StackTrace Information ***\n"
+)
+
+
+def test_words_with_which_rays_cpp_ends_a_process_are_told_from_others(tmp_path: Path) -> None:
+    assert fatal_words(tmp_path) is None
+    (tmp_path / "sweep.log").write_text(LOG.replace(" C ", " E "))
+    assert fatal_words(tmp_path) is None
+    (tmp_path / "sweep.log").write_text(LOG)
+    assert fatal_words(tmp_path) == "core_worker.cc:1: The raylet is gone."
+
+
+@pytest.mark.spawns
+def test_a_driver_that_rays_cpp_has_ended_does_not_vanish_without_a_word(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    (folder / "sweep.log").write_text(LOG)
+    done = subprocess.run([sys.executable, "-c", DIES, folder], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == "kvray: Ray has ended the sweep: core_worker.cc:1: The raylet is gone.\n"
+    assert not folder.exists()
