@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -199,6 +200,8 @@ class Candidate:
         prefill_chunk: prompt tokens that are worked on at once; `None`: all.
         weights_limit_mib: device memory (MiB) that the weights may take, the others staying in host memory; `None`:
             no limit.
+        settings: values of further axes that the engine declares, as sorted (name, value) pairs; an axis that is not
+            set is not among them.
     """
 
     engine: str
@@ -212,6 +215,7 @@ class Candidate:
     hub_kernel: str | None = None
     prefill_chunk: int | None = None
     weights_limit_mib: int | None = None
+    settings: tuple[tuple[str, ParamValue], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "parallelism", "prefill_chunk", "weights_limit_mib"):
@@ -225,10 +229,11 @@ class Candidate:
         if self.hub_kernel is not None:
             _checked_kernel_name(self.hub_kernel)
         for name, _ in self.cache_params:
-            # They become names of arguments in generated code.
-            if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
+            if not is_setting_name(name):  # they become names of arguments in generated code
                 raise InvalidValueError(f"Cache setting {name!r} is not a name of letters, digits and underscores.")
         object.__setattr__(self, "cache_params", tuple(sorted(self.cache_params)))
+        _check_settings(self.settings)
+        object.__setattr__(self, "settings", tuple(sorted(self.settings)))
 
     @property
     def candidate_id(self) -> str:
@@ -245,6 +250,8 @@ class Candidate:
             text += f"+chunk:{self.prefill_chunk}"
         if self.weights_limit_mib is not None:
             text += f"+weights:{self.weights_limit_mib}MiB"
+        for name, value in self.settings:
+            text += f"+{name}:{setting_text(value)}"
         if self.batch_size > 1:
             text += f"×{self.batch_size}"
         return text
@@ -262,7 +269,7 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
-        values = {**asdict(self), "cache_params": dict(self.cache_params)}
+        values = {**asdict(self), "cache_params": dict(self.cache_params), "settings": dict(self.settings) or None}
         return {name: value for name, value in values.items() if not (name in _LATER_FIELDS and value is None)}
 
     @classmethod
@@ -272,9 +279,7 @@ class Candidate:
         Raises:
             InvalidValueError: a field is missing, unknown, or of a value that is not allowed.
         """
-        params = data.get("cache_params", {})
-        if not isinstance(params, Mapping) or not all(isinstance(v, CACHE_PARAM_TYPES) for v in params.values()):
-            raise InvalidValueError(f"cache_params {params!r} is not a mapping of names to plain values.")
+        params, settings = (_plain_values(name, data.get(name, {})) for name in ("cache_params", "settings"))
         try:
             return cls(
                 **{
@@ -283,15 +288,57 @@ class Candidate:
                     "attention": AttentionBackend.parse(str(data["attention"])),
                     "dtype": DType.parse(str(data["dtype"])),
                     "compile": CompileMode.parse(str(data.get("compile", CompileMode.OFF))),
-                    "cache_params": tuple(params.items()),
+                    "cache_params": params,
+                    "settings": settings,
                 }
             )
         except (KeyError, TypeError) as error:
             raise InvalidValueError(f"Not a candidate: {error}.") from error
 
 
-_LATER_FIELDS = ("hub_kernel", "prefill_chunk", "weights_limit_mib")
+SETTING_COLUMNS = ("prefill_chunk", "weights_limit_mib")
+"""Axes of an engine that have a field of their own, because old records know them by it. All others are `settings`."""
+_LATER_FIELDS = ("hub_kernel", *SETTING_COLUMNS, "settings")
 """Left out of `to_dict` where they are not used, so that candidates keep the ids that earlier records know."""
+
+
+def is_setting_name(name: str) -> bool:
+    """Whether `name` can name a setting: an identifier of ASCII letters."""
+    return re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII) is not None
+
+
+def setting_text(value: ParamValue) -> str:
+    """`value` as a user writes it: truth values in lower case."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_LONGEST_TEXT = 200
+
+
+def _check_settings(settings: tuple[tuple[str, ParamValue], ...]) -> None:
+    """They are shown in tables and written by users between commas: text is printable and has none."""
+    names = [name for name, _ in settings]
+    if len(set(names)) != len(names):
+        raise InvalidValueError(f"Settings {', '.join(names)} name one twice.")
+    for name, value in settings:
+        if not is_setting_name(name):
+            raise InvalidValueError(f"Setting {name!r} is not a name of letters, digits and underscores.")
+        if name in Candidate.__dataclass_fields__:
+            raise InvalidValueError(f"Setting {name!r} has the name of a candidate's own field.")
+        if not isinstance(value, CACHE_PARAM_TYPES) or not _is_plain(value):
+            raise InvalidValueError(f"Setting {name} {value!r} is not a plain value.")
+
+
+def _is_plain(value: ParamValue) -> bool:
+    if isinstance(value, str):
+        return 0 < len(value) <= _LONGEST_TEXT and value.isprintable() and not set(value) & set(", ")
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _plain_values(field: str, values: object) -> tuple[tuple[str, ParamValue], ...]:
+    if not isinstance(values, Mapping) or not all(isinstance(one, CACHE_PARAM_TYPES) for one in values.values()):
+        raise InvalidValueError(f"{field} {values!r} is not a mapping of names to plain values.")
+    return tuple(values.items())
 
 
 def _param_value(text: str) -> ParamValue:

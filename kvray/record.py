@@ -169,6 +169,7 @@ class TrialRecord:
         parallelism: GPUs that one copy of the model is spread over.
         prefill_chunk: prompt tokens that are worked on at once; `None`: all.
         weights_limit_mib: device memory that the weights may take; `None`: no limit.
+        settings: values of the engine's own axes that are set (JSON).
         status: how it ended.
         message: why, in the words of the engine or of kvray.
         rung: highest rung completed, `None` if none was. Metrics of different rungs are of different cells.
@@ -256,6 +257,7 @@ class TrialRecord:
     parallelism: int
     prefill_chunk: int | None = None
     weights_limit_mib: int | None = None
+    settings: tuple[tuple[str, ParamValue], ...] = ()
 
     status: TrialStatus
     phase: Phase | None = None

@@ -49,6 +49,7 @@ class RankingRow:
         parallelism: GPUs that one copy of the model is spread over.
         prefill_chunk: prompt tokens that are worked on at once; null: all.
         weights_limit_mib: device memory that the weights may take; null: no limit.
+        settings: values of the engine's own axes that are set (JSON).
         status: how its search trial ended (of several, the one that came furthest).
         reason: why it is not ranked; null where it is.
         limits_missed: names of the limits that it does not keep.
@@ -97,6 +98,7 @@ class RankingRow:
     parallelism: int
     prefill_chunk: int | None
     weights_limit_mib: int | None
+    settings: tuple[tuple[str, ParamValue], ...]
     status: TrialStatus
     reason: str | None
     limits_missed: tuple[str, ...]
@@ -148,6 +150,7 @@ RANKING_SCHEMA = pa.schema(
         ("parallelism", _INT),
         ("prefill_chunk", _INT),
         ("weights_limit_mib", _INT),
+        ("settings", _TEXT),
         ("status", _CATEGORY),
         ("reason", _TEXT),
         ("limits_missed", pa.list_(pa.field("element", _TEXT))),

@@ -56,6 +56,7 @@ TRIALS_SCHEMA = pa.schema(
         ("parallelism", _INT),
         ("prefill_chunk", _INT),
         ("weights_limit_mib", _INT),
+        ("settings", _TEXT),
         ("status", _CATEGORY),
         ("phase", _CATEGORY),
         ("message", _TEXT),
@@ -227,11 +228,15 @@ def _plain(name: str, value: Any) -> Any:
         if value.tzinfo is None:
             raise ValueError(f"{name} {value.isoformat()} has no time zone")
         return value.astimezone(dt.UTC)
-    if name == "cache_params":
+    if name in ("cache_params", "settings"):
         return json.dumps(dict(value), sort_keys=True)
     if isinstance(value, str):  # a log's undecodable bytes must not cost the record
         return str(value).encode(errors="replace").decode()
     return list(value) if isinstance(value, tuple) else value
+
+
+def _pairs(text: str) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(json.loads(text).items()))
 
 
 def _instant(microseconds: int) -> dt.datetime:
@@ -246,7 +251,8 @@ _FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "attention": AttentionBackend,
     "dtype": DType,
     "compile": CompileMode,
-    "cache_params": lambda text: tuple(sorted(json.loads(text).items())),
+    "cache_params": _pairs,
+    "settings": _pairs,
     "itl_ms": tuple,
     "started_at": _instant,
     "ended_at": _instant,

@@ -27,6 +27,14 @@ candidates = st.builds(
     cache_params=st.dictionaries(NAMES, st.one_of(st.booleans(), st.integers(), st.text(max_size=5))).map(
         lambda params: tuple(params.items())
     ),
+    settings=st.dictionaries(
+        NAMES,
+        st.one_of(
+            st.integers(),
+            st.sampled_from(["q8_0", "rows"]),
+            st.floats(allow_nan=False, width=16).filter(lambda value: not value.is_integer() and abs(value) < 1e9),
+        ),
+    ).map(lambda settings: tuple(settings.items())),
 )
 
 
@@ -56,6 +64,8 @@ def test_every_field_changes_the_id() -> None:
         replace(BASE, batch_size=2),
         replace(BASE, parallelism=2),
         replace(BASE, cache_params=(("nbits", 4),)),
+        replace(BASE, settings=(("nbits", 4),)),
+        replace(BASE, settings=(("nbits", 8),)),
     ]
     assert len({candidate.candidate_id for candidate in (BASE, *others)}) == len(others) + 1
 
@@ -64,10 +74,18 @@ def test_the_order_of_cache_parameters_does_not_matter() -> None:
     assert replace(BASE, cache_params=(("b", 1), ("a", 2))) == replace(BASE, cache_params=(("a", 2), ("b", 1)))
 
 
+def test_the_order_of_settings_does_not_matter_and_each_is_named_once() -> None:
+    assert replace(BASE, settings=(("b", 1), ("a", 2))) == replace(BASE, settings=(("a", 2), ("b", 1)))
+    with pytest.raises(InvalidValueError, match="name one twice"):
+        replace(BASE, settings=(("a", 1), ("a", 2)))
+
+
 def test_labels_name_what_differs_from_the_plain_case() -> None:
     assert BASE.label == "dynamic/sdpa/float32"
     full = replace(BASE, compile=CompileMode.DEFAULT, batch_size=4, cache_params=(("nbits", 4),))
     assert full.label == "dynamic(nbits=4)/sdpa/float32+compile:default×4"
+    set_ = replace(BASE, settings=(("tile", 16), ("fused", True), ("layout", "rows")), batch_size=4)
+    assert set_.label == "dynamic/sdpa/float32+fused:true+layout:rows+tile:16×4"
 
 
 def test_an_unknown_value_is_refused_with_what_is_allowed() -> None:
@@ -86,6 +104,15 @@ def test_an_unknown_value_is_refused_with_what_is_allowed() -> None:
         {"cache_params": [1]},
         {"cache_params": {"x": []}},
         {"parallelism": -1},
+        {"settings": [1]},
+        {"settings": {"tile": []}},
+        {"settings": {"tile": None}},
+        {"settings": {"tile": ""}},
+        {"settings": {"tile": "a\nb"}},
+        {"settings": {"tile": "a,b"}},
+        {"settings": {"tile": float("nan")}},
+        {"settings": {"a tile": 1}},
+        {"settings": {"dtype": "float32"}},
     ],
 )
 def test_a_dictionary_that_is_no_candidate_is_refused(change: dict[str, object]) -> None:
@@ -111,7 +138,7 @@ def test_an_id_from_before_a_field_existed_stays_the_same() -> None:
     plain = Candidate(
         engine="transformers", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
     )
-    assert not {"hub_kernel", "prefill_chunk", "weights_limit_mib"} & set(plain.to_dict())
+    assert not {"hub_kernel", "prefill_chunk", "weights_limit_mib", "settings"} & set(plain.to_dict())
     assert plain.candidate_id == "c402dc00dc99"
 
 
