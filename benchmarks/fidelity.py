@@ -37,7 +37,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.config import cache_dir
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.models import weights_path
+from kvray.engines.transformers.model_folder import weights_path
 from kvray.record import Role, TrialStatus
 from kvray.trial.events import RungFinished
 from kvray.trial.process import Launcher, TrialProcess

@@ -20,16 +20,18 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTo
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import description, models, outline
+from kvray.engines.transformers import description, outline
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.inspection import inspect_weights
 from kvray.engines.transformers.loading import load_model
+from kvray.engines.transformers.model_folder import weights_path
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.engines.transformers.texts import ModelTexts
 from kvray.engines.transformers.tokenizer import choose_texts, load_tokenizer
 from kvray.engines.transformers.translation import translated_errors
 from kvray.errors import KvrayError
+from kvray.models.source import parse_model_id
 from kvray.workload import Cell
 
 HIDDEN, INNER, HEADS, KV_HEADS = 32, 48, 4, 2
@@ -96,7 +98,7 @@ class Configs(ModelKind):
                 config = description.read_config(request, self.folder)
                 with description.config_errors(request):
                     kinds = layer_kinds(config.get_text_config(decoder=True))
-                    json.dumps(asdict(description.info_of_config(models.parse_model_id(model_id), config, kinds)))
+                    json.dumps(asdict(description.info_of_config(parse_model_id(model_id), config, kinds)))
             except KvrayError:
                 return
 
@@ -177,7 +179,7 @@ class Weights(ModelKind):
     def _load(self) -> bool:
         with self.watch():
             try:
-                folder = models.weights_path(self.request)
+                folder = weights_path(self.request)
                 description.describe(self.request)
                 inspect_weights(self.request)
                 with translated_errors():

@@ -197,7 +197,7 @@ class Caches(Kind):
             return True
 
     def _hash(self, mutator: Mutator) -> bool:
-        from kvray.engines.transformers.hashes import file_sha256
+        from kvray.models.hashes import file_sha256
 
         target = self.model.removeprefix("random:") + "/config.json"
         file_sha256(Path(target))

@@ -19,6 +19,7 @@ from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Cand
 from kvray.errors import KvrayError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import ModelShape
+from kvray.models.request import ModelRequest as ModelRequest  # part of the contract: engines take it from here
 from kvray.record import short_model_name
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import Axes
@@ -49,25 +50,6 @@ class SubstitutedError(KvrayError):
 
 class OutOfMemoryError(KvrayError):
     """The engine ran out of device or host memory; `allocate less` is the only cure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRequest:
-    """Which model a user asked for, and what may be done to get it.
-
-    Attributes:
-        trust_remote_code: whether Python code that the model brings may run.
-        allow_pickle: whether weights may come from pickle files, where there are no others.
-        offline: whether the network is forbidden: only what is on this machine counts.
-        revision: the version to take where the model's home has several, as `ModelInfo.revision` tells it; `None`: the
-            newest.
-    """
-
-    model_id: str
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    offline: bool = False
-    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from transformers_samples import make_candidate, save_tiny_model, write_tiny_gguf
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import TransformersAdapter, models
+from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.gguf import converted_gguf
-from kvray.engines.transformers.gguf_header import check_gguf_file
 from kvray.engines.transformers.loading import load_model
+from kvray.engines.transformers.model_folder import weights_path
 from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.errors import KvrayError, ModelError
+from kvray.models.gguf_header import check_gguf_file
 
 bounded = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -128,7 +129,7 @@ def test_an_index_leads_to_safetensors_in_the_folder_alone(name: str, folder: Pa
     (folder / "weights.bin").write_bytes(pickle.dumps(Touch(folder / "unpickled")))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     with pytest.raises(ModelError, match=r"which is no \.safetensors file beside it"):
-        models.weights_path(request(folder))
+        weights_path(request(folder))
     assert not (folder / "unpickled").exists()
 
 

@@ -16,10 +16,11 @@ from transformers_samples import load, make_candidate, save_tiny_model, write_ti
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import TransformersAdapter, adapter, models
+from kvray.engines.transformers import TransformersAdapter, adapter
 from kvray.engines.transformers import gguf as gguf_module
 from kvray.engines.transformers.gguf import converted_gguf, is_converted
 from kvray.errors import ModelError
+from kvray.models import revision
 from kvray.record import Role, TrialStatus
 from kvray.trial.child import _run
 from kvray.trial.protocol import TrialProtocol
@@ -101,7 +102,7 @@ def test_what_identifies_a_folder_is_its_weights(folder: Path) -> None:
 
 
 def test_a_description_reads_no_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "files_sha256", lambda paths: pytest.fail("they were hashed"))
+    monkeypatch.setattr(revision, "files_sha256", lambda paths: pytest.fail("they were hashed"))
     assert TransformersAdapter().describe_model(ModelRequest(model_id=str(folder))).revision == "unknown"
 
 

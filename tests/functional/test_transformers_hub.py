@@ -28,7 +28,8 @@ MOST_SECONDS = 12.0
 Answer = tuple[int, dict[str, str], bytes]
 DESCRIBE = """
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import TransformersAdapter, hub
+from kvray.engines.transformers import TransformersAdapter
+from kvray.models import hub
 from kvray.errors import ModelError
 hub.ANSWER_TIMEOUT_S = 0.5
 try:
@@ -38,7 +39,8 @@ except ModelError as error:
 """
 USE = """
 from kvray.engines.base import DeviceFacts, ModelRequest
-from kvray.engines.transformers import TransformersAdapter, hub
+from kvray.engines.transformers import TransformersAdapter
+from kvray.models import hub
 from kvray.candidate import DeviceType
 from kvray.workload import Cell, get_profile
 hub.ANSWER_TIMEOUT_S = 0.5

@@ -16,8 +16,8 @@ from transformers_samples import save_tiny_model
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter, tensors
-from kvray.engines.transformers.weight_files import WEIGHTS_INDEX
 from kvray.errors import ModelError
+from kvray.models.weight_files import WEIGHTS_INDEX
 
 Tensors = dict[str, torch.Tensor]
 SIZES: dict[str, Any] = {

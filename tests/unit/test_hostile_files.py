@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from kvray.candidate import AttentionChoice, CacheChoice, DeviceType, DType
 from kvray.cli import parsing
-from kvray.engines.transformers.models import parse_model_id
 from kvray.errors import InvalidValueError, KvrayError, ModelError, PlanError, ProfileError, ResultsError
 from kvray.files.documents import read_document
 from kvray.forecast.hardware import Hardware
+from kvray.models.source import parse_model_id
 from kvray.plan.plan import load_plan_file
 from kvray.space.search_space import MOST_CANDIDATES, Axes, build_space
 from kvray.space.space_file import load_space

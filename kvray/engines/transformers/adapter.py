@@ -31,18 +31,20 @@ from kvray.engines.transformers import (
     device_rates,
     inspection,
     menu,
-    models,
     outline,
     rules,
     snippet,
     spaces,
 )
 from kvray.engines.transformers.gguf import check_gguf, is_converted
+from kvray.engines.transformers.model_folder import config_path, revision, weights_path
 from kvray.engines.transformers.packed import told_of_packing
 from kvray.environment import changed_environment
 from kvray.errors import ModelError
 from kvray.files.file_systems import has_locks
 from kvray.forecast.hardware import Hardware
+from kvray.models.revision import check_unchanged
+from kvray.models.source import SourceKind, parse_model_id
 from kvray.search_paths import child_environment, python_command
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import Axes
@@ -88,17 +90,17 @@ class TransformersAdapter(EngineAdapter):
     @override
     def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
         """Says what becomes of packed weights."""
-        return info if info.packing is None else told_of_packing(request, models.config_path(request), info, device)
+        return info if info.packing is None else told_of_packing(request, config_path(request), info, device)
 
     @override
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
         """A folder's weights are hashed, and again only when they change."""
-        return info if info.revision != UNKNOWN_REVISION else replace(info, revision=models.revision(request))
+        return info if info.revision != UNKNOWN_REVISION else replace(info, revision=revision(request))
 
     @override
     def fetch_weights(self, request: ModelRequest) -> None:
         _convert_if_gguf(request)
-        models.check_unchanged(request, models.weights_path(request))
+        check_unchanged(request, weights_path(request))
 
     @override
     def check_weights(self, request: ModelRequest, *, quick: bool = False) -> None:
@@ -201,8 +203,8 @@ def _compiler_caches(folder: Path) -> Mapping[str, str]:
 
 def _convert_if_gguf(request: ModelRequest) -> None:
     """Convert in a process of its own, so that neither the driver nor a measurement holds the weights a second time."""
-    source = models.parse_model_id(request.model_id)
-    if source.kind is models.SourceKind.GGUF and not is_converted(source.local_path):
+    source = parse_model_id(request.model_id)
+    if source.kind is SourceKind.GGUF and not is_converted(source.local_path):
         check_gguf(source.local_path)
         size_gib = source.local_path.stat().st_size / (1 << 30)
         _logger.info("reading %s (%.1f GiB) once, to convert it to safetensors", source.local_path, size_gib)

@@ -10,7 +10,6 @@ from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
-from kvray.engines.transformers import hub, models
 from kvray.engines.transformers.architecture import check_behaviour, not_tunable, refuse_other_kinds
 from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.context_limit import context_limit
@@ -21,15 +20,19 @@ from kvray.engines.transformers.model_class import (
     model_class,
     named_attention,
 )
-from kvray.engines.transformers.models import ModelSource, SourceKind
+from kvray.engines.transformers.model_folder import config_path
 from kvray.engines.transformers.packed import packing_of
-from kvray.engines.transformers.plausible import check_config_file
 from kvray.engines.transformers.quiet import quiet_library
 from kvray.engines.transformers.shapes import model_shape, unknown_because
-from kvray.engines.transformers.stored_dtype import first_float, indexed_dtype, stored_dtype
 from kvray.engines.transformers.tokenizer import text_note
-from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, weight_files
 from kvray.errors import ModelError, sentence_of
+from kvray.models import hub
+from kvray.models.config_file import check_config_file
+from kvray.models.folders import check_complete
+from kvray.models.revision import revision_of
+from kvray.models.source import ModelSource, SourceKind, parse_model_id
+from kvray.models.stored_dtype import first_float, indexed_dtype, stored_dtype
+from kvray.models.weight_files import WEIGHTS_INDEX, weight_files
 
 
 def describe(request: ModelRequest) -> ModelInfo:
@@ -39,7 +42,7 @@ def describe(request: ModelRequest) -> ModelInfo:
         ModelError: the config is missing or cannot be read, the model is no decoder with a KV cache, or a local folder
             lacks weights or a tokenizer.
     """
-    folder = models.config_path(request)
+    folder = config_path(request)
     config = read_config(request, folder)
     with config_errors(request):
         found = model_class(config, folder, trust_remote_code=request.trust_remote_code)
@@ -65,9 +68,9 @@ def told(
     Raises:
         ModelError: no layer keeps keys and values, weights or tokenizer are missing, or the hub does not answer.
     """
-    source = models.parse_model_id(request.model_id)
+    source = parse_model_id(request.model_id)
     if source.kind is SourceKind.FOLDER:
-        models.check_complete(request, folder)
+        check_complete(request, folder)
     with config_errors(request):
         info = with_attention(info_of_config(source, config, layer_kinds), config, missing)
     info = with_dtype(info, request, folder, config)
@@ -75,7 +78,7 @@ def told(
         info = replace(info, notes=(*info.notes, note))
     if source.kind is SourceKind.FOLDER:
         return info  # `revision` reads all of its weights
-    return replace(info, revision=models.revision_of(request, source, folder))
+    return replace(info, revision=revision_of(request, source, folder))
 
 
 def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...]) -> ModelInfo:
@@ -169,7 +172,7 @@ def with_dtype(info: ModelInfo, request: ModelRequest, folder: Path, config: Any
 
 
 def _dtype_of_weights(request: ModelRequest, folder: Path) -> str | None:
-    source = models.parse_model_id(request.model_id)
+    source = parse_model_id(request.model_id)
     if source.kind is SourceKind.RANDOM:
         return DType.FLOAT32  # PyTorch's own
     names = weight_files(folder, allow_pickle=request.allow_pickle)

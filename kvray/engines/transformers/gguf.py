@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 from kvray.config import cache_dir
-from kvray.engines.transformers.gguf_header import check_gguf_file
-from kvray.engines.transformers.hashes import file_sha256, known_sha256
 from kvray.engines.transformers.tensors import named_tensors
 from kvray.errors import KvrayError, ModelError, sentence_of
 from kvray.files.file_systems import NO_RENAME
+from kvray.models.gguf_header import check_gguf_file
+from kvray.models.hashes import file_sha256, known_sha256
 from kvray.probes.holds import exclusively
 
 _LAST = "config.json"

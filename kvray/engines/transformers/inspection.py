@@ -8,14 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import description, hub, models
-from kvray.engines.transformers.checkpoint import check_files
+from kvray.engines.transformers import description
 from kvray.engines.transformers.gguf import check_gguf
 from kvray.engines.transformers.model_class import model_class
-from kvray.engines.transformers.models import SourceKind, parse_model_id
 from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.tensors import check_tensors
-from kvray.engines.transformers.weight_files import absent, safetensors_files, weight_files
+from kvray.models import hub
+from kvray.models.checkpoint import check_files
+from kvray.models.folders import SMALL_FILES
+from kvray.models.source import SourceKind, parse_model_id
+from kvray.models.weight_files import absent, safetensors_files, weight_files
 
 
 def inspect_files(request: ModelRequest) -> None:
@@ -59,7 +61,7 @@ def _weights_folder(request: ModelRequest) -> Path | None:
         return source.local_path
     if source.kind is not SourceKind.HUB:
         return None
-    folder = hub.cached_snapshot(source.model_id, models.SMALL_FILES, revision=request.revision)
+    folder = hub.cached_snapshot(source.model_id, SMALL_FILES, revision=request.revision)
     if folder is None or absent(weight_files(folder, allow_pickle=request.allow_pickle), folder):
         return None
     return folder

@@ -29,7 +29,6 @@ from kvray.engines.base import (
     Observed,
     UnsupportedError,
 )
-from kvray.engines.transformers import models
 from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments, kept_length
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
@@ -37,6 +36,7 @@ from kvray.engines.transformers.device_memory import DeviceMemory
 from kvray.engines.transformers.forced import ForcedPlan, force
 from kvray.engines.transformers.generation_settings import bare_settings, exact_settings, measured_settings
 from kvray.engines.transformers.loading import load_model
+from kvray.engines.transformers.model_folder import fetched_path
 from kvray.engines.transformers.observed import (
     ProfiledGeneration,
     UsedCache,
@@ -77,7 +77,7 @@ class TransformersModel(LoadedModel):
         self._memory = DeviceMemory(self._device)
         forget_compiled_graphs()
         with translated_errors():
-            folder = models.fetched_path(request)
+            folder = fetched_path(request)
             self._model = load_model(request, folder, self._arguments, self._device)
             self._tokenizer = load_tokenizer(request, folder)
         self._model.eval()

@@ -16,9 +16,10 @@ from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
-from kvray.engines.transformers import description, models
+from kvray.engines.transformers import description
 from kvray.engines.transformers.architecture import is_known_decoder
 from kvray.engines.transformers.class_source import declared_attentions
+from kvray.engines.transformers.model_folder import config_path
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.errors import ModelError
 from kvray.forecast.shape import LayerShape, ModelShape
@@ -34,7 +35,7 @@ def outline_model(request: ModelRequest) -> ModelInfo | None:
     """
     if request.trust_remote_code:
         return None
-    folder = models.config_path(request)
+    folder = config_path(request)
     command = python_command("-m", __name__, json.dumps(asdict(request)), str(folder))
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     return _info(json.loads(done.stdout)) if done.returncode == 0 else None

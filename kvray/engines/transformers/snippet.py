@@ -25,9 +25,9 @@ from kvray.engines.transformers.arguments import (
 )
 from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
 from kvray.engines.transformers.model_class import CAUSAL_LM, LOADERS
-from kvray.engines.transformers.models import is_commit
 from kvray.engines.transformers.tokenizer import has_tokenizer
 from kvray.errors import InvalidValueError
+from kvray.models.revision import is_commit
 from kvray.record import RANDOM_PREFIX
 from kvray.workload import Cell
 

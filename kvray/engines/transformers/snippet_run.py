@@ -12,8 +12,8 @@ from transformers import BatchEncoding
 
 from kvray.engines.base import OBSERVED_TOKENS
 from kvray.engines.snippet_case import SnippetCase, SnippetRun, serve
-from kvray.engines.transformers import models
 from kvray.engines.transformers.attention import kernels_seen
+from kvray.engines.transformers.model_folder import fetched_path
 from kvray.engines.transformers.texts import ModelTexts
 from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, Trace
@@ -30,7 +30,7 @@ def run_snippet(case: SnippetCase) -> SnippetRun:
     model, tokenizer = program["load"]()
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = None
-    measured = load_tokenizer(case.request, models.fetched_path(case.request))
+    measured = load_tokenizer(case.request, fetched_path(case.request))
     measured_texts = ModelTexts.of(case.request, measured, model.config)
     given = _Given(measured_texts.prompts(case.cell), model.device)
     watched = _Watched(model)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvray.engines.transformers.foreign_files import MERGE
-from kvray.engines.transformers.headers import StoredTensor, read_header
 from kvray.engines.transformers.quiet import quiet_library
-from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, index_names, safetensors_files
 from kvray.errors import ModelError
+from kvray.models.foreign_files import MERGE
+from kvray.models.headers import StoredTensor, read_header
+from kvray.models.weight_files import WEIGHTS_INDEX, index_names, safetensors_files
 
 MOST_IN_A_SECOND = 5_000
 """Tensors that the library matches with a model's in about a second."""

@@ -9,17 +9,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from kvray.engines.base import ModelRequest
-from kvray.engines.transformers.foreign_files import Finding, foreign, gguf_files, listed, matching
-from kvray.engines.transformers.headers import header_fault
-from kvray.engines.transformers.weight_files import (
+from kvray.errors import ModelError
+from kvray.models.foreign_files import Finding, foreign, gguf_files, listed, matching
+from kvray.models.headers import header_fault
+from kvray.models.request import ModelRequest
+from kvray.models.weight_files import (
     WEIGHTS,
     WEIGHTS_INDEX,
     absent,
     pickle_files,
     weight_files,
 )
-from kvray.errors import ModelError
 
 _TOKENIZER_FILES = ("*.model", "*.tiktoken", "tekken.json", "vocab*", "merges*")
 _POINTER = b"version https://git-lfs.github.com/spec/"

@@ -43,7 +43,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def header_fault(path: Path) -> str | None:
     """Why the weights at `path` cannot be loaded, as the end of a sentence about the file; `None` if nothing shows it.
 
-    Of a pickle only the outermost form is looked at: nothing of it is unpickled.
+    Only the outermost form of a pickle is looked at: nothing in it is unpickled.
     """
     from safetensors import SafetensorError
 

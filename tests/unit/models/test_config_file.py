@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvray.engines.transformers.plausible import check_config_file
 from kvray.errors import ModelError
+from kvray.models.config_file import check_config_file
 
 
 @pytest.fixture

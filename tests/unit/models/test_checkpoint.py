@@ -12,10 +12,10 @@ from safetensors.numpy import save
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.headers import StoredTensor, read_header
-from kvray.engines.transformers.models import weights_path
-from kvray.engines.transformers.weight_files import WEIGHTS_INDEX, weight_files
+from kvray.engines.transformers.model_folder import weights_path
 from kvray.errors import ModelError
+from kvray.models.headers import StoredTensor, read_header
+from kvray.models.weight_files import WEIGHTS_INDEX, weight_files
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1100048384\n"
 WEIGHTS = save({"a": np.zeros((2, 3), np.float16), "b": np.zeros((4,), np.float32)})

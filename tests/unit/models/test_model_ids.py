@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import models
 from kvray.engines.transformers.gguf import is_converted
-from kvray.engines.transformers.hashes import file_sha256
-from kvray.engines.transformers.models import SourceKind, parse_model_id
-from kvray.engines.transformers.weight_files import WEIGHTS_INDEX
+from kvray.engines.transformers.model_folder import fetched_path, weights_path
 from kvray.errors import ModelError
+from kvray.models.hashes import file_sha256
+from kvray.models.source import SourceKind, parse_model_id
+from kvray.models.weight_files import WEIGHTS_INDEX
 
 
 @pytest.fixture(autouse=True)
@@ -105,20 +105,20 @@ def test_what_is_no_model_is_a_model_error(model_id: str, message: str) -> None:
 
 
 def test_a_complete_folder_is_taken_as_it_is(folder: Path) -> None:
-    assert models.weights_path(ModelRequest(model_id="model")) == folder
-    assert models.fetched_path(ModelRequest(model_id="model")) == folder
+    assert weights_path(ModelRequest(model_id="model")) == folder
+    assert fetched_path(ModelRequest(model_id="model")) == folder
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no model\.safetensors.*no pickled ones.*save_pretrained"):
-        models.weights_path(ModelRequest(model_id="model"))
+        weights_path(ModelRequest(model_id="model"))
 
 
 def test_safetensors_that_from_pretrained_does_not_read_are_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
     with pytest.raises(ModelError, match=r"no model\.safetensors"):
-        models.weights_path(ModelRequest(model_id="model"))
+        weights_path(ModelRequest(model_id="model"))
 
 
 def test_a_missing_shard_is_named(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (folder / WEIGHTS_INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"lacks 1 of its 2 files of weights: model-2\.safetensors"):
-        models.weights_path(ModelRequest(model_id="model"))
+        weights_path(ModelRequest(model_id="model"))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}'])
@@ -134,13 +134,13 @@ def test_a_broken_index_is_a_model_error(folder: Path, text: str) -> None:
     (folder / "model.safetensors").unlink()
     (folder / WEIGHTS_INDEX).write_text(text)
     with pytest.raises(ModelError, match="not an index of weights"):
-        models.weights_path(ModelRequest(model_id="model"))
+        weights_path(ModelRequest(model_id="model"))
 
 
 def test_random_weights_need_neither(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "model.safetensors").unlink()
-    assert models.weights_path(ModelRequest(model_id="random:model")) == folder
+    assert weights_path(ModelRequest(model_id="random:model")) == folder
 
 
 def test_a_half_made_conversion_does_not_count(tmp_path: Path) -> None:

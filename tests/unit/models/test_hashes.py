@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvray.engines.transformers import hashes
-from kvray.engines.transformers.hashes import file_sha256, files_sha256, known_sha256
+from kvray.models import hashes
+from kvray.models.hashes import file_sha256, files_sha256, known_sha256
 
 
 @pytest.fixture(autouse=True)

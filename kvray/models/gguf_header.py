@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kvray.engines.transformers.checkpoint import is_pointer
-from kvray.engines.transformers.plausible import MOST_LAYERS
 from kvray.errors import ModelError
+from kvray.models.checkpoint import is_pointer
+from kvray.models.config_file import MOST_LAYERS
 
 MOST_FIELDS, MOST_TENSORS, MOST_DIMENSIONS = 10_000, 1_000_000, 4
 _STRING, _ARRAY = 8, 9

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvray.engines.transformers.checkpoint import is_pointer
 from kvray.errors import ModelError
+from kvray.models.checkpoint import is_pointer
 
 MOST_BYTES = 64 << 20
 MOST_LAYERS = 10_000
