@@ -162,7 +162,9 @@ def share_of_trial(model: str) -> float:
         reference=reference,
     )
     save_reference(summarize(_forced(model, case, quality_cell(spec))), reference_path(spec, reference))
-    trial = TrialProtocol(spec, adapter, emit=lambda _: None, may_continue=lambda: True, device_memory_mib=lambda: None)
+    trial = TrialProtocol(
+        spec, adapter, emit=lambda _: None, may_continue=lambda: True, device_memory_mib=lambda _: None
+    )
     trial.run()
     return (trial.facts.quality_s or 0.0) / trial.facts.busy_s
 

@@ -113,7 +113,7 @@ class Run:
         ttft_ms: from submitted prompt to first token on the host.
         itl_ms: the `output_tokens - 1` gaps between successive tokens.
         decode_tok_s: `(output_tokens - 1) * batch_size / decode seconds`.
-        peak_mib: device allocator peak (CUDA) or resident-set high water (CPU) within the run.
+        peak_mib: device allocator peak (CUDA) or resident-set high water of the engine's processes (CPU) in the run.
         reserved_peak_mib: what the device allocator held from the driver at most within the run; `None` on a CPU.
         energy_j: energy of the visible GPUs, as whole boards, during the whole run; `None` where there is no counter.
         disturbed: whether the environment changed during the run, so that aggregates leave it out.
@@ -185,12 +185,13 @@ class TrialRecord:
         ttft_ms: from submitted prompt to first token on the host.
         itl_p50_ms, itl_p95_ms, itl_p99_ms: percentiles of the gaps between tokens.
         decode_tok_s: tokens per second of all sequences together, the first token left out.
-        peak_mib: peak memory: of the device's allocator, or on a CPU the resident set of the process.
+        peak_mib: peak memory: of the device's allocator, or on a CPU the resident sets of the engine's processes.
         reserved_peak_mib: what the device's allocator held from the driver at most, the highest of any run.
         kv_cache_mib: size of the cache at the end of the longest generation.
-        device_peak_mib: what NVML says this process held on the visible GPUs after any run at most, CUDA context and
-            libraries included. An allocator that caches keeps until the next cell what it took within a run, so what is
-            held after a run is that run's peak, unless memory ran so short that cached blocks were given back.
+        device_peak_mib: what NVML says the trial's processes held on the visible GPUs after any run at most, CUDA
+            contexts and libraries included. An allocator that caches keeps until the next cell what it took within a
+            run, so what is held after a run is that run's peak, unless memory ran so short that cached blocks were
+            given back.
         energy_j_per_tok: a run's energy over its `output_tokens * batch_size`, so the prefill is part of it.
         load_s: seconds to put the model on the device.
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.

@@ -196,7 +196,7 @@ class Bench:
             end = _advance(process)
         finally:
             process.close()
-        wait_until_released(process.pid)
+        wait_until_released(process.pids)
         held = self._held_mib()
         if held is not None and self._held_before_mib is not None:
             self.lost_mib = max(self.lost_mib or 0.0, held - self._held_before_mib)

@@ -20,6 +20,7 @@ from kvray.errors import KvrayError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import ModelShape
 from kvray.models.request import ModelRequest as ModelRequest  # part of the contract: engines take it from here
+from kvray.probes.own_processes import this_process
 from kvray.record import short_model_name
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import Axes
@@ -269,13 +270,23 @@ class LoadedModel(ABC):
     def kv_cache_bytes(self) -> int | None:
         """Bytes that the prepared cell's cache holds after the last `generate`; `None` if the engine cannot tell."""
 
+    def processes(self) -> Sequence[int]:
+        """Ids of the processes in which the model lives, e.g. this one and a server that it has started.
+
+        All that they start belongs to the trial as well: its CPU time is no other program's, its GPU memory is the
+        trial's, and it ends with the trial. On a CPU kvray adds the resident sets of the processes named here, and of
+        no others, to `peak_memory_mib`. Asked before and after every run, so it must be cheap.
+        """
+        return this_process()
+
     @abstractmethod
     def reset_peak_memory(self) -> None:
         """Start a new window for `peak_memory_mib`."""
 
     @abstractmethod
     def peak_memory_mib(self) -> float | None:
-        """Highest memory since `reset_peak_memory`: the device allocator's on CUDA, the resident set on a CPU."""
+        """Highest memory since `reset_peak_memory`: the device allocators' on CUDA, the resident set of this process on
+        a CPU, to which kvray adds that of the other `processes`."""
 
     def reserved_memory_mib(self) -> float | None:
         """Highest memory that the device allocator held from the driver since `reset_peak_memory`, used or cached;

@@ -37,6 +37,7 @@ from kvray.engines.base import (
     ModelRequest,
     Observed,
 )
+from kvray.engines.fake_server import FakeServer
 from kvray.engines.misbehaviour import Misbehaviour
 from kvray.errors import ModelError
 from kvray.space.search_space import Axes
@@ -167,7 +168,9 @@ class FakeModel(LoadedModel):
         ]
         self._factor = _SPEED[candidate.cache] * _SPEED[candidate.attention] * _SPEED[candidate.dtype]
         self._cell = Cell(1, 1, 1)
-        self._is_lossy = any(how is Misbehaviour.LOSSY for how, _ in self._todo)
+        commands = {how for how, _ in self._todo}
+        self._is_lossy = Misbehaviour.LOSSY in commands
+        self._server = FakeServer() if Misbehaviour.SERVER in commands else None
 
     def misbehave(self, phase: str) -> None:
         """Do what was commanded for this phase, once."""
@@ -184,11 +187,16 @@ class FakeModel(LoadedModel):
     def generate(self, output_tokens: int) -> Generation:
         self.misbehave("measure")
         started = time.perf_counter()
-        time.sleep(self._cell.context_tokens * PREFILL_S_PER_TOKEN * self._factor)
+        prefill_s = self._cell.context_tokens * PREFILL_S_PER_TOKEN * self._factor
+        if self._server is not None:
+            self._server.compute(prefill_s + output_tokens * DECODE_S_PER_TOKEN * self._factor)
+        time.sleep(prefill_s)
         stamps = []
         for _ in range(output_tokens):
             time.sleep(DECODE_S_PER_TOKEN * self._factor)
             stamps.append(time.perf_counter())
+        if self._server is not None:
+            self._server.wait()
         row = tuple(range(output_tokens))
         return Generation(started_s=started, token_s=tuple(stamps), tokens=(row,) * self._cell.batch_size)
 
@@ -221,6 +229,10 @@ class FakeModel(LoadedModel):
         return self._cell.batch_size * (self._cell.context_tokens + self._cell.output_tokens) * bytes_per_token * 1024
 
     @override
+    def processes(self) -> Sequence[int]:
+        return (os.getpid(), *(() if self._server is None else (self._server.pid,)))
+
+    @override
     def reset_peak_memory(self) -> None: ...
 
     @override
@@ -239,7 +251,9 @@ class FakeModel(LoadedModel):
         return " ".join(["fake"] * max_new_tokens)
 
     @override
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
 
 def _misbehaviours(model_id: str) -> list[tuple[str, Misbehaviour, str]]:

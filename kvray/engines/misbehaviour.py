@@ -73,6 +73,8 @@ class Misbehaviour(enum.StrEnum):
     """Writes into the pipe of its events, then dies."""
     LEAK = "leak"
     """Prints what its environment holds of credentials, and raises with a token in its message."""
+    SERVER = "server"
+    """Lives in a server process, as some engines do, which is no fault."""
     LOSSY = "lossy"
     """Tells log-probabilities far from those of the other candidates."""
 
@@ -200,4 +202,4 @@ _ACTS: dict[Misbehaviour, Callable[[], object]] = {
     Misbehaviour.GARBAGE: _write_garbage,
     Misbehaviour.LEAK: _leak,
 }
-"""`LOSSY` is nothing to do at a moment."""
+"""`LOSSY` and `SERVER` are nothing to do at a moment."""

@@ -109,14 +109,18 @@ def set_normal_priority() -> int:
 
 
 class PeakRss:
-    """Highest resident set of this process within a window, not within its life.
+    """Highest resident set of one process within a window, not within its life.
 
-    On Linux the kernel's own high-water mark is set back (`/proc/self/clear_refs`), so that no peak between two
+    On Linux the kernel's own high-water mark is set back (`/proc/PID/clear_refs`), so that no peak between two
     looks is missed. Elsewhere, or where a sandbox forbids it, it is the highest resident set seen at `reset` and
     `read_mib`.
+
+    Args:
+        pid: of the process; by default this one. One that has ended keeps the highest that was seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pid: int | None = None) -> None:
+        self._pid = os.getpid() if pid is None else pid
         self._highest_seen_mib = 0.0
         self._is_exact = False
 
@@ -127,13 +131,13 @@ class PeakRss:
 
     def reset(self) -> None:
         """Begin a window."""
-        self._highest_seen_mib = _current_rss_mib()
-        self._is_exact = _reset_high_water()
+        self._highest_seen_mib = _current_rss_mib(self._pid)
+        self._is_exact = _reset_high_water(self._pid)
 
     def read_mib(self) -> float:
         """The peak since `reset`, in MiB. The window stays open."""
-        self._highest_seen_mib = max(self._highest_seen_mib, _current_rss_mib())
-        high_water = _high_water_mib() if self._is_exact else None
+        self._highest_seen_mib = max(self._highest_seen_mib, _current_rss_mib(self._pid))
+        high_water = _high_water_mib(self._pid) if self._is_exact else None
         return self._highest_seen_mib if high_water is None else max(high_water[0], self._highest_seen_mib)
 
 
@@ -143,25 +147,27 @@ def release_heap() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _reset_high_water() -> bool:
+def _reset_high_water(pid: int) -> bool:
     """Whether the kernel's mark was set back; some sandboxes take the order and do nothing."""
     try:
-        Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+        Path(f"/proc/{pid}/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
         return False
-    marks = _high_water_mib()
+    marks = _high_water_mib(pid)
     return marks is not None and marks[0] <= marks[1] + _PEAK_SLACK_MIB
 
 
-def _high_water_mib() -> tuple[float, float] | None:
+def _high_water_mib(pid: int) -> tuple[float, float] | None:
     """The kernel's peak and current resident set, both read in one go."""
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
     kib = {name: int(value) for name, value in re.findall(r"^(VmHWM|VmRSS):\s*(\d+) kB$", status, flags=re.MULTILINE)}
     return (kib["VmHWM"] / 1024, kib["VmRSS"] / 1024) if len(kib) == 2 else None
 
 
-def _current_rss_mib() -> float:
-    return float(psutil.Process().memory_info().rss) / MIB
+def _current_rss_mib(pid: int) -> float:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return float(psutil.Process(pid).memory_info().rss) / MIB
+    return 0.0

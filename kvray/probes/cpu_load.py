@@ -1,4 +1,4 @@
-"""How long a process had to do without a CPU that it wanted, and how many CPUs others kept busy meanwhile."""
+"""How long a measurement had to do without a CPU that it wanted, and how many CPUs others kept busy meanwhile."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,22 @@ SHORTEST_LOAD_S = 0.2
 WAKE_UP_NS = 50_000
 """What a thread that sleeps may take to be on a CPU again although one is free. Libraries whose threads sleep between
 parallel loops wake them hundreds of times in a run; who waits for another program waits for milliseconds."""
-_TASKS = Path("/proc/self/task")
+
+
+def own_tasks() -> Sequence[Path]:
+    """The folder in which Linux tells of this process's threads."""
+    return (Path(f"/proc/{os.getpid()}/task"),)
+
+
+def own_cpu_s() -> float:
+    """Seconds of CPU time that this process alone has used so far."""
+    times = os.times()
+    return times.user + times.system
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waited:
-    """How long the most hindered thread of this process wanted a CPU and had none, as a share of the time that passed.
+    """How long the most hindered thread of a measurement wanted a CPU and had none, as a share of the time that passed.
 
     The others mostly wait for that one: a layer is done when its last part is.
 
@@ -38,30 +48,34 @@ class Waited:
 
 
 class OwnThreads:
-    """The waiting of this process's threads since this was made.
+    """The waiting of a measurement's threads since this was made.
 
     Linux counts for each thread, to the nanosecond, how long it was ready to run and had no CPU, be it for other
     programs or for a quota that was used up. So a run of a millisecond is judged as truly as one of a minute.
 
     Args:
         quotas: folders of this process's control groups that have a CPU quota.
+        tasks: tells the folders of threads (`/proc/PID/task`) of all processes of the measurement.
     """
 
-    def __init__(self, quotas: Sequence[Path] = (), *, tasks: Path = _TASKS) -> None:
+    def __init__(self, quotas: Sequence[Path] = (), *, tasks: Callable[[], Sequence[Path]] = own_tasks) -> None:
         self._quotas = quotas
         self._tasks = tasks
-        self._before = _waits(tasks)
+        self._before = _waits(tasks())
         self._throttled_s = cgroups.throttled_s(quotas)
         self._started, self._ran_s = time.perf_counter(), time.process_time()
 
     def waited(self) -> Waited | None:
         """`None` where the system counts neither waiting nor throttling."""
         passed_s, ran_s = time.perf_counter() - self._started, time.process_time() - self._ran_s
-        now, throttled_s = _waits(self._tasks), cgroups.throttled_s(self._quotas)
+        now, throttled_s = _waits(self._tasks()), cgroups.throttled_s(self._quotas)
         throttled = 0.0 if throttled_s is None or self._throttled_s is None else throttled_s - self._throttled_s
         if now is None or self._before is None:
             return None if throttled_s is None else Waited(for_others=0.0, for_quota=throttled / passed_s)
         waited_s = max((one.beyond_waking_s(self._before.get(name)) for name, one in now.items()), default=0.0)
+        ran_s += sum(
+            one.ran_s(self._before.get(name)) for name, one in now.items() if one.pid not in (None, os.getpid())
+        )
         unused_s = cpu.visible_cpus() * passed_s - ran_s
         return waited_of(waited_s, unused_s=unused_s, throttled_s=throttled, passed_s=passed_s)
 
@@ -70,7 +84,7 @@ def waited_of(waited_s: float, *, unused_s: float, throttled_s: float, passed_s:
     """What `waited_s` seconds without a CPU, of `passed_s`, were for.
 
     Threads that are more than the CPUs wait for each other, and nobody else keeps them: that shows in `unused_s`, the
-    CPU time that their process might have had and did not use.
+    CPU time that their processes might have had and did not use.
     """
     lost_s = min(waited_s, max(0.0, unused_s))
     for_quota_s = min(lost_s, throttled_s)
@@ -79,8 +93,11 @@ def waited_of(waited_s: float, *, unused_s: float, throttled_s: float, passed_s:
 
 @dataclass(frozen=True, kw_only=True)
 class _Waits:
-    """What the kernel has counted for one thread: nanoseconds without a CPU, and how often it was given one."""
+    """What the kernel has counted for one thread of process `pid`: nanoseconds on a CPU and ready without one, and how
+    often it was given one."""
 
+    pid: int | None
+    ran_ns: int
     waited_ns: int
     turns: int
 
@@ -90,15 +107,21 @@ class _Waits:
         turns = self.turns - (before.turns if before else 0)
         return max(0, waited_ns - turns * WAKE_UP_NS) / 1e9
 
+    def ran_s(self, before: _Waits | None) -> float:
+        """Seconds on a CPU since `before` (`None`: since the thread's start)."""
+        return (self.ran_ns - (before.ran_ns if before else 0)) / 1e9
 
-def _waits(tasks: Path) -> dict[str, _Waits] | None:
+
+def _waits(tasks: Sequence[Path]) -> dict[str, _Waits] | None:
     """By thread id; `None` where the kernel does not count: there are no such files, or they are all zeros. Source:
     Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat."""
     waits: dict[str, _Waits] = {}
-    for file in tasks.glob("*/schedstat"):
+    for file in (file for folder in tasks for file in folder.glob("*/schedstat")):
         with contextlib.suppress(OSError, ValueError):  # the thread has just ended, or the kernel does not count
-            _, waited, turns = file.read_text(encoding="ascii").split()
-            waits[file.parent.name] = _Waits(waited_ns=int(waited), turns=int(turns))
+            ran, waited, turns = map(int, file.read_text(encoding="ascii").split())
+            process = file.parts[-4]
+            pid = int(process) if process.isdecimal() else None
+            waits[file.parent.name] = _Waits(pid=pid, ran_ns=ran, waited_ns=waited, turns=turns)
     return waits if any(one.turns for one in waits.values()) else None
 
 
@@ -107,22 +130,26 @@ class OtherLoad:
 
     The kernel counts in ticks, so that a short stretch of time tells nothing: it is judged by the latest
     `SHORTEST_LOAD_S` before its end, as far back as this was asked.
+
+    Args:
+        own_cpu_s: CPU time so far of all that are not others; by default of this process alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own_cpu_s: Callable[[], float] = own_cpu_s) -> None:
+        self._own_cpu_s = own_cpu_s
         self._marks: deque[tuple[float, float]] = deque()
         self.mark()
 
     def mark(self) -> None:
         """A stretch of time begins now."""
         now = time.perf_counter()
-        self._marks.append((now, _machine_busy_s() - _own_busy_s()))
+        self._marks.append((now, _machine_busy_s() - self._own_cpu_s()))
         while len(self._marks) > 1 and now - self._marks[1][0] >= SHORTEST_LOAD_S:
             self._marks.popleft()
 
     def cpus(self) -> float | None:
         """Average since the last mark; `None` while nothing is known of the latest `SHORTEST_LOAD_S`."""
-        now, busy_s = time.perf_counter(), _machine_busy_s() - _own_busy_s()
+        now, busy_s = time.perf_counter(), _machine_busy_s() - self._own_cpu_s()
         for started, before in reversed(self._marks):
             if now - started >= SHORTEST_LOAD_S:
                 return max(0.0, busy_s - before) / (now - started)
@@ -134,8 +161,3 @@ def _machine_busy_s() -> float:
     times = psutil.cpu_times()
     names = ("user", "nice", "system", "irq", "softirq", "steal")
     return float(sum(getattr(times, name, 0.0) for name in names))
-
-
-def _own_busy_s() -> float:
-    times = os.times()
-    return times.user + times.system

@@ -4,11 +4,12 @@ Everything is read right before and right after a run, by the thread that measur
 interpreter's lock from the very loop that is timed. So what comes and goes within a run is not seen, unless it leaves a
 trace in a counter (waiting for a CPU, CPU time, energy) or in the state after it (throttling, clocks, processes).
 
-Whose process is whose: where NVML lists this process, all others but its children are foreign. In a container with
-process ids of its own it does not (see `kvray.probes.gpu`). Then a process that was on the GPU before this trial
-touched it is foreign for certain, and of those that came later as many are taken for ours as this process and its
-children are; only what exceeds that number is foreign. A program that starts beside an engine with many child processes
-may so be overlooked; a trial alone on its GPU is never called disturbed by itself.
+Whose process is whose: ours are this process, those that the engine names, and all that these have started. On a GPU
+where NVML lists one of them, all others are foreign. In a container with process ids of its own it lists none (see
+`kvray.probes.gpu`). Then a process that was on the GPU before this trial touched it is foreign for certain, and of
+those that came later as many are taken for ours as we have processes; only what exceeds that number is foreign. A
+program that starts beside an engine with many processes may so be overlooked; a trial alone on its GPU is never called
+disturbed by itself.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
-
 from kvray.candidate import DeviceType
 from kvray.probes import cgroups, cpu, gpu
 from kvray.probes.cpu_load import OtherLoad, OwnThreads, Waited
 from kvray.probes.gpu import ClockEvent, GpuInfo
+from kvray.probes.own_processes import OwnProcesses
 
 DISTURBING_SHARE = 0.15
 """A second program that computes on the same two cores was seen to slow a generation ten times; an idle machine with
@@ -67,7 +67,11 @@ class DeviceState:
 
 
 class TrialWatch:
-    """Watches the runs of one trial. Make it before the trial's process initialises its device, and use it there."""
+    """Watches the runs of one trial. Make it before the trial's process initialises its device, and use it there.
+
+    Attributes:
+        own: what is not foreign; tell it of the engine's processes.
+    """
 
     def __init__(self, device: DeviceType) -> None:
         is_cuda = device is DeviceType.CUDA
@@ -75,7 +79,8 @@ class TrialWatch:
         self._watches_cpu_clock = not is_cuda
         self._wanted_cpus = min(CPUS_BESIDE_A_GPU, cpu.wanted_cpus()) if is_cuda else cpu.wanted_cpus()
         self._quotas = cgroups.quota_folders()
-        self._others = OtherLoad()
+        self.own = OwnProcesses()
+        self._others = OtherLoad(self.own.cpu_s)
         self._were_there = self._processes()
         self._highest_mhz: dict[str, float] = {}
         self._clocks_mhz: list[float] = []
@@ -111,7 +116,7 @@ class TrialWatch:
         new = listed - self._were_there
         if listed == new and len(new) <= 1:
             return frozenset()
-        tree = _own_processes()
+        tree = set(self.own.pids())
         if tree & new:
             return frozenset(_on_the_gpu(pid) for pid in listed - tree)
         unknown = {"another process computes on the same GPU"} if len(new) > len(tree) else set()
@@ -120,7 +125,7 @@ class TrialWatch:
     def start_cpus(self) -> OwnThreads:
         """Begin to watch who has the CPUs."""
         self._others.mark()
-        return OwnThreads(self._quotas)
+        return OwnThreads(self._quotas, tasks=self.own.task_folders)
 
     def taken_cpus(self, own: OwnThreads) -> list[str]:
         """A sentence for each way in which the process lacked a CPU since `start_cpus`."""
@@ -225,11 +230,6 @@ def _throttle_reasons(events: ClockEvent | None) -> Iterator[str]:
 
 def _on_the_gpu(pid: int) -> str:
     return f"process {pid} computes on the same GPU"
-
-
-def _own_processes() -> set[int]:
-    """This process and its descendants."""
-    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
 
 
 def _known(value: float | None) -> list[float]:

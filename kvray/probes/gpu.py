@@ -96,10 +96,10 @@ def used_memory_mib(gpu: GpuInfo) -> float | None:
     return None if used is None else float(used) / MIB
 
 
-def process_memory_mib(pid: int, gpus: Sequence[GpuInfo] | None = None) -> float | None:
-    """Memory that process `pid` holds on `gpus` together (by default those visible to this process), CUDA context
-    included; `None` if NVML does not list it there or does not know its memory."""
-    held = [process.used_mib for gpu in _given_or_visible(gpus) for process in _processes(gpu) if process.pid == pid]
+def process_memory_mib(pids: Collection[int], gpus: Sequence[GpuInfo] | None = None) -> float | None:
+    """Memory that the processes `pids` hold on `gpus` together (by default those visible to this process), with their
+    CUDA contexts; `None` if NVML lists none of them there or does not know the memory of one."""
+    held = [process.used_mib for gpu in _given_or_visible(gpus) for process in _processes(gpu) if process.pid in pids]
     known = [mib for mib in held if mib is not None]
     return sum(known) if held and len(known) == len(held) else None
 
@@ -120,17 +120,19 @@ def utilisation_percent(gpu: GpuInfo) -> int | None:
     return None if percent is None else int(percent)
 
 
-def wait_until_released(pid: int, *, gpus: Sequence[GpuInfo] | None = None, timeout_s: float = 10.0) -> bool:
-    """Wait until process `pid`, which has ended, is gone from `gpus` (by default those visible to this process).
+def wait_until_released(
+    pids: Collection[int], *, gpus: Sequence[GpuInfo] | None = None, timeout_s: float = 10.0
+) -> bool:
+    """Wait until the processes `pids`, which have ended, are gone from `gpus` (by default those that are visible here).
 
     The driver takes memory back a moment after a process ends.
 
     Returns:
-        Whether it is gone. `True` at once without a driver.
+        Whether they are gone. `True` at once without a driver.
     """
     watched = _given_or_visible(gpus)
     deadline = time.monotonic() + timeout_s
-    while any(process.pid == pid for gpu in watched for process in _processes(gpu)):
+    while any(process.pid in pids for gpu in watched for process in _processes(gpu)):
         if time.monotonic() >= deadline:
             return False
         time.sleep(_POLL_S)

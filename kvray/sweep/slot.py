@@ -111,7 +111,7 @@ class Slot(tune.Trainable):
     def _end_process(self) -> None:
         if self._process is not None:
             self._process.close()
-            if not wait_until_released(self._process.pid):
+            if not wait_until_released(self._process.pids):
                 _logger.warning("trial %s ended but its GPU memory is still held", self._process.spec.trial_id)
             self._process = None
 

@@ -51,7 +51,7 @@ def child_main(connection: Connection, spec: TrialSpec, adapter: EngineAdapter, 
         adapter,
         emit=emit,
         may_continue=lambda: connection.recv() == CONTINUE,
-        device_memory_mib=lambda: process_memory_mib(os.getpid()),
+        device_memory_mib=process_memory_mib,
     )
     # A closed pipe means that the slot is gone: nobody listens any more.
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 
+from kvray.candidate import DeviceType
 from kvray.engines.base import Generation, LoadedModel
 from kvray.errors import KvrayError
 from kvray.probes.disturbance import TrialWatch
+from kvray.probes.own_processes import OwnProcesses
 from kvray.record import Run
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell
@@ -24,11 +26,12 @@ def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, r
         MeasurementError: the engine produced another number of tokens or sequences than the cell has.
     """
     model.reset_peak_memory()
+    watch.own.reset_peak()
     started_at = dt.datetime.now(dt.UTC)
     watched = watch.start_run()
     generation = model.generate(cell.output_tokens)
     conditions = watched.finish()
-    peak_mib = model.peak_memory_mib()
+    peak_mib = _peak_mib(model, spec.device, watch.own)
     check_generation(generation, cell.output_tokens, cell.batch_size)
     return Run(
         run_id=spec.run_id,
@@ -47,6 +50,14 @@ def measure_run(model: LoadedModel, spec: TrialSpec, cell: Cell, *, rung: int, r
         disturbance=conditions.disturbance,
         started_at=started_at,
     )
+
+
+def _peak_mib(model: LoadedModel, device: DeviceType, own: OwnProcesses) -> float | None:
+    """On a CPU with the resident sets of the engine's other processes. A GPU's allocator is the engine's to ask."""
+    peak_mib = model.peak_memory_mib()
+    if peak_mib is None or device is not DeviceType.CPU:
+        return peak_mib
+    return peak_mib + own.others_peak_mib()
 
 
 def check_generation(generation: Generation, output_tokens: int, batch_size: int) -> None:

@@ -106,6 +106,9 @@ class TrialProcess:
         log: file for what it prints. Its temporary files go into a folder beside it, which `close` removes.
         memory: what watches the host's memory; `None` for the default.
         on_event: hears of everything that the process says.
+
+    Attributes:
+        pids: the measurement process and, once it is closed, all that were alive below it before.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class TrialProcess:
         self._shared_memory = SharedMemoryWatch(heir=launcher.reaper)
         self._process, self._connection = launcher.start(spec, log)
         launcher.tree.add(self.pid)
+        self.pids: tuple[int, ...] = (self.pid,)
         self._events = EventReader(self._connection.fileno())
         self._deadline = time.monotonic() + self._allowance_s
         self._next_look = time.monotonic() + LOOK_INTERVAL_S
@@ -164,6 +168,7 @@ class TrialProcess:
             self._say(STOP)
             self._await_end()
         self._look_at_shared_memory()
+        self.pids = tuple(dict.fromkeys((*self.pids, *self._members())))
         self._kill_group(signal.SIGTERM)
         self._await_end()
         self._kill_group(signal.SIGKILL)

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class TrialProtocol:
         *,
         emit: Callable[[Event], None],
         may_continue: Callable[[], bool],
-        device_memory_mib: Callable[[], float | None],
+        device_memory_mib: Callable[[Collection[int]], float | None],
         open_watch: Callable[[DeviceType], TrialWatch] = TrialWatch,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -93,6 +93,7 @@ class TrialProtocol:
             self._find_reference(self._spec.reference)
         self._adapter.fetch_weights(self._spec.request)
         model = self._load()
+        self._watch.own.follow(model.processes)
         try:
             for rung in self._spec.rungs:
                 self._run_rung(model, rung)
@@ -277,7 +278,7 @@ class TrialProtocol:
 
     def _note_memory(self, model: LoadedModel) -> None:
         """After every run, disturbed or not: why that is the peak is told at `TrialRecord.device_peak_mib`."""
-        held, device = model.kv_cache_bytes(), self._device_memory_mib()
+        held, device = model.kv_cache_bytes(), self._device_memory_mib(self._watch.own.pids())
         self.facts = replace(
             self.facts,
             kv_cache_mib=_highest(self.facts.kv_cache_mib, None if held is None else held / _MIB),

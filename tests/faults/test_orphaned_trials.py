@@ -23,7 +23,7 @@ from kvray.trial.reaper import used_inodes
 GONE_WITHIN_S = 5.0
 ONE = (*FAKE, "--confirm", "0", "--cache", "dynamic", "--attention", "sdpa", "--dtype", "float32")
 SHARED_MEMORY = Path("/dev/shm")
-LITTER = "=children,=daemon,=files,=shm"
+LITTER = "=server,=children,=daemon,=files,=shm"
 Tune = Callable[..., Driver]
 
 
@@ -60,7 +60,7 @@ class Trial:
         deadline = time.monotonic() + 30
         self.processes: list[psutil.Process] = []
         self._shared: set[int] = set()
-        while time.monotonic() < deadline and not (len(self.processes) >= 3 and len(self._shared) >= 2):
+        while time.monotonic() < deadline and not (len(self.processes) >= 4 and len(self._shared) >= 2):
             time.sleep(0.1)
             self.processes = [
                 child
@@ -71,7 +71,7 @@ class Trial:
                 if child.status() != psutil.STATUS_ZOMBIE
             ]
             self._shared = used_inodes(SHARED_MEMORY, [one.pid for one in self.processes])
-        assert len(self.processes) >= 3, "the measurement process, its child, its daemon"
+        assert len(self.processes) >= 4, "the measurement process, its server, its child, its daemon"
         time.sleep(1.0)  # the slot looks twice a second what of the shared memory is the trial's
 
     def left(self) -> list[object]:

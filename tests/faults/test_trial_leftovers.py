@@ -16,8 +16,9 @@ from test_trial_process import ended, spec_of, wait_until_gone
 
 from kvray.engines.base import StartMethod
 from kvray.engines.fake import FakeAdapter
+from kvray.engines.fake_server import HELD_MIB
 from kvray.record import TrialStatus
-from kvray.trial.events import RungFinished
+from kvray.trial.events import RungFinished, TrialEnded
 from kvray.trial.leftovers import group
 from kvray.trial.log import LIMIT_BYTES
 from kvray.trial.memory_watch import MemoryWatch
@@ -86,6 +87,31 @@ def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
     process.close()
     assert not is_running(daemon)
     assert wait_until_gone(process.pid) == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "end", "status"),
+    [
+        (FakeAdapter, "", TrialStatus.OK),
+        (FakeAdapter, "+kill", TrialStatus.CRASHED),
+        (FakeAdapter, "+deaf+hang", TrialStatus.TIMEOUT),
+        (SpawnedAdapter, "+kill", TrialStatus.CRASHED),
+    ],
+)
+def test_the_server_in_which_an_engine_computes_is_gone_with_the_trial(
+    start: Start, launchers: dict[str, Launcher], adapter: type[FakeAdapter], end: str, status: TrialStatus
+) -> None:
+    process = start(f"server{end}", adapter, timeout_s=1.0)
+    servers: set[int] = set()
+    while not isinstance(event := process.advance(), TrialEnded):
+        servers |= set(launchers[adapter.__name__].tree.members(process.pid)) - {process.pid}
+    process.close()
+    assert event.status is status
+    assert end or len(servers) == 1
+    assert [pid for pid in (*servers, *process.pids) if is_running(pid)] == []
+    # What the engine tells itself of this candidate's longest cell is 100.3 MiB.
+    assert all(run.peak_mib is not None and run.peak_mib > 100 + HELD_MIB for run in process.runs)
+    assert (len(process.runs) > 0) == (end == "")
 
 
 def test_the_end_of_one_trial_leaves_another_alone(start: Start) -> None:

@@ -51,7 +51,7 @@ def measured_here(adapter: EngineAdapter, request: ModelRequest, candidate: Cand
             runs.append(event.run)
 
     end = _run(
-        TrialProtocol(spec, adapter, emit=emit, may_continue=lambda: True, device_memory_mib=lambda: None),
+        TrialProtocol(spec, adapter, emit=emit, may_continue=lambda: True, device_memory_mib=lambda _: None),
     )
     assert isinstance(end, TrialEnded)
     record = measured_record(

@@ -155,7 +155,7 @@ def test_damaged_weights_end_a_trial_with_their_name(how: str, folder: Path) -> 
             TransformersAdapter(),
             emit=lambda event: None,
             may_continue=lambda: True,
-            device_memory_mib=lambda: None,
+            device_memory_mib=lambda _: None,
         )
     )
     assert getattr(ended, "status", None) is TrialStatus.ERROR

@@ -46,7 +46,9 @@ def spec_of(
 def ended(spec: TrialSpec, emit: Callable[[Event], None] = lambda event: None) -> TrialEnded:
     """How the trial of `spec` ends; `emit` is told everything before."""
     event = _run(
-        TrialProtocol(spec, TransformersAdapter(), emit=emit, may_continue=lambda: True, device_memory_mib=lambda: None)
+        TrialProtocol(
+            spec, TransformersAdapter(), emit=emit, may_continue=lambda: True, device_memory_mib=lambda _: None
+        )
     )
     assert isinstance(event, TrialEnded)
     return event

@@ -78,7 +78,7 @@ def _resident_mib(kind: DeviceType) -> float:
     if kind is DeviceType.CUDA:
         import torch
 
-        held = process_memory_mib(os.getpid()) or 0.0
+        held = process_memory_mib([os.getpid()]) or 0.0
         return max(0.0, held - torch.cuda.memory_reserved() / _MIB)
     rss = PeakRss()
     rss.reset()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,10 @@ def threads_that_waited(folder: Path, *, turns: int = 1, **waited_s: float) -> P
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "schedstat").write_text(f"5000000000 {round(seconds * 1e9)} {turns}\n")
     return folder
+
+
+def watch_of(*tasks: Path, quotas: Sequence[Path] = ()) -> OwnThreads:
+    return OwnThreads(quotas, tasks=lambda: tasks)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_threads_that_wait_for_each_other_wait_for_nobody_else() -> None:
 
 
 def test_the_most_hindered_thread_counts_and_a_new_one_from_its_start(tmp_path: Path) -> None:
-    watched = OwnThreads(tasks=threads_that_waited(tmp_path, main=3600.0, worker=7200.0))
+    watched = watch_of(threads_that_waited(tmp_path, main=3600.0, worker=7200.0))
     time.sleep(0.01)
     threads_that_waited(tmp_path, main=3600.001, worker=7200.002, born=0.004)
     before = time.perf_counter()
@@ -57,7 +62,7 @@ def test_the_most_hindered_thread_counts_and_a_new_one_from_its_start(tmp_path: 
 
 
 def test_what_a_sleeping_thread_takes_to_wake_up_is_no_disturbance(tmp_path: Path) -> None:
-    watched = OwnThreads(tasks=threads_that_waited(tmp_path, worker=1.0, turns=100))
+    watched = watch_of(threads_that_waited(tmp_path, worker=1.0, turns=100))
     threads_that_waited(tmp_path, worker=1.0 + 200 * 4e-6, turns=300)
     waited = watched.waited()
     assert waited is not None
@@ -69,14 +74,14 @@ def test_where_the_kernel_does_not_count_nothing_is_known(tmp_path: Path, conten
     if content is not None:
         (tmp_path / "1").mkdir()
         (tmp_path / "1" / "schedstat").write_text(content)
-    assert OwnThreads(tasks=tmp_path).waited() is None
-    assert OwnThreads(tasks=tmp_path / "none").waited() is None
+    assert watch_of(tmp_path).waited() is None
+    assert watch_of(tmp_path / "none").waited() is None
 
 
 def test_where_the_kernel_counts_no_waiting_what_a_quota_took_is_known_all_the_same(tmp_path: Path) -> None:
     stat = tmp_path / "cpu.stat"
     stat.write_text("nr_throttled 1\nthrottled_usec 1000\n")
-    watched = OwnThreads([tmp_path], tasks=tmp_path / "none")
+    watched = watch_of(tmp_path / "none", quotas=[tmp_path])
     stat.write_text("nr_throttled 2\nthrottled_usec 9001000\n")
     waited = watched.waited()
     assert waited is not None

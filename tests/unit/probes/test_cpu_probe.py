@@ -51,7 +51,7 @@ def test_where_the_kernel_s_mark_cannot_be_set_back_the_peak_is_the_highest_seen
     words = output_of(
         """
         from kvray.probes import cpu
-        cpu._reset_high_water = lambda: False
+        cpu._reset_high_water = lambda pid: False
         rss = cpu.PeakRss()
         rss.reset()
         start = rss.read_mib()

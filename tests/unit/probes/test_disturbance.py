@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from kvray.probes import cgroups, cpu, gpu
 from kvray.probes.cpu_load import OtherLoad, OwnThreads, Waited
 from kvray.probes.disturbance import DeviceState, TrialWatch
 from kvray.probes.gpu import ClockEvent, GpuInfo
+from kvray.probes.own_processes import OwnProcesses
 
 NO_EVENT = ClockEvent(0)
 OURS, FOREIGN, HOST_ID = os.getpid(), 4711, 990_017
@@ -80,7 +83,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(cgroups, "quota_folders", lambda: ())
     monkeypatch.setattr(OtherLoad, "cpus", lambda self: machine.others_cpus)
     monkeypatch.setattr(OwnThreads, "waited", lambda self: machine.waited)
-    monkeypatch.setattr("kvray.probes.disturbance._own_processes", lambda: {OURS, *machine.children})
+    monkeypatch.setattr(OwnProcesses, "pids", lambda self: (OURS, *machine.children))
     return machine
 
 
@@ -336,8 +339,10 @@ def test_on_a_cpu_the_device_s_state_is_not_known(machine: Machine) -> None:
 BUSY = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
 
 
-def busy_programs(number: int) -> Sequence[subprocess.Popen[bytes]]:
-    return [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
+def busy_programs(number: int) -> Sequence[int]:
+    """Ids of programs that no process of ours has started: the shell that did has ended."""
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(BUSY)} >&2 & echo $!"
+    return [int(subprocess.check_output(["sh", "-c", shell])) for _ in range(number)]
 
 
 @pytest.mark.spawns
@@ -350,7 +355,6 @@ def test_real_programs_that_keep_every_cpu_busy_disturb_a_run() -> None:
         reason = run.finish().disturbance
     finally:
         for other in others:
-            other.kill()
-            other.wait()
+            os.kill(other, signal.SIGKILL)
     assert reason is not None
     assert reason.startswith("other programs used ")

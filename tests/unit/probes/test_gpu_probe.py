@@ -67,17 +67,35 @@ def test_visible_gpus_are_those_that_cuda_would_show(value: str | None, indices:
 def test_without_a_driver_there_is_nothing_and_no_error() -> None:
     assert list_gpus() == visible_gpus(None) == visible_gpus("0") == ()
     assert used_memory_mib(GPUS[0]) is None
-    assert process_memory_mib(os.getpid()) is None
-    assert process_memory_mib(os.getpid(), GPUS) is None
+    assert process_memory_mib([os.getpid()]) is None
+    assert process_memory_mib([os.getpid()], GPUS) is None
     assert other_processes(GPUS[0], ()) == ()
     assert energy_mj(GPUS[0]) is None
     assert clock_events(GPUS[0]) is None
     assert sm_clock_mhz(GPUS[0]) is temperature_c(GPUS[0]) is power_w(GPUS[0]) is None
 
 
+def test_the_memory_of_several_processes_is_added_up_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[str, dict[int, float | None]] = {
+        "GPU-0abc-def": {1: 100.0, 2: 20.0, 3: 7.0},
+        "GPU-1abc-def": {2: 300.0, 4: None},
+        "GPU-2abc-def": {},
+    }
+    monkeypatch.setattr(
+        "kvray.probes.gpu._processes",
+        lambda gpu: [SimpleNamespace(pid=pid, used_mib=mib) for pid, mib in held[gpu.uuid].items()],
+    )
+    assert process_memory_mib([1], GPUS) == 100.0
+    assert process_memory_mib([1, 2, 5], GPUS) == 420.0
+    assert process_memory_mib([1, 4], GPUS) is None, "how much one of them holds is not known"
+    assert process_memory_mib([5], GPUS) is None
+    assert wait_until_released([5, 6], gpus=GPUS, timeout_s=0.0)
+    assert not wait_until_released([5, 4], gpus=GPUS, timeout_s=0.0)
+
+
 @without_driver
 def test_without_a_driver_nothing_is_waited_for() -> None:
-    assert wait_until_released(os.getpid(), gpus=GPUS, timeout_s=0.0)
+    assert wait_until_released([os.getpid()], gpus=GPUS, timeout_s=0.0)
 
 
 @with_driver

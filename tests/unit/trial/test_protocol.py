@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def protocol_of(
     spec: TrialSpec | None = None,
     may_continue: Callable[[], bool] = lambda: True,
     watch: ScriptedWatch | None = None,
+    device_memory_mib: Callable[[Collection[int]], float | None] = lambda _: None,
 ) -> tuple[TrialProtocol, list[Event]]:
     events: list[Event] = []
     protocol = TrialProtocol(
@@ -32,7 +34,7 @@ def protocol_of(
         ScriptedAdapter(model),
         emit=events.append,
         may_continue=may_continue,
-        device_memory_mib=lambda: None,
+        device_memory_mib=device_memory_mib,
         open_watch=lambda device: watch or ScriptedWatch(),
         clock=model.clock,
     )
@@ -297,7 +299,7 @@ def test_the_watch_is_opened_before_the_model_is_loaded() -> None:
         ScriptedAdapter(model),
         emit=lambda event: None,
         may_continue=lambda: False,
-        device_memory_mib=lambda: None,
+        device_memory_mib=lambda _: None,
         open_watch=open_watch,
         clock=model.clock,
     ).run()
@@ -400,3 +402,31 @@ def test_without_a_reference_asked_for_nothing_is_forced() -> None:
     protocol, _ = protocol_of(model)
     protocol.run()
     assert not [call for call in model.calls if call.startswith("force")]
+
+
+class Served(Scripted):
+    """It lives in this process and the one that started it."""
+
+    def processes(self) -> tuple[int, ...]:
+        return os.getpid(), os.getppid()
+
+
+@pytest.mark.parametrize("device", list(DeviceType))
+def test_memory_is_that_of_all_processes_that_the_engine_names(
+    monkeypatch: pytest.MonkeyPatch, device: DeviceType
+) -> None:
+    monkeypatch.setattr("kvray.probes.own_processes.descendants", lambda pid: [990_001] if pid == os.getppid() else [])
+    monkeypatch.setattr("kvray.probes.gpu.visible_gpus", lambda _: ())
+    asked: list[Collection[int]] = []
+
+    def device_memory_mib(pids: Collection[int]) -> float:
+        asked.append(pids)
+        return float(len(pids))
+
+    spec = replace(spec_of(), device=device)
+    protocol, events = protocol_of(Served(), spec=spec, device_memory_mib=device_memory_mib)
+    assert protocol.run() is True
+    assert set(asked) == {(os.getpid(), os.getppid(), 990_001)}
+    assert protocol.facts.device_peak_mib == 3.0
+    peaks = [run.peak_mib for run in runs_of(events) if run.peak_mib is not None]
+    assert all(peak > 64 for peak in peaks) if device is DeviceType.CPU else set(peaks) == {64.0}
