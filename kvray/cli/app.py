@@ -125,9 +125,11 @@ def run(arguments: list[str], *, verbose: bool) -> int:
         return _fail(_usage_message(error, arguments), 2, verbose=verbose)
     except Exception as error:  # noqa: BLE001  (the boundary: a user sees a line, never a traceback unasked)
         from kvray.errors import KvrayError, sentence_of
+        from kvray.extras import missing_extra
 
-        if isinstance(error, KvrayError):
-            return _fail(str(error), error.exit_code, verbose=verbose)
+        told = missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+        if isinstance(told, KvrayError):
+            return _fail(str(told), told.exit_code, verbose=verbose)
         text = f"internal error: {type(error).__name__}: {sentence_of(error)} Please report it, with {VERBOSE}."
         return _fail(text, 1, verbose=verbose)
     return 0

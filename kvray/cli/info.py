@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kvray.candidate import DeviceType
 from kvray.engines.registry import get_engine, list_engines
+from kvray.errors import EngineError
 from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import quota_threads, visible_cpus
 from kvray.probes.environment import capture_environment
@@ -44,11 +45,17 @@ def info(
             console.print(Text(f"{name:<14}{value}"), soft_wrap=True)
     for engine in list_engines():
         console.print(Text(f"\nEngine {engine}", style="bold"))
+        adapter = get_engine(engine)
+        try:
+            adapter.check_installed()
+        except EngineError as error:
+            console.print(Text(str(error), style="yellow"), soft_wrap=True)
+            continue
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
         for heading in ("axis", "value"):
             table.add_column(heading, no_wrap=True)
         table.add_column("here")
-        for entry in get_engine(engine).menu(facts):
+        for entry in adapter.menu(facts):
             if entry.obstacle is not None:
                 table.add_row(entry.axis, entry.value, Text(f"no: {entry.obstacle}", style="yellow"))
             else:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, DeviceType, DType
 from kvray.errors import KvrayError
+from kvray.extras import Extra
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import ModelShape
 from kvray.models.request import ModelRequest as ModelRequest  # part of the contract: engines take it from here
@@ -323,6 +324,18 @@ class EngineAdapter(ABC):
     """Module that runs a snippet to see what it does (see `engines.snippet_case`); `None`: there is nothing to run."""
     measures_hardware: ClassVar[bool] = False
     """Whether `measure_hardware` can be asked."""
+    extra: ClassVar[Extra | None] = None
+    """The extra of kvray that brings the engine's library; `None` where the engine's own package depends on it."""
+
+    def check_installed(self) -> None:
+        """Refuse to go on where the engine's library is absent. Asked before anything that needs it: what only reads
+        records or prints a plan's code does without.
+
+        Raises:
+            EngineError: names what is missing and how to get it.
+        """
+        if self.extra is not None:
+            self.extra.require(f"The engine {self.name}")
 
     def check_model(self, request: ModelRequest) -> None:  # noqa: B027  (a hook: an engine may have nothing to check)
         """Refuse a model that is not there, or whose files cannot be loaded, as far as that shows at once: no library

@@ -63,6 +63,7 @@ class PlanLoader:
             )
         target = device or self.plan.device
         adapter = get_engine(self.plan.engine)
+        adapter.check_installed()
         request = ModelRequest(
             model_id=self.plan.model_id,
             revision=self.plan.model_revision,

@@ -10,6 +10,7 @@ from kvray.analysis.sampler import EveryCandidate, Sampler
 from kvray.candidate import Candidate
 from kvray.config import SearchStrategy
 from kvray.errors import EngineError
+from kvray.extras import Extra
 from kvray.workload import WorkloadProfile
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def check_search(search: SearchStrategy) -> None:
         EngineError: Optuna is not installed.
     """
     if search is SearchStrategy.OPTUNA and importlib.util.find_spec("optuna") is None:
-        raise EngineError("Optuna is not installed.", hint="Install it with pip install 'kvray[optuna]'.")
+        raise EngineError("Optuna is not installed.", hint=f"Install it with {Extra.OPTUNA.install_command}.")
 
 
 def make_sampler(

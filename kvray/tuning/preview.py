@@ -70,11 +70,13 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
     """Refuse what this machine and engine cannot do, and a model that is not there or not whole: takes no time.
 
     Raises:
+        EngineError: the engine's library is not installed.
         ModelError: the model's name means nothing, or its files cannot be loaded.
         NoCandidatesError: nothing of what an axis is narrowed to can be had here.
         InvalidValueError: the space file cannot be read.
         SweepError: CUDA is asked for, without a cluster that might have it.
     """
+    adapter.check_installed()
     adapter.check_model(requested_model(config))
     device = detect_device(config.device)
     if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:

@@ -16,6 +16,7 @@ from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
+from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role
@@ -89,8 +90,8 @@ class TuningSearch:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
         adapter = self._engine()
-        check_search(self._config.search)
         check_request(self._config, adapter)
+        check_search(self._config.search)
         warn_of_quota(self._config)
         preview = preview_sweep(self._config, adapter)
         adapter.check_weights(requested_model(self._config), quick=True)
@@ -130,8 +131,9 @@ class TuningSearch:
     def _run(self) -> TuneResult:
         config, adapter = self._config, self._engine()
         store = ResultsStore(config.output_dir)
-        check_search(config.search)
         check_request(config, adapter)
+        Extra.TUNE.require("Measuring")
+        check_search(config.search)
         if config.resume is not None:
             store.read_manifest(config.resume)
         store.check_writable()

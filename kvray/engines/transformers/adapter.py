@@ -41,6 +41,7 @@ from kvray.engines.transformers.model_folder import config_path, revision, weigh
 from kvray.engines.transformers.packed import told_of_packing
 from kvray.environment import changed_environment
 from kvray.errors import ModelError
+from kvray.extras import Extra
 from kvray.files.file_systems import has_locks
 from kvray.forecast.hardware import Hardware
 from kvray.models.revision import check_unchanged
@@ -68,6 +69,7 @@ class TransformersAdapter(EngineAdapter):
     )
     snippet_runner: ClassVar[str | None] = "kvray.engines.transformers.snippet_run"
     measures_hardware: ClassVar[bool] = True
+    extra: ClassVar[Extra | None] = Extra.TRANSFORMERS
 
     @override
     def check_model(self, request: ModelRequest) -> None:

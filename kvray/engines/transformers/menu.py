@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.engines.base import AxisValue, DeviceFacts
 from kvray.engines.transformers.arguments import QUANTIZED_BITS
+from kvray.extras import Extra
 
 AMPERE = (8, 0)
 HOPPER = (9, 0)
@@ -70,7 +71,7 @@ def _quantized_obstacle(backend: str) -> str | None:
     if backend == "fp8":
         return _needs_transformers(FP8_SINCE)
     module = {"quanto": "optimum.quanto", "hqq": "hqq"}[backend]
-    return None if _is_installed(module) else f"needs a package: pip install 'kvray[quantized]' brings {backend}"
+    return None if _is_installed(module) else f"needs a package: {Extra.QUANTIZED.install_command} brings {backend}"
 
 
 def _needs_transformers(since: tuple[int, int]) -> str | None:

@@ -1,0 +1,176 @@
+"""kvray without extras: everything that reads works, and what measures says in one line which extra it needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from core_environment import create_core_environment
+
+from kvray.errors import EngineError
+
+ASSETS = Path(__file__).parents[1] / "assets"
+SWEEP, FAKE_SWEEP = "20261127-023230-e83e", "20261127-023553-8bef"
+TINY = f"random:{ASSETS / 'tiny_llama'}"
+TRANSFORMERS = (
+    "The engine transformers needs accelerate, gguf, huggingface_hub, safetensors, torch, transformers, which"
+)
+IMPORTED = """
+import importlib, pkgutil, sys, kvray
+failed = []
+for module in pkgutil.walk_packages(kvray.__path__, "kvray."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        failed.append(f"{module.name}: {error.name.partition('.')[0]}")
+print("\\n".join(failed))
+"""
+RENDERED = """
+import json, sys
+from kvray.candidate import Candidate, DeviceType
+from kvray.engines.registry import get_engine
+from kvray.engines.base import ModelRequest
+from kvray.workload import Cell
+candidates = [Candidate.from_dict(known["candidate"]) for known in json.load(sys.stdin)]
+for candidate in candidates:
+    source = get_engine(candidate.engine).render_snippet(
+        ModelRequest(model_id="o/m"), loader=None, candidate=candidate, device=DeviceType.CPU, cells=[Cell(24, 4, 1)]
+    )
+    compile(source, "snippet", "exec")
+print(len(candidates))
+"""
+Core = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create_core_environment(tmp_path_factory.mktemp("core") / "environment")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ASSETS / "results_v3", tmp_path / "results", copy_function=shutil.copyfile))
+
+
+@pytest.fixture
+def core(python: Path, tmp_path: Path) -> Core:
+    """Run the interpreter of the core environment; returns the completed process."""
+
+    def run(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        return subprocess.run(
+            [python, *map(str, arguments)],
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            cwd=tmp_path,
+            env={**environment, "COLUMNS": "120", "NO_COLOR": "1", "KVRAY_CACHE": str(tmp_path / "cache")},
+        )
+
+    return run
+
+
+@pytest.fixture
+def kvray(core: Core) -> Core:
+    return lambda *arguments: core("-m", "kvray", *arguments)
+
+
+def test_nothing_that_measures_is_there(core: Core) -> None:
+    absent = ("torch", "transformers", "ray", "scipy", "safetensors", "huggingface_hub", "pandas", "pytest")
+    found = core("-c", f"import importlib.util as u; print([n for n in {absent!r} if u.find_spec(n)])")
+    assert found.stdout == "[]\n", found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--help"], "rank"),
+        (["tune", "--help"], "--context"),
+        (["forecast", "--help"], "--memory"),
+        (["profiles"], "chat-agent"),
+        (["rank", "results", "--run", SWEEP], "dynamic/sdpa/float32+chunk:32×2"),
+        (["rank", "results", "--run", SWEEP, "--max-vram", "1GiB", "--json"], '"model_id"'),
+        (["compare", f"results#{SWEEP}", f"results#{FAKE_SWEEP}"], "These sweeps are not alike"),
+        (["apply", f"results/reports/{SWEEP}/best_plan.json"], "use      dynamic/sdpa/float32+chunk:32×2"),
+        (["apply", f"results/reports/{SWEEP}/best_plan.json", "--print-snippet"], "from transformers import"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_reads_works(arguments: list[str], shown: str, kvray: Core, results: Path) -> None:
+    done = kvray(*arguments)
+    assert (done.returncode, shown in done.stdout) == (0, True), (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("run_id", [SWEEP, FAKE_SWEEP])
+def test_reports_plan_and_code_are_written_again(run_id: str, kvray: Core, results: Path) -> None:
+    written = results / "reports" / run_id
+    shutil.rmtree(written)
+    done = kvray("report", "results", "--run", run_id)
+    assert done.returncode == 0, done.stderr
+    names = {"best_plan.json", "optimized_config.py", "ranking.parquet", "report.html", "report.md"}
+    assert {path.name for path in written.iterdir()} == names
+
+
+def test_info_shows_the_machine_and_how_to_get_the_engine(kvray: Core) -> None:
+    done = kvray("info")
+    assert done.returncode == 0, done.stderr
+    assert "Engine transformers" in done.stdout
+    assert TRANSFORMERS in " ".join(done.stdout.split())
+    assert "pip install 'kvray[transformers]'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tune", TINY], f"{TRANSFORMERS} are not installed. Install them with pip install 'kvray[transformers]'."),
+        (["tune", TINY, "--dry-run"], f"{TRANSFORMERS} are not"),
+        (["tune", TINY, "--search", "optuna"], f"{TRANSFORMERS} are not"),
+        (["forecast", TINY], f"{TRANSFORMERS} are not"),
+        (
+            ["tune", "fake:ok", "--engine", "fake"],
+            "Measuring needs ray, scipy, which are not installed. Install them with pip install 'kvray[tune]'.",
+        ),
+        (
+            ["tune", "fake:ok", "--engine", "fake", "--search", "optuna", "--dry-run"],
+            "Optuna is not installed. Install it with pip install 'kvray[optuna]'.",
+        ),
+    ],
+    ids=lambda value: " ".join(value[::2]) if isinstance(value, list) else "",
+)
+def test_what_measures_names_the_extra_that_it_needs(
+    arguments: list[str], told: str, kvray: Core, tmp_path: Path
+) -> None:
+    done = kvray(*arguments)
+    assert done.returncode == EngineError.exit_code
+    assert done.stderr.startswith(f"kvray: {told}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("kvray_results*"))
+
+
+def test_a_plan_says_what_its_model_needs(core: Core, results: Path) -> None:
+    code = f"import kvray; kvray.load_plan('results/reports/{SWEEP}/best_plan.json').load()"
+    assert f"EngineError: {TRANSFORMERS}" in core("-c", code).stderr
+
+
+def test_only_what_measures_imports_more_than_the_core_has(core: Core) -> None:
+    failed = dict(line.split(": ") for line in core("-c", IMPORTED).stdout.splitlines())
+    engine = {name for name in failed if name.startswith("kvray.engines.transformers.")}
+    assert {failed[name] for name in engine} == {"torch", "transformers"}
+    assert {name: module for name, module in failed.items() if name not in engine} == {
+        **dict.fromkeys((f"kvray.sweep.{name}" for name in ("progress", "scheduler", "searcher", "slot")), "ray"),
+        **dict.fromkeys((f"kvray.analysis.{name}" for name in ("bayesian", "metric_models", "surrogate")), "scipy"),
+        "kvray.sweep.optuna": "scipy",
+    }
+
+
+def test_the_code_of_every_kind_of_candidate_can_be_printed(core: Core) -> None:
+    known = json.loads((ASSETS / "candidate_ids.json").read_text(encoding="utf-8"))
+    done = core("-c", RENDERED, given=json.dumps(known))
+    assert done.stdout == f"{len(known)}\n", done.stderr

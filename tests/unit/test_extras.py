@@ -1,0 +1,93 @@
+"""The extras of the package, as pyproject.toml has them, and what is said to a user who lacks one."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from kvray.cli.app import run
+from kvray.errors import EngineError
+from kvray.extras import Extra, missing_extra
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def packages(requirements: list[str]) -> set[str]:
+    """Their names as imports would write them, kvray's own extras left out."""
+    names = {re.split(r"[^\w-]", one)[0].lower().replace("-", "_") for one in requirements}
+    return names - {"kvray"}
+
+
+def without_extras(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else real(name))
+
+
+@pytest.mark.parametrize("extra", Extra)
+def test_an_extra_brings_the_modules_that_it_is_asked_for(extra: Extra) -> None:
+    homes = packages_distributions()
+    assert packages([homes[module][0] for module in extra.modules]) == packages(EXTRAS[extra])
+
+
+def test_every_extra_is_known_and_full_has_them_all() -> None:
+    assert set(EXTRAS) == {*Extra, "full", "dev"}
+    assert "kvray[full]" in EXTRAS["dev"]
+    assert not packages(EXTRAS["full"])
+    (inside,) = EXTRAS["full"]
+    assert set(re.findall(r"\w+", inside)) == {"kvray", *Extra} - {"tune"}  # the others bring it
+
+
+def test_what_an_engine_needs_is_no_part_of_the_core() -> None:
+    assert packages(PROJECT["dependencies"]).isdisjoint(set[str]().union(*(packages(EXTRAS[one]) for one in Extra)))
+
+
+def test_an_extra_that_is_there_is_no_obstacle() -> None:
+    Extra.TUNE.require("Measuring")
+
+
+@pytest.mark.parametrize(
+    ("absent", "message"),
+    [
+        (("ray",), r"^Measuring needs ray, which is not installed\. Install it with pip install 'kvray\[tune\]'\.$"),
+        (("ray", "scipy"), r"^Measuring needs ray, scipy, which are not installed\. Install them with pip install"),
+    ],
+)
+def test_an_extra_that_is_not_there_is_named(
+    absent: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_extras(monkeypatch, *absent)
+    with pytest.raises(EngineError, match=message):
+        Extra.TUNE.require("Measuring")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "transformers"), ("torch.nn", "transformers"), ("optimum.quanto", "quantized")]
+)
+def test_an_import_that_fails_names_the_extra(module: str, extra: str) -> None:
+    told = missing_extra(ModuleNotFoundError(f"No module named {module!r}", name=module))
+    assert told is not None
+    assert f"pip install 'kvray[{extra}]'" in str(told)
+
+
+@pytest.mark.parametrize("name", [None, "torchlike", "kvray.gone"])
+def test_an_import_that_no_extra_cures_stays_what_it_is(name: str | None) -> None:
+    assert missing_extra(ModuleNotFoundError("No module", name=name)) is None
+
+
+def test_a_command_that_meets_an_absent_module_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(text: str | None) -> None:
+        raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+    monkeypatch.setattr("kvray.tuning.local_device.DeviceType.parse", fail)
+    assert run(["info", "--device", "cpu"], verbose=False) == EngineError.exit_code
+    assert capsys.readouterr().err == (
+        "kvray: This needs ray, which is not installed. Install it with pip install 'kvray[tune]'.\n"
+    )
