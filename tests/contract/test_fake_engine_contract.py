@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from engine_contract import EngineContract
+
+from kvray.testing.engine_contract import EngineContract
 
 
 class TestFakeEngine(EngineContract):

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine_contract import EngineContract
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate
 from kvray.engines.base import Observed
+from kvray.testing.engine_contract import EngineContract
 
 TINY = Path(__file__).parent.parent / "assets" / "tiny_llama"
 CLASSES = {

@@ -22,25 +22,34 @@ CPU = DeviceFacts(device=DeviceType.CPU, device_name="the CPU of a test")
 
 
 class EngineContract:
-    """What trial, space and plan rely on, engine by engine."""
+    """What trial, space and plan rely on, engine by engine.
+
+    Attributes:
+        engine: its name, as the entry point in the group `kvray.engines` has it.
+        missing_model: a model id that the engine takes for one of its own, and that leads to nothing.
+    """
 
     engine: str
     missing_model: str
 
     @pytest.fixture
     def model_id(self) -> str:
+        """A model that loads in about a second on a CPU. Every subclass names one."""
         raise NotImplementedError
 
     @pytest.fixture
     def adapter(self) -> EngineAdapter:
+        """The engine, found as a sweep finds it."""
         return get_engine(self.engine)
 
     @pytest.fixture
     def request_(self, model_id: str) -> ModelRequest:
+        """What is asked of the engine."""
         return ModelRequest(model_id=model_id)
 
     @pytest.fixture
     def profile(self) -> WorkloadProfile:
+        """Two prompt lengths and two answer lengths, all of them short."""
         return create_custom_profile(
             "contract",
             context_lengths=(24, 40),
@@ -52,6 +61,7 @@ class EngineContract:
 
     @pytest.fixture
     def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
+        """What the engine measures by default on a CPU."""
         model = adapter.describe_model(request_)
         return build_space(
             adapter.default_space(model, CPU, profile),
@@ -64,6 +74,7 @@ class EngineContract:
     def loaded(
         self, adapter: EngineAdapter, request_: ModelRequest, space: SearchSpace, profile: WorkloadProfile
     ) -> Iterator[LoadedModel]:
+        """The baseline, loaded in this process."""
         adapter.fetch_weights(request_)
         model = adapter.load(request_, space.baseline, DeviceType.CPU, profile)
         yield model
