@@ -161,7 +161,7 @@ def share_of_trial(model: str) -> float:
         timeout_s=600.0,
         reference=reference,
     )
-    save_reference(summarize(_forced(model, case, quality_cell(spec))), reference_path(spec, reference))
+    save_reference(_reference(model, case, quality_cell(spec)), reference_path(spec, reference))
     trial = TrialProtocol(
         spec, adapter, emit=lambda _: None, may_continue=lambda: True, device_memory_mib=lambda _: None
     )
@@ -179,7 +179,14 @@ def _loss(model: str, case: Case, cell: Cell, reference: Reference) -> QualityLo
 def _forced(model: str, case: Case, cell: Cell) -> Any:
     loaded = CaseModel(model, case)
     loaded.prepare(cell)
-    return loaded.forced_log_probabilities(forced_tokens(cell))
+    return loaded.forced_log_probabilities(loaded.forced_text(forced_tokens(cell)))
+
+
+def _reference(model: str, case: Case, cell: Cell) -> Reference:
+    loaded = CaseModel(model, case)
+    loaded.prepare(cell)
+    text = loaded.forced_text(forced_tokens(cell))
+    return summarize(loaded.forced_log_probabilities(text), text)
 
 
 def _row(loss: QualityLoss | str) -> tuple[str, ...]:

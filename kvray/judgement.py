@@ -82,7 +82,8 @@ class Limits(BaseModel):
         min_decode_tok_s: least throughput of all sequences together: of the slowest cell.
         max_peak_mib: most memory that must be free: the highest peak of any cell, and on a GPU what the process holds
             beside its allocator.
-        max_quality_loss: mean KL of the reference from the candidate, nats per token; a trial beyond it ends there.
+        max_quality_loss: mean KL of the reference from the candidate, nats per token; a trial beyond it ends there. One
+            whose engine tells bounds of it only ends there if the lower bound is beyond.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,7 +96,8 @@ class Limits(BaseModel):
 
     def allow_loss(self, kl_mean: float | None, kl_decode: float | None) -> bool:
         """Whether a loss of quality keeps the limit, over all tokens and over those decoded one by one (nats per
-        token); one that was not measured does."""
+        token); one that was not measured does. Asked with the lower bounds of a loss that is known within bounds: what
+        may keep the limit is not refused."""
         most = self.max_quality_loss
         if most is None:
             return True

@@ -231,6 +231,8 @@ class TrialRecord:
         nll_delta: change of the text's negative log-likelihood, nats per token.
         nll_delta_se: standard error of `nll_delta`.
         top1_agreement: share of tokens at which both hold the same one for the most probable.
+        kl_upper, kl_decode_upper, nll_delta_upper: upper bounds of `kl_mean`, `kl_decode` and `nll_delta`, which are
+            lower bounds then, because the engine told the most probable tokens only; `None` where these are exact.
         quality_s: seconds of measuring quality, without making the reference.
         quality_note: why quality was not measured, where that was tried.
         fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
@@ -296,6 +298,9 @@ class TrialRecord:
     nll_delta: float | None = None
     nll_delta_se: float | None = None
     top1_agreement: float | None = None
+    kl_upper: float | None = None
+    kl_decode_upper: float | None = None
+    nll_delta_upper: float | None = None
     quality_s: float | None = None
     quality_note: str | None = None
 

@@ -106,11 +106,18 @@ def missed_quality(record: TrialRecord, limits: Limits) -> tuple[Miss, ...]:
     most = limits.max_quality_loss
     if most is None or limits.allow_loss(record.kl_mean, record.kl_decode):
         return ()
-    metric, limit, measured = "quality loss", most, record.kl_mean
+    metric, limit, measured, upper = "quality loss", most, record.kl_mean, record.kl_upper
     if measured is None or measured <= most:
         metric, limit = "quality loss over the tokens decoded one by one", DECODE_LENIENCE * most
-        measured = record.kl_decode
+        measured, upper = record.kl_decode, record.kl_decode_upper
+    metric += " of at least" if upper is not None else ""
     return (Miss(limit_name=QUALITY, metric=metric, unit="nats per token", limit=limit, measured=measured),)
+
+
+def is_loss_in_doubt(record: TrialRecord, limits: Limits) -> bool:
+    """Whether `record`, which does not miss the quality limit, is not shown to keep it either: its loss is known within
+    bounds only, and the upper one is beyond the limit."""
+    return not missed_quality(record, limits) and not limits.allow_loss(record.kl_upper, record.kl_decode_upper)
 
 
 def memory_beside_allocator_mib(record: TrialRecord) -> float:

@@ -10,7 +10,10 @@ from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.workload import Cell, WorkloadProfile
 
 FULL_RUNG = 2
-_QUALITY = ("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement", "quality_s", "quality_note")
+_QUALITY = (
+    *("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement"),
+    *("kl_upper", "kl_decode_upper", "nll_delta_upper", "quality_s", "quality_note"),
+)
 _ROLE_ORDER = (Role.BASELINE, Role.SEARCH, Role.CONFIRM)
 
 

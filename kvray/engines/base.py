@@ -29,9 +29,40 @@ from kvray.workload import Cell, WorkloadProfile
 
 _SDPA = AttentionChoice(AttentionBackend.SDPA)
 StartMethod = Literal["forkserver", "spawn"]
-ForcedToken = tuple[int, int, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForcedText:
+    """Token ids that all candidates of a model are fed alike, whatever engine they have.
+
+    Attributes:
+        ids: the whole text, as long as the cell at which quality is measured (context + output tokens).
+        forced: so many of its last tokens may be told.
+    """
+
+    ids: tuple[int, ...]
+    forced: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopLogs:
+    """The most probable tokens of a distribution with their log-probabilities (nats), for an engine that does not tell
+    the whole vocabulary. Every other token is at most as probable as the last of them.
+
+    Attributes:
+        ids, logs: rows × k, best first; of equally probable ones the lowest id first.
+        token_logs: log-probability of the fed token, one per row, where the engine tells that whether or not it is
+            among the most probable; `None`: it does not.
+    """
+
+    ids: NDArray[np.int64]
+    logs: NDArray[np.float32]
+    token_logs: NDArray[np.float32] | None = None
+
+
+ForcedToken = tuple[int, int, NDArray[np.float32] | TopLogs]
 """The place of a token among those that are forced, counted from 0, its id, and the log-probabilities (nats) just
-before it was fed: rows × vocabulary."""
+before it was fed: rows × vocabulary, or the most probable tokens of each row."""
 
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode: what a profiler must see of a generation."""
@@ -243,22 +274,34 @@ class LoadedModel(ABC):
         size of its cache. Asked after every generation, so it must be cheap. `None`: the engine cannot tell."""
         return None
 
-    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
-        """Feed a fixed text as long as the prepared cell (context + output tokens) and say, for the last of its tokens,
-        what the model thought of each given all tokens before it.
+    def forced_text(self, forced: int) -> ForcedText:  # noqa: ARG002  (an engine may not)
+        """A text for `forced_log_probabilities`, as long as the prepared cell, whose last `forced` tokens may be told.
 
-        At most `forced` tokens are told, the last of the text without a gap; fewer where the candidate's own path needs
-        a longer beginning (a prompt that is read in pieces must be longer than a piece), or where each token is costly.
-        What comes before them is read as a prompt, in the very way that `generate` measures. So are the first
-        `DECODED_TOKENS` of them decoded; the others may be fed together.
-
-        The text depends on the tokenizer, the cell's length and `forced` only, so that candidates can be compared token
-        by token. Every sequence of the batch is fed the same; rows are the first and the last of them (one where there
-        is but one). The log-probabilities are the model's own, before any processing of the choice. Never timed; the
-        cell stays prepared.
+        Only the engine that makes a model's reference is asked. The text depends on the tokenizer, the cell's length
+        and `forced` alone.
 
         Raises:
-            UnsupportedError: the engine or the candidate's cache cannot be asked this.
+            UnsupportedError: this engine writes no text.
+        """
+        raise UnsupportedError("this engine writes no text to measure quality on")
+
+    def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:  # noqa: ARG002  (an engine may not)
+        """Feed `text`, which is as long as the prepared cell, and say, for the last of its tokens, what the model
+        thought of each given all tokens before it.
+
+        At most `text.forced` tokens are told, the last of the text without a gap; fewer where the candidate's own path
+        needs a longer beginning (a prompt that is read in pieces must be longer than a piece), or where each token is
+        costly. What comes before them is read as a prompt, in the very way that `generate` measures. So are the first
+        `DECODED_TOKENS` of them decoded; the others may be fed together.
+
+        Every sequence of the batch is fed the same; rows are the first and the last of them (one where there is but
+        one). The log-probabilities are the model's own, before any processing of the choice. An engine that cannot tell
+        the whole vocabulary tells the most probable tokens; the loss is then known within bounds. Never timed; the cell
+        stays prepared.
+
+        Raises:
+            UnsupportedError: the engine or the candidate's cache cannot be asked this, or the text's ids are not the
+                model's.
             OutOfMemoryError
         """
         raise UnsupportedError("this engine tells no log-probabilities")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from kvray.candidate import (
@@ -30,12 +31,14 @@ from kvray.engines.base import (
     AxisValue,
     DeviceFacts,
     EngineAdapter,
+    ForcedText,
     ForcedToken,
     Generation,
     LoadedModel,
     ModelInfo,
     ModelRequest,
     Observed,
+    TopLogs,
 )
 from kvray.engines.fake_server import FakeServer
 from kvray.engines.misbehaviour import Misbehaviour
@@ -48,6 +51,8 @@ PREFILL_S_PER_TOKEN = 2e-6
 DECODE_S_PER_TOKEN = 5e-4
 MAX_CONTEXT = 4096
 VOCABULARY = 32
+TOLD_TOKENS = 8
+"""The most probable ones that `topk` tells."""
 LOSSY_NOISE = 2.0
 """Standard deviation of what `lossy` adds to the logits."""
 _SPEED: Mapping[str, float] = {
@@ -170,6 +175,7 @@ class FakeModel(LoadedModel):
         self._cell = Cell(1, 1, 1)
         commands = {how for how, _ in self._todo}
         self._is_lossy = Misbehaviour.LOSSY in commands
+        self._tells_top_only = Misbehaviour.TOPK in commands
         self._server = FakeServer() if Misbehaviour.SERVER in commands else None
 
     def misbehave(self, phase: str) -> None:
@@ -213,15 +219,23 @@ class FakeModel(LoadedModel):
         )
 
     @override
-    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
+    def forced_text(self, forced: int) -> ForcedText:
+        length = max(forced + 1, self._cell.context_tokens + self._cell.output_tokens)
+        ids: list[int] = np.random.default_rng(1).integers(VOCABULARY, size=length).tolist()
+        return ForcedText(ids=tuple(ids), forced=forced)
+
+    @override
+    def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
+        """What it thinks of a token depends on the token before it."""
         self.misbehave("quality")
-        text, noise = np.random.default_rng(1), np.random.default_rng(2)
-        for place in range(forced):
-            logits = text.normal(size=VOCABULARY)
+        noise, begin = np.random.default_rng(2), len(text.ids) - text.forced
+        for place, token in enumerate(text.ids[begin:]):
+            logits = np.random.default_rng([1, place, text.ids[begin + place - 1]]).normal(size=VOCABULARY)
             if self._is_lossy:
                 logits = logits + LOSSY_NOISE * noise.normal(size=VOCABULARY)
             logs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
-            yield place, int(text.integers(VOCABULARY)), np.stack([logs] * min(2, self._cell.batch_size))
+            rows = np.stack([logs] * min(2, self._cell.batch_size))
+            yield place, token, _top_logs(rows, token) if self._tells_top_only else rows
 
     @override
     def kv_cache_bytes(self) -> int | None:
@@ -254,6 +268,11 @@ class FakeModel(LoadedModel):
     def close(self) -> None:
         if self._server is not None:
             self._server.close()
+
+
+def _top_logs(rows: NDArray[np.float32], token: int) -> TopLogs:
+    ids = np.argsort(-rows, axis=1, kind="stable")[:, :TOLD_TOKENS].astype(np.int64)
+    return TopLogs(ids=ids, logs=np.take_along_axis(rows, ids, axis=1), token_logs=rows[:, token])
 
 
 def _misbehaviours(model_id: str) -> list[tuple[str, Misbehaviour, str]]:

@@ -77,6 +77,8 @@ class Misbehaviour(enum.StrEnum):
     """Lives in a server process, as some engines do, which is no fault."""
     LOSSY = "lossy"
     """Tells log-probabilities far from those of the other candidates."""
+    TOPK = "topk"
+    """Tells the log-probabilities of the most probable tokens only."""
 
     def act(self) -> None:
         """Do it."""
@@ -202,4 +204,4 @@ _ACTS: dict[Misbehaviour, Callable[[], object]] = {
     Misbehaviour.GARBAGE: _write_garbage,
     Misbehaviour.LEAK: _leak,
 }
-"""`LOSSY` and `SERVER` are nothing to do at a moment."""
+"""`LOSSY`, `TOPK` and `SERVER` are nothing to do at a moment."""

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from kvray.analysis.limits import is_loss_in_doubt
 from kvray.record import TrialRecord, TrialResult
 from kvray.report import formats
 from kvray.report.attempts import attempts_text, repeating_arguments
@@ -14,6 +15,9 @@ from kvray.report.rows import label_of
 from kvray.report.searching import confirm_fact, forecast_fact, repeats_fact, search_fact
 from kvray.store.manifest import SweepManifest
 from kvray.workload import RUNG0_OUTPUT_TOKENS, Limits, WorkloadProfile
+
+MOST_NAMED = 8
+"""Candidates that a sentence names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,11 +188,20 @@ def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
         limit = manifest.profile.limits.max_quality_loss
         told = "no limit" if limit is None else f"limit {formats.quantity(limit)} nats per token"
         text = f"A fixed text is teacher-forced through the candidate's cache and compared with the baseline; {told}."
+        text += _doubtful(manifest.profile.limits, records)
         return f"{text} {formats.clean_line(manifest.quality_note)}" if manifest.quality_note else text
     reasons = _values(record.quality_note for record in records)
     if reasons:
         return f"Not measured: {reasons}."
     return formats.clean_line(manifest.quality_note or "Not measured.")
+
+
+def _doubtful(limits: Limits, records: Sequence[TrialRecord]) -> str:
+    labels = dict.fromkeys(formats.clean_line(one.candidate.label) for one in records if is_loss_in_doubt(one, limits))
+    if not labels:
+        return ""
+    names = formats.listed(list(labels)) if len(labels) <= MOST_NAMED else f"{len(labels)} candidates"
+    return f" Known within bounds that include the limit, so neither kept nor missed for certain: {names}."
 
 
 def _warm_up(records: Sequence[TrialRecord]) -> str:

@@ -86,6 +86,11 @@ def small(value: float | None) -> str:
     return _signed(f"{value:.1e}")
 
 
+def bounded(low: float | None, high: float | None) -> str:
+    """A small number that is exact where there is no `high`, else `0.0125 to 0.3`."""
+    return small(low) if high is None else f"{small(low)} to {small(high)}"
+
+
 def precise_share(value: float | None) -> str:
     """A share with one decimal: `99.8 %`."""
     return MISSING if value is None else f"{value * 100:.1f} %"
@@ -129,7 +134,7 @@ def clean_line(text: str) -> str:
 FILTERS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        *(quantity, count, rounded_count, share, precise_share, small, score),
+        *(quantity, count, rounded_count, share, precise_share, small, bounded, score),
         *(speed_gain, speed_sign, amount_sign, multiple),
     )
 }

@@ -9,9 +9,11 @@ from kvray.analysis.bimodality import Bimodality
 from kvray.analysis.choice import Reason
 from kvray.analysis.confidence import Confidence
 from kvray.analysis.evidence import TTFT
+from kvray.analysis.limits import is_loss_in_doubt
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.candidate import CacheStrategy
+from kvray.judgement import Limits
 from kvray.ratios import MISSING, leaner_text, memory_text
 from kvray.record import TrialRecord, TrialResult
 from kvray.report import formats
@@ -53,6 +55,7 @@ def _winner_notes(
     winner, confidence = analysis.ranking.winner, analysis.confidence
     yield from _code_note(manifest.code_check_of(winner.record.candidate_id))
     yield from _loss_note(winner.record)
+    yield from _doubtful_loss_note(winner.record, manifest.profile.limits)
     if confidence is not None:
         yield from _no_gain_note(rows, confidence)
         yield from _tie_note(rows, confidence)
@@ -103,9 +106,19 @@ def _loss_note(record: TrialRecord) -> Iterator[str]:
         yield f"Its cache {how}; what that does to the output was not measured."
         return
     yield (
-        f"Its cache {how}: KL {formats.small(record.kl_mean)} nats per token against the baseline, the same first "
-        f"choice at {formats.precise_share(record.top1_agreement)} of tokens. To leave it out, name other caches with "
-        "--cache."
+        f"Its cache {how}: KL {formats.bounded(record.kl_mean, record.kl_upper)} nats per token against the baseline, "
+        f"the same first choice at {formats.precise_share(record.top1_agreement)} of tokens. "
+        "To leave it out, name other caches with --cache."
+    )
+
+
+def _doubtful_loss_note(record: TrialRecord, limits: Limits) -> Iterator[str]:
+    if limits.max_quality_loss is None or not is_loss_in_doubt(record, limits):
+        return
+    yield (
+        f"It is not shown to keep the limit of quality: its engine tells the most probable tokens only, so the loss is "
+        f"between {formats.small(record.kl_mean)} and {formats.small(record.kl_upper)} nats per token. The limit is "
+        f"{formats.small(limits.max_quality_loss)}."
     )
 
 

@@ -67,6 +67,7 @@ class _Table:
             **_figures(one.metrics),
             **_ratios(self._gain(one)),
             kl_mean=record.kl_mean,
+            kl_upper=record.kl_upper,
             top1_agreement=record.top1_agreement,
             processes=self.processes.get(record.candidate_id, 1 if one.cells else 0),
             runs=sum(cell.runs for cell in one.cells),

@@ -128,13 +128,20 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How far a candidate's output strays from the reference."""
+    """How far a candidate's output strays from the reference.
+
+    Attributes:
+        kl_upper, nll_delta_upper: upper bounds, where `kl_mean` and `nll_delta` are lower bounds; `None` where these
+            are exact.
+    """
 
     label: str
     kl_mean: float | None
     nll_delta: float | None
     nll_delta_se: float | None
     top1_agreement: float | None
+    kl_upper: float | None = None
+    nll_delta_upper: float | None = None
 
 
 def ranking_rows(
@@ -230,6 +237,8 @@ def qualities(analysis: Analysis) -> tuple[Quality, ...]:
             nll_delta=record.nll_delta,
             nll_delta_se=record.nll_delta_se,
             top1_agreement=record.top1_agreement,
+            kl_upper=record.kl_upper,
+            nll_delta_upper=record.nll_delta_upper,
         )
         for record in _records(analysis)
     )

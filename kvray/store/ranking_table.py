@@ -72,6 +72,7 @@ class RankingRow:
         confidence: share of resamplings of the measurements in which the recommended candidate is the best; null for
             all others, and where too many runs were disturbed to tell.
         kl_mean: loss of quality: mean Kullback-Leibler divergence from the reference, nats per token.
+        kl_upper: upper bound of `kl_mean`, which is a lower bound then; null where that is exact.
         top1_agreement: share of tokens at which both hold the same one for the most probable.
         processes: fresh processes that measured every cell.
         runs: timed runs that the figures rest on.
@@ -122,6 +123,7 @@ class RankingRow:
     on_pareto_front: bool | None
     confidence: float | None
     kl_mean: float | None
+    kl_upper: float | None
     top1_agreement: float | None
     processes: int
     runs: int
@@ -174,6 +176,7 @@ RANKING_SCHEMA = pa.schema(
         ("on_pareto_front", _BOOL),
         ("confidence", _FLOAT),
         ("kl_mean", _FLOAT),
+        ("kl_upper", _FLOAT),
         ("top1_agreement", _FLOAT),
         ("processes", _INT),
         ("runs", _INT),

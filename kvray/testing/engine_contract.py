@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from kvray.candidate import Candidate, DeviceType, DType
-from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelRequest
+from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelRequest, TopLogs
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.space.constraints import SpaceFacts
@@ -19,6 +20,21 @@ from kvray.space.search_space import SearchSpace, build_space
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="the CPU of a test")
+
+
+def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None:
+    """Each row's probabilities sum to 1; where only the most probable tokens are told, to no more."""
+    if isinstance(rows, np.ndarray):
+        assert np.exp(rows.astype(np.float64)).sum(axis=1) == pytest.approx(np.ones(len(rows)), abs=1e-3)
+        return
+    assert (np.exp(rows.logs.astype(np.float64)).sum(axis=1) <= 1.0 + 1e-3).all()
+    assert (np.diff(rows.logs, axis=1) <= 0).all(), "the most probable come first"
+    assert all(len(set(ids)) == len(ids) for ids in rows.ids.tolist())
+    if rows.token_logs is not None:
+        fed = rows.ids == token
+        assert np.where(fed.any(axis=1), (rows.logs * fed).sum(axis=1), rows.token_logs) == pytest.approx(
+            rows.token_logs
+        )
 
 
 class EngineContract:
@@ -171,17 +187,20 @@ class EngineContract:
         for candidate in space.candidates:
             model = adapter.load(request_, candidate, DeviceType.CPU, profile)
             model.prepare(Cell(40, 6, candidate.batch_size))
-            told = list(model.forced_log_probabilities(20))
+            text = model.forced_text(20)
+            told = list(model.forced_log_probabilities(text))
             assert [place for place, _, _ in told] == list(range(20))
-            texts.add(tuple(token for _, token, _ in told))
-            sums = [float(np.exp(logs.astype(np.float64)).sum()) for _, _, rows in told for logs in rows]
-            assert sums == pytest.approx([1.0] * 20, abs=1e-3), candidate.label
+            assert [token for _, token, _ in told] == list(text.ids[-20:])
+            texts.add(text)
+            for _, token, rows in told:
+                check_distributions(rows, token)
             model.close()
         assert len(texts) == 1
 
     def test_of_a_batch_the_first_and_the_last_sequence_are_told(self, loaded: LoadedModel) -> None:
         loaded.prepare(Cell(24, 6, 3))
-        assert {rows.shape[0] for _, _, rows in loaded.forced_log_probabilities(12)} == {2}
+        told = loaded.forced_log_probabilities(loaded.forced_text(12))
+        assert {(rows.logs if isinstance(rows, TopLogs) else rows).shape[0] for _, _, rows in told} == {2}
 
     def test_the_cache_holds_more_for_a_longer_cell(self, loaded: LoadedModel) -> None:
         held = []

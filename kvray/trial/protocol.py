@@ -32,8 +32,9 @@ from kvray.probes.disturbance import TrialWatch
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, Sample, TrialFacts
 from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
-from kvray.trial.quality import IncomparableError, QualityError, check_loss, compare, forced_tokens
-from kvray.trial.reference import ensure_reference, load_reference, quality_cell, reference_path
+from kvray.trial.quality import IncomparableError, QualityError, check_loss, compare
+from kvray.trial.reference import load_reference, reference_path
+from kvray.trial.reference_process import ensure_reference
 from kvray.trial.repeats import ExtraRuns
 from kvray.trial.spec import LAST_RUNG, ReferenceSpec, TrialSpec
 from kvray.workload import Cell
@@ -108,10 +109,12 @@ class TrialProtocol:
             model.close()
 
     def _find_reference(self, reference: ReferenceSpec) -> None:
-        """Before anything is computed here: see `trial.reference`."""
+        """Before anything is computed here, because the process that makes it may be forked."""
         path = reference_path(self._spec, reference)
         with self._busy():
-            note = ensure_reference(self._spec, self._adapter, path, fetched=lambda: self._enter(Phase.REFERENCE))
+            note = ensure_reference(
+                self._spec, reference, self._adapter, path, fetched=lambda: self._enter(Phase.REFERENCE)
+            )
         if note is None:
             self._reference = path
         self.facts = replace(self.facts, quality_note=note)
@@ -157,10 +160,11 @@ class TrialProtocol:
         """Where it cannot be measured the trial goes on without."""
         self._enter(Phase.QUALITY)
         # The cells of rung 0 rise, so the longest is the one that is prepared.
-        forced, started = forced_tokens(quality_cell(self._spec)), self._clock()
+        started = self._clock()
         try:
             with self._busy():
-                loss = compare(load_reference(path), model.forced_log_probabilities(forced))
+                made = load_reference(path)
+                loss = compare(made, model.forced_log_probabilities(made.forced_text))
         except (UnsupportedError, OutOfMemoryError, IncomparableError) as error:
             self.facts = replace(self.facts, quality_note=sentence_of(error))
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvray.candidate import Candidate, DeviceType
-from kvray.engines.base import ModelRequest
+from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.forecast.prediction import Forecast
 from kvray.record import Role
 from kvray.workload import WorkloadProfile
@@ -23,14 +23,21 @@ class ReferenceSpec:
     """What a trial's quality is compared with.
 
     Attributes:
-        candidate: the sweep's baseline.
+        candidate: the sweep's baseline, whose engine makes the reference.
         model_revision: what identifies the weights.
         enforced: whether a loss beyond the profile's limit ends the trial; with random weights it says nothing.
+        adapter, request: the engine of `candidate` and the model as that engine names it; `None`: as in the trial.
     """
 
     candidate: Candidate
     model_revision: str
     enforced: bool = True
+    adapter: EngineAdapter | None = None
+    request: ModelRequest | None = None
+
+    def requested(self, spec: TrialSpec) -> ModelRequest:
+        """The model that the reference is made of, in a trial of `spec`."""
+        return self.request or spec.request
 
 
 @dataclass(frozen=True, kw_only=True)

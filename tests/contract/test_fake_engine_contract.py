@@ -12,3 +12,14 @@ class TestFakeEngine(EngineContract):
     @pytest.fixture
     def model_id(self) -> str:
         return "fake:ok"
+
+
+class TestFakeEngineThatTellsTheMostProbableTokensOnly(EngineContract):
+    """The empty label part is in every candidate's."""
+
+    engine = "fake"
+    missing_model = "not-a-fake"
+
+    @pytest.fixture
+    def model_id(self) -> str:
+        return "fake:=topk"

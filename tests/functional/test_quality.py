@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache, JambaConfig, JambaForCausalLM
 from transformers_samples import VOCABULARY, load, make_candidate, save_tiny_model
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.base import ForcedToken, UnsupportedError
+from kvray.engines.base import ForcedText, ForcedToken, TopLogs, UnsupportedError
 from kvray.engines.transformers import loaded
 from kvray.engines.transformers.forced import ONE_BY_ONE_TOKENS
 from kvray.record import TrialStatus
@@ -79,9 +80,15 @@ def forced(model_id: Path | str, candidate: Candidate, *, cell: Cell = CELL, tok
     model = load(model_id, candidate)
     model.prepare(cell._replace(batch_size=candidate.batch_size))
     try:
-        return list(model.forced_log_probabilities(tokens))
+        return list(model.forced_log_probabilities(model.forced_text(tokens)))
     finally:
         model.close()
+
+
+def first_row(told: NDArray[np.float32] | TopLogs) -> NDArray[np.float32]:
+    assert isinstance(told, np.ndarray)
+    row: NDArray[np.float32] = told[0]
+    return row
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, cache: type[DynamicCache]) -> None:
@@ -113,9 +120,19 @@ def test_what_is_recorded_is_what_a_plain_forward_pass_says(tiny_folder: Path) -
     text = model._texts.forced(CELL, FORCED)
     with torch.no_grad():
         logs = torch.log_softmax(model._model(torch.tensor([text])).logits[0].float(), dim=-1).numpy()
-    told = list(model.forced_log_probabilities(FORCED))
+    told = list(model.forced_log_probabilities(model.forced_text(FORCED)))
     assert [token for _, token, _ in told] == text[-FORCED:]
-    assert np.allclose(np.stack([rows[0] for _, _, rows in told]), logs[-FORCED - 1 : -1], atol=1e-4)
+    assert np.allclose(np.stack([first_row(rows) for _, _, rows in told]), logs[-FORCED - 1 : -1], atol=1e-4)
+
+
+def test_ids_that_the_model_does_not_know_are_refused_before_they_reach_the_device(tiny_folder: Path) -> None:
+    model = load(tiny_folder)
+    model.prepare(CELL)
+    foreign = ForcedText(ids=(len(VOCABULARY),) * (CELL.context_tokens + CELL.output_tokens), forced=FORCED)
+    with pytest.raises(
+        UnsupportedError, match=f"the token {len(VOCABULARY)}, this model knows {len(VOCABULARY)} token"
+    ):
+        list(model.forced_log_probabilities(foreign))
 
 
 def test_what_the_checkpoint_does_to_the_choice_of_a_token_is_left_out(tmp_path: Path, reference: Reference) -> None:
@@ -128,7 +145,7 @@ def test_measuring_quality_leaves_the_next_generation_as_it_was(tiny_folder: Pat
         model = load(tiny_folder, make_candidate(cache))
         model.prepare(CELL)
         before = model.generate(8).tokens
-        list(model.forced_log_probabilities(FORCED))
+        list(model.forced_log_probabilities(model.forced_text(FORCED)))
         assert model.generate(8).tokens == before
 
 
@@ -159,7 +176,7 @@ def test_positions_one_too_far_show(tiny_folder: Path, reference: Reference) -> 
     model = load(tiny_folder)
     late_positions(model._model)
     model.prepare(CELL)
-    assert compare(reference, model.forced_log_probabilities(FORCED)).kl_mean > 100 * EXACT
+    assert compare(reference, model.forced_log_probabilities(model.forced_text(FORCED))).kl_mean > 100 * EXACT
 
 
 @pytest.fixture(scope="module")
@@ -261,9 +278,9 @@ def test_the_reference_of_a_model_with_a_state_is_what_a_plain_forward_pass_says
     text = model._texts.forced(CELL, FORCED)
     with torch.no_grad():
         logs = torch.log_softmax(model._model(torch.tensor([text])).logits[0].float(), dim=-1).numpy()
-    told = list(model.forced_log_probabilities(FORCED))
+    told = list(model.forced_log_probabilities(model.forced_text(FORCED)))
     assert [place for place, _, _ in told] == list(range(FORCED - ONE_BY_ONE_TOKENS, FORCED))
-    assert np.allclose(np.stack([rows[0] for _, _, rows in told]), logs[-len(told) - 1 : -1], atol=1e-4)
+    assert np.allclose(np.stack([first_row(rows) for _, _, rows in told]), logs[-len(told) - 1 : -1], atol=1e-4)
 
 
 @pytest.mark.parametrize(("piece", "tokens"), [(7, 51), (16, 48), (64, 16), (95, 16)])

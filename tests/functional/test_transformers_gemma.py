@@ -83,7 +83,7 @@ def test_exact_caches_lose_nothing_and_a_small_window_does(gguf: Path) -> None:
     def told(cache: str, attention: str = "sdpa") -> list[ForcedToken]:
         model = load(gguf, make_candidate(cache, attention))
         model.prepare(CELL)
-        found = list(model.forced_log_probabilities(256))
+        found = list(model.forced_log_probabilities(model.forced_text(256)))
         model.close()
         return found
 

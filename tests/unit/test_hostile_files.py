@@ -137,7 +137,9 @@ def test_edited_rates_of_a_device_are_read_or_are_no_rates(content: bytes) -> No
 def test_an_edited_reference_is_read_whole_or_not_at_all(name: str, value: object, file: Path) -> None:
     rows, tokens = np.full((3, 4), -1.0, dtype=np.float32), np.arange(3)
     ids = np.zeros((3, 4), dtype=np.int64)
-    whole = Reference(places=tokens, tokens=tokens, top_ids=ids, top_logs=rows, nll=rows[:, 0])
+    whole = Reference(
+        text=tokens, places=tokens, tokens=tokens, top_ids=ids, top_logs=rows, nll=rows[:, 0], nll_upper=rows[:, 0]
+    )
     path = file.with_suffix(".npz")
     with contextlib.suppress(ValueError, OverflowError):  # lists of different lengths are no array
         save_reference(dataclasses.replace(whole, **{name: np.array(value)}), path)

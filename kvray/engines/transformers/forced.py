@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from kvray.engines.base import DECODED_TOKENS, ForcedToken, UnsupportedError
+from kvray.engines.base import DECODED_TOKENS, ForcedText, ForcedToken, UnsupportedError
 from kvray.engines.transformers.sliding_window import SinkWindowLayer
 from kvray.engines.transformers.translation import is_out_of_memory
 from kvray.errors import sentence_of
@@ -55,14 +55,14 @@ class ForcedPlan:
     decoded: int
 
     @classmethod
-    def of(cls, text: list[int], cell: Cell, *, forced: int, piece: int | None, cache: Any) -> ForcedPlan:
+    def of(cls, text: ForcedText, cell: Cell, *, piece: int | None, cache: Any) -> ForcedPlan:
         """The plan for a candidate that reads prompts in pieces of `piece` tokens (`None`: at once) into `cache`."""
         is_fast = _takes_several(cache)
-        told = forced if is_fast else min(forced, ONE_BY_ONE_TOKENS)
+        told = text.forced if is_fast else min(text.forced, ONE_BY_ONE_TOKENS)
         if piece is not None and piece < cell.context_tokens:
-            told = _told_after_pieces(told, len(text), cell.context_tokens, piece)
+            told = _told_after_pieces(told, len(text.ids), cell.context_tokens, piece)
         decoded = min(DECODED_TOKENS, told) if is_fast else told
-        return cls(text=tuple(text), batch_size=cell.batch_size, forced=forced, told=told, decoded=decoded)
+        return cls(text=text.ids, batch_size=cell.batch_size, forced=text.forced, told=told, decoded=decoded)
 
     @property
     def prompt_tokens(self) -> int:

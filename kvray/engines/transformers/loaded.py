@@ -22,6 +22,7 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
     OBSERVED_TOKENS,
     Compilation,
+    ForcedText,
     ForcedToken,
     Generation,
     LoadedModel,
@@ -150,14 +151,18 @@ class TransformersModel(LoadedModel):
         return observed_cache(self._candidate, self._arguments, self._used)
 
     @override
-    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
-        """A model without a tokenizer is fed random tokens."""
+    def forced_text(self, forced: int) -> ForcedText:
+        """Random tokens for a model without a tokenizer."""
+        return ForcedText(ids=tuple(self._texts.forced(self._prepared_cell, forced)), forced=forced)
+
+    @override
+    def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
         if self._arguments.paged:
             raise UnsupportedError("continuous batching tells no log-probabilities of given tokens")
         # The kernel is forced between tokens too, which is harmless: who reads them calls nothing of torch.
         with translated_errors(), forced_kernel(self._arguments.sdpa_kernel):
             self._fresh_cache()
-            plan = self._forced_plan(forced)
+            plan = self._forced_plan(text)
             yield from force(self._model, plan, self._generate_unprocessed)
         self._memory.release()
         release_heap()
@@ -210,14 +215,18 @@ class TransformersModel(LoadedModel):
         self._model = None
         self._memory.release()
 
-    def _forced_plan(self, forced: int) -> ForcedPlan:
-        text, piece = self._texts.forced(self._prepared_cell, forced), self._arguments.prefill_chunk_size
-        plan = ForcedPlan.of(text, self._prepared_cell, forced=forced, piece=piece, cache=self._cache)
+    def _forced_plan(self, text: ForcedText) -> ForcedPlan:
+        if max(text.ids) >= (known := self._text_config.vocab_size):
+            raise UnsupportedError(
+                f"the reference's text has the token {max(text.ids)}, this model knows {known} tokens"
+            )
+        piece = self._arguments.prefill_chunk_size
+        plan = ForcedPlan.of(text, self._prepared_cell, piece=piece, cache=self._cache)
         window = dict(self._arguments.cache_options).get("window")
         if window is not None and plan.last_begin <= int(window):
             # It would seem to lose nothing.
             raise UnsupportedError(
-                f"the text of {len(text)} tokens is too short to show what a window of {window} drops"
+                f"the text of {len(text.ids)} tokens is too short to show what a window of {window} drops"
             )
         return plan
 

@@ -11,7 +11,7 @@ from evidence_samples import make_evidence
 from kvray.analysis.aggregate import CellMetrics, aggregate_cells
 from kvray.analysis.evidence import DECODE, PEAK, TTFT
 from kvray.analysis.intervals import metric_interval
-from kvray.analysis.limits import ONE_PROCESS_95, Miss, missed_limits
+from kvray.analysis.limits import ONE_PROCESS_95, Miss, is_loss_in_doubt, missed_limits, missed_quality
 from kvray.workload import Cell, Limits
 
 SHORT, LONG = Cell(128, 32, 1), Cell(8192, 32, 1)
@@ -179,3 +179,27 @@ def test_the_noise_of_one_process_is_that_which_confidence_rests_on() -> None:
     columns = {"max_ttft_ms": TTFT, "min_decode_tok_s": DECODE, "max_peak_mib": PEAK}
     for limit_name, column in columns.items():
         assert ONE_PROCESS_95[limit_name] == pytest.approx(metric_interval(alone, "c0", column).half_width, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "missed", "in_doubt"),
+    [
+        ({"kl_mean": 0.02, "kl_upper": 0.05, "kl_decode": 0.1, "kl_decode_upper": 0.9}, [], False),
+        ({"kl_mean": 0.02, "kl_upper": 0.3, "kl_decode": 0.1, "kl_decode_upper": 0.9}, [], True),
+        ({"kl_mean": 0.02, "kl_upper": 0.05, "kl_decode": 0.1, "kl_decode_upper": 2.0}, [], True),
+        (
+            {"kl_mean": 0.2, "kl_upper": 3.0},
+            ["quality loss of at least 0.2 nats per token, 2.00× the limit of 0.1 nats per token"],
+            False,
+        ),
+        ({"kl_mean": 0.02}, [], False),
+    ],
+)
+def test_bounds_of_a_loss_miss_the_limit_by_the_lower_one_and_leave_doubt_by_the_upper_one(
+    loss: dict[str, float], missed: list[str], in_doubt: bool
+) -> None:
+    limits = Limits(max_quality_loss=0.1)
+    record = RECORD.with_(**loss)
+    assert [miss.text for miss in missed_quality(record, limits)] == missed
+    assert is_loss_in_doubt(record, limits) is in_doubt
+    assert not is_loss_in_doubt(record, Limits(max_quality_loss=None))

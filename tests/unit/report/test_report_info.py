@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from report_sweeps import (
@@ -22,6 +23,7 @@ from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.report.disturbances import disturbances
 from kvray.report.info import ReportInfo
+from kvray.report.markdown import render_markdown
 from kvray.report.verdict import Tone
 from kvray.store.manifest import CodeCheck, CodeOutcome
 from kvray.workload import Limits
@@ -236,6 +238,22 @@ def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
     assert untold[0].endswith("was not measured.")
     exact = info_of([baseline(), measured(WINNER, speed=1.5, kl_mean=0.0015, top1_agreement=0.97)]).headline.notes
     assert not any("Its cache" in note for note in exact)
+
+
+def test_a_loss_that_is_known_within_bounds_is_told_as_bounds_and_what_they_leave_open_is_said() -> None:
+    bounds: dict[str, Any] = {"kl_mean": 0.002, "kl_upper": 0.4, "nll_delta": 0.01, "nll_delta_upper": 0.3}
+    info = info_of([baseline(), measured(WINNER, speed=1.5, **bounds)])
+    assert info.headline.notes[0] == (
+        "It is not shown to keep the limit of quality: its engine tells the most probable tokens only, so the loss is "
+        "between 0.002 and 0.4 nats per token. The limit is 0.1."
+    )
+    assert facts_of(info)["Quality"].endswith(f"neither kept nor missed for certain: {WINNER.label}.")
+    page = render_markdown(info)
+    assert "| 0.002 to 0.4 | 0.01 to 0.3 |" in page
+    assert "Two numbers are bounds: the engine tells the most probable tokens only." in page
+    sure = info_of([baseline(), measured(WINNER, speed=1.5, **{**bounds, "kl_upper": 0.05})])
+    assert not any("not shown" in note for note in sure.headline.notes)
+    assert "for certain" not in facts_of(sure)["Quality"]
 
 
 def test_a_candidate_that_never_became_steady_is_named() -> None:

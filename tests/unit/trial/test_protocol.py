@@ -10,7 +10,16 @@ import pytest
 from trial_samples import Scripted, ScriptedAdapter, ScriptedWatch, Stamping, candidate_of, profile_of, spec_of
 
 from kvray.candidate import CacheStrategy, CompileMode, DeviceType
-from kvray.engines.base import Compilation, ForcedToken, Observed, SubstitutedError, UnsupportedError
+from kvray.engines.base import (
+    Compilation,
+    ForcedText,
+    ForcedToken,
+    ModelRequest,
+    Observed,
+    SubstitutedError,
+    UnsupportedError,
+)
+from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
 from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol, beyond_steady_s
@@ -320,7 +329,7 @@ def test_every_phase_is_announced_before_it_begins() -> None:
 
 
 class Mute(Scripted):
-    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
+    def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
         raise UnsupportedError("this cache takes one token at a time")
 
 
@@ -332,7 +341,10 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., T
     def make(*, limit: float | None = 0.1, **changes: Any) -> TrialSpec:
         reference = ReferenceSpec(candidate=candidate_of(), model_revision="1", **changes)
         spec = replace(spec_of(profile=profile_of(limits=Limits(max_quality_loss=limit))), reference=reference)
-        even = summarize(Scripted().forced_log_probabilities(forced_tokens(quality_cell(spec))))
+        model = Scripted()
+        model.prepare(quality_cell(spec))
+        text = model.forced_text(forced_tokens(quality_cell(spec)))
+        even = summarize(model.forced_log_probabilities(text), text)
         save_reference(even, reference_path(spec, reference))
         return spec
 
@@ -430,3 +442,46 @@ def test_memory_is_that_of_all_processes_that_the_engine_names(
     assert protocol.facts.device_peak_mib == 3.0
     peaks = [run.peak_mib for run in runs_of(events) if run.peak_mib is not None]
     assert all(peak > 64 for peak in peaks) if device is DeviceType.CPU else set(peaks) == {64.0}
+
+
+def test_a_candidate_is_fed_the_ids_that_the_reference_holds_and_nothing_that_it_would_have_written(
+    compared: Callable[..., TrialSpec],
+) -> None:
+    fed: list[ForcedText] = []
+
+    class Listening(Scripted):
+        def forced_text(self, forced: int) -> ForcedText:
+            raise AssertionError("candidates write no text")
+
+        def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
+            fed.append(text)
+            return super().forced_log_probabilities(text)
+
+    protocol_of(Listening(), spec=compared())[0].run()
+    assert fed == [ForcedText(ids=(0,) * 64, forced=32)]
+
+
+@pytest.mark.parametrize(("how", "is_refused"), [("topk", False), ("topk,=lossy", True)])
+def test_an_engine_that_tells_the_most_probable_tokens_only_is_refused_by_the_lower_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_refused: bool
+) -> None:
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path))
+    reference = ReferenceSpec(candidate=candidate_of(), model_revision="1", request=ModelRequest(model_id="fake:ok"))
+    spec = replace(spec_of(f"fake:={how}"), reference=reference)
+    made_by = FakeAdapter().load(reference.requested(spec), candidate_of(), spec.device, spec.profile)
+    made_by.prepare(cell := quality_cell(spec))
+    text = made_by.forced_text(forced_tokens(cell))
+    save_reference(summarize(made_by.forced_log_probabilities(text), text), reference_path(spec, reference))
+    protocol = TrialProtocol(
+        spec, FakeAdapter(), emit=lambda _: None, may_continue=lambda: False, device_memory_mib=lambda _: None
+    )
+    if is_refused:
+        with pytest.raises(QualityError, match="KL at least"):
+            protocol.run()
+    else:
+        protocol.run()
+    loss = protocol.facts.quality
+    assert loss is not None
+    assert loss.kl_upper is not None
+    assert loss.kl_mean < loss.kl_upper
+    assert loss.nll_delta_upper is None, "the fake engine tells what is fed"

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from kvray.engines.base import DECODED_TOKENS, ForcedToken
+from kvray.engines.base import DECODED_TOKENS, ForcedText, ForcedToken, TopLogs
+from kvray.trial.divergence import Floats, kl_bounds, kl_of_rows, known_rows, nll_bounds
 from kvray.trial.quality import (
     TOP_TOKENS,
     IncomparableError,
@@ -19,6 +21,11 @@ from kvray.trial.quality import (
     summarize,
 )
 from kvray.workload import Cell
+
+
+def whole(told: NDArray[np.float32] | TopLogs) -> NDArray[np.float32]:
+    assert isinstance(told, np.ndarray)
+    return told
 
 
 def stream(
@@ -58,7 +65,8 @@ def test_the_standard_error_is_that_of_the_paired_differences() -> None:
     reference = list(random_stream(1, vocabulary=50, tokens=40))
     candidate = list(random_stream(1, vocabulary=50, tokens=40, noise=0.3))
     differences = [
-        float(a[0, token] - b[0, token]) for (_, token, a), (_, _, b) in zip(reference, candidate, strict=True)
+        float(whole(a)[0, token] - whole(b)[0, token])
+        for (_, token, a), (_, _, b) in zip(reference, candidate, strict=True)
     ]
     loss = compare(summarize(reference), candidate)
     assert loss.nll_delta == pytest.approx(np.mean(differences), rel=1e-4)
@@ -69,7 +77,8 @@ def test_what_is_beside_the_top_tokens_counts_as_one_and_bounds_the_loss_from_be
     reference = list(random_stream(3, vocabulary=4 * TOP_TOKENS))
     candidate = list(random_stream(3, vocabulary=4 * TOP_TOKENS, noise=1.0))
     full = [
-        float((np.exp(p[0]) * (p[0] - q[0])).sum()) for (_, _, p), (_, _, q) in zip(reference, candidate, strict=True)
+        float((np.exp(whole(p)[0]) * (whole(p)[0] - whole(q)[0])).sum())
+        for (_, _, p), (_, _, q) in zip(reference, candidate, strict=True)
     ]
     loss = compare(summarize(reference), candidate)
     assert 0.7 * np.mean(full) < loss.kl_mean <= np.mean(full)
@@ -145,3 +154,94 @@ def test_a_path_that_is_wrong_in_decoding_alone_does_not_drown_among_the_other_t
     assert loss.kl_mean < 0.1 < 2 < loss.kl_decode
     with pytest.raises(QualityError, match=r"KL 2\.8 nats per token in decoding one by one is over 10 times"):
         check_loss(loss, 0.1)
+
+
+def softmax(logits: list[float]) -> Floats:
+    logs = np.array(logits, dtype=np.float64)
+    values: Floats = logs - np.log(np.exp(logs).sum())
+    return values
+
+
+def told_of(logs: Floats, kept: int, *, token: int | None) -> TopLogs:
+    ids = np.argsort(-logs, kind="stable")[:kept].astype(np.int64)
+    fed = None if token is None else logs[None, token].astype(np.float32)
+    return TopLogs(ids=ids[None], logs=logs[None, ids].astype(np.float32), token_logs=fed)
+
+
+LOGITS = st.integers(2, 24).flatmap(
+    lambda size: st.tuples(*[st.lists(st.floats(-12, 12, width=32), min_size=size, max_size=size)] * 2)
+)
+
+
+@given(logits=LOGITS, kept=st.integers(1, 24), kept_of_reference=st.integers(1, 24), tells_token=st.booleans())
+def test_bounds_contain_what_all_probabilities_would_have_given(
+    logits: tuple[list[float], list[float]], kept: int, kept_of_reference: int, tells_token: bool
+) -> None:
+    p, q = softmax(logits[0]), softmax(logits[1])
+    known = np.argsort(-p, kind="stable")[:kept_of_reference]
+    exact = kl_of_rows(p[known].astype(np.float32), q[None, known].astype(np.float32))[0]
+    (row,) = known_rows(told_of(q, kept, token=0 if tells_token else None), 0)
+    bounds = kl_bounds(known, p[known].astype(np.float32), row)
+    assert bounds.low - 1e-4 <= exact <= bounds.high + 1e-4
+    assert exact <= float((np.exp(p) * (p - q)).sum()) + 1e-4, "which is a lower bound of the whole vocabulary's"
+    likelihood = nll_bounds(row, 0)
+    assert likelihood.low - 1e-4 <= -q[0] <= likelihood.high + 1e-4
+
+
+@given(logits=LOGITS)
+def test_who_tells_all_tokens_as_the_most_probable_gives_the_exact_values(
+    logits: tuple[list[float], list[float]],
+) -> None:
+    p, q = softmax(logits[0]).astype(np.float32), softmax(logits[1]).astype(np.float32)
+    reference = summarize([(0, 1, p[None])])
+    exact = compare(reference, [(0, 1, q[None])])
+    told = compare(reference, [(0, 1, told_of(q.astype(np.float64), len(q), token=None))])
+    assert told.kl_upper is told.nll_delta_upper is None
+    assert told.kl_mean == pytest.approx(exact.kl_mean, abs=1e-5)
+    assert told.nll_delta == pytest.approx(exact.nll_delta, abs=1e-5)
+    assert told.top1_agreement == exact.top1_agreement
+
+
+def test_bounds_small_enough_to_compute_by_hand() -> None:
+    """The candidate tells 0.5 for the first of four tokens, the reference has 0.4, 0.3, 0.2 and 0.1."""
+    reference = summarize(stream((0.4, 0.3, 0.2, 0.1), tokens=(0,)))
+    loss = compare(reference, [(0, 0, told_of(np.log([0.5, 0.25, 0.15, 0.1]), 1, token=None))])
+    # Nearest to the reference are 0.25, 0.167 and 0.083: as its own, in what is left.
+    nearest = 0.4 * np.log(0.4 / 0.5) + 0.6 * np.log(0.6 / 0.5)
+    assert loss.kl_mean == pytest.approx(nearest, rel=1e-4)
+    assert loss.kl_upper is not None
+    assert loss.kl_upper > 50, "what is not told may be as improbable as anything"
+    assert loss.nll_delta == pytest.approx(np.log(0.4 / 0.5), rel=1e-4)
+    assert loss.nll_delta_upper is None, "the fed token was told"
+    assert loss.top1_agreement == 1.0
+
+
+def test_a_token_that_is_not_told_is_at_most_as_probable_as_the_last_that_is() -> None:
+    """Of a wrong cache, a few tokens are enough to see that it is."""
+    reference = summarize(stream((0.97, 0.01, 0.01, 0.01), tokens=(0,)))
+    loss = compare(reference, [(0, 0, told_of(np.log([0.01, 0.5, 0.48, 0.01]), 3, token=None))])
+    assert loss.kl_mean == pytest.approx(
+        0.97 * np.log(0.97 / 0.01) + 0.01 * np.log(0.01 * 0.01 / (0.5 * 0.48)), rel=0.1
+    )
+    with pytest.raises(QualityError, match=r"KL at least 4\.\d nats per token is over the limit"):
+        check_loss(loss, 0.1)
+
+
+def test_a_loss_that_may_be_over_the_limit_is_not_refused() -> None:
+    loss = QualityLoss(
+        kl_mean=0.02, kl_upper=0.6, kl_decode=0.02, nll_delta=0.01, nll_delta_se=0.01, top1_agreement=0.99
+    )
+    check_loss(loss, 0.1)
+
+
+def test_a_reference_by_an_engine_that_tells_the_most_probable_tokens_only_serves_as_well() -> None:
+    p, q = np.log([0.4, 0.3, 0.2, 0.1]), np.log([0.3, 0.4, 0.2, 0.1])
+    text = ForcedText(ids=(2, 1, 3), forced=1)
+    reference = summarize([(0, 3, told_of(p, 2, token=None))], text)
+    assert reference.forced_text == text
+    loss = compare(reference, stream(np.exp(q).tolist(), tokens=(3,)))
+    coarse = 0.4 * np.log(0.4 / 0.3) + 0.3 * np.log(0.3 / 0.4)
+    assert loss.kl_mean == pytest.approx(coarse, rel=1e-4)
+    assert loss.kl_upper is None, "all that the reference knows is compared"
+    assert loss.nll_delta_upper is not None, "of the fed token the reference knows no more than a bound"
+    assert loss.nll_delta <= -q[3] + p[3] <= loss.nll_delta_upper

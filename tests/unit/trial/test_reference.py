@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
-from trial_samples import Scripted, ScriptedAdapter, candidate_of, profile_of, spec_of
+from trial_samples import candidate_of, profile_of, spec_of
 
+from kvray.engines.base import EngineAdapter, ModelRequest, StartMethod
 from kvray.engines.fake import FakeAdapter
 from kvray.trial.quality import IncomparableError, forced_tokens, summarize
-from kvray.trial.reference import ensure_reference, load_reference, quality_cell, reference_path, save_reference
+from kvray.trial.reference import load_reference, quality_cell, reference_path, save_reference
+from kvray.trial.reference_process import ensure_reference
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import Cell
 
@@ -43,7 +46,8 @@ def test_all_candidates_of_a_model_share_a_file_and_other_weights_do_not() -> No
 
 def test_a_reference_is_read_back_as_it_was_written_and_leaves_no_other_file(tmp_path: Path) -> None:
     model = FakeAdapter().load(asking().request, candidate_of(), asking().device, asking().profile)
-    made = summarize(model.forced_log_probabilities(10))
+    model.prepare(Cell(24, 4, 1))
+    made = summarize(model.forced_log_probabilities(text := model.forced_text(10)), text)
     save_reference(made, tmp_path / "folder" / "a.npz")
     read = load_reference(tmp_path / "folder" / "a.npz")
     assert all(np.array_equal(getattr(read, name), value) for name, value in vars(made).items())
@@ -59,18 +63,42 @@ def test_a_missing_or_torn_reference_is_told_apart_from_a_loss(tmp_path: Path, c
         load_reference(path)
 
 
-def test_an_engine_that_cannot_be_forked_makes_none(tmp_path: Path) -> None:
-    adapter = ScriptedAdapter(Scripted())
-    adapter.start_method = "spawn"  # type: ignore[misc]
-    note = ensure_reference(asking(), adapter, tmp_path / "a.npz", fetched=lambda: None)
-    assert note == "engine 'fake' cannot make a reference"
+class SpawnedAdapter(FakeAdapter):
+    start_method: ClassVar[StartMethod] = "spawn"
+
+
+@pytest.mark.spawns
+@pytest.mark.parametrize("measured", [SpawnedAdapter(), FakeAdapter()])
+def test_what_cannot_be_forked_here_makes_the_reference_in_a_fresh_interpreter(
+    tmp_path: Path, measured: EngineAdapter
+) -> None:
+    reference, fetched = replace(REFERENCE, adapter=SpawnedAdapter()), list[bool]()
+    path = tmp_path / "a.npz"
+    assert ensure_reference(asking(), reference, measured, path, fetched=lambda: fetched.append(True)) is None
+    assert fetched == [True]
+    assert len(load_reference(path).tokens) == forced_tokens(quality_cell(asking()))
+
+
+@pytest.mark.spawns
+def test_a_fresh_interpreter_says_why_it_failed(tmp_path: Path) -> None:
+    reference = replace(REFERENCE, adapter=SpawnedAdapter())
+    note = ensure_reference(
+        asking("fake:dynamic=oom@load"), reference, FakeAdapter(), tmp_path / "a.npz", fetched=lambda: None
+    )
+    assert note == "the reference could not be made: OutOfMemoryError: told to run out of memory"
+
+
+def test_candidates_of_all_engines_share_the_reference_of_the_engine_that_is_named_for_it() -> None:
+    named = replace(REFERENCE, request=ModelRequest(model_id="fake:ok"), adapter=FakeAdapter())
+    of_another_engine = replace(asking("fake:as the other engine names it"), candidate=candidate_of(engine="other"))
+    assert reference_path(of_another_engine, named) == reference_path(asking(), REFERENCE)
 
 
 @pytest.mark.spawns
 def test_a_process_of_its_own_makes_the_reference(tmp_path: Path) -> None:
     fetched: list[bool] = []
     path, spec = tmp_path / "reference" / "a.npz", asking()
-    assert ensure_reference(spec, FakeAdapter(), path, fetched=lambda: fetched.append(True)) is None
+    assert ensure_reference(spec, REFERENCE, FakeAdapter(), path, fetched=lambda: fetched.append(True)) is None
     assert fetched == [True]
     assert len(load_reference(path).tokens) == forced_tokens(quality_cell(spec))
 
@@ -87,6 +115,8 @@ def test_a_process_of_its_own_makes_the_reference(tmp_path: Path) -> None:
 def test_a_failure_is_told_once_and_not_tried_again_in_the_sweep(tmp_path: Path, command: str, reason: str) -> None:
     spec, fetched = replace(asking(f"fake:dynamic={command}"), timeout_s=1.0), list[bool]()
     for _ in range(2):
-        note = ensure_reference(spec, FakeAdapter(), tmp_path / "a.npz", fetched=lambda: fetched.append(True))
+        note = ensure_reference(
+            spec, REFERENCE, FakeAdapter(), tmp_path / "a.npz", fetched=lambda: fetched.append(True)
+        )
         assert note == f"the reference could not be made: {reason}"
     assert fetched == [True]

@@ -12,6 +12,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.engines.base import (
     OBSERVED_TOKENS,
     Compilation,
+    ForcedText,
     ForcedToken,
     Generation,
     LoadedModel,
@@ -138,9 +139,12 @@ class Scripted(LoadedModel):
         self.clock.now_s += 1000.0
         return self._observed
 
-    def forced_log_probabilities(self, forced: int) -> Iterator[ForcedToken]:
-        self.calls.append(f"force {forced}")
-        for place in range(forced):
+    def forced_text(self, forced: int) -> ForcedText:
+        return ForcedText(ids=(0,) * (self.cell.context_tokens + self.cell.output_tokens), forced=forced)
+
+    def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
+        self.calls.append(f"force {text.forced}")
+        for place in range(text.forced):
             with np.errstate(divide="ignore"):
                 yield place, 0, np.log(np.array([[self.probability, 1 - self.probability]], dtype=np.float32))
 
