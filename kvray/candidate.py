@@ -256,6 +256,10 @@ class Candidate:
             text += f"×{self.batch_size}"
         return text
 
+    def setting(self, name: str) -> ParamValue | None:
+        """The value of the engine's own axis `name`; `None`: it is not set."""
+        return getattr(self, name) if name in SETTING_COLUMNS else dict(self.settings).get(name)
+
     @property
     def foreign_kernel(self) -> str | None:
         """The hub kernel, if it is code that needs the user's trust."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType
+from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType, ParamValue
 from kvray.errors import InvalidValueError, describe_problems
 from kvray.files.file_systems import has_locks
 from kvray.record import TrialStatus
@@ -46,9 +46,10 @@ class TuneConfig(BaseModel):
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
         output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
         space: `default`, `full`, or the path of a YAML file (see `space.space_file`).
-        caches, attentions, dtypes, compiles, prefill_chunks, weights_limits_mib: narrow an axis of the space (see
-            `space.narrowing`); empty leaves it as it is. Of the last two `None` is a value: all of the prompt at once,
-            and no limit. Not together with a space file.
+        caches, attentions, dtypes, compiles: narrow an axis of the space (see `space.narrowing`); empty leaves it as it
+            is. Not together with a space file.
+        settings: values of the engine's own axes by name, e.g. `{"prefill_chunk": (None, 512)}`, each as it is or as a
+            user writes it; `None`: not set. They narrow the space in the same way.
         static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
         trust_remote_code: whether Python code that the model brings, and attention kernels by anybody, may run.
         allow_pickle: whether weights may come from pickle files, where there are no safetensors.
@@ -87,8 +88,7 @@ class TuneConfig(BaseModel):
     attentions: tuple[AttentionChoice, ...] = ()
     dtypes: tuple[DType, ...] = ()
     compiles: tuple[CompileMode, ...] = ()
-    prefill_chunks: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
-    weights_limits_mib: tuple[Annotated[int, Field(ge=1)] | None, ...] = ()
+    settings: Mapping[str, tuple[ParamValue | None, ...]] = {}
     static_len: Annotated[int, Field(ge=1)] | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -166,8 +166,7 @@ class TuneConfig(BaseModel):
     @property
     def narrows(self) -> bool:
         """Whether any axis is narrowed."""
-        axes = (self.caches, self.attentions, self.dtypes, self.compiles)
-        return any((*axes, self.prefill_chunks, self.weights_limits_mib))
+        return any((self.caches, self.attentions, self.dtypes, self.compiles, self.settings))
 
     @field_validator("profile", mode="before")
     @classmethod

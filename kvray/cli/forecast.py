@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheStrategy, Candidate, DeviceType, DType
 from kvray.cli import options
-from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit
+from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit, parse_settings
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
@@ -46,6 +46,7 @@ def forecast(
         typer.Option(metavar="LIST", help=f"Caches: {', '.join(CacheStrategy)}.", rich_help_panel=options.SPACE),
     ] = None,
     dtype: options.Dtype = None,
+    settings: options.Settings = None,
     space: options.Space = DEFAULT_SPACE,
     device: options.Device = None,
     offline: options.Offline = False,
@@ -71,6 +72,7 @@ def forecast(
         space=space,
         caches=parse_caches(cache),
         dtypes=parse_choices(dtype, DType),
+        settings=parse_settings(settings or (), option="--set"),
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         offline=offline,

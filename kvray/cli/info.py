@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kvray.candidate import DeviceType
+from kvray.engines.base import DeviceFacts, EngineAdapter
 from kvray.engines.registry import get_engine, list_engines
 from kvray.errors import EngineError
 from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import quota_threads, visible_cpus
 from kvray.probes.environment import capture_environment
+from kvray.space.menu import SHARED_AXES
 from kvray.tuning.local_device import detect_device
 
 app = typer.Typer(add_completion=False)
@@ -44,24 +46,31 @@ def info(
         if value is not None:
             console.print(Text(f"{name:<14}{value}"), soft_wrap=True)
     for engine in list_engines():
-        console.print(Text(f"\nEngine {engine}", style="bold"))
-        adapter = get_engine(engine)
-        try:
-            adapter.check_installed()
-        except EngineError as error:
-            console.print(Text(str(error), style="yellow"), soft_wrap=True)
-            continue
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
-        for heading in ("axis", "value"):
-            table.add_column(heading, no_wrap=True)
-        table.add_column("here")
-        for entry in adapter.menu(facts):
-            if entry.obstacle is not None:
-                table.add_row(entry.axis, entry.value, Text(f"no: {entry.obstacle}", style="yellow"))
-            else:
-                note = f"yes, on request: {entry.on_request}" if entry.on_request else "yes"
-                table.add_row(entry.axis, entry.value, Text(note, style="green"))
-        console.print(table)
+        print_menu(console, get_engine(engine), facts)
+
+
+def print_menu(console: Console, engine: EngineAdapter, facts: DeviceFacts) -> None:
+    """Every value of every axis of `engine`, and how its own axes are set."""
+    console.print(Text(f"\nEngine {engine.name}", style="bold"))
+    try:
+        engine.check_installed()
+    except EngineError as error:
+        console.print(Text(str(error), style="yellow"), soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
+    for heading in ("axis", "value"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("here")
+    for entry in engine.menu(facts):
+        if entry.obstacle is not None:
+            table.add_row(entry.axis, entry.value, Text(f"no: {entry.obstacle}", style="yellow"))
+        else:
+            note = f"yes, on request: {entry.on_request}" if entry.on_request else "yes"
+            table.add_row(entry.axis, entry.value, Text(note, style="green"))
+    console.print(table)
+    own = [axis for axis in engine.axes(facts) if axis.name not in SHARED_AXES]
+    for axis in own:
+        console.print(Text(f"--set {axis.name}=…  {axis.describe()}"), soft_wrap=True)
 
 
 def _quota() -> str | None:

@@ -84,6 +84,15 @@ MaxQualityLoss = Annotated[
 Space = Annotated[
     str, typer.Option(metavar="NAME", help="default, full, or a YAML file with blocks of axes.", rich_help_panel=SPACE)
 ]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=LIST",
+        help="Further axes (kvray info): prefill_chunk=512.",
+        rich_help_panel=SPACE,
+    ),
+]
 Dtype = Annotated[str | None, typer.Option(metavar="LIST", help=f"Dtypes: {', '.join(DType)}.", rich_help_panel=SPACE)]
 
 Device = Annotated[

@@ -5,10 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from kvray.candidate import MOST_DIGITS, AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, Choice
+from kvray.candidate import (
+    MOST_DIGITS,
+    AttentionBackend,
+    AttentionChoice,
+    CacheChoice,
+    CacheStrategy,
+    Choice,
+    ParamValue,
+)
 from kvray.errors import InvalidValueError
 from kvray.judgement import Weights
 from kvray.record import TrialStatus
@@ -90,6 +98,26 @@ def parse_optional_integers(text: str | None, *, option: str) -> tuple[int | Non
     if text is not None and not parts:
         raise InvalidValueError(f"{option} {text!r} names no value.", hint="Write it like 512 or none,512.")
     return tuple(dict.fromkeys(None if part == "none" else next(numbers) for part in parts))
+
+
+def parse_settings(
+    texts: Sequence[str], *, option: str, **named: tuple[int | None, ...]
+) -> dict[str, tuple[ParamValue | None, ...]]:
+    """`["tile=16,64", "fused=true"]` as values by axis, beside those of options of their own (`named`, by axis).
+
+    Raises:
+        InvalidValueError: a text is not of that form, or an axis is given twice.
+    """
+    found: dict[str, tuple[ParamValue | None, ...]] = {axis: values for axis, values in named.items() if values}
+    for text in texts:
+        name, _, values = text.partition("=")
+        axis, parts = name.strip(), _parts(values)
+        if not axis or not parts:
+            raise InvalidValueError(f"{option} {text!r} names no value.", hint=f"Write it like {option} NAME=V1,V2.")
+        if axis in found:
+            raise InvalidValueError(f"Axis {axis!r} is given twice.", hint=f"Write it once: {option} {axis}=V1,V2.")
+        found[axis] = tuple(parts)
+    return found
 
 
 def parse_retry(text: str | None, *, option: str) -> tuple[tuple[TrialStatus, ...], bool]:

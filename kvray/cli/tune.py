@@ -24,6 +24,7 @@ from kvray.cli.parsing import (
     parse_integers,
     parse_optional_integers,
     parse_retry,
+    parse_settings,
 )
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
@@ -89,6 +90,7 @@ def tune(
             rich_help_panel=options.SPACE,
         ),
     ] = None,
+    settings: options.Settings = None,
     space: options.Space = DEFAULT_SPACE,
     device: options.Device = None,
     address: Annotated[
@@ -237,8 +239,12 @@ def tune(
         attentions=parse_attentions(attention),
         dtypes=parse_choices(dtype, DType),
         compiles=parse_choices(compile_, CompileMode),
-        prefill_chunks=parse_optional_integers(prefill_chunk, option="--prefill-chunk"),
-        weights_limits_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
+        settings=parse_settings(
+            settings or (),
+            option="--set",
+            prefill_chunk=parse_optional_integers(prefill_chunk, option="--prefill-chunk"),
+            weights_limit_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
+        ),
         static_len=static_len,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,

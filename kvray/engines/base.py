@@ -23,7 +23,9 @@ from kvray.forecast.shape import ModelShape
 from kvray.models.request import ModelRequest as ModelRequest  # part of the contract: engines take it from here
 from kvray.probes.own_processes import this_process
 from kvray.record import short_model_name
+from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
+from kvray.space.menu import MenuLine, menu_of
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
@@ -141,23 +143,6 @@ class DeviceFacts:
     device_name: str
     gpu_count: int = 0
     compute_capability: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AxisValue:
-    """One line of the engine's menu.
-
-    Attributes:
-        axis: name of a field of `Candidate`.
-        value: as a user writes it; a cache may come with its settings.
-        obstacle: why it cannot be had on this machine and what would make it so; `None`: it can be had.
-        on_request: why it can be had but is not in the default space; `None`: it is.
-    """
-
-    axis: str
-    value: str
-    obstacle: str | None = None
-    on_request: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,8 +438,13 @@ class EngineAdapter(ABC):
         """The candidate a user has today: what the engine does with nothing set."""
 
     @abstractmethod
-    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
-        """Every value of every axis this engine knows, with what stands in the way of it on this machine."""
+    def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
+        """What can be chosen, with every value that this engine knows and what stands in the way of it on this machine:
+        its values of the axes that all engines share (`shared_axis`), then axes of its own."""
+
+    def menu(self, device: DeviceFacts) -> tuple[MenuLine, ...]:
+        """Every value of `axes`."""
+        return menu_of(self.axes(device))
 
     @abstractmethod
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:

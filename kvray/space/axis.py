@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kvray.candidate import MOST_DIGITS, Candidate, ParamValue, is_setting_name
+from kvray.candidate import MOST_DIGITS, SETTING_COLUMNS, Candidate, ParamValue, is_setting_name, setting_text
 from kvray.errors import InvalidValueError
 from kvray.workload import WorkloadProfile
 
 UNSET = "none"
 """What a user writes for an axis that is not set: the engine then does what it does by itself."""
+_UNSET_WORDS = (UNSET, "null", "~")
 AxisRequest = ParamValue | None
-"""A value of an axis of the engine's own; `None`: not set."""
+"""A value of one of the engine's own axes; `None`: not set."""
 _TRUTH = {"true": True, "false": False}
 
 
@@ -44,7 +45,8 @@ class AxisValue:
     """A value of an axis on one machine.
 
     Attributes:
-        value: as a user writes it; a cache may come with its settings. Where any number can be had it is the unit.
+        value: as a user writes it; a cache may come with its settings. A word in place of a number, such as a unit,
+            stands for every number.
         obstacle: why it cannot be had on this machine and what would make it so; `None`: it can be had.
         on_request: why it can be had but is not in the default space; `None`: it is.
     """
@@ -67,14 +69,15 @@ class Axis:
         name: the key in `--set`, in space files and in `Candidate.settings`.
         title: what messages call it, e.g. `tile size`.
         scale: of a number axis, else `None`.
-        values: all of a choice or flag; of a number axis those worth a line, or its unit, which stands for any number.
+        values: all of a choice or flag; of a number axis those worth a line.
         whole: whether a number axis takes whole numbers only.
         least, most: bounds of a number axis, both allowed.
         aliases: further words for a value; `None`: the axis is not set.
-        default: what the engine does where the axis is not set: asking for it is no change. `None`: not known.
-        canonical: the value that a candidate is given in place of the one asked for, so that two requests which become
-            one configuration are one candidate; `None`: the axis is not set. It is told the candidate and the workload.
-        parser: reads a value as a user writes it, in place of what the kind says.
+        default: what the engine does where the axis is not set: to ask for it is to leave the axis unset. `None`: not
+            known.
+        canonical: the value that a candidate gets in place of the one asked for, given the candidate and the workload,
+            so that two requests which become one configuration are one candidate; `None`: the axis is not set.
+        parser: reads a value as a user writes it, where the kind does not say how.
     """
 
     name: str
@@ -97,7 +100,7 @@ class Axis:
             raise InvalidValueError(f"Axis {self.name} is a {self.kind.value} axis: scale {self.scale} does not fit.")
 
     def parse(self, text: str) -> Any:
-        """The value that a user writes as `text`; `None` for `none`, which leaves the axis as it is.
+        """The value that a user writes as `text`; `None`: the axis is not set.
 
         Raises:
             InvalidValueError: the axis has no such value.
@@ -107,21 +110,35 @@ class Axis:
         word = text.strip()
         if word.lower() in self.aliases:
             return self.aliases[word.lower()]
-        if word.lower() == UNSET:
+        if word.lower() in _UNSET_WORDS:
             return None
-        return self._value(word)
+        value = self._value(word)
+        return None if value == self.default else value
+
+    def lines_of(self, value: ParamValue) -> tuple[str, ...]:
+        """The `values` that `value` stands for: its own, or one that stands for every number."""
+        text = setting_text(value)
+        known = [one.value for one in self.values]
+        if text in known or self.kind is not AxisKind.NUMBER:
+            return (text,)
+        return tuple(one for one in known if not one[:1].isdigit())
+
+    def describe(self) -> str:
+        """What can be written for it, e.g. `tile size: a whole number from 1 to 4096, auto or none`."""
+        kinds = [self._bounds] if self.kind is AxisKind.NUMBER else list(self._words)
+        *others, last = [*kinds, *self.aliases, UNSET]
+        return f"{self.title}: {', '.join(others)} or {last}"
+
+    @property
+    def _words(self) -> Mapping[str, ParamValue]:
+        return _TRUTH if self.kind is AxisKind.FLAG else {one.value: one.value for one in self.values}
 
     def _value(self, word: str) -> ParamValue:
-        match self.kind:
-            case AxisKind.NUMBER:
-                return self._number(word)
-            case AxisKind.FLAG:
-                known: Mapping[str, ParamValue] = _TRUTH
-            case AxisKind.CHOICE:
-                known = {one.value: one.value for one in self.values}
-        if word not in known:
-            raise InvalidValueError.not_one_of(self.title, word, [*known, *self.aliases, UNSET])
-        return known[word]
+        if self.kind is AxisKind.NUMBER:
+            return self._number(word)
+        if word not in self._words:
+            raise InvalidValueError.not_one_of(self.title, word, [*self._words, *self.aliases, UNSET])
+        return self._words[word]
 
     def _number(self, word: str) -> int | float:
         try:
@@ -129,9 +146,8 @@ class Axis:
         except ValueError:
             number = math.nan
         if not (math.isfinite(number) and self.least <= number <= self.most):
-            raise InvalidValueError(
-                f"{self.title} {word!r} is neither {self._bounds} nor {' nor '.join([*self.aliases, UNSET])}."
-            )
+            words = " nor ".join([*self.aliases, UNSET])
+            raise InvalidValueError(f"{self.title} {word!r} is neither {self._bounds} nor {words}.")
         return number
 
     @property
@@ -140,6 +156,25 @@ class Axis:
         if self.most == math.inf:
             return f"a positive {what}" if self.whole and self.least == 1 else f"a {what} of at least {self.least:g}"
         return f"a {what} from {self.least:g} to {self.most:g}"
+
+
+def canonical_form(candidate: Candidate, axes: Sequence[Axis], profile: WorkloadProfile) -> Candidate:
+    """`candidate` with the settings that it comes to: those that change nothing are not set."""
+    for axis in axes:
+        value = candidate.setting(axis.name)
+        if value is None:
+            continue
+        canonical = axis.canonical(value, candidate, profile)
+        candidate = with_settings(candidate, {axis.name: None if canonical == axis.default else canonical})
+    return candidate
+
+
+def with_settings(candidate: Candidate, values: Mapping[str, AxisRequest]) -> Candidate:
+    """`candidate` with these axes set, or not set where the value is `None`."""
+    columns: dict[str, Any] = {name: value for name, value in values.items() if name in SETTING_COLUMNS}
+    settings = {**dict(candidate.settings), **{n: value for n, value in values.items() if n not in SETTING_COLUMNS}}
+    set_ = tuple((name, value) for name, value in settings.items() if value is not None)
+    return replace(candidate, **columns, settings=set_)
 
 
 def _whole(word: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvray.space.search_space import Axes
 
-_DTYPES = "dtypes"
+_DTYPE = "dtype"
 Values = tuple[Any, ...]
 
 
@@ -20,13 +20,13 @@ def narrowed(blocks: Sequence[Axes], asked: Mapping[str, Values]) -> tuple[Axes,
     for takes them: `--dtype float32` leaves no cache out. A combination of values that no block has is measured with
     the rest of the first block.
     """
-    in_dtype = [_in_dtypes(axes, asked.get(_DTYPES, ())) for axes in blocks]
+    in_dtype = [_in_dtypes(axes, asked.get(_DTYPE, ())) for axes in blocks]
     kept = [part for axes in in_dtype if (part := _part(axes, asked)) is not None]
     covered = {combination for part in kept for combination in _combinations(part, asked)}
     missing = [one for one in itertools.product(*asked.values()) if one not in covered]
     if len(missing) == len(list(itertools.product(*asked.values()))):
-        return (replace(in_dtype[0], **asked),)
-    return (*kept, *(replace(in_dtype[0], **_singles(asked, one)) for one in missing))
+        return (in_dtype[0].having(asked),)
+    return (*kept, *(in_dtype[0].having(_singles(asked, one)) for one in missing))
 
 
 def _in_dtypes(axes: Axes, asked: Values) -> Axes:
@@ -36,12 +36,12 @@ def _in_dtypes(axes: Axes, asked: Values) -> Axes:
 
 def _part(axes: Axes, asked: Mapping[str, Values]) -> Axes | None:
     """`axes` without what is not asked for, in the order asked for; `None` if nothing of an axis is left."""
-    kept = {axis: tuple(value for value in values if value in getattr(axes, axis)) for axis, values in asked.items()}
-    return replace(axes, **kept) if all(kept.values()) else None
+    kept = {axis: tuple(value for value in values if value in axes.values_of(axis)) for axis, values in asked.items()}
+    return axes.having(kept) if all(kept.values()) else None
 
 
 def _combinations(axes: Axes, asked: Mapping[str, Values]) -> Iterator[Values]:
-    return itertools.product(*(getattr(axes, axis) for axis in asked))
+    return itertools.product(*(axes.values_of(axis) for axis in asked))
 
 
 def _singles(asked: Mapping[str, Values], values: Values) -> dict[str, Values]:

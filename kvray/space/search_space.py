@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from kvray.candidate import AttentionChoice, CacheChoice, Candidate, CompileMode, DType
 from kvray.errors import InvalidValueError
+from kvray.space.axis import AxisRequest, with_settings
 from kvray.space.constraints import RULES, Constraint, SpaceFacts, first_objection
 
 MOST_CANDIDATES = 20_000
@@ -17,15 +19,44 @@ MOST_CANDIDATES = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """A block of a space: the values that each field of a candidate may take, in every combination."""
+    """A block of a space: the values that each axis may take, in every combination.
+
+    Attributes:
+        settings: values of the engine's own axes by name; one that is not there is not set.
+    """
 
     caches: tuple[CacheChoice, ...]
     attentions: tuple[AttentionChoice, ...]
     dtypes: tuple[DType, ...]
     compiles: tuple[CompileMode, ...] = (CompileMode.OFF,)
-    prefill_chunks: tuple[int | None, ...] = (None,)
-    weights_limits_mib: tuple[int | None, ...] = (None,)
     batch_sizes: tuple[int, ...] = (1,)
+    settings: Mapping[str, tuple[AxisRequest, ...]] = field(default_factory=dict)
+
+    def values_of(self, axis: str) -> tuple[Any, ...]:
+        """The values of an axis."""
+        return getattr(self, _FIELDS[axis]) if axis in _FIELDS else self.settings.get(axis, (None,))
+
+    def having(self, values: Mapping[str, tuple[Any, ...]]) -> Axes:
+        """A copy that has these values of these axes."""
+        shared = {_FIELDS[axis]: some for axis, some in values.items() if axis in _FIELDS}
+        own = {axis: some for axis, some in values.items() if axis not in _FIELDS}
+        return replace(self, **shared, settings={**self.settings, **own})
+
+    @property
+    def points(self) -> int:
+        """How many combinations there are."""
+        shared = (getattr(self, name) for name in _FIELDS.values())
+        return math.prod(len(values) for values in (*shared, *self.settings.values()))
+
+
+_FIELDS = {
+    "cache": "caches",
+    "attention": "attentions",
+    "dtype": "dtypes",
+    "compile": "compiles",
+    "batch_size": "batch_sizes",
+}
+"""Where a block has the values of the axes that all engines share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +83,18 @@ class SearchSpace:
 
 
 def build_space(
-    blocks: Sequence[Axes], *, baseline: Candidate, facts: SpaceFacts, engine_rules: Sequence[Constraint] = ()
+    blocks: Sequence[Axes],
+    *,
+    baseline: Candidate,
+    facts: SpaceFacts,
+    engine_rules: Sequence[Constraint] = (),
+    canonical: Callable[[Candidate], Candidate] = lambda candidate: candidate,
 ) -> SearchSpace:
     """Enumerate `blocks` for the baseline's engine, what several have once; the baseline is part of the space whatever
     they say.
+
+    Args:
+        canonical: the form of a candidate that all ways to ask for it come to.
 
     Raises:
         InvalidValueError: they have more than `MOST_CANDIDATES` points.
@@ -65,7 +104,8 @@ def build_space(
     kept: list[Candidate] = [baseline]
     rejected: list[RejectedCandidate] = []
     asked_for = 0
-    for candidate in dict.fromkeys(itertools.chain.from_iterable(_product(axes, baseline.engine) for axes in blocks)):
+    points = itertools.chain.from_iterable(_product(axes, baseline.engine) for axes in blocks)
+    for candidate in dict.fromkeys(canonical(point) for point in points):
         reason = first_objection(candidate, facts, rules)
         if reason is not None:
             rejected.append(RejectedCandidate(candidate=candidate, reason=reason))
@@ -77,7 +117,7 @@ def build_space(
 
 
 def _check_size(blocks: Sequence[Axes]) -> None:
-    points = sum(math.prod(len(values) for values in vars(axes).values()) for axes in blocks)
+    points = sum(axes.points for axes in blocks)
     if points > MOST_CANDIDATES:
         raise InvalidValueError(
             f"The space has {points:,} configurations, at most {MOST_CANDIDATES:,} can be listed.",
@@ -87,24 +127,24 @@ def _check_size(blocks: Sequence[Axes]) -> None:
 
 def _product(axes: Axes, engine: str) -> list[Candidate]:
     return [
-        Candidate(
-            engine=engine,
-            cache=cache.strategy,
-            cache_params=cache.params,
-            attention=attention.backend,
-            hub_kernel=attention.hub_kernel,
-            dtype=dtype,
-            compile=compile_mode,
-            batch_size=batch_size,
-            prefill_chunk=prefill_chunk,
-            weights_limit_mib=weights_limit_mib,
+        with_settings(
+            Candidate(
+                engine=engine,
+                cache=cache.strategy,
+                cache_params=cache.params,
+                attention=attention.backend,
+                hub_kernel=attention.hub_kernel,
+                dtype=dtype,
+                compile=compile_mode,
+                batch_size=batch_size,
+            ),
+            dict(zip(axes.settings, settings, strict=True)),
         )
-        for batch_size, dtype, compile_mode, weights_limit_mib, prefill_chunk, cache, attention in itertools.product(
+        for batch_size, dtype, compile_mode, settings, cache, attention in itertools.product(
             axes.batch_sizes,
             axes.dtypes,
             axes.compiles,
-            axes.weights_limits_mib,
-            axes.prefill_chunks,
+            list(itertools.product(*axes.settings.values())),
             axes.caches,
             axes.attentions,
         )

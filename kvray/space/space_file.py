@@ -7,30 +7,34 @@
     - cache: [sliding_window]
       prefill_chunk: [none, 512]
 
-An axis that a block leaves out takes the values of the engine's default space.
+The axes are those that the engine declares, and `batch_size`. An axis that a block leaves out takes the values of the
+engine's default space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kvray.candidate import MOST_DIGITS, AttentionChoice, CacheChoice, CompileMode, DType
+from kvray.candidate import MOST_DIGITS
 from kvray.errors import InvalidValueError, did_you_mean, sentence_of
 from kvray.files.documents import read_document
+from kvray.space.axis import Axis, AxisKind, Scale
 from kvray.space.search_space import MOST_CANDIDATES, Axes
 
 _MOST_BYTES = 100_000
 """The parser needs seconds for a megabyte."""
-_NONE = ("none", "null", "~")
 
 
-def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
-    """The blocks in the file at `path`; `otherwise` has the values of axes that a block leaves out.
+def load_space(path: str | Path, *, axes: Sequence[Axis], otherwise: Axes) -> tuple[Axes, ...]:
+    """The blocks in the file at `path`.
+
+    Args:
+        axes: what the engine declares.
+        otherwise: has the values of axes that a block leaves out.
 
     Raises:
         InvalidValueError: the file cannot be read, is not such a list, or names an axis or value that does not exist.
@@ -50,7 +54,11 @@ def load_space(path: str | Path, *, otherwise: Axes) -> tuple[Axes, ...]:
         raise InvalidValueError(
             f"Space file {str(path)!r} is not a list of blocks.", hint="Begin each block with a dash: - cache: [static]"
         )
-    return tuple(_block(block, f"Block {number} of {str(path)!r}", otherwise) for number, block in enumerate(data, 1))
+    known = {axis.name: axis for axis in (*axes, _BATCH_SIZE)}
+    return tuple(
+        otherwise.having(_values(block, f"Block {number} of {str(path)!r}", known))
+        for number, block in enumerate(data, 1)
+    )
 
 
 def _check_size(data: object, path: str | Path) -> None:
@@ -63,46 +71,30 @@ def _check_size(data: object, path: str | Path) -> None:
         )
 
 
-def _block(block: Mapping[str, Any], where: str, otherwise: Axes) -> Axes:
-    if unknown := sorted(set(map(str, block)) - set(_AXES)):
-        raise InvalidValueError(f"{where}: there is no axis {unknown[0]!r}.", hint=f"There are {', '.join(_AXES)}.")
-    changes: dict[str, Any] = {}
+def _values(block: Mapping[str, Any], where: str, known: Mapping[str, Axis]) -> dict[str, tuple[Any, ...]]:
+    if unknown := sorted(set(map(str, block)) - set(known)):
+        hint = f"There are {', '.join(known)}. {did_you_mean(unknown[0], known)}".strip()
+        raise InvalidValueError(f"{where}: there is no axis {unknown[0]!r}.", hint=hint)
+    found: dict[str, tuple[Any, ...]] = {}
     for axis, values in block.items():
         if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
             raise InvalidValueError(f"{where}: {axis} is not a list of values.", hint=f"Write it like {axis}: [a, b].")
-        field, parse = _AXES[axis]
         try:
-            changes[field] = tuple(dict.fromkeys(parse(value) for value in values))
+            found[axis] = tuple(dict.fromkeys(known[axis].parse(value) for value in values))
         except InvalidValueError as error:
             hint = f"{error.hint or ''} A value with commas needs quotes.".strip()
             raise InvalidValueError(f"{where}: {error.message}", hint=hint) from error
-    return replace(otherwise, **changes)
-
-
-def _optional_integer(text: str) -> int | None:
-    if text.lower() in _NONE:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0):
-        raise InvalidValueError(f"{text!r} is neither a positive whole number nor none.")
-    return int(text)
+    return found
 
 
 def _batch_size(text: str) -> int:
-    value = _optional_integer(text)
-    if value is None:
+    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0):
         raise InvalidValueError(f"batch_size {text!r} is not a positive whole number.")
-    return value
+    return int(text)
 
 
-_AXES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "cache": ("caches", CacheChoice.parse),
-    "attention": ("attentions", AttentionChoice.parse),
-    "dtype": ("dtypes", DType.parse),
-    "compile": ("compiles", CompileMode.parse),
-    "prefill_chunk": ("prefill_chunks", _optional_integer),
-    "weights_limit_mib": ("weights_limits_mib", _optional_integer),
-    "batch_size": ("batch_sizes", _batch_size),
-}
+_BATCH_SIZE = Axis(name="batch_size", title="batch size", kind=AxisKind.NUMBER, scale=Scale.LOG, parser=_batch_size)
+"""Of the workload, not of an engine."""
 
 
 def _reason(error: Exception) -> str:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 
 from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
 from kvray.config import FULL_SPACE, TuneConfig
-from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
+from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import NoCandidatesError, SweepError
 from kvray.forecast.hardware import Hardware, free_memory_mib, load_hardware
 from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
-from kvray.space.constraints import Constraint, SpaceFacts
+from kvray.space.asked import asked_values
+from kvray.space.axis import Axis, canonical_form
+from kvray.space.constraints import SpaceFacts
+from kvray.space.menu import available_here, check_any_available, lines_of, menu_of
 from kvray.space.narrowing import narrowed
 from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
 from kvray.space.space_file import load_space
@@ -30,7 +33,7 @@ class Preview:
 
     Attributes:
         profile: fitted to the model: without the context lengths in `dropped_contexts`.
-        menu: every value of every axis, with what stands in its way.
+        axes: what the engine lets one choose, with every value and what stands in its way.
         hardware: the device's rates, `None` where they have not been measured.
         free_mib: memory that a trial could take on the device, `None` where nothing tells.
         forecasts: by candidate id, of all that is measured or that cannot fit; empty where the model's shape is not
@@ -42,7 +45,7 @@ class Preview:
     profile: WorkloadProfile
     dropped_contexts: tuple[int, ...]
     space: SearchSpace
-    menu: tuple[AxisValue, ...]
+    axes: tuple[Axis, ...]
     hardware: Hardware | None = None
     free_mib: float | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
@@ -58,10 +61,10 @@ class Preview:
     def left_out(self) -> tuple[tuple[str, str, str], ...]:
         """(axis, value, reason) of everything on the menu that is neither measured nor rejected."""
         points = (*self.space.candidates, *(rejected.candidate for rejected in self.space.rejected))
-        asked_for = {pair for candidate in points for pair in _axis_values(candidate)}
+        asked_for = {pair for candidate in points for pair in lines_of(candidate, self.axes)}
         return tuple(
             (entry.axis, entry.value, entry.obstacle or entry.on_request or "not asked for")
-            for entry in self.menu
+            for entry in menu_of(self.axes)
             if (entry.axis, entry.value) not in asked_for
         )
 
@@ -73,7 +76,7 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
         EngineError: the engine's library is not installed.
         ModelError: the model's name means nothing, or its files cannot be loaded.
         NoCandidatesError: nothing of what an axis is narrowed to can be had here.
-        InvalidValueError: the space file cannot be read.
+        InvalidValueError: the engine has no such axis or value, or the space file cannot be read.
         SweepError: CUDA is asked for, without a cluster that might have it.
     """
     adapter.check_installed()
@@ -84,9 +87,10 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
             "Device 'cuda' was asked for, but this machine has no GPU that NVML can see.",
             hint="Use cpu, or the address of a Ray cluster with GPUs.",
         )
-    _check_obstacles(config, adapter.menu(device))
+    axes = adapter.axes(device)
+    check_any_available(asked_values(config, axes), axes)
     if config.has_space_file:
-        load_space(config.space, otherwise=Axes(caches=(), attentions=(), dtypes=()))
+        load_space(config.space, axes=axes, otherwise=Axes(caches=(), attentions=(), dtypes=()))
 
 
 def requested_model(config: TuneConfig) -> ModelRequest:
@@ -146,8 +150,8 @@ def _preview(
     config: TuneConfig, adapter: EngineAdapter, read_model: Callable[[TuneConfig, EngineAdapter], ModelInfo]
 ) -> Preview:
     device = detect_device(config.device)
-    menu = adapter.menu(device)
-    _check_obstacles(config, menu)
+    axes = adapter.axes(device)
+    check_any_available(asked_values(config, axes), axes)
     request = requested_model(config)
     model = read_model(config, adapter)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
@@ -156,13 +160,14 @@ def _preview(
     if dropped:
         _logger.warning("%s", _dropped_line(profile, dropped, model.max_context))
     space = build_space(
-        _blocks(config, adapter, model, device, profile),
+        _blocks(config, axes, adapter, model, device, profile),
         baseline=adapter.baseline(model, device, batch_size=min(profile.batch_sizes)),
-        facts=SpaceFacts(device=device.device, dtypes=_available_dtypes(menu), gpu_count=device.gpu_count),
-        engine_rules=(available_here(menu), *adapter.rules(request, model, profile)),
+        facts=SpaceFacts(device=device.device, dtypes=_available_dtypes(axes), gpu_count=device.gpu_count),
+        engine_rules=(available_here(axes), *adapter.rules(request, model, profile)),
+        canonical=lambda candidate: canonical_form(candidate, axes, profile),
     )
     _check_anything_is_left(space)
-    preview = Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, menu=menu)
+    preview = Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, axes=axes)
     return _forecast(preview, config, adapter) if config.forecast else preview
 
 
@@ -216,40 +221,13 @@ def _check_anything_is_left(space: SearchSpace) -> None:
         )
 
 
-def available_here(menu: Sequence[AxisValue]) -> Constraint:
-    """Rejects what the menu has an obstacle for, with that obstacle."""
-    obstacles = {(entry.axis, entry.value): entry.obstacle for entry in menu if entry.obstacle}
-
-    def check(candidate: Candidate, facts: SpaceFacts) -> str | None:
-        del facts
-        values = [pair for pair in _axis_values(candidate) if pair in obstacles]
-        if not values:
-            return None
-        axis, value = values[0]
-        return f"{axis if axis in _NUMERIC_AXES else value}: {obstacles[values[0]]}"
-
-    return Constraint(name="available-here", check=check)
-
-
-_NUMERIC_AXES = ("prefill_chunk", "weights_limit_mib")
-"""Their line on the menu names a unit in place of a value."""
-
-
-def _axis_values(candidate: Candidate) -> tuple[tuple[str, str], ...]:
-    """The lines of a menu that a candidate stands for; a cache is on it with its settings or without."""
-    return (
-        ("cache", str(candidate.cache_choice)),
-        ("cache", candidate.cache.value),
-        ("attention", candidate.attention.value),
-        ("dtype", candidate.dtype.value),
-        ("compile", candidate.compile.value),
-        *((("prefill_chunk", "tokens"),) if candidate.prefill_chunk is not None else ()),
-        *((("weights_limit_mib", "MiB"),) if candidate.weights_limit_mib is not None else ()),
-    )
-
-
 def _blocks(
-    config: TuneConfig, adapter: EngineAdapter, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile
+    config: TuneConfig,
+    axes: Sequence[Axis],
+    adapter: EngineAdapter,
+    model: ModelInfo,
+    device: DeviceFacts,
+    profile: WorkloadProfile,
 ) -> tuple[Axes, ...]:
     """The blocks that `config` asks for, with nothing left open."""
 
@@ -259,20 +237,15 @@ def _blocks(
     full = config.space == FULL_SPACE
     blocks = (adapter.full_space if full else adapter.default_space)(model, device, profile)
     if config.has_space_file:
-        blocks = load_space(config.space, otherwise=blocks[0])
-    blocks = tuple(replace(axes, caches=resolved(axes.caches)) for axes in blocks)
-    if config.narrows:
-        asked = {
-            "caches": resolved(config.caches),
-            "attentions": config.attentions,
-            "dtypes": config.dtypes,
-            "compiles": config.compiles,
-            "prefill_chunks": config.prefill_chunks,
-            "weights_limits_mib": config.weights_limits_mib,
-        }
-        blocks = narrowed(blocks, {axis: values for axis, values in asked.items() if values})
+        blocks = load_space(config.space, axes=axes, otherwise=blocks[0])
+    blocks = tuple(replace(block, caches=resolved(block.caches)) for block in blocks)
+    asked = asked_values(config, axes)
+    if caches := asked.get("cache"):
+        asked["cache"] = resolved(caches)
+    if asked:
+        blocks = narrowed(blocks, asked)
     if config.static_len is not None:
-        blocks = tuple(replace(axes, caches=_with_length(axes.caches, config.static_len)) for axes in blocks)
+        blocks = tuple(replace(block, caches=_with_length(block.caches, config.static_len)) for block in blocks)
     return blocks
 
 
@@ -283,36 +256,8 @@ def _with_length(caches: Sequence[CacheChoice], tokens: int) -> tuple[CacheChoic
     return tuple(dict.fromkeys(sized))
 
 
-def _check_obstacles(config: TuneConfig, menu: Sequence[AxisValue]) -> None:
-    """Refuse an explicitly narrowed axis of which nothing can be had here, with the reasons."""
-    # A family's name, such as a bare `quantized`, stands for several lines of the menu.
-    families = {entry.value.partition("(")[0] for entry in menu if entry.axis == "cache" and "(" in entry.value}
-    asked: dict[str, list[str]] = {
-        "cache": [] if families & set(map(str, config.caches)) else list(map(str, config.caches)),
-        "attention": [choice.backend.value for choice in config.attentions],
-        "dtype": [dtype.value for dtype in config.dtypes],
-        "compile": [mode.value for mode in config.compiles],
-    }
-    for axis, values in asked.items():
-        obstacles = {entry.value: entry.obstacle for entry in menu if entry.axis == axis}
-        reasons = {value: _obstacle(value, obstacles) for value in values}
-        if values and all(reasons.values()):
-            available = ", ".join(value for value, obstacle in obstacles.items() if obstacle is None)
-            told = "; ".join(f"{value}: {reason}" for value, reason in reasons.items())
-            raise NoCandidatesError(f"No valid candidate is left: {told}.", hint=f"Available here: {available}.")
-
-
-def _obstacle(value: str, obstacles: Mapping[str, str | None]) -> str | None:
-    """The obstacle of a value. With other settings than the menu's it is that of the bare name, if there is one."""
-    bare = value.partition("(")[0]
-    if value in obstacles or bare in obstacles:
-        return obstacles.get(value) or obstacles.get(bare)
-    related = [obstacle for name, obstacle in obstacles.items() if name.partition("(")[0] == bare]
-    return None if None in related else (related or ["unknown to this engine"])[0]
-
-
-def _available_dtypes(menu: Sequence[AxisValue]) -> frozenset[DType]:
-    return frozenset(DType(entry.value) for entry in menu if entry.axis == "dtype" and not entry.obstacle)
+def _available_dtypes(axes: Sequence[Axis]) -> frozenset[DType]:
+    return frozenset(DType(entry.value) for entry in menu_of(axes) if entry.axis == "dtype" and not entry.obstacle)
 
 
 def _dropped_line(profile: WorkloadProfile, dropped: Sequence[int], max_context: int | None) -> str:

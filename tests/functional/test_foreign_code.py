@@ -244,5 +244,5 @@ def test_a_space_file_makes_no_objects(tmp_path: Path, marker: Path) -> None:
 
     (tmp_path / "space.yaml").write_text(f"!!python/object/apply:os.mkdir ['{marker}']\n")
     with pytest.raises(InvalidValueError):
-        load_space(tmp_path / "space.yaml", otherwise=Axes(caches=(), attentions=(), dtypes=()))
+        load_space(tmp_path / "space.yaml", axes=(), otherwise=Axes(caches=(), attentions=(), dtypes=()))
     assert not marker.exists()

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from kvray.candidate import AttentionChoice, CacheChoice, DeviceType, DType
 from kvray.cli import parsing
+from kvray.engines.base import DeviceFacts
+from kvray.engines.transformers import TransformersAdapter
 from kvray.errors import InvalidValueError, KvrayError, ModelError, PlanError, ProfileError, ResultsError
 from kvray.files.documents import read_document
 from kvray.forecast.hardware import Hardware
@@ -30,6 +32,7 @@ from kvray.trial.reference import load_reference, save_reference
 from kvray.workload import MOST_LENGTHS, get_profile, load_profile
 
 bounded = settings(max_examples=100, deadline=None)
+AXES = TransformersAdapter().axes(DeviceFacts(device=DeviceType.CPU, device_name="a CPU"))
 NO_AXES = Axes(caches=(), attentions=(), dtypes=())
 PROFILE = get_profile("chat-agent").model_dump(mode="json")
 SPACE = [{"cache": ["static", "quantized(backend=hqq,nbits=4)"], "batch_size": ["1"], "compile": ["off"]}]
@@ -87,7 +90,7 @@ def refused_as(kind: type[KvrayError], read: Callable[[Path], object], file: Pat
     [
         (PlanError, load_plan_file),
         (ProfileError, load_profile),
-        (InvalidValueError, lambda path: load_space(path, otherwise=NO_AXES)),
+        (InvalidValueError, lambda path: load_space(path, axes=AXES, otherwise=NO_AXES)),
         (ResultsError, lambda path: _parse_manifest(path.read_bytes(), "run")),
     ],
     ids=["plan", "profile", "space", "manifest"],
@@ -115,7 +118,7 @@ def test_an_edited_profile_is_read_or_refused(content: bytes, file: Path) -> Non
 @bounded
 @given(content=edited(SPACE))
 def test_an_edited_space_is_read_or_refused(content: bytes, file: Path) -> None:
-    refused_as(InvalidValueError, lambda path: load_space(path, otherwise=NO_AXES), file, content)
+    refused_as(InvalidValueError, lambda path: load_space(path, axes=AXES, otherwise=NO_AXES), file, content)
 
 
 @bounded
@@ -213,7 +216,7 @@ def test_a_profile_with_more_lengths_than_can_be_measured_is_refused(file: Path)
 def test_a_space_of_more_points_than_can_be_listed_is_refused_before_it_is_listed(file: Path) -> None:
     sizes = [str(size) for size in range(1, 200)]
     file.write_text(json.dumps([{"cache": ["static"], "batch_size": sizes, "prefill_chunk": sizes}] * 20))
-    blocks = load_space(file, otherwise=dataclasses.replace(NO_AXES, dtypes=(DType.FLOAT32,)))
+    blocks = load_space(file, axes=AXES, otherwise=dataclasses.replace(NO_AXES, dtypes=(DType.FLOAT32,)))
     blocks = tuple(dataclasses.replace(one, attentions=(AttentionChoice.parse("sdpa"),)) for one in blocks)
     with pytest.raises(InvalidValueError, match=f"792,020 configurations, at most {MOST_CANDIDATES:,} can be listed"):
         build_space(blocks, baseline=None, facts=None)  # type: ignore[arg-type]

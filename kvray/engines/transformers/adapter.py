@@ -19,7 +19,6 @@ from kvray.candidate import CacheChoice, CacheStrategy, Candidate, DeviceType
 from kvray.config import cache_dir
 from kvray.engines.base import (
     UNKNOWN_REVISION,
-    AxisValue,
     DeviceFacts,
     EngineAdapter,
     LoadedModel,
@@ -47,6 +46,7 @@ from kvray.forecast.hardware import Hardware
 from kvray.models.revision import check_unchanged
 from kvray.models.source import SourceKind, parse_model_id
 from kvray.search_paths import child_environment, python_command
+from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
@@ -122,8 +122,8 @@ class TransformersAdapter(EngineAdapter):
         )
 
     @override
-    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
-        return menu.menu(device)
+    def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
+        return menu.axes(device)
 
     @override
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:

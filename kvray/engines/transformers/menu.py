@@ -7,9 +7,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, CompileMode, DeviceType, DType
-from kvray.engines.base import AxisValue, DeviceFacts
+from kvray.engines.base import DeviceFacts
 from kvray.engines.transformers.arguments import QUANTIZED_BITS
 from kvray.extras import Extra
+from kvray.space.axis import Axis, AxisKind, AxisValue, Scale
+from kvray.space.menu import MenuLine, menu_of, shared_axis
 
 AMPERE = (8, 0)
 HOPPER = (9, 0)
@@ -20,16 +22,33 @@ _OTHER_WIDTH = "4 bits are the usual compromise; see how 2 or 8 do"
 _OFFERED_BITS = {"quanto": (4, 2), "hqq": (8, 4, 2)}
 
 
-def menu(device: DeviceFacts) -> tuple[AxisValue, ...]:
-    """The whole menu. A hub kernel is a family of values: its line stands for all of them."""
+def axes(device: DeviceFacts) -> tuple[Axis, ...]:
+    """What can be chosen on `device`. A hub kernel is a family of values: its line stands for all of them."""
     return (
-        *(_cache(choice, device) for choice in cache_choices()),
-        *(_attention(attention, device) for attention in AttentionBackend),
-        *(_dtype(dtype, device) for dtype in DType),
-        *(_compile(mode, device) for mode in CompileMode),
-        AxisValue(axis="prefill_chunk", value="tokens", on_request="prompts in pieces save memory (--prefill-chunk)"),
-        _weights_limit(device),
+        shared_axis("cache", (_cache(choice, device) for choice in cache_choices())),
+        shared_axis("attention", (_attention(attention, device) for attention in AttentionBackend)),
+        shared_axis("dtype", (_dtype(dtype, device) for dtype in DType)),
+        shared_axis("compile", (_compile(mode, device) for mode in CompileMode)),
+        Axis(
+            name="prefill_chunk",
+            title="prefill chunk",
+            kind=AxisKind.NUMBER,
+            scale=Scale.LOG,
+            values=(AxisValue(value="tokens", on_request="prompts in pieces save memory (--prefill-chunk)"),),
+        ),
+        Axis(
+            name="weights_limit_mib",
+            title="weights limit",
+            kind=AxisKind.NUMBER,
+            scale=Scale.LOG,
+            values=(_weights_limit(device),),
+        ),
     )
+
+
+def menu(device: DeviceFacts) -> tuple[MenuLine, ...]:
+    """The lines of `axes`."""
+    return menu_of(axes(device))
 
 
 def cache_choices() -> tuple[CacheChoice, ...]:
@@ -64,7 +83,7 @@ def _cache(choice: CacheChoice, device: DeviceFacts) -> AxisValue:
         case CacheStrategy.PAGED:
             if device.device is DeviceType.CPU:
                 on_request = "made for many requests on a GPU"
-    return AxisValue(axis="cache", value=str(choice), obstacle=obstacle, on_request=on_request)
+    return AxisValue(value=str(choice), obstacle=obstacle, on_request=on_request)
 
 
 def _quantized_obstacle(backend: str) -> str | None:
@@ -102,7 +121,7 @@ def _attention(attention: AttentionBackend, device: DeviceFacts) -> AxisValue:
         case AttentionBackend.HUB_KERNEL:
             obstacle = _needs(device, package="kernels", module="kernels", capability=None)
             on_request = "by its name, e.g. kernels-community/flash-attn2"
-    return AxisValue(axis="attention", value=attention.value, obstacle=obstacle, on_request=on_request)
+    return AxisValue(value=attention.value, obstacle=obstacle, on_request=on_request)
 
 
 def _needs(device: DeviceFacts, *, package: str, module: str, capability: tuple[int, int] | None) -> str | None:
@@ -132,7 +151,7 @@ def _dtype(dtype: DType, device: DeviceFacts) -> AxisValue:
             on_request = "twice the memory and time of a 16-bit type"
         if dtype is DType.FLOAT16 and not _too_old(device, AMPERE):
             on_request = "as fast as bfloat16, and overflows sooner"
-    return AxisValue(axis="dtype", value=dtype.value, obstacle=obstacle, on_request=on_request)
+    return AxisValue(value=dtype.value, obstacle=obstacle, on_request=on_request)
 
 
 def _compile(mode: CompileMode, device: DeviceFacts) -> AxisValue:
@@ -143,13 +162,12 @@ def _compile(mode: CompileMode, device: DeviceFacts) -> AxisValue:
         mode is CompileMode.DEFAULT and device.device is DeviceType.CPU
     ):
         on_request = "compiles for minutes"
-    return AxisValue(axis="compile", value=mode.value, obstacle=obstacle, on_request=on_request)
+    return AxisValue(value=mode.value, obstacle=obstacle, on_request=on_request)
 
 
 def _weights_limit(device: DeviceFacts) -> AxisValue:
     on_cpu = device.device is DeviceType.CPU
     return AxisValue(
-        axis="weights_limit_mib",
         value="MiB",
         obstacle="leaves weights in host memory, where a CPU has them anyway: needs a CUDA GPU" if on_cpu else None,
         on_request="weights over a limit stay in host memory (--weights-limit)",

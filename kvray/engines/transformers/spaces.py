@@ -13,9 +13,10 @@ from kvray.candidate import (
     DeviceType,
     DType,
 )
-from kvray.engines.base import AxisValue, DeviceFacts, ModelInfo
+from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.engines.transformers.menu import cache_choices, menu
 from kvray.engines.transformers.rules import longest_tokens
+from kvray.space.menu import MenuLine
 from kvray.space.search_space import Axes
 from kvray.workload import WorkloadProfile
 
@@ -77,7 +78,7 @@ def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfil
             )
         ]
         if max(profile.context_lengths) >= LONG_PROMPT:
-            blocks.append(replace(lean, prefill_chunks=(CHUNK_TOKENS,)))
+            blocks.append(lean.having({"prefill_chunk": (CHUNK_TOKENS,)}))
     return tuple(blocks)
 
 
@@ -92,8 +93,8 @@ def full_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) 
             attentions=offered.attentions(tuple(one for one in AttentionBackend if one not in named)),
             dtypes=tuple(dtype for dtype in DType if offered.has("dtype", dtype.value)),
             compiles=tuple(mode for mode in CompileMode if offered.has("compile", mode.value)),
-            prefill_chunks=(None, CHUNK_TOKENS) if max(profile.context_lengths) > CHUNK_TOKENS else (None,),
             batch_sizes=profile.batch_sizes,
+            settings={"prefill_chunk": (None, CHUNK_TOKENS)} if max(profile.context_lengths) > CHUNK_TOKENS else {},
         ),
     )
 
@@ -126,7 +127,7 @@ _RARE_ATTENTION = {
 class _Offered:
     """The menu, asked what of it can be had."""
 
-    entries: tuple[AxisValue, ...]
+    entries: tuple[MenuLine, ...]
     device: DeviceFacts
     profile: WorkloadProfile
 
@@ -156,5 +157,5 @@ class _Offered:
         return DType.BFLOAT16 if self.has("dtype", DType.BFLOAT16) else model.native_dtype
 
 
-def _entry(entries: tuple[AxisValue, ...], axis: str, value: str) -> AxisValue:
+def _entry(entries: tuple[MenuLine, ...], axis: str, value: str) -> MenuLine:
     return next(one for one in entries if (one.axis, one.value) == (axis, value))

@@ -18,6 +18,7 @@ from kvray.cli.parsing import (
     parse_optional_integers,
     parse_rate_limit,
     parse_retry,
+    parse_settings,
     parse_time_limit,
     parse_weights,
 )
@@ -195,3 +196,26 @@ def test_failures_to_retry_are_statuses_each_once() -> None:
 def test_what_is_no_failure_is_refused_with_those_that_are(text: str) -> None:
     with pytest.raises(InvalidValueError, match=r"Unknown status of --retry .* Allowed: oom, timeout, crashed, unsup"):
         parse_retry(text, option="--retry")
+
+
+def test_settings_are_values_by_axis_beside_those_of_options_of_their_own() -> None:
+    assert parse_settings(["tile=16, 64", " fused = true"], option="--set", prefill_chunk=(None, 512), other=()) == {
+        "prefill_chunk": (None, 512),
+        "tile": ("16", "64"),
+        "fused": ("true",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "complaint"),
+    [
+        (["tile"], r"--set 'tile' names no value\. Write it like --set NAME=V1,V2\."),
+        (["=16"], "names no value"),
+        (["tile=,"], "names no value"),
+        (["tile=16", "tile=64"], r"Axis 'tile' is given twice\. Write it once: --set tile=V1,V2\."),
+        (["prefill_chunk=512"], "Axis 'prefill_chunk' is given twice"),
+    ],
+)
+def test_a_setting_of_another_form_is_refused(texts: list[str], complaint: str) -> None:
+    with pytest.raises(InvalidValueError, match=complaint):
+        parse_settings(texts, option="--set", prefill_chunk=(512,))

@@ -12,12 +12,13 @@ import pytest
 from plan_samples import make_candidate, make_plan, make_profile, make_result, make_sweep
 
 from kvray.candidate import Candidate, DeviceType
-from kvray.engines.base import AxisValue, DeviceFacts, EngineAdapter, LoadedModel, ModelInfo, ModelRequest
+from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelInfo, ModelRequest
 from kvray.errors import EngineError
 from kvray.plan import snippet
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
 from kvray.record import Role
+from kvray.space.axis import Axis
 from kvray.space.search_space import Axes
 from kvray.workload import Cell, WorkloadProfile
 
@@ -49,7 +50,7 @@ class StubEngine(EngineAdapter):
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
         raise NotImplementedError
 
-    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
+    def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
         raise NotImplementedError
 
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:

@@ -29,7 +29,7 @@ SPACE = (MAIN, RARE, SAVERS)
 def points(**asked: tuple[Any, ...]) -> set[tuple[str, str, str]]:
     return {
         (str(cache), str(attention), str(dtype))
-        for axes in narrowed(SPACE, asked)
+        for axes in narrowed(SPACE, {name.removesuffix("s"): values for name, values in asked.items()})
         for cache, attention, dtype in itertools.product(axes.caches, axes.attentions, axes.dtypes)
     }
 
@@ -56,10 +56,10 @@ def test_a_cache_is_measured_as_the_space_has_it() -> None:
 
 
 def test_a_value_that_the_space_does_not_have_is_measured_with_its_first_block() -> None:
-    (compiled,) = narrowed(SPACE, {"compiles": (CompileMode.DEFAULT,)})
+    (compiled,) = narrowed(SPACE, {"compile": (CompileMode.DEFAULT,)})
     assert (compiled.caches, compiled.attentions) == (MAIN.caches, MAIN.attentions)
     assert compiled.compiles == (CompileMode.DEFAULT,)
-    both = narrowed(SPACE, {"compiles": (CompileMode.OFF, CompileMode.DEFAULT)})
+    both = narrowed(SPACE, {"compile": (CompileMode.OFF, CompileMode.DEFAULT)})
     assert both[: len(SPACE)] == SPACE
     assert both[len(SPACE) :] == (compiled,)
 
@@ -75,13 +75,13 @@ def test_a_combination_that_the_space_does_not_have_is_measured_all_the_same() -
 
 
 def test_values_keep_the_order_in_which_they_are_asked_for() -> None:
-    (main,) = narrowed(SPACE, {"caches": (STATIC, DYNAMIC), "attentions": (SDPA, EAGER)})
+    (main,) = narrowed(SPACE, {"cache": (STATIC, DYNAMIC), "attention": (SDPA, EAGER)})
     assert (main.caches, main.attentions) == ((STATIC, DYNAMIC), (SDPA, EAGER))
 
 
 @pytest.mark.parametrize("value", [None, 512])
 def test_none_is_a_value_of_a_numeric_axis(value: int | None) -> None:
-    assert all(axes.prefill_chunks == (value,) for axes in narrowed(SPACE, {"prefill_chunks": (value,)}))
+    assert all(axes.values_of("prefill_chunk") == (value,) for axes in narrowed(SPACE, {"prefill_chunk": (value,)}))
 
 
 @given(

@@ -6,11 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, CompileMode, DType
+from kvray.candidate import (
+    AttentionBackend,
+    AttentionChoice,
+    CacheChoice,
+    CacheStrategy,
+    CompileMode,
+    DeviceType,
+    DType,
+)
+from kvray.engines.base import DeviceFacts
+from kvray.engines.transformers import TransformersAdapter
 from kvray.errors import InvalidValueError
 from kvray.space.search_space import Axes
 from kvray.space.space_file import load_space
 
+AXES = TransformersAdapter().axes(DeviceFacts(device=DeviceType.CPU, device_name="a CPU"))
 OTHERWISE = Axes(
     caches=(CacheChoice(CacheStrategy.DYNAMIC),),
     attentions=(AttentionChoice(AttentionBackend.SDPA),),
@@ -22,7 +33,7 @@ OTHERWISE = Axes(
 def load(tmp_path: Path, text: str) -> tuple[Axes, ...]:
     path = tmp_path / "space.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_space(path, otherwise=OTHERWISE)
+    return load_space(path, axes=AXES, otherwise=OTHERWISE)
 
 
 def test_each_block_is_a_product_and_what_it_leaves_out_is_the_default(tmp_path: Path) -> None:
@@ -42,8 +53,12 @@ def test_each_block_is_a_product_and_what_it_leaves_out_is_the_default(tmp_path:
     assert [str(choice) for choice in first.attentions] == ["sdpa_flash", "kernels-community/flash-attn2"]
     assert first.compiles == (CompileMode.OFF, CompileMode.DEFAULT), "off is a word here, not a truth value"
     assert (first.dtypes, first.batch_sizes) == ((DType.FLOAT32,), (1, 4))
-    assert second.prefill_chunks == (None, 512)
-    assert (second.weights_limits_mib, second.batch_sizes, second.dtypes) == ((8000,), (2,), (DType.BFLOAT16,))
+    assert second.values_of("prefill_chunk") == (None, 512)
+    assert (second.values_of("weights_limit_mib"), second.batch_sizes, second.dtypes) == (
+        (8000,),
+        (2,),
+        (DType.BFLOAT16,),
+    )
     assert second.caches == OTHERWISE.caches
 
 
@@ -80,4 +95,4 @@ def test_a_small_file_that_stands_for_millions_of_values_is_refused(tmp_path: Pa
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match=r"Cannot read space file .*nowhere\.yaml': No such file"):
-        load_space(tmp_path / "nowhere.yaml", otherwise=OTHERWISE)
+        load_space(tmp_path / "nowhere.yaml", axes=AXES, otherwise=OTHERWISE)

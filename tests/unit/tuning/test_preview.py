@@ -14,12 +14,14 @@ import kvray.tuning.local_device
 import kvray.tuning.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.config import TuneConfig
-from kvray.engines.base import AxisValue, DeviceFacts, ModelInfo, ModelRequest
+from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.probes.gpu import GpuInfo, select_visible
+from kvray.space.axis import Axis, AxisValue
+from kvray.space.menu import shared_axis
 from kvray.space.search_space import Axes
 from kvray.tuning.local_device import detect_device, known_hardware
 from kvray.tuning.preview import Preview, check_request, forecast_only, preview_sweep
@@ -41,18 +43,20 @@ GPUS = tuple(
 class ChoosyAdapter(FakeAdapter):
     """An engine whose menu has every kind of line."""
 
-    def menu(self, device: DeviceFacts) -> tuple[AxisValue, ...]:
-        return (
-            AxisValue(axis="cache", value="dynamic"),
-            AxisValue(axis="cache", value="static", obstacle="no room"),
-            AxisValue(axis="attention", value="eager"),
-            AxisValue(axis="attention", value="sdpa"),
-            AxisValue(axis="attention", value="sdpa_flash", on_request="it is slow"),
-            AxisValue(axis="attention", value="sdpa_cudnn", obstacle="CUDA only", on_request="it is rare"),
-            AxisValue(axis="dtype", value="float32"),
-            AxisValue(axis="dtype", value="float16", on_request="it is emulated"),
-            AxisValue(axis="dtype", value="bfloat16", obstacle="too old"),
+    def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
+        caches = AxisValue(value="dynamic"), AxisValue(value="static", obstacle="no room")
+        attentions = (
+            AxisValue(value="eager"),
+            AxisValue(value="sdpa"),
+            AxisValue(value="sdpa_flash", on_request="it is slow"),
+            AxisValue(value="sdpa_cudnn", obstacle="CUDA only", on_request="it is rare"),
         )
+        dtypes = (
+            AxisValue(value="float32"),
+            AxisValue(value="float16", on_request="it is emulated"),
+            AxisValue(value="bfloat16", obstacle="too old"),
+        )
+        return shared_axis("cache", caches), shared_axis("attention", attentions), shared_axis("dtype", dtypes)
 
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
         (axes,) = super().default_space(model, device, profile)
