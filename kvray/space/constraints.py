@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvray.candidate import AttentionBackend, Candidate, DeviceType, DType
+from kvray.candidate import Candidate, DeviceType, DType
 
 Verdict = str | None
 """The reason for a rejection, or `None`."""
@@ -48,24 +48,6 @@ def _dtype_on_device(candidate: Candidate, facts: SpaceFacts) -> Verdict:
     return f"{candidate.dtype} is not supported on this {facts.device}"
 
 
-def _kernel_on_device(candidate: Candidate, facts: SpaceFacts) -> Verdict:
-    cuda_only = (AttentionBackend.SDPA_EFFICIENT, AttentionBackend.SDPA_CUDNN)
-    if facts.device is DeviceType.CPU and candidate.attention in cuda_only:
-        return f"PyTorch has no {candidate.attention.removeprefix('sdpa_')} attention kernel for the CPU"
-    return None
-
-
-def _flash_needs_half_precision_on_gpu(candidate: Candidate, facts: SpaceFacts) -> Verdict:
-    half_only = (AttentionBackend.SDPA_FLASH, AttentionBackend.SDPA_CUDNN)
-    if (
-        facts.device is DeviceType.CUDA
-        and candidate.attention in half_only
-        and candidate.dtype not in (DType.FLOAT16, DType.BFLOAT16)
-    ):
-        return f"the CUDA {candidate.attention.removeprefix('sdpa_')} kernel takes float16 and bfloat16 only"
-    return None
-
-
 def _parallelism_fits(candidate: Candidate, facts: SpaceFacts) -> Verdict:
     available = max(1, facts.gpu_count)
     if candidate.parallelism > available:
@@ -75,8 +57,6 @@ def _parallelism_fits(candidate: Candidate, facts: SpaceFacts) -> Verdict:
 
 RULES: tuple[Constraint, ...] = (
     Constraint(name="dtype-on-device", check=_dtype_on_device),
-    Constraint(name="kernel-on-device", check=_kernel_on_device),
-    Constraint(name="flash-half-precision", check=_flash_needs_half_precision_on_gpu),
     Constraint(name="parallelism", check=_parallelism_fits),
 )
 """Rules that hold for every engine; engines add their own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType
+from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers.arguments import cache_parameters_objection
 from kvray.engines.transformers.packed import dtype_objection
@@ -24,6 +24,8 @@ _PAGED_ATTENTION = (
 def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> tuple[Constraint, ...]:
     """The rules for one model and workload."""
     return (
+        Constraint(name="kernel-on-device", check=_kernel_on_device),
+        Constraint(name="flash-half-precision", check=_flash_needs_half_precision_on_gpu),
         Constraint(name="cache-settings", check=_ignoring_facts(cache_parameters_objection)),
         Constraint(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
         Constraint(name="packed-weights", check=_ignoring_facts(lambda one: dtype_objection(one, model))),
@@ -49,6 +51,24 @@ def _ignoring_facts(check: Callable[[Candidate], str | None]) -> Callable[[Candi
 
 def _tokens(cell: Cell) -> int:
     return cell.context_tokens + cell.output_tokens
+
+
+def _kernel_on_device(candidate: Candidate, facts: SpaceFacts) -> str | None:
+    cuda_only = (AttentionBackend.SDPA_EFFICIENT, AttentionBackend.SDPA_CUDNN)
+    if facts.device is DeviceType.CPU and candidate.attention in cuda_only:
+        return f"PyTorch has no {candidate.attention.removeprefix('sdpa_')} attention kernel for the CPU"
+    return None
+
+
+def _flash_needs_half_precision_on_gpu(candidate: Candidate, facts: SpaceFacts) -> str | None:
+    half_only = (AttentionBackend.SDPA_FLASH, AttentionBackend.SDPA_CUDNN)
+    if (
+        facts.device is DeviceType.CUDA
+        and candidate.attention in half_only
+        and candidate.dtype not in (DType.FLOAT16, DType.BFLOAT16)
+    ):
+        return f"the CUDA {candidate.attention.removeprefix('sdpa_')} kernel takes float16 and bfloat16 only"
+    return None
 
 
 def _attention_of_model(candidate: Candidate, model: ModelInfo) -> str | None:

@@ -34,26 +34,6 @@ def test_a_dtype_that_the_device_lacks_is_rejected() -> None:
     assert reason == "bfloat16 is not supported on this cuda (dtype-on-device)"
 
 
-@pytest.mark.parametrize("attention", [AttentionBackend.SDPA_EFFICIENT, AttentionBackend.SDPA_CUDNN])
-def test_a_cpu_rejects_the_kernels_that_exist_for_cuda_only(attention: AttentionBackend) -> None:
-    kernel = attention.value.removeprefix("sdpa_")
-    expected = f"PyTorch has no {kernel} attention kernel for the CPU (kernel-on-device)"
-    assert first_objection(candidate(attention=attention), CPU, RULES) == expected
-    assert first_objection(candidate(attention=attention, dtype=DType.FLOAT16), GPU, RULES) is None
-
-
-@pytest.mark.parametrize("attention", [AttentionBackend.SDPA_FLASH, AttentionBackend.SDPA_CUDNN])
-def test_half_precision_kernels_reject_float32_on_a_gpu(attention: AttentionBackend) -> None:
-    kernel = attention.value.removeprefix("sdpa_")
-    expected = f"the CUDA {kernel} kernel takes float16 and bfloat16 only (flash-half-precision)"
-    assert first_objection(candidate(attention=attention), GPU, RULES) == expected
-    assert first_objection(candidate(attention=attention, dtype=DType.BFLOAT16), GPU, RULES) is None
-
-
-def test_flash_takes_float32_on_a_cpu() -> None:
-    assert first_objection(candidate(attention=AttentionBackend.SDPA_FLASH), CPU, RULES) is None
-
-
 def test_a_candidate_cannot_spread_over_more_gpus_than_there_are() -> None:
     assert first_objection(candidate(parallelism=2), GPU, RULES) == "needs 2 GPUs, 1 visible (parallelism)"
     two = SpaceFacts(device=DeviceType.CUDA, dtypes=frozenset(DType), gpu_count=2)

@@ -21,6 +21,14 @@ FACTS = SpaceFacts(device=DeviceType.CPU, dtypes=frozenset({DType.FLOAT32, DType
 BASELINE = Candidate(engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32)
 
 
+def _kernel_on_device(candidate: Candidate, facts: SpaceFacts) -> str | None:
+    lacking = candidate.attention is AttentionBackend.SDPA_CUDNN and facts.device is DeviceType.CPU
+    return "PyTorch has no cudnn attention kernel for the CPU" if lacking else None
+
+
+KERNELS = Constraint(name="kernel-on-device", check=_kernel_on_device)
+
+
 def axes(
     *,
     caches: tuple[CacheStrategy, ...] = (CacheStrategy.DYNAMIC, CacheStrategy.STATIC),
@@ -78,7 +86,7 @@ def test_the_baseline_is_measured_even_where_nobody_asked_for_it() -> None:
 
 
 def test_a_rejected_point_is_kept_with_its_reason_and_not_launched() -> None:
-    space = space_of(axes(attentions=(AttentionBackend.SDPA, AttentionBackend.SDPA_CUDNN)))
+    space = space_of(axes(attentions=(AttentionBackend.SDPA, AttentionBackend.SDPA_CUDNN)), KERNELS)
     assert [(one.candidate.label, one.reason) for one in space.rejected] == [
         ("dynamic/sdpa_cudnn/float32", "PyTorch has no cudnn attention kernel for the CPU (kernel-on-device)"),
         ("static/sdpa_cudnn/float32", "PyTorch has no cudnn attention kernel for the CPU (kernel-on-device)"),
@@ -91,9 +99,15 @@ def test_rules_of_the_engine_come_after_those_of_all_engines() -> None:
         return "static is not for me" if candidate.cache is CacheStrategy.STATIC else None
 
     space = space_of(
-        axes(attentions=(AttentionBackend.SDPA, AttentionBackend.SDPA_CUDNN)), Constraint(name="mine", check=no_static)
+        axes(attentions=(AttentionBackend.SDPA, AttentionBackend.SDPA_CUDNN), dtypes=(DType.FLOAT32, DType.FLOAT16)),
+        KERNELS,
+        Constraint(name="mine", check=no_static),
     )
     assert {one.candidate.label: one.reason.rpartition(" ")[2] for one in space.rejected} == {
+        "dynamic/sdpa/float16": "(dtype-on-device)",
+        "static/sdpa/float16": "(dtype-on-device)",
+        "dynamic/sdpa_cudnn/float16": "(dtype-on-device)",
+        "static/sdpa_cudnn/float16": "(dtype-on-device)",
         "dynamic/sdpa_cudnn/float32": "(kernel-on-device)",
         "static/sdpa_cudnn/float32": "(kernel-on-device)",
         "static/sdpa/float32": "(mine)",
@@ -101,7 +115,7 @@ def test_rules_of_the_engine_come_after_those_of_all_engines() -> None:
 
 
 def test_when_all_is_rejected_nothing_is_asked_for_and_the_baseline_stands_alone() -> None:
-    space = space_of(axes(attentions=(AttentionBackend.SDPA_CUDNN,)))
+    space = space_of(axes(attentions=(AttentionBackend.SDPA_CUDNN,)), KERNELS)
     assert (space.asked_for, space.candidates) == (0, (BASELINE,))
 
 
@@ -120,8 +134,7 @@ def test_what_several_blocks_have_is_measured_once() -> None:
 def test_a_block_combines_chunks_and_limits_with_everything_else() -> None:
     given = replace(
         axes(caches=(CacheStrategy.DYNAMIC,), attentions=(AttentionBackend.SDPA,)),
-        prefill_chunks=(None, 64),
-        weights_limits_mib=(None, 900),
+        settings={"weights_limit_mib": (None, 900), "prefill_chunk": (None, 64)},
     )
     assert set(labels(space_of(given))) == {
         "dynamic/sdpa/float32",
