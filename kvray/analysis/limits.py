@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kvray.analysis.aggregate import CellMetrics, Metrics
 from kvray.judgement import DECODE_LENIENCE, Limits
@@ -76,29 +77,19 @@ def missed_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Lim
     """Each of `limits` that does not hold in all of `cells`, which the trial of `record` measured, or for the loss of
     quality that `record` has. A loss that was not measured misses nothing.
     """
-    beside_mib = memory_beside_allocator_mib(record)
-    checked = (
-        _check(limits, "max_ttft_ms", cells, lambda one: one.ttft_ms, metric="TTFT", unit="ms"),
-        _check(limits, "max_itl_ms", cells, lambda one: one.itl_p95_ms, metric="ITL (p95)", unit="ms"),
-        _check(
-            limits,
-            "min_decode_tok_s",
-            cells,
-            lambda one: one.decode_tok_s,
-            metric="decode throughput",
-            unit="tok/s",
-            is_floor=True,
-        ),
-        _check(
-            limits,
-            "max_peak_mib",
-            cells,
-            lambda one: None if one.peak_mib is None else one.peak_mib + beside_mib,
-            metric="peak memory",
-            unit="MiB",
-        ),
-    )
+    checked = (_missed(bound, cells, limits) for bound in _bounds(record))
     return (*(miss for miss in checked if miss is not None), *missed_quality(record, limits))
+
+
+def kept_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Limits) -> tuple[str, ...]:
+    """The worst of `cells` for each of `limits`, all of which are kept: `TTFT 223 ms at 700→64 (limit 400 ms)`. The
+    quality limit is left out: its loss is no figure of a cell."""
+    return tuple(
+        f"{bound.metric} {_figure(measured)} {bound.unit} at {worst.cell.label} (limit {_figure(limit)} {bound.unit})"
+        for bound in _bounds(record)
+        if (limit := getattr(limits, bound.limit_name)) is not None and (known := bound.known(cells))
+        for worst, measured in [bound.worst(known)]
+    )
 
 
 def missed_quality(record: TrialRecord, limits: Limits) -> tuple[Miss, ...]:
@@ -128,38 +119,62 @@ def memory_beside_allocator_mib(record: TrialRecord) -> float:
     return max(0.0, record.device_peak_mib - record.reserved_peak_mib)
 
 
-def _check(
-    limits: Limits,
-    name: str,
-    cells: Sequence[CellMetrics],
-    value: Callable[[Metrics], float | None],
-    *,
-    metric: str,
-    unit: str,
-    is_floor: bool = False,
-) -> Miss | None:
-    """How the worst of `cells` misses the limit `name`: the highest `value`, or the lowest where that `is_floor`. Where
-    undisturbed cells miss it, the worst of these."""
-    limit: float | None = getattr(limits, name)
+@dataclass(frozen=True, kw_only=True)
+class _Bound:
+    """One limit, and what it bounds: from above, or from below where that `is_floor`."""
+
+    limit_name: str
+    metric: str
+    unit: str
+    value: Callable[[Metrics], float | None]
+    is_floor: bool = False
+
+    def known(self, cells: Sequence[CellMetrics]) -> list[tuple[CellMetrics, float]]:
+        return [(one, measured) for one in cells if (measured := self.value(one.metrics)) is not None]
+
+    def worst(self, known: Sequence[tuple[CellMetrics, float]]) -> tuple[CellMetrics, float]:
+        return (min if self.is_floor else max)(known, key=lambda pair: pair[1])
+
+    def is_missed(self, measured: float, limit: float) -> bool:
+        return measured < limit if self.is_floor else measured > limit
+
+
+def _bounds(record: TrialRecord) -> tuple[_Bound, ...]:
+    beside_mib = memory_beside_allocator_mib(record)
+    return (
+        _Bound(limit_name="max_ttft_ms", metric="TTFT", unit="ms", value=lambda one: one.ttft_ms),
+        _Bound(limit_name="max_itl_ms", metric="ITL (p95)", unit="ms", value=lambda one: one.itl_p95_ms),
+        _Bound(
+            limit_name="min_decode_tok_s",
+            metric="decode throughput",
+            unit="tok/s",
+            value=lambda one: one.decode_tok_s,
+            is_floor=True,
+        ),
+        _Bound(
+            limit_name="max_peak_mib",
+            metric="peak memory",
+            unit="MiB",
+            value=lambda one: None if one.peak_mib is None else one.peak_mib + beside_mib,
+        ),
+    )
+
+
+def _missed(bound: _Bound, cells: Sequence[CellMetrics], limits: Limits) -> Miss | None:
+    """How the worst of `cells` misses the limit of `bound`. Where undisturbed cells miss it, the worst of these."""
+    limit: float | None = getattr(limits, bound.limit_name)
     if limit is None:
         return None
-    known = [(one, measured) for one in cells if (measured := value(one.metrics)) is not None]
+    miss = partial(Miss, limit_name=bound.limit_name, metric=bound.metric, unit=bound.unit, limit=limit)
+    known = bound.known(cells)
     if not known or len(known) < len(cells):
-        return Miss(limit_name=name, metric=metric, unit=unit, limit=limit, measured=None)
-    missing = [(one, measured) for one, measured in known if (measured < limit if is_floor else measured > limit)]
+        return miss(measured=None)
+    missing = [(one, measured) for one, measured in known if bound.is_missed(measured, limit)]
     if not missing:
         return None
-    calm = [pair for pair in missing if not pair[0].is_disturbed or name in _NEVER_DISTURBED]
-    worst, measured = (min if is_floor else max)(calm or missing, key=lambda pair: pair[1])
-    return Miss(
-        limit_name=name,
-        metric=metric,
-        unit=unit,
-        limit=limit,
-        measured=measured,
-        cell=worst.cell,
-        is_disturbed=not calm,
-    )
+    calm = [pair for pair in missing if not pair[0].is_disturbed or bound.limit_name in _NEVER_DISTURBED]
+    worst, measured = bound.worst(calm or missing)
+    return miss(measured=measured, cell=worst.cell, is_disturbed=not calm)
 
 
 def _figure(value: float) -> str:

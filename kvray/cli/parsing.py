@@ -165,6 +165,11 @@ def parse_time_limit(text: str, *, option: str) -> float | None:
     Raises:
         InvalidValueError: it is neither.
     """
+    if re.fullmatch(r"\s*0?\.\d+\s*", text, re.ASCII):
+        raise InvalidValueError(
+            f"{option} {text.strip()!r}: a number alone means milliseconds.",
+            hint=f"Write {text.strip()}s for seconds, or {text.strip()}ms.",
+        )
     return _limit(text, option=option, what="a time", units=_MS_PER_UNIT, example="400 (which are ms), 400ms or 0.4s")
 
 

@@ -45,7 +45,7 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     console.print(Text(f"search by {strategy}"))
     console.print(Text(f"confirming: {confirming_text(config.confirm_rounds)}"))
     if (expected := _expected_seconds(preview, config)) is not None:
-        console.print(Text(f"expected to take {duration_range(*expected)}, by forecast"))
+        console.print(Text(f"expected to take {duration_range(*expected)}, by forecast{_too_long(preview)}"))
     _print_candidates(console, preview)
     if space.rejected:
         _print_rejected(console, preview)
@@ -74,6 +74,11 @@ def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
     if expected is None or config.budget_s is None:
         return expected
     return min(expected[0], config.budget_s), min(expected[1], config.budget_s)
+
+
+def _too_long(preview: Preview) -> str:
+    told = preview.hardware.disturbance if preview.hardware is not None else None
+    return f", which is too long: while this device's rates were measured, {told}" if told else ""
 
 
 def print_notes(console: Console, preview: Preview) -> None:

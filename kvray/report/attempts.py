@@ -56,7 +56,8 @@ def lost_runs_text(manifest: SweepManifest, results: Sequence[TrialResult], outp
     trials = formats.plural(lost, "trial")
     what = f"The raw runs of {trials} are missing or cannot be read, so {they_are} in no figure."
     if output is None or not manifest.arguments:
-        return f"{what} Repeat the command with --resume {formats.clean_line(manifest.run_id)} to measure {them} again."
+        run_id = formats.clean_line(manifest.run_id)
+        return f"{what} Repeat the kvray tune command with --resume {run_id} to measure {them} again."
     kept = _without(repeating_arguments(manifest.arguments), _OUTPUT)
     command = shlex.join(("kvray", "tune", *kept, "--output", output, "--resume", manifest.run_id))
     return f"{what} Measure {them} again with {formats.clean_line(command)}"
@@ -104,8 +105,8 @@ def _attempt(number: int, attempt: SweepAttempt) -> str:
 def _incomplete(manifest: SweepManifest) -> Iterator[str]:
     if manifest.is_complete is False:
         yield (
-            "The sweep was interrupted or is still running; what was not measured may be better. Repeat the command "
-            f"with --resume {formats.clean_line(manifest.run_id)} to measure the rest."
+            "The sweep was interrupted or is still running; what was not measured may be better. Repeat the "
+            f"kvray tune command with --resume {formats.clean_line(manifest.run_id)} to measure the rest."
         )
 
 
@@ -124,7 +125,7 @@ def _judged_by_others_note(manifest: SweepManifest, results: Sequence[TrialResul
         were, they = ("was", "it") if sum(left.values()) == 1 else ("were", "they")
         yield (
             f"{formats.plural(sum(left.values()), 'candidate')} {were} left out under the earlier weights or limits "
-            f"({formats.listed(parts)}); under these {they} may be better. Repeat the command with "
+            f"({formats.listed(parts)}); under these {they} may be better. Repeat the kvray tune command with "
             f"--resume {formats.clean_line(manifest.run_id)} and these options to find out."
         )
 

@@ -50,7 +50,7 @@ class Disturbances:
         if not self.candidates:
             return "Measure again when the machine is quiet."
         again = f"--resume {formats.clean_line(run_id)} --retry disturbed"
-        return f"To measure again when the machine is quiet, repeat the command with {again} --wait-quiet."
+        return f"To measure again when the machine is quiet, repeat the kvray tune command with {again} --wait-quiet."
 
     @property
     def counted(self) -> str:

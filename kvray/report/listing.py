@@ -155,6 +155,12 @@ def status_groups(unranked: Sequence[UnrankedTrial]) -> tuple[StatusGroup, ...]:
     return tuple(groups)
 
 
+def _log_of(record: TrialRecord) -> str:
+    """What the trial printed last. A verdict on its quality or its kernel is no fault that a log would explain."""
+    explains = record.status not in (TrialStatus.QUALITY, TrialStatus.SUBSTITUTED)
+    return clean(record.log_tail or "").strip("\n") if explains else ""
+
+
 def _merge(trials: Sequence[UnrankedTrial]) -> tuple[ListedTrials, ...]:
     same: dict[str, list[TrialRecord]] = defaultdict(list)
     for trial in trials:
@@ -163,7 +169,7 @@ def _merge(trials: Sequence[UnrankedTrial]) -> tuple[ListedTrials, ...]:
         ListedTrials(
             labels=tuple(map(_name, records)),
             reason=reason,
-            log_tail=next(filter(None, (clean(record.log_tail or "").strip("\n") for record in records)), None),
+            log_tail=next(filter(None, map(_log_of, records)), None),
         )
         for reason, records in same.items()
     )

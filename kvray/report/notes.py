@@ -9,7 +9,7 @@ from kvray.analysis.bimodality import Bimodality
 from kvray.analysis.choice import Reason
 from kvray.analysis.confidence import Confidence
 from kvray.analysis.evidence import TTFT
-from kvray.analysis.limits import is_loss_in_doubt
+from kvray.analysis.limits import is_loss_in_doubt, kept_limits
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import RankedCandidate, Ranking
 from kvray.candidate import CacheStrategy
@@ -54,6 +54,7 @@ def _winner_notes(
 ) -> Iterator[str]:
     winner, confidence = analysis.ranking.winner, analysis.confidence
     yield from _code_note(manifest.code_check_of(winner.record.candidate_id))
+    yield from _limits_note(winner, manifest.profile.limits)
     yield from _loss_note(winner.record)
     yield from _doubtful_loss_note(winner.record, manifest.profile.limits)
     if confidence is not None:
@@ -81,6 +82,12 @@ def _disturbance_note(results: Sequence[TrialResult], run_id: str, *, has_figure
 def _code_note(check: CodeCheck | None) -> Iterator[str]:
     if check is not None and check.outcome in (CodeOutcome.DIFFERS, CodeOutcome.FAILED):
         yield formats.clean_line(check.text)
+
+
+def _limits_note(winner: RankedCandidate, limits: Limits) -> Iterator[str]:
+    """The table shows means over the cells, and a limit must hold in every one."""
+    if kept := kept_limits(winner.record, winner.cells, limits):
+        yield f"It keeps the limits in every cell. The worst: {'; '.join(kept)}."
 
 
 def _processors_note(results: Sequence[TrialResult]) -> Iterator[str]:

@@ -82,7 +82,7 @@ def _phrases(gain: Gain, with_intervals: bool) -> Iterator[str]:
         if interval is not None and with_intervals:
             yield f"{text} (95 %: {gain_interval_text(interval)})"
         else:
-            yield f"{same} within noise" if in_noise(interval) else text
+            yield f"{same} within noise ({gain_interval_text(interval)})" if interval and in_noise(interval) else text
     factor = gain.memory_factor
     if factor is not None and abs(factor - 1) >= SAME_WITHIN:
         yield memory_text(factor)

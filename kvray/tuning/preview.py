@@ -126,8 +126,6 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     if preview.forecasts:
         preview = replace(preview, space=_without(preview.space, _too_large(preview)))
         _check_anything_is_left(preview.space)
-    for told in preview.unreachable_limits:
-        _logger.warning("%s", told)
     return preview
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -55,6 +56,9 @@ def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[Tunin
             return method(self)
 
     return wrapped
+
+
+_logger = logging.getLogger("kvray.tuning")
 
 
 class TuningSearch:
@@ -188,6 +192,8 @@ class TuningSearch:
         config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before Ray starts.
         preview = preview_sweep(config, adapter)
+        for told in preview.unreachable_limits:
+            _logger.warning("%s", told)
         preview = replace(preview, model=adapter.identify_model(requested_model(config), preview.model))
         # The very version that was described: the hub may get another one while the sweep runs.
         request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)

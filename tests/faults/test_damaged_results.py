@@ -196,7 +196,7 @@ def test_without_any_raw_runs_that_is_given_as_the_reason_with_the_command_that_
     assert run(["report", str(folder)], verbose=False) == 0
     report = (folder / "reports" / RUN_ID / "report.md").read_text(encoding="utf-8")
     assert "of 2 launched trials, 2 lost their raw runs, which are missing or cannot be read." in report
-    assert f"Repeat the command with --resume {RUN_ID} to measure them again." in report
+    assert f"Repeat the kvray tune command with --resume {RUN_ID} to measure them again." in report
     assert "not every cell" not in report
 
 

@@ -76,6 +76,8 @@ def told(
     info = with_dtype(info, request, folder, config)
     if (note := text_note(request, folder, config)) is not None:
         info = replace(info, notes=(*info.notes, note))
+    if source.kind is SourceKind.GGUF:
+        info = replace(info, notes=(*info.notes, _UNPACKED))
     if source.kind is SourceKind.FOLDER:
         return info  # `revision` reads all of its weights
     return replace(info, revision=revision_of(request, source, folder))
@@ -104,6 +106,10 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
     )
 
 
+_UNPACKED = (
+    "The GGUF file's weights are measured unpacked, from a copy that was converted once. The code that you get reads "
+    "the file itself, so it takes longer to start than the load time here."
+)
 _WITHOUT_KEYS = {"linear_attention", "conv", "dummy"}
 """Kinds of layers that hold a state of fixed size, or none, instead of keys and values."""
 

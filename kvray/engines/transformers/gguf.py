@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from kvray.config import cache_dir
 from kvray.engines.transformers.tensors import named_tensors
@@ -109,7 +110,9 @@ def _convert_gguf(gguf: Path, target: Path, *, alone: bool) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, output_loading_info=True, **_dense()
+        )
         if missing := sorted(found["missing_keys"]):
             # Transformers would make them up at random and say so in its log only.
             raise ModelError(f"it lacks {named_tensors(missing)}.")
@@ -125,6 +128,15 @@ def _convert_gguf(gguf: Path, target: Path, *, alone: bool) -> None:
         raise _cannot_be_converted(gguf, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _dense() -> dict[str, Any]:
+    """Have Transformers unpack the weights, which it may keep packed where it has kernels for them."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # an older Transformers, which always unpacks them
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _publish(staging: Path, target: Path) -> None:

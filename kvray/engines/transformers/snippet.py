@@ -158,7 +158,7 @@ class _Program:
         lines = [f"MODEL = {self.model!r}"]
         if self._is_gguf:
             path = Path(self.model)
-            lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}"]
+            lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}", templates.DENSE_GGUF]
         if self.commit is not None:
             lines.append(f"REVISION = {self.commit!r}  # the commit that was measured")
         on_cpu = self.device is DeviceType.CPU
@@ -184,7 +184,7 @@ class _Program:
         return templates.LOAD.format(
             tokenizer=self._registered + self._tokenizer(where),
             auto_class=self.auto_class,
-            options=_listed([*where, *self._precision, *self._placement], indent=8) + self._weights_line,
+            options=_listed([*where, *self._dense, *self._precision, *self._placement], indent=8) + self._weights_line,
         )
 
     @property
@@ -209,6 +209,10 @@ class _Program:
         if self._is_gguf:
             return ["gguf_file=GGUF_FILE"]
         return [] if self.commit is None else ["revision=REVISION"]
+
+    @property
+    def _dense(self) -> list[str]:
+        return ["**DENSE"] if self._is_gguf else []
 
     @property
     def _placement(self) -> list[str]:

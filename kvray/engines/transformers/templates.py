@@ -12,6 +12,16 @@ def load():
     model.generation_config = one_greedy_sequence(model.generation_config)
     return model, tokenizer'''
 
+DENSE_GGUF = """\
+try:
+    from transformers import GgufConfig
+
+    # Transformers may keep the weights packed where it has kernels for them. Unpacked ones were measured, from a copy
+    # that was converted before; unpacking them here takes longer at each start.
+    DENSE = {"quantization_config": GgufConfig(dequantize=True)}
+except ImportError:  # an older Transformers, which always unpacks them
+    DENSE = {}\
+"""
 SAFETENSORS = """
         use_safetensors=True,"""
 

@@ -11,7 +11,7 @@ from evidence_samples import make_evidence
 from kvray.analysis.aggregate import CellMetrics, aggregate_cells
 from kvray.analysis.evidence import DECODE, PEAK, TTFT
 from kvray.analysis.intervals import metric_interval
-from kvray.analysis.limits import ONE_PROCESS_95, Miss, is_loss_in_doubt, missed_limits, missed_quality
+from kvray.analysis.limits import ONE_PROCESS_95, Miss, is_loss_in_doubt, kept_limits, missed_limits, missed_quality
 from kvray.workload import Cell, Limits
 
 SHORT, LONG = Cell(128, 32, 1), Cell(8192, 32, 1)
@@ -203,3 +203,14 @@ def test_bounds_of_a_loss_miss_the_limit_by_the_lower_one_and_leave_doubt_by_the
     assert [miss.text for miss in missed_quality(record, limits)] == missed
     assert is_loss_in_doubt(record, limits) is in_doubt
     assert not is_loss_in_doubt(record, Limits(max_quality_loss=None))
+
+
+def test_kept_limits_tell_the_worst_cell_and_not_a_mean() -> None:
+    cells = aggregate_cells(
+        [make_run(cell=SHORT, ttft_ms=90.0, peak_mib=800.0), make_run(cell=LONG, ttft_ms=223.0, peak_mib=700.0)]
+    )
+    assert kept_limits(RECORD, cells, Limits(max_ttft_ms=400.0, max_peak_mib=1024.0)) == (
+        f"TTFT 223 ms at {LONG.label} (limit 400 ms)",
+        f"peak memory 800 MiB at {SHORT.label} (limit 1,024 MiB)",
+    )
+    assert kept_limits(RECORD, cells, Limits()) == ()

@@ -123,6 +123,14 @@ def test_a_limit_of_time_is_in_milliseconds_unless_it_says_otherwise(text: str, 
         parse_time_limit("4m", option="--max-ttft")
 
 
+@pytest.mark.parametrize("text", ["0.4", ".4", " 0.25 "])
+def test_a_fraction_without_a_unit_is_no_limit_of_time_because_seconds_may_be_meant(text: str) -> None:
+    with pytest.raises(
+        InvalidValueError, match=rf"a number alone means milliseconds. Write {text.strip()}s for seconds"
+    ):
+        parse_time_limit(text, option="--max-ttft")
+
+
 @pytest.mark.parametrize("text", ["30", "30tok/s", "30 tokens/s", "30 t/s", "3e1"])
 def test_a_limit_of_throughput_may_say_its_unit(text: str) -> None:
     assert parse_rate_limit(text, option="--min-throughput") == 30.0

@@ -94,7 +94,7 @@ def test_a_sweep_that_is_judged_anew_says_by_what_and_whom_it_cannot_judge() -> 
     )
     assert notes[1].startswith(
         "2 candidates were left out under the earlier weights or limits (1 stopped early and 1 not launched); under "
-        "these they may be better. Repeat the command with --resume 20261124-2130-ab12 and these options"
+        "these they may be better. Repeat the kvray tune command with --resume 20261124-2130-ab12 and these options"
     )
 
 

@@ -60,7 +60,8 @@ def test_a_gain_within_noise_is_not_claimed() -> None:
     leaner = measured(candidate("static"), speed=1.005, prefill=1.5, peak_mib=500)
     info = info_of([baseline(), leaner])
     assert info.headline.sentence.startswith(
-        "static/sdpa/float32 is best here for chat-agent: first token 1.52× as fast, the same tok/s within noise and "
+        "static/sdpa/float32 is best here for chat-agent: first token 1.52× as fast, the same tok/s within noise "
+        "(−5 % to +8 %) and "
     )
     throughput = info.headline.stats[1]
     assert throughput.change is not None
@@ -135,8 +136,11 @@ def test_a_baseline_beyond_a_limit_is_compared_with_all_the_same() -> None:
     profile = PROFILE.model_copy(update={"limits": Limits(min_decode_tok_s=30)})
     info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
     assert "compared with the baseline dynamic/sdpa/float32" in info.headline.sentence
-    assert "is not ranked (decode throughput" in info.headline.notes[0]
-    assert info.headline.notes[0].endswith("but gains are still against it.")
+    assert info.headline.notes[0].startswith(
+        "It keeps the limits in every cell. The worst: decode throughput 46 tok/s at "
+    )
+    assert "is not ranked (decode throughput" in info.headline.notes[-1]
+    assert info.headline.notes[-1].endswith("but gains are still against it.")
     assert {grid.reference for grid in info.grids} == {"the baseline"}
 
 
@@ -425,7 +429,7 @@ def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
     info = info_of([because(measured(BASELINE, role=Role.BASELINE), reasons)])
     assert info.headline.notes[0] == (
         "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs). Do not trust "
-        "these figures. To measure again when the machine is quiet, repeat the command with --resume "
+        "these figures. To measure again when the machine is quiet, repeat the kvray tune command with --resume "
         "20261124-2130-ab12 --retry disturbed --wait-quiet."
     )
     assert facts_of(info)["Disturbed runs"].startswith(
@@ -490,8 +494,8 @@ def test_one_line_says_how_much_was_disturbed_and_how_to_measure_it_again() -> N
     found = disturbances([because(base, reasons * len(base.runs)), other])
     assert found.warning("run-1") == (
         f"{len(base.runs)} of {2 * len(base.runs)} runs were disturbed (most often: {reasons[0]}), and figures of 1 "
-        "candidate rest on disturbed runs alone. To measure again when the machine is quiet, repeat the command with "
-        "--resume run-1 --retry disturbed --wait-quiet."
+        "candidate rest on disturbed runs alone. To measure again when the machine is quiet, repeat the kvray tune "
+        "command with --resume run-1 --retry disturbed --wait-quiet."
     )
     assert disturbances([because(base, reasons), other]).warning("run-1") is None, "every cell has better runs"
 
