@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
@@ -94,6 +95,21 @@ class Phase(enum.StrEnum):
     REFERENCE = "reference"
     """Making what the model's candidates are compared with, once per model."""
     QUALITY = "quality"
+
+
+_VERSION_FIELDS = {"torch": "torch_version", "transformers": "transformers_version"}
+"""Libraries that have a field of their own in records, fingerprints and plans, because old ones know them by it."""
+
+
+def version_fields(versions: Mapping[str, str]) -> dict[str, str | None]:
+    """The fields that some of the engine's libraries have of their own, from all of `versions`."""
+    return {field: versions.get(library) for library, field in _VERSION_FIELDS.items()}
+
+
+def known_versions(holder: object, versions: Mapping[str, str]) -> dict[str, str]:
+    """`versions` of libraries by name, with those that `holder` knows by fields of their own alone."""
+    own = {library: getattr(holder, field) for library, field in _VERSION_FIELDS.items()}
+    return {**{library: version for library, version in own.items() if version is not None}, **versions}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +241,10 @@ class TrialRecord:
         processor_share: share of a token's time that `processors` take.
         device_name: device that measured.
         driver_version: version of its driver.
-        torch_version, transformers_version, kvray_version: versions of the software that measured.
+        engine_versions: versions of the libraries in which the engine computed, by name (JSON), as the measuring
+            process had them. Empty in older records.
+        torch_version, transformers_version: the same of these two, where the engine computes in them.
+        kvray_version: version of kvray that measured.
         kl_mean: Kullback-Leibler divergence of the reference from this candidate, nats per token (see `trial.quality`).
         kl_decode: `kl_mean` over the tokens that were decoded one by one.
         nll_delta: change of the text's negative log-likelihood, nats per token.
@@ -330,6 +349,7 @@ class TrialRecord:
 
     device_name: str | None = None
     driver_version: str | None = None
+    engine_versions: tuple[tuple[str, str], ...] = ()
     torch_version: str | None = None
     transformers_version: str | None = None
     kvray_version: str | None = None
@@ -367,6 +387,11 @@ class TrialRecord:
             **{name: getattr(candidate, name) for name in _CANDIDATE_FIELDS},
             **values,
         )
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the engine's libraries by name, of older records too."""
+        return known_versions(self, dict(self.engine_versions))
 
     @property
     def candidate(self) -> Candidate:

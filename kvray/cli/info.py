@@ -29,15 +29,16 @@ def info(
     """Say what this machine offers: versions, device, and every value of every axis, or why not."""
     console = Console()
     facts = detect_device(None if device is None else DeviceType.parse(device))
-    environment = capture_environment(facts.device)
+    engines = {name: get_engine(name) for name in list_engines()}
+    libraries = dict.fromkeys(library for engine in engines.values() for library in engine.libraries)
+    environment = capture_environment(facts.device, libraries=libraries)
     missing = facts.device is DeviceType.CUDA and facts.gpu_count == 0
     name = "no GPU here; this is what one of the Ampere generation or later could do" if missing else facts.device_name
-    rows = {
+    rows: dict[str, str | None] = {
         "kvray": environment.kvray_version,
         "device": f"{name} ({facts.device})" + (f" ×{facts.gpu_count}" if facts.gpu_count > 1 else ""),
         "driver": environment.driver_version,
-        "torch": environment.torch_version,
-        "transformers": environment.transformers_version,
+        **environment.engine_versions,
         "Python": environment.python_version,
         "CPUs": str(environment.cpus),
         "CPU quota": _quota(),

@@ -348,6 +348,8 @@ class EngineAdapter(ABC):
     start_method: ClassVar[StartMethod] = "forkserver"
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that the fork server imports once for all trials; they must not touch the GPU when imported."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Names of the installed packages in which it computes: their versions are recorded, and compared."""
     snippet_runner: ClassVar[str | None] = None
     """Module that runs a snippet to see what it does (see `engines.snippet_case`); `None`: there is nothing to run."""
     measures_hardware: ClassVar[bool] = False

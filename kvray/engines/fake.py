@@ -92,6 +92,8 @@ class FakeAdapter(EngineAdapter):
     """The engine `fake`."""
 
     name: ClassVar[str] = "fake"
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "torch", "transformers")
+    """It computes in the first alone, and records the others as an engine that is none would."""
 
     @override
     def check_model(self, request: ModelRequest) -> None:

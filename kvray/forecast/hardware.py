@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -110,21 +110,27 @@ class HardwareKey:
     device: DeviceType
     device_name: str
     driver_version: str | None
-    torch_version: str | None
+    engine_versions: tuple[tuple[str, str], ...]
     cpus: int
     threads: int | None
 
     @classmethod
-    def here(cls, engine: str, device: DeviceType, threads: int | None) -> HardwareKey:
-        """The key of this machine's first device of that kind."""
-        environment = capture_environment(device)
+    def here(
+        cls, engine: str, device: DeviceType, threads: int | None, *, libraries: Iterable[str] = ()
+    ) -> HardwareKey:
+        """The key of this machine's first device of that kind.
+
+        Args:
+            libraries: `EngineAdapter.libraries`.
+        """
+        environment = capture_environment(device, libraries=libraries)
         on_gpu = device is DeviceType.CUDA
         return cls(
             engine=engine,
             device=device,
             device_name=environment.device_name,
             driver_version=environment.driver_version,
-            torch_version=environment.torch_version,
+            engine_versions=tuple(environment.engine_versions.items()),
             cpus=0 if on_gpu else environment.cpus,
             threads=0 if on_gpu else threads,
         )

@@ -26,7 +26,7 @@ from kvray.plan.plan import (
 from kvray.plan.rules import derive_rules
 from kvray.plan.snippet import render_snippet
 from kvray.probes.environment import kvray_version
-from kvray.record import TrialRecord, TrialResult
+from kvray.record import TrialRecord, TrialResult, version_fields
 from kvray.store.manifest import SweepManifest
 
 
@@ -174,7 +174,7 @@ def _fingerprint(record: TrialRecord, manifest: SweepManifest) -> PlanFingerprin
     return PlanFingerprint(
         device_name=record.device_name or manifest.device_name,
         driver_version=record.driver_version,
-        torch_version=record.torch_version,
-        transformers_version=record.transformers_version,
+        engine_versions=record.versions,
+        **version_fields(record.versions),
         kvray_version=record.kvray_version or manifest.kvray_version,
     )

@@ -24,6 +24,7 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
 from kvray.files.documents import read_document
 from kvray.files.file_systems import write_whole
+from kvray.record import known_versions
 from kvray.store.manifest import CodeCheck
 from kvray.workload import WorkloadProfile
 
@@ -194,13 +195,23 @@ class Rule(_PlanPart):
 
 
 class PlanFingerprint(_PlanPart):
-    """What was measured on: elsewhere the plan is a guess."""
+    """What was measured on: elsewhere the plan is a guess.
+
+    Attributes:
+        engine_versions: of the engine's libraries, by name; empty in older plans.
+    """
 
     device_name: str | None
     driver_version: str | None
+    engine_versions: dict[str, str] = Field(default_factory=dict)
     torch_version: str | None
     transformers_version: str | None
     kvray_version: str | None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the engine's libraries by name, of older plans too."""
+        return known_versions(self, self.engine_versions)
 
 
 class Plan(_PlanPart):

@@ -142,11 +142,17 @@ class Session:
 
 
 def _differences(fingerprint: PlanFingerprint, device: DeviceType) -> list[str]:
-    here = capture_environment(device)
+    versions = fingerprint.versions
+    environment = capture_environment(device, libraries=versions)
+    names = ("device_name", "driver_version", "kvray_version")
+    then = {name.replace("_", " "): getattr(fingerprint, name) for name in names}
+    then |= {f"{library} version": version for library, version in versions.items()}
+    here = {name.replace("_", " "): getattr(environment, name) for name in names}
+    here |= {f"{library} version": environment.engine_versions.get(library) for library in versions}
     return [
-        f"{name.replace('_', ' ')} {then}, here it is {getattr(here, name)}"
-        for name, then in fingerprint.model_dump().items()
-        if then is not None and getattr(here, name) != then
+        f"{name} {value}, here it is {here[name]}"
+        for name, value in then.items()
+        if value is not None and here[name] != value
     ]
 
 

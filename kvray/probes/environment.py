@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import socket
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kvray.candidate import DeviceType
@@ -19,32 +20,41 @@ class Environment:
 
     Attributes:
         driver_version: of the NVIDIA driver, for a CUDA device.
+        engine_versions: of the engine's libraries that are installed, by name.
         cpus: that this process may keep busy.
     """
 
     device_name: str
     driver_version: str | None
-    torch_version: str | None
-    transformers_version: str | None
+    engine_versions: Mapping[str, str]
     kvray_version: str
     python_version: str
     host: str
     cpus: int
 
 
-def capture_environment(device: DeviceType, gpu_index: int = 0) -> Environment:
-    """What holds here and now for `device`; of several GPUs the `gpu_index`-th that `CUDA_VISIBLE_DEVICES` shows."""
+def capture_environment(device: DeviceType, gpu_index: int = 0, *, libraries: Iterable[str] = ()) -> Environment:
+    """What holds here and now for `device`; of several GPUs the `gpu_index`-th that `CUDA_VISIBLE_DEVICES` shows.
+
+    Args:
+        libraries: names of the packages in which an engine computes (`EngineAdapter.libraries`).
+    """
     device_name, driver_version = _describe(device, gpu_index)
     return Environment(
         device_name=device_name,
         driver_version=driver_version,
-        torch_version=_version("torch"),
-        transformers_version=_version("transformers"),
+        engine_versions=library_versions(libraries),
         kvray_version=kvray_version(),
         python_version=platform.python_version(),
         host=socket.gethostname(),
         cpus=available_cpus(),
     )
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed, in the order of `names`."""
+    versions = {name: _version(name) for name in names}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def kvray_version() -> str:

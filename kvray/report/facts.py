@@ -93,10 +93,10 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
 def version_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
     """Versions that the figures depend on; several where the records differ."""
     records = _launched(results)
+    libraries = {name for record in records for name in record.versions}
     facts = [
         ("Driver", _values(record.driver_version for record in records)),
-        ("torch", _values(record.torch_version for record in records)),
-        ("transformers", _values(record.transformers_version for record in records)),
+        *((name, _values(record.versions.get(name) for record in records)) for name in sorted(libraries)),
         ("kvray", formats.clean_line(manifest.kvray_version)),
     ]
     return tuple(Fact(name=name, text=text) for name, text in facts if text)

@@ -18,6 +18,7 @@ from kvray.candidate import DeviceType
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.probes.cpu import total_memory_mib
 from kvray.probes.environment import Environment
+from kvray.record import known_versions, version_fields
 from kvray.workload import WorkloadProfile
 
 SPEED_VARIABLES = (
@@ -48,8 +49,6 @@ _NAMES = {
     "driver_version": "driver",
     "cpus": "usable CPUs",
     "memory_gib": "memory, GiB",
-    "torch_version": "torch",
-    "transformers_version": "transformers",
     "python_version": "Python",
     "kvray_release": "kvray",
 }
@@ -69,6 +68,7 @@ class SweepFingerprint(BaseModel):
         cpus: how many a process here may keep busy.
         threads: how many a trial computes with, `OWN_CHOICE` where its library chooses.
         slots: trials at the same time, on a CPU, which they share.
+        engine_versions: of the engine's libraries, by name; two of them have fields of their own in older ones.
         kvray_release: major and minor version.
         variables: those of `SPEED_VARIABLES` that are set.
     """
@@ -89,6 +89,7 @@ class SweepFingerprint(BaseModel):
     memory_gib: int | None = None
     threads: int | None = None
     slots: int | None = None
+    engine_versions: dict[str, str] | None = None
     torch_version: str | None = None
     transformers_version: str | None = None
     python_version: str | None = None
@@ -128,8 +129,8 @@ class SweepFingerprint(BaseModel):
             device_name=device.device_name,
             threads=threads or OWN_CHOICE,
             slots=slots if is_cpu else None,
-            torch_version=environment.torch_version,
-            transformers_version=environment.transformers_version,
+            engine_versions=dict(environment.engine_versions),
+            **version_fields(environment.engine_versions),
             python_version=".".join(environment.python_version.split(".")[:2]),
             kvray_release=release_of(environment.kvray_version),
             variables={name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ},
@@ -149,7 +150,9 @@ class SweepFingerprint(BaseModel):
 
     def _compared(self) -> dict[str, Any]:
         profile = None if self.profile is None else self.profile.measured
-        return {**self.model_dump(mode="json"), "profile": profile}
+        versions = known_versions(self, self.engine_versions or {})
+        values = self.model_dump(mode="json", exclude=set(version_fields(versions)))
+        return {**values, "engine_versions": versions or None, "profile": profile}
 
 
 def release_of(version: str) -> str:
@@ -167,6 +170,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         before, after = old[key], new.get(key)
         if before is None or after is None or before == after:
             continue
+        if key == "engine_versions":  # of a library that one of them does not name nothing is known there
+            before, after = ({name: value[name] for name in before.keys() & after.keys()} for value in (before, after))
         if isinstance(before, dict):
             yield from _parts(key, before, after)
         else:
@@ -175,8 +180,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _parts(key: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
-    """What differs below `key`: fields of the profile (and of its limits), or variables."""
-    prefix = "" if key in ("", "variables") else f"{key}."
+    """What differs below `key`: fields of the profile (and of its limits), variables, or libraries."""
+    prefix = "" if key in ("", "variables", "engine_versions") else f"{key}."
     for name in sorted(before.keys() | after.keys()):
         one, two = before.get(name), after.get(name)
         if isinstance(one, dict) and isinstance(two, dict):

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvray.errors import ResultsError
 from kvray.judgement import Limits
-from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus, version_fields
 from kvray.store.fingerprint import SweepFingerprint, release_of
 from kvray.store.manifest import SweepAttempt, SweepManifest
 
@@ -214,8 +214,7 @@ def _attempt_of_version_1(manifest: SweepManifest, results: Iterable[TrialResult
         device_name=manifest.device_name,
         driver_version=_first(launched, "driver_version"),
         cpus=_first(launched, "cpus"),
-        torch_version=_first(launched, "torch_version"),
-        transformers_version=_first(launched, "transformers_version"),
+        **version_fields(_first(launched, "versions") or {}),
         kvray_release=release_of(manifest.kvray_version),
     )
     return _attempt(manifest, fingerprint, fingerprint.digest, candidates=None)

@@ -119,6 +119,7 @@ TRIALS_SCHEMA = pa.schema(
         ("win_chance", _FLOAT),
         ("device_name", _TEXT),
         ("driver_version", _TEXT),
+        ("engine_versions", _TEXT),
         ("torch_version", _TEXT),
         ("transformers_version", _TEXT),
         ("kvray_version", _TEXT),
@@ -226,12 +227,16 @@ def encode(item: DataclassInstance) -> dict[str, Any]:
     return {field.name: _plain(field.name, getattr(item, field.name)) for field in dataclasses.fields(item)}
 
 
+_PAIRS = ("cache_params", "settings", "engine_versions")
+"""Columns of names and values, which are one JSON object."""
+
+
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, dt.datetime):
         if value.tzinfo is None:
             raise ValueError(f"{name} {value.isoformat()} has no time zone")
         return value.astimezone(dt.UTC)
-    if name in ("cache_params", "settings"):
+    if name in _PAIRS:
         return json.dumps(dict(value), sort_keys=True)
     if isinstance(value, str):  # a log's undecodable bytes must not cost the record
         return str(value).encode(errors="replace").decode()
@@ -240,6 +245,13 @@ def _plain(name: str, value: Any) -> Any:
 
 def _pairs(text: str) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(json.loads(text).items()))
+
+
+def _texts(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = _pairs(text)
+    if not all(isinstance(value, str) for _, value in pairs):
+        raise ValueError(f"{text[:80]!r} holds other values than text")
+    return pairs
 
 
 def _instant(microseconds: int) -> dt.datetime:
@@ -254,8 +266,8 @@ _FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "attention": AttentionBackend,
     "dtype": DType,
     "compile": CompileMode,
-    "cache_params": _pairs,
-    "settings": _pairs,
+    **dict.fromkeys(_PAIRS, _pairs),
+    "engine_versions": _texts,
     "itl_ms": tuple,
     "started_at": _instant,
     "ended_at": _instant,

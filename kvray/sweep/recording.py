@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate, aggregate_cells, runs_at_rung
 from kvray.files.redaction import redact
 from kvray.forecast.prediction import Forecast
 from kvray.probes.environment import Environment
-from kvray.record import Phase, Run, TrialRecord, TrialStatus
+from kvray.record import Phase, Run, TrialRecord, TrialStatus, version_fields
 from kvray.trial.events import TrialFacts
 from kvray.trial.spec import TrialSpec
 
@@ -88,9 +89,8 @@ def measured_record(
         host=environment.host,
         device_name=environment.device_name,
         driver_version=environment.driver_version,
-        torch_version=environment.torch_version,
-        transformers_version=environment.transformers_version,
         kvray_version=environment.kvray_version,
+        **_versions(environment.engine_versions),
     )
     metrics = rung_metrics(runs, rung)
     if metrics is not None:
@@ -98,6 +98,10 @@ def measured_record(
     reserved = [run.reserved_peak_mib for run in runs if run.reserved_peak_mib is not None]
     record = record.with_(reserved_peak_mib=max(reserved, default=None))
     return record if facts is None else _with_facts(record, facts)
+
+
+def _versions(versions: Mapping[str, str]) -> dict[str, Any]:
+    return {"engine_versions": tuple(sorted(versions.items())), **version_fields(versions)}
 
 
 def _redacted(text: str | None) -> str | None:
@@ -108,6 +112,8 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
     observed, compiled = facts.observed, facts.compilation
     if facts.quality is not None:
         record = record.with_(**vars(facts.quality))
+    if facts.engine_versions is not None:
+        record = record.with_(**_versions(facts.engine_versions))
     return record.with_(
         pid=facts.pid,
         niceness=facts.niceness,

@@ -59,7 +59,7 @@ class Slot(tune.Trainable):
         self._logs = tempfile.TemporaryDirectory(
             prefix="kvray-", dir=task.scratch if task.scratch and task.scratch.is_dir() else None
         )
-        self._environment = capture_environment(task.spec.device)
+        self._environment = capture_environment(task.spec.device, libraries=task.adapter.libraries)
         _set_process_environment(task)
         _shorten_socket_folder()
         self._launcher = Launcher(task.adapter)

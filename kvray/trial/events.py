@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kvray.engines.base import Compilation, Observed
@@ -37,13 +38,18 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFacts:
-    """What a trial has learned beside its runs, as far as it has come. Seconds and MiB; see `TrialRecord`."""
+    """What a trial has learned beside its runs, as far as it has come. Seconds and MiB; `TrialRecord` explains them.
+
+    Attributes:
+        engine_versions: of the engine's libraries as this process has them.
+    """
 
     pid: int
     host: str
     niceness: int
     cpus: int
     cpu_quota: float | None = None
+    engine_versions: Mapping[str, str] | None = None
     load_s: float | None = None
     first_call_s: float | None = None
     warmup_s: float = 0.0

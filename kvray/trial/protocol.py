@@ -29,6 +29,7 @@ from kvray.errors import sentence_of
 from kvray.probes.cgroups import cpu_quota
 from kvray.probes.cpu import available_cpus
 from kvray.probes.disturbance import TrialWatch
+from kvray.probes.environment import library_versions
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, Sample, TrialFacts
 from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
@@ -71,6 +72,7 @@ class TrialProtocol:
             niceness=os.getpriority(os.PRIO_PROCESS, 0),
             cpus=available_cpus(),
             cpu_quota=cpu_quota(),
+            engine_versions=library_versions(adapter.libraries),
         )
         self._spec = spec
         self._adapter = adapter

@@ -46,8 +46,7 @@ def reference_path(spec: TrialSpec, reference: ReferenceSpec) -> Path:
         "forced": forced_tokens(cell),
         "text": prompt_text() + forced_text(),
         "device": environment.device_name,
-        "torch": environment.torch_version,
-        "transformers": environment.transformers_version,
+        "libraries": dict(reference.engine_versions),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "reference" / f"{digest[:32]}.npz"

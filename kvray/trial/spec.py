@@ -27,6 +27,7 @@ class ReferenceSpec:
         model_revision: what identifies the weights.
         enforced: whether a loss beyond the profile's limit ends the trial; with random weights it says nothing.
         adapter, request: the engine of `candidate` and the model as that engine names it; `None`: as in the trial.
+        engine_versions: of the libraries in which the reference is computed, as sorted (name, version) pairs.
     """
 
     candidate: Candidate
@@ -34,6 +35,7 @@ class ReferenceSpec:
     enforced: bool = True
     adapter: EngineAdapter | None = None
     request: ModelRequest | None = None
+    engine_versions: tuple[tuple[str, str], ...] = ()
 
     def requested(self, spec: TrialSpec) -> ModelRequest:
         """The model that the reference is made of, in a trial of `spec`."""

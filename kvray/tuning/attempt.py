@@ -103,7 +103,7 @@ def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, s
         threads=slots.threads,
         slots=slots.slots,
         on_cluster=config.address is not None,
-        environment=capture_environment(preview.device.device),
+        environment=capture_environment(preview.device.device, libraries=adapter.libraries),
     )
 
 

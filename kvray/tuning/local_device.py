@@ -70,7 +70,7 @@ def rates_key(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceType, H
     is_here = config.address is None and (facts.device is DeviceType.CPU or facts.gpu_count > 0)
     if not (config.forecast and adapter.measures_hardware and is_here):
         return facts.device, None
-    return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config))
+    return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config), libraries=adapter.libraries)
 
 
 def _disturbed_line(hardware: Hardware, now: float) -> str:

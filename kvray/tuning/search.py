@@ -20,6 +20,7 @@ from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
+from kvray.probes.environment import library_versions
 from kvray.record import Role
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
@@ -229,7 +230,7 @@ class TuningSearch:
             )
             tasks = TaskMaker(
                 _plain_spec(config, preview, request, attempt.manifest),
-                reference=_reference(preview),
+                reference=_reference(preview, adapter),
                 forecasts=preview.forecasts,
                 adapter=adapter,
                 threads=slots.threads,
@@ -297,11 +298,12 @@ def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, man
     )
 
 
-def _reference(preview: Preview) -> ReferenceSpec:
+def _reference(preview: Preview, adapter: EngineAdapter) -> ReferenceSpec:
     return ReferenceSpec(
         candidate=preview.space.baseline,
         model_revision=preview.model.revision,
         enforced=not preview.model.random_weights,
+        engine_versions=tuple(sorted(library_versions(adapter.libraries).items())),
     )
 
 

@@ -13,8 +13,10 @@ from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
+from kvray.engines.fake import FakeAdapter
 from kvray.errors import AllTrialsFailedError
 from kvray.plan.plan import load_plan_file
+from kvray.probes.environment import library_versions
 from kvray.record import Role, TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.result import TuneResult, read_result
@@ -102,6 +104,7 @@ def test_the_environment_of_a_measurement_is_recorded(troubled: tuple[TuneResult
     assert record.device_name
     assert record.kvray_version
     assert record.torch_version
+    assert record.versions == dict(record.engine_versions) == library_versions(FakeAdapter.libraries)
 
 
 def test_nothing_that_the_sweep_started_is_left(troubled: tuple[TuneResult, Path, set[int]]) -> None:

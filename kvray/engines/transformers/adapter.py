@@ -59,6 +59,7 @@ class TransformersAdapter(EngineAdapter):
     """The engine `transformers`."""
 
     name: ClassVar[str] = "transformers"
+    libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     preload: ClassVar[tuple[str, ...]] = (
         "torch",
         "transformers",

@@ -21,14 +21,14 @@ def test_rates_survive_being_written_and_read() -> None:
 
 
 def test_rates_are_kept_for_the_same_device_versions_and_threads_only() -> None:
-    key = HardwareKey.here("transformers", DeviceType.CPU, 2)
+    key = HardwareKey.here("transformers", DeviceType.CPU, 2, libraries=["torch"])
     assert load_hardware(key) is None
     save_hardware(key, hardware())
     assert load_hardware(key) == hardware()
     others = [
         replace(key, engine="other"),
         replace(key, device_name="another"),
-        replace(key, torch_version="0"),
+        replace(key, engine_versions=(("torch", "0"),)),
         replace(key, driver_version="1"),
         replace(key, threads=1),
         replace(key, threads=None),

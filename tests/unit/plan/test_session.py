@@ -17,9 +17,9 @@ from kvray.errors import EngineError, ModelError, PlanError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import Plan, PlanFingerprint, save_plan
 from kvray.plan.session import FingerprintWarning, PlanLoader, Session, load_plan
-from kvray.probes.environment import capture_environment
+from kvray.probes.environment import capture_environment, library_versions
 from kvray.probes.gpu import GpuInfo, select_visible
-from kvray.record import Role
+from kvray.record import Role, version_fields
 from kvray.workload import WorkloadProfile
 
 WINNER, LEANER, LEANEST = (make_candidate(name) for name in (1, 2, 3))
@@ -59,9 +59,19 @@ def plan_of(commands: str = "ok") -> Plan:
     return make_plan(model_id=f"fake:{commands}", device="cpu", model_revision="1")
 
 
+OLD: dict[str, Any] = {"torch_version": None, "transformers_version": None}
+"""What a plan of an engine says that computes in neither."""
+
+
 def here() -> PlanFingerprint:
-    environment = capture_environment(DeviceType.CPU)
-    return PlanFingerprint(**{name: getattr(environment, name) for name in PlanFingerprint.model_fields})
+    environment = capture_environment(DeviceType.CPU, libraries=FakeAdapter.libraries)
+    return PlanFingerprint(
+        device_name=environment.device_name,
+        driver_version=environment.driver_version,
+        engine_versions=dict(environment.engine_versions),
+        kvray_version=environment.kvray_version,
+        **version_fields(environment.engine_versions),
+    )
 
 
 # Loading
@@ -118,6 +128,25 @@ def test_each_difference_to_the_machine_that_was_measured_is_warned_of() -> None
         "the plan was measured with driver version 555.1, here it is None",
     ]
     assert {one.filename for one in caught} == {__file__}, "the warning points at who loads the plan"
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        {"engine_versions": {"numpy": "1.0", "an-engine": "2.0"}},
+        {"engine_versions": {}, "torch_version": "1.0", "transformers_version": None},
+    ],
+)
+def test_each_library_of_the_engine_that_differs_is_warned_of(then: dict[str, Any]) -> None:
+    plan = plan_of().model_copy(update={"fingerprint": here().model_copy(update={**OLD, **then})})
+    with pytest.warns(FingerprintWarning) as caught:
+        PlanLoader(plan).load()
+    versions = then["engine_versions"] or {"torch": "1.0"}
+    now = library_versions(versions)
+    assert [str(one.message) for one in caught] == [
+        f"the plan was measured with {name} version {version}, here it is {now.get(name)}"
+        for name, version in versions.items()
+    ]
 
 
 def test_what_was_not_known_when_measuring_is_no_difference() -> None:

@@ -16,8 +16,7 @@ from kvray.workload import Limits
 ENVIRONMENT: dict[str, Any] = {
     "device_name": "a CPU",
     "driver_version": None,
-    "torch_version": "2.12.0",
-    "transformers_version": "5.20.0",
+    "engine_versions": {"torch": "2.12.0", "transformers": "5.20.0"},
     "kvray_version": "0.1.7",
     "python_version": "3.12.4",
     "host": "a-host",
@@ -83,6 +82,32 @@ def test_where_two_profiles_judge_otherwise_is_told_with_both_values() -> None:
         "weight_ttft: 0.4 → 0.333333",
     )
     assert judgement_differences(PROFILE, PROFILE) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({"engine_versions": {"vllm": "0.9.1"}}, {"engine_versions": {"vllm": "0.10.0"}}, ("vllm: 0.9.1 → 0.10.0",)),
+        ({"engine_versions": {"vllm": "0.9.1"}}, {"engine_versions": {"vllm": "0.9.1", "xformers": "1"}}, ()),
+        ({"engine_versions": {"vllm": "0.9.1"}}, {"engine_versions": None}, ()),
+        ({"torch_version": "2.12.0"}, {"engine_versions": {"torch": "2.13.0"}}, ("torch: 2.12.0 → 2.13.0",)),
+        ({"torch_version": "2.13.0"}, {"engine_versions": {"torch": "2.13.0"}, "torch_version": "2.13.0"}, ()),
+    ],
+)
+def test_the_libraries_of_the_engine_are_compared_where_both_know_them(
+    before: dict[str, Any], after: dict[str, Any], told: tuple[str, ...]
+) -> None:
+    assert SweepFingerprint(**before).differences(SweepFingerprint(**after)) == told
+
+
+def test_the_libraries_of_this_engine_are_in_the_fingerprint_of_here_and_now() -> None:
+    made = here(engine_versions={"vllm": "0.9.1", "torch": "2.12.0"})
+    assert (made.engine_versions, made.torch_version, made.transformers_version) == (
+        {"vllm": "0.9.1", "torch": "2.12.0"},
+        "2.12.0",
+        None,
+    )
+    assert here(engine_versions={"vllm": "0.10.0", "torch": "2.12.0"}).digest != made.digest
 
 
 def test_a_driver_that_changed_is_named() -> None:

@@ -12,6 +12,7 @@ import pytest
 from kvray.candidate import Candidate
 from kvray.plan.plan import Plan
 from kvray.record import TrialStatus
+from kvray.report.facts import version_facts
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.result import TuneResult, read_result
 
@@ -54,6 +55,15 @@ def plan_of(run_id: str) -> Plan:
 )
 def test_every_record_of_an_old_sweep_is_read(run_id: str, statuses: dict[TrialStatus, int]) -> None:
     assert Counter(one.record.status for one in left(run_id).results) == statuses
+
+
+@pytest.mark.parametrize("run_id", [RANDOM, FAKE])
+def test_the_versions_of_an_old_sweep_are_known_by_name(run_id: str) -> None:
+    result, plan = left(run_id), plan_of(run_id)
+    record = result.analysis.ranking.winner.record
+    versions = {"torch": record.torch_version, "transformers": record.transformers_version}
+    assert (record.engine_versions, record.versions, plan.fingerprint.versions) == ((), versions, versions)
+    assert {fact.name: fact.text for fact in version_facts(result.manifest, result.results)}.items() >= versions.items()
 
 
 @pytest.mark.parametrize("run_id", [RANDOM, FAKE])

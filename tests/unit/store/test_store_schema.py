@@ -39,7 +39,8 @@ def fields_of(kind: type) -> dict[str, st.SearchStrategy[Any]]:
     return {name: strategy for name, strategy in chosen.items() if strategy is not None}
 
 
-records = st.builds(TrialRecord, **{**fields_of(TrialRecord), "cache_params": params})
+texts = st.dictionaries(st.text(), st.text()).map(lambda values: tuple(sorted(values.items())))
+records = st.builds(TrialRecord, **{**fields_of(TrialRecord), "cache_params": params, "engine_versions": texts})
 runs = st.builds(Run, **{**fields_of(Run), "itl_ms": st.lists(floats, max_size=5).map(tuple)})
 
 
@@ -159,3 +160,11 @@ def test_a_column_of_another_type_is_refused(record: TrialRecord) -> None:
     table = table.set_column(table.column_names.index("rung"), "rung", pa.array(["many"]))
     with pytest.raises(SchemaError, match="a column has another type"):
         from_table(table, TrialRecord)
+
+
+@pytest.mark.parametrize("text", ['{"torch": 2}', '{"torch": ["2"]}', "[]", "null", "torch"])
+def test_versions_that_are_no_text_are_refused(record: TrialRecord, text: str) -> None:
+    table = to_table([record], TrialRecord)
+    place = table.schema.get_field_index("engine_versions")
+    with pytest.raises(SchemaError, match="a row does not fit"):
+        from_table(table.set_column(place, "engine_versions", pa.array([text])), TrialRecord)

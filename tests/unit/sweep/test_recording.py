@@ -121,3 +121,12 @@ def test_how_long_a_trial_took_does_not_depend_on_the_date() -> None:
     record = record_of(run_of())
     assert record.wall_s == 2.5
     assert record.ended_at == NOW + dt.timedelta(seconds=2.5), "the machine's date has long passed it"
+
+
+def test_versions_are_those_of_the_process_that_measured() -> None:
+    assert record_of(run_of()).engine_versions == ()
+    made = record_of(run_of(), engine_versions={"vllm": "0.9.1", "torch": "2.12.0"})
+    assert made.engine_versions == (("torch", "2.12.0"), ("vllm", "0.9.1"))
+    assert (made.torch_version, made.transformers_version) == ("2.12.0", None)
+    assert made.versions == {"torch": "2.12.0", "vllm": "0.9.1"}
+    assert made.with_(engine_versions=()).versions == {"torch": "2.12.0"}, "as in older records"
