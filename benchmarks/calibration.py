@@ -355,7 +355,7 @@ def pair_counts(outcomes: Sequence[Outcome]) -> list[int]:
 
 
 def median_width(outcomes: Sequence[Outcome], pairs: int | None = None) -> float:
-    """Of kvray's interval over the t interval of the same pairs; with `pairs`, of sweeps with as many."""
+    """Median ratio of kvray's interval to the t interval of the same pairs; with `pairs`, over sweeps with as many."""
     return float(np.median([width for one in outcomes for count, width in one.widths if pairs in (None, count)]))
 
 

@@ -34,7 +34,7 @@ from kvray.workload import WorkloadProfile, get_profile, override_profile
 
 METRICS = {"ttft": TTFT, "decode": DECODE}
 PROCESSES = (2, 3, 4)
-"""Of a configuration after one, two and three confirming rounds."""
+"""Processes of a configuration after one, two and three confirming rounds."""
 CANDIDATES = tuple(
     Candidate(engine=TransformersAdapter.name, cache=cache, attention=AttentionBackend.SDPA, dtype=dtype)
     for cache, dtype in (

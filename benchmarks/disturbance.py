@@ -83,7 +83,7 @@ def row(length: str, number: int, runs: Mapping[tuple[str, int], Sequence[Timed]
 
 
 def marked_share(runs: Sequence[Timed]) -> float:
-    """Of `runs`."""
+    """Share of `runs` that are marked as disturbed."""
     return sum(one.disturbed for one in runs) / len(runs)
 
 

@@ -48,7 +48,7 @@ METRICS = {"ttft": "TTFT", "decode": "decode tok/s", "itl": "ITL"}
 TOOL = "optimum-benchmark"
 TOOL_PACKAGES = ("optimum-benchmark==0.6.0", "transformers==4.57.6", f"torch=={version('torch').partition('+')[0]}")
 ROUNDS = (0, 1)
-"""Of a block. The second one runs backwards, so that a steady drift cancels and both plain processes are neighbours."""
+"""Rounds of a block. The second one runs backwards: a steady drift cancels, and both plain processes are neighbours."""
 Samples = Mapping[Cell, Sample]
 """What one process measured: TTFT and ITL in ms, decode in tok/s."""
 Harness = Callable[[Candidate], Samples]
@@ -167,7 +167,7 @@ class Harnesses:
 
     @property
     def disturbed_share(self) -> float:
-        """Of kvray's runs."""
+        """Share of kvray's runs that were disturbed."""
         return sum(self._disturbed) / len(self._disturbed)
 
     def kvray(self, candidate: Candidate) -> Samples:

@@ -80,7 +80,7 @@ class WatchedModel(TransformersModel):
     """Says what its tensors hold."""
 
     def held_mib(self) -> float:
-        """Of weights, and of the cache after the last generation."""
+        """Memory of the weights, and of the cache after the last generation."""
         return (self._weight_bytes() + (self.kv_cache_bytes() or 0)) / MIB
 
     def allocated_mib(self, cell: Cell) -> float:

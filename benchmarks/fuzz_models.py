@@ -17,6 +17,7 @@ from fuzz_plain import Kind
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typing_extensions import override
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.engines.base import ModelRequest
@@ -49,8 +50,8 @@ CODE = f"open({CANARY!r}, 'w').close()\nraise RuntimeError('code of the model ra
 class ModelKind(Kind):
     """A small model in a folder, of which some file is wrong; beside it lies code that must never run."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.good = self.place.root / "good"
         self.folder = self.place.input / "model"
         save_tiny_model(self.good)
@@ -74,15 +75,15 @@ class ModelKind(Kind):
 class Configs(ModelKind):
     """config.json, of a bare config and of a folder with weights: described, forecast, all rules asked."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         super().prepare()
         self.samples = [AutoConfig.for_model(name).to_dict() for name in TYPES]
         own = {"AutoConfig": "configuration_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
         self.samples += [{**self.samples[0], "auto_map": own}, {"model_type": "own", "auto_map": own}]
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         self.damage("config.json", mutator, mutator.one_of(*self.samples))
         model_id = str(self.folder) if mutator.chance(0.15) else f"random:{self.folder}"
         code, _ = self.cli("tune", model_id, *PREVIEW, *(["--space", "full"] if mutator.chance(0.05) else []))
@@ -106,8 +107,8 @@ class Configs(ModelKind):
 class Tokenizers(ModelKind):
     """tokenizer.json, tokenizer_config.json and a chat template: loaded, and prompts made."""
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         self.restore()
         name = mutator.one_of("tokenizer.json", "tokenizer.json", "tokenizer_config.json")
         sample = json.loads((self.good / name).read_bytes())
@@ -133,8 +134,8 @@ class Tokenizers(ModelKind):
 class Weights(ModelKind):
     """model.safetensors, its index, generation_config.json: checked by the driver, then loaded."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         super().prepare()
         self.content = (self.good / "model.safetensors").read_bytes()
         length = struct.unpack("<Q", self.content[:8])[0]
@@ -145,8 +146,8 @@ class Weights(ModelKind):
             "weight_map": dict.fromkeys(names, "model.safetensors"),
         }
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         self.restore()
         weights, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
         index.unlink(missing_ok=True)
@@ -192,8 +193,8 @@ class Weights(ModelKind):
 class Gguf(Kind):
     """GGUF files, as the process that converts them reads them."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.path = self.place.input / "tiny.gguf"
         self.fields = {
             "llama.block_count": 1,
@@ -217,8 +218,8 @@ class Gguf(Kind):
         self.content = self.path.read_bytes()
         self.header_bytes = len(self.content) - sum(tensor.nbytes for tensor in self.tensors.values())
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         if mutator.chance(0.4):
             self._write_other_fields(mutator)
         else:

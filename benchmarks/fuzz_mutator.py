@@ -210,7 +210,7 @@ class Mutator:
         return root
 
     def _nudged(self, value: Any) -> Any:
-        """Of the same type, and another value."""
+        """Another value of the same type."""
         match value:
             case bool():
                 return not value

@@ -12,6 +12,7 @@ import typer
 import yaml
 from fuzz_mutator import Mutator
 from fuzz_watch import BrokenPromiseError, Place, Watch, call_cli, names_canary
+from typing_extensions import override
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.cli.app import COMMANDS
@@ -53,13 +54,13 @@ class Kind:
 class Plans(Kind):
     """best_plan.json: shown, printed as a snippet, asked what to use."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.sample = samples.plan()
         self.path = self.place.input / "best_plan.json"
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         self.path.write_bytes(mutator.json_bytes(self._with_true_ids(mutator)))
         code, out = self.cli("apply", self.path, *(["--print-snippet"] if mutator.chance(0.6) else []))
         if code == 0:
@@ -83,13 +84,13 @@ class Plans(Kind):
 class Profiles(Kind):
     """A profile's .json file."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.sample = samples.PROFILE.model_dump(mode="json")
         self.path = self.place.input / "profile.json"
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         self.path.write_bytes(mutator.json_bytes(self.sample))
         own = [] if mutator.chance(0.7) else ["--json"]
         code, _ = self.cli(*FAKE[:6], "--dry-run", "--profile", self.path, *own)
@@ -128,8 +129,8 @@ class Spaces(Kind):
         + "]\n",
     )
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.sample = [
             {
                 "cache": ["dynamic", "static", "quantized(backend=hqq,nbits=4)", "sliding_window(window=8,sinks=2)"],
@@ -141,8 +142,8 @@ class Spaces(Kind):
         ]
         self.path = self.place.input / "space.yaml"
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         self.path.write_bytes(self._content(mutator))
         code, _ = self.cli(*FAKE, "--space", self.path)
         return code == 0
@@ -162,8 +163,8 @@ class Spaces(Kind):
 class CommandLines(Kind):
     """Every option of every command, in any combination; what could start something is a dry run."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         samples.write_results(self.place.output / "results").compact(samples.RUN_ID)
         (self.place.input / "plan.json").write_text(json.dumps(samples.plan()), encoding="utf-8")
         (self.place.input / "space.yaml").write_text("- cache: [static]\n", encoding="utf-8")
@@ -208,8 +209,8 @@ class CommandLines(Kind):
             *("none,512", "512,none", "9" * 20, "quantized(nbits=4)", "sliding_window(window=8)", "owner/kernel"),
         ]
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         name = mutator.one_of(*self.commands, "tune", "tune", "forecast")
         arguments: list[str] = []
         for parameter in self.commands[name].params:
@@ -258,8 +259,8 @@ class CommandLines(Kind):
 class ModelIds(Kind):
     """What follows `kvray tune`."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         folder = self.place.input / "folder"
         (folder / "empty").mkdir(parents=True)
         sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -304,8 +305,8 @@ class ModelIds(Kind):
 
         call_cli("tune", f"random:{folder}", *FAKE[4:])  # what libraries do when they are first imported is no escape
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         pieces = [mutator.one_of(*self.parts) for _ in range(1 + mutator.random.randrange(2))]
         if mutator.chance(0.5):
             pieces.insert(mutator.random.randrange(len(pieces) + 1), mutator.string())

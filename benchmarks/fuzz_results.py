@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from fuzz_mutator import Mutator
 from fuzz_plain import HARDWARE, Kind, keep_hardware
 from fuzz_watch import BrokenPromiseError, names_canary
+from typing_extensions import override
 
 from kvray.errors import KvrayError
 from kvray.forecast.hardware import load_hardware
@@ -25,8 +26,8 @@ from kvray.trial.reference import load_reference
 class Results(Kind):
     """What the commands that read a results folder have in common."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.folder = self.place.output / "results"
         self.store = samples.write_results(self.folder)
         self.paths = self.store.paths(samples.RUN_ID)
@@ -57,8 +58,8 @@ class Results(Kind):
 class Manifests(Results):
     """sweeps/<id>.json."""
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         sample = json.loads(samples.manifest().model_dump_json())
         if mutator.chance(0.4):
             sample[mutator.one_of("model_id", "architecture", "device_name", "memory_note")] = mutator.string()
@@ -69,8 +70,8 @@ class Manifests(Results):
 class Records(Results):
     """Parquet files of trials and runs."""
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         files = sorted([*self.paths.trials.glob("*.parquet"), *self.paths.runs.glob("*.parquet")])
         whole = {path: path.read_bytes() for path in files}
         try:
@@ -144,8 +145,8 @@ class Records(Results):
 class Caches(Kind):
     """What kvray keeps in its cache folder: the device's rates, references for quality, hashes of files."""
 
+    @override
     def prepare(self) -> None:
-        """See `Kind.prepare`."""
         self.key = keep_hardware()
         self.reference_path = self.place.cache / "reference" / "some.npz"
         self.reference_path.parent.mkdir(parents=True)
@@ -155,8 +156,8 @@ class Caches(Kind):
         self.model = tiny_config_folder(self.place.input / "model")
         self.feeds: tuple[Callable[[Mutator], bool], ...] = (self._hardware, self._reference, self._hash)
 
+    @override
     def feed(self, mutator: Mutator) -> bool:
-        """See `Kind.feed`."""
         return mutator.one_of(*self.feeds)(mutator)
 
     def _hardware(self, mutator: Mutator) -> bool:

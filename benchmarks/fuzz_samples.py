@@ -49,7 +49,7 @@ def results() -> list[TrialResult]:
 
 
 def manifest() -> SweepManifest:
-    """Of these results, whose sweep was gone on with after torch had changed."""
+    """Manifest of these results, whose sweep was gone on with after torch had changed."""
     return SweepManifest(
         kvray_version="0.1.0",
         run_id=RUN_ID,

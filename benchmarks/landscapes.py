@@ -20,7 +20,7 @@ from kvray.workload import WorkloadProfile, create_custom_profile
 Array = npt.NDArray[np.float64]
 REPEATS = 3
 _SIGNS = np.array([-1.0, 1.0, -1.0])
-"""Of TTFT, tok/s and peak: larger logarithms are better."""
+"""Signs of ln TTFT, ln tok/s and ln peak with which larger is better."""
 
 
 @dataclass(frozen=True, kw_only=True)

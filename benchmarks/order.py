@@ -15,6 +15,7 @@ from pathlib import Path
 from output import Figure, make_parser, print_table, write_figures
 from overhead import demo_model
 from pairs import Pair, Sample, middle
+from typing_extensions import override
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
@@ -24,6 +25,7 @@ from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
+from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, WorkloadProfile, get_profile, override_profile
@@ -100,8 +102,8 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
     return [sample(result, profile.cells(1, rung=2)) for result in ended.results if result.record.candidate == LIGHT]
 
 
-class InSequence:
-    """A course that launches its orders one by one and completes them all."""
+class InSequence(TrialQueue):
+    """A queue that launches its tasks one by one and completes them all."""
 
     stops_early = False
 
@@ -109,12 +111,12 @@ class InSequence:
         self._waiting = list(tasks)
 
     @property
+    @override
     def is_over(self) -> bool:
-        """See `TrialQueue`."""
         return not self._waiting
 
+    @override
     def next_trial(self) -> TrialTask | None:
-        """See `TrialQueue`."""
         return self._waiting.pop(0) if self._waiting else None
 
     def rung_finished(self, result: TrialResult) -> None:

@@ -102,7 +102,7 @@ def within(results: Sequence[TrialResult]) -> list[float]:
 
 
 def seconds(run: Run) -> float:
-    """Of one generation."""
+    """Seconds that one generation took."""
     return (run.ttft_ms + sum(run.itl_ms)) / 1000
 
 

@@ -94,7 +94,7 @@ def _batch_size(text: str) -> int:
 
 
 _BATCH_SIZE = Axis(name="batch_size", title="batch size", kind=AxisKind.NUMBER, scale=Scale.LOG, parser=_batch_size)
-"""Of the workload, not of an engine."""
+"""The workload declares it, no engine does."""
 
 
 def _reason(error: Exception) -> str:

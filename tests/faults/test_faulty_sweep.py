@@ -28,7 +28,7 @@ COMMANDS = {
     "static/sdpa/b": "unsupported@load",
     "static/sdpa_math/f": "stopped@load",
 }
-"""Of the twelve candidates `dynamic/sdpa/f`, which is the baseline, and `static/sdpa_math/b` are told nothing."""
+"""Two of the twelve candidates are told nothing: `dynamic/sdpa/f`, which is the baseline, and `static/sdpa_math/b`."""
 LINE = (*FAKE, "--search", "grid", "--confirm", "0", "--timeout", "2")
 
 

@@ -17,7 +17,7 @@ from kvray.record import TrialStatus
 
 SOURCE = Path(__file__).parent / "refusing.c"
 ENOTSUPP = 524
-"""Of the kernel; it is not meant to be seen, and is."""
+"""An error number inside the kernel that reaches programs all the same."""
 NO_FOLDER_SYNC = "it cannot sync folders: a power cut may cost the last records."
 NO_FILE_SYNC = "it cannot sync files: a power cut may cost the last records."
 NO_RENAME = "it cannot rename files: a record that is being written when kvray is killed is lost."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from typing_extensions import override
+
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import LoadedModel, ModelInfo, ModelRequest, OutOfMemoryError
 from kvray.engines.fake import FakeAdapter
@@ -20,14 +22,14 @@ class ChangingAdapter(FakeAdapter):
         self._mended = folder / "mended"
         self._revision = revision
 
+    @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
-        """See `EngineAdapter.describe_model`."""
         return replace(super().describe_model(request), revision=self._revision)
 
+    @override
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
-        """See `EngineAdapter.load`."""
         if self._where in candidate.label and not self._mended.exists():
             raise OutOfMemoryError("not mended yet")
         return super().load(request, candidate, device, profile)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from typing_extensions import override
+
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import LoadedModel, ModelRequest
 from kvray.engines.fake import FakeAdapter
@@ -18,10 +20,10 @@ class ForgetfulAdapter(FakeAdapter):
         self._where = where
         self._folder = folder
 
+    @override
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
-        """See `EngineAdapter.load`."""
         seen = self._folder / candidate.candidate_id
         if self._where in candidate.label and seen.exists():
             os._exit(7)

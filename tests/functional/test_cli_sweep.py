@@ -56,7 +56,7 @@ class Swept:
 
     @property
     def winner(self) -> str:
-        """Of the first sweep: its ranking's first line."""
+        """Label in the first line of the first sweep's ranking."""
         first = re.search(r"^1 +(\S+/\S+) ", self.shown.stdout, re.MULTILINE)
         return first[1] if first else "nobody"
 

@@ -128,7 +128,7 @@ class Listener:
 
 
 def records(result: TuneResult, *roles: Role) -> list[TrialRecord]:
-    """Of the launched trials of `roles`, by start."""
+    """Records of the launched trials of `roles`, by start."""
     kept = [one.record for one in result.results if one.record.role in roles]
     return [record for record in kept if record.status.was_launched]
 

@@ -23,7 +23,7 @@ from kvray.record import Role, version_fields
 from kvray.workload import WorkloadProfile
 
 WINNER, LEANER, LEANEST = (make_candidate(name) for name in (1, 2, 3))
-"""Of `make_plan`: their labels contain `window=101`, `window=102` and `window=103`."""
+"""Candidates of `make_plan`; their labels contain `window=101`, `window=102` and `window=103`."""
 
 
 class WatchedAdapter(FakeAdapter):

@@ -44,7 +44,7 @@ def fingerprint(**changes: Any) -> SweepFingerprint:
 
 
 def manifest(*, hour: int = 0, **changes: Any) -> SweepManifest:
-    """Of an attempt that began `hour` hours after noon."""
+    """Manifest of an attempt that began `hour` hours after noon."""
     values: dict[str, Any] = {
         "kvray_version": "0.1.0",
         "run_id": RUN_ID,

@@ -217,7 +217,7 @@ def test_bounds_small_enough_to_compute_by_hand() -> None:
 
 
 def test_a_token_that_is_not_told_is_at_most_as_probable_as_the_last_that_is() -> None:
-    """Of a wrong cache, a few tokens are enough to see that it is."""
+    """A few tokens are enough to see that a cache is wrong."""
     reference = summarize(stream((0.97, 0.01, 0.01, 0.01), tokens=(0,)))
     loss = compare(reference, [(0, 0, told_of(np.log([0.01, 0.5, 0.48, 0.01]), 3, token=None))])
     assert loss.kl_mean == pytest.approx(

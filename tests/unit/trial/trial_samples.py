@@ -117,7 +117,7 @@ class Scripted(LoadedModel):
         self._compilation = compilation
         self.cell = Cell(1, 1, 1)
         self.probability = 0.5
-        """Of token 0, one of two, in `forced_log_probabilities`."""
+        """Probability of token 0, one of two, in `forced_log_probabilities`."""
 
     def prepare(self, cell: Cell) -> None:
         self.calls.append(f"prepare {cell.label}")
