@@ -62,9 +62,8 @@ class Slot(tune.Trainable):
         self._environment = capture_environment(task.spec.device, libraries=task.adapter.libraries)
         _set_process_environment(task)
         _shorten_socket_folder()
-        self._launcher = Launcher(task.adapter)
-        self._launcher.reaper.remove_folder(Path(self._logs.name))
-        self._launcher.warm()
+        self._launchers: dict[str, Launcher] = {}
+        self._launcher_of(task).warm()
         self._task = task
         self._rung: int | None = None
         self._facts: TrialFacts | None = None
@@ -102,11 +101,19 @@ class Slot(tune.Trainable):
         self._rung, self._facts = None, None
         self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
         self._process = TrialProcess(
-            self._launcher,
+            self._launcher_of(self._task),
             spec,
             Path(self._logs.name) / f"{spec.trial_id}.log",
             on_event=_position_notes(self._task),
         )
+
+    def _launcher_of(self, task: TrialTask) -> Launcher:
+        """The launcher of the engine of `task`. Each has a fork server of its own, which stays for later trials."""
+        launcher = self._launchers.get(task.adapter.name)
+        if launcher is None:
+            launcher = self._launchers[task.adapter.name] = Launcher(task.adapter)
+            launcher.reaper.remove_folder(Path(self._logs.name))
+        return launcher
 
     def _end_process(self) -> None:
         if self._process is not None:
@@ -168,7 +175,5 @@ def _set_process_environment(task: TrialTask) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     # NVML numbers GPUs by bus; CUDA does so only when told, and Ray hands out such numbers.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    for name, value in task.adapter.process_environment().items():
-        os.environ.setdefault(name, value)
     if task.spec.request.offline:
         os.environ.update(OFFLINE_ENVIRONMENT)

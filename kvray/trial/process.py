@@ -26,6 +26,7 @@ from kvray.record import Phase, Run, TrialStatus
 from kvray.trial.channel import BrokenChannelError, EventReader
 from kvray.trial.child import CONTINUE, STOP, child_main
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, TrialEnded
+from kvray.trial.fork_server import EngineServer
 from kvray.trial.imports import PRELOAD
 from kvray.trial.leftovers import ProcessTree, remove_folder, remove_stale_locks
 from kvray.trial.log import TrialLog, scratch_of
@@ -55,21 +56,16 @@ class Launcher:
         self.adapter = adapter
         self.tree = ProcessTree()
         self.reaper = trial_reaper()
-        self._context: ForkServerContext | SpawnContext
+        self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+        self._server: EngineServer | None = None
         if adapter.start_method == "forkserver":
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["kvray.trial.server_preload"])
-            self._context = context
-        else:
-            self._context = multiprocessing.get_context("spawn")
+            self._context, self._server = multiprocessing.get_context("forkserver"), EngineServer()
 
     def warm(self) -> None:
         """Start the fork server now, so that its imports run while something else happens."""
-        if isinstance(self._context, ForkServerContext):
-            from multiprocessing.forkserver import ensure_running
-
+        if self._server is not None:
             with self._starting():
-                ensure_running()
+                self._server.ensure_running()
 
     def start(self, spec: TrialSpec, log: Path) -> tuple[Any, Connection]:
         """A started process and this side of its pipe."""
@@ -78,7 +74,8 @@ class Launcher:
         arguments = (theirs, spec, self.adapter, log, scratch_of(log))
         process = self._context.Process(target=child_main, args=arguments, daemon=False)
         self.reaper.remove_folder(scratch_of(log))
-        with _main_module_hidden(), self._starting():
+        served = contextlib.nullcontext() if self._server is None else self._server.used()
+        with _main_module_hidden(), self._starting(), served:
             process.start()
         theirs.close()
         return process, ours
@@ -91,12 +88,15 @@ class Launcher:
         ensure_resource_tracker()
         self.reaper.end_processes(self.tree.mark)
         self.reaper.remove_folder(Path(get_temp_dir()))  # of the fork server's socket
-        os.environ[PRELOAD] = ",".join(("kvray.trial.child", *self.adapter.preload))
+        preload = ",".join(("kvray.trial.child", *self.adapter.preload))
+        ours = {name: value for name, value in self.adapter.process_environment().items() if name not in os.environ}
+        os.environ.update({PRELOAD: preload, **ours})
         try:
             with self.tree.marked():
                 yield
         finally:
-            del os.environ[PRELOAD]
+            for name in (PRELOAD, *ours):
+                del os.environ[name]
 
 
 class TrialProcess:

@@ -333,3 +333,27 @@ def test_a_library_that_cannot_be_imported_beforehand_ends_no_fork_server(tmp_pa
     )
     assert done.stdout == "0\n"
     assert "OSError: read-only" in done.stderr
+
+
+class OtherAdapter(FakeAdapter):
+    preload: ClassVar[tuple[str, ...]] = ("wave",)
+
+    def process_environment(self) -> dict[str, str]:
+        return {"KVRAY_TEST_OTHER_ENGINE": "1"}
+
+
+def test_two_engines_of_a_slot_have_fork_servers_and_environments_of_their_own(tmp_path: Path) -> None:
+    processes = [
+        TrialProcess(Launcher(adapter), spec_of("ok"), tmp_path / type(adapter).__name__)
+        for adapter in (FakeAdapter(), OtherAdapter())
+    ]
+    try:
+        servers = [psutil.Process(process.pid).parent() for process in processes]
+        assert all(isinstance(process.advance(), RungFinished) for process in processes)
+        told = [None if server is None else server.environ().get("KVRAY_TEST_OTHER_ENGINE") for server in servers]
+        assert told == [None, "1"]
+        assert servers[0] != servers[1]
+        assert "KVRAY_TEST_OTHER_ENGINE" not in os.environ
+    finally:
+        for process in processes:
+            process.close()
