@@ -12,14 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from kvray.candidate import Candidate, DeviceType, DType
-from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelRequest, TopLogs
+from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, TopLogs
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
+from kvray.testing.trial_contract import CPU, TrialContract
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
-
-CPU = DeviceFacts(device=DeviceType.CPU, device_name="the CPU of a test")
 
 
 def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None:
@@ -37,8 +36,8 @@ def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None
         )
 
 
-class EngineContract:
-    """What trial, space and plan rely on, engine by engine.
+class EngineContract(TrialContract):
+    """What trial, space and plan rely on, engine by engine, in this process and in processes of its own.
 
     Attributes:
         engine: its name, as the entry point in the group `kvray.engines` has it.
