@@ -1,4 +1,4 @@
-"""What a further attempt at a sweep may build on: whether it measures the same, and which records it may use.
+"""Decides what a further attempt at a sweep may use: whether it measures the same, and which records count.
 
 Pure functions over manifests and records; `kvray.tuning.search` reads and writes them.
 """
@@ -35,12 +35,13 @@ def further_attempt(
     results: Iterable[TrialResult],
     force: bool,
 ) -> SweepManifest:
-    """The manifest of a sweep that goes on: `new` for itself, with the history of `old`.
+    """The manifest of a resumed sweep: the values of `new`, with the history of `old`.
 
-    An attempt that measures as an earlier one did joins its records, also where others came between.
+    If the attempt measures in the same way as an earlier one, it uses that one's records, even if other attempts came
+    in between.
 
     Raises:
-        ResultsError: what it would measure cannot be compared with any of the records, and it is not forced.
+        ResultsError: its measurements could not be compared with any of the records, and `force` is not set.
     """
     attempts = old.attempts or (_attempt_of_version_1(old, results),)
     known = [one.fingerprint_id for one in reversed(attempts)]
@@ -55,12 +56,12 @@ def further_attempt(
 def asks_nothing_new(
     manifest: SweepManifest, found: Recall, results: Iterable[TrialResult], space: Collection[str]
 ) -> bool:
-    """Whether the last attempt is answered before it begins, so that no interruption can leave the sweep incomplete.
+    """Whether the records answer the last attempt before it begins, so that an interruption cannot make the sweep
+    incomplete.
 
-    It is where an earlier attempt of the same fingerprint came to its end that searched and judged alike, within bounds
-    no narrower, and nothing of that is lost: each of `space` (candidate ids) was launched, or has a record that says
-    why not, and every launched trial is in `found`, with its raw runs and not to be retried. What such an attempt
-    measures beyond that is more than was asked: interrupted, it has still lost nothing.
+    Two things must hold. An earlier attempt with the same fingerprint, search and judgement, and with bounds at least
+    as wide, was finished. And none of its results is missing: each of `space` (candidate ids) was launched or has a
+    record that says why not, and every launched trial is in `found`, with its raw runs and not to be retried.
     """
     *before, last = manifest.attempts
     if not any(_asks_no_more(last, one) for one in before):
@@ -73,13 +74,13 @@ def asks_nothing_new(
 def current_results(
     manifest: SweepManifest, results: Iterable[TrialResult]
 ) -> tuple[tuple[TrialResult, ...], tuple[TrialResult, ...]]:
-    """The trials of the last attempt's fingerprint, which are ranked, and those of others, which are only kept."""
+    """The trials with the last attempt's fingerprint, which are ranked, and the others, which are only kept."""
     current: list[TrialResult] = []
     set_aside: list[TrialResult] = []
     for result in results:
         own = result.record.fingerprint or manifest.first_fingerprint_id
         (current if own == manifest.fingerprint_id else set_aside).append(result)
-    # Of version 1, candidates that were never launched have no fingerprint, and one that was launched later has.
+    # In version 1, candidates that were never launched have no fingerprint; those launched later have one.
     launched = {one.record.candidate_id for one in current if one.record.status.was_launched}
     kept = (one for one in current if one.record.status.was_launched or one.record.candidate_id not in launched)
     return tuple(kept), tuple(set_aside)
@@ -108,11 +109,12 @@ def recall(
     disturbed: Collection[str] = (),
     reopens_stopped: bool = False,
 ) -> Recall:
-    """What was measured under the last attempt's fingerprint, without the failures with a status of `retry`.
+    """What was measured under the last attempt's fingerprint, without failures that have a status in `retry`.
 
-    Launched again like those is a trial that was ended for a loss of quality which the limit now allows. A trial that
-    was interrupted counts as not there, and so does one whose raw runs are lost: what it says it measured cannot be
-    shown. With `reopens_stopped` so does one that was stopped early by weights or limits that are no longer asked for.
+    Candidates with such a failure are launched again. So are those whose trial ended for a loss of quality that the
+    limit now allows. A trial that was interrupted is ignored, and so is one whose raw runs are lost, because what it
+    measured cannot be shown. With `reopens_stopped`, trials that weights or limits of an earlier attempt stopped early
+    are ignored too.
 
     Args:
         disturbed: ids of candidates that are measured again because their figures rest on disturbed runs alone.
@@ -135,7 +137,7 @@ def recall(
 
 
 def judged_by_others(manifest: SweepManifest, results: Iterable[TrialResult]) -> tuple[TrialRecord, ...]:
-    """The trials that were stopped early or not launched by weights or limits that are no longer asked for."""
+    """The trials that were stopped early, or not launched, because of weights or limits that no longer apply."""
     left = (one.record for one in results if one.record.status in (TrialStatus.STOPPED, TrialStatus.SKIPPED))
     return tuple(record for record in left if _judges_otherwise(manifest, record))
 
@@ -147,13 +149,13 @@ def is_allowed_now(record: TrialRecord, limits: Limits) -> bool:
 
 
 def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> Sequence[dt.datetime]:
-    """When those launched trials began that the last attempt found there, by time."""
+    """Start times, in order, of the launched trials that were recorded before the last attempt began."""
     begun = (one.record.started_at for one in results if one.record.status.was_launched)
     return sorted(start for start in begun if start is not None and start < manifest.session_started_at)
 
 
 def _judges_otherwise(manifest: SweepManifest, record: TrialRecord) -> bool:
-    """Whether the attempt that stopped it, or at whose end it was not launched, had other weights or limits."""
+    """Whether the attempt that stopped it, or that ended without launching it, had other weights or limits."""
     if record.started_at is not None:
         before = [one for one in manifest.attempts if one.started_at <= record.started_at]
     else:
@@ -183,7 +185,7 @@ def _or_endless(bound: float | None) -> float:
 
 
 def _differences(attempts: Iterable[SweepAttempt], key: str, fingerprint: SweepFingerprint) -> tuple[str, ...]:
-    """From all attempts of one fingerprint: a later one may know more of it than the first."""
+    """Differences from all attempts with the fingerprint `key`: a later attempt may know more of it than the first."""
     alike = (one.fingerprint for one in attempts if one.fingerprint_id == key)
     return tuple(dict.fromkeys(told for one in alike for told in one.differences(fingerprint)))
 
@@ -202,7 +204,7 @@ def _attempt(
 
 
 def _attempt_of_version_1(manifest: SweepManifest, results: Iterable[TrialResult]) -> SweepAttempt:
-    """As far as a manifest of version 1 and its records tell."""
+    """The attempt that a manifest of version 1 and its records describe."""
     launched = [one.record for one in results if one.record.status.was_launched]
     fingerprint = SweepFingerprint(
         engine=manifest.engine,

@@ -1,4 +1,4 @@
-"""One Parquet file of records: read and checked, or the reason why not; and which of several files has the say.
+"""Reads and checks one Parquet file of records, and decides which file counts where several hold the same trial.
 
 `ResultsStore` names the files and decides what becomes of them.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import enum
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from kvray.store.schema import RUN_KEY, SchemaError, conform, from_table
 T = TypeVar("T", Run, TrialRecord)
 
 UNREADABLE = (ValueError, OverflowError, pa.ArrowException, OSError)
-"""What `read_records` may raise besides, for one damage or another."""
+"""What `read_records` raises for damaged files, beside its own errors."""
 
 _MAGIC = b"PAR1"
 _TAIL = 8
@@ -32,21 +33,31 @@ _TAIL = 8
 _LARGEST_FOOTER = 64 * 2**20
 """Bytes. kvray's have tens of kilobytes; of a damaged length nothing is allocated."""
 _NEVER_LAUNCHED = re.compile(rf"{NOT_LAUNCHED}(-\d+)?")
-_OF_ONE_TRIAL, _UNLAUNCHED, _COMPACTED, _OF_SOMEBODY = range(4)
-"""Who named a file; of several files of one trial the first of this order counts."""
+
+
+class _Origin(enum.IntEnum):
+    """What a file's name says of its making. Where several files hold the same trial, the lowest number counts."""
+
+    ONE_TRIAL = 0
+    NOT_LAUNCHED = 1
+    COMPACTED = 2
+    FOREIGN = 3
+    """Somebody else named it: it is read, and never merged or deleted."""
 
 
 class ForeignSweepError(SchemaError):
-    """The file is whole, and of another sweep than the folder that it lies in."""
+    """The file is whole, but belongs to another sweep than the folder that it lies in."""
 
 
 @dataclass(frozen=True)
 class RecordsFile(Generic[T]):
-    """A file that was read: its rows as Arrow has them, unknown columns included, and the same rows as objects.
+    """A file that was read.
 
     Attributes:
-        is_of_the_sweep: whether it says so itself; older ones do not, and without rows they replace nothing.
-        counted: of each row, whether it has the say: false where a file that precedes this one holds that trial.
+        table: its rows as Arrow has them, unknown columns included.
+        items: the same rows as objects.
+        is_of_the_sweep: whether the file names its sweep; older files do not, and without rows they replace nothing.
+        counted: for each row, whether it counts: false where a file that comes before this one holds the same trial.
     """
 
     path: Path
@@ -57,46 +68,46 @@ class RecordsFile(Generic[T]):
 
     @property
     def is_own(self) -> bool:
-        """Whether kvray named it: one that somebody put there is read, and never merged or deleted."""
-        return self._precedence < _OF_SOMEBODY
+        """Whether kvray named it. Any other file is read, and never merged or deleted."""
+        return self._origin is not _Origin.FOREIGN
 
     @property
     def counted_items(self) -> list[T]:
-        """The rows that have the say."""
+        """The rows that count."""
         return list(compress(self.items, self.counted))
 
     @property
     def counted_table(self) -> pa.Table:
-        """The rows that have the say, as Arrow has them."""
+        """The rows that count, as Arrow has them."""
         return self.table.filter(pa.array(self.counted, pa.bool_()))
 
     @property
     def trial_ids(self) -> frozenset[str]:
-        """The trials of which it tells; a trial without runs has a file without rows."""
+        """The trials that it holds; a trial without runs has a file without rows."""
         if not self.items and self.is_of_the_sweep:
             return frozenset({_trial_id_of(self.path)})
         return frozenset(item.trial_id for item in self.items)
 
     @property
-    def _precedence(self) -> int:
+    def _origin(self) -> _Origin:
         if self.path.name == PART:
-            return _COMPACTED
+            return _Origin.COMPACTED
         if _NEVER_LAUNCHED.fullmatch(self.path.stem):
-            return _UNLAUNCHED
-        return _OF_ONE_TRIAL if self.trial_ids <= {_trial_id_of(self.path)} else _OF_SOMEBODY
+            return _Origin.NOT_LAUNCHED
+        return _Origin.ONE_TRIAL if self.trial_ids <= {_trial_id_of(self.path)} else _Origin.FOREIGN
 
     @property
     def sort_key(self) -> tuple[int, str]:
-        """Puts those first that have the say: what was written last, and before all what kvray wrote."""
-        return self._precedence, self.path.name
+        """Puts first the files that count before others."""
+        return self._origin, self.path.name
 
 
 def read_records(source: pa.NativeFile, path: Path, kind: type[T], run_id: str) -> RecordsFile[T]:
-    """The records in `source`, which lies at `path` in the folder of `run_id`. No more of it is read than its footer
-    tells of, however large it is.
+    """The records in `source`, which lies at `path` in the folder of `run_id`. Only the part that its footer describes
+    is read, however large the file is.
 
     Raises:
-        ForeignSweepError: they are of another sweep.
+        ForeignSweepError: they belong to another sweep.
         SchemaError: newer, not kvray's, or not plausible.
         ValueError, OverflowError, ArrowException, OSError: damaged, see `UNREADABLE`.
     """
@@ -114,7 +125,7 @@ def read_records(source: pa.NativeFile, path: Path, kind: type[T], run_id: str) 
 
 
 def in_order(files: Iterable[RecordsFile[T]]) -> list[RecordsFile[T]]:
-    """The files that count first, each with its counted rows marked: every trial counts in one file only."""
+    """The files in the order in which they count, with the rows that count marked: each trial counts in one file."""
     ordered, seen = [], set[str]()
     for file in sorted(files, key=lambda one: one.sort_key):
         ordered.append(replace(file, counted=_counted(file.items, seen)))
@@ -123,7 +134,7 @@ def in_order(files: Iterable[RecordsFile[T]]) -> list[RecordsFile[T]]:
 
 
 def _counted(items: Iterable[T], seen: Iterable[str]) -> tuple[bool, ...]:
-    """A trial has one row among the trials, and many among the runs."""
+    """Which rows are the first of their trial. Among the runs, all rows of a trial in one file count."""
     before, counted = set(seen), []
     for item in items:
         counted.append(item.trial_id not in before)
@@ -155,9 +166,10 @@ def _check_ends(source: pa.NativeFile) -> None:
 
 
 def _check_footer(file: pq.ParquetFile) -> None:
-    """Pages have checksums and the footer has none: a bit flipped in a column's name would lose its values silently.
+    """Compare the column names in the footer with those of the Arrow schema. Pages have checksums and the footer has
+    none, so a bit flipped in a column's name would lose its values silently.
 
-    Not asked of the column chunks, which name their columns too: for some damages pyarrow 26 then aborts the process.
+    The column chunks name their columns too, but reading those makes pyarrow 26 abort the process for some damages.
 
     Raises:
         SchemaError: the columns are not those of the Arrow schema that pyarrow leaves beside them.
