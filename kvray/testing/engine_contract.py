@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -12,13 +13,31 @@ import pytest
 from numpy.typing import NDArray
 
 from kvray.candidate import Candidate, DeviceType, DType
-from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, TopLogs
+from kvray.engines.base import (
+    EngineAdapter,
+    ForcedText,
+    ForcedToken,
+    LoadedModel,
+    ModelRequest,
+    TopLogs,
+    UnsupportedError,
+)
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
-from kvray.testing.trial_contract import CPU, TrialContract
+from kvray.testing.trial_contract import CPU, TrialContract, is_alive, still_alive
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
+
+
+def told_of(model: LoadedModel, forced: int) -> tuple[ForcedText, list[ForcedToken]]:
+    """The text of a prepared `model`, and what it thinks of its last tokens; an engine that tells none is not asked."""
+    try:
+        text = model.forced_text(forced)
+        return text, list(model.forced_log_probabilities(text))
+    except UnsupportedError as error:
+        model.close()
+        pytest.skip(f"no quality: {error}")
 
 
 def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None:
@@ -186,8 +205,7 @@ class EngineContract(TrialContract):
         for candidate in space.candidates:
             model = adapter.load(request_, candidate, DeviceType.CPU, profile)
             model.prepare(Cell(40, 6, candidate.batch_size))
-            text = model.forced_text(20)
-            told = list(model.forced_log_probabilities(text))
+            text, told = told_of(model, 20)
             assert [place for place, _, _ in told] == list(range(20))
             assert [token for _, token, _ in told] == list(text.ids[-20:])
             texts.add(text)
@@ -198,8 +216,19 @@ class EngineContract(TrialContract):
 
     def test_of_a_batch_the_first_and_the_last_sequence_are_told(self, loaded: LoadedModel) -> None:
         loaded.prepare(Cell(24, 6, 3))
-        told = loaded.forced_log_probabilities(loaded.forced_text(12))
+        _, told = told_of(loaded, 12)
         assert {(rows.logs if isinstance(rows, TopLogs) else rows).shape[0] for _, _, rows in told} == {2}
+
+    def test_the_processes_of_a_model_live_until_it_is_closed(
+        self, adapter: EngineAdapter, request_: ModelRequest, space: SearchSpace, profile: WorkloadProfile
+    ) -> None:
+        model = adapter.load(request_, space.baseline, DeviceType.CPU, profile)
+        model.prepare(Cell(24, 4, 1))
+        model.generate(4)
+        named = tuple(model.processes())
+        assert all(map(is_alive, named))
+        model.close()
+        assert still_alive(pid for pid in named if pid != os.getpid()) == []
 
     def test_the_cache_holds_more_for_a_longer_cell(self, loaded: LoadedModel) -> None:
         held = []

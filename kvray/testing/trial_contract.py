@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +119,7 @@ class TrialContract:
         assert facts.pid in trial.pids
         assert facts.pid != os.getpid()
         assert facts.sample is not None
-        assert _alive(trial.pids) == []
+        assert still_alive(trial.pids) == []
 
     def test_the_baseline_loses_no_quality_against_itself(self, trial: Measured) -> None:
         facts = trial.rungs[-1].facts
@@ -132,7 +132,7 @@ class TrialContract:
     def test_a_trial_that_is_stopped_between_rungs_leaves_no_process(self, spec: TrialSpec, measure: Measure) -> None:
         trial = measure(replace(spec, reference=None), stop_after=1)
         assert [told.rung for told in trial.rungs] == [0], trial.end
-        assert _alive(trial.pids) == []
+        assert still_alive(trial.pids) == []
 
     def test_a_model_that_is_gone_by_then_ends_the_trial_with_the_reason(
         self, spec: TrialSpec, measure: Measure
@@ -142,7 +142,7 @@ class TrialContract:
         assert trial.end is not None
         assert trial.end.status is TrialStatus.ERROR
         assert trial.end.message
-        assert _alive(trial.pids) == []
+        assert still_alive(trial.pids) == []
 
     def test_the_code_of_the_baseline_generates_what_its_trial_did(
         self, adapter: EngineAdapter, spec: TrialSpec, trial: Measured, tmp_path: Path
@@ -186,15 +186,16 @@ def _run_code(adapter: EngineAdapter, spec: TrialSpec, sample: Sample, folder: P
     return answer
 
 
-def _alive(pids: tuple[int, ...]) -> list[int]:
-    """Those of `pids` that still run after a moment; one that is dead and not yet taken note of runs no more."""
-    deadline = time.monotonic() + GONE_S
-    while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+def still_alive(pids: Iterable[int]) -> list[int]:
+    """Those of `pids` that are not gone within a moment."""
+    asked, deadline = tuple(pids), time.monotonic() + GONE_S
+    while (left := [pid for pid in asked if is_alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
 
 
-def _runs(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a dead one that its parent has not taken note of does not."""
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False

@@ -23,3 +23,14 @@ class TestFakeEngineThatTellsTheMostProbableTokensOnly(EngineContract):
     @pytest.fixture
     def model_id(self) -> str:
         return "fake:=topk"
+
+
+class TestFakeEngineWithAServer(EngineContract):
+    """The model lives in a second process."""
+
+    engine = "fake"
+    missing_model = "not-a-fake"
+
+    @pytest.fixture
+    def model_id(self) -> str:
+        return "fake:=server"
