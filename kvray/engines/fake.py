@@ -40,6 +40,7 @@ from kvray.engines.base import (
     ModelRequest,
     Observed,
     TopLogs,
+    UnsupportedError,
 )
 from kvray.engines.fake_server import FakeServer
 from kvray.engines.misbehaviour import Misbehaviour
@@ -74,6 +75,7 @@ _SPEED: Mapping[str, float] = {
 }
 BEST_TILE = 64
 MOST_TILE = 65536
+_OWN_AXES = {"tile", "fused", "layout"}
 _LAYOUTS: Mapping[str, float] = {"rows": 1.0, "columns": 0.95, "blocks": 0.9}
 
 
@@ -194,6 +196,8 @@ class FakeAdapter(EngineAdapter):
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
         del device, profile
+        if unknown := dict(candidate.settings).keys() - _OWN_AXES:
+            raise UnsupportedError(f"The fake engine has no axis {', '.join(sorted(unknown))}.")
         model = FakeModel(request, candidate)
         model.misbehave("load")
         return model

@@ -26,6 +26,7 @@ from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
+from kvray.testing.axes_contract import AxesContract
 from kvray.testing.trial_contract import CPU, TrialContract, is_alive, still_alive
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
@@ -55,7 +56,7 @@ def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None
         )
 
 
-class EngineContract(TrialContract):
+class EngineContract(AxesContract, TrialContract):
     """What trial, space and plan rely on, engine by engine, in this process and in processes of its own.
 
     Attributes:

@@ -104,7 +104,7 @@ def kept_length(tokens: int, lengths: Iterable[int]) -> int:
 
 
 def call_arguments(candidate: Candidate) -> CallArguments:
-    """The arguments that apply `candidate`, whose cache parameters `cache_parameters_objection` has passed."""
+    """The arguments that apply `candidate`, whose settings `settings_objection` has passed."""
     cache, params = candidate.cache, dict(candidate.cache_params)
     tokens = params.pop("max_cache_len", None)
     if cache in _OFFLOADED:
@@ -143,11 +143,13 @@ _KNOWN_PARAMETERS: Mapping[CacheStrategy, tuple[str, ...]] = {
 }
 
 
-def cache_parameters_objection(candidate: Candidate) -> str | None:
-    """Why the cache's parameters are not what its strategy takes, `None` if they are.
+def settings_objection(candidate: Candidate) -> str | None:
+    """Why a setting is unknown, or a cache parameter not what its strategy takes; `None` if all are as they must be.
 
     The library ignores or misreads some of these without a word, so they are checked here.
     """
+    if candidate.settings:
+        return f"Transformers has no axis {', '.join(name for name, _ in candidate.settings)}"
     params = dict(candidate.cache_params)
     known = _KNOWN_PARAMETERS.get(candidate.cache, ())
     if unknown := sorted(set(params) - set(known)):

@@ -30,7 +30,7 @@ from kvray.engines.base import (
     Observed,
     UnsupportedError,
 )
-from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments, kept_length
+from kvray.engines.transformers.arguments import call_arguments, kept_length, settings_objection
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.device_memory import DeviceMemory
@@ -67,7 +67,7 @@ class TransformersModel(LoadedModel):
     def __init__(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, cells: Sequence[Cell] = ()
     ) -> None:
-        if (objection := cache_parameters_objection(candidate)) is not None:
+        if (objection := settings_objection(candidate)) is not None:
             raise UnsupportedError(objection)
         if candidate.foreign_kernel is not None and not request.trust_remote_code:
             raise UnsupportedError(f"kernel {candidate.foreign_kernel} is code by others that nobody said to trust")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import ModelInfo, ModelRequest
-from kvray.engines.transformers.arguments import cache_parameters_objection
+from kvray.engines.transformers.arguments import settings_objection
 from kvray.engines.transformers.packed import dtype_objection
 from kvray.space.constraints import Constraint, SpaceFacts
 from kvray.workload import Cell, WorkloadProfile
@@ -26,7 +26,7 @@ def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> 
     return (
         Constraint(name="kernel-on-device", check=_kernel_on_device),
         Constraint(name="flash-half-precision", check=_flash_needs_half_precision_on_gpu),
-        Constraint(name="cache-settings", check=_ignoring_facts(cache_parameters_objection)),
+        Constraint(name="cache-settings", check=_ignoring_facts(settings_objection)),
         Constraint(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
         Constraint(name="packed-weights", check=_ignoring_facts(lambda one: dtype_objection(one, model))),
         Constraint(name="cache-of-model", check=_ignoring_facts(lambda one: _cache_of_model(one, model))),

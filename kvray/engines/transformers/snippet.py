@@ -20,8 +20,8 @@ from kvray.engines.transformers.arguments import (
     SLIDING_WINDOW_CLASS,
     XFORMERS,
     CallArguments,
-    cache_parameters_objection,
     call_arguments,
+    settings_objection,
 )
 from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
 from kvray.engines.transformers.model_class import CAUSAL_LM, LOADERS
@@ -45,7 +45,7 @@ def render(
         InvalidValueError: the candidate's cache does not take its settings, or `loader` is unknown: nobody has measured
             that.
     """
-    if (objection := cache_parameters_objection(candidate)) is not None:
+    if (objection := settings_objection(candidate)) is not None:
         raise InvalidValueError(f"There is no code for {candidate.label}: {objection}.", hint="Tune again.")
     model = request.model_id.removeprefix(RANDOM_PREFIX)
     random_weights = request.model_id.startswith(RANDOM_PREFIX)

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, Candidate, CompileMode, DType
-from kvray.engines.transformers.arguments import cache_parameters_objection, call_arguments
+from kvray.engines.transformers.arguments import call_arguments, settings_objection
 from kvray.engines.transformers.attention import forced_kernel, kernel_substitution, kernels_seen
 from kvray.workload import Cell
 
@@ -131,7 +131,11 @@ def test_hqq_quantises_along_its_fast_axis_unless_told_otherwise() -> None:
 )
 def test_settings_that_a_cache_does_not_take_are_told(cache: str, objection: str | None) -> None:
     choice = CacheChoice.parse(cache)
-    assert cache_parameters_objection(candidate(cache=choice.strategy, cache_params=choice.params)) == objection
+    assert settings_objection(candidate(cache=choice.strategy, cache_params=choice.params)) == objection
+
+
+def test_a_setting_of_another_engine_is_told() -> None:
+    assert settings_objection(candidate(settings=(("tile", 16),))) == "Transformers has no axis tile"
 
 
 def test_a_checkpoint_cannot_take_the_cache_away() -> None:
