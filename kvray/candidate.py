@@ -242,7 +242,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default×4`."""
+        """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default+gpus:2×4`."""
         text = f"{self.cache_choice}/{AttentionChoice(self.attention, self.hub_kernel)}/{self.dtype}"
         if self.compile is not CompileMode.OFF:
             text += f"+compile:{self.compile}"
@@ -252,6 +252,8 @@ class Candidate:
             text += f"+weights:{self.weights_limit_mib}MiB"
         for name, value in self.settings:
             text += f"+{name}:{setting_text(value)}"
+        if self.parallelism > 1:
+            text += f"+gpus:{self.parallelism}"
         if self.batch_size > 1:
             text += f"×{self.batch_size}"
         return text

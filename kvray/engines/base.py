@@ -350,6 +350,8 @@ class EngineAdapter(ABC):
     """Modules that the fork server imports once for all trials; they must not touch the GPU when imported."""
     libraries: ClassVar[tuple[str, ...]] = ()
     """Names of the installed packages in which it computes: their versions are recorded, and compared."""
+    is_parallel: ClassVar[bool] = False
+    """Whether it spreads one copy of a model over as many GPUs as the candidate's `parallelism` says."""
     snippet_runner: ClassVar[str | None] = None
     """Module that runs a snippet to see what it does (see `engines.snippet_case`); `None`: there is nothing to run."""
     measures_hardware: ClassVar[bool] = False

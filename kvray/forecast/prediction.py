@@ -45,6 +45,7 @@ class Forecast:
     Attributes:
         cells: those at full length.
         short_cells: those of the first rung.
+        gpus: over which the candidate is spread; memory is that of all together.
     """
 
     ttft_ms: float | None
@@ -52,9 +53,10 @@ class Forecast:
     peak_mib: float
     cells: tuple[CellForecast, ...]
     short_cells: tuple[CellForecast, ...] = ()
+    gpus: int = 1
 
     @classmethod
-    def of(cls, cells: Sequence[CellForecast], short_cells: Sequence[CellForecast] = ()) -> Forecast:
+    def of(cls, cells: Sequence[CellForecast], short_cells: Sequence[CellForecast] = (), *, gpus: int = 1) -> Forecast:
         """The means over `cells`."""
         peak_mib = _mean(one.peak_mib for one in cells)
         if peak_mib is None:
@@ -65,6 +67,7 @@ class Forecast:
             peak_mib=peak_mib,
             cells=tuple(cells),
             short_cells=tuple(short_cells),
+            gpus=gpus,
         )
 
     @property
@@ -74,7 +77,7 @@ class Forecast:
 
     def at_rung(self, rung: int) -> Forecast:
         """The same for the cells of `rung`, so that it compares with what was measured there."""
-        return Forecast.of(self.short_cells) if rung == 0 and self.short_cells else self
+        return Forecast.of(self.short_cells, gpus=self.gpus) if rung == 0 and self.short_cells else self
 
     def roofline_share(self, decode_tok_s: float) -> float | None:
         """Measured tokens per second over those at which the device would do nothing but read weights and cache once a
@@ -97,7 +100,7 @@ def forecast(
         cells = profile.cells(candidate.batch_size, rung=rung)
         return [forecast_cell(shape, candidate, cell, device, hardware) for cell in cells]
 
-    return Forecast.of(predicted(1), predicted(0))
+    return Forecast.of(predicted(1), predicted(0), gpus=candidate.parallelism)
 
 
 def forecast_cell(
@@ -122,17 +125,18 @@ def forecast_cell(
 
 
 def does_not_fit(forecast: Forecast, hardware: Hardware | None, free_mib: float | None) -> str | None:
-    """Why the candidate is not launched: it needs more than `free_mib` less `MARGIN`; `None` if it fits or nothing is
-    known. On CUDA the process needs memory outside the allocator too."""
+    """Why the candidate is not launched: on a GPU it needs more than `free_mib` less `MARGIN`; `None` if it fits or
+    nothing is known. On CUDA the process needs memory outside the allocator too, on each GPU; the rest is spread."""
     if free_mib is None:
         return None
-    needed = forecast.highest_peak_mib + beside_allocator_mib(hardware)
+    needed = forecast.highest_peak_mib / forecast.gpus + beside_allocator_mib(hardware)
     usable = free_mib * (1 - MARGIN)
     if needed <= usable:
         return None
     worst = max(forecast.cells, key=lambda one: one.peak_mib)
+    each = "" if forecast.gpus == 1 else f" on each of {forecast.gpus} GPUs"
     return (
-        f"needs {needed:,.0f} MiB for {worst.cell.label} by forecast, but only {usable:,.0f} MiB can be used "
+        f"needs {needed:,.0f} MiB{each} for {worst.cell.label} by forecast, but only {usable:,.0f} MiB can be used "
         f"({free_mib:,.0f} MiB free, less {MARGIN * 100:.0f} %)"
     )
 
@@ -152,7 +156,7 @@ def longest_context(
     def fits(context: int) -> bool:
         cell = Cell(context, output_tokens, candidate.batch_size)
         one = forecast_cell(shape, candidate, cell, device, hardware)
-        return does_not_fit(Forecast.of([one]), hardware, free_mib) is None
+        return does_not_fit(Forecast.of([one], gpus=candidate.parallelism), hardware, free_mib) is None
 
     return _last_true(fits, _LONGEST_CONTEXT)
 

@@ -17,12 +17,12 @@ class SpaceFacts:
 
     Attributes:
         dtypes: what the device computes in.
-        gpu_count: GPUs that one trial could be given.
+        gpu_count: GPUs that one trial could be given; `None`: not known before a cluster is joined.
     """
 
     device: DeviceType
     dtypes: frozenset[DType]
-    gpu_count: int = 0
+    gpu_count: int | None = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,22 @@ def _dtype_on_device(candidate: Candidate, facts: SpaceFacts) -> Verdict:
 
 
 def _parallelism_fits(candidate: Candidate, facts: SpaceFacts) -> Verdict:
-    available = max(1, facts.gpu_count)
-    if candidate.parallelism > available:
-        return f"needs {candidate.parallelism} GPUs, {facts.gpu_count} visible"
+    if candidate.parallelism == 1 or (facts.gpu_count is None and facts.device is DeviceType.CUDA):
+        return None
+    if candidate.parallelism > (facts.gpu_count or 0):
+        return f"needs {candidate.parallelism} GPUs, {facts.gpu_count or 0} visible"
     return None
+
+
+def _on_one_gpu(candidate: Candidate, facts: SpaceFacts) -> Verdict:
+    del facts
+    if candidate.parallelism == 1:
+        return None
+    return f"{candidate.engine} does not spread a model over {candidate.parallelism} GPUs"
+
+
+ON_ONE_GPU = Constraint(name="one-gpu", check=_on_one_gpu)
+"""The rule of an engine whose models run on one GPU."""
 
 
 RULES: tuple[Constraint, ...] = (

@@ -30,6 +30,7 @@ class Axes:
     dtypes: tuple[DType, ...]
     compiles: tuple[CompileMode, ...] = (CompileMode.OFF,)
     batch_sizes: tuple[int, ...] = (1,)
+    parallelisms: tuple[int, ...] = (1,)
     settings: Mapping[str, tuple[AxisRequest, ...]] = field(default_factory=dict)
 
     def values_of(self, axis: str) -> tuple[Any, ...]:
@@ -55,6 +56,7 @@ _FIELDS = {
     "dtype": "dtypes",
     "compile": "compiles",
     "batch_size": "batch_sizes",
+    "parallelism": "parallelisms",
 }
 """Where a block has the values of the axes that all engines share."""
 
@@ -137,11 +139,13 @@ def _product(axes: Axes, engine: str) -> list[Candidate]:
                 dtype=dtype,
                 compile=compile_mode,
                 batch_size=batch_size,
+                parallelism=parallelism,
             ),
             dict(zip(axes.settings, settings, strict=True)),
         )
-        for batch_size, dtype, compile_mode, settings, cache, attention in itertools.product(
+        for batch_size, parallelism, dtype, compile_mode, settings, cache, attention in itertools.product(
             axes.batch_sizes,
+            axes.parallelisms,
             axes.dtypes,
             axes.compiles,
             list(itertools.product(*axes.settings.values())),

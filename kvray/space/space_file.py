@@ -7,8 +7,8 @@
     - cache: [sliding_window]
       prefill_chunk: [none, 512]
 
-The axes are those that the engine declares, and `batch_size`. An axis that a block leaves out takes the values of the
-engine's default space.
+The axes are those that the engine declares, `batch_size` and `parallelism`. An axis that a block leaves out takes the
+values of the engine's default space.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def load_space(path: str | Path, *, axes: Sequence[Axis], otherwise: Axes) -> tu
         raise InvalidValueError(
             f"Space file {str(path)!r} is not a list of blocks.", hint="Begin each block with a dash: - cache: [static]"
         )
-    known = {axis.name: axis for axis in (*axes, _BATCH_SIZE)}
+    known = {axis.name: axis for axis in (*axes, *_COUNTS)}
     return tuple(
         otherwise.having(_values(block, f"Block {number} of {str(path)!r}", known))
         for number, block in enumerate(data, 1)
@@ -87,14 +87,17 @@ def _values(block: Mapping[str, Any], where: str, known: Mapping[str, Axis]) -> 
     return found
 
 
-def _batch_size(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0):
-        raise InvalidValueError(f"batch_size {text!r} is not a positive whole number.")
-    return int(text)
+def _count_of(name: str) -> Axis:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) > 0):
+            raise InvalidValueError(f"{name} {text!r} is not a positive whole number.")
+        return int(text)
+
+    return Axis(name=name, title=name.replace("_", " "), kind=AxisKind.NUMBER, scale=Scale.LOG, parser=parse)
 
 
-_BATCH_SIZE = Axis(name="batch_size", title="batch size", kind=AxisKind.NUMBER, scale=Scale.LOG, parser=_batch_size)
-"""The workload declares it, no engine does."""
+_COUNTS = tuple(_count_of(name) for name in ("batch_size", "parallelism"))
+"""Axes that no engine declares: sequences, which are the workload's, and GPUs."""
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How many trials the machines of a Ray have room for while nodes join and leave; what to do when none is left."""
+"""How much room the machines of a Ray have for trials while nodes join and leave; what to do when none is left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from kvray.errors import SweepError
 
@@ -15,20 +16,35 @@ _LOOK_S = 1.0
 _logger = logging.getLogger("kvray.sweep")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What machines have room for.
+
+    Attributes:
+        slots: trials at the same time.
+        gpus: GPUs that these trials share; 0 where they run on a CPU.
+        largest: GPUs of the machine that has the most: a trial never spans machines.
+    """
+
+    slots: int
+    gpus: int = 0
+    largest: int = 0
+
+
 class Capacity:
-    """Called by the searcher, all the time: how many trials may be out. Asks Ray once a second.
+    """Called by the searcher, all the time: what there is room for. Asks Ray once a second.
 
     Args:
-        planned: trials at the same time when the sweep started.
-        room: how many the living machines have room for now.
+        planned: the room when the sweep started.
+        room: what the living machines have room for now.
         follows_nodes: whether machines that join or leave change the answer.
     """
 
     def __init__(
         self,
-        planned: int,
+        planned: Room,
         *,
-        room: Callable[[], int],
+        room: Callable[[], Room],
         follows_nodes: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,28 +56,31 @@ class Capacity:
         self._looked_s = -math.inf
         self._none_since_s: float | None = None
 
-    def __call__(self) -> int:
-        """At most so many trials at the same time."""
+    def __call__(self) -> Room:
+        """What all trials together may take."""
         self._look()
         return self._known if self._follows_nodes else self._planned
 
-    def check(self) -> None:
+    def check(self, needed_gpus: int = 0) -> None:
         """Ask at every step: without a node Tune waits for ever.
+
+        Args:
+            needed_gpus: those of the largest trial that is to run.
 
         Raises:
             SweepError: for `NODELESS_S` none has had room.
         """
         self._look()
-        if self._none_since_s is not None and self._clock() - self._none_since_s > NODELESS_S:
+        if self._known.slots and self._known.largest >= needed_gpus:
+            self._none_since_s = None
+        elif self._none_since_s is None:
+            self._none_since_s = self._clock()
+            what = f"a trial of {needed_gpus} GPUs" if needed_gpus > 1 else "a trial"
+            _logger.warning("No node is left that has room for %s; waiting %g minutes for one.", what, NODELESS_S / 60)
+        elif self._clock() - self._none_since_s > NODELESS_S:
             raise SweepError(f"No node has had room for a trial for {NODELESS_S / 60:g} minutes.")
 
     def _look(self) -> None:
         now = self._clock()
-        if now - self._looked_s < _LOOK_S:
-            return
-        self._looked_s, self._known = now, self._room()
-        if self._known:
-            self._none_since_s = None
-        elif self._none_since_s is None:
-            self._none_since_s = now
-            _logger.warning("No node is left that has room for a trial; waiting %g minutes for one.", NODELESS_S / 60)
+        if now - self._looked_s >= _LOOK_S:
+            self._looked_s, self._known = now, self._room()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from kvray.candidate import DeviceType
+from kvray.candidate import Candidate, DeviceType
 from kvray.errors import SweepError
-from kvray.sweep.capacity import Capacity
+from kvray.sweep.admission import Admission
+from kvray.sweep.capacity import Capacity, Room
 from kvray.sweep.observer import SweepObserver
 from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.trial_queue import TrialQueue
@@ -19,25 +21,31 @@ class SlotPlan:
     """How the machines are divided.
 
     Attributes:
-        slots: trials at the same time.
-        follows_nodes: whether machines that join or leave during the sweep change that.
+        room: trials at the same time, and the GPUs that they share.
+        gpus_per_slot: GPUs of a trial for each of its candidate's `parallelism`: 1, or 0 on a CPU.
+        follows_nodes: whether machines that join or leave during the sweep change the room.
         threads: intra-op threads of each trial's process, `None` for the library's own choice.
     """
 
-    slots: int
+    room: Room
     cpus_per_slot: float
     gpus_per_slot: int
     threads: int | None
     follows_nodes: bool = False
 
     @property
-    def resources(self) -> dict[str, float]:
-        """What Ray reserves for a slot."""
-        return {"CPU": self.cpus_per_slot, "GPU": float(self.gpus_per_slot)}
+    def slots(self) -> int:
+        """Trials at the same time."""
+        return self.room.slots
 
-    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Slots that `nodes` have room for, each on one of them."""
-        return sum(_room(node, self.cpus_per_slot, self.gpus_per_slot) for node in nodes)
+    def resources(self, candidate: Candidate) -> dict[str, float]:
+        """What Ray reserves for a slot that measures `candidate`. Its CPUs are the same however many GPUs it holds."""
+        return {"CPU": self.cpus_per_slot, "GPU": float(self.gpus_per_slot * candidate.parallelism)}
+
+    def room_on(self, nodes: Sequence[Mapping[str, float]]) -> Room:
+        """What `nodes` have room for, each trial on one of them."""
+        slots = [_slots(node, self.cpus_per_slot, self.gpus_per_slot) for node in nodes]
+        return _room(nodes, slots, self.gpus_per_slot)
 
 
 def plan_slots(
@@ -45,14 +53,14 @@ def plan_slots(
     *,
     device: DeviceType,
     slots: int | None,
-    gpus_per_trial: int = 1,
     user_threads: int | None = None,
     quota_threads: int | None = None,
 ) -> SlotPlan:
     """Divide `nodes` (what Ray has on each machine) into slots; by default one per GPU, or one on a CPU.
 
     With one slot a trial has a whole machine, like a user's own process. With more, CPUs and threads are divided so
-    that each slot has as many as possible. A slot never spans machines.
+    that each slot has as many as possible. A slot never spans machines. A trial whose candidate is spread over several
+    GPUs takes the place of as many slots.
 
     Args:
         user_threads: what the user has set for each trial's process, whatever is left for it.
@@ -65,22 +73,21 @@ def plan_slots(
     cpus, gpus = _total(nodes, "CPU"), int(_total(nodes, "GPU"))
     if cpus < 1:
         raise SweepError("Ray offers no CPU to run a slot on.")
-    gpus_per_slot = gpus_per_trial if device is DeviceType.CUDA else 0
-    most = sum(_room(node, 1, gpus_per_slot) for node in nodes)
+    gpus_per_slot = 1 if device is DeviceType.CUDA else 0
+    most = sum(_slots(node, 1, gpus_per_slot) for node in nodes)
     if gpus_per_slot and most < 1:
-        raise SweepError(
-            f"The sweep needs {gpus_per_trial} GPU, Ray offers {gpus}.", hint="Pass --device cpu to tune on the CPU."
-        )
+        raise SweepError(f"The sweep needs 1 GPU, Ray offers {gpus}.", hint="Pass --device cpu to tune on the CPU.")
     wanted = slots or (most if gpus_per_slot else 1)
     if wanted > most:
         raise SweepError(
             f"{wanted} slots do not fit: Ray offers {cpus:g} CPUs and {gpus} GPUs.", hint=f"At most {most}."
         )
     share = 1
-    while sum(_room(node, share + 1, gpus_per_slot) for node in nodes) >= wanted:
+    while sum(_slots(node, share + 1, gpus_per_slot) for node in nodes) >= wanted:
         share += 1
+    room = _room(nodes, [_slots(node, share, gpus_per_slot) for node in nodes], gpus_per_slot)
     return SlotPlan(
-        slots=wanted,
+        room=replace(room, slots=wanted),
         cpus_per_slot=float(share),
         gpus_per_slot=gpus_per_slot,
         threads=user_threads or (quota_threads if wanted == 1 else share),
@@ -92,7 +99,13 @@ def _total(nodes: Sequence[Mapping[str, float]], resource: str) -> float:
     return sum(node.get(resource, 0.0) for node in nodes)
 
 
-def _room(node: Mapping[str, float], cpus: float, gpus: int) -> int:
+def _room(nodes: Sequence[Mapping[str, float]], slots: Sequence[int], gpus_per_slot: int) -> Room:
+    """All GPUs of a node count that has CPUs for any slot."""
+    gpus = [int(node.get("GPU", 0.0)) if held and gpus_per_slot else 0 for node, held in zip(nodes, slots, strict=True)]
+    return Room(slots=sum(slots), gpus=sum(gpus), largest=max(gpus, default=0))
+
+
+def _slots(node: Mapping[str, float], cpus: float, gpus: int) -> int:
     by_cpu = int(node.get("CPU", 0.0) // cpus)
     return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
 
@@ -118,25 +131,31 @@ def run_sweep(
     """
     # Importing Ray takes a second, which a dry run and a refused model do without.
     from ray import tune
+    from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from kvray.sweep.progress import ObserverCallback
     from kvray.sweep.scheduler import SparingHalving
     from kvray.sweep.searcher import QueueSearcher
-    from kvray.sweep.slot import Slot
+    from kvray.sweep.slot import TASK, Slot
 
     # A private Ray's one machine stays: while it measures nothing is asked of it.
-    room = (lambda: slots.slots) if ray.is_private else (lambda: slots.room(living_nodes()))
-    capacity = Capacity(slots.slots, room=room, follows_nodes=slots.follows_nodes)
+    room = (lambda: slots.room) if ray.is_private else (lambda: slots.room_on(living_nodes()))
+    capacity = Capacity(slots.room, room=room, follows_nodes=slots.follows_nodes)
+    admission = Admission(queue, room=capacity)
 
     def check() -> None:
         ray.check_alive()
-        capacity.check()
+        capacity.check(admission.needed_gpus)
+
+    def resources(config: dict[str, Any]) -> PlacementGroupFactory:
+        return PlacementGroupFactory([slots.resources(config[TASK].spec.candidate)])
 
     callback = ObserverCallback(observer, outlook=queue.outlook, check_alive=check)
     tuner = tune.Tuner(
-        tune.with_resources(Slot, slots.resources),
+        # Tune reuses an actor for trials of the same resources, and lets it go where the next one needs others.
+        tune.with_resources(Slot, resources),
         tune_config=tune.TuneConfig(
-            search_alg=QueueSearcher(queue, capacity=capacity, before_launch=before_launch),
+            search_alg=QueueSearcher(queue, admission=admission, before_launch=before_launch),
             scheduler=SparingHalving(queue),
             num_samples=-1,
             reuse_actors=True,

@@ -7,37 +7,37 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from kvray.sweep.admission import Admission
 from kvray.sweep.slot import RESULT, TASK, UTILITY
 from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
 
 
 class QueueSearcher(Searcher):
-    """Hands out the orders of a `TrialQueue` whenever a slot is free, and tells it how they ended.
+    """Hands out the trials of a `TrialQueue` whenever there is room for one, and tells it how they ended.
 
     Args:
-        capacity: how many trials may be out now. Tune itself would take one more than there is room for, and the
-            queue would choose it before it knew how the others end.
+        admission: knows which trial of the queue there is room for. Tune itself would take one more than there is room
+            for, and the queue would choose it before it knew how the others end.
         before_launch: called before a trial is handed out while no other one runs.
     """
 
     def __init__(
-        self, queue: TrialQueue, *, capacity: Callable[[], int], before_launch: Callable[[], None] | None = None
+        self, queue: TrialQueue, *, admission: Admission, before_launch: Callable[[], None] | None = None
     ) -> None:
         super().__init__(metric=UTILITY, mode="max")
         self._queue = queue
-        self._capacity = capacity
+        self._admission = admission
         self._before_launch = before_launch
         self._out: dict[str, TrialTask] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, `None` while a running trial must end first, or `Searcher.FINISHED`."""
-        if len(self._out) >= self._capacity():
-            return None
-        task = self._queue.next_trial()
+        is_idle = self._admission.is_idle
+        task = self._admission.next_trial()
         if task is None:
-            return str(Searcher.FINISHED) if self._queue.is_over else None
-        if self._before_launch is not None and not self._out:
+            return str(Searcher.FINISHED) if self._admission.is_over else None
+        if self._before_launch is not None and is_idle:
             self._before_launch()
         self._out[trial_id] = task
         return {TASK: task}
@@ -45,6 +45,7 @@ class QueueSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the queue."""
         task = self._out.pop(trial_id)
+        self._admission.ended(task)
         if error or not result or RESULT not in result:
             self._queue.trial_lost(task)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvray.candidate import DeviceType
 from kvray.engines.base import EngineAdapter
 from kvray.trial.spec import TrialSpec
 
@@ -29,6 +30,11 @@ class TrialTask:
     threads: int | None = None
     scratch: Path | None = None
     attempt: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the trial holds while it runs; 0 on a CPU."""
+        return self.spec.candidate.parallelism if self.spec.device is DeviceType.CUDA else 0
 
     @property
     def is_last_attempt(self) -> bool:

@@ -16,7 +16,7 @@ from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
 from kvray.space.asked import asked_values
 from kvray.space.axis import Axis, canonical_form
-from kvray.space.constraints import SpaceFacts
+from kvray.space.constraints import ON_ONE_GPU, SpaceFacts
 from kvray.space.menu import available_here, check_any_available, lines_of, menu_of
 from kvray.space.narrowing import narrowed
 from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
@@ -124,7 +124,11 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     """
     preview = _preview(config, adapter, described_model)
     if preview.forecasts:
-        preview = replace(preview, space=_without(preview.space, _too_large(preview)))
+        too_large = _too_large(preview)
+        if preview.space.baseline in too_large:
+            _logger.warning("The baseline %s; it is measured anyway.", too_large[preview.space.baseline])
+        space = _without(preview.space, {candidate: f"{reason} (forecast)" for candidate, reason in too_large.items()})
+        preview = replace(preview, space=space)
         _check_anything_is_left(preview.space)
     return preview
 
@@ -160,8 +164,16 @@ def _preview(
     space = build_space(
         _blocks(config, axes, adapter, model, device, profile),
         baseline=adapter.baseline(model, device, batch_size=min(profile.batch_sizes)),
-        facts=SpaceFacts(device=device.device, dtypes=_available_dtypes(axes), gpu_count=device.gpu_count),
-        engine_rules=(available_here(axes), *adapter.rules(request, model, profile)),
+        facts=SpaceFacts(
+            device=device.device,
+            dtypes=_available_dtypes(axes),
+            gpu_count=device.gpu_count if config.address is None else None,
+        ),
+        engine_rules=(
+            available_here(axes),
+            *(() if adapter.is_parallel else (ON_ONE_GPU,)),
+            *adapter.rules(request, model, profile),
+        ),
         canonical=lambda candidate: canonical_form(candidate, axes, profile),
     )
     _check_anything_is_left(space)
@@ -192,19 +204,35 @@ def _too_large(preview: Preview) -> dict[Candidate, str]:
     return {candidate: reason for candidate, reason in objections.items() if reason is not None}
 
 
-def _without(space: SearchSpace, too_large: Mapping[Candidate, str]) -> SearchSpace:
-    """The baseline stays whatever is forecast: gains are compared with what a user has today. If that does not run, a
+def without_unplaceable(preview: Preview, gpus: int) -> Preview:
+    """`preview` without the candidates that no machine can hold: the largest one has `gpus` GPUs.
+
+    Raises:
+        NoCandidatesError: no candidate is left.
+    """
+    if preview.device.device is not DeviceType.CUDA:
+        return preview
+    reasons = {
+        candidate: f"needs {candidate.parallelism} GPUs, no machine has more than {gpus} (parallelism)"
+        for candidate in preview.space.candidates
+        if candidate.parallelism > gpus
+    }
+    space = _without(preview.space, reasons)
+    _check_anything_is_left(space)
+    return replace(preview, space=space)
+
+
+def _without(space: SearchSpace, reasons: Mapping[Candidate, str]) -> SearchSpace:
+    """The baseline stays whatever is said of it: gains are compared with what a user has today. If that does not run, a
     trial shows it."""
-    if space.baseline in too_large:
-        _logger.warning("The baseline %s; it is measured anyway.", too_large[space.baseline])
     rejected = [
-        RejectedCandidate(candidate=candidate, reason=f"{reason} (forecast)")
-        for candidate, reason in too_large.items()
+        RejectedCandidate(candidate=candidate, reason=reason)
+        for candidate, reason in reasons.items()
         if candidate != space.baseline
     ]
     return replace(
         space,
-        candidates=tuple(one for one in space.candidates if one == space.baseline or one not in too_large),
+        candidates=tuple(one for one in space.candidates if one == space.baseline or one not in reasons),
         rejected=(*space.rejected, *rejected),
         asked_for=space.asked_for - len(rejected),
     )

@@ -42,7 +42,14 @@ from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.local_device import known_hardware
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
-from kvray.tuning.preview import Preview, check_request, described_model, preview_sweep, requested_model
+from kvray.tuning.preview import (
+    Preview,
+    check_request,
+    described_model,
+    preview_sweep,
+    requested_model,
+    without_unplaceable,
+)
 from kvray.tuning.recorder import Recorder
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, warn_of_quota
@@ -218,6 +225,7 @@ class TuningSearch:
                 user_threads=openmp_threads(),
                 quota_threads=quota_threads() if config.address is None else None,
             )
+            preview = without_unplaceable(preview, slots.room.largest)
             attempt = prepare_attempt(
                 store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
             )

@@ -86,6 +86,7 @@ def test_labels_name_what_differs_from_the_plain_case() -> None:
     assert full.label == "dynamic(nbits=4)/sdpa/float32+compile:default×4"
     set_ = replace(BASE, settings=(("tile", 16), ("fused", True), ("layout", "rows")), batch_size=4)
     assert set_.label == "dynamic/sdpa/float32+fused:true+layout:rows+tile:16×4"
+    assert replace(full, parallelism=2).label == "dynamic(nbits=4)/sdpa/float32+compile:default+gpus:2×4"
 
 
 def test_an_unknown_value_is_refused_with_what_is_allowed() -> None:

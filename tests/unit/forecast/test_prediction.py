@@ -70,6 +70,18 @@ def test_what_needs_more_than_the_free_memory_less_a_margin_does_not_fit_and_the
     )
 
 
+def test_a_candidate_spread_over_gpus_needs_its_share_of_each_and_what_each_process_needs_beside_it() -> None:
+    gpu = hardware(device=CUDA, resident_mib=500.0)
+    one, two = (forecast(llama_8b(), candidate(parallelism=gpus), profile(2048), CUDA, gpu) for gpus in (1, 2))
+    assert one.highest_peak_mib == two.highest_peak_mib
+    free = (two.highest_peak_mib / 2 + 500.0) / 0.97 + 1
+    assert does_not_fit(one, gpu, free) is not None
+    assert does_not_fit(two, gpu, free) is None
+    reason = does_not_fit(two, gpu, free - 2)
+    assert reason is not None
+    assert reason.startswith(f"needs {two.highest_peak_mib / 2 + 500:,.0f} MiB on each of 2 GPUs for 2048→64")
+
+
 def test_on_cuda_the_process_needs_memory_beside_the_allocator() -> None:
     gpu = hardware(device=CUDA, resident_mib=500.0)
     made = forecast(llama_8b(), candidate(), profile(2048), CUDA, gpu)

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from kvray.errors import SweepError
-from kvray.sweep.capacity import NODELESS_S, Capacity
+from kvray.sweep.capacity import NODELESS_S, Capacity, Room
 
 
 class Cluster:
@@ -15,24 +15,25 @@ class Cluster:
 
     def __init__(self) -> None:
         self.room = 2
+        self.largest = 0
         self.now_s = 0.0
         self.asked = 0
 
-    def look(self) -> int:
+    def look(self) -> Room:
         self.asked += 1
-        return self.room
+        return Room(slots=self.room, gpus=self.room * self.largest, largest=self.largest)
 
     def capacity(self, *, follows_nodes: bool) -> Capacity:
-        return Capacity(2, room=self.look, follows_nodes=follows_nodes, clock=lambda: self.now_s)
+        return Capacity(Room(slots=2), room=self.look, follows_nodes=follows_nodes, clock=lambda: self.now_s)
 
 
 @pytest.mark.parametrize(("follows_nodes", "later"), [(True, 3), (False, 2)])
 def test_nodes_that_join_count_where_no_number_of_slots_was_asked_for(follows_nodes: bool, later: int) -> None:
     cluster = Cluster()
     capacity = cluster.capacity(follows_nodes=follows_nodes)
-    assert capacity() == 2
+    assert capacity().slots == 2
     cluster.room, cluster.now_s = 3, 1.5
-    assert capacity() == later
+    assert capacity().slots == later
 
 
 def test_ray_is_asked_once_a_second() -> None:
@@ -71,3 +72,19 @@ def test_a_node_that_comes_back_ends_the_wait(caplog: pytest.LogCaptureFixture) 
         cluster.now_s, cluster.room = moment, room
         capacity.check()
     assert len(caplog.records) == 2
+
+
+def test_a_trial_that_no_node_is_large_enough_for_is_waited_for_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    cluster = Cluster()
+    cluster.largest = 2
+    capacity = cluster.capacity(follows_nodes=True)
+    capacity.check(2)
+    capacity.check(4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "No node is left that has room for a trial of 4 GPUs; waiting 10 minutes for one."
+    ]
+    cluster.now_s = NODELESS_S + 1
+    with pytest.raises(SweepError, match="No node has had room for a trial for 10 minutes"):
+        capacity.check(4)
+    cluster.now_s, cluster.largest = NODELESS_S + 3, 4
+    capacity.check(4)

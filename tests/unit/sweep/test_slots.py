@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from queue_samples import BASELINE
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
+from kvray.sweep.capacity import Room
 from kvray.sweep.driver import SlotPlan, plan_slots
 
 
@@ -18,7 +22,7 @@ def plan(
 def test_one_trial_has_the_whole_cpu_and_the_library_chooses_its_threads() -> None:
     divided = plan(8)
     assert (divided.slots, divided.cpus_per_slot, divided.gpus_per_slot, divided.threads) == (1, 8.0, 0, None)
-    assert divided.resources == {"CPU": 8.0, "GPU": 0.0}
+    assert divided.resources(BASELINE) == {"CPU": 8.0, "GPU": 0.0}
 
 
 def test_several_trials_share_cpus_and_threads_evenly() -> None:
@@ -43,7 +47,7 @@ def test_each_gpu_is_a_slot() -> None:
 
 
 def test_a_cpu_sweep_on_a_machine_with_gpus_takes_none() -> None:
-    assert plan(8, 4).resources["GPU"] == 0.0
+    assert plan(8, 4).resources(BASELINE)["GPU"] == 0.0
 
 
 def test_more_slots_than_fit_are_refused_with_the_most_that_do() -> None:
@@ -86,6 +90,18 @@ def test_machines_with_gpus_that_come_and_go_change_the_room_unless_slots_are_as
     one, two = [{"CPU": 2.0, "GPU": 1.0}], [{"CPU": 2.0, "GPU": 1.0}] * 2
     divided = on(one, device=DeviceType.CUDA)
     assert divided.follows_nodes
-    assert [divided.room(nodes) for nodes in (one, two, [])] == [1, 2, 0]
+    assert [divided.room_on(nodes).slots for nodes in (one, two, [])] == [1, 2, 0]
     assert not on(two, device=DeviceType.CUDA, slots=2).follows_nodes
     assert not on([{"CPU": 2.0}]).follows_nodes
+
+
+def test_a_trial_holds_as_many_gpus_as_its_candidate_is_spread_over() -> None:
+    divided = plan(8, 4, device=DeviceType.CUDA)
+    assert divided.resources(replace(BASELINE, parallelism=4)) == {"CPU": 2.0, "GPU": 4.0}
+
+
+def test_room_counts_the_gpus_that_trials_share_and_those_of_the_largest_machine() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 0.0, "GPU": 8.0}]
+    assert on(nodes, device=DeviceType.CUDA).room == Room(slots=6, gpus=6, largest=4)
+    assert on(nodes, device=DeviceType.CUDA, slots=2).room == Room(slots=2, gpus=6, largest=4)
+    assert on(nodes).room == Room(slots=1)
