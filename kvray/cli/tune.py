@@ -123,7 +123,7 @@ def tune(
     ] = SearchStrategy.MODEL,
     max_trials: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Sampler of the search at most.", min=1, rich_help_panel=_SEARCH),
+        typer.Option(metavar="N", help="Launches of the search at most.", min=1, rich_help_panel=_SEARCH),
     ] = None,
     confirm: Annotated[
         int,

@@ -20,7 +20,7 @@ MOST_REFUSALS = 50
 
 
 class OptunaSampler(EveryCandidate):
-    """Sampler what Optuna's sampler (TPE) proposes; points that are no candidate, or launched, are answered at once.
+    """Launches what Optuna's sampler (TPE) proposes; points that are no candidate, or launched, are answered at once.
 
     Args:
         candidates: the space, the baseline first: it is launched first.

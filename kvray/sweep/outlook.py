@@ -16,7 +16,7 @@ from kvray.trial.spec import ALL_RUNGS, CONFIRM_RUNGS, SEARCH_RUNGS
 Range = tuple[float, float]
 """Least and most."""
 _LAUNCHES_PER_ROOT = 2.2
-"""Sampler of the model's search over the square root of the candidates. `benchmarks/search_cost.py` saw 10 launches of
+"""Launches of the model's search over the square root of the candidates. `benchmarks/search_cost.py` saw 10 launches of
 24 candidates, 17 of 50, 22 of 100, 34 of 200 and 40 of 400."""
 _AT_MOST_TIMES = 2.0
 """A rugged space takes up to so many times the usual launches (the benchmark's hard landscapes)."""
@@ -45,7 +45,7 @@ class Outlook:
 
 
 def expected_launches(strategy: SearchStrategy, candidates: int, *, most: int | None = None) -> Range:
-    """Sampler of a search among `candidates`, the baseline included; `most` is what the user allows."""
+    """Launches of a search among `candidates`, the baseline included; `most` is what the user allows."""
     bound = candidates if most is None else min(candidates, most)
     if strategy is not SearchStrategy.MODEL or candidates <= ENUMERATED:
         return bound, bound
