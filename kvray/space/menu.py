@@ -84,7 +84,7 @@ def _value_of(candidate: Candidate, axis: Axis) -> ParamValue | None:
 def available_here(axes: Sequence[Axis]) -> Constraint:
     """Rejects what the menu has an obstacle for, with that obstacle."""
     obstacles = {(line.axis, line.value): line.obstacle for line in menu_of(axes) if line.obstacle}
-    numbers = {axis.name for axis in axes if axis.kind is AxisKind.NUMBER}
+    by_name = {axis.name: axis for axis in axes}
 
     def check(candidate: Candidate, facts: SpaceFacts) -> str | None:
         del facts
@@ -92,8 +92,7 @@ def available_here(axes: Sequence[Axis]) -> Constraint:
         if found is None:
             return None
         axis, value = found
-        name = axis if axis in numbers else value if axis in SHARED_AXES else f"{axis} {value}"
-        return f"{name}: {obstacles[found]}"
+        return f"{_told(by_name[axis], value)}: {obstacles[found]}"
 
     return Constraint(name="available-here", check=check)
 
@@ -116,9 +115,17 @@ def check_any_available(asked: Mapping[str, Sequence[Any]], axes: Sequence[Axis]
         obstacles = {one.value: one.obstacle for one in axis.values}
         reasons = {line: _obstacle(line, obstacles) for some in lines for line in some}
         if all(reasons.values()):
-            available = ", ".join(value for value, obstacle in obstacles.items() if obstacle is None) or "nothing"
-            told = "; ".join(f"{value}: {reason}" for value, reason in reasons.items())
-            raise NoCandidatesError(f"No valid candidate is left: {told}.", hint=f"Available here: {available}.")
+            available = ", ".join(value for value, obstacle in obstacles.items() if obstacle is None)
+            told = "; ".join(f"{_told(axis, value)}: {reason}" for value, reason in reasons.items())
+            hint = f"Available here: {available}." if available else f"Leave {name} out."
+            raise NoCandidatesError(f"No valid candidate is left: {told}.", hint=hint)
+
+
+def _told(axis: Axis, value: str) -> str:
+    """A value as messages name it: those of shared axes are known by themselves, and a number by its axis."""
+    if axis.name in SHARED_AXES:
+        return value
+    return axis.name if axis.kind is AxisKind.NUMBER else f"{axis.name} {value}"
 
 
 def _asked_lines(axis: Axis, value: Any) -> tuple[str, ...]:

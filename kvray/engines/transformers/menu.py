@@ -31,14 +31,14 @@ def axes(device: DeviceFacts) -> tuple[Axis, ...]:
         shared_axis("compile", (_compile(mode, device) for mode in CompileMode)),
         Axis(
             name="prefill_chunk",
-            title="prefill chunk",
+            title="prefill chunk (tokens)",
             kind=AxisKind.NUMBER,
             scale=Scale.LOG,
             values=(AxisValue(value="tokens", on_request="prompts in pieces save memory (--prefill-chunk)"),),
         ),
         Axis(
             name="weights_limit_mib",
-            title="weights limit",
+            title="weights limit (MiB)",
             kind=AxisKind.NUMBER,
             scale=Scale.LOG,
             values=(_weights_limit(device),),

@@ -21,7 +21,9 @@ from kvray.candidate import (
 )
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.transformers import TransformersAdapter, menu
+from kvray.errors import NoCandidatesError
 from kvray.space.constraints import SpaceFacts, first_objection
+from kvray.space.menu import check_any_available
 from kvray.space.search_space import SearchSpace, build_space
 from kvray.workload import get_profile
 
@@ -217,3 +219,11 @@ def test_the_lock_of_an_interrupted_build_is_found_inside_optimum_quanto(
     assert TransformersAdapter().build_locks() == []
     (build / "lock").touch()
     assert TransformersAdapter().build_locks() == [build / "lock"]
+
+
+def test_a_number_that_no_value_of_its_axis_can_be_had_for_is_told_by_the_axis() -> None:
+    expected = r"left: weights_limit_mib: leaves weights in host memory, .* CUDA GPU\. Leave weights_limit_mib out"
+    with pytest.raises(NoCandidatesError, match=expected):
+        check_any_available({"weights_limit_mib": (900,)}, ADAPTER.axes(CPU))
+    check_any_available({"weights_limit_mib": (900, None)}, ADAPTER.axes(CPU))
+    check_any_available({"weights_limit_mib": (900,)}, ADAPTER.axes(AMPERE))

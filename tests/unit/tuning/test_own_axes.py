@@ -145,7 +145,7 @@ def test_an_unknown_axis_or_value_is_refused_before_anything_starts(
 
 
 def test_an_own_value_that_cannot_be_had_here_is_told_with_its_obstacle() -> None:
-    with pytest.raises(NoCandidatesError, match=r"blocks: needs a CUDA GPU\. Available here: rows, columns\."):
+    with pytest.raises(NoCandidatesError, match=r"layout blocks: needs a CUDA GPU\. Available here: rows, columns\."):
         check_request(one_point(layout=("blocks",)), FakeAdapter())
     some = preview(one_point(layout=("blocks", "columns")))
     assert [(one.candidate.label, one.reason) for one in some.space.rejected] == [
