@@ -13,6 +13,9 @@ import pytest
 from core_environment import create_core_environment
 
 from kvray.errors import EngineError
+from kvray.models.request import ModelRequest
+from kvray.models.revision import revision_of
+from kvray.models.source import parse_model_id
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SWEEP, FAKE_SWEEP = "20261127-023230-e83e", "20261127-023553-8bef"
@@ -169,6 +172,19 @@ def test_only_what_measures_imports_more_than_the_core_has(core: Core) -> None:
         "kvray.sweep.optuna": "scipy",
         "kvray.testing.engine_contract": "pytest",
     }
+
+
+def test_a_models_files_are_found_and_told_apart_without_any_engine(core: Core) -> None:
+    request = ModelRequest(model_id=TINY)
+    source = parse_model_id(TINY)
+    code = (
+        "from kvray.models import config_file, folders, request, revision, source; "
+        f"asked = request.ModelRequest(model_id={TINY!r}); folder = folders.weights_folder(asked); "
+        "config_file.check_config_file(folder / 'config.json'); "
+        "print(folder, revision.revision_of(asked, source.parse_model_id(asked.model_id), folder))"
+    )
+    told = core("-c", code)
+    assert told.stdout == f"{source.local_path} {revision_of(request, source, source.local_path)}\n", told.stderr
 
 
 def test_the_code_of_every_kind_of_candidate_can_be_printed(core: Core) -> None:
