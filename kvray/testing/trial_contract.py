@@ -49,6 +49,7 @@ class TrialContract:
     """Every trial ends in one status and leaves no process behind. `EngineContract` brings the other fixtures."""
 
     missing_model: str
+    _spec: TrialSpec
     _trial: Measured
 
     @pytest.fixture
@@ -62,7 +63,12 @@ class TrialContract:
 
     @pytest.fixture
     def spec(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> TrialSpec:
-        """A trial of the baseline, whose quality is compared with its own."""
+        """A trial of the baseline, whose quality is compared with its own. Made once for all tests of an engine."""
+        if "_spec" not in vars(type(self)):
+            type(self)._spec = self._spec_of(adapter, request_, profile)
+        return self._spec
+
+    def _spec_of(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> TrialSpec:
         model = adapter.identify_model(request_, adapter.describe_model(request_))
         baseline = adapter.baseline(model, CPU, batch_size=1)
         return TrialSpec(

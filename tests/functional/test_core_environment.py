@@ -170,7 +170,7 @@ def test_only_what_measures_imports_more_than_the_core_has(core: Core) -> None:
         **dict.fromkeys((f"kvray.sweep.{name}" for name in ("progress", "scheduler", "searcher", "slot")), "ray"),
         **dict.fromkeys((f"kvray.analysis.{name}" for name in ("bayesian", "metric_models", "surrogate")), "scipy"),
         "kvray.sweep.optuna": "scipy",
-        "kvray.testing.engine_contract": "pytest",
+        **dict.fromkeys((f"kvray.testing.{name}_contract" for name in ("engine", "trial")), "pytest"),
     }
 
 
