@@ -26,7 +26,7 @@ from kvray.record import short_model_name
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.menu import MenuLine, menu_of
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
 _SDPA = AttentionChoice(AttentionBackend.SDPA)
@@ -451,14 +451,14 @@ class EngineAdapter(ABC):
         return menu_of(self.axes(device))
 
     @abstractmethod
-    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         """The space to measure when nothing is asked for, as blocks whose union it is.
 
         Where a user narrows an axis, the others take the values of the first block.
         """
 
     @abstractmethod
-    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         """All that can be had on `device`, as blocks."""
 
     def resolve_cache(

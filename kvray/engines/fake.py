@@ -48,7 +48,7 @@ from kvray.errors import ModelError
 from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
 from kvray.space.constraints import Constraint, SpaceFacts
 from kvray.space.menu import shared_axis
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
 PREFIX = "fake:"
@@ -173,10 +173,10 @@ class FakeAdapter(EngineAdapter):
         return (Constraint(name="kernel-on-device", check=_kernel_on_device),)
 
     @override
-    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         del model, device
         return (
-            Axes(
+            SpaceBlock(
                 caches=(CacheChoice(CacheStrategy.DYNAMIC), CacheChoice(CacheStrategy.STATIC)),
                 attentions=tuple(
                     AttentionChoice(one)
@@ -188,10 +188,10 @@ class FakeAdapter(EngineAdapter):
         )
 
     @override
-    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         """The default space, compiled as well."""
-        (axes,) = self.default_space(model, device, profile)
-        return (replace(axes, compiles=(CompileMode.OFF, CompileMode.DEFAULT)),)
+        (block,) = self.default_space(model, device, profile)
+        return (replace(block, compiles=(CompileMode.OFF, CompileMode.DEFAULT)),)
 
     @override
     def load(

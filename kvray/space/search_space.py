@@ -18,7 +18,7 @@ MOST_CANDIDATES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axes:
+class SpaceBlock:
     """A block of a space: the values that each axis may take, in every combination.
 
     Attributes:
@@ -37,7 +37,7 @@ class Axes:
         """The values of an axis."""
         return getattr(self, _FIELDS[axis]) if axis in _FIELDS else self.settings.get(axis, (None,))
 
-    def having(self, values: Mapping[str, tuple[Any, ...]]) -> Axes:
+    def having(self, values: Mapping[str, tuple[Any, ...]]) -> SpaceBlock:
         """A copy that has these values of these axes."""
         shared = {_FIELDS[axis]: some for axis, some in values.items() if axis in _FIELDS}
         own = {axis: some for axis, some in values.items() if axis not in _FIELDS}
@@ -85,7 +85,7 @@ class SearchSpace:
 
 
 def build_space(
-    blocks: Sequence[Axes],
+    blocks: Sequence[SpaceBlock],
     *,
     baseline: Candidate,
     facts: SpaceFacts,
@@ -106,7 +106,7 @@ def build_space(
     kept: list[Candidate] = [baseline]
     rejected: list[RejectedCandidate] = []
     asked_for = 0
-    points = itertools.chain.from_iterable(_product(axes, baseline.engine) for axes in blocks)
+    points = itertools.chain.from_iterable(_product(block, baseline.engine) for block in blocks)
     for candidate in dict.fromkeys(canonical(point) for point in points):
         reason = first_objection(candidate, facts, rules)
         if reason is not None:
@@ -118,8 +118,8 @@ def build_space(
     return SearchSpace(baseline=baseline, candidates=tuple(kept), rejected=tuple(rejected), asked_for=asked_for)
 
 
-def _check_size(blocks: Sequence[Axes]) -> None:
-    points = sum(axes.points for axes in blocks)
+def _check_size(blocks: Sequence[SpaceBlock]) -> None:
+    points = sum(block.points for block in blocks)
     if points > MOST_CANDIDATES:
         raise InvalidValueError(
             f"The space has {points:,} configurations, at most {MOST_CANDIDATES:,} can be listed.",
@@ -127,7 +127,7 @@ def _check_size(blocks: Sequence[Axes]) -> None:
         )
 
 
-def _product(axes: Axes, engine: str) -> list[Candidate]:
+def _product(block: SpaceBlock, engine: str) -> list[Candidate]:
     return [
         with_settings(
             Candidate(
@@ -141,15 +141,15 @@ def _product(axes: Axes, engine: str) -> list[Candidate]:
                 batch_size=batch_size,
                 parallelism=parallelism,
             ),
-            dict(zip(axes.settings, settings, strict=True)),
+            dict(zip(block.settings, settings, strict=True)),
         )
         for batch_size, parallelism, dtype, compile_mode, settings, cache, attention in itertools.product(
-            axes.batch_sizes,
-            axes.parallelisms,
-            axes.dtypes,
-            axes.compiles,
-            list(itertools.product(*axes.settings.values())),
-            axes.caches,
-            axes.attentions,
+            block.batch_sizes,
+            block.parallelisms,
+            block.dtypes,
+            block.compiles,
+            list(itertools.product(*block.settings.values())),
+            block.caches,
+            block.attentions,
         )
     ]

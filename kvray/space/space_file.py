@@ -23,13 +23,13 @@ from kvray.candidate import MOST_DIGITS
 from kvray.errors import InvalidValueError, did_you_mean, sentence_of
 from kvray.files.documents import read_document
 from kvray.space.axis import Axis, AxisKind, Scale
-from kvray.space.search_space import MOST_CANDIDATES, Axes
+from kvray.space.search_space import MOST_CANDIDATES, SpaceBlock
 
 _MOST_BYTES = 100_000
 """The parser needs seconds for a megabyte."""
 
 
-def load_space(path: str | Path, *, axes: Sequence[Axis], otherwise: Axes) -> tuple[Axes, ...]:
+def load_space(path: str | Path, *, axes: Sequence[Axis], otherwise: SpaceBlock) -> tuple[SpaceBlock, ...]:
     """The blocks in the file at `path`.
 
     Args:

@@ -19,7 +19,7 @@ from kvray.space.axis import Axis, canonical_form
 from kvray.space.constraints import ON_ONE_GPU, SpaceFacts
 from kvray.space.menu import available_here, check_any_available, lines_of, menu_of
 from kvray.space.narrowing import narrowed
-from kvray.space.search_space import Axes, RejectedCandidate, SearchSpace, build_space
+from kvray.space.search_space import RejectedCandidate, SearchSpace, SpaceBlock, build_space
 from kvray.space.space_file import load_space
 from kvray.tuning.local_device import detect_device, rates_key
 from kvray.workload import WorkloadProfile
@@ -90,7 +90,7 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
     axes = adapter.axes(device)
     check_any_available(asked_values(config, axes), axes)
     if config.has_space_file:
-        load_space(config.space, axes=axes, otherwise=Axes(caches=(), attentions=(), dtypes=()))
+        load_space(config.space, axes=axes, otherwise=SpaceBlock(caches=(), attentions=(), dtypes=()))
 
 
 def requested_model(config: TuneConfig) -> ModelRequest:
@@ -254,7 +254,7 @@ def _blocks(
     model: ModelInfo,
     device: DeviceFacts,
     profile: WorkloadProfile,
-) -> tuple[Axes, ...]:
+) -> tuple[SpaceBlock, ...]:
     """The blocks that `config` asks for, with nothing left open."""
 
     def resolved(caches: Sequence[CacheChoice]) -> tuple[CacheChoice, ...]:

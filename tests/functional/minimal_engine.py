@@ -28,7 +28,7 @@ from kvray.engines.base import (
 from kvray.errors import ModelError
 from kvray.space.axis import Axis, AxisValue
 from kvray.space.menu import shared_axis
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
 TOKENS_SHORT = 0
@@ -98,9 +98,9 @@ class MinimalAdapter(EngineAdapter):
         }
         return tuple(shared_axis(name, [AxisValue(value=value.value)]) for name, value in only.items())
 
-    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         return (
-            Axes(
+            SpaceBlock(
                 caches=(CacheChoice(CacheStrategy.DYNAMIC),),
                 attentions=(AttentionChoice(AttentionBackend.SDPA),),
                 dtypes=(DType.FLOAT32,),
@@ -108,7 +108,7 @@ class MinimalAdapter(EngineAdapter):
             ),
         )
 
-    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         return self.default_space(model, device, profile)
 
     def load(

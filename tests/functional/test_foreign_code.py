@@ -239,10 +239,10 @@ def test_a_plan_that_asks_for_foreign_code_does_not_run_it(
 
 
 def test_a_space_file_makes_no_objects(tmp_path: Path, marker: Path) -> None:
-    from kvray.space.search_space import Axes
+    from kvray.space.search_space import SpaceBlock
     from kvray.space.space_file import load_space
 
     (tmp_path / "space.yaml").write_text(f"!!python/object/apply:os.mkdir ['{marker}']\n")
     with pytest.raises(InvalidValueError):
-        load_space(tmp_path / "space.yaml", axes=(), otherwise=Axes(caches=(), attentions=(), dtypes=()))
+        load_space(tmp_path / "space.yaml", axes=(), otherwise=SpaceBlock(caches=(), attentions=(), dtypes=()))
     assert not marker.exists()

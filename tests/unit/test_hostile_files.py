@@ -24,7 +24,7 @@ from kvray.files.documents import read_document
 from kvray.forecast.hardware import Hardware
 from kvray.models.source import parse_model_id
 from kvray.plan.plan import load_plan_file
-from kvray.space.search_space import MOST_CANDIDATES, Axes, build_space
+from kvray.space.search_space import MOST_CANDIDATES, SpaceBlock, build_space
 from kvray.space.space_file import load_space
 from kvray.store.parquet import ResultsStore, _parse_manifest
 from kvray.trial.quality import IncomparableError, Reference
@@ -33,7 +33,7 @@ from kvray.workload import MOST_LENGTHS, get_profile, load_profile
 
 bounded = settings(max_examples=100, deadline=None)
 AXES = TransformersAdapter().axes(DeviceFacts(device=DeviceType.CPU, device_name="a CPU"))
-NO_AXES = Axes(caches=(), attentions=(), dtypes=())
+NO_AXES = SpaceBlock(caches=(), attentions=(), dtypes=())
 PROFILE = get_profile("chat-agent").model_dump(mode="json")
 SPACE = [{"cache": ["static", "quantized(backend=hqq,nbits=4)"], "batch_size": ["1"], "compile": ["off"]}]
 HARDWARE = Hardware(

@@ -48,7 +48,7 @@ from kvray.models.source import SourceKind, parse_model_id
 from kvray.search_paths import child_environment, python_command
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
 _logger = logging.getLogger("kvray.engines")
@@ -127,11 +127,11 @@ class TransformersAdapter(EngineAdapter):
         return menu.axes(device)
 
     @override
-    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         return spaces.default_space(model, device, profile)
 
     @override
-    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         return spaces.full_space(model, device, profile)
 
     @override

@@ -17,7 +17,7 @@ from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.engines.transformers.menu import cache_choices, menu
 from kvray.engines.transformers.rules import longest_tokens
 from kvray.space.menu import MenuLine
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.workload import WorkloadProfile
 
 SINK_TOKENS = 4
@@ -55,10 +55,10 @@ def default_attention(model: ModelInfo, device: DeviceFacts) -> AttentionChoice:
     return AttentionChoice(AttentionBackend.EAGER)
 
 
-def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
     """What a user should know of their model after one sweep: 8-12 candidates on a CPU, 20-40 on a GPU."""
     offered = _Offered(menu(device), device, profile)
-    main = Axes(
+    main = SpaceBlock(
         caches=(_DYNAMIC, _STATIC),
         attentions=offered.attentions(_MAIN_ATTENTION[device.device]),
         dtypes=offered.dtypes(model),
@@ -82,13 +82,13 @@ def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfil
     return tuple(blocks)
 
 
-def full_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+def full_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
     """Every value that this machine offers, in every combination; the rules sort out what cannot be."""
     del model
     offered = _Offered(menu(device), device, profile)
     named = (AttentionBackend.HUB_KERNEL,)
     return (
-        Axes(
+        SpaceBlock(
             caches=tuple(one for choice in cache_choices() for one in offered.cache(choice)),
             attentions=offered.attentions(tuple(one for one in AttentionBackend if one not in named)),
             dtypes=tuple(dtype for dtype in DType if offered.has("dtype", dtype.value)),

@@ -19,7 +19,7 @@ from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
 from kvray.record import Role
 from kvray.space.axis import Axis
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
 
@@ -53,10 +53,10 @@ class StubEngine(EngineAdapter):
     def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
         raise NotImplementedError
 
-    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         raise NotImplementedError
 
-    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         raise NotImplementedError
 
     def load(

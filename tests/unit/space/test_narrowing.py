@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, CompileMode, DType
 from kvray.space.narrowing import narrowed
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 
 DYNAMIC, STATIC, WINDOW, QUANTIZED = (
     CacheChoice(one)
@@ -20,9 +20,9 @@ DYNAMIC, STATIC, WINDOW, QUANTIZED = (
 EAGER, SDPA, MATH = (
     AttentionChoice(one) for one in (AttentionBackend.EAGER, AttentionBackend.SDPA, AttentionBackend.SDPA_MATH)
 )
-MAIN = Axes(caches=(DYNAMIC, STATIC), attentions=(EAGER, SDPA), dtypes=(DType.FLOAT32, DType.BFLOAT16))
-RARE = Axes(caches=(DYNAMIC,), attentions=(MATH,), dtypes=(DType.BFLOAT16,))
-SAVERS = Axes(caches=(WINDOW, QUANTIZED), attentions=(SDPA,), dtypes=(DType.BFLOAT16,))
+MAIN = SpaceBlock(caches=(DYNAMIC, STATIC), attentions=(EAGER, SDPA), dtypes=(DType.FLOAT32, DType.BFLOAT16))
+RARE = SpaceBlock(caches=(DYNAMIC,), attentions=(MATH,), dtypes=(DType.BFLOAT16,))
+SAVERS = SpaceBlock(caches=(WINDOW, QUANTIZED), attentions=(SDPA,), dtypes=(DType.BFLOAT16,))
 SPACE = (MAIN, RARE, SAVERS)
 
 

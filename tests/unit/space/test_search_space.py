@@ -15,7 +15,7 @@ from kvray.candidate import (
     DType,
 )
 from kvray.space.constraints import Constraint, SpaceFacts
-from kvray.space.search_space import Axes, SearchSpace, build_space
+from kvray.space.search_space import SearchSpace, SpaceBlock, build_space
 
 FACTS = SpaceFacts(device=DeviceType.CPU, dtypes=frozenset({DType.FLOAT32, DType.BFLOAT16}))
 BASELINE = Candidate(engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32)
@@ -36,8 +36,8 @@ def axes(
     dtypes: tuple[DType, ...] = (DType.FLOAT32,),
     compiles: tuple[CompileMode, ...] = (CompileMode.OFF,),
     batch_sizes: tuple[int, ...] = (1,),
-) -> Axes:
-    return Axes(
+) -> SpaceBlock:
+    return SpaceBlock(
         caches=tuple(CacheChoice(one) for one in caches),
         attentions=tuple(AttentionChoice(one) for one in attentions),
         dtypes=dtypes,
@@ -46,7 +46,7 @@ def axes(
     )
 
 
-def space_of(given: Axes, *rules: Constraint) -> SearchSpace:
+def space_of(given: SpaceBlock, *rules: Constraint) -> SearchSpace:
     return build_space([given], baseline=BASELINE, facts=FACTS, engine_rules=rules)
 
 

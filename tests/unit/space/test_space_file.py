@@ -18,11 +18,11 @@ from kvray.candidate import (
 from kvray.engines.base import DeviceFacts
 from kvray.engines.transformers import TransformersAdapter
 from kvray.errors import InvalidValueError
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.space.space_file import load_space
 
 AXES = TransformersAdapter().axes(DeviceFacts(device=DeviceType.CPU, device_name="a CPU"))
-OTHERWISE = Axes(
+OTHERWISE = SpaceBlock(
     caches=(CacheChoice(CacheStrategy.DYNAMIC),),
     attentions=(AttentionChoice(AttentionBackend.SDPA),),
     dtypes=(DType.FLOAT32,),
@@ -30,7 +30,7 @@ OTHERWISE = Axes(
 )
 
 
-def load(tmp_path: Path, text: str) -> tuple[Axes, ...]:
+def load(tmp_path: Path, text: str) -> tuple[SpaceBlock, ...]:
     path = tmp_path / "space.yaml"
     path.write_text(text, encoding="utf-8")
     return load_space(path, axes=AXES, otherwise=OTHERWISE)

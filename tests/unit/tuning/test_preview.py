@@ -22,7 +22,7 @@ from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.axis import Axis, AxisValue
 from kvray.space.menu import shared_axis
-from kvray.space.search_space import Axes
+from kvray.space.search_space import SpaceBlock
 from kvray.tuning.local_device import detect_device, known_hardware
 from kvray.tuning.preview import Preview, check_request, forecast_only, preview_sweep
 from kvray.workload import WorkloadProfile, create_custom_profile
@@ -58,7 +58,7 @@ class ChoosyAdapter(FakeAdapter):
         )
         return shared_axis("cache", caches), shared_axis("attention", attentions), shared_axis("dtype", dtypes)
 
-    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[Axes, ...]:
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
         (axes,) = super().default_space(model, device, profile)
         return (replace(axes, dtypes=(DType.FLOAT32,)),)
 
