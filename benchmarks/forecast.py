@@ -36,8 +36,8 @@ from kvray.forecast.memory import MIB, memory_need
 from kvray.forecast.prediction import CellForecast
 from kvray.store.parquet import ResultsStore
 from kvray.trial.measure import decode_tok_s, ttft_ms
-from kvray.tuning.local_device import known_hardware
 from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.resolved import check_request, resolve, with_measured_rates
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
 NEAR = 0.10
@@ -140,8 +140,7 @@ def write_config(folder: Path, model_type: str, changes: dict[str, Any]) -> Path
 
 def previewed(model_id: str, workload: WorkloadProfile) -> Preview:
     config = TuneConfig(model_id=model_id, profile=workload)
-    known_hardware(config, TransformersAdapter())
-    return preview_sweep(config, TransformersAdapter())
+    return preview_sweep(with_measured_rates(resolve(check_request(config, TransformersAdapter()))))
 
 
 def measured(name: str, model_id: str, candidate: Candidate, preview: Preview) -> list[Pair]:

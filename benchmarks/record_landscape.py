@@ -17,13 +17,12 @@ from landscapes import RECORDED
 from kvray.analysis.aggregate import aggregate, aggregate_cells, runs_at_rung
 from kvray.candidate import Candidate, DeviceType
 from kvray.config import TuneConfig
-from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.forecast.prediction import forecast
 from kvray.record import Run, TrialResult
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.tuning.local_device import known_hardware
+from kvray.tuning.resolved import check_request, resolve, with_measured_rates
 
 
 def main() -> None:
@@ -76,9 +75,9 @@ def row(result: TrialResult) -> dict[str, object]:
 def predictor(manifest: SweepManifest) -> Callable[[Candidate], dict[str, object]]:
     """What the model's config alone foretells of a candidate."""
     engine, device = get_engine(manifest.engine), DeviceType(manifest.device)
-    shape = engine.describe_model(ModelRequest(model_id=manifest.model_id)).shape
     config = TuneConfig(model_id=manifest.model_id, profile=manifest.profile, device=device, engine=manifest.engine)
-    hardware = known_hardware(config, engine)
+    resolved = with_measured_rates(resolve(check_request(config, engine)))
+    shape, hardware = resolved.model.shape, resolved.hardware
     if shape is None:
         raise ValueError(f"{manifest.model_id} has no known shape")
 

@@ -24,8 +24,8 @@ from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
 from kvray.forecast.shape import ModelShape
 from kvray.record import short_model_name
 from kvray.report.formats import quantity
-from kvray.tuning.local_device import known_hardware
-from kvray.tuning.preview import Preview, check_request, forecast_only
+from kvray.tuning.preview import Preview, forecast_only
+from kvray.tuning.resolved import check_request, resolve, with_measured_rates
 from kvray.workload import get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
@@ -78,11 +78,14 @@ def forecast(
         offline=offline,
     )
     planned_mib = None if memory is None else parse_memory_limit(memory, option="--memory")
-    adapter = get_engine(engine)
-    check_request(config, adapter)
+    checked = check_request(config, get_engine(engine))
     with offline_environment(enabled=offline):
-        known_hardware(config, adapter, before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True))
-        preview = forecast_only(config, adapter, free_mib=planned_mib)
+        # Whether the model can be loaded on this device is not asked: the forecast may be for another.
+        resolved = with_measured_rates(
+            resolve(checked, for_this_device=False),
+            before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True),
+        )
+        preview = forecast_only(resolved, free_mib=planned_mib)
     if preview.model.shape is None:
         raise ModelError(
             f"Nothing can be forecast of {preview.model.name}: "

@@ -12,7 +12,7 @@ from dataclasses import replace
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter
-from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware, save_hardware
+from kvray.forecast.hardware import Hardware, HardwareKey, save_hardware
 from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads, quota_threads
 from kvray.probes.gpu import visible_gpus
 
@@ -35,26 +35,28 @@ def detect_device(asked: DeviceType | None) -> DeviceFacts:
     )
 
 
-def known_hardware(
-    config: TuneConfig,
+def rates_key(config: TuneConfig, adapter: EngineAdapter, device: DeviceFacts) -> HardwareKey | None:
+    """By what the rates of `device` are known; `None` where forecasts do without."""
+    is_here = config.address is None and (device.device is DeviceType.CPU or device.gpu_count > 0)
+    if not (config.forecast and adapter.measures_hardware and is_here):
+        return None
+    return HardwareKey.here(adapter.name, device.device, _threads(config), libraries=adapter.libraries)
+
+
+def measured_hardware(
+    key: HardwareKey,
     adapter: EngineAdapter,
+    known: Hardware | None,
     *,
     before_measuring: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.time,
 ) -> Hardware | None:
-    """The rates of the device that `config` means, measured now if they never were, or hours ago while other programs
-    ran; `before_measuring` is called then.
-
-    `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes may differ
-    from this machine.
-    """
-    device, key = rates_key(config, adapter)
-    if key is None:
-        return None
-    hardware = load_hardware(key)
+    """The rates that are `known`, measured and kept if they never were, or again if that was hours ago while other
+    programs ran; `before_measuring` is called then. `None`: the engine cannot measure them."""
+    hardware = known
     if hardware is None or hardware.again_in_s(clock()) <= 0:
         before_measuring()
-        measured = adapter.measure_hardware(device, key.threads or None)
+        measured = adapter.measure_hardware(key.device, key.threads or None)
         if measured is not None:
             measured = replace(measured, measured_at=clock())
             hardware = measured if hardware is None else hardware.best_with(measured)
@@ -62,15 +64,6 @@ def known_hardware(
     if hardware is not None and hardware.disturbance:
         _logger.warning("%s", _disturbed_line(hardware, clock()))
     return hardware
-
-
-def rates_key(config: TuneConfig, adapter: EngineAdapter) -> tuple[DeviceType, HardwareKey | None]:
-    """The device, and by what its rates are known; `None` where forecasts do without."""
-    facts = detect_device(config.device)
-    is_here = config.address is None and (facts.device is DeviceType.CPU or facts.gpu_count > 0)
-    if not (config.forecast and adapter.measures_hardware and is_here):
-        return facts.device, None
-    return facts.device, HardwareKey.here(adapter.name, facts.device, _threads(config), libraries=adapter.libraries)
 
 
 def _disturbed_line(hardware: Hardware, now: float) -> str:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
-from kvray.config import FULL_SPACE, TuneConfig
-from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
-from kvray.engines.offline import is_offline_environment
-from kvray.errors import NoCandidatesError, SweepError
-from kvray.forecast.hardware import Hardware, free_memory_mib, load_hardware
+from kvray.config import FULL_SPACE
+from kvray.engines.base import DeviceFacts, ModelInfo
+from kvray.errors import NoCandidatesError
+from kvray.forecast.hardware import Hardware, free_memory_mib
 from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
-from kvray.space.asked import asked_values
 from kvray.space.axis import Axis, canonical_form
 from kvray.space.constraints import ON_ONE_GPU, SpaceFacts
-from kvray.space.menu import available_here, check_any_available, lines_of, menu_of
+from kvray.space.menu import available_here, lines_of, menu_of
 from kvray.space.narrowing import narrowed
 from kvray.space.search_space import RejectedCandidate, SearchSpace, SpaceBlock, build_space
 from kvray.space.space_file import load_space
-from kvray.tuning.local_device import detect_device, rates_key
+from kvray.tuning.resolved import Resolved
 from kvray.workload import WorkloadProfile
 
 _logger = logging.getLogger("kvray.tuning.preview")
@@ -69,60 +67,13 @@ class Preview:
         )
 
 
-def check_request(config: TuneConfig, adapter: EngineAdapter) -> None:
-    """Refuse what this machine and engine cannot do, and a model that is not there or not whole: takes no time.
+def preview_sweep(resolved: Resolved) -> Preview:
+    """The candidates of a sweep, without those that cannot fit. Nothing is measured here.
 
     Raises:
-        EngineError: the engine's library is not installed.
-        ModelError: the model's name means nothing, or its files cannot be loaded.
-        NoCandidatesError: nothing of what an axis is narrowed to can be had here.
-        InvalidValueError: the engine has no such axis or value, or the space file cannot be read.
-        SweepError: CUDA is asked for, without a cluster that might have it.
+        KvrayError: the space has an unknown value, or no candidate is left.
     """
-    adapter.check_installed()
-    adapter.check_model(requested_model(config))
-    device = detect_device(config.device)
-    if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:
-        raise SweepError(
-            "Device 'cuda' was asked for, but this machine has no GPU that NVML can see.",
-            hint="Use cpu, or the address of a Ray cluster with GPUs.",
-        )
-    axes = adapter.axes(device)
-    check_any_available(asked_values(config, axes), axes)
-    if config.has_space_file:
-        load_space(config.space, axes=axes, otherwise=SpaceBlock(caches=(), attentions=(), dtypes=()))
-
-
-def requested_model(config: TuneConfig) -> ModelRequest:
-    """The model of `config`, with what the user allows; the user's environment may forbid the network as well."""
-    return ModelRequest(
-        model_id=config.model_id,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-        offline=config.offline or is_offline_environment(),
-    )
-
-
-def described_model(config: TuneConfig, adapter: EngineAdapter) -> ModelInfo:
-    """The model of `config`, with what is to be noted of it on the device that `config` means.
-
-    Raises:
-        ModelError: it cannot be described, or not loaded there.
-    """
-    request, device = requested_model(config), detect_device(config.device)
-    info = adapter.describe_model(request)
-    return adapter.adapt_to_device(request, info, device if config.address is None else None)
-
-
-def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
-    """Resolve `config` against the machine and the model's configuration, without what cannot fit.
-
-    Nothing is measured here: seconds are forecast only where `known_hardware` has been asked before.
-
-    Raises:
-        KvrayError: model, engine, device or profile cannot be used, or no candidate is left.
-    """
-    preview = _preview(config, adapter, described_model)
+    preview = forecast_only(resolved)
     if preview.forecasts:
         too_large = _too_large(preview)
         if preview.space.baseline in too_large:
@@ -133,10 +84,8 @@ def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
     return preview
 
 
-def forecast_only(config: TuneConfig, adapter: EngineAdapter, *, free_mib: float | None = None) -> Preview:
+def forecast_only(resolved: Resolved, *, free_mib: float | None = None) -> Preview:
     """What a sweep would choose from and what is forecast of each, whether it fits or not, for a user who only asks.
-
-    Whether the model can be loaded on this device is not asked: the forecast may be for another.
 
     Args:
         free_mib: memory to plan with; `None`: what is free now.
@@ -144,25 +93,24 @@ def forecast_only(config: TuneConfig, adapter: EngineAdapter, *, free_mib: float
     Raises:
         KvrayError: as `preview_sweep`.
     """
-    preview = _preview(config, adapter, lambda config, adapter: adapter.describe_model(requested_model(config)))
+    preview = Preview(
+        model=resolved.model,
+        device=resolved.device,
+        profile=resolved.profile,
+        dropped_contexts=resolved.dropped_contexts,
+        space=_space(resolved),
+        axes=resolved.axes,
+    )
+    if resolved.config.forecast:
+        preview = _forecast(preview, resolved)
     return preview if free_mib is None else replace(preview, free_mib=free_mib)
 
 
-def _preview(
-    config: TuneConfig, adapter: EngineAdapter, read_model: Callable[[TuneConfig, EngineAdapter], ModelInfo]
-) -> Preview:
-    device = detect_device(config.device)
-    axes = adapter.axes(device)
-    check_any_available(asked_values(config, axes), axes)
-    request = requested_model(config)
-    model = read_model(config, adapter)
-    profile, dropped = config.profile.fit_to_context_limit(model.max_context)
-    if model.random_weights:
-        profile = profile.without_quality_limit()
-    if dropped:
-        _logger.warning("%s", _dropped_line(profile, dropped, model.max_context))
+def _space(resolved: Resolved) -> SearchSpace:
+    config, adapter, axes, model = resolved.config, resolved.adapter, resolved.axes, resolved.model
+    device, profile = resolved.device, resolved.profile
     space = build_space(
-        _blocks(config, axes, adapter, model, device, profile),
+        _blocks(resolved),
         baseline=adapter.baseline(model, device, batch_size=min(profile.batch_sizes)),
         facts=SpaceFacts(
             device=device.device,
@@ -172,26 +120,23 @@ def _preview(
         engine_rules=(
             available_here(axes),
             *(() if adapter.is_parallel else (ON_ONE_GPU,)),
-            *adapter.rules(request, model, profile),
+            *adapter.rules(resolved.request, model, profile),
         ),
         canonical=lambda candidate: canonical_form(candidate, axes, profile),
     )
     _check_anything_is_left(space)
-    preview = Preview(model=model, device=device, profile=profile, dropped_contexts=dropped, space=space, axes=axes)
-    return _forecast(preview, config, adapter) if config.forecast else preview
+    return space
 
 
-def _forecast(preview: Preview, config: TuneConfig, adapter: EngineAdapter) -> Preview:
-    shape, device = preview.model.shape, preview.device.device
+def _forecast(preview: Preview, resolved: Resolved) -> Preview:
+    shape, device, hardware = preview.model.shape, preview.device.device, resolved.hardware
     if shape is None:
         return preview
-    _, key = rates_key(config, adapter)
-    hardware = None if key is None else load_hardware(key)
     forecasts = {
         candidate.candidate_id: forecast(shape, candidate, preview.profile, device, hardware)
         for candidate in preview.space.candidates
     }
-    free_mib = None if key is None else free_memory_mib(device)
+    free_mib = None if resolved.rates_key is None else free_memory_mib(device)
     return replace(preview, hardware=hardware, free_mib=free_mib, forecasts=forecasts)
 
 
@@ -247,27 +192,21 @@ def _check_anything_is_left(space: SearchSpace) -> None:
         )
 
 
-def _blocks(
-    config: TuneConfig,
-    axes: Sequence[Axis],
-    adapter: EngineAdapter,
-    model: ModelInfo,
-    device: DeviceFacts,
-    profile: WorkloadProfile,
-) -> tuple[SpaceBlock, ...]:
-    """The blocks that `config` asks for, with nothing left open."""
+def _blocks(resolved: Resolved) -> tuple[SpaceBlock, ...]:
+    """The blocks that are asked for, with nothing left open."""
+    config, adapter, device, profile = resolved.config, resolved.adapter, resolved.device, resolved.profile
 
-    def resolved(caches: Sequence[CacheChoice]) -> tuple[CacheChoice, ...]:
+    def complete(caches: Sequence[CacheChoice]) -> tuple[CacheChoice, ...]:
         return tuple(dict.fromkeys(one for choice in caches for one in adapter.resolve_cache(choice, device, profile)))
 
     full = config.space == FULL_SPACE
-    blocks = (adapter.full_space if full else adapter.default_space)(model, device, profile)
+    blocks = (adapter.full_space if full else adapter.default_space)(resolved.model, device, profile)
     if config.has_space_file:
-        blocks = load_space(config.space, axes=axes, otherwise=blocks[0])
-    blocks = tuple(replace(block, caches=resolved(block.caches)) for block in blocks)
-    asked = asked_values(config, axes)
+        blocks = load_space(config.space, axes=resolved.axes, otherwise=blocks[0])
+    blocks = tuple(replace(block, caches=complete(block.caches)) for block in blocks)
+    asked = dict(resolved.narrowed)
     if caches := asked.get("cache"):
-        asked["cache"] = resolved(caches)
+        asked["cache"] = complete(caches)
     if asked:
         blocks = narrowed(blocks, asked)
     if config.static_len is not None:
@@ -284,11 +223,3 @@ def _with_length(caches: Sequence[CacheChoice], tokens: int) -> tuple[CacheChoic
 
 def _available_dtypes(axes: Sequence[Axis]) -> frozenset[DType]:
     return frozenset(DType(entry.value) for entry in menu_of(axes) if entry.axis == "dtype" and not entry.obstacle)
-
-
-def _dropped_line(profile: WorkloadProfile, dropped: Sequence[int], max_context: int | None) -> str:
-    prompts = ", ".join(str(context) for context in dropped)
-    return (
-        f"Prompts of {prompts} tokens are left out: with up to {max(profile.output_lengths)} new ones they "
-        f"exceed the {max_context} that the model holds."
-    )

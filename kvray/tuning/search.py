@@ -39,18 +39,11 @@ from kvray.trial.position import PositionBoard
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.tuning.attempt import prepare_attempt
 from kvray.tuning.code_run import CodeRunner
-from kvray.tuning.local_device import known_hardware
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
-from kvray.tuning.preview import (
-    Preview,
-    check_request,
-    described_model,
-    preview_sweep,
-    requested_model,
-    without_unplaceable,
-)
+from kvray.tuning.preview import Preview, preview_sweep, without_unplaceable
 from kvray.tuning.recorder import Recorder
+from kvray.tuning.resolved import Resolved, check_request, resolve, with_measured_rates
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, warn_of_quota
 
@@ -101,12 +94,11 @@ class TuningSearch:
         Raises:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
-        adapter = self._engine()
-        check_request(self._config, adapter)
+        checked = check_request(self._config, self._engine())
         check_search(self._config.search)
         warn_of_quota(self._config)
-        preview = preview_sweep(self._config, adapter)
-        adapter.check_weights(requested_model(self._config), quick=True)
+        preview = preview_sweep(resolve(checked))
+        checked.adapter.check_weights(checked.request, quick=True)
         return preview
 
     def run(self) -> TuneResult:
@@ -141,18 +133,18 @@ class TuningSearch:
         )
 
     def _run(self) -> TuneResult:
-        config, adapter = self._config, self._engine()
-        store = ResultsStore(config.output_dir)
-        check_request(config, adapter)
+        config, store = self._config, ResultsStore(self._config.output_dir)
+        checked = check_request(config, self._engine())
         Extra.TUNE.require("Measuring")
         check_search(config.search)
         if config.resume is not None:
             store.read_manifest(config.resume)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        with claimed_sweep(store, run_id) as claim, contention_noticed(config, run_id) as self._quiet:
-            known_hardware(config, adapter, before_measuring=self._measuring)  # while nothing else runs
-            result, break_off = self._measured_and_written_up(store, run_id, adapter, claim)
+        device = checked.device.device
+        with claimed_sweep(store, run_id) as claim, contention_noticed(config, device, run_id) as self._quiet:
+            resolved = self._with_rates(resolve(checked))  # while nothing else runs
+            result, break_off = self._measured_and_written_up(store, run_id, resolved, claim)
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:
@@ -160,30 +152,31 @@ class TuningSearch:
         warn_of_disturbance(result)
         return result
 
-    def _measuring(self) -> None:
-        # What the model rules out is told first: it takes less time.
-        model = described_model(self._config, self._engine())
-        self._config.profile.fit_to_context_limit(model.max_context)
-        self._engine().check_weights(requested_model(self._config))
-        if self._observer is not None:
-            self._observer.measuring_device()
+    def _with_rates(self, resolved: Resolved) -> Resolved:
+        def before_measuring() -> None:
+            # What the weights rule out is told first: it takes less time.
+            resolved.adapter.check_weights(resolved.request)
+            if self._observer is not None:
+                self._observer.measuring_device()
+
+        return with_measured_rates(resolved, before_measuring=before_measuring)
 
     def _engine(self) -> EngineAdapter:
         return self._adapter or get_engine(self._config.engine)
 
     def _measured_and_written_up(
-        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
+        self, store: ResultsStore, run_id: str, resolved: Resolved, claim: Claim
     ) -> tuple[TuneResult, KvrayError | None]:
         """The sweep as far as it came, and the error if that was broken off."""
         try:
-            keeper, break_off = self._measure(store, run_id, adapter, claim)
-            runner = self._code_runner(adapter, interrupted=break_off is not None)
+            keeper, break_off = self._measure(store, run_id, resolved, claim)
+            runner = self._code_runner(resolved.adapter, interrupted=break_off is not None)
             return write_up(keeper, self._config.profile, runner.check), break_off
         except KeyboardInterrupt:
             # After the last trial too: a user who does not press again gets what was measured.
             if self._keeper is None:
                 raise
-            runner = self._code_runner(adapter, interrupted=True)
+            runner = self._code_runner(resolved.adapter, interrupted=True)
             return write_up(self._keeper, self._config.profile, runner.check), interruption(self._keeper)
 
     def _code_runner(self, adapter: EngineAdapter, *, interrupted: bool) -> CodeRunner:
@@ -194,17 +187,17 @@ class TuningSearch:
         return CodeRunner(adapter, excuse=excuse, before=before)
 
     def _measure(
-        self, store: ResultsStore, run_id: str, adapter: EngineAdapter, claim: Claim
+        self, store: ResultsStore, run_id: str, resolved: Resolved, claim: Claim
     ) -> tuple[RecordKeeper, KvrayError | None]:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
-        config, started_s = self._config, time.monotonic()
+        config, adapter, started_s = self._config, resolved.adapter, time.monotonic()
         # Whatever would end every trial alike is found before Ray starts.
-        preview = preview_sweep(config, adapter)
+        preview = preview_sweep(resolved)
         for told in preview.unreachable_limits:
             _logger.warning("%s", told)
-        preview = replace(preview, model=adapter.identify_model(requested_model(config), preview.model))
+        preview = replace(preview, model=adapter.identify_model(resolved.request, preview.model))
         # The very version that was described: the hub may get another one while the sweep runs.
-        request = replace(requested_model(config), model_id=preview.model.model_id, revision=preview.model.revision)
+        request = replace(resolved.request, model_id=preview.model.model_id, revision=preview.model.revision)
         adapter.fetch_weights(request)
         adapter.check_weights(request)
         warn_of_closed_cache()

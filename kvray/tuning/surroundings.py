@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.errors import OutputError, sentence_of
 from kvray.files.redaction import redact
 from kvray.probes.contention import QuietWait, announced_sweep, disturbers, quota_notes
 from kvray.store.parquet import ResultsStore
-from kvray.tuning.local_device import detect_device
 
 _logger = logging.getLogger("kvray.tuning.search")
 
@@ -25,14 +25,13 @@ def warn_of_quota(config: TuneConfig) -> None:
 
 
 @contextmanager
-def contention_noticed(config: TuneConfig, run_id: str) -> Iterator[QuietWait]:
-    """Warn of who else uses the device, after waiting for quiet as long as `config` allows. On a cluster it is another
+def contention_noticed(config: TuneConfig, device: DeviceType, run_id: str) -> Iterator[QuietWait]:
+    """Warn of who else uses `device`, after waiting for quiet as long as `config` allows. On a cluster it is another
     machine's device.
 
     Yields:
         What waits before later trials.
     """
-    device = detect_device(config.device).device
     quiet = QuietWait(device, config.wait_quiet_s, tell=_warn)
     if config.address is not None:
         yield quiet

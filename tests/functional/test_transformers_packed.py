@@ -17,6 +17,7 @@ from kvray.engines.transformers.packed import packing_of
 from kvray.errors import ModelError
 from kvray.probes.gpu import visible_gpus
 from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import Cell, create_custom_profile
 
 PROFILE = create_custom_profile(
@@ -28,7 +29,7 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
 
 def preview(model_id: object, **values: Any) -> Preview:
     config = TuneConfig(model_id=str(model_id), profile=PROFILE, device=DeviceType.CPU, offline=True, **values)
-    return preview_sweep(config, TransformersAdapter())
+    return preview_sweep(resolve(check_request(config, TransformersAdapter())))
 
 
 def pack(folder: Path, packing: dict[str, Any]) -> Path:

@@ -14,11 +14,16 @@ from kvray.config import CONFIRM_ROUNDS, TuneConfig
 from kvray.engines.fake import FakeAdapter
 from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import Cell, Limits, create_custom_profile
 
 
 def config(**values: Any) -> TuneConfig:
     return TuneConfig(model_id="fake:ok", profile="ci-micro", device=DeviceType.CPU, engine="fake", **values)
+
+
+def previewed(given: TuneConfig) -> Preview:
+    return preview_sweep(resolve(check_request(given, FakeAdapter())))
 
 
 def with_forecasts(preview: Preview, ttft_ms: float | None) -> Preview:
@@ -42,7 +47,7 @@ def shown(capsys: pytest.CaptureFixture[str], preview: Preview, given: TuneConfi
 
 def test_a_dry_run_says_how_it_would_search(capsys: pytest.CaptureFixture[str]) -> None:
     given = config(search="asha", budget_s=90.0, max_trials=10, confirm_rounds=0)
-    text = " ".join(shown(capsys, preview_sweep(given, FakeAdapter()), given).split())
+    text = " ".join(shown(capsys, previewed(given), given).split())
     assert (
         "search by asha: every candidate is launched; successive halving stops poor ones; at most 10 launches; at most "
         "1.5 min, confirming included. confirming: none."
@@ -51,7 +56,7 @@ def test_a_dry_run_says_how_it_would_search(capsys: pytest.CaptureFixture[str]) 
 
 def test_a_dry_run_says_how_long_a_sweep_would_take(capsys: pytest.CaptureFixture[str]) -> None:
     given, short = config(), config(budget_s=30.0)
-    preview = preview_sweep(given, FakeAdapter())
+    preview = previewed(given)
     assert "expected to take" not in shown(capsys, with_forecasts(preview, None), given)
     assert "expected to take about " in shown(capsys, with_forecasts(preview, 512.0), given)
     assert "expected to take about 30 s, by forecast" in shown(capsys, with_forecasts(preview, 512.0), short)
@@ -59,28 +64,26 @@ def test_a_dry_run_says_how_long_a_sweep_would_take(capsys: pytest.CaptureFixtur
 
 def test_without_forecasts_candidates_are_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     given = config()
-    text = shown(capsys, preview_sweep(given, FakeAdapter()), given)
+    text = shown(capsys, previewed(given), given)
     assert "dynamic/sdpa/float32  baseline\n" in text
     assert "forecast" not in text
 
 
 def test_forecasts_stand_beside_the_candidates(capsys: pytest.CaptureFixture[str]) -> None:
     given = config()
-    text = shown(capsys, with_forecasts(preview_sweep(given, FakeAdapter()), 1146.0), given)
+    text = shown(capsys, with_forecasts(previewed(given), 1146.0), given)
     (line,) = [line for line in text.splitlines() if line.rstrip().endswith("731") and "baseline" in line]
     assert line.split()[1:] == ["dynamic/sdpa/float32", "baseline", "1,146", "11.2", "731"]
 
 
 def test_a_device_that_was_not_measured_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
     given = config()
-    assert "this device was not measured" in shown(
-        capsys, with_forecasts(preview_sweep(given, FakeAdapter()), None), given
-    )
+    assert "this device was not measured" in shown(capsys, with_forecasts(previewed(given), None), given)
 
 
 def test_as_json_search_and_forecasts_are_there_too(capsys: pytest.CaptureFixture[str]) -> None:
     given = config(max_trials=3, seed=5)
-    print_preview(with_forecasts(preview_sweep(given, FakeAdapter()), 1146.0), given, as_json=True)
+    print_preview(with_forecasts(previewed(given), 1146.0), given, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told["search"] == {
         "strategy": "model",
@@ -94,7 +97,7 @@ def test_as_json_search_and_forecasts_are_there_too(capsys: pytest.CaptureFixtur
 
 def test_a_dry_run_shows_what_is_to_be_known_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     given = config()
-    preview = preview_sweep(given, FakeAdapter())
+    preview = previewed(given)
     preview = replace(preview, model=replace(preview.model, notes=("Its weights are packed.",)))
     assert "note: Its weights are packed.\n" in shown(capsys, preview, given)
     print_preview(preview, given, as_json=True)
@@ -114,7 +117,7 @@ def test_a_limit_that_nothing_is_forecast_to_keep_is_told_and_cells_are_in_order
         limits=Limits(max_peak_mib=100.0),
     )
     given = TuneConfig(model_id="fake:ok", profile=profile, device=DeviceType.CPU, engine="fake")
-    preview = with_forecasts(preview_sweep(given, FakeAdapter()), 5.0)
+    preview = with_forecasts(previewed(given), 5.0)
     text = " ".join(shown(capsys, preview, given).split())
     assert "3 runs of each cell: 64→8, 512→8, 2048→8" in text
     told = "No candidate is forecast to keep --max-vram 100 MiB in every cell: the leanest, "

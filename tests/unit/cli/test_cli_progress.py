@@ -23,6 +23,7 @@ from kvray.sweep.outlook import Outlook
 from kvray.trial.position import Position, PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import Cell, Limits, WorkloadProfile
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
@@ -47,7 +48,7 @@ class Clock:
 @pytest.fixture
 def preview() -> Preview:
     config = TuneConfig(model_id="fake:ok", profile=PROFILE, device=DeviceType.CPU, engine="fake")
-    return preview_sweep(config, FakeAdapter())
+    return preview_sweep(resolve(check_request(config, FakeAdapter())))
 
 
 @pytest.fixture

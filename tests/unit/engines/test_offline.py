@@ -8,7 +8,7 @@ import pytest
 
 from kvray.config import TuneConfig
 from kvray.engines.offline import OFFLINE_ENVIRONMENT, is_offline_environment, offline_environment
-from kvray.tuning.preview import requested_model
+from kvray.tuning.resolved import requested_model
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts
 from kvray.engines.fake import FakeAdapter, speed_factor
 from kvray.errors import InvalidValueError, NoCandidatesError
-from kvray.tuning.preview import Preview, check_request, preview_sweep
+from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import create_custom_profile
 
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="the CPU of a test")
@@ -41,8 +42,7 @@ def one_point(**settings: tuple[Any, ...]) -> TuneConfig:
 
 
 def preview(request: TuneConfig) -> Preview:
-    check_request(request, FakeAdapter())
-    return preview_sweep(request, FakeAdapter())
+    return preview_sweep(resolve(check_request(request, FakeAdapter())))
 
 
 def labels(request: TuneConfig) -> list[str]:

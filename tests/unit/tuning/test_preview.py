@@ -14,7 +14,7 @@ import kvray.tuning.local_device
 import kvray.tuning.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.config import TuneConfig
-from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
+from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
 from kvray.forecast.hardware import Hardware
@@ -23,8 +23,9 @@ from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.axis import Axis, AxisValue
 from kvray.space.menu import shared_axis
 from kvray.space.search_space import SpaceBlock
-from kvray.tuning.local_device import detect_device, known_hardware
-from kvray.tuning.preview import Preview, check_request, forecast_only, preview_sweep
+from kvray.tuning.local_device import detect_device
+from kvray.tuning.preview import Preview, forecast_only
+from kvray.tuning.resolved import check_request, resolve, with_measured_rates
 from kvray.workload import WorkloadProfile, create_custom_profile
 
 GPUS = tuple(
@@ -84,6 +85,14 @@ def config(*, contexts: tuple[int, ...] = (64,), **values: Any) -> TuneConfig:
     )
     given: dict[str, Any] = {"model_id": "fake:ok", "profile": profile, "device": DeviceType.CPU, "engine": "fake"}
     return TuneConfig(**{**given, **values})
+
+
+def preview_sweep(config: TuneConfig, adapter: EngineAdapter) -> Preview:
+    return kvray.tuning.preview.preview_sweep(resolve(check_request(config, adapter)))
+
+
+def known_hardware(config: TuneConfig, adapter: EngineAdapter, **how: Any) -> Hardware | None:
+    return with_measured_rates(resolve(check_request(config, adapter)), **how).hardware
 
 
 def labels(preview: Preview) -> list[str]:
@@ -395,7 +404,7 @@ def test_a_forecast_for_another_memory_says_nothing_of_this_machines_and_measure
     engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with_free_memory(monkeypatch, 1.0)
-    preview = forecast_only(config(), engine, free_mib=80_000.0)
+    preview = forecast_only(resolve(check_request(config(), engine)), free_mib=80_000.0)
     assert (preview.free_mib, len(preview.forecasts), preview.space.rejected) == (80_000.0, 12, ())
     assert caplog.messages == []
     assert engine.measured == []

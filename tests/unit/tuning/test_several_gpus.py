@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import pytest
 
-import kvray.tuning.preview
+import kvray.tuning.resolved
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
-from kvray.engines.base import DeviceFacts
+from kvray.engines.base import DeviceFacts, EngineAdapter
 from kvray.engines.fake import FakeAdapter
 from kvray.errors import NoCandidatesError
 from kvray.tuning.preview import Preview, preview_sweep, without_unplaceable
+from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import get_profile
 
 
@@ -32,9 +33,13 @@ def space(tmp_path: Path) -> Path:
 
 def on_gpus(space: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> TuneConfig:
     facts = DeviceFacts(device=DeviceType.CUDA, device_name="Made up", gpu_count=2)
-    monkeypatch.setattr(kvray.tuning.preview, "detect_device", lambda asked: facts)
+    monkeypatch.setattr(kvray.tuning.resolved, "detect_device", lambda asked: facts)
     given = {"model_id": "fake:ok", "profile": get_profile("ci-micro"), "engine": "fake", "space": str(space)}
     return TuneConfig(**{**given, **values})
+
+
+def previewed(config: TuneConfig, adapter: EngineAdapter) -> Preview:
+    return preview_sweep(resolve(check_request(config, adapter)))
 
 
 def labels(preview: Preview) -> list[str]:
@@ -48,19 +53,19 @@ def reasons(preview: Preview) -> dict[str, str]:
 def test_a_space_file_spreads_candidates_over_the_gpus_that_are_there(
     space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preview = preview_sweep(on_gpus(space, monkeypatch), FakeAdapter())
+    preview = previewed(on_gpus(space, monkeypatch), FakeAdapter())
     assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32", "static/sdpa/float32+gpus:2"]
     assert reasons(preview) == {"static/sdpa/float32+gpus:4": "needs 4 GPUs, 2 visible (parallelism)"}
 
 
 def test_an_engine_that_does_not_spread_a_model_is_given_one_gpu(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preview = preview_sweep(on_gpus(space, monkeypatch), OneGpuAdapter())
+    preview = previewed(on_gpus(space, monkeypatch), OneGpuAdapter())
     assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32"]
     assert reasons(preview)["static/sdpa/float32+gpus:2"] == "fake does not spread a model over 2 GPUs (one-gpu)"
 
 
 def test_a_clusters_gpus_are_counted_once_it_is_joined(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preview = preview_sweep(on_gpus(space, monkeypatch, address="head:6379"), FakeAdapter())
+    preview = previewed(on_gpus(space, monkeypatch, address="head:6379"), FakeAdapter())
     assert reasons(preview) == {}
     joined = without_unplaceable(preview, 2)
     assert labels(joined) == ["dynamic/sdpa/float32", "static/sdpa/float32", "static/sdpa/float32+gpus:2"]
@@ -69,7 +74,7 @@ def test_a_clusters_gpus_are_counted_once_it_is_joined(space: Path, monkeypatch:
 
 def test_a_space_that_no_machine_can_hold_is_refused(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space.write_text("- {parallelism: [4]}\n")
-    preview = preview_sweep(on_gpus(space, monkeypatch, address="head:6379"), FakeAdapter())
+    preview = previewed(on_gpus(space, monkeypatch, address="head:6379"), FakeAdapter())
     with pytest.raises(NoCandidatesError, match="needs 4 GPUs, no machine has more than 2"):
         without_unplaceable(preview, 2)
 
@@ -77,6 +82,6 @@ def test_a_space_that_no_machine_can_hold_is_refused(space: Path, monkeypatch: p
 def test_on_a_cpu_one_process_is_all(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = on_gpus(space, monkeypatch, address="head:6379")
     monkeypatch.undo()
-    preview = preview_sweep(config.model_copy(update={"device": DeviceType.CPU}), FakeAdapter())
+    preview = previewed(config.model_copy(update={"device": DeviceType.CPU}), FakeAdapter())
     assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32"]
     assert without_unplaceable(preview, 0) is preview
