@@ -24,6 +24,7 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
     Observed,
+    UnsupportedError,
 )
 from kvray.errors import ModelError
 from kvray.space.axis import Axis, AxisValue
@@ -115,6 +116,8 @@ class MinimalAdapter(EngineAdapter):
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
         self.describe_model(request)
+        if candidate.settings:
+            raise UnsupportedError(f"This engine has no axis {', '.join(dict(candidate.settings))}.")
         return MinimalModel()
 
     def render_snippet(
