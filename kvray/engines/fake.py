@@ -223,7 +223,7 @@ class FakeAdapter(EngineAdapter):
         return "Memory is made up."
 
 
-_NEEDS_GPU = "needs a CUDA GPU"
+_NEEDS_GPU = "needs a GPU"
 
 
 def _tile_within_cells(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:

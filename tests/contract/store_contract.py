@@ -26,6 +26,7 @@ CANDIDATE = Candidate(
     attention=AttentionBackend.SDPA_MATH,
     dtype=DType.BFLOAT16,
     cache_params=(("window", 256), ("sinks", True)),
+    settings=(("tile", 64), ("fused", True), ("layout", "rows")),
 )
 OTHER = replace(CANDIDATE, batch_size=2)
 

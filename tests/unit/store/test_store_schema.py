@@ -40,7 +40,10 @@ def fields_of(kind: type) -> dict[str, st.SearchStrategy[Any]]:
 
 
 texts = st.dictionaries(st.text(), st.text()).map(lambda values: tuple(sorted(values.items())))
-records = st.builds(TrialRecord, **{**fields_of(TrialRecord), "cache_params": params, "engine_versions": texts})
+records = st.builds(
+    TrialRecord,
+    **{**fields_of(TrialRecord), "cache_params": params, "settings": params, "engine_versions": texts},
+)
 runs = st.builds(Run, **{**fields_of(Run), "itl_ms": st.lists(floats, max_size=5).map(tuple)})
 
 

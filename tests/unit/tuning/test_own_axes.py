@@ -145,11 +145,11 @@ def test_an_unknown_axis_or_value_is_refused_before_anything_starts(
 
 
 def test_an_own_value_that_cannot_be_had_here_is_told_with_its_obstacle() -> None:
-    with pytest.raises(NoCandidatesError, match=r"layout blocks: needs a CUDA GPU\. Available here: rows, columns\."):
+    with pytest.raises(NoCandidatesError, match=r"layout blocks: needs a GPU\. Available here: rows, columns\."):
         check_request(one_point(layout=("blocks",)), FakeAdapter())
     some = preview(one_point(layout=("blocks", "columns")))
     assert [(one.candidate.label, one.reason) for one in some.space.rejected] == [
-        ("static/sdpa/float32+layout:blocks", "layout blocks: needs a CUDA GPU (available-here)")
+        ("static/sdpa/float32+layout:blocks", "layout blocks: needs a GPU (available-here)")
     ]
 
 
@@ -157,7 +157,7 @@ def test_the_dry_run_says_what_of_own_axes_is_not_in_the_space(capsys: pytest.Ca
     left_out = preview(config()).left_out
     assert ("tile", "tokens", "fastest at 64") in left_out
     assert ("fused", "true", "made up") in left_out
-    assert ("layout", "blocks", "needs a CUDA GPU") in left_out
+    assert ("layout", "blocks", "needs a GPU") in left_out
     assert not {("fused", "false"), ("layout", "rows")} & {one[:2] for one in left_out}, "they are what is measured"
     assert "tile" not in {one[0] for one in preview(config(settings={"tile": (16,)})).left_out}
     request = one_point(tile=(16,))
@@ -169,7 +169,7 @@ def test_info_lists_own_axes_and_says_how_they_are_set() -> None:
     text = io.StringIO()
     print_menu(Console(file=text, width=120), FakeAdapter(), CPU)
     shown = text.getvalue()
-    assert "layout     blocks          no: needs a CUDA GPU" in shown
+    assert "layout     blocks          no: needs a GPU" in shown
     assert "--set tile=…  tile size: a whole number from 1 to 65536, auto or none" in shown
     assert "--set fused=…  fused kernel: true, false or none" in shown
 
