@@ -385,7 +385,7 @@ class Missed:
 @pytest.fixture(scope="module")
 def missed(kvray: Kvray, tmp_path_factory: pytest.TempPathFactory) -> Missed:
     folder = tmp_path_factory.mktemp("missed")
-    limits = ("--max-ttft", "0.001", "--min-throughput", "1e6")
+    limits = ("--max-ttft", "0.001ms", "--min-throughput", "1e6")
     narrow = ("--cache", "dynamic", "--dtype", "float32", "--attention", "eager,sdpa,sdpa_math")
     return Missed(
         folder=folder, done=kvray("tune", "fake:ok", *SMALL, *narrow, *limits, "--confirm", "0", "--output", folder)
