@@ -14,6 +14,7 @@ _FOLDERS = (
     *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_CACHE"),
 )
 """Folders that a trial, which runs in another working folder, must find where the user has them."""
+_OF_THIS_PYTHON = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 _SAFE_PATH = "PYTHONSAFEPATH"
 """Keeps Python from adding the working folder (for `-m` and `-c`) or the script's (python(1), 3.11)."""
 
@@ -57,15 +58,18 @@ def safe_environment() -> dict[str, str | None]:
     return changes
 
 
-def python_command(*arguments: str) -> list[str]:
-    """The command of an interpreter like this one. To be started with `child_environment()`."""
-    return [sys.executable, "-P", *arguments]
+def python_command(*arguments: str, python: str | None = None) -> list[str]:
+    """The command of an interpreter like this one, or of that at the path `python`. To be started with
+    `child_environment()`."""
+    return [python or sys.executable, "-P", *arguments]
 
 
-def child_environment() -> dict[str, str]:
-    """A copy of this process's environment, made safe."""
+def child_environment(*, python: str | None = None) -> dict[str, str]:
+    """A copy of this process's environment, made safe. For the interpreter at the path `python`, which has an
+    environment of its own, without what leads to this one's."""
     merged = {**os.environ, **safe_environment()}
-    return {name: value for name, value in merged.items() if value is not None}
+    left_out = () if python is None else _OF_THIS_PYTHON
+    return {name: value for name, value in merged.items() if value is not None and name not in left_out}
 
 
 def _relative_entries(value: str) -> list[str]:

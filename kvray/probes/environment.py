@@ -13,6 +13,9 @@ from kvray.candidate import DeviceType
 from kvray.probes.cpu import available_cpus, cpu_name
 from kvray.probes.gpu import visible_gpus
 
+UNKNOWN_VERSION = "unknown"
+"""Of a kvray that was not installed as a package."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
@@ -59,7 +62,7 @@ def library_versions(names: Iterable[str]) -> dict[str, str]:
 
 def kvray_version() -> str:
     """The version of the installed kvray."""
-    return _version("kvray") or "unknown"
+    return _version("kvray") or UNKNOWN_VERSION
 
 
 def _describe(device: DeviceType, gpu_index: int) -> tuple[str, str | None]:

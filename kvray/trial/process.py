@@ -31,6 +31,7 @@ from kvray.trial.imports import PRELOAD
 from kvray.trial.leftovers import ProcessTree, remove_folder, remove_stale_locks
 from kvray.trial.log import TrialLog, scratch_of
 from kvray.trial.memory_watch import MemoryWatch
+from kvray.trial.other_python import UNKNOWN_EXIT_CODE, OtherPython
 from kvray.trial.reaper import trial_reaper
 from kvray.trial.shared_memory import SharedMemoryWatch
 from kvray.trial.spec import TrialSpec
@@ -42,20 +43,22 @@ LOOK_INTERVAL_S = 0.5
 _POLL_S = 0.05
 _DEATH_S = 0.5
 """In which a process that was killed is seen to be dead."""
-_UNKNOWN_EXIT_CODE = 255
-"""Exit code of a process whose fork server died before it could tell (`multiprocessing.popen_forkserver`)."""
 
 
 class Launcher:
     """Makes measurement processes for one engine. The fork server starts with the first of them, or with `warm`.
 
     Use it from one thread that lives as long as the trials: the server dies with the thread that started it.
+
+    Args:
+        python: path of another environment's Python, in which they run; by default this one.
     """
 
-    def __init__(self, adapter: EngineAdapter) -> None:
+    def __init__(self, adapter: EngineAdapter, *, python: str | None = None) -> None:
         self.adapter = adapter
         self.tree = ProcessTree()
         self.reaper = trial_reaper()
+        self._elsewhere = OtherPython(python, keeps_server=adapter.start_method == "forkserver") if python else None
         self._context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
         self._server: EngineServer | None = None
         if adapter.start_method == "forkserver":
@@ -63,17 +66,23 @@ class Launcher:
 
     def warm(self) -> None:
         """Start the fork server now, so that its imports run while something else happens."""
-        if self._server is not None:
+        if self._elsewhere is not None:
+            with self._starting():
+                self._elsewhere.warm()
+        elif self._server is not None:
             with self._starting():
                 self._server.ensure_running()
 
     def start(self, spec: TrialSpec, log: Path) -> tuple[Any, Connection]:
         """A started process and this side of its pipe."""
         remove_stale_locks(self.adapter.build_locks())
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, spec, self.adapter, log, scratch_of(log))
-        process = self._context.Process(target=child_main, args=arguments, daemon=False)
+        arguments = (spec, self.adapter, log, scratch_of(log))
         self.reaper.remove_folder(scratch_of(log))
+        if self._elsewhere is not None:
+            with self._starting():
+                return self._elsewhere.start(*arguments)
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=child_main, args=(theirs, *arguments), daemon=False)
         served = contextlib.nullcontext() if self._server is None else self._server.used()
         with _main_module_hidden(), self._starting(), served:
             process.start()
@@ -236,7 +245,7 @@ class TrialProcess:
     def _died(self) -> TrialEnded:
         self._await_end()
         exit_code = self._process.exitcode
-        if exit_code == _UNKNOWN_EXIT_CODE and self._launcher.tree.has_lost_its_server(within_s=_DEATH_S):
+        if exit_code == UNKNOWN_EXIT_CODE and self._launcher.tree.has_lost_its_server(within_s=_DEATH_S):
             return self._ended(TrialStatus.CRASHED, "killed together with the process that forked it, which is dead")
         if exit_code != -signal.SIGKILL:
             return self._ended(TrialStatus.CRASHED, _exit_reason(exit_code))
