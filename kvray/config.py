@@ -44,6 +44,8 @@ class TuneConfig(BaseModel):
         model_id: a hub id, a local folder, a `.gguf` file, or `random:<folder or config.json>`.
         profile: the workload, or the name of a built-in one.
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
+        engine_pythons: by engine, the path of the Python of another environment in which its trials run. Without one
+            the environment variable `KVRAY_<ENGINE>_PYTHON` counts, and else kvray's own.
         output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
         space: `default`, `full`, or the path of a YAML file (see `space.space_file`).
         caches, attentions, dtypes, compiles: narrow an axis of the space (see `space.narrowing`); empty leaves it as it
@@ -82,6 +84,7 @@ class TuneConfig(BaseModel):
     profile: WorkloadProfile
     device: DeviceType | None = None
     engine: str = "transformers"
+    engine_pythons: Mapping[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     output_dir: Annotated[str, Field(min_length=1)] = "kvray_results"
     space: Annotated[str, Field(min_length=1)] = DEFAULT_SPACE
     caches: tuple[CacheChoice, ...] = ()

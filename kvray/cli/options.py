@@ -100,6 +100,15 @@ Device = Annotated[
     typer.Option(metavar="NAME", help="cpu or cuda; by default cuda where there is one.", rich_help_panel=MACHINE),
 ]
 Engine = Annotated[str, typer.Option(metavar="NAME", help="Inference engine.", rich_help_panel=RARE)]
+EnginePythons = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-python",
+        metavar="NAME=PATH",
+        help="A Python of the engine's own.",
+        rich_help_panel=RARE,
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=MACHINE)
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from kvray.candidate import (
@@ -134,6 +134,21 @@ def parse_retry(text: str | None, *, option: str) -> tuple[tuple[TrialStatus, ..
         raise InvalidValueError.not_one_of(f"status of {option}", wrong[0] if wrong else text, allowed)
     statuses = dict.fromkeys(TrialStatus(part) for part in parts if part != DISTURBED)
     return tuple(statuses), DISTURBED in parts
+
+
+def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, str]:
+    """`["vllm=/a/python"]` as values by name; of several for one name the last counts.
+
+    Raises:
+        InvalidValueError: one has no name or no value.
+    """
+    values = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value:
+            raise InvalidValueError(f"{option} {text!r} is not of the form NAME=VALUE.")
+        values[name] = value
+    return values
 
 
 def parse_integers(text: str | None, *, option: str) -> tuple[int, ...]:

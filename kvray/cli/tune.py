@@ -17,6 +17,7 @@ from kvray.cli import options
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.output import print_report, summary
 from kvray.cli.parsing import (
+    parse_assignments,
     parse_attentions,
     parse_caches,
     parse_choices,
@@ -171,7 +172,7 @@ def tune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help="MiB of GPU memory for weights: none,8000; the rest stays in host memory.",
+            help="MiB of weights on the GPU, the rest in host memory: none,8000.",
             rich_help_panel=options.RARE,
         ),
     ] = None,
@@ -207,6 +208,7 @@ def tune(
         ),
     ] = False,
     engine: options.Engine = "transformers",
+    engine_python: options.EnginePythons = None,
 ) -> None:
     """Measure a model's KV-cache configurations, each in a fresh process, and decide.
 
@@ -233,6 +235,7 @@ def tune(
         ),
         device=None if device is None else DeviceType.parse(device),
         engine=engine,
+        engine_pythons=parse_assignments(engine_python or (), option="--engine-python"),
         output_dir=output,
         space=space,
         caches=parse_caches(cache),

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import kvray
 from kvray.engines.base import EngineAdapter
 from kvray.engines.python_inspection import source_digest
 from kvray.errors import EngineError
 from kvray.probes.environment import UNKNOWN_VERSION, Environment, kvray_version
 from kvray.search_paths import child_environment, python_command
 
+_PACKAGE = Path(__file__).parents[1]
 _INSPECTION = Path(__file__).with_name("python_inspection.py")
 _ANSWER_S = 120.0
 
@@ -58,7 +57,7 @@ def chosen_python(engine: str, *choices: Mapping[str, str]) -> str | None:
     if path is None:
         return None
     absolute = str(Path(path).expanduser().absolute())
-    return None if absolute == sys.executable else absolute
+    return None if absolute == python_command()[0] else absolute
 
 
 def inspect_python(path: str, adapter: EngineAdapter) -> EnginePython:
@@ -67,7 +66,7 @@ def inspect_python(path: str, adapter: EngineAdapter) -> EnginePython:
     Raises:
         EngineError: it is not there, is no Python, has no kvray or another one, or lacks the engine's library.
     """
-    source = source_digest(Path(kvray.__file__).parent)
+    source = source_digest(_PACKAGE)
     kind = type(adapter)
     question = {"adapter": f"{kind.__module__}:{kind.__qualname__}", "libraries": adapter.libraries, "source": source}
     answer = _asked(path, adapter.name, question)

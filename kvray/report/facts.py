@@ -78,6 +78,7 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Revision", formats.clean_line(manifest.model_revision)),
         ("Architecture", formats.clean_line(manifest.architecture)),
         ("Engine", formats.clean_line(manifest.engine)),
+        ("Engine's Python", formats.clean_line(manifest.engine_pythons.get(manifest.engine, ""))),
         ("Device", f"{formats.clean_line(manifest.device_name)} ({formats.clean_line(manifest.device)})"),
         ("Host", _values(record.host for record in records)),
         *((fact.name, fact.text) for fact in version_facts(manifest, results)),

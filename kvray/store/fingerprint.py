@@ -138,6 +138,11 @@ class SweepFingerprint(BaseModel):
         )
 
     @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the engine's libraries by name, of older fingerprints too."""
+        return known_versions(self, self.engine_versions or {})
+
+    @property
     def digest(self) -> str:
         """Eight hexadecimal digits over everything that is compared and known. Another kvray may compare more or less
         and compute another one, so an attempt keeps the one that its records carry."""
@@ -150,9 +155,8 @@ class SweepFingerprint(BaseModel):
 
     def _compared(self) -> dict[str, Any]:
         profile = None if self.profile is None else self.profile.measured
-        versions = known_versions(self, self.engine_versions or {})
-        values = self.model_dump(mode="json", exclude=set(version_fields(versions)))
-        return {**values, "engine_versions": versions or None, "profile": profile}
+        values = self.model_dump(mode="json", exclude=set(version_fields({})))
+        return {**values, "engine_versions": self.versions or None, "profile": profile}
 
 
 def release_of(version: str) -> str:

@@ -105,6 +105,7 @@ class SweepManifest(BaseModel):
         quality_note: why quality is not measured, if so.
         model_notes: `ModelInfo.notes`, what a reader of the figures must know of the model.
         left_out: (axis, value, reason) of what the engine knows and this sweep did not try.
+        engine_pythons: by engine, the path of the Python of another environment in which its trials ran.
         search: how the space was searched; `None` in sweeps older than this field.
         budget_s: seconds that search and confirming might take, `None` without a bound.
         max_trials: launches of the search at most, `None` without a bound.
@@ -137,6 +138,7 @@ class SweepManifest(BaseModel):
     trust_remote_code: bool = False
     allow_pickle: bool = False
     left_out: tuple[tuple[str, str, str], ...] = ()
+    engine_pythons: dict[str, str] = Field(default_factory=dict)
     search: str | None = None
     budget_s: float | None = None
     max_trials: int | None = None

@@ -20,7 +20,7 @@ from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
 from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.probes.cpu import quota_threads
-from kvray.probes.environment import capture_environment
+from kvray.probes.environment import Environment, capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder
@@ -59,7 +59,6 @@ class Slot(tune.Trainable):
         self._logs = tempfile.TemporaryDirectory(
             prefix="kvray-", dir=task.scratch if task.scratch and task.scratch.is_dir() else None
         )
-        self._environment = capture_environment(task.spec.device, libraries=task.adapter.libraries)
         _set_process_environment(task)
         _shorten_socket_folder()
         self._launchers: dict[str, Launcher] = {}
@@ -99,6 +98,7 @@ class Slot(tune.Trainable):
     def _begin(self) -> None:
         spec = self._task.spec
         self._rung, self._facts = None, None
+        self._environment = _environment(self._task)
         self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
         self._process = TrialProcess(
             self._launcher_of(self._task),
@@ -111,7 +111,8 @@ class Slot(tune.Trainable):
         """The launcher of the engine of `task`. Each has a fork server of its own, which stays for later trials."""
         launcher = self._launchers.get(task.adapter.name)
         if launcher is None:
-            launcher = self._launchers[task.adapter.name] = Launcher(task.adapter)
+            python = None if task.python is None else task.python.path
+            launcher = self._launchers[task.adapter.name] = Launcher(task.adapter, python=python)
             launcher.reaper.remove_folder(Path(self._logs.name))
         return launcher
 
@@ -147,6 +148,11 @@ class Slot(tune.Trainable):
             report[MAY_KEEP_LIMITS] = all(miss.is_doubtful() for miss in misses)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
+
+
+def _environment(task: TrialTask) -> Environment:
+    here = capture_environment(task.spec.device, libraries=task.adapter.libraries)
+    return here if task.python is None else task.python.applied_to(here)
 
 
 def _position_notes(task: TrialTask) -> Callable[[Event], None]:

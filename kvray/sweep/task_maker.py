@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from kvray.candidate import Candidate
 from kvray.engines.base import EngineAdapter
+from kvray.engines.interpreter import EnginePython
 from kvray.forecast.prediction import Forecast
 from kvray.record import Role
 from kvray.sweep.trial_task import TrialTask
@@ -24,7 +25,8 @@ class TaskMaker:
         forecasts: by candidate id, for those of which there are any.
         trial_suffix: ends every trial id (see `SweepManifest`).
         trial_ids: by candidate id, the id that its searched trial has in the records and that is to be replaced.
-        threads, scratch: see `TrialTask`.
+        pythons: by engine, in which trials run; of an engine that has none in kvray's own.
+        threads, scratch: as `TrialTask` has them.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class TaskMaker:
         adapter: EngineAdapter,
         threads: int | None,
         scratch: Path | None,
+        pythons: Mapping[str, EnginePython] = MappingProxyType({}),
         trial_suffix: str = "",
         trial_ids: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -43,6 +46,7 @@ class TaskMaker:
         self._reference = reference
         self._forecasts = forecasts
         self._adapter = adapter
+        self._pythons = pythons
         self._threads = threads
         self._scratch = scratch
         self._trial_suffix = trial_suffix
@@ -60,4 +64,10 @@ class TaskMaker:
             reference=None if role is Role.CONFIRM else self._reference,
             forecast=self._forecasts.get(candidate.candidate_id),
         )
-        return TrialTask(spec=spec, adapter=self._adapter, threads=self._threads, scratch=self._scratch)
+        return TrialTask(
+            spec=spec,
+            adapter=self._adapter,
+            python=self._pythons.get(self._adapter.name),
+            threads=self._threads,
+            scratch=self._scratch,
+        )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import EngineAdapter
+from kvray.engines.interpreter import EnginePython
 from kvray.trial.spec import TrialSpec
 
 MOST_ATTEMPTS = 3
@@ -18,6 +19,7 @@ class TrialTask:
     """What a slot is given for one trial.
 
     Attributes:
+        python: in which the trial's process runs; `None`: kvray's own.
         threads: intra-op threads for the measurement process; `None` leaves the choice to its library, as in a user's
             own process, unless a CPU quota where the slot runs leaves room for fewer.
         scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
@@ -27,6 +29,7 @@ class TrialTask:
 
     spec: TrialSpec
     adapter: EngineAdapter
+    python: EnginePython | None = None
     threads: int | None = None
     scratch: Path | None = None
     attempt: int = 1

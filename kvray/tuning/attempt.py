@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter
+from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
 from kvray.probes.environment import capture_environment, kvray_version
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
@@ -55,14 +57,18 @@ def prepare_attempt(
     run_id: str,
     slots: SlotPlan,
     arguments: Iterable[str],
+    pythons: Mapping[str, EnginePython] = MappingProxyType({}),
 ) -> Attempt:
     """Compare what is to be measured with what was, where `config` resumes a sweep.
+
+    Args:
+        pythons: by engine, where trials run that do not run in kvray's own Python.
 
     Raises:
         ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
     """
-    new = _manifest(config, preview, adapter, run_id=run_id, arguments=tuple(arguments))
-    fingerprint = _fingerprint(config, preview, adapter, slots)
+    new = _manifest(config, preview, adapter, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
+    fingerprint = _fingerprint(config, preview, adapter, slots, pythons.get(adapter.name))
     candidates = len(preview.space.candidates)
     if config.resume is None:
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
@@ -93,7 +99,10 @@ def _tell_of_new_judgement(before: WorkloadProfile, now: WorkloadProfile) -> Non
         _logger.warning("What was measured before is judged anew: %s.", "; ".join(told))
 
 
-def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan) -> SweepFingerprint:
+def _fingerprint(
+    config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan, python: EnginePython | None
+) -> SweepFingerprint:
+    environment = capture_environment(preview.device.device, libraries=adapter.libraries)
     return SweepFingerprint.of(
         engine=adapter.name,
         model=preview.model,
@@ -103,12 +112,18 @@ def _fingerprint(config: TuneConfig, preview: Preview, adapter: EngineAdapter, s
         threads=slots.threads,
         slots=slots.slots,
         on_cluster=config.address is not None,
-        environment=capture_environment(preview.device.device, libraries=adapter.libraries),
+        environment=environment if python is None else python.applied_to(environment),
     )
 
 
 def _manifest(
-    config: TuneConfig, preview: Preview, adapter: EngineAdapter, *, run_id: str, arguments: tuple[str, ...]
+    config: TuneConfig,
+    preview: Preview,
+    adapter: EngineAdapter,
+    *,
+    run_id: str,
+    arguments: tuple[str, ...],
+    pythons: Mapping[str, EnginePython],
 ) -> SweepManifest:
     model, device = preview.model, preview.device
     return SweepManifest(
@@ -131,6 +146,7 @@ def _manifest(
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         left_out=preview.left_out,
+        engine_pythons={name: python.path for name, python in pythons.items()},
         search=config.search.value,
         budget_s=config.budget_s,
         max_trials=config.max_trials,

@@ -39,11 +39,13 @@ class CodeRunner:
     Attributes:
         excuse: why nothing is to be run, if so.
         before: is called when the process is about to start.
+        python: path of the Python in which the trials ran; `None`: kvray's own.
     """
 
     adapter: EngineAdapter
     excuse: str | None = None
     before: Callable[[], None] = lambda: None
+    python: str | None = None
     _done: dict[str, CodeCheck] = field(default_factory=dict)
 
     def check(self, result: TuneResult) -> CodeCheck | None:
@@ -109,12 +111,12 @@ class CodeRunner:
         Raises:
             subprocess.TimeoutExpired: it had to be ended.
         """
-        environment = {**self.adapter.process_environment(), **child_environment()}
+        environment = {**self.adapter.process_environment(), **child_environment(python=self.python)}
         environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         process = subprocess.Popen(
-            python_command("-m", str(self.adapter.snippet_runner), str(folder / "case.json")),
+            python_command("-m", str(self.adapter.snippet_runner), str(folder / "case.json"), python=self.python),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -9,11 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
+from kvray.engines.interpreter import EnginePython
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware
@@ -22,6 +24,7 @@ from kvray.space.axis import Axis
 from kvray.space.menu import check_any_available
 from kvray.space.search_space import SpaceBlock
 from kvray.space.space_file import load_space
+from kvray.tuning.engine_pythons import found_pythons
 from kvray.tuning.local_device import detect_device, measured_hardware, rates_key
 from kvray.workload import WorkloadProfile
 
@@ -37,6 +40,7 @@ class CheckedRequest:
         axes: what the engine lets one choose, with every value and what stands in its way.
         narrowed: the values that an axis is narrowed to, by its name.
         request: the model, with what the user allows.
+        pythons: by engine, in which its trials run, where that is not kvray's own.
     """
 
     config: TuneConfig
@@ -45,6 +49,7 @@ class CheckedRequest:
     axes: tuple[Axis, ...]
     narrowed: Mapping[str, tuple[Any, ...]]
     request: ModelRequest
+    pythons: Mapping[str, EnginePython]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +69,24 @@ class Resolved(CheckedRequest):
     hardware: Hardware | None
 
 
-def check_request(config: TuneConfig, adapter: EngineAdapter) -> CheckedRequest:
+def check_request(
+    config: TuneConfig, adapter: EngineAdapter, *, recorded_pythons: Mapping[str, str] = MappingProxyType({})
+) -> CheckedRequest:
     """Refuse what this machine and engine cannot do, and a model that is not there or not whole: takes no time.
 
+    Args:
+        recorded_pythons: by engine, the path of the Python that the sweep had which is to go on.
+
     Raises:
-        EngineError: the engine's library is not installed.
+        EngineError: the engine's library is not installed, or its Python cannot run it.
         ModelError: the model's name means nothing, or its files cannot be loaded.
         NoCandidatesError: nothing of what an axis is narrowed to can be had here.
         InvalidValueError: the engine has no such axis or value, or the space file cannot be read.
         SweepError: CUDA is asked for, without a cluster that might have it.
     """
-    adapter.check_installed()
+    pythons = found_pythons(config, [adapter], recorded=recorded_pythons)
+    if adapter.name not in pythons:
+        adapter.check_installed()
     request = requested_model(config)
     adapter.check_model(request)
     device = detect_device(config.device)
@@ -88,7 +100,15 @@ def check_request(config: TuneConfig, adapter: EngineAdapter) -> CheckedRequest:
     check_any_available(narrowed, axes)
     if config.has_space_file:
         load_space(config.space, axes=axes, otherwise=SpaceBlock(caches=(), attentions=(), dtypes=()))
-    return CheckedRequest(config=config, adapter=adapter, device=device, axes=axes, narrowed=narrowed, request=request)
+    return CheckedRequest(
+        config=config,
+        adapter=adapter,
+        device=device,
+        axes=axes,
+        narrowed=narrowed,
+        request=request,
+        pythons=pythons,
+    )
 
 
 def requested_model(config: TuneConfig) -> ModelRequest:

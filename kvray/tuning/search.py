@@ -20,7 +20,6 @@ from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
-from kvray.probes.environment import library_versions
 from kvray.record import Role
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
@@ -134,11 +133,10 @@ class TuningSearch:
 
     def _run(self) -> TuneResult:
         config, store = self._config, ResultsStore(self._config.output_dir)
-        checked = check_request(config, self._engine())
+        recorded = {} if config.resume is None else store.read_manifest(config.resume).engine_pythons
+        checked = check_request(config, self._engine(), recorded_pythons=recorded)
         Extra.TUNE.require("Measuring")
         check_search(config.search)
-        if config.resume is not None:
-            store.read_manifest(config.resume)
         store.check_writable()
         run_id = config.resume or _new_run_id()
         device = checked.device.device
@@ -170,21 +168,23 @@ class TuningSearch:
         """The sweep as far as it came, and the error if that was broken off."""
         try:
             keeper, break_off = self._measure(store, run_id, resolved, claim)
-            runner = self._code_runner(resolved.adapter, interrupted=break_off is not None)
+            runner = self._code_runner(resolved, interrupted=break_off is not None)
             return write_up(keeper, self._config.profile, runner.check), break_off
         except KeyboardInterrupt:
             # After the last trial too: a user who does not press again gets what was measured.
             if self._keeper is None:
                 raise
-            runner = self._code_runner(resolved.adapter, interrupted=True)
+            runner = self._code_runner(resolved, interrupted=True)
             return write_up(self._keeper, self._config.profile, runner.check), interruption(self._keeper)
 
-    def _code_runner(self, adapter: EngineAdapter, *, interrupted: bool) -> CodeRunner:
+    def _code_runner(self, resolved: Resolved, *, interrupted: bool) -> CodeRunner:
         excuse = "the sweep was interrupted" if interrupted else None
         if not self._config.check_snippet:
             excuse = "--no-check-snippet was given"
         before = (lambda: None) if self._observer is None else self._observer.checking_code
-        return CodeRunner(adapter, excuse=excuse, before=before)
+        python = resolved.pythons.get(resolved.adapter.name)
+        path = None if python is None else python.path
+        return CodeRunner(resolved.adapter, excuse=excuse, before=before, python=path)
 
     def _measure(
         self, store: ResultsStore, run_id: str, resolved: Resolved, claim: Claim
@@ -220,7 +220,14 @@ class TuningSearch:
             )
             preview = without_unplaceable(preview, slots.room.largest)
             attempt = prepare_attempt(
-                store, config, preview, adapter, run_id=run_id, slots=slots, arguments=self._arguments
+                store,
+                config,
+                preview,
+                adapter,
+                run_id=run_id,
+                slots=slots,
+                arguments=self._arguments,
+                pythons=resolved.pythons,
             )
             store.write_manifest(attempt.manifest)
             keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
@@ -231,9 +238,10 @@ class TuningSearch:
             )
             tasks = TaskMaker(
                 _plain_spec(config, preview, request, attempt.manifest),
-                reference=_reference(preview, adapter),
+                reference=_reference(preview, attempt.manifest),
                 forecasts=preview.forecasts,
                 adapter=adapter,
+                pythons=resolved.pythons,
                 threads=slots.threads,
                 scratch=log.parent,
                 trial_suffix=attempt.manifest.trial_suffix,
@@ -299,12 +307,13 @@ def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, man
     )
 
 
-def _reference(preview: Preview, adapter: EngineAdapter) -> ReferenceSpec:
+def _reference(preview: Preview, manifest: SweepManifest) -> ReferenceSpec:
+    versions = manifest.attempts[-1].fingerprint.versions
     return ReferenceSpec(
         candidate=preview.space.baseline,
         model_revision=preview.model.revision,
         enforced=not preview.model.random_weights,
-        engine_versions=tuple(sorted(library_versions(adapter.libraries).items())),
+        engine_versions=tuple(sorted(versions.items())),
     )
 
 

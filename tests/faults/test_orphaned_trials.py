@@ -148,7 +148,7 @@ from test_trial_leftovers import SpawnedAdapter
 from test_trial_process import spec_of
 from kvray.engines.fake import FakeAdapter
 from kvray.trial.process import Launcher, TrialProcess
-launcher = Launcher({adapter}())
+launcher = Launcher({launcher})
 TrialProcess(launcher, spec_of("dynamic=raise"), Path({log!r})).close()
 print("one has ended", flush=True)
 sys.stdin.readline()
@@ -157,9 +157,12 @@ process.advance()
 """
 
 
-@pytest.mark.parametrize("adapter", ["FakeAdapter", "SpawnedAdapter"])
-def test_a_reaper_that_was_killed_is_replaced_before_the_next_trial(tmp_path: Path, adapter: str) -> None:
-    code = OWNER.format(path=[str(Path(__file__).parent)], adapter=adapter, log=str(tmp_path / "log"))
+@pytest.mark.parametrize("launcher", ["FakeAdapter()", "SpawnedAdapter()", "FakeAdapter(), python={python!r}"])
+def test_a_reaper_that_was_killed_is_replaced_before_the_next_trial(
+    tmp_path: Path, launcher: str, second_python: str
+) -> None:
+    launcher = launcher.format(python=second_python)
+    code = OWNER.format(path=[str(Path(__file__).parent)], launcher=launcher, log=str(tmp_path / "log"))
     environment = {**os.environ, "KVRAY_CACHE": str(tmp_path), "TEST_OWNER": str(tmp_path)}
 
     def below() -> list[psutil.Process]:

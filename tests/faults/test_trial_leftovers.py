@@ -40,11 +40,24 @@ class BuildingAdapter(FakeAdapter):
         return [lock for lock in [self.folder / "lock"] if lock.exists()]
 
 
+class ElsewhereAdapter(FakeAdapter):
+    """It lives in another environment."""
+
+
+class SpawnedElsewhereAdapter(SpawnedAdapter):
+    """It lives there, and must not be forked from a process that has imported anything."""
+
+
 @pytest.fixture(scope="module")
-def launchers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Launcher]]:
+def launchers(tmp_path_factory: pytest.TempPathFactory, second_python: str) -> Iterator[dict[str, Launcher]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield {adapter.__name__: Launcher(adapter()) for adapter in (FakeAdapter, SpawnedAdapter, BuildingAdapter)}
+        here = {adapter.__name__: Launcher(adapter()) for adapter in (FakeAdapter, SpawnedAdapter, BuildingAdapter)}
+        elsewhere = {
+            adapter.__name__: Launcher(adapter(), python=second_python)
+            for adapter in (ElsewhereAdapter, SpawnedElsewhereAdapter)
+        }
+        yield {**here, **elsewhere}
 
 
 @pytest.fixture
@@ -73,7 +86,15 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("adapter", "end"),
-    [(FakeAdapter, ""), (FakeAdapter, "+segv"), (FakeAdapter, "+deaf+gil"), (SpawnedAdapter, "+segv")],
+    [
+        (FakeAdapter, ""),
+        (FakeAdapter, "+segv"),
+        (FakeAdapter, "+deaf+gil"),
+        (SpawnedAdapter, "+segv"),
+        (ElsewhereAdapter, ""),
+        (ElsewhereAdapter, "+deaf+gil"),
+        (SpawnedElsewhereAdapter, "+segv"),
+    ],
 )
 def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
     start: Start, launchers: dict[str, Launcher], tmp_path: Path, adapter: type[FakeAdapter], end: str
@@ -96,22 +117,27 @@ def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
         (FakeAdapter, "+kill", TrialStatus.CRASHED),
         (FakeAdapter, "+deaf+hang", TrialStatus.TIMEOUT),
         (SpawnedAdapter, "+kill", TrialStatus.CRASHED),
+        (ElsewhereAdapter, "", TrialStatus.OK),
+        (ElsewhereAdapter, "+kill", TrialStatus.CRASHED),
+        (SpawnedElsewhereAdapter, "+children+daemon+kill", TrialStatus.CRASHED),
+        (SpawnedElsewhereAdapter, "+children+files+shm+thread", TrialStatus.OK),
     ],
 )
 def test_the_server_in_which_an_engine_computes_is_gone_with_the_trial(
     start: Start, launchers: dict[str, Launcher], adapter: type[FakeAdapter], end: str, status: TrialStatus
 ) -> None:
-    process = start(f"server{end}", adapter, timeout_s=1.0)
+    process = start(f"server{end}", adapter, timeout_s=1.0 if status is TrialStatus.TIMEOUT else 30.0)
     servers: set[int] = set()
     while not isinstance(event := process.advance(), TrialEnded):
         servers |= set(launchers[adapter.__name__].tree.members(process.pid)) - {process.pid}
     process.close()
     assert event.status is status
     assert end or len(servers) == 1
+    assert wait_until_gone(process.pid) == []
     assert [pid for pid in (*servers, *process.pids) if is_running(pid)] == []
     # What the engine tells itself of this candidate's longest cell is 100.3 MiB.
     assert all(run.peak_mib is not None and run.peak_mib > 100 + HELD_MIB for run in process.runs)
-    assert (len(process.runs) > 0) == (end == "")
+    assert (len(process.runs) > 0) == (status is TrialStatus.OK)
 
 
 def test_the_end_of_one_trial_leaves_another_alone(start: Start) -> None:
