@@ -8,6 +8,7 @@ import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, DType
 from kvray.cli.parsing import (
+    parse_assignments,
     parse_attentions,
     parse_caches,
     parse_choices,
@@ -227,3 +228,11 @@ def test_settings_are_values_by_axis_beside_those_of_options_of_their_own() -> N
 def test_a_setting_of_another_form_is_refused(texts: list[str], complaint: str) -> None:
     with pytest.raises(InvalidValueError, match=complaint):
         parse_settings(texts, option="--set", prefill_chunk=(512,))
+
+
+def test_names_and_values_are_read_from_options_that_come_several_times() -> None:
+    texts = ["vllm=/a/python", " fake = /b=c/python ", "vllm=/d/python"]
+    assert parse_assignments(texts, option="--engine-python") == {"vllm": "/d/python", "fake": "/b=c/python"}
+    for text in ("vllm", "=/a/python", "vllm=", ""):
+        with pytest.raises(InvalidValueError, match=rf"--engine-python '{text}' is not of the form NAME=VALUE\."):
+            parse_assignments([text], option="--engine-python")
