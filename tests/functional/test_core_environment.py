@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from core_environment import create_core_environment
+from lean_environment import IMPORT_ALL, create_environment, run_in
 
 from kvray.errors import EngineError
 from kvray.models.request import ModelRequest
@@ -23,16 +23,6 @@ TINY = f"random:{ASSETS / 'tiny_llama'}"
 TRANSFORMERS = (
     "The engine transformers needs accelerate, gguf, huggingface_hub, safetensors, torch, transformers, which"
 )
-IMPORTED = """
-import importlib, pkgutil, sys, kvray
-failed = []
-for module in pkgutil.walk_packages(kvray.__path__, "kvray."):
-    try:
-        importlib.import_module(module.name)
-    except ModuleNotFoundError as error:
-        failed.append(f"{module.name}: {error.name.partition('.')[0]}")
-print("\\n".join(failed))
-"""
 RENDERED = """
 import json, sys
 from kvray.candidate import Candidate, DeviceType
@@ -52,7 +42,7 @@ Core = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return create_core_environment(tmp_path_factory.mktemp("core") / "environment")
+    return create_environment(tmp_path_factory.mktemp("core") / "environment")
 
 
 @pytest.fixture
@@ -63,21 +53,7 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def core(python: Path, tmp_path: Path) -> Core:
     """Run the interpreter of the core environment; returns the completed process."""
-
-    def run(*arguments: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        return subprocess.run(
-            [python, *map(str, arguments)],
-            input=given,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            cwd=tmp_path,
-            env={**environment, "COLUMNS": "120", "NO_COLOR": "1", "KVRAY_CACHE": str(tmp_path / "cache")},
-        )
-
-    return run
+    return partial(run_in, python, tmp_path)
 
 
 @pytest.fixture
@@ -163,7 +139,7 @@ def test_a_plan_says_what_its_model_needs(core: Core, results: Path) -> None:
 
 
 def test_only_rooms_that_measure_import_more_than_the_core_has(core: Core) -> None:
-    failed = [line.split(": ") for line in core("-c", IMPORTED).stdout.splitlines()]
+    failed = [line.split() for line in core("-c", IMPORT_ALL).stdout.splitlines()]
     beyond = {
         room: {library for module, library in failed if module.startswith(f"kvray.{room}.")}
         for room in ("engines.transformers", "sweep", "analysis", "testing")
