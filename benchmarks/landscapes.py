@@ -192,7 +192,24 @@ def make_landscape(kind: Kind, seed: int) -> Landscape:
     generator = np.random.default_rng([seed, kind.size])
     shape = _SHAPES[kind.size]
     points = np.array(list(itertools.product(*(range(length) for length in shape))))
-    effects = np.stack([_effects(kind, points, generator) * size for size in _SIZES], axis=1)
+    effects = np.stack([_effects(kind, points, generator) for _ in range(3)], axis=1)
+    return landscape_of(kind, [_candidate(point) for point in points.tolist()], points, effects, generator)
+
+
+def landscape_of(
+    kind: Kind,
+    candidates: Sequence[Candidate],
+    points: npt.NDArray[np.int64],
+    effects: Array,
+    generator: np.random.Generator,
+) -> Landscape:
+    """The `candidates` with made-up seconds and forecasts.
+
+    Args:
+        points: n × axes, which value each has on every axis.
+        effects: n × 3, on TTFT, tok/s and peak; main effects have a spread of 1.
+    """
+    effects = effects * _SIZES
     truth = np.array([np.log(500.0), np.log(20.0), np.log(1000.0)]) + effects
     spread = effects.std(axis=0)
     correlation = kind.forecast_correlation
@@ -202,7 +219,7 @@ def make_landscape(kind: Kind, seed: int) -> Landscape:
     failing = generator.integers(5, size=2)
     return Landscape(
         name=kind.name,
-        candidates=tuple(_candidate(point) for point in points.tolist()),
+        candidates=tuple(candidates),
         profile=single_cell_profile((0.4, 0.4, 0.2)),
         truth=truth,
         forecast=forecast,

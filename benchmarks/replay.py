@@ -23,7 +23,7 @@ from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.sweep.trial_queue import Bounds, SweepQueue
 from kvray.sweep.trial_task import TrialTask
 from kvray.trial.spec import TrialSpec
@@ -168,6 +168,7 @@ def _decision(scheduler: Any, trial: Any, result: TrialResult, spec: TrialSpec) 
         RESULT: result,
         UTILITY: utility(metrics, spec.profile),
         KEEPS_LIMITS: True,
+        MAY_KEEP_LIMITS: True,
         FIDELITY: REDUCTION_FACTOR ** (result.record.rung or 0),
         "done": False,
     }

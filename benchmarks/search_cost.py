@@ -1,10 +1,10 @@
 """What a search costs and misses: kvray and others on landscapes with known truth, in shares of the exhaustive seconds.
 
-Landscapes are made up (ordinary and hard, 24 to 400 candidates), or recorded: real exhaustive sweeps, replayed with the
-noise between and within processes that they showed. Every method sees the same noise. Regret is what the chosen
-candidate's true score lacks of the best. `random` and `optuna` may spend what kvray spent in the same replay; `grid`,
-`asha` and `dominance` run to their own end; `asha_equal` is ASHA cut at kvray's seconds. All but grid, which is one run
-of everything, end with the same confirming rounds.
+Landscapes are made up (ordinary and hard, 24 to 400 candidates, with numbers on two axes), or recorded: real exhaustive
+sweeps, replayed with the noise between and within processes that they showed. Every method sees the same noise. Regret
+is what the chosen candidate's true score lacks of the best. `random` and `optuna` may spend what kvray spent in the
+same replay; `grid`, `asha` and `dominance` run to their own end; `asha_equal` is ASHA cut at kvray's seconds;
+`kvray_names` takes numbers for names. All but grid, one run of everything, end with the same confirming rounds.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from landscapes import HARD, ORDINARY, QUIET, Kind, Landscape, make_landscape, recorded_landscapes
+from number_landscapes import NUMBERS, make_number_landscape
 from output import Figure, make_parser, print_table, write_figures
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from replay import Outcome, replay
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.axis_values import number_axes
 from kvray.analysis.bayesian import BayesianSampler
 from kvray.analysis.sampler import EveryCandidate
 from kvray.config import CONFIRM_ROUNDS
@@ -32,7 +34,9 @@ from kvray.sweep.scheduler import RUNGS
 from kvray.sweep.slot import FIDELITY, RESULT, UTILITY
 from kvray.sweep.trial_queue import SweepQueue
 
-METHODS = ("kvray", "grid", "asha", "asha_equal", "random", "optuna", "dominance")
+NAMES = "kvray_names"
+"""kvray that takes every number for a name, on the landscapes with two axes of numbers."""
+METHODS = ("kvray", NAMES, "grid", "asha", "asha_equal", "random", "optuna", "dominance")
 WORSE = 1.05
 """What dominance pruning stops: worse by 5 % in all three metrics than a finished candidate."""
 
@@ -87,9 +91,13 @@ def run_method(method: str, landscape: Landscape, seed: int, seconds: float | No
     shuffled = _shuffled(landscape, seed)
     common: dict[str, Any] = {"seed": seed, "confirm_rounds": CONFIRM_ROUNDS}
     match method:
-        case "kvray":
+        case "kvray" | "kvray_names":
             sampler = BayesianSampler(
-                landscape.candidates, profile=landscape.profile, forecasts=landscape.forecasts(), seed=seed
+                landscape.candidates,
+                profile=landscape.profile,
+                forecasts=landscape.forecasts(),
+                numbers=number_axes(landscape.candidates) if method == "kvray" else (),
+                seed=seed,
             )
             return replay(landscape, sampler, repeats_apart=True, **common)
         case "grid":
@@ -120,6 +128,8 @@ def run_kind(landscapes: Sequence[Landscape], methods: Sequence[str]) -> dict[st
     for seed, landscape in enumerate(landscapes):
         seconds: float | None = None
         for method in methods:
+            if method == NAMES and len(number_axes(landscape.candidates)) < 2:
+                continue
             outcome = run_method(method, landscape, seed, seconds)
             seconds = outcome.seconds if method == "kvray" else seconds
             found[method].append(outcome)
@@ -143,11 +153,15 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--replays", type=int, default=100, help="of the ordinary landscapes; fewer of the others")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--only", metavar="NAMES", help="of the sets of landscapes, separated by commas")
     arguments = parser.parse_args()
     methods = arguments.methods.split(",")
     replays = 8 if arguments.quick else arguments.replays
     figures: dict[str, Figure] = {"replays": replays}
+    only = arguments.only and arguments.only.split(",")
     for name, landscapes in _sets(replays):
+        if only and name not in only:
+            continue
         started = time.monotonic()
         by_method = {method: figures_of(found) for method, found in run_kind(landscapes, methods).items()}
         _print(f"{name}: {len(landscapes)} replays, {time.monotonic() - started:.0f} s", by_method)
@@ -158,15 +172,17 @@ def main() -> None:
 
 
 def _sets(replays: int) -> list[tuple[str, list[Landscape]]]:
-    """Names and landscapes: 100 candidates ordinary and hard, other sizes, and the recorded sweeps."""
-    made: list[tuple[str, Kind, int]] = [(ORDINARY.name, ORDINARY, replays)]
-    made += [(kind.name, kind, max(4, replays // 2)) for kind in (QUIET, *HARD)]
-    for size in (24, 50, 200, 400):
-        made.append((f"{size} candidates", Kind(name=f"{size} candidates", size=size), max(4, replays // 5)))
-    sets = [(name, [make_landscape(kind, seed) for seed in range(count)]) for name, kind, count in made]
-    for landscape in recorded_landscapes():
-        sets.append((landscape.name, [landscape] * max(4, replays // 5)))
-    return sets
+    """Names and landscapes: 100 candidates ordinary and hard, other sizes, two number axes, and the recorded sweeps."""
+    half, quarter, fifth = (max(4, replays // part) for part in (2, 4, 5))
+    sets = [_made(ORDINARY, replays, make_landscape)]
+    sets += [_made(kind, half, make_landscape) for kind in (QUIET, *HARD)]
+    sets += [_made(Kind(name=f"{size} candidates", size=size), fifth, make_landscape) for size in (24, 50, 200, 400)]
+    sets += [_made(kind, quarter, make_number_landscape) for kind in NUMBERS]
+    return [*sets, *((landscape.name, [landscape] * fifth) for landscape in recorded_landscapes())]
+
+
+def _made(kind: Kind, count: int, make: Callable[[Kind, int], Landscape]) -> tuple[str, list[Landscape]]:
+    return kind.name, [make(kind, seed) for seed in range(count)]
 
 
 def _print(title: str, by_method: Mapping[str, Mapping[str, float]]) -> None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.axis_values import Array, NumberAxis
 from kvray.analysis.evidence import PEAK
 from kvray.analysis.metric_models import (
     Figures,
@@ -26,7 +27,6 @@ from kvray.analysis.metric_models import (
 )
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.sampler import ENUMERATED, MISS_CHANCE, Prediction, Sampler
-from kvray.analysis.surrogate import Array
 from kvray.analysis.utility_posterior import NEAR
 from kvray.candidate import Candidate
 from kvray.workload import WorkloadProfile
@@ -61,6 +61,7 @@ class BayesianSampler(Sampler):
     Args:
         candidates: the space; the first is the baseline and is launched first.
         forecasts: predicted metrics by candidate id, for those of which there are any.
+        numbers: the axes whose values have an order (`number_axes`); those of all others are names.
         seed: of the posterior's samples; the same measurements and seed give the same proposals.
     """
 
@@ -70,11 +71,12 @@ class BayesianSampler(Sampler):
         *,
         profile: WorkloadProfile,
         forecasts: Mapping[str, Figures] | None = None,
+        numbers: Sequence[NumberAxis] = (),
         seed: int = 0,
     ) -> None:
         self._candidates = tuple(candidates)
         self._index = {candidate.candidate_id: index for index, candidate in enumerate(self._candidates)}
-        self._models = MetricModels(self._candidates, profile, forecasts or {})
+        self._models = MetricModels(self._candidates, profile, forecasts or {}, numbers)
         self._forecasts = forecasts or {}
         self._weights = goodness_weights(profile)
         self._generator = np.random.default_rng(seed)

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.axis_values import Array, NumberAxis
 from kvray.analysis.score import utility_weights
-from kvray.analysis.surrogate import PRIORS, Array, AxisModel, Observations, Posterior
+from kvray.analysis.surrogate import PRIORS, AxisModel, Observations, Posterior
 from kvray.candidate import Candidate
 from kvray.workload import Limits, WorkloadProfile
 
@@ -105,12 +106,16 @@ class MetricModels:
     """A model of the axes for each metric; remembers the scales that it found last."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], profile: WorkloadProfile, forecasts: Mapping[str, Figures]
+        self,
+        candidates: Sequence[Candidate],
+        profile: WorkloadProfile,
+        forecasts: Mapping[str, Figures],
+        numbers: Sequence[NumberAxis] = (),
     ) -> None:
         known = [forecasts.get(candidate.candidate_id) for candidate in candidates]
         logs = None if None in known else np.array([goodness(one) for one in known if one is not None])
         self._models = [
-            AxisModel(candidates, prior, None if logs is None else logs[:, metric])
+            AxisModel(candidates, prior, None if logs is None else logs[:, metric], numbers)
             for metric, prior in enumerate(PRIORS)
         ]
         self._starts: list[Array | None] = [None] * len(PRIORS)

@@ -1,9 +1,11 @@
 """A Gaussian process over the axes of a space: what a few measured candidates tell of all others.
 
-Per metric a model of its own (ln 1/TTFT, ln tok/s, ln 1/peak): a constant, the forecast times a slope around 1, an
-effect of every value of every axis, an effect of every pair of values, and a candidate's own residual. Which of these
-matter is not known before, so their scales are fitted to the measurements by marginal likelihood under weak priors
-(Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", section 5.4).
+Each metric has a model of its own (ln 1/TTFT, ln tok/s, ln 1/peak). Its true values are f + g, where f is the forecast
+and g is normal around a common level with the covariance that `axis_kernel` writes down. A measurement adds noise
+between processes. How large each effect is, and how far a number's effect reaches, is fitted to the measurements by
+marginal likelihood under weak priors.
+
+Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", sections 2.2 and 5.4.
 """
 
 from __future__ import annotations
@@ -11,18 +13,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cho_solve, cholesky
 from scipy.optimize import minimize
 
-from kvray.candidate import AttentionChoice, Candidate
+from kvray.analysis.axis_kernel import CONSTANT_VARIANCE, AxisKernel, stacked
+from kvray.analysis.axis_values import Array, NumberAxis, axis_points
+from kvray.candidate import Candidate
 
-Array = npt.NDArray[np.float64]
-
-CONSTANT_VARIANCE = 25.0
-"""Variance of a logarithm: the overall level is whatever the measurements say."""
 _JITTER = 1e-9
 _MAX_ITERATIONS = 30
 
@@ -54,8 +55,13 @@ PRIORS: tuple[Prior, Prior, Prior] = (
 """For TTFT, throughput and peak memory: what the fit finds in recorded exhaustive sweeps of SmolLM2-135M and
 Gemma-3-270M (`benchmarks/recorded/`), rounded. Noise as measured between fresh processes on a shared 2-core CPU: 6 %
 for TTFT, 1.5 % for tok/s (FACTS). The fit moves all of them to what this sweep shows."""
-_SPREAD = {"effect": 1.0, "slope": 0.7, "noise": 0.5}
+_SPREAD = {"effect": 1.0, "slope": 0.7, "noise": 0.5, "length": 0.7}
 """Standard deviation of a scale's logarithm around its prior median."""
+_LENGTH = 0.5
+"""Prior median of the length over which a number's effect changes, in ranges of its axis."""
+_LEANING = 1.0
+"""By how much the second start of a fit leans, as a logarithm: from a number's own effects to its smooth ones. The cost
+has a minimum for each, and a fit that began with few measurements stays in the one that it fell into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,109 +101,149 @@ class Posterior:
 
 
 class AxisModel:
-    """The structure of one space: which candidates share which values.
+    """The structure of one space: which candidates share which values, and which have numbers close to each other.
 
     Args:
         candidates: all of the space, n of them.
         forecast: n predicted values of the metric as logarithms (larger is better), or `None`.
+        numbers: the axes whose values have an order.
     """
 
-    def __init__(self, candidates: Sequence[Candidate], prior: Prior, forecast: Array | None = None) -> None:
-        equal = shared_values(candidates)
-        self.shared = equal
-        components = [*equal, _pairs(equal), np.eye(len(candidates))]
-        medians = [*[prior.main] * len(equal), prior.pair, prior.residual]
-        spreads = [_SPREAD["effect"]] * len(components)
-        self._expected = np.zeros(len(candidates))
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        prior: Prior,
+        forecast: Array | None = None,
+        numbers: Sequence[NumberAxis] = (),
+    ) -> None:
+        size = len(candidates)
+        self.shared = shared_values(candidates)
+        distances = [axis.distances for axis in numbers]
+        is_ordered = [any(np.array_equal(equal, one == 0) for one in distances) for equal in self.shared]
+        names = [equal for equal, ordered in zip(self.shared, is_ordered, strict=True) if not ordered]
+        fixed = [*self.shared, _pairs(self.shared), np.eye(size)]
+        medians = [*[prior.main] * len(self.shared), prior.pair, prior.residual]
+        spreads = [_SPREAD["effect"]] * len(medians)
+        self._expected = np.zeros(size)
         if forecast is not None and np.ptp(forecast) > 0:
             self._expected = centred = forecast - forecast.mean()
-            components.append(np.outer(centred, centred))
+            fixed.append(np.outer(centred, centred))
             medians.append(prior.slope)
             spreads.append(_SPREAD["slope"])
-        self._components = np.array(components)
-        self._medians = np.log([*medians, prior.noise, prior.first_rung])
-        self._spreads = np.array([*spreads, _SPREAD["noise"], _SPREAD["noise"]])
+        self._kernel = AxisKernel(
+            fixed=stacked(fixed, size),
+            names=stacked(names, size),
+            distances=stacked(distances, size),
+        )
+        count = len(distances)
+        medians += [prior.main] * count + [prior.pair] * self._kernel.has_pairs
+        spreads += [_SPREAD["effect"]] * (count + self._kernel.has_pairs)
+        self._medians = np.log([*medians, *[_LENGTH] * count, prior.noise, prior.first_rung])
+        self._spreads = np.array([*spreads, *[_SPREAD["length"]] * count, *[_SPREAD["noise"]] * 2])
+        self._smooth_start = self._medians.copy()
+        self._smooth_start[: len(self.shared)][is_ordered] -= _LEANING
+        self._smooth_start[len(fixed) : len(fixed) + count] += _LEANING
 
     def fit(self, seen: Observations, start: Array | None = None) -> Posterior:
         """Fit the scales to `seen` and predict every candidate. At least one observation is needed."""
         beyond = seen.values - self._expected[seen.at]
         level = float(np.mean(beyond))
         values = beyond - level
-        inner = self._components[:, seen.at[:, None], seen.at]
-        found = minimize(
+        inner = self._kernel.among(seen.at)
+        arguments = (inner, values, seen.is_first_rung.astype(float), seen.known_noise)
+        starts = [self._medians if start is None else start]
+        if len(inner.distances):
+            starts.append(self._smooth_start)
+        fits = sorted((self._fitted(one, arguments) for one in starts), key=lambda one: float(one.fun))
+        chances = np.exp([float(fits[0].fun - one.fun) for one in fits])
+        return _mixed([self._predict(one.x, values, level, seen) for one in fits], chances / chances.sum())
+
+    def _fitted(self, start: Array, arguments: tuple[Any, ...]) -> Any:
+        """scipy's result of minimizing the cost from `start`."""
+        return minimize(
             self._cost,
-            self._medians if start is None else start,
-            args=(inner, values, seen.is_first_rung.astype(float), seen.known_noise),
+            start,
+            args=arguments,
             jac=True,
             method="L-BFGS-B",
             bounds=[(median - 4 * spread, median + 4 * spread) for median, spread in self._prior_terms()],
             options={"maxiter": _MAX_ITERATIONS},
         )
-        return self._predict(found.x, inner, values, level, seen)
 
     def _prior_terms(self) -> list[tuple[float, float]]:
         return list(zip(self._medians.tolist(), self._spreads.tolist(), strict=True))
 
+    def _split(self, scales: Array) -> tuple[Array, Array, Array]:
+        """Variances of the kernel's terms, lengths, and variances of the noise (always, and of a first rung)."""
+        terms = self._kernel.terms
+        return np.exp(2 * scales[:terms]), np.exp(scales[terms:-2]), np.exp(2 * scales[-2:])
+
     def _cost(
-        self, scales: Array, inner: Array, values: Array, is_first: Array, known_noise: Array
+        self, scales: Array, inner: AxisKernel, values: Array, is_first: Array, known_noise: Array
     ) -> tuple[float, Array]:
-        """Negative log of marginal likelihood times prior, and its gradient in `scales` (logarithms)."""
-        variances = np.exp(2 * scales)
-        effects = len(inner)
-        covariance = np.tensordot(variances[:effects], inner, axes=1) + CONSTANT_VARIANCE
-        covariance[np.diag_indices_from(covariance)] += variances[-2] + variances[-1] * is_first + known_noise + _JITTER
+        """Negative log of marginal likelihood times prior, and its gradient in `scales` (logarithms).
+
+        Source: Rasmussen and Williams 2006, equations 2.30 and 5.9.
+        """
+        variances, lengths, noise = self._split(scales)
+        likenesses = inner.likenesses(lengths)
+        covariance = np.tensordot(variances, likenesses, axes=1) + CONSTANT_VARIANCE
+        covariance[np.diag_indices_from(covariance)] += noise[0] + noise[1] * is_first + known_noise + _JITTER
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         weights = inverse @ values
         excess = inverse - np.outer(weights, weights)
         diagonal = np.diagonal(excess)
-        slopes = np.append(np.tensordot(inner, excess, axes=([1, 2], [0, 1])), [diagonal.sum(), diagonal @ is_first])
+        slopes = np.concatenate(
+            [
+                np.tensordot(likenesses, excess, axes=([1, 2], [0, 1])) * variances,
+                inner.length_slopes(lengths, variances, excess) / 2,
+                np.array([diagonal.sum(), diagonal @ is_first]) * noise,
+            ]
+        )
         distance = (scales - self._medians) / self._spreads
         cost = 0.5 * values @ weights + np.log(np.diagonal(lower)).sum() + 0.5 * distance @ distance
-        return float(cost), slopes * variances + distance / self._spreads
+        return float(cost), slopes + distance / self._spreads
 
-    def _predict(self, scales: Array, inner: Array, values: Array, level: float, seen: Observations) -> Posterior:
-        variances = np.exp(2 * scales)
-        effects = variances[: len(self._components)]
-        everything = np.tensordot(effects, self._components, axes=1) + CONSTANT_VARIANCE
-        noise = variances[-2] + variances[-1] * seen.is_first_rung + seen.known_noise + _JITTER
-        covariance = np.tensordot(effects, inner, axes=1) + CONSTANT_VARIANCE + np.diag(noise)
+    def _predict(self, scales: Array, values: Array, level: float, seen: Observations) -> Posterior:
+        """Source: Rasmussen and Williams 2006, equations 2.25 and 2.26."""
+        variances, lengths, (process, first_rung) = self._split(scales)
+        everything = np.tensordot(variances, self._kernel.likenesses(lengths), axes=1) + CONSTANT_VARIANCE
+        noise = process + first_rung * seen.is_first_rung + seen.known_noise + _JITTER
+        covariance = everything[np.ix_(seen.at, seen.at)] + np.diag(noise)
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         across = everything[:, seen.at]
         return Posterior(
             mean=level + self._expected + across @ (inverse @ values),
             covariance=everything - across @ inverse @ across.T,
-            noise=float(variances[-2] + variances[-1]),
+            noise=float(process + first_rung),
             scales=scales,
         )
+
+
+def _mixed(parts: Sequence[Posterior], chances: Array) -> Posterior:
+    """Mean and covariance of a mixture; scales are those of the first part."""
+    if len(parts) == 1:
+        return parts[0]
+    means = np.array([one.mean for one in parts])
+    mean = chances @ means
+    covariance = sum(
+        chance * (one.covariance + np.outer(one.mean - mean, one.mean - mean))
+        for chance, one in zip(chances, parts, strict=True)
+    )
+    return replace(parts[0], mean=mean, covariance=np.asarray(covariance))
 
 
 def shared_values(candidates: Sequence[Candidate]) -> list[Array]:
     """Per axis on which `candidates` differ, an n × n matrix of ones where two have the same value."""
     matrices: list[Array] = []
-    for values in zip(*(axis_values(candidate) for candidate in candidates), strict=True):
+    for values in zip(*axis_points(candidates), strict=True):
         codes = np.unique(values, return_inverse=True)[1]
         equal = (codes[:, None] == codes).astype(float)
         if not equal.all() and not any(np.array_equal(equal, other) for other in matrices):
             matrices.append(equal)
     return matrices
-
-
-def axis_values(candidate: Candidate) -> tuple[str, ...]:
-    """What a candidate has on every axis. A cache is one by its strategy and another with its settings: variants of one
-    strategy are related."""
-    return (
-        candidate.cache.value,
-        str(candidate.cache_choice),
-        str(AttentionChoice(candidate.attention, candidate.hub_kernel)),
-        candidate.dtype.value,
-        candidate.compile.value,
-        str(candidate.batch_size),
-        str(candidate.parallelism),
-        str(candidate.prefill_chunk),
-        str(candidate.weights_limit_mib),
-    )
 
 
 def _pairs(equal: Sequence[Array]) -> Array:

@@ -8,9 +8,9 @@ from typing import Any
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.axis_values import axis_points
 from kvray.analysis.sampler import EveryCandidate
 from kvray.analysis.score import utility
-from kvray.analysis.surrogate import axis_values
 from kvray.candidate import Candidate
 from kvray.workload import WorkloadProfile
 
@@ -29,8 +29,9 @@ class OptunaSampler(EveryCandidate):
     def __init__(self, candidates: Sequence[Candidate], *, profile: WorkloadProfile, seed: int) -> None:
         super().__init__(candidates)
         self._profile = profile
-        self._by_point = {axis_values(candidate): candidate for candidate in candidates}
-        self._points = {candidate.candidate_id: axis_values(candidate) for candidate in candidates}
+        points = axis_points(candidates)
+        self._by_point = dict(zip(points, candidates, strict=True))
+        self._points = {one.candidate_id: point for one, point in zip(candidates, points, strict=True)}
         self._utilities: dict[str, float | None] = {}
         self._asked: dict[str, str] = {}
         self._count = 0

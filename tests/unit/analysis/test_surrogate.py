@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from search_samples import ATTENTION_EFFECT, CACHE_EFFECT, DTYPE_EFFECT, POINTS, SPACE
 
-from kvray.analysis.surrogate import PRIORS, Array, AxisModel, Observations, shared_values
+from kvray.analysis.axis_values import Array
+from kvray.analysis.surrogate import PRIORS, AxisModel, Observations, shared_values
 from kvray.candidate import Candidate, CompileMode
 
 ADDITIVE = np.array([CACHE_EFFECT[c] + ATTENTION_EFFECT[a] + DTYPE_EFFECT[d] for c, a, d in POINTS])
@@ -55,7 +56,7 @@ def test_the_gradient_of_the_fit_is_that_of_its_cost() -> None:
     model = AxisModel(SPACE, PRIOR, forecast=ADDITIVE)
     at = np.array(L_SHAPED)
     values = ADDITIVE[at] - ADDITIVE[at].mean()
-    inner = model._components[:, at[:, None], at]
+    inner = model._kernel.among(at)
     is_first, known_noise = (at % 2).astype(float), 0.01 * (at % 3)
     scales = model._medians + 0.1
     _, slopes = model._cost(scales, inner, values, is_first, known_noise)
