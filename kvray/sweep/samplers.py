@@ -11,6 +11,7 @@ from kvray.candidate import Candidate
 from kvray.config import SearchStrategy
 from kvray.errors import EngineError
 from kvray.extras import Extra
+from kvray.space.axis import Axis
 from kvray.workload import WorkloadProfile
 
 if TYPE_CHECKING:
@@ -33,14 +34,23 @@ def make_sampler(
     profile: WorkloadProfile,
     forecasts: Mapping[str, Figures],
     *,
+    axes: Sequence[Axis],
     seed: int,
 ) -> Sampler:
-    """The `Sampler` of a `search` over `candidates`, the baseline first; `forecasts` are by candidate id."""
+    """What decides in a `search`.
+
+    Args:
+        candidates: the space, the baseline first.
+        forecasts: by candidate id.
+        axes: what the engine lets one choose: it says which are numbers.
+    """
     match search:
         case SearchStrategy.MODEL:
+            from kvray.analysis.axis_values import number_axes
             from kvray.analysis.bayesian import BayesianSampler  # scipy takes half a second
 
-            return BayesianSampler(candidates, profile=profile, forecasts=forecasts, seed=seed)
+            numbers = number_axes(candidates, axes)
+            return BayesianSampler(candidates, profile=profile, forecasts=forecasts, numbers=numbers, seed=seed)
         case SearchStrategy.OPTUNA:
             from kvray.sweep.optuna import OptunaSampler
 

@@ -234,7 +234,12 @@ class TuningSearch:
             recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
             recorder.start(attempt.recall.results, PositionBoard(log.parent))
             sampler = make_sampler(
-                config.search, preview.space.candidates, preview.profile, preview.forecasts, seed=config.seed
+                config.search,
+                preview.space.candidates,
+                preview.profile,
+                preview.forecasts,
+                axes=preview.axes,
+                seed=config.seed,
             )
             tasks = TaskMaker(
                 _plain_spec(config, preview, request, attempt.manifest),

@@ -102,14 +102,14 @@ def test_one_measurement_is_enough_and_tells_more_of_near_numbers_than_of_far_on
 
 def test_the_gradient_of_the_fit_is_that_of_its_cost() -> None:
     model = AxisModel(NUMBERED, PRIORS[0], np.array(SMOOTH), numbers=number_axes(NUMBERED))
-    at = np.arange(0, len(NUMBERED), 3)
+    at = np.arange(0, len(NUMBERED), 3, dtype=np.int64)
     inner, values = model._kernel.among(at), np.sin(at)
-    arguments = (inner, values, (at % 2).astype(float), 0.01 * (at % 3))
+    is_first, known_noise = (at % 2).astype(float), 0.01 * (at % 3).astype(float)
     scales = model._medians + 0.1 * np.sin(np.arange(len(model._medians)))
-    _, slopes = model._cost(scales, *arguments)
+    _, slopes = model._cost(scales, inner, values, is_first, known_noise)
     for place in range(len(scales)):
         step = 1e-5 * np.eye(len(scales))[place]
-        upper, lower = (model._cost(scales + sign * step, *arguments)[0] for sign in (1, -1))
+        upper, lower = (model._cost(scales + sign * step, inner, values, is_first, known_noise)[0] for sign in (1, -1))
         assert slopes[place] == pytest.approx((upper - lower) / 2e-5, rel=1e-3, abs=1e-4)
 
 

@@ -18,7 +18,7 @@ from kvray.sweep.trial_task import TrialTask
 
 
 def launches_of(search: SearchStrategy) -> Sampler:
-    return make_sampler(search, SPACE, PROFILE, {}, seed=0)
+    return make_sampler(search, SPACE, PROFILE, {}, axes=(), seed=0)
 
 
 def of_confirming(tasks: Sequence[TrialTask]) -> list[tuple[int | None, str]]:
