@@ -21,6 +21,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialResult, TrialStatus
+from kvray.sweep.batch import QueuedSweep
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.quiet import quiet_ray
@@ -98,7 +99,8 @@ def measure(candidates: Sequence[Candidate], profile: WorkloadProfile) -> list[S
             ]
             ended = Ended()
             tasks = [TrialTask(spec=spec, adapter=adapter, threads=slots.threads, scratch=log.parent) for spec in specs]
-            run_sweep(InSequence(tasks), ray=ray, slots=slots, observer=ended, scratch=log.parent)
+            sweep = QueuedSweep(queue=InSequence(tasks), observer=ended)
+            run_sweep(sweep, ray=ray, slots=slots, scratch=log.parent)
     return [sample(result, profile.cells(1, rung=2)) for result in ended.results if result.record.candidate == LIGHT]
 
 

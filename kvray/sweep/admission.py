@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from kvray.sweep.capacity import Room
-from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
 
 _LONGEST_LINE = 2
-"""A trial that waits, and one behind it. Further ones stay in the queue, which may choose better by then."""
+"""A trial that waits, and one behind it. Further ones stay in their queue, which may choose better by then."""
+
+
+class TrialSource(Protocol):
+    """What trials are taken from: a queue, or the batch of several."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing is to be launched. Asked after `next_trial` has returned `None`."""
+
+    def next_trial(self) -> TrialTask | None:
+        """The next trial; `None` when there is none before a running one has ended, or none at all."""
 
 
 class Admission:
-    """Takes trials from a queue as soon as there is room for them.
+    """Takes trials from a source as soon as there is room for them.
 
     A trial that needs more GPUs than are free waits for them at the head of a line. Others overtake it only on GPUs
     that it does not need: all those that overtake it hold no more together than what it leaves of the whole. So it
@@ -22,8 +33,8 @@ class Admission:
     gathered for it.
     """
 
-    def __init__(self, queue: TrialQueue, *, room: Callable[[], Room]) -> None:
-        self._queue = queue
+    def __init__(self, source: TrialSource, *, room: Callable[[], Room]) -> None:
+        self._source = source
         self._room = room
         self._out: list[TrialTask] = []
         self._line: deque[TrialTask] = deque()
@@ -32,7 +43,7 @@ class Admission:
 
     @property
     def is_over(self) -> bool:
-        """Whether no trial is out and the queue had no further one when it was last asked."""
+        """Whether no trial is out and the source had no further one when it was last asked."""
         return self._is_over and self.is_idle
 
     @property
@@ -86,8 +97,8 @@ class Admission:
         return self._line.pop()
 
     def _asked(self) -> TrialTask | None:
-        task = self._queue.next_trial()
-        self._is_over = task is None and self._queue.is_over
+        task = self._source.next_trial()
+        self._is_over = task is None and self._source.is_over
         return task
 
 

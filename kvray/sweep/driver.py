@@ -1,4 +1,4 @@
-"""Runs a sweep's trial queue under Ray Tune, each trial on one slot, until every one has ended in a status."""
+"""Runs the trial queues of sweeps under Ray Tune, each trial on one slot, until every one has ended in a status."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 from kvray.candidate import Candidate, DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.admission import Admission
+from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Capacity, Room
-from kvray.sweep.observer import SweepObserver
 from kvray.sweep.session import RaySession, living_nodes
-from kvray.sweep.trial_queue import TrialQueue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +110,21 @@ def _slots(node: Mapping[str, float], cpus: float, gpus: int) -> int:
 
 
 def run_sweep(
-    queue: TrialQueue,
-    *,
+    *sweeps: QueuedSweep,
     ray: RaySession,
     slots: SlotPlan,
-    observer: SweepObserver,
     scratch: Path,
     before_launch: Callable[[], None] | None = None,
 ) -> None:
-    """Run the trials of `queue` on `ray`; returns when it is over.
+    """Run the trials of one sweep or of several on `ray`; returns when all are over.
 
     Args:
+        sweeps: they share the slots, the largest first.
         scratch: temporary folder for Tune's own state, which nobody reads.
         before_launch: called before a trial starts while no other one runs; it may take its time.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; `observer` has heard of all trials that ended before.
+        KeyboardInterrupt: the user stopped it; observers have heard of all trials that ended before.
         SweepError: Ray broke down, or no machine has room for a trial any more.
     """
     # Importing Ray takes a second, which a dry run and a refused model do without.
@@ -134,14 +132,15 @@ def run_sweep(
     from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from kvray.sweep.progress import ObserverCallback
-    from kvray.sweep.scheduler import SparingHalving
-    from kvray.sweep.searcher import QueueSearcher
+    from kvray.sweep.scheduler import HalvingPerSweep
+    from kvray.sweep.searcher import BatchSearcher
     from kvray.sweep.slot import TASK, Slot
 
     # A private Ray's one machine stays: while it measures nothing is asked of it.
     room = (lambda: slots.room) if ray.is_private else (lambda: slots.room_on(living_nodes()))
     capacity = Capacity(slots.room, room=room, follows_nodes=slots.follows_nodes)
-    admission = Admission(queue, room=capacity)
+    batch = SweepBatch(sweeps)
+    admission = Admission(batch, room=capacity)
 
     def check() -> None:
         ray.check_alive()
@@ -150,13 +149,13 @@ def run_sweep(
     def resources(config: dict[str, Any]) -> PlacementGroupFactory:
         return PlacementGroupFactory([slots.resources(config[TASK].spec.candidate)])
 
-    callback = ObserverCallback(observer, outlook=queue.outlook, check_alive=check)
+    callback = ObserverCallback(batch, check_alive=check)
     tuner = tune.Tuner(
         # Tune reuses an actor for trials of the same resources, and lets it go where the next one needs others.
         tune.with_resources(Slot, resources),
         tune_config=tune.TuneConfig(
-            search_alg=QueueSearcher(queue, admission=admission, before_launch=before_launch),
-            scheduler=SparingHalving(queue),
+            search_alg=BatchSearcher(batch, admission=admission, before_launch=before_launch),
+            scheduler=HalvingPerSweep(batch),
             num_samples=-1,
             reuse_actors=True,
         ),

@@ -1,4 +1,4 @@
-"""What a sweep tells while it runs: Tune's callbacks become calls of a `SweepObserver`."""
+"""What sweeps tell while they run: Tune's callbacks become calls of each one's `SweepObserver`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ray import tune
 from typing_extensions import override
 
 from kvray.record import TrialResult, TrialStatus
+from kvray.sweep.batch import SweepBatch
 from kvray.sweep.observer import SweepObserver
-from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import blank_record
 from kvray.sweep.slot import RESULT, TASK
 from kvray.sweep.trial_task import MOST_ATTEMPTS, TrialTask
@@ -21,15 +21,12 @@ class ObserverCallback(tune.Callback):
     """Translates Tune's callbacks.
 
     Args:
-        outlook: what is still to come.
+        batch: knows the sweep of each trial, whose observer is told of it and of what is still to come.
         check_alive: asked at every step of Tune's; what it raises ends the sweep.
     """
 
-    def __init__(
-        self, observer: SweepObserver, *, outlook: Callable[[], Outlook], check_alive: Callable[[], None]
-    ) -> None:
-        self._observer = observer
-        self._outlook = outlook
+    def __init__(self, batch: SweepBatch, *, check_alive: Callable[[], None]) -> None:
+        self._batch = batch
         self._check_alive = check_alive
         self._running: dict[str, TrialSpec] = {}
         self._latest: dict[str, TrialResult] = {}
@@ -44,9 +41,10 @@ class ObserverCallback(tune.Callback):
 
     @override
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._running[trial.trial_id] = trial.config[TASK].spec
-        self._observer.outlook_changed(self._outlook())
-        self._observer.trial_started(trial.config[TASK].spec)
+        spec: TrialSpec = trial.config[TASK].spec
+        self._running[trial.trial_id] = spec
+        self._tell_outlook(spec.run_id)
+        self._observer_of(spec.run_id).trial_started(spec)
 
     @override
     def on_trial_result(
@@ -56,7 +54,8 @@ class ObserverCallback(tune.Callback):
         if result.get("done"):
             self._running.pop(trial.trial_id, None)
         else:
-            self._observer.rung_finished(result[RESULT])
+            measured: TrialResult = result[RESULT]
+            self._observer_of(measured.record.run_id).rung_finished(measured)
 
     @override
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -64,8 +63,8 @@ class ObserverCallback(tune.Callback):
         self._running.pop(trial.trial_id, None)
         latest = self._latest.pop(trial.trial_id, None)
         if latest is not None:
-            self._observer.outlook_changed(self._outlook())
-            self._observer.trial_finished(latest)
+            self._tell_outlook(latest.record.run_id)
+            self._tell_end(latest)
 
     @override
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -74,11 +73,11 @@ class ObserverCallback(tune.Callback):
         latest = self._latest.pop(trial.trial_id, None)
         task: TrialTask = trial.config[TASK]
         if not task.is_last_attempt:
-            self._observer.trial_lost(task.spec)
+            self._observer_of(task.spec.run_id).trial_lost(task.spec)
             return
         record = latest.record if latest else blank_record(task.spec, TrialStatus.CRASHED)
         record = record.with_(status=TrialStatus.CRASHED, message=f"the slot that ran it died, {MOST_ATTEMPTS} times")
-        self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))
+        self._tell_end(TrialResult(record=record, runs=latest.runs if latest else ()))
 
     def break_off(self) -> None:
         """The sweep ends before its time: tell of the trials under way, with the rungs that they have finished."""
@@ -86,7 +85,17 @@ class ObserverCallback(tune.Callback):
             latest = self._latest.pop(trial_id, None)
             record = latest.record if latest else blank_record(spec, TrialStatus.INTERRUPTED)
             record = record.with_(status=TrialStatus.INTERRUPTED)
-            self._observer.trial_finished(TrialResult(record=record, runs=latest.runs if latest else ()))
+            self._tell_end(TrialResult(record=record, runs=latest.runs if latest else ()))
         for latest in self._latest.values():
-            self._observer.trial_finished(latest)
+            self._tell_end(latest)
         self._running, self._latest = {}, {}
+
+    def _observer_of(self, run_id: str) -> SweepObserver:
+        return self._batch.sweep_of(run_id).observer
+
+    def _tell_outlook(self, run_id: str) -> None:
+        sweep = self._batch.sweep_of(run_id)
+        sweep.observer.outlook_changed(sweep.queue.outlook())
+
+    def _tell_end(self, result: TrialResult) -> None:
+        self._observer_of(result.record.run_id).trial_finished(result)

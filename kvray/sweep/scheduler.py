@@ -7,14 +7,17 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
+from kvray.sweep.batch import SweepBatch
 from kvray.sweep.recording import rung_cells, rung_metrics
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_queue import TrialQueue
+from kvray.sweep.trial_task import TrialTask
 from kvray.trial.spec import LAST_RUNG
 
 NOISE = 0.08
@@ -89,3 +92,45 @@ class SparingHalving(AsyncHyperBandScheduler):
             return str(TrialScheduler.STOP)
         best = self._best[rung, result[MAY_KEEP_LIMITS]]
         return str(TrialScheduler.CONTINUE) if utility > best - NOISE else verdict
+
+
+class HalvingPerSweep(FIFOScheduler):
+    """A `SparingHalving` for each sweep of a batch: trials are held against those of their own sweep alone."""
+
+    def __init__(self, batch: SweepBatch) -> None:
+        super().__init__()
+        self._metric = UTILITY
+        self._batch = batch
+        self._halvings: dict[str, SparingHalving] = {}
+
+    @override
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        del metric, mode, spec
+        return True
+
+    @override
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    @override
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+    @override
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    @override
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    @override
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+    def _of(self, trial: Any) -> SparingHalving:
+        task: TrialTask = trial.config[TASK]
+        run_id = task.spec.run_id
+        if run_id not in self._halvings:
+            self._halvings[run_id] = SparingHalving(self._batch.sweep_of(run_id).queue)
+        return self._halvings[run_id]

@@ -8,25 +8,25 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from kvray.sweep.admission import Admission
+from kvray.sweep.batch import SweepBatch
 from kvray.sweep.slot import RESULT, TASK, UTILITY
-from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
 
 
-class QueueSearcher(Searcher):
-    """Hands out the trials of a `TrialQueue` whenever there is room for one, and tells it how they ended.
+class BatchSearcher(Searcher):
+    """Hands out the trials of a batch of sweeps whenever there is room for one, and tells their queues how they ended.
 
     Args:
-        admission: knows which trial of the queue there is room for. Tune itself would take one more than there is room
-            for, and the queue would choose it before it knew how the others end.
+        admission: knows which trial there is room for. Tune itself would take one more than there is room for, and its
+            queue would choose it before it knew how the others end.
         before_launch: called before a trial is handed out while no other one runs.
     """
 
     def __init__(
-        self, queue: TrialQueue, *, admission: Admission, before_launch: Callable[[], None] | None = None
+        self, batch: SweepBatch, *, admission: Admission, before_launch: Callable[[], None] | None = None
     ) -> None:
         super().__init__(metric=UTILITY, mode="max")
-        self._queue = queue
+        self._batch = batch
         self._admission = admission
         self._before_launch = before_launch
         self._out: dict[str, TrialTask] = {}
@@ -43,13 +43,13 @@ class QueueSearcher(Searcher):
         return {TASK: task}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the queue."""
+        """Tell the trial's queue."""
         task = self._out.pop(trial_id)
         self._admission.ended(task)
         if error or not result or RESULT not in result:
-            self._queue.trial_lost(task)
+            self._batch.trial_lost(task)
         else:
-            self._queue.trial_finished(result[RESULT])
+            self._batch.trial_finished(result[RESULT])
 
     def save(self, checkpoint_path: str) -> None:
         """A sweep resumes from its records, never from Tune's state."""

@@ -26,6 +26,7 @@ from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import Recall
+from kvray.sweep.batch import QueuedSweep
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.outlook import expected_launches
@@ -255,10 +256,9 @@ class TuningSearch:
             queue = _queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s)
             try:
                 run_sweep(
-                    queue,
+                    QueuedSweep(queue=queue, observer=recorder),
                     ray=ray,
                     slots=slots,
-                    observer=recorder,
                     scratch=log.parent,
                     before_launch=self._quiet.wait if self._quiet else None,
                 )

@@ -1,4 +1,4 @@
-"""A small sweep without Ray: its course, and what its trials would leave. The test is the slot."""
+"""A small sweep without Ray: its queue, and what its trials would leave. The test is the slot."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceTy
 from kvray.engines.base import ModelRequest
 from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.task_maker import TaskMaker
 from kvray.sweep.trial_queue import Bounds, SweepQueue
 from kvray.sweep.trial_task import TrialTask
@@ -36,6 +37,20 @@ TTFT_MS = {candidate.candidate_id: 100.0 - 30.0 * (candidate == FAST) for candid
 TRIAL_S = 10.0
 
 
+class Deaf:
+    """Hears of everything and keeps nothing."""
+
+    def trial_started(self, spec: TrialSpec) -> None: ...
+
+    def rung_finished(self, result: TrialResult) -> None: ...
+
+    def trial_lost(self, spec: TrialSpec) -> None: ...
+
+    def trial_finished(self, result: TrialResult) -> None: ...
+
+    def outlook_changed(self, outlook: Outlook) -> None: ...
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0
@@ -57,10 +72,11 @@ def make_queue(
     max_trials: int | None = None,
     confirm_rounds: int = 0,
     limits: Limits | None = None,
+    run_id: str = "r",
 ) -> SweepQueue:
     profile = PROFILE if limits is None else PROFILE.model_copy(update={"limits": limits})
     spec = TrialSpec(
-        run_id="r",
+        run_id=run_id,
         trial_id="",
         role=Role.BASELINE,
         request=ModelRequest(model_id="fake:ok"),
@@ -99,12 +115,12 @@ def make_queue(
 def answer(
     task: TrialTask, *, status: TrialStatus = TrialStatus.OK, factor: float = 1.0, disturbed: bool = False
 ) -> TrialResult:
-    """What the trial of `order` would leave; a disturbed one takes four times as long."""
+    """What the trial of `task` would leave; a disturbed one takes four times as long."""
     factor *= 4.0 if disturbed else 1.0
     spec = task.spec
     runs = tuple(
         Run(
-            run_id="r",
+            run_id=spec.run_id,
             trial_id=spec.trial_id,
             candidate_id=spec.candidate.candidate_id,
             context_tokens=cell.context_tokens,
@@ -124,7 +140,7 @@ def answer(
     )
     record = TrialRecord.of(
         spec.candidate,
-        run_id="r",
+        run_id=spec.run_id,
         trial_id=spec.trial_id,
         role=spec.role,
         model_id="fake:ok",
@@ -143,11 +159,11 @@ def drive(
     status: Callable[[TrialTask], TrialStatus] | None = None,
     disturbed: Callable[[TrialTask], bool] = lambda task: False,
 ) -> list[TrialTask]:
-    """Run the course on one slot; all orders that it gave."""
+    """Run the queue on one slot; all tasks that it gave."""
     tasks = []
     while (task := queue.next_trial()) is not None:
         tasks.append(task)
-        assert len(tasks) < 100, "the course does not end"
+        assert len(tasks) < 100, "the queue does not end"
         if clock is not None:
             clock.now += TRIAL_S
         ended = status(task) if status else TrialStatus.OK
@@ -163,7 +179,7 @@ def roles(tasks: Sequence[TrialTask]) -> list[Role]:
 def blank(spec: TrialSpec) -> TrialRecord:
     return TrialRecord.of(
         spec.candidate,
-        run_id="r",
+        run_id=spec.run_id,
         trial_id=spec.trial_id,
         role=spec.role,
         model_id="m",

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from queue_samples import Deaf, make_queue
 from ray.tune.schedulers import TrialScheduler
 
 from kvray.analysis.score import utility
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_metrics
-from kvray.sweep.scheduler import SparingHalving
-from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
+from kvray.sweep.scheduler import HalvingPerSweep, SparingHalving
+from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_task import TrialTask
 from kvray.workload import get_profile
 
@@ -24,8 +26,9 @@ CANDIDATE = Candidate(engine="fake", cache=CacheStrategy.DYNAMIC, attention=Atte
 class FakeTrial:
     """What the base scheduler asks of a Tune trial."""
 
-    def __init__(self, trial_id: str) -> None:
+    def __init__(self, trial_id: str, task: TrialTask | None = None) -> None:
         self.trial_id = trial_id
+        self.config = {TASK: task}
 
 
 def report(
@@ -205,3 +208,22 @@ def test_whoever_may_keep_the_limits_is_held_against_the_best_of_those_that_do()
     assert verdicts(beyond, beyond, near) == [True, True, True]
     keeper = report(210, 24, 600)
     assert verdicts(beyond, beyond, near, keeper)[-1], "a miss that is not certain shuts out nobody that keeps them"
+
+
+def test_a_trial_is_held_against_those_of_its_own_sweep_alone() -> None:
+    batch = SweepBatch([QueuedSweep(queue=make_queue(run_id=name), observer=Deaf()) for name in ("fast", "slow")])
+    scheduler = HalvingPerSweep(batch)
+    tasks = [batch.next_trial() for _ in range(8)]
+    fast, slow = ([one for one in tasks if one and one.spec.run_id == name] for name in ("fast", "slow"))
+
+    def verdict(task: TrialTask, given: dict[str, Any]) -> bool:
+        trial = FakeTrial(task.spec.trial_id, task)
+        scheduler.on_trial_add(None, trial)
+        record = given[RESULT].record.with_(run_id=task.spec.run_id)
+        result = {**given, RESULT: TrialResult(record=record, runs=given[RESULT].runs)}
+        return bool(scheduler.on_trial_result(None, trial, result) == TrialScheduler.CONTINUE)
+
+    beaten = report(200, 25, 600)
+    assert [verdict(task, GOOD) for task in fast[:2]] == [True, True]
+    assert not verdict(fast[2], beaten)
+    assert verdict(slow[1], beaten), "the first of its own sweep"

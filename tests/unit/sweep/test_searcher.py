@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from queue_samples import answer, make_queue
+from queue_samples import Deaf, answer, make_queue
 
 from kvray.sweep.admission import Admission
+from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Room
-from kvray.sweep.searcher import QueueSearcher
+from kvray.sweep.searcher import BatchSearcher
 from kvray.sweep.slot import RESULT, TASK
 from kvray.sweep.trial_queue import SweepQueue
 
 
-def make_searcher(queue: SweepQueue, *, slots: int, waits: list[str]) -> QueueSearcher:
-    admission = Admission(queue, room=lambda: Room(slots=slots))
-    return QueueSearcher(queue, admission=admission, before_launch=lambda: waits.append("wait"))
+def make_searcher(queue: SweepQueue, *, slots: int, waits: list[str]) -> BatchSearcher:
+    batch = SweepBatch([QueuedSweep(queue=queue, observer=Deaf())])
+    admission = Admission(batch, room=lambda: Room(slots=slots))
+    return BatchSearcher(batch, admission=admission, before_launch=lambda: waits.append("wait"))
 
 
 def test_what_waits_before_a_launch_is_called_while_no_trial_runs_and_there_is_one_to_launch() -> None:
