@@ -126,8 +126,9 @@ class Run:
         rung: the fidelity step that asked for it: 0 is every context length once with at most 16 tokens, 1 every cell
             once at full length, 2 the further repeats. Runs of rung 0 are of other cells than those of 1 and 2.
         repeat: number of the run within its rung and cell, from 0.
-        ttft_ms: from submitted prompt to first token on the host.
-        itl_ms: the `output_tokens - 1` gaps between successive tokens.
+        ttft_ms: from submitted prompt to first token on the host; the mean over the sequences of a batch.
+        itl_ms: the `output_tokens - 1` gaps between successive tokens of each sequence, one sequence after the other;
+            once for all where they get their tokens in lockstep.
         decode_tok_s: `(output_tokens - 1) * batch_size / decode seconds`.
         peak_mib: device allocator peak (CUDA) or resident-set high water of the engine's processes (CPU) in the run.
         reserved_peak_mib: what the device allocator held from the driver at most within the run; `None` on a CPU.
@@ -198,7 +199,7 @@ class TrialRecord:
         ended_at: when its process had ended.
         host: name of the machine that measured.
         pid: process id there.
-        ttft_ms: from submitted prompt to first token on the host.
+        ttft_ms: from submitted prompt to first token on the host; the mean over the sequences of a batch.
         itl_p50_ms, itl_p95_ms, itl_p99_ms: percentiles of the gaps between tokens.
         decode_tok_s: tokens per second of all sequences together, the first token left out.
         peak_mib: peak memory: of the device's allocator, or on a CPU the resident sets of the engine's processes.

@@ -154,11 +154,28 @@ class Generation:
         token_s: the same clock when the n-th token of every sequence was on the host; its length is the number of
             tokens that each sequence got.
         tokens: generated token ids, one tuple per sequence.
+        sequence_s: the same clock for each sequence by itself, in the order of `tokens`; empty where all sequences get
+            their tokens in lockstep, at the instants `token_s`.
     """
 
     started_s: float
     token_s: tuple[float, ...]
     tokens: tuple[tuple[int, ...], ...]
+    sequence_s: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def of_sequences(
+        cls, *, started_s: float, sequence_s: Sequence[Sequence[float]], tokens: tuple[tuple[int, ...], ...]
+    ) -> Generation:
+        """A generation whose sequences get their tokens at times of their own, as those of continuous batching do."""
+        rows = tuple(tuple(row) for row in sequence_s)
+        latest = tuple(max(stamps) for stamps in zip(*rows, strict=False))
+        return cls(started_s=started_s, token_s=latest, tokens=tokens, sequence_s=rows)
+
+    @property
+    def stamp_rows(self) -> tuple[tuple[float, ...], ...]:
+        """The instants of each sequence's tokens; a single row where all are in lockstep."""
+        return self.sequence_s or (self.token_s,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -261,6 +261,7 @@ class FakeModel(LoadedModel):
         commands = {how for how, _ in self._todo}
         self._is_lossy = Misbehaviour.LOSSY in commands
         self._tells_top_only = Misbehaviour.TOPK in commands
+        self._is_staggered = Misbehaviour.STAGGERED in commands
         self._server = FakeServer() if Misbehaviour.SERVER in commands else None
 
     def misbehave(self, phase: str) -> None:
@@ -282,14 +283,22 @@ class FakeModel(LoadedModel):
         if self._server is not None:
             self._server.compute(prefill_s + output_tokens * DECODE_S_PER_TOKEN * self._factor)
         time.sleep(prefill_s)
-        stamps = []
-        for _ in range(output_tokens):
-            time.sleep(DECODE_S_PER_TOKEN * self._factor)
-            stamps.append(time.perf_counter())
+        rows = self._decode(output_tokens, rows=self._cell.batch_size if self._is_staggered else 1)
         if self._server is not None:
             self._server.wait()
-        row = tuple(range(output_tokens))
-        return Generation(started_s=started, token_s=tuple(stamps), tokens=(row,) * self._cell.batch_size)
+        tokens = (tuple(range(output_tokens)),) * self._cell.batch_size
+        if self._is_staggered:
+            return Generation.of_sequences(started_s=started, sequence_s=rows, tokens=tokens)
+        return Generation(started_s=started, token_s=tuple(rows[0]), tokens=tokens)
+
+    def _decode(self, output_tokens: int, *, rows: int) -> list[list[float]]:
+        """The instants of the tokens in each of `rows` rows, which have them in turn."""
+        stamps: list[list[float]] = [[] for _ in range(rows)]
+        for _ in range(output_tokens):
+            for row in stamps:
+                time.sleep(DECODE_S_PER_TOKEN * self._factor / rows)
+                row.append(time.perf_counter())
+        return stamps
 
     @override
     def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:

@@ -75,6 +75,8 @@ class Misbehaviour(enum.StrEnum):
     """Prints what its environment holds of credentials, and raises with a token in its message."""
     SERVER = "server"
     """Lives in a server process, as some engines do, which is no fault."""
+    STAGGERED = "staggered"
+    """Its sequences get their tokens one after the other, as in continuous batching, which is no fault."""
     LOSSY = "lossy"
     """Tells log-probabilities far from those of the other candidates."""
     TOPK = "topk"
@@ -204,4 +206,4 @@ _ACTS: dict[Misbehaviour, Callable[[], object]] = {
     Misbehaviour.GARBAGE: _write_garbage,
     Misbehaviour.LEAK: _leak,
 }
-"""`LOSSY`, `TOPK` and `SERVER` are nothing to do at a moment."""
+"""`LOSSY`, `TOPK`, `SERVER` and `STAGGERED` are nothing to do at a moment."""

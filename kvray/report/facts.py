@@ -43,8 +43,8 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
         ("Warm-up", _warm_up(records)),
         (
             "First token (TTFT)",
-            "Time from submitting the prompt until the first token is on the host. The prefill goes through the "
-            "candidate's own cache.",
+            "Time from submitting the prompt until the first token is on the host, as a mean over the sequences of a "
+            "batch. The prefill goes through the candidate's own cache.",
         ),
         ("Between tokens (ITL)", "Time between successive tokens of a sequence; the end-of-text token is suppressed."),
         ("Throughput", "(output tokens − 1) × batch size / seconds of decoding."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +23,7 @@ from kvray.engines.base import (
 )
 from kvray.engines.registry import get_engine
 from kvray.errors import ModelError
+from kvray.search_paths import child_environment, python_command
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
 from kvray.testing.axes_contract import AxesContract
@@ -123,7 +123,9 @@ class EngineContract(AxesContract, TrialContract):
             "import sys; from kvray.engines.registry import get_engine; "
             f"get_engine({self.engine!r}); print({{'torch', 'transformers', 'ray'}} & set(sys.modules))"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            python_command("-c", code), capture_output=True, env=child_environment(), text=True, check=True
+        )
         assert done.stdout.strip() == "set()"
 
     def test_the_adapter_travels_to_another_process(self, adapter: EngineAdapter) -> None:
@@ -166,6 +168,12 @@ class EngineContract(AxesContract, TrialContract):
             assert len(generation.token_s) == tokens
             assert list(generation.token_s) == sorted(generation.token_s)
             assert generation.started_s < generation.token_s[0]
+            assert len(generation.stamp_rows) in (1, 2)
+            for row in generation.stamp_rows:
+                assert len(row) == tokens
+                assert list(row) == sorted(row)
+                assert generation.started_s < row[0]
+                assert all(own <= every for own, every in zip(row, generation.token_s, strict=True))
 
     def test_every_generation_starts_from_an_empty_cache(self, loaded: LoadedModel) -> None:
         loaded.prepare(Cell(24, 6, 1))

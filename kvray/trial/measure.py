@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import statistics
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import Generation, LoadedModel
@@ -71,22 +72,28 @@ def check_generation(generation: Generation, output_tokens: int, batch_size: int
         raise MeasurementError(
             f"asked for {batch_size} × {output_tokens} tokens, got {len(generation.tokens)} × {sorted(lengths)}"
         )
+    stamped = [len(row) for row in generation.sequence_s]
+    if stamped and stamped != [output_tokens] * batch_size:
+        raise MeasurementError(
+            f"{batch_size} × {output_tokens} tokens came with {len(stamped)} × {sorted(set(stamped))} time stamps"
+        )
     if len(generation.token_s) != output_tokens:
         raise MeasurementError(f"{output_tokens} tokens came with {len(generation.token_s)} time stamps")
 
 
 def ttft_ms(generation: Generation) -> float:
-    """Milliseconds from the submitted prompt to the first token on the host."""
-    return (generation.token_s[0] - generation.started_s) * 1e3
+    """Milliseconds from the submitted prompts to the first token on the host: the mean over the sequences."""
+    return (statistics.fmean(row[0] for row in generation.stamp_rows) - generation.started_s) * 1e3
 
 
 def itl_ms(generation: Generation) -> tuple[float, ...]:
-    """Milliseconds between successive tokens; one fewer than tokens."""
-    stamps = generation.token_s
-    return tuple((later - earlier) * 1e3 for earlier, later in itertools.pairwise(stamps))
+    """Milliseconds between successive tokens: one fewer than tokens, for one sequence after the other, or once for all
+    that are in lockstep."""
+    return tuple((later - earlier) * 1e3 for row in generation.stamp_rows for earlier, later in itertools.pairwise(row))
 
 
 def decode_tok_s(generation: Generation, batch_size: int) -> float:
-    """`(tokens - 1) * batch_size / decode seconds`."""
-    stamps = generation.token_s
-    return (len(stamps) - 1) * batch_size / (stamps[-1] - stamps[0])
+    """`(tokens - 1) * batch_size / decode seconds`. Decoding begins with the first token of any sequence and ends with
+    the last of all."""
+    rows = generation.stamp_rows
+    return (len(rows[0]) - 1) * batch_size / (max(row[-1] for row in rows) - min(row[0] for row in rows))

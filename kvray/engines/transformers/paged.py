@@ -43,7 +43,7 @@ class PagedSession:
         return self._manager.batch_processor.cache
 
     def generate(self, rows: list[list[int]], output_tokens: int) -> Generation:
-        """Submit all `rows` at once and wait for them. A token is there when the slowest sequence has it.
+        """Submit all `rows` at once and wait for them. Each sequence has its tokens at times of its own.
 
         Raises:
             UnsupportedError: the library failed a request.
@@ -60,9 +60,9 @@ class PagedSession:
         results = [done[name] for name in names]
         if failed := next((result.error for result in results if result.error), None):
             raise UnsupportedError(f"continuous batching: {failed}")
-        return Generation(
+        return Generation.of_sequences(
             started_s=started,
-            token_s=tuple(max(stamps) for stamps in zip(*(result.timestamps for result in results), strict=False)),
+            sequence_s=[result.timestamps for result in results],
             tokens=tuple(tuple(result.generated_tokens) for result in results),
         )
 

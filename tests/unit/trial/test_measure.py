@@ -5,7 +5,9 @@ import datetime as dt
 import pytest
 from trial_samples import Scripted, ScriptedWatch, spec_of
 
-from kvray.engines.base import Generation
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
+from kvray.engines.base import Generation, ModelRequest
+from kvray.engines.fake import FakeModel
 from kvray.trial.measure import (
     MeasurementError,
     check_generation,
@@ -29,6 +31,42 @@ def test_inter_token_latencies_are_the_gaps_between_tokens() -> None:
 
 def test_throughput_leaves_the_first_token_out_and_counts_every_sequence() -> None:
     assert decode_tok_s(FOUR, batch_size=2) == pytest.approx(3 * 2 / 0.5)
+
+
+STAGGERED = Generation.of_sequences(
+    started_s=10.0,
+    sequence_s=[(10.2, 10.3, 10.5), (10.4, 10.7, 10.8)],
+    tokens=((1, 2, 3), (4, 5, 6)),
+)
+
+
+def test_sequences_that_are_not_in_lockstep_count_each_by_itself() -> None:
+    assert STAGGERED.token_s == (10.4, 10.7, 10.8), "when every sequence has the token"
+    assert STAGGERED.stamp_rows == ((10.2, 10.3, 10.5), (10.4, 10.7, 10.8))
+    assert FOUR.stamp_rows == (FOUR.token_s,)
+    assert ttft_ms(STAGGERED) == pytest.approx(300.0)
+    assert itl_ms(STAGGERED) == pytest.approx((100.0, 200.0, 300.0, 100.0))
+    assert decode_tok_s(STAGGERED, batch_size=2) == pytest.approx(2 * 2 / 0.6)
+    check_generation(STAGGERED, 3, 2)
+
+
+def test_a_missing_time_stamp_of_one_sequence_is_refused() -> None:
+    for rows in ([(1.0, 2.0, 3.0)], [(1.0, 2.0, 3.0), (1.0, 2.0)]):
+        torn = Generation.of_sequences(started_s=0.0, sequence_s=rows, tokens=STAGGERED.tokens)
+        with pytest.raises(MeasurementError, match=r"2 × 3 tokens came with . × .* time stamps"):
+            check_generation(torn, 3, 2)
+
+
+def test_an_engine_whose_sequences_take_turns_is_measured_by_sequence() -> None:
+    candidate = Candidate(
+        engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32, batch_size=2
+    )
+    for commands, rows in (("=staggered", 2), ("ok", 1)):
+        model, cell = FakeModel(ModelRequest(model_id=f"fake:{commands}"), candidate), Cell(24, 4, 2)
+        model.prepare(cell)
+        run = measure_run(model, spec_of(batch_size=2), cell, rung=1, repeat=0, watch=ScriptedWatch())
+        assert len(run.itl_ms) == rows * 3
+        model.close()
 
 
 @pytest.mark.parametrize(
