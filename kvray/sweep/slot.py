@@ -19,10 +19,11 @@ from ray import tune
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
 from kvray.engines.offline import OFFLINE_ENVIRONMENT
+from kvray.errors import EngineError, sentence_of
 from kvray.probes.cpu import quota_threads
 from kvray.probes.environment import Environment, capture_environment
 from kvray.probes.gpu import wait_until_released
-from kvray.record import TrialResult, TrialStatus
+from kvray.record import Phase, TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
 from kvray.sweep.trial_task import TrialTask
@@ -75,11 +76,11 @@ class Slot(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Run one rung."""
-        if self._process is None:
-            self._begin()
-        process = self._process
-        if process is None:
-            raise RuntimeError("no process after it was begun")
+        try:
+            process = self._process or self._begin()
+        except EngineError as error:  # the engine's own Python is not on this machine
+            end = TrialEnded(status=TrialStatus.ERROR, phase=Phase.START, message=sentence_of(error), facts=None)
+            return self._report(None, end, done=True)
         event = process.advance()
         while isinstance(event, RungFinished):
             self._rung, self._facts = event.rung, event.facts
@@ -95,7 +96,7 @@ class Slot(tune.Trainable):
         self._end_process()
         self._logs.cleanup()
 
-    def _begin(self) -> None:
+    def _begin(self) -> TrialProcess:
         spec = self._task.spec
         self._rung, self._facts = None, None
         self._environment = _environment(self._task)
@@ -106,6 +107,7 @@ class Slot(tune.Trainable):
             Path(self._logs.name) / f"{spec.trial_id}.log",
             on_event=_position_notes(self._task),
         )
+        return self._process
 
     def _launcher_of(self, task: TrialTask) -> Launcher:
         """The launcher of the engine of `task`. Each has a fork server of its own, which stays for later trials."""
@@ -123,9 +125,9 @@ class Slot(tune.Trainable):
                 _logger.warning("trial %s ended but its GPU memory is still held", self._process.spec.trial_id)
             self._process = None
 
-    def _report(self, process: TrialProcess, end: TrialEnded, *, done: bool) -> dict[str, Any]:
-        spec = process.spec
-        runs = tuple(process.runs)
+    def _report(self, process: TrialProcess | None, end: TrialEnded, *, done: bool) -> dict[str, Any]:
+        spec = self._task.spec
+        runs = () if process is None else tuple(process.runs)
         record = measured_record(
             spec,
             status=end.status,
@@ -137,7 +139,7 @@ class Slot(tune.Trainable):
             environment=self._environment,
             started_at=self._started_at,
             wall_s=time.monotonic() - self._started_s,
-            log_tail=process.log_tail() if end.status.is_failure else None,
+            log_tail=process.log_tail() if process is not None and end.status.is_failure else None,
         )
         report: dict[str, Any] = {RESULT: TrialResult(record=record, runs=runs), "done": done}
         metrics = rung_metrics(runs, self._rung)

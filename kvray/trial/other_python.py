@@ -70,19 +70,20 @@ class OtherPython:
         self._ending: list[subprocess.Popen[bytes]] = []
 
     def warm(self) -> None:
-        """Start the server, where one is kept, with this process's environment."""
+        """Start the server, where one is kept, with this process's environment. `start` tells what hinders that."""
         if self._keeps_server:
-            self._running_server()
+            with contextlib.suppress(EngineError):
+                self._running_server()
 
     def start(self, *arguments: Any) -> tuple[ForkedElsewhere, Connection]:
         """A process that runs `trial.child.child_main` with `arguments`, and this side of its pipe.
 
         Raises:
-            EngineError: the server has died without a word.
+            EngineError: there is no such Python on this machine, or its server has died without a word.
         """
+        control = self._running_server()
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         status, their_status = os.pipe()
-        control = self._running_server()
         with contextlib.suppress(OSError):  # its end shows when the process's id is read
             socket.send_fds(control, [b"f"], [theirs.fileno(), their_status])
         theirs.close()
@@ -106,14 +107,22 @@ class OtherPython:
         if self._control is None:
             ours, theirs = socket.socketpair()
             with theirs:
-                self._server = subprocess.Popen(
-                    python_command("-m", "kvray.trial.other_python_server", str(theirs.fileno()), python=self._path),
-                    env=child_environment(python=self._path),
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                )
+                try:
+                    self._server = self._started_server(theirs.fileno())
+                except OSError as error:
+                    ours.close()
+                    where = f"{self._path!r} cannot be started on {socket.gethostname()}"
+                    raise EngineError(f"{where}: {error.strerror}.") from error
             self._control = ours
         return self._control
+
+    def _started_server(self, control: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            python_command("-m", "kvray.trial.other_python_server", str(control), python=self._path),
+            env=child_environment(python=self._path),
+            stdin=subprocess.DEVNULL,
+            pass_fds=[control],
+        )
 
     def _let_go(self) -> None:
         """The server ends by itself with the last of its processes."""

@@ -146,6 +146,17 @@ def test_a_server_that_was_killed_is_told_and_replaced(launcher: Launcher, tmp_p
     again.close()
 
 
+def test_a_python_that_is_not_on_this_machine_is_told_by_the_trial(tmp_path: Path) -> None:
+    launcher = Launcher(FakeAdapter(), python="/none/python")
+    launcher.warm()
+    with pytest.raises(EngineError, match=r"'/none/python' cannot be started on .*: No such file or directory\."):
+        TrialProcess(launcher, spec_of("ok"), tmp_path / "trial.log")
+    broken = Launcher(FakeAdapter(), python="/bin/true")
+    broken.warm()
+    with pytest.raises(EngineError, match=r"'/bin/true' could not start a measurement process"):
+        TrialProcess(broken, spec_of("ok"), tmp_path / "trial.log")
+
+
 def test_nothing_is_imported_from_the_working_folder(
     second_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

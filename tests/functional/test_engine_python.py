@@ -14,7 +14,8 @@ from test_sweep import config_of
 from kvray.config import SearchStrategy
 from kvray.engines.fake import FakeAdapter
 from kvray.engines.fake_server import HELD_MIB
-from kvray.errors import EngineError, ResultsError
+from kvray.engines.interpreter import EnginePython
+from kvray.errors import AllTrialsFailedError, EngineError, ResultsError
 from kvray.plan.plan import load_plan_file
 from kvray.probes.environment import library_versions
 from kvray.record import TrialStatus
@@ -87,6 +88,18 @@ def test_another_python_than_it_had_is_another_sweep(elsewhere: tuple[TuneResult
     here = library_versions(["transformers"])["transformers"]
     with pytest.raises(ResultsError, match=rf"Different now: transformers: {OTHER_TRANSFORMERS} → {here}\."):
         TuningSearch(config=config).run()
+
+
+@pytest.mark.slow
+def test_a_node_without_that_python_has_a_record_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's machine has it."""
+    gone = EnginePython(path="/none/python", python_version="3.12.1")
+    monkeypatch.setattr("kvray.tuning.engine_pythons.inspect_python", lambda path, adapter: gone)
+    config = config_of("fake:ok", tmp_path, engine_pythons={"fake": "/none/python"}, **TWO)
+    with pytest.raises(AllTrialsFailedError, match="'/none/python' cannot be started on"):
+        TuningSearch(config=config).run()
+    (run_id,) = ResultsStore(tmp_path).run_ids()
+    assert {one.record.status for one in ResultsStore(tmp_path).read(run_id)} == {TrialStatus.ERROR}
 
 
 def test_a_python_that_cannot_run_the_engine_ends_the_sweep_before_it_begins(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_a_cache_of_the_menu_runs_and_is_what_it_says(
     assert [len(row) for row in first.tokens] == [6, 6]
     assert list(first.token_s) == sorted(first.token_s)
     assert first.started_s < first.token_s[0]
+    assert len(first.stamp_rows) == (2 if cache == "paged" else 1)
     assert model.generate(6).tokens == first.tokens, "every call starts from an empty cache"
     seen = model.observe()
     held = model.kv_cache_bytes()
