@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kvray.record import TrialResult
 from kvray.sweep.observer import SweepObserver
@@ -34,6 +35,10 @@ class SweepBatch:
     def __init__(self, sweeps: Sequence[QueuedSweep]) -> None:
         self._going_on = sorted(sweeps, key=lambda sweep: -sweep.size)
         self._sweeps: dict[str, QueuedSweep] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what holds it into a state that nobody reads, and consoles do not pickle."""
+        return {}
 
     @property
     def is_over(self) -> bool:

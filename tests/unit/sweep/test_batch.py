@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Sequence
 
 from queue_samples import BASELINE, SPACE, Deaf, answer, make_queue
@@ -81,3 +83,15 @@ def test_the_sweep_of_a_trial_is_known_by_its_run() -> None:
     assert names([batch.next_trial() for _ in range(len(SPACE) + 1)])[-1] == "other"
     assert batch.sweep_of("one").queue is one
     assert batch.sweep_of("other").queue is other
+
+
+class Console(Deaf):
+    """An observer that holds what cannot be pickled, as those of the command line do."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+
+def test_tune_can_pickle_what_holds_the_batch_whatever_its_observers_hold() -> None:
+    batch = SweepBatch([QueuedSweep(queue=make_queue(run_id="one"), observer=Console())])
+    assert isinstance(pickle.loads(pickle.dumps(batch)), SweepBatch)
