@@ -242,8 +242,10 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default+gpus:2×4`."""
-        text = f"{self.cache_choice}/{AttentionChoice(self.attention, self.hub_kernel)}/{self.dtype}"
+        """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default+gpus:2×4`. It begins with the engine's
+        name, e.g. `vllm:dynamic/…`, except for Transformers."""
+        text = "" if self.engine in _UNNAMED_ENGINES else f"{self.engine}:"
+        text += f"{self.cache_choice}/{AttentionChoice(self.attention, self.hub_kernel)}/{self.dtype}"
         if self.compile is not CompileMode.OFF:
             text += f"+compile:{self.compile}"
         if self.prefill_chunk is not None:
@@ -302,6 +304,8 @@ class Candidate:
             raise InvalidValueError(f"Not a candidate: {error}.") from error
 
 
+_UNNAMED_ENGINES = ("transformers", "fake")
+"""Engines whose candidates are labelled without a name: the first one that kvray had, and that of its tests."""
 SETTING_COLUMNS = ("prefill_chunk", "weights_limit_mib")
 """Axes of an engine that have a field of their own, because old records know them by it. All others are `settings`."""
 _LATER_FIELDS = ("hub_kernel", *SETTING_COLUMNS, "settings")

@@ -44,6 +44,7 @@ class TuneConfig(BaseModel):
         model_id: a hub id, a local folder, a `.gguf` file, or `random:<folder or config.json>`.
         profile: the workload, or the name of a built-in one.
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
+        engine: name of the engine, or of several with commas between them; the first one's default is the baseline.
         engine_pythons: by engine, the path of the Python of another environment in which its trials run. Without one
             the environment variable `KVRAY_<ENGINE>_PYTHON` counts, and else kvray's own.
         output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
@@ -160,6 +161,24 @@ class TuneConfig(BaseModel):
         if wrong:
             raise ValueError(f"{', '.join(wrong)} is not a failure; allowed: {', '.join(TrialStatus.failures())}")
         return values
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _engines_as_text(cls, value: object) -> object:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    @field_validator("engine")
+    @classmethod
+    def _engines_once(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if "" in names or len(set(names)) < len(names):
+            raise ValueError(f"{value!r} is not a list of different engines; an example: transformers,vllm")
+        return ",".join(names)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of the engines, the baseline's first."""
+        return tuple(self.engine.split(","))
 
     @property
     def has_space_file(self) -> bool:

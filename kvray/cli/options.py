@@ -99,7 +99,7 @@ Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cpu or cuda; by default cuda where there is one.", rich_help_panel=MACHINE),
 ]
-Engine = Annotated[str, typer.Option(metavar="NAME", help="Inference engine.", rich_help_panel=RARE)]
+Engine = Annotated[str, typer.Option(metavar="LIST", help="Inference engines.", rich_help_panel=RARE)]
 EnginePythons = Annotated[
     list[str] | None,
     typer.Option(

@@ -31,6 +31,8 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     model, device, space = preview.model, preview.device, preview.space
     name = short_model_name(model.model_id)
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
+    if preview.others:
+        console.print(Text(f"engines: {', '.join(preview.engines)}; the baseline is the first one's default"))
     print_notes(console, preview)
     cells = sorted({cell for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
     runs, labels = plural(preview.profile.repeats, "run"), ", ".join(cell.label for cell in cells)
@@ -146,6 +148,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
     profile, space, forecasts = preview.profile, preview.space, preview.forecasts
     return {
         "model": dataclasses.asdict(preview.model),
+        "engines": list(preview.engines),
         "device": preview.device.device_name,
         "profile": profile.model_dump(),
         "dropped_contexts": list(preview.dropped_contexts),

@@ -19,6 +19,7 @@ from kvray.plan.plan import (
     PlanFingerprint,
     PlannedCandidate,
     PlannedConfidence,
+    PlannedEngine,
     PlannedGain,
     PlannedMetrics,
     PlannedWinner,
@@ -71,16 +72,20 @@ class PlanBuilder:
         rules = derive_rules(self._result.analysis, manifest.profile, device=device)
         winner = _winner(self._result.analysis)
         used = {winner.candidate.candidate_id, *winner.ties, *(rule.use for rule in rules)}
+        table = _table(ranking, used)
+        engine = winner.candidate.engine if winner.candidate.engine in manifest.other_engines else manifest.engine
         return Plan(
             kvray_version=kvray_version(),
             created_at=dt.datetime.now(dt.UTC),
             measured_at=manifest.measured_since,
             run_id=manifest.run_id,
-            model_id=manifest.model_id,
-            model_revision=manifest.model_revision,
-            architecture=manifest.architecture,
-            loader=manifest.loader,
-            engine=manifest.engine,
+            **dict(manifest.model_of(engine)),
+            engine=engine,
+            other_engines={
+                name: PlannedEngine(**dict(manifest.model_of(name)))
+                for name in manifest.engines
+                if name != engine and any(one.candidate.engine == name for one in table.values())
+            },
             device=device,
             trust_remote_code=manifest.trust_remote_code,
             allow_pickle=manifest.allow_pickle,
@@ -90,7 +95,7 @@ class PlanBuilder:
             profile=manifest.profile,
             winner=winner,
             baseline=_baseline(ranking),
-            candidates=_table(ranking, used),
+            candidates=table,
             rules=rules,
             fingerprint=_fingerprint(ranking.winner.record, manifest),
             records_sha256=self._result.records_sha256,

@@ -214,6 +214,15 @@ class PlanFingerprint(_PlanPart):
         return known_versions(self, self.engine_versions)
 
 
+class PlannedEngine(_PlanPart):
+    """The model as a further engine has it; fields as in `Plan`."""
+
+    model_id: Annotated[str, Field(min_length=1)]
+    model_revision: Revision | None = None
+    architecture: str
+    loader: str | None = None
+
+
 class Plan(_PlanPart):
     """What to run, when to run something else, and why.
 
@@ -222,6 +231,8 @@ class Plan(_PlanPart):
         created_at: when the plan was written; `measured_at` is when its sweep began.
         model_revision: what identifies the weights that were measured (a commit of the hub, a file's hash).
         loader: what of the engine's library loads the model, where there is a choice.
+        engine: of the winner; `model_id`, `model_revision`, `architecture` and `loader` are what it says.
+        other_engines: by name, of candidates that have another one than the winner.
         device: the kind of device that was measured.
         notes: what a reader of the figures must know of the model, one sentence each.
         allow_pickle: whether weights might come from pickle files, where there were no safetensors.
@@ -243,6 +254,7 @@ class Plan(_PlanPart):
     architecture: str
     loader: str | None = None
     engine: Annotated[str, Field(min_length=1)]
+    other_engines: dict[str, PlannedEngine] = {}
     device: DeviceType
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -271,6 +283,15 @@ class Plan(_PlanPart):
         if not self.rules[-1].when.is_always:
             raise ValueError("the last rule must hold always: its `when` must be empty")
         return self
+
+    def engine_of(self, candidate: Candidate) -> str:
+        """Name of the engine that runs `candidate`."""
+        return candidate.engine if candidate.engine in self.other_engines else self.engine
+
+    def model_of(self, engine: str) -> PlannedEngine:
+        """The model as `engine` has it."""
+        own = {name: getattr(self, name) for name in PlannedEngine.model_fields}
+        return self.other_engines.get(engine) or PlannedEngine(**own)
 
     @property
     def foreign_code(self) -> tuple[str, ...]:

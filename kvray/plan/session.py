@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,18 +62,15 @@ class PlanLoader:
                 hint="If you trust its authors, call load(trust_remote_code=True).",
             )
         target = device or self.plan.device
-        adapter = get_engine(self.plan.engine)
-        adapter.check_installed()
-        request = ModelRequest(
+        consent = ModelRequest(
             model_id=self.plan.model_id,
-            revision=self.plan.model_revision,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             offline=is_offline_environment(),
         )
         try:
-            here = adapter.identify_model(request, adapter.describe_model(request)).revision
-            session = Session(self.plan, adapter, target, replace(request, revision=here))
+            engines = {name: _found(self.plan, name, consent) for name in (self.plan.engine, *self.plan.other_engines)}
+            session = Session(self.plan, engines, target)
         except ModelError as error:
             if self.plan.allow_pickle and not allow_pickle:
                 raise PlanError(
@@ -81,9 +78,17 @@ class PlanLoader:
                     hint="If you trust whoever made them, call load(allow_pickle=True).",
                 ) from error
             raise
-        for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, here)):
+        for difference in (*_differences(self.plan.fingerprint, target), *_other_files(self.plan, engines)):
             warnings.warn(f"the plan was measured with {difference}", FingerprintWarning, stacklevel=2)
         return session
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundEngine:
+    """An engine that is installed here, and the model as it has it here."""
+
+    adapter: EngineAdapter
+    request: ModelRequest
 
 
 class Session:
@@ -93,15 +98,15 @@ class Session:
     out of memory once is not tried again.
     """
 
-    def __init__(self, plan: Plan, adapter: EngineAdapter, device: DeviceType, request: ModelRequest) -> None:
+    def __init__(self, plan: Plan, engines: Mapping[str, FoundEngine], device: DeviceType) -> None:
         self._plan = plan
-        self._adapter = adapter
+        self._engines = engines
         self._device = device
-        self._request = request
         self._free_vram_mib = _free_vram_mib() if device is DeviceType.CUDA else None
         self._too_big: set[str] = set()
-        self._adapter.fetch_weights(self._request)
         self.candidate = plan.choose(1, 1, self._free_vram_mib)
+        self._fetched: set[str] = set()
+        self._fetch(self.candidate)
         self._model: LoadedModel | None = None
 
     def generate(self, prompt: str, *, max_new_tokens: int) -> str:
@@ -136,9 +141,32 @@ class Session:
     def _loaded(self, candidate: Candidate) -> LoadedModel:
         if self._model is None or candidate != self.candidate:
             self.close()
-            self._model = self._adapter.load(self._request, candidate, self._device, self._plan.profile)
+            engine = self._fetch(candidate)
+            self._model = engine.adapter.load(engine.request, candidate, self._device, self._plan.profile)
             self.candidate = candidate
         return self._model
+
+    def _fetch(self, candidate: Candidate) -> FoundEngine:
+        """The engine of `candidate`, with its weights on this machine."""
+        name = self._plan.engine_of(candidate)
+        engine = self._engines[name]
+        if name not in self._fetched:
+            engine.adapter.fetch_weights(engine.request)
+            self._fetched.add(name)
+        return engine
+
+
+def _found(plan: Plan, name: str, consent: ModelRequest) -> FoundEngine:
+    """The engine called `name`, asked for the plan's model.
+
+    Raises:
+        EngineError, ModelError: the engine or the model is not there.
+    """
+    adapter, model = get_engine(name), plan.model_of(name)
+    adapter.check_installed()
+    request = replace(consent, model_id=model.model_id, revision=model.model_revision)
+    here = adapter.identify_model(request, adapter.describe_model(request)).revision
+    return FoundEngine(adapter=adapter, request=replace(request, revision=here))
 
 
 def _differences(fingerprint: PlanFingerprint, device: DeviceType) -> list[str]:
@@ -156,10 +184,9 @@ def _differences(fingerprint: PlanFingerprint, device: DeviceType) -> list[str]:
     ]
 
 
-def _other_files(plan: Plan, revision: str) -> list[str]:
-    if plan.model_revision in (None, revision):
-        return []
-    return [f"model revision {plan.model_revision}, here it is {revision}"]
+def _other_files(plan: Plan, engines: Mapping[str, FoundEngine]) -> list[str]:
+    revisions = ((plan.model_of(name).model_revision, one.request.revision) for name, one in engines.items())
+    return [f"model revision {then}, here it is {here}" for then, here in revisions if then not in (None, here)]
 
 
 def _free_vram_mib() -> float | None:

@@ -77,8 +77,8 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Model", formats.clean_line(manifest.model_id)),
         ("Revision", formats.clean_line(manifest.model_revision)),
         ("Architecture", formats.clean_line(manifest.architecture)),
-        ("Engine", formats.clean_line(manifest.engine)),
-        ("Engine's Python", formats.clean_line(manifest.engine_pythons.get(manifest.engine, ""))),
+        ("Engine", formats.clean_line(", ".join(manifest.engines))),
+        ("Engine's Python", _engine_pythons(manifest)),
         ("Device", f"{formats.clean_line(manifest.device_name)} ({formats.clean_line(manifest.device)})"),
         ("Host", _values(record.host for record in records)),
         *((fact.name, fact.text) for fact in version_facts(manifest, results)),
@@ -89,6 +89,14 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Repeat it with", formats.clean_line(shlex.join(("kvray", "tune", *repeating_arguments(manifest.arguments))))),
     ]
     return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def _engine_pythons(manifest: SweepManifest) -> str:
+    """Of one engine its path alone."""
+    named = {name: formats.clean_line(path) for name, path in manifest.engine_pythons.items()}
+    if len(manifest.engines) == 1:
+        return named.get(manifest.engine, "")
+    return ", ".join(f"{path} ({formats.clean_line(name)})" for name, path in named.items())
 
 
 def version_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -> tuple[Fact, ...]:
@@ -109,7 +117,7 @@ def comparable_facts(manifest: SweepManifest, results: Sequence[TrialResult]) ->
     facts = [
         ("model", formats.clean_line(manifest.model_id)),
         ("model revision", formats.clean_line(manifest.model_revision)),
-        ("engine", formats.clean_line(manifest.engine)),
+        ("engine", formats.clean_line(", ".join(manifest.engines))),
         ("profile", f"{formats.clean_line(manifest.profile.name)}: {workload_text(manifest.profile)}"),
         ("limits", limits_text(manifest.profile.limits)),
         ("score", _score(manifest.profile)),

@@ -59,6 +59,8 @@ class SweepFingerprint(BaseModel):
     """The conditions of one attempt at a sweep. `None` stands for what is not known, and differs from nothing.
 
     Attributes:
+        other_engines: by name, the model's revision and the libraries of each further engine; `None` where there is
+            none.
         model_revision: what identifies the weights: a commit, or a file's hash.
         profile: the workload. Of two, only what decides the measurements is compared; the weights and limits that are
             kept with it tell how the attempt judged.
@@ -76,6 +78,7 @@ class SweepFingerprint(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: str | None = None
+    other_engines: dict[str, str] | None = None
     model_id: str | None = None
     model_revision: str | None = None
     profile: WorkloadProfile | None = None
@@ -109,6 +112,7 @@ class SweepFingerprint(BaseModel):
         slots: int,
         on_cluster: bool,
         environment: Environment,
+        other_engines: dict[str, str] | None = None,
     ) -> Self:
         """The fingerprint of a sweep that starts here and now."""
         is_cpu = device.device is DeviceType.CPU
@@ -120,6 +124,7 @@ class SweepFingerprint(BaseModel):
         }
         return cls(
             engine=engine,
+            other_engines=other_engines or None,
             model_id=model.model_id,
             model_revision=model.revision,
             profile=profile,

@@ -90,6 +90,17 @@ class CodeCheck(BaseModel):
     wall_s: float | None = None
 
 
+class EngineModel(BaseModel):
+    """The model as one engine of a sweep has it; fields as in `SweepManifest`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_id: str
+    model_revision: str
+    architecture: str
+    loader: str | None = None
+
+
 class SweepManifest(BaseModel):
     """Written to `sweeps/<run_id>.json` when the sweep starts, anew with every attempt at it, and when one ends.
 
@@ -100,6 +111,8 @@ class SweepManifest(BaseModel):
         loader: `ModelInfo.loader`.
         profile: as measured, after overrides and after contexts beyond the model's limit were dropped.
         dropped_contexts: context lengths (tokens) that the model cannot hold.
+        engine: of the baseline; `model_id`, `model_revision`, `architecture` and `loader` are what it says.
+        other_engines: by name, what each further engine says.
         device_name: of the device that was measured.
         memory_note: what `peak_mib` means on that device.
         quality_note: why quality is not measured, if so.
@@ -127,6 +140,7 @@ class SweepManifest(BaseModel):
     architecture: str
     loader: str | None = None
     engine: str
+    other_engines: dict[str, EngineModel] = {}
     device: DeviceType
     device_name: str
     profile: WorkloadProfile
@@ -153,6 +167,16 @@ class SweepManifest(BaseModel):
         check = self.code_check
         known = check is not None and (check.candidate_id, check.fingerprint_id) == (candidate_id, self.fingerprint_id)
         return check if known else None
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of all engines, the baseline's first."""
+        return (self.engine, *self.other_engines)
+
+    def model_of(self, engine: str) -> EngineModel:
+        """The model as `engine` has it; where the sweep does not know that, as the baseline's engine has it."""
+        own = {name: getattr(self, name) for name in EngineModel.model_fields}
+        return self.other_engines.get(engine) or EngineModel(**own)
 
     @property
     def fingerprint_id(self) -> str | None:

@@ -21,13 +21,14 @@ _UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 _logger = logging.getLogger("kvray.sweep")
 
 
-def engine_folders(adapter: EngineAdapter) -> tuple[str, ...]:
-    """Folders in which a worker has to look for the class of `adapter`: none where it is installed, else that of the
-    user's own program or library which defines it."""
-    names = {kind.__module__.partition(".")[0] for kind in type(adapter).__mro__} - {"kvray", "builtins", "abc"}
+def engine_folders(*adapters: EngineAdapter) -> tuple[str, ...]:
+    """Folders in which a worker has to look for the classes of `adapters`: none where they are installed, else that of
+    the user's own program or library which defines them."""
+    classes = {kind for adapter in adapters for kind in type(adapter).__mro__}
+    names = {kind.__module__.partition(".")[0] for kind in classes} - {"kvray", "builtins", "abc"}
     installed = {sysconfig.get_path(name) for name in _INSTALLED}
     folders = (_folder(name) for name in sorted(names - {"__main__"}))
-    return tuple(folder for folder in folders if folder is not None and folder not in installed)
+    return tuple(dict.fromkeys(folder for folder in folders if folder is not None and folder not in installed))
 
 
 def _folder(top_level: str) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from kvray.candidate import Candidate
-from kvray.engines.base import EngineAdapter
+from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.interpreter import EnginePython
 from kvray.forecast.prediction import Forecast
 from kvray.record import Role
@@ -25,6 +25,8 @@ class TaskMaker:
         forecasts: by candidate id, for those of which there are any.
         trial_suffix: ends every trial id (see `SweepManifest`).
         trial_ids: by candidate id, the id that its searched trial has in the records and that is to be replaced.
+        adapters: every engine of which there are candidates.
+        requests: by engine, the model as that names it, where it is not the one in `spec`.
         pythons: by engine, in which trials run; of an engine that has none in kvray's own.
         threads, scratch: as `TrialTask` has them.
     """
@@ -35,17 +37,19 @@ class TaskMaker:
         *,
         reference: ReferenceSpec,
         forecasts: Mapping[str, Forecast],
-        adapter: EngineAdapter,
+        adapters: Iterable[EngineAdapter],
         threads: int | None,
         scratch: Path | None,
         pythons: Mapping[str, EnginePython] = MappingProxyType({}),
         trial_suffix: str = "",
         trial_ids: Mapping[str, str] = MappingProxyType({}),
+        requests: Mapping[str, ModelRequest] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
         self._reference = reference
         self._forecasts = forecasts
-        self._adapter = adapter
+        self._adapters = {adapter.name: adapter for adapter in adapters}
+        self._requests = requests
         self._pythons = pythons
         self._threads = threads
         self._scratch = scratch
@@ -58,6 +62,7 @@ class TaskMaker:
         spec = replace(
             self._spec,
             candidate=candidate,
+            request=self._requests.get(candidate.engine, self._spec.request),
             role=role,
             trial_id=recorded or f"{trial_id}{self._trial_suffix}",
             rungs=rungs,
@@ -66,8 +71,8 @@ class TaskMaker:
         )
         return TrialTask(
             spec=spec,
-            adapter=self._adapter,
-            python=self._pythons.get(self._adapter.name),
+            adapter=self._adapters[candidate.engine],
+            python=self._pythons.get(candidate.engine),
             threads=self._threads,
             scratch=self._scratch,
         )

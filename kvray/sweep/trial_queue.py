@@ -100,6 +100,8 @@ class SweepQueue(TrialQueue):
     Args:
         candidates: of the space, the baseline first.
         recorded: what earlier attempts at the sweep have left; it is not measured again.
+        defaults: ids of candidates that are launched right after the baseline, whatever is expected of them: what each
+            further engine does with nothing set.
         retry: ids of candidates that failed then and are launched again first, however little is expected of them.
         stops_early: whether a trial may be stopped between rungs because it is poor.
         expected_launches: how many the search will make in all; by default every candidate.
@@ -116,6 +118,7 @@ class SweepQueue(TrialQueue):
         make_task: MakeTask,
         bounds: Bounds,
         recorded: Iterable[TrialResult] = (),
+        defaults: Iterable[str] = (),
         retry: Iterable[str] = (),
         stops_early: bool = True,
         repeats_apart: bool = False,
@@ -134,7 +137,7 @@ class SweepQueue(TrialQueue):
         self._bounds = bounds
         self._expected_launches = expected_launches or (len(candidates), len(candidates))
         self._clock = clock
-        self._retry = tuple(retry)
+        self._first = (*defaults, *retry)
         self._results: list[TrialResult] = []
         self._running: set[str] = set()
         self._launched: set[str] = set()
@@ -258,7 +261,7 @@ class SweepQueue(TrialQueue):
         elif self._is_doubtful() and self._running:
             return None  # what runs now decides whether it is everybody's error
         else:
-            candidate = self._retried() or self._sampler.proposal()
+            candidate = self._asked_first() or self._sampler.proposal()
         if candidate is None:
             self._is_searching = bool(self._running) and has_room
             return None
@@ -274,8 +277,8 @@ class SweepQueue(TrialQueue):
     def _is_doubtful(self) -> bool:
         return same_error((one.record for one in self._results), self._baseline_id) is not None
 
-    def _retried(self) -> Candidate | None:
-        left = (key for key in self._retry if key in self._by_id and key not in self._launched)
+    def _asked_first(self) -> Candidate | None:
+        left = (key for key in self._first if key in self._by_id and key not in self._launched)
         return next((self._by_id[key] for key in left), None)
 
     def _has_time_to_search(self) -> bool:

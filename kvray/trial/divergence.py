@@ -125,6 +125,7 @@ def _fill(hidden: Floats, rest_p: float, *, beside: float, known: Known) -> floa
     reached = np.searchsorted(full, points, side="right")
     left = np.append(np.cumsum(hidden[::-1])[::-1], 0.0)[reached]
     taken = reached * known.cap + points * left + np.maximum(points * rest_p - beside, 0.0)
-    if known.unseen > taken[-1]:
-        return float(points[-1] + (known.unseen - taken[-1]) / rest_p)
-    return float(np.interp(known.unseen, taken, points))
+    unseen = known.unseen + REST_FLOOR  # the least that a rest counts for comes on top
+    if unseen > taken[-1]:
+        return float(points[-1] + (unseen - taken[-1]) / rest_p)
+    return float(np.interp(unseen, taken, points))

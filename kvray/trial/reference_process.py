@@ -65,11 +65,14 @@ def _make_in_a_process(
     spec: TrialSpec, reference: ReferenceSpec, adapter: EngineAdapter, path: Path, fetched: Callable[[], None]
 ) -> str | None:
     maker = reference.adapter or adapter
-    is_forked = type(maker) is type(adapter) and maker.start_method == "forkserver" and hasattr(os, "fork")
-    start = _forked if is_forked else _started
+    is_loaded_here = type(maker) is type(adapter) and reference.python in (None, sys.executable)
+    is_forked = is_loaded_here and maker.start_method == "forkserver" and hasattr(os, "fork")
     reader, writer = os.pipe()
     try:
-        pid = start(spec, reference, maker, path, writer)
+        pid = (_forked if is_forked else _started)(spec, reference, maker, path, writer)
+    except OSError as error:
+        os.close(reader)
+        return f"the reference could not be made: {reference.python} cannot be started: {error.strerror}"
     finally:
         os.close(writer)
     try:
@@ -81,9 +84,9 @@ def _make_in_a_process(
         said += _read_until(reader, time.monotonic() + 0.8 * spec.timeout_s)
     finally:
         os.close(reader)
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+            os.waitpid(pid, 0)
     if path.is_file():
         return None
     return f"the reference could not be made: {said.decode(errors='replace') or 'its process died or took too long'}"
@@ -102,11 +105,12 @@ def _forked(spec: TrialSpec, reference: ReferenceSpec, maker: EngineAdapter, pat
 
 def _started(spec: TrialSpec, reference: ReferenceSpec, maker: EngineAdapter, path: Path, writer: int) -> int:
     """A fresh interpreter in the trial's group, for an engine whose libraries are not loaded here."""
+    other = None if reference.python == sys.executable else reference.python
+    # A user's own engine is found where this process found it; another environment has paths of its own.
+    paths = "" if other else f"import sys; sys.path[:] = {sys.path!r}; "
     process = subprocess.Popen(
-        python_command(
-            "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()", f"{writer}"
-        ),
-        env={**maker.process_environment(), **child_environment()},
+        python_command("-c", f"{paths}from {__name__} import main; main()", str(writer), python=other),
+        env={**maker.process_environment(), **child_environment(python=other)},
         stdin=subprocess.PIPE,
         pass_fds=[writer],
     )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from kvray.analysis.disturbed import resting_on_disturbed
+from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.base import EngineAdapter
+from kvray.engines.base import EngineAdapter, ModelInfo
 from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
-from kvray.probes.environment import capture_environment, kvray_version
+from kvray.probes.environment import capture_environment, kvray_version, library_versions
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
-from kvray.store.manifest import SweepManifest
+from kvray.store.manifest import EngineModel, SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import (
     Recall,
@@ -52,7 +53,7 @@ def prepare_attempt(
     store: ResultsStore,
     config: TuneConfig,
     preview: Preview,
-    adapter: EngineAdapter,
+    adapters: Sequence[EngineAdapter],
     *,
     run_id: str,
     slots: SlotPlan,
@@ -67,8 +68,8 @@ def prepare_attempt(
     Raises:
         ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
     """
-    new = _manifest(config, preview, adapter, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
-    fingerprint = _fingerprint(config, preview, adapter, slots, pythons.get(adapter.name))
+    new = _manifest(config, preview, adapters, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
+    fingerprint = _fingerprint(config, preview, adapters, slots, pythons)
     candidates = len(preview.space.candidates)
     if config.resume is None:
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
@@ -100,11 +101,20 @@ def _tell_of_new_judgement(before: WorkloadProfile, now: WorkloadProfile) -> Non
 
 
 def _fingerprint(
-    config: TuneConfig, preview: Preview, adapter: EngineAdapter, slots: SlotPlan, python: EnginePython | None
+    config: TuneConfig,
+    preview: Preview,
+    adapters: Sequence[EngineAdapter],
+    slots: SlotPlan,
+    pythons: Mapping[str, EnginePython],
 ) -> SweepFingerprint:
-    environment = capture_environment(preview.device.device, libraries=adapter.libraries)
+    environment = capture_environment(preview.device.device, libraries=adapters[0].libraries)
+    python = pythons.get(adapters[0].name)
     return SweepFingerprint.of(
-        engine=adapter.name,
+        engine=adapters[0].name,
+        other_engines={
+            adapter.name: "; ".join((one.model.revision, *_libraries(adapter, pythons)))
+            for adapter, one in zip(adapters[1:], preview.others, strict=True)
+        },
         model=preview.model,
         profile=preview.profile,
         baseline_id=preview.space.baseline.candidate_id,
@@ -119,7 +129,7 @@ def _fingerprint(
 def _manifest(
     config: TuneConfig,
     preview: Preview,
-    adapter: EngineAdapter,
+    adapters: Sequence[EngineAdapter],
     *,
     run_id: str,
     arguments: tuple[str, ...],
@@ -134,15 +144,16 @@ def _manifest(
         model_revision=model.revision,
         architecture=model.architecture,
         loader=model.loader,
-        engine=adapter.name,
+        engine=adapters[0].name,
+        other_engines={one.space.baseline.engine: _engine_model(one.model) for one in preview.others},
         device=device.device.value,
         device_name=device.device_name,
         profile=preview.profile,
         dropped_contexts=preview.dropped_contexts,
         baseline_id=preview.space.baseline.candidate_id,
-        memory_note=adapter.memory_note(device.device),
+        memory_note=_memory_note(adapters, device.device),
         quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
-        model_notes=model.notes,
+        model_notes=tuple(dict.fromkeys(note for one in (preview, *preview.others) for note in one.model.notes)),
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         left_out=preview.left_out,
@@ -154,3 +165,26 @@ def _manifest(
         seed=config.seed,
         arguments=tuple(redact(argument) for argument in arguments),
     )
+
+
+def _libraries(adapter: EngineAdapter, pythons: Mapping[str, EnginePython]) -> list[str]:
+    """The libraries of an engine where its trials run, e.g. `torch 2.13.0`."""
+    python = pythons.get(adapter.name)
+    versions = library_versions(adapter.libraries) if python is None else python.engine_versions
+    return [f"{name} {version}" for name, version in sorted(versions.items())]
+
+
+def _engine_model(model: ModelInfo) -> EngineModel:
+    return EngineModel(
+        model_id=model.model_id,
+        model_revision=model.revision,
+        architecture=model.architecture,
+        loader=model.loader,
+    )
+
+
+def _memory_note(adapters: Sequence[EngineAdapter], device: DeviceType) -> str:
+    notes = {adapter.name: adapter.memory_note(device) for adapter in adapters}
+    if len(set(notes.values())) == 1:
+        return notes[adapters[0].name]
+    return " ".join(f"{name}: {note}" for name, note in notes.items())

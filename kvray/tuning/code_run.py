@@ -37,15 +37,16 @@ class CodeRunner:
     """Runs the code of one sweep's winner, once.
 
     Attributes:
+        adapter: the engine of the baseline.
+        others: the sweep's further engines; the winner may have any of them.
         excuse: why nothing is to be run, if so.
         before: is called when the process is about to start.
-        python: path of the Python in which the trials ran; `None`: kvray's own.
     """
 
     adapter: EngineAdapter
     excuse: str | None = None
+    others: tuple[EngineAdapter, ...] = ()
     before: Callable[[], None] = lambda: None
-    python: str | None = None
     _done: dict[str, CodeCheck] = field(default_factory=dict)
 
     def check(self, result: TuneResult) -> CodeCheck | None:
@@ -71,33 +72,40 @@ class CodeRunner:
     def _outcome(self, result: TuneResult, winner: str) -> tuple[CodeOutcome, str]:
         records = [one.record for one in result.results if one.record.candidate_id == winner]
         trials = [record for record in records if sample_tokens(record)]
-        excuse = self.excuse or _excuse(self.adapter, trials)
+        adapter = self._adapter_of(result.manifest, records[0].engine)
+        excuse = self.excuse or _excuse(adapter, trials)
         if excuse is not None:
             return CodeOutcome.NOT_RUN, f"The winner's code was not run: {excuse}."
         self.before()
         try:
-            return self._ran(result, trials)
+            return self._ran(result, adapter, trials)
         except KeyboardInterrupt:
             return CodeOutcome.NOT_RUN, "The winner's code was not run to its end: interrupted."
         except (KvrayError, OSError) as error:
             return CodeOutcome.NOT_RUN, f"The winner's code was not run: {str(error).rstrip('.')}."
 
-    def _ran(self, result: TuneResult, trials: list[TrialRecord]) -> tuple[CodeOutcome, str]:
+    def _adapter_of(self, manifest: SweepManifest, engine: str) -> EngineAdapter:
+        """Whatever the baseline's engine is called, candidates that are no other engine's are its own."""
+        own = engine not in manifest.other_engines
+        return self.adapter if own else next(one for one in self.others if one.name == engine)
+
+    def _ran(self, result: TuneResult, adapter: EngineAdapter, trials: list[TrialRecord]) -> tuple[CodeOutcome, str]:
         record, limit_s = trials[0], _limit_s(trials)
+        python = result.manifest.engine_pythons.get(adapter.name)
         tokens = len(sample_tokens(record)[0])
         with tempfile.TemporaryDirectory(prefix="kvray-code-") as name:
             folder = Path(name)
             case = SnippetCase(
                 snippet=folder / "optimized_config.py",
                 answer=folder / "answer.json",
-                request=_request(result.manifest),
+                request=_request(result.manifest, record.engine),
                 cell=Cell(record.sample_context_tokens or 1, tokens, record.batch_size),
                 limit_s=limit_s + 5,
             )
             case.snippet.write_text(render_snippet(PlanBuilder(result).build()), encoding="utf-8")
             case.write(folder / "case.json")
             try:
-                code = self._run(folder, limit_s, record.threads)
+                code = self._run(adapter, folder, limit_s, record.threads, python)
             except subprocess.TimeoutExpired:
                 return CodeOutcome.NOT_RUN, f"The winner's code was not run to its end: {limit_s} s were not enough."
             answer = read_answer(case.answer)
@@ -105,18 +113,21 @@ class CodeRunner:
             return compare(answer, trials)
         return CodeOutcome.FAILED, f"The winner's code does not run: {(answer or _end(code)).rstrip('.')}."
 
-    def _run(self, folder: Path, limit_s: int, threads: int | None) -> int:
+    def _run(self, adapter: EngineAdapter, folder: Path, limit_s: int, threads: int | None, python: str | None) -> int:
         """Its exit code.
+
+        Args:
+            python: path of the Python in which the trials ran; `None`: kvray's own.
 
         Raises:
             subprocess.TimeoutExpired: it had to be ended.
         """
-        environment = {**self.adapter.process_environment(), **child_environment(python=self.python)}
+        environment = {**adapter.process_environment(), **child_environment(python=python)}
         environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         if threads is not None:
             environment["OMP_NUM_THREADS"] = str(threads)
         process = subprocess.Popen(
-            python_command("-m", str(self.adapter.snippet_runner), str(folder / "case.json"), python=self.python),
+            python_command("-m", str(adapter.snippet_runner), str(folder / "case.json"), python=python),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -130,11 +141,12 @@ class CodeRunner:
             _end_group(process)
 
 
-def _request(manifest: SweepManifest) -> ModelRequest:
+def _request(manifest: SweepManifest, engine: str) -> ModelRequest:
     """The model as the trials loaded it; all of it is here."""
+    model = manifest.model_of(engine)
     return ModelRequest(
-        model_id=manifest.model_id,
-        revision=manifest.model_revision,
+        model_id=model.model_id,
+        revision=model.model_revision,
         trust_remote_code=manifest.trust_remote_code,
         allow_pickle=manifest.allow_pickle,
         offline=True,

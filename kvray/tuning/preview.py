@@ -26,8 +26,17 @@ _logger = logging.getLogger("kvray.tuning.preview")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """An engine that was asked for and takes no part in the sweep."""
+
+    engine: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preview:
-    """What a sweep would do.
+    """What a sweep would do. Where it takes several engines, `model` and `axes` are the first one's, and `space` is
+    that of all.
 
     Attributes:
         profile: fitted to the model: without the context lengths in `dropped_contexts`.
@@ -36,6 +45,8 @@ class Preview:
         free_mib: memory that a trial could take on the device, `None` where nothing tells.
         forecasts: by candidate id, of all that is measured or that cannot fit; empty where the model's shape is not
             known, or nothing is to be forecast.
+        others: each further engine's own preview.
+        refused: engines that were asked for and take no part.
     """
 
     model: ModelInfo
@@ -47,6 +58,18 @@ class Preview:
     hardware: Hardware | None = None
     free_mib: float | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+    others: tuple[Preview, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of the engines that take part, the baseline's first."""
+        return tuple(one.space.baseline.engine for one in (self, *self.others))
+
+    @property
+    def defaults(self) -> tuple[Candidate, ...]:
+        """What each of the other engines does with nothing set."""
+        return tuple(one.space.baseline for one in self.others)
 
     @property
     def unreachable_limits(self) -> tuple[str, ...]:
@@ -59,11 +82,20 @@ class Preview:
     def left_out(self) -> tuple[tuple[str, str, str], ...]:
         """(axis, value, reason) of everything on the menu that is neither measured nor rejected."""
         points = (*self.space.candidates, *(rejected.candidate for rejected in self.space.rejected))
-        asked_for = {pair for candidate in points for pair in lines_of(candidate, self.axes)}
-        return tuple(
-            (entry.axis, entry.value, entry.obstacle or entry.on_request or "not asked for")
-            for entry in menu_of(self.axes)
-            if (entry.axis, entry.value) not in asked_for
+        own = (candidate for candidate in points if candidate.engine == self.space.baseline.engine)
+        asked_for = {pair for candidate in own for pair in lines_of(candidate, self.axes)}
+        return (
+            *(("engine", one.engine, one.reason) for one in self.refused),
+            *(
+                (entry.axis, entry.value, entry.obstacle or entry.on_request or "not asked for")
+                for entry in menu_of(self.axes)
+                if (entry.axis, entry.value) not in asked_for
+            ),
+            *(
+                (axis, f"{value} ({other.space.baseline.engine})", reason)
+                for other in self.others
+                for axis, value, reason in other.left_out
+            ),
         )
 
 

@@ -8,19 +8,18 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from kvray.analysis.sampler import Sampler
 from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.offline import offline_environment
-from kvray.engines.registry import get_engine
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.record import Role
+from kvray.search_paths import python_command
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
@@ -39,11 +38,12 @@ from kvray.trial.position import PositionBoard
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.tuning.attempt import prepare_attempt
 from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.engines import EnginePart, SweepEngines, preview_engines, ready_parts
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
-from kvray.tuning.preview import Preview, preview_sweep, without_unplaceable
+from kvray.tuning.preview import Preview, without_unplaceable
 from kvray.tuning.recorder import Recorder
-from kvray.tuning.resolved import Resolved, check_request, resolve, with_measured_rates
+from kvray.tuning.resolved import Resolved, with_measured_rates
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, warn_of_quota
 
@@ -67,7 +67,7 @@ class TuningSearch:
 
     Args:
         config: what to tune.
-        adapter: the engine; by default the one that `config.engine` names.
+        adapter: the engine, or several, the baseline's first; by default those that `config.engine` names.
         observer: is told of every trial.
         arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
     """
@@ -76,7 +76,7 @@ class TuningSearch:
         self,
         *,
         config: TuneConfig,
-        adapter: EngineAdapter | None = None,
+        adapter: EngineAdapter | Sequence[EngineAdapter] | None = None,
         observer: SearchObserver | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
@@ -94,12 +94,11 @@ class TuningSearch:
         Raises:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
-        checked = check_request(self._config, self._engine())
+        engines = self._engines()
+        checked = engines.check(self._config)
         check_search(self._config.search)
         warn_of_quota(self._config)
-        preview = preview_sweep(resolve(checked))
-        checked.adapter.check_weights(checked.request, quick=True)
-        return preview
+        return preview_engines(engines, engines.resolve(checked))
 
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
@@ -133,17 +132,17 @@ class TuningSearch:
         )
 
     def _run(self) -> TuneResult:
-        config, store = self._config, ResultsStore(self._config.output_dir)
+        config, store, engines = self._config, ResultsStore(self._config.output_dir), self._engines()
         recorded = {} if config.resume is None else store.read_manifest(config.resume).engine_pythons
-        checked = check_request(config, self._engine(), recorded_pythons=recorded)
+        checked = engines.check(config, recorded_pythons=recorded)
         Extra.TUNE.require("Measuring")
         check_search(config.search)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        device = checked.device.device
+        device = checked[0].device.device
         with claimed_sweep(store, run_id) as claim, contention_noticed(config, device, run_id) as self._quiet:
-            resolved = self._with_rates(resolve(checked))  # while nothing else runs
-            result, break_off = self._measured_and_written_up(store, run_id, resolved, claim)
+            resolved = engines.each(engines.resolve(checked), self._with_rates)  # while nothing else runs
+            result, break_off = self._measured_and_written_up(store, run_id, engines, resolved, claim)
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:
@@ -160,47 +159,45 @@ class TuningSearch:
 
         return with_measured_rates(resolved, before_measuring=before_measuring)
 
-    def _engine(self) -> EngineAdapter:
-        return self._adapter or get_engine(self._config.engine)
+    def _engines(self) -> SweepEngines:
+        if self._adapter is None:
+            return SweepEngines.named(self._config.engines)
+        return SweepEngines([self._adapter] if isinstance(self._adapter, EngineAdapter) else self._adapter)
 
     def _measured_and_written_up(
-        self, store: ResultsStore, run_id: str, resolved: Resolved, claim: Claim
+        self, store: ResultsStore, run_id: str, engines: SweepEngines, resolved: Sequence[Resolved], claim: Claim
     ) -> tuple[TuneResult, KvrayError | None]:
         """The sweep as far as it came, and the error if that was broken off."""
         try:
-            keeper, break_off = self._measure(store, run_id, resolved, claim)
-            runner = self._code_runner(resolved, interrupted=break_off is not None)
+            keeper, break_off = self._measure(store, run_id, engines, resolved, claim)
+            runner = self._code_runner(engines, interrupted=break_off is not None)
             return write_up(keeper, self._config.profile, runner.check), break_off
         except KeyboardInterrupt:
             # After the last trial too: a user who does not press again gets what was measured.
             if self._keeper is None:
                 raise
-            runner = self._code_runner(resolved, interrupted=True)
+            runner = self._code_runner(engines, interrupted=True)
             return write_up(self._keeper, self._config.profile, runner.check), interruption(self._keeper)
 
-    def _code_runner(self, resolved: Resolved, *, interrupted: bool) -> CodeRunner:
+    def _code_runner(self, engines: SweepEngines, *, interrupted: bool) -> CodeRunner:
         excuse = "the sweep was interrupted" if interrupted else None
         if not self._config.check_snippet:
             excuse = "--no-check-snippet was given"
         before = (lambda: None) if self._observer is None else self._observer.checking_code
-        python = resolved.pythons.get(resolved.adapter.name)
-        path = None if python is None else python.path
-        return CodeRunner(resolved.adapter, excuse=excuse, before=before, python=path)
+        first, *others = engines.adapters
+        return CodeRunner(first, others=tuple(others), excuse=excuse, before=before)
 
     def _measure(
-        self, store: ResultsStore, run_id: str, resolved: Resolved, claim: Claim
+        self, store: ResultsStore, run_id: str, engines: SweepEngines, resolved: Sequence[Resolved], claim: Claim
     ) -> tuple[RecordKeeper, KvrayError | None]:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
-        config, adapter, started_s = self._config, resolved.adapter, time.monotonic()
+        config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before Ray starts.
-        preview = preview_sweep(resolved)
+        preview, parts = ready_parts(engines, resolved)
+        engines.tell_refused()
+        pythons = {name: python for one in resolved for name, python in one.pythons.items()}
         for told in preview.unreachable_limits:
             _logger.warning("%s", told)
-        preview = replace(preview, model=adapter.identify_model(resolved.request, preview.model))
-        # The very version that was described: the hub may get another one while the sweep runs.
-        request = replace(resolved.request, model_id=preview.model.model_id, revision=preview.model.revision)
-        adapter.fetch_weights(request)
-        adapter.check_weights(request)
         warn_of_closed_cache()
         with (
             log_kept_in(store, run_id) as log,
@@ -208,7 +205,7 @@ class TuningSearch:
             RaySession(
                 address=config.address,
                 scratch=log.parent,
-                imports=engine_folders(adapter),
+                imports=engine_folders(*engines.adapters),
                 last_words=self._last_words,
             ) as ray,
         ):
@@ -224,11 +221,11 @@ class TuningSearch:
                 store,
                 config,
                 preview,
-                adapter,
+                engines.adapters,
                 run_id=run_id,
                 slots=slots,
                 arguments=self._arguments,
-                pythons=resolved.pythons,
+                pythons=pythons,
             )
             store.write_manifest(attempt.manifest)
             keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
@@ -239,15 +236,16 @@ class TuningSearch:
                 preview.space.candidates,
                 preview.profile,
                 preview.forecasts,
-                axes=preview.axes,
+                axes=[axis for one in (*preview.others, preview) for axis in one.axes],
                 seed=config.seed,
             )
             tasks = TaskMaker(
-                _plain_spec(config, preview, request, attempt.manifest),
-                reference=_reference(preview, attempt.manifest),
+                _plain_spec(config, preview, parts[0].request, attempt.manifest),
+                reference=_reference(parts[0], attempt.manifest),
                 forecasts=preview.forecasts,
-                adapter=adapter,
-                pythons=resolved.pythons,
+                adapters=engines.adapters,
+                requests={part.adapter.name: part.request for part in parts},
+                pythons=pythons,
                 threads=slots.threads,
                 scratch=log.parent,
                 trial_suffix=attempt.manifest.trial_suffix,
@@ -290,6 +288,7 @@ def _queue(
             confirm_rounds=config.confirm_rounds,
         ),
         recorded=recall.results,
+        defaults=[one.candidate_id for one in preview.defaults],
         retry=recall.retry,
         stops_early=config.search is not SearchStrategy.GRID,
         repeats_apart=config.search is SearchStrategy.MODEL,
@@ -312,12 +311,16 @@ def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, man
     )
 
 
-def _reference(preview: Preview, manifest: SweepManifest) -> ReferenceSpec:
+def _reference(part: EnginePart, manifest: SweepManifest) -> ReferenceSpec:
+    """The baseline of the first engine, for the candidates of all."""
     versions = manifest.attempts[-1].fingerprint.versions
     return ReferenceSpec(
-        candidate=preview.space.baseline,
-        model_revision=preview.model.revision,
-        enforced=not preview.model.random_weights,
+        candidate=part.preview.space.baseline,
+        model_revision=part.preview.model.revision,
+        enforced=not part.preview.model.random_weights,
+        adapter=part.adapter,
+        request=part.request,
+        python=manifest.engine_pythons.get(part.adapter.name, python_command()[0]),
         engine_versions=tuple(sorted(versions.items())),
     )
 

@@ -151,9 +151,15 @@ def test_a_cache_is_read_back_from_its_name(text: str) -> None:
 
 
 def test_a_hub_kernel_goes_with_its_name_and_nothing_else_does() -> None:
-    values = {"engine": "e", "cache": "dynamic", "dtype": "float32"}
+    values = {"engine": "transformers", "cache": "dynamic", "dtype": "float32"}
     kernel = Candidate.from_dict({**values, "attention": "hub_kernel", "hub_kernel": "kernels-community/flash-attn2"})
     assert kernel.label == "dynamic/kernels-community/flash-attn2/float32"
     for attention, name in (("hub_kernel", None), ("sdpa", "a/b"), ("hub_kernel", "a/b c"), ("hub_kernel", "../b")):
         with pytest.raises(InvalidValueError, match=r"hub_kernel|owner/kernel"):
             Candidate.from_dict({**values, "attention": attention, "hub_kernel": name})
+
+
+def test_a_label_tells_engines_apart() -> None:
+    """A sweep may take several, and two sweeps may be compared."""
+    assert replace(BASE, engine="vllm").label == f"vllm:{BASE.label}"
+    assert replace(BASE, engine="fake").label == BASE.label

@@ -16,7 +16,7 @@ from kvray.engines.fake import FakeAdapter, FakeModel
 from kvray.errors import EngineError, ModelError, PlanError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import Plan, PlanFingerprint, save_plan
-from kvray.plan.session import FingerprintWarning, PlanLoader, Session, load_plan
+from kvray.plan.session import FingerprintWarning, FoundEngine, PlanLoader, Session, load_plan
 from kvray.probes.environment import capture_environment, library_versions
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.record import Role, version_fields
@@ -52,7 +52,8 @@ class WatchedAdapter(FakeAdapter):
 
 def session_of(plan: Plan) -> tuple[Session, WatchedAdapter]:
     adapter = WatchedAdapter()
-    return Session(plan, adapter, plan.device, ModelRequest(model_id=plan.model_id)), adapter
+    found = FoundEngine(adapter=adapter, request=ModelRequest(model_id=plan.model_id))
+    return Session(plan, {plan.engine: found}, plan.device), adapter
 
 
 def plan_of(commands: str = "ok") -> Plan:
@@ -297,8 +298,8 @@ def test_where_weights_might_be_pickled_their_refusal_names_the_consent(monkeypa
 
 def test_with_consent_a_plan_loads_and_without_need_nothing_is_trusted() -> None:
     own = plan_of().model_copy(update={"trust_remote_code": True})
-    assert PlanLoader(own).load(trust_remote_code=True)._request.trust_remote_code
-    plain = PlanLoader(plan_of()).load()._request
+    assert PlanLoader(own).load(trust_remote_code=True)._engines["fake"].request.trust_remote_code
+    plain = PlanLoader(plan_of()).load()._engines["fake"].request
     assert (plain.trust_remote_code, plain.allow_pickle) == (False, False)
 
 

@@ -93,7 +93,7 @@ def make_queue(
             spec,
             reference=ReferenceSpec(candidate=BASELINE, model_revision="1"),
             forecasts={},
-            adapter=FakeAdapter(),
+            adapters=(FakeAdapter(),),
             threads=None,
             scratch=None,
             trial_suffix=trial_suffix,

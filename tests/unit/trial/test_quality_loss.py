@@ -182,7 +182,7 @@ def test_bounds_contain_what_all_probabilities_would_have_given(
     exact = kl_of_rows(p[known].astype(np.float32), q[None, known].astype(np.float32))[0]
     (row,) = known_rows(told_of(q, kept, token=0 if tells_token else None), 0)
     bounds = kl_bounds(known, p[known].astype(np.float32), row)
-    assert bounds.low - 1e-4 <= exact <= bounds.high + 1e-4
+    assert bounds.low - 2e-6 <= exact <= bounds.high + 2e-6
     assert exact <= float((np.exp(p) * (p - q)).sum()) + 1e-4, "which is a lower bound of the whole vocabulary's"
     likelihood = nll_bounds(row, 0)
     assert likelihood.low - 1e-4 <= -q[0] <= likelihood.high + 1e-4

@@ -1,0 +1,128 @@
+"""One sweep over several engines: what each does with nothing set, one reference, records, ranking, plan and report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import second_engine
+
+from kvray.candidate import DeviceType
+from kvray.config import TuneConfig
+from kvray.errors import EngineError, ModelError
+from kvray.plan.session import load_plan
+from kvray.record import TrialStatus
+from kvray.tuning.result import TuneResult
+from kvray.tuning.search import TuningSearch
+from kvray.workload import create_custom_profile
+
+PROFILE = create_custom_profile(
+    "engines",
+    context_lengths=(256, 3000),
+    output_lengths=(4,),
+    repeats=1,
+    weight_ttft=0.01,
+    weight_throughput=0.01,
+    weight_memory=0.98,
+)
+"""Memory decides, which the fake engines make up: no clock does."""
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    second_engine.install(packages)
+    monkeypatch.syspath_prepend(str(packages))
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def one_ray() -> Iterator[None]:
+    tests = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {"PYTHONPATH": tests}
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables}
+    )
+    yield
+    ray.shutdown()
+
+
+def config_of(tmp_path: Path, **changes: object) -> TuneConfig:
+    return TuneConfig(
+        **{
+            "model_id": "fake:second:=topk",
+            "profile": PROFILE,
+            "device": DeviceType.CPU,
+            "engine": "fake,second,gone",
+            "output_dir": tmp_path / "results",
+            "attentions": ("sdpa", "eager"),
+            "dtypes": ("float32",),
+            "confirm_rounds": 1,
+            **changes,
+        }
+    )
+
+
+def test_every_engine_contributes_its_candidates_and_what_it_refuses_is_one_line(tmp_path: Path) -> None:
+    preview = TuningSearch(config=config_of(tmp_path)).preview()
+    assert preview.engines == ("fake", "second")
+    assert preview.space.baseline.engine == "fake"
+    assert [one.label for one in preview.defaults] == ["second:dynamic/sdpa/float32"]
+    assert [one.engine for one in preview.space.candidates] == ["fake"] * 4 + ["second"] * 4
+    assert (preview.profile.context_lengths, preview.dropped_contexts) == ((256,), (3000,)), "what all engines hold"
+    assert ("engine", "gone", "Unknown engine 'gone'.") in preview.left_out
+
+
+def test_without_the_first_engine_the_next_one_gives_the_baseline(tmp_path: Path) -> None:
+    assert TuningSearch(config=config_of(tmp_path, engine="gone,second")).preview().engines == ("second",)
+    with pytest.raises(EngineError, match="Unknown engine 'gone'"):
+        TuningSearch(config=config_of(tmp_path, engine="gone,away")).preview()
+    with pytest.raises(ModelError, match="knows no model 'other'"):
+        TuningSearch(config=config_of(tmp_path, engine="fake,second", model_id="other")).preview()
+
+
+def test_a_sweep_follows_each_candidates_engine_from_the_records_to_the_plan(tmp_path: Path, one_ray: None) -> None:
+    result = TuningSearch(config=config_of(tmp_path)).run()
+    records = [one.record for one in result.results]
+    check_records(result)
+    (reference,) = (tmp_path / "cache" / "reference").glob("*.npz")
+    made_at = reference.stat().st_mtime_ns
+
+    manifest = result.manifest
+    assert manifest.engines == ("fake", "second")
+    assert (manifest.model_revision, manifest.other_engines["second"].model_revision) == ("1", "second-1")
+    report = result.paths.report_markdown.read_text(encoding="utf-8")
+    assert "**Engine**: fake, second" in report
+    assert "`second:static/sdpa/float32`" in report
+    assert "Unknown engine 'gone'" in report
+
+    winner = result.analysis.ranking.winner.record
+    assert winner.engine == "second"
+    loaded = load_plan(result.paths.best_plan)
+    assert (loaded.plan.engine, loaded.plan.model_revision, loaded.plan.architecture) == (
+        "second",
+        "second-1",
+        "Second",
+    )
+    session = loaded.load()
+    assert session.generate("a b c", max_new_tokens=2) == "fake fake"
+    assert session.candidate.engine == "second"
+
+    again = TuningSearch(config=config_of(tmp_path, resume=manifest.run_id)).run()
+    assert {one.record.trial_id for one in again.results} == {record.trial_id for record in records}
+    assert reference.stat().st_mtime_ns == made_at
+
+
+def check_records(result: TuneResult) -> None:
+    """Every engine's default was measured, and all were compared with the first engine's reference."""
+    records = {one.record.candidate.label: one.record for one in result.results if one.record.kl_mean is not None}
+    default = records["second:dynamic/sdpa/float32"]
+    assert default.status is TrialStatus.OK
+    assert default.kl_mean == pytest.approx(0.0, abs=1e-6)
+    assert default.kl_upper is not None, "the second engine tells the most probable tokens only"
+    assert records["dynamic/sdpa/float32"].kl_upper is None
+    assert {record.engine for record in records.values()} == {"fake", "second"}
