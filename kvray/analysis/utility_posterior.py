@@ -1,4 +1,19 @@
-"""Which candidate leads, and how surely: plausible true utilities of all contenders, given what was measured."""
+"""Which candidate leads, and how surely: plausible true utilities of all contenders, given what was measured.
+
+A process p of candidate c, run in round k, measures the utility
+
+    y_p = u_c + b_k + e_p    with   u_c ~ N(m, s²),   b_k ~ N(0, v),   e_p ~ N(0, v_c + w_p)
+
+In words: the candidate's true utility u_c; what all processes of the confirming round have in common, b_k (0 in the
+search, whose processes are no round); and the process's own noise e_p. Its variance is v_c, by which processes of this
+candidate differ, plus w_p, which comes of the few runs within the process. v is the v_c of an ordinary candidate.
+
+v and v_c are drawn from what is believed of them (`noise.process_variances`). m and s² are fitted to the measurements
+(empirical Bayes), which takes back the luck of those that were measured best of many. Given these, u and b are normal,
+and are drawn from their joint posterior.
+
+Source: Gelman et al. 2013, "Bayesian Data Analysis", third edition, sections 5.4 and 5.5 (normal hierarchical model).
+"""
 
 from __future__ import annotations
 
@@ -77,12 +92,10 @@ class UtilityPosterior:
 def draw_utilities(
     evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int
 ) -> UtilityPosterior:
-    """The posterior of `ids`, none of which may be without a process.
+    """The posterior of `ids`, none of which may be without a process; the module has the model.
 
-    The model: a process measures its candidate's utility, plus what its round has in common, plus its own noise.
-    `process_variances` says what is believed of each candidate's noise. True utilities are normal around a mean and
-    with a spread that are fitted to all of `ids` (empirical Bayes), which takes back the luck of those that were
-    measured best of many. Rounds differ from each other as much as the processes of a typical candidate do.
+    Args:
+        weights: of the logarithms of TTFT, throughput and peak in the utility, with their signs.
     """
     own = evidence.restricted(ids)
     variances = process_variances(evidence, weights)
@@ -105,8 +118,22 @@ def _draw(
     draws: int,
     generator: np.random.Generator,
 ) -> Array:
-    """Candidates × `draws`: first the rounds' effects, of variance `typical`, then the utilities given those (both are
-    normal)."""
+    """Candidates × `draws`: first the rounds' effects, then the utilities given those. Both are normal.
+
+    With weight a_p = 1 / (v_c + w_p) and P_c = 1/s² + Σ a_p over the processes of c, the utility given all b is
+
+        u_c ~ N((m/s² + Σ a_p (y_p − b_k)) / P_c, 1 / P_c)
+
+    Averaged over u, the vector b is normal with the inverse covariance
+
+        J_kl = [k = l] (1/v + Σ_{p in k} a_p) − Σ_c S_ck S_cl / P_c    with   S_ck = Σ a_p over the processes of c in k
+
+    and the mean J⁻¹ h, where h_k = Σ_{p in k} a_p y_p − Σ_c S_ck (m/s² + Σ a_p y_p) / P_c.
+
+    Args:
+        variances: v_c + w_p of every process.
+        typical: v.
+    """
     owner, count, weights = evidence.owner, len(evidence.ids), 1 / variances
     mean, spread = _population(evidence, values, variances, typical)
     precision = 1 / spread + np.bincount(owner, weights, count)
@@ -124,14 +151,16 @@ def _draw(
 
 
 def _mirrored(rows: int, draws: int, generator: np.random.Generator) -> Array:
-    """Standard normal, rows × `draws` (an even number): each with its negative, so that means are not left to chance
-    where two candidates hardly differ."""
+    """Standard normal numbers, rows × `draws` (an even number).
+
+    Each comes with its negative, so that means are not left to chance where two candidates hardly differ.
+    """
     half = generator.standard_normal((rows, draws // 2))
     return np.concatenate([half, -half], axis=1)
 
 
 def _population(evidence: Evidence, values: Array, variances: Array, typical: float) -> tuple[float, float]:
-    """Mean and variance of the true utilities. From the search alone: whom it confirms is not drawn by chance."""
+    """Mean m and variance s² of the true utilities, from the search alone: it confirms good candidates, not any."""
     searched = evidence.rounds == SEARCH_ROUND
     if searched.sum() > 1:
         values, variances = values[searched], variances[searched]
