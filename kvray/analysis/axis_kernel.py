@@ -32,22 +32,46 @@ CONSTANT_VARIANCE = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Likenesses:
+    """The covariance's terms at given lengths, each to be multiplied by its variance.
+
+    Attributes:
+        terms: those that no length changes, then the smooth effects, then their pairs.
+        own_slopes, pair_slopes: per length, derivatives by its logarithm: of its smooth effect and of the pairs.
+    """
+
+    terms: Array
+    own_slopes: Array
+    pair_slopes: Array
+
+    def length_slopes(self, variances: Array, excess: Array) -> Array:
+        """Per length, the sum over all entries of `excess` times the covariance's derivative by its logarithm."""
+        count = len(self.own_slopes)
+        first = len(self.terms) - count - (len(self.pair_slopes) > 0)
+        found = variances[first : first + count] * np.tensordot(self.own_slopes, excess, axes=([1, 2], [0, 1]))
+        if len(self.pair_slopes):
+            found += variances[-1] * np.tensordot(self.pair_slopes, excess, axes=([1, 2], [0, 1]))
+        return np.asarray(found)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AxisKernel:
-    """The likenesses of n candidates, each to be multiplied by the variance of its term.
+    """What the covariance of n candidates is made of.
 
     Attributes:
         fixed: terms that no length changes, n × n each.
-        names: the axes of names, as likenesses.
-        distances: of the axes of numbers.
+        named: n × n, on how many of the `names` axes of names two candidates are equal.
+        distances: on each axis of numbers.
     """
 
     fixed: Array
-    names: Array
+    named: Array
+    names: int
     distances: Array
 
     @property
     def terms(self) -> int:
-        """Number of likenesses: `fixed`, then those of numbers, then their pairs."""
+        """Number of terms, each of which has a variance."""
         return len(self.fixed) + len(self.distances) + self.has_pairs
 
     @property
@@ -57,37 +81,29 @@ class AxisKernel:
 
     def among(self, at: npt.NDArray[np.int64]) -> AxisKernel:
         """The same for some of the candidates, of which one may be named several times."""
-        rows = np.ix_(at, at)
-        return replace(self, **{name: getattr(self, name)[:, *rows] for name in ("fixed", "names", "distances")})
+        rows = at[:, None]
+        return replace(
+            self, fixed=self.fixed[:, rows, at], named=self.named[rows, at], distances=self.distances[:, rows, at]
+        )
 
-    def likenesses(self, lengths: Array) -> Array:
-        """Terms × n × n."""
-        if not len(self.distances):
-            return self.fixed
-        numbers, _ = correlations(self.distances, lengths)
-        return np.concatenate([self.fixed, numbers, *([[self._pairs(numbers)]] if self.has_pairs else [])])
-
-    def length_slopes(self, lengths: Array, variances: Array, excess: Array) -> Array:
-        """Per length, the sum over all entries of `excess` times the covariance's derivative by its logarithm."""
-        count = len(self.distances)
-        if not count:
-            return np.zeros(0)
-        numbers, derivatives = correlations(self.distances, lengths)
-        own = variances[len(self.fixed) : len(self.fixed) + count, None, None]
-        pairs = variances[-1] / self._pair_count if self.has_pairs else 0.0
-        changes = derivatives * (own + pairs * (self.names.sum(axis=0) + numbers.sum(axis=0) - numbers))
-        return np.asarray(np.tensordot(changes, excess, axes=([1, 2], [0, 1])))
-
-    def _pairs(self, numbers: Array) -> Array:
-        """Mean over all pairs that have a number of the product of both likenesses."""
+    def likenesses(self, lengths: Array) -> Likenesses:
+        """All terms and their slopes."""
+        numbers, slopes = correlations(self.distances, lengths)
+        if not self.has_pairs:
+            terms = np.concatenate([self.fixed, numbers])
+            return Likenesses(terms=terms, own_slopes=slopes, pair_slopes=slopes[:0])
         total = numbers.sum(axis=0)
-        among = (total**2 - (numbers**2).sum(axis=0)) / 2
-        return np.asarray((total * self.names.sum(axis=0) + among) / self._pair_count)
+        pairs = (total * self.named + (total**2 - (numbers**2).sum(axis=0)) / 2) / self._pair_count
+        return Likenesses(
+            terms=np.concatenate([self.fixed, numbers, pairs[None]]),
+            own_slopes=slopes,
+            pair_slopes=slopes * (self.named + total - numbers) / self._pair_count,
+        )
 
     @property
     def _pair_count(self) -> int:
         count = len(self.distances)
-        return count * len(self.names) + math.comb(count, 2)
+        return count * self.names + math.comb(count, 2)
 
 
 def correlations(distances: Array, lengths: Array) -> tuple[Array, Array]:

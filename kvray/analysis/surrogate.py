@@ -132,7 +132,8 @@ class AxisModel:
             spreads.append(_SPREAD["slope"])
         self._kernel = AxisKernel(
             fixed=stacked(fixed, size),
-            names=stacked(names, size),
+            named=stacked(names, size).sum(axis=0),
+            names=len(names),
             distances=stacked(distances, size),
         )
         count = len(distances)
@@ -187,7 +188,7 @@ class AxisModel:
         """
         variances, lengths, noise = self._split(scales)
         likenesses = inner.likenesses(lengths)
-        covariance = np.tensordot(variances, likenesses, axes=1) + CONSTANT_VARIANCE
+        covariance = np.tensordot(variances, likenesses.terms, axes=1) + CONSTANT_VARIANCE
         covariance[np.diag_indices_from(covariance)] += noise[0] + noise[1] * is_first + known_noise + _JITTER
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
@@ -196,8 +197,8 @@ class AxisModel:
         diagonal = np.diagonal(excess)
         slopes = np.concatenate(
             [
-                np.tensordot(likenesses, excess, axes=([1, 2], [0, 1])) * variances,
-                inner.length_slopes(lengths, variances, excess) / 2,
+                np.tensordot(likenesses.terms, excess, axes=([1, 2], [0, 1])) * variances,
+                likenesses.length_slopes(variances, excess) / 2,
                 np.array([diagonal.sum(), diagonal @ is_first]) * noise,
             ]
         )
@@ -208,7 +209,7 @@ class AxisModel:
     def _predict(self, scales: Array, values: Array, level: float, seen: Observations) -> Posterior:
         """Source: Rasmussen and Williams 2006, equations 2.25 and 2.26."""
         variances, lengths, (process, first_rung) = self._split(scales)
-        everything = np.tensordot(variances, self._kernel.likenesses(lengths), axes=1) + CONSTANT_VARIANCE
+        everything = np.tensordot(variances, self._kernel.likenesses(lengths).terms, axes=1) + CONSTANT_VARIANCE
         noise = process + first_rung * seen.is_first_rung + seen.known_noise + _JITTER
         covariance = everything[np.ix_(seen.at, seen.at)] + np.diag(noise)
         lower = cholesky(covariance, lower=True, check_finite=False)
