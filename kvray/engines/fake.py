@@ -6,10 +6,9 @@ The model id is `fake:` followed by comma-separated `WHERE=HOW`: in every candid
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -26,8 +25,8 @@ from kvray.candidate import (
     CompileMode,
     DeviceType,
     DType,
-    ParamValue,
 )
+from kvray.engines import fake_axes
 from kvray.engines.base import (
     OBSERVED_TOKENS,
     DeviceFacts,
@@ -45,9 +44,8 @@ from kvray.engines.base import (
 from kvray.engines.fake_server import FakeServer
 from kvray.engines.misbehaviour import Misbehaviour
 from kvray.errors import ModelError
-from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
-from kvray.space.constraints import Constraint, SpaceFacts
-from kvray.space.menu import shared_axis
+from kvray.space.axis import Axis
+from kvray.space.constraints import Constraint
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
@@ -60,35 +58,6 @@ TOLD_TOKENS = 8
 """The most probable ones that `topk` tells."""
 LOSSY_NOISE = 2.0
 """Standard deviation of what `lossy` adds to the logits."""
-_SPEED: Mapping[str, float] = {
-    "static": 0.8,
-    "dynamic": 1.0,
-    "eager": 1.6,
-    "sdpa": 1.0,
-    "sdpa_flash": 0.9,
-    "sdpa_efficient": 1.2,
-    "sdpa_math": 1.4,
-    "sdpa_cudnn": 1.1,
-    "float32": 1.5,
-    "float16": 1.0,
-    "bfloat16": 0.9,
-}
-BEST_TILE = 64
-MOST_TILE = 65536
-_OWN_AXES = {"tile", "fused", "layout"}
-_LAYOUTS: Mapping[str, float] = {"rows": 1.0, "columns": 0.95, "blocks": 0.9}
-
-
-def speed_factor(candidate: Candidate) -> float:
-    """How long everything takes, by what a candidate chooses: 1 is plain. Four GPUs are twice as fast as one."""
-    factor = _SPEED[candidate.cache] * _SPEED[candidate.attention] * _SPEED[candidate.dtype]
-    factor /= math.sqrt(candidate.parallelism)
-    settings = dict(candidate.settings)
-    if tile := settings.get("tile"):
-        factor *= 0.7 + 0.05 * abs(math.log2(float(tile) / BEST_TILE))
-    if settings.get("fused"):
-        factor *= 0.85
-    return factor * _LAYOUTS[str(settings.get("layout", "rows"))]
 
 
 class FakeAdapter(EngineAdapter):
@@ -130,47 +99,11 @@ class FakeAdapter(EngineAdapter):
 
     @override
     def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
-        """Those that engines share, and one of each kind: none of its own is in the default space."""
-        compiles = (CompileMode.OFF, CompileMode.DEFAULT)
-        return (
-            shared_axis("cache", (AxisValue(value=cache.value) for cache in CacheStrategy if cache in _SPEED)),
-            shared_axis("attention", (AxisValue(value=one.value) for one in AttentionBackend if one in _SPEED)),
-            shared_axis("dtype", (AxisValue(value=dtype.value) for dtype in DType)),
-            shared_axis("compile", (AxisValue(value=mode.value) for mode in compiles)),
-            Axis(
-                name="tile",
-                title="tile size",
-                kind=AxisKind.NUMBER,
-                scale=Scale.LOG,
-                values=(AxisValue(value="tokens", on_request=f"fastest at {BEST_TILE}"),),
-                most=MOST_TILE,
-                aliases={"auto": None},
-                canonical=_tile_within_cells,
-            ),
-            Axis(
-                name="fused",
-                title="fused kernel",
-                kind=AxisKind.FLAG,
-                values=(AxisValue(value="true", on_request="made up"), AxisValue(value="false")),
-                default=False,
-            ),
-            Axis(
-                name="layout",
-                title="memory layout",
-                kind=AxisKind.CHOICE,
-                values=(
-                    AxisValue(value="rows"),
-                    AxisValue(value="columns", on_request="made up"),
-                    AxisValue(value="blocks", obstacle=_NEEDS_GPU if device.device is DeviceType.CPU else None),
-                ),
-                default="rows",
-                canonical=_layout_of_static_caches,
-            ),
-        )
+        return fake_axes.axes(device.device)
 
     @override
     def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Constraint]:
-        return (Constraint(name="kernel-on-device", check=_kernel_on_device),)
+        return (Constraint(name="kernel-on-device", check=fake_axes.kernel_on_device),)
 
     @override
     def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
@@ -197,8 +130,8 @@ class FakeAdapter(EngineAdapter):
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
-        del device, profile
-        if unknown := dict(candidate.settings).keys() - _OWN_AXES:
+        del profile
+        if unknown := dict(candidate.settings).keys() - {axis.name for axis in fake_axes.axes(device)}:
             raise UnsupportedError(f"The fake engine has no axis {', '.join(sorted(unknown))}.")
         model = FakeModel(request, candidate)
         model.misbehave("load")
@@ -223,31 +156,6 @@ class FakeAdapter(EngineAdapter):
         return "Memory is made up."
 
 
-_NEEDS_GPU = "needs a GPU"
-
-
-def _tile_within_cells(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
-    """A tile that is longer than the longest cell is as long as that cell."""
-    cells = profile.cells(candidate.batch_size, rung=2)
-    return min(int(value), max(cell.context_tokens + cell.output_tokens for cell in cells))
-
-
-def _layout_of_static_caches(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
-    """A cache that grows has one layout only."""
-    del profile
-    return value if candidate.cache.has_fixed_size else None
-
-
-def _kernel_on_device(candidate: Candidate, facts: SpaceFacts) -> str | None:
-    """The fake runs on a CPU what PyTorch runs there."""
-    if facts.device is DeviceType.CPU and candidate.attention in (
-        AttentionBackend.SDPA_EFFICIENT,
-        AttentionBackend.SDPA_CUDNN,
-    ):
-        return f"PyTorch has no {candidate.attention.removeprefix('sdpa_')} attention kernel for the CPU"
-    return None
-
-
 class FakeModel(LoadedModel):
     """Sleeps; see the module."""
 
@@ -256,7 +164,7 @@ class FakeModel(LoadedModel):
         self._todo = [
             (how, phase) for where, how, phase in _misbehaviours(request.model_id) if where in candidate.label
         ]
-        self._factor = speed_factor(candidate)
+        self._factor = fake_axes.speed_factor(candidate)
         self._cell = Cell(1, 1, 1)
         commands = {how for how, _ in self._todo}
         self._is_lossy = Misbehaviour.LOSSY in commands

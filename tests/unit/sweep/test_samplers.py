@@ -16,7 +16,8 @@ from kvray.analysis.sampler import EveryCandidate
 from kvray.candidate import Candidate, DeviceType
 from kvray.config import SearchStrategy
 from kvray.engines.base import DeviceFacts
-from kvray.engines.fake import FakeAdapter, speed_factor
+from kvray.engines.fake import FakeAdapter
+from kvray.engines.fake_axes import speed_factor
 from kvray.errors import EngineError
 from kvray.space.axis import Axis, AxisKind
 from kvray.sweep.optuna import OptunaSampler

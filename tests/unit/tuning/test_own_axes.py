@@ -15,7 +15,8 @@ from kvray.cli.info import print_menu
 from kvray.cli.preview import print_preview
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts
-from kvray.engines.fake import FakeAdapter, speed_factor
+from kvray.engines.fake import FakeAdapter
+from kvray.engines.fake_axes import speed_factor
 from kvray.errors import InvalidValueError, NoCandidatesError
 from kvray.tuning.preview import Preview, preview_sweep
 from kvray.tuning.resolved import check_request, resolve
