@@ -173,6 +173,7 @@ class TrialRecord:
         trial_id: id of the trial, which is one process.
         candidate_id: hash over every field of the configuration: the same in all sweeps.
         role: why it ran. The baseline and each searched candidate run once, confirming trials further times.
+        confirm_round: the confirming round that it belongs to, from 1; `None` for other trials, and in older records.
         model_id: the model, as it was given.
         engine: inference engine.
         profile: name of the workload; `…, changed` where it was measured with other lengths or batch sizes.
@@ -267,6 +268,7 @@ class TrialRecord:
     trial_id: str
     candidate_id: str
     role: Role
+    confirm_round: int | None = None
     model_id: str
     engine: str
     profile: str

@@ -83,7 +83,10 @@ def confirm_trial_id(round_number: int, candidate_id: str) -> str:
 
 
 def confirm_round(record: TrialRecord) -> int | None:
-    """The round that a confirming trial belongs to, `None` for one whose id does not say."""
+    """The round that a confirming trial belongs to, from 1; `None` for others. Of older records the trial's id says
+    it."""
+    if record.confirm_round is not None:
+        return record.confirm_round
     match = _CONFIRM_ID.match(record.trial_id)
     return int(match[1]) if match else None
 

@@ -43,6 +43,7 @@ TRIALS_SCHEMA = pa.schema(
         ("trial_id", _TEXT),
         ("candidate_id", _TEXT),
         ("role", _CATEGORY),
+        ("confirm_round", _INT),
         ("model_id", _TEXT),
         ("engine", _TEXT),
         ("profile", _TEXT),

@@ -36,6 +36,7 @@ def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = 
         run_id=spec.run_id,
         trial_id=spec.trial_id,
         role=spec.role,
+        confirm_round=spec.confirm_round,
         model_id=spec.request.model_id,
         profile=spec.profile.name,
         status=status,

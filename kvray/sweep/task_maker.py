@@ -56,7 +56,15 @@ class TaskMaker:
         self._trial_suffix = trial_suffix
         self._trial_ids = trial_ids
 
-    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialTask:
+    def __call__(
+        self,
+        candidate: Candidate,
+        *,
+        role: Role,
+        trial_id: str,
+        rungs: tuple[int, ...],
+        confirm_round: int | None = None,
+    ) -> TrialTask:
         """The task of one trial of `candidate`; its spec says what the trial is called in the end."""
         recorded = None if role is Role.CONFIRM else self._trial_ids.get(candidate.candidate_id)
         spec = replace(
@@ -64,6 +72,7 @@ class TaskMaker:
             candidate=candidate,
             request=self._requests.get(candidate.engine, self._spec.request),
             role=role,
+            confirm_round=confirm_round,
             trial_id=recorded or f"{trial_id}{self._trial_suffix}",
             rungs=rungs,
             reference=None if role is Role.CONFIRM else self._reference,

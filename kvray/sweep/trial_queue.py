@@ -37,7 +37,15 @@ CONFIRM_SHARE = 0.3
 class MakeTask(Protocol):
     """Everything that a slot needs for one trial of a candidate."""
 
-    def __call__(self, candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialTask:
+    def __call__(
+        self,
+        candidate: Candidate,
+        *,
+        role: Role,
+        trial_id: str,
+        rungs: tuple[int, ...],
+        confirm_round: int | None = None,
+    ) -> TrialTask:
         """The task; in the records the trial is called as its spec says, which may not be `trial_id` alone."""
 
 
@@ -331,10 +339,11 @@ class SweepQueue(TrialQueue):
     def _task(self, candidate: Candidate, rungs: tuple[int, ...], number: str | None) -> TrialTask:
         key = candidate.candidate_id
         if number is None:
-            role, trial_id = Role.CONFIRM, confirm_trial_id(self._round, key)
+            name = confirm_trial_id(self._round, key)
+            task = self._make_task(candidate, role=Role.CONFIRM, trial_id=name, rungs=rungs, confirm_round=self._round)
         else:
-            role, trial_id = Role.BASELINE if key == self._baseline_id else Role.SEARCH, f"{number}-{key}"
-        task = self._make_task(candidate, role=role, trial_id=trial_id, rungs=rungs)
+            role = Role.BASELINE if key == self._baseline_id else Role.SEARCH
+            task = self._make_task(candidate, role=role, trial_id=f"{number}-{key}", rungs=rungs)
         self._running.add(task.spec.trial_id)
         return task
 

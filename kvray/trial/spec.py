@@ -50,6 +50,7 @@ class TrialSpec:
 
     Attributes:
         reference: `None` leaves quality unmeasured.
+        confirm_round: the confirming round that it belongs to, from 1; `None` for other trials.
         rungs: those that it runs, in this order.
         forecast: what was predicted, to be recorded beside what is measured; `None` where nothing was.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
@@ -68,5 +69,6 @@ class TrialSpec:
     fetch_timeout_s: float = 3600.0
     reference: ReferenceSpec | None = None
     rungs: tuple[int, ...] = ALL_RUNGS
+    confirm_round: int | None = None
     forecast: Forecast | None = None
     fingerprint: str | None = None

@@ -12,6 +12,7 @@ from kvray.analysis.evidence import confirm_round
 from kvray.analysis.sampler import EveryCandidate, Sampler
 from kvray.config import SearchStrategy
 from kvray.record import Role, TrialResult, TrialStatus
+from kvray.sweep.recording import blank_record
 from kvray.sweep.samplers import make_sampler
 from kvray.sweep.trial_queue import SweepQueue
 from kvray.sweep.trial_task import TrialTask
@@ -165,3 +166,17 @@ def test_a_space_of_the_baseline_alone_ends(finished: list[TrialResult]) -> None
     search.launched(BASELINE.candidate_id)
     assert search.proposal() is None
     assert search.predictions() == ()
+
+
+def test_a_records_column_names_its_confirming_round_and_an_older_one_is_known_by_its_trials_id() -> None:
+    tasks = drive(make_queue(confirm_rounds=1))
+    searched = [
+        blank_record(task.spec, TrialStatus.OK).confirm_round for task in tasks if task.spec.role is not Role.CONFIRM
+    ]
+    confirming = [blank_record(task.spec, TrialStatus.OK) for task in tasks if task.spec.role is Role.CONFIRM]
+    assert set(searched) == {None}
+    assert {record.confirm_round for record in confirming} == {1}
+    renamed = confirming[0].with_(trial_id="any-other-name")
+    assert confirm_round(renamed) == 1
+    assert confirm_round(confirming[0].with_(confirm_round=None)) == 1
+    assert confirm_round(renamed.with_(confirm_round=None)) is None
