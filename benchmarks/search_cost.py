@@ -173,11 +173,11 @@ def main() -> None:
 
 def _sets(replays: int) -> list[tuple[str, list[Landscape]]]:
     """Names and landscapes: 100 candidates ordinary and hard, other sizes, two number axes, and the recorded sweeps."""
-    half, quarter, fifth = (max(4, replays // part) for part in (2, 4, 5))
+    half, fifth = max(4, replays // 2), max(4, replays // 5)
     sets = [_made(ORDINARY, replays, make_landscape)]
     sets += [_made(kind, half, make_landscape) for kind in (QUIET, *HARD)]
     sets += [_made(Kind(name=f"{size} candidates", size=size), fifth, make_landscape) for size in (24, 50, 200, 400)]
-    sets += [_made(kind, quarter, make_number_landscape) for kind in NUMBERS]
+    sets += [_made(kind, fifth, make_number_landscape) for kind in NUMBERS]
     return [*sets, *((landscape.name, [landscape] * fifth) for landscape in recorded_landscapes())]
 
 

@@ -88,6 +88,8 @@ class AxisKernel:
 
     def likenesses(self, lengths: Array) -> Likenesses:
         """All terms and their slopes."""
+        if not len(self.distances):
+            return Likenesses(terms=self.fixed, own_slopes=self.distances, pair_slopes=self.distances)
         numbers, slopes = correlations(self.distances, lengths)
         if not self.has_pairs:
             terms = np.concatenate([self.fixed, numbers])

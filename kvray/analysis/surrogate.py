@@ -157,7 +157,7 @@ class AxisModel:
             starts.append(self._smooth_start)
         fits = sorted((self._fitted(one, arguments) for one in starts), key=lambda one: float(one.fun))
         chances = np.exp([float(fits[0].fun - one.fun) for one in fits])
-        return _mixed([self._predict(one.x, values, level, seen) for one in fits], chances / chances.sum())
+        return _mixed([self._predict(one.x, inner, values, level, seen) for one in fits], chances / chances.sum())
 
     def _fitted(self, start: Array, arguments: tuple[Any, ...]) -> Any:
         """scipy's result of minimizing the cost from `start`."""
@@ -206,12 +206,14 @@ class AxisModel:
         cost = 0.5 * values @ weights + np.log(np.diagonal(lower)).sum() + 0.5 * distance @ distance
         return float(cost), slopes + distance / self._spreads
 
-    def _predict(self, scales: Array, values: Array, level: float, seen: Observations) -> Posterior:
+    def _predict(self, scales: Array, inner: AxisKernel, values: Array, level: float, seen: Observations) -> Posterior:
         """Source: Rasmussen and Williams 2006, equations 2.25 and 2.26."""
         variances, lengths, (process, first_rung) = self._split(scales)
         everything = np.tensordot(variances, self._kernel.likenesses(lengths).terms, axes=1) + CONSTANT_VARIANCE
         noise = process + first_rung * seen.is_first_rung + seen.known_noise + _JITTER
-        covariance = everything[np.ix_(seen.at, seen.at)] + np.diag(noise)
+        covariance = (
+            np.tensordot(variances, inner.likenesses(lengths).terms, axes=1) + CONSTANT_VARIANCE + np.diag(noise)
+        )
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         across = everything[:, seen.at]
