@@ -7,42 +7,32 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
-from kvray.analysis.sampler import Sampler
-from kvray.config import SearchStrategy, TuneConfig, warn_of_closed_cache
-from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.config import TuneConfig, warn_of_closed_cache
+from kvray.engines.base import EngineAdapter
 from kvray.engines.offline import offline_environment
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
 from kvray.probes.cpu import openmp_threads, quota_threads
-from kvray.record import Role
-from kvray.search_paths import python_command
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
-from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.store.resuming import Recall
-from kvray.sweep.batch import QueuedSweep
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.imports import engine_folders
-from kvray.sweep.outlook import expected_launches
 from kvray.sweep.quiet import quiet_ray
-from kvray.sweep.samplers import check_search, make_sampler
+from kvray.sweep.samplers import check_search
 from kvray.sweep.session import RaySession
-from kvray.sweep.task_maker import TaskMaker
-from kvray.sweep.trial_queue import Bounds, SweepQueue
-from kvray.trial.position import PositionBoard
-from kvray.trial.spec import ReferenceSpec, TrialSpec
-from kvray.tuning.attempt import prepare_attempt
 from kvray.tuning.code_run import CodeRunner
-from kvray.tuning.engines import EnginePart, SweepEngines, preview_engines, ready_parts
+from kvray.tuning.engines import SweepEngines, preview_engines, ready_parts
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
+from kvray.tuning.prepared import prepare_sweep
 from kvray.tuning.preview import Preview, without_unplaceable
-from kvray.tuning.recorder import Recorder
 from kvray.tuning.resolved import Resolved, with_measured_rates
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, warn_of_quota
@@ -70,6 +60,7 @@ class TuningSearch:
         adapter: the engine, or several, the baseline's first; by default those that `config.engine` names.
         observer: is told of every trial.
         arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
+        ray: a Ray that runs already and goes on afterwards; by default the sweep has one of its own.
     """
 
     def __init__(
@@ -79,11 +70,13 @@ class TuningSearch:
         adapter: EngineAdapter | Sequence[EngineAdapter] | None = None,
         observer: SearchObserver | None = None,
         arguments: Sequence[str] = (),
+        ray: RaySession | None = None,
     ) -> None:
         self._config = config
         self._adapter = adapter
         self._observer = observer
         self._arguments = tuple(arguments)
+        self._ray = ray
         self._keeper: RecordKeeper | None = None
         self._quiet: QuietWait | None = None
 
@@ -199,16 +192,7 @@ class TuningSearch:
         for told in preview.unreachable_limits:
             _logger.warning("%s", told)
         warn_of_closed_cache()
-        with (
-            log_kept_in(store, run_id) as log,
-            quiet_ray(log),
-            RaySession(
-                address=config.address,
-                scratch=log.parent,
-                imports=engine_folders(*engines.adapters),
-                last_words=self._last_words,
-            ) as ray,
-        ):
+        with log_kept_in(store, run_id) as log, self._session(log, engines) as ray:
             slots = plan_slots(
                 ray.nodes(),
                 device=preview.device.device,
@@ -217,112 +201,56 @@ class TuningSearch:
                 quota_threads=quota_threads() if config.address is None else None,
             )
             preview = without_unplaceable(preview, slots.room.largest)
-            attempt = prepare_attempt(
+            prepared = prepare_sweep(
                 store,
                 config,
                 preview,
-                engines.adapters,
+                parts,
+                claim=claim,
                 run_id=run_id,
                 slots=slots,
+                scratch=log.parent,
+                started_s=started_s,
                 arguments=self._arguments,
                 pythons=pythons,
+                observer=self._observer,
             )
-            store.write_manifest(attempt.manifest)
-            keeper = self._keeper = RecordKeeper(store, attempt.manifest, claim)
-            recorder = Recorder(keeper, preview, attempt.manifest, self._observer)
-            recorder.start(attempt.recall.results, PositionBoard(log.parent))
-            sampler = make_sampler(
-                config.search,
-                preview.space.candidates,
-                preview.profile,
-                preview.forecasts,
-                axes=[axis for one in (*preview.others, preview) for axis in one.axes],
-                seed=config.seed,
-            )
-            tasks = TaskMaker(
-                _plain_spec(config, preview, parts[0].request, attempt.manifest),
-                reference=_reference(parts[0], attempt.manifest),
-                forecasts=preview.forecasts,
-                adapters=engines.adapters,
-                requests={part.adapter.name: part.request for part in parts},
-                pythons=pythons,
-                threads=slots.threads,
-                scratch=log.parent,
-                trial_suffix=attempt.manifest.trial_suffix,
-                trial_ids=attempt.recall.trial_ids,
-            )
-            queue = _queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s)
+            keeper = self._keeper = prepared.keeper
             try:
                 run_sweep(
-                    QueuedSweep(queue=queue, observer=recorder),
+                    prepared.queued,
                     ray=ray,
                     slots=slots,
                     scratch=log.parent,
                     before_launch=self._quiet.wait if self._quiet else None,
                 )
             except KeyboardInterrupt:
-                if not queue.is_over:
+                if not prepared.queue.is_over:
                     return keeper, interruption(keeper)
             except SweepError as error:
                 return keeper, broken_off(error, keeper)
-            recorder.end(queue.never_launched(), sampler.predictions())
-            keeper.end_attempt()
+            prepared.end()
         return keeper, None
+
+    @contextmanager
+    def _session(self, log: Path, engines: SweepEngines) -> Iterator[RaySession]:
+        """The Ray that was handed in, else one for this sweep alone."""
+        if self._ray is not None:
+            yield self._ray
+            return
+        with (
+            quiet_ray(log),
+            RaySession(
+                address=self._config.address,
+                scratch=log.parent,
+                imports=engine_folders(*engines.adapters),
+                last_words=self._last_words,
+            ) as ray,
+        ):
+            yield ray
 
     def _last_words(self, error: SweepError) -> str:
         return str(error if self._keeper is None else broken_off(error, self._keeper))
-
-
-def _queue(
-    config: TuneConfig, preview: Preview, recall: Recall, sampler: Sampler, tasks: TaskMaker, *, started_s: float
-) -> SweepQueue:
-    return SweepQueue(
-        preview.space.candidates,
-        sampler=sampler,
-        profile=preview.profile,
-        make_task=tasks,
-        bounds=Bounds(
-            deadline_s=None if config.budget_s is None else started_s + config.budget_s,
-            budget_s=config.budget_s or 0.0,
-            max_trials=config.max_trials,
-            confirm_rounds=config.confirm_rounds,
-        ),
-        recorded=recall.results,
-        defaults=[one.candidate_id for one in preview.defaults],
-        retry=recall.retry,
-        stops_early=config.search is not SearchStrategy.GRID,
-        repeats_apart=config.search is SearchStrategy.MODEL,
-        expected_launches=expected_launches(config.search, len(preview.space.candidates), most=config.max_trials),
-    )
-
-
-def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, manifest: SweepManifest) -> TrialSpec:
-    """What all trials of the sweep have in common, with the baseline in it."""
-    return TrialSpec(
-        run_id=manifest.run_id,
-        trial_id="",
-        role=Role.BASELINE,
-        request=request,
-        candidate=preview.space.baseline,
-        profile=preview.profile,
-        device=preview.device.device,
-        timeout_s=config.timeout_s,
-        fingerprint=manifest.fingerprint_id,
-    )
-
-
-def _reference(part: EnginePart, manifest: SweepManifest) -> ReferenceSpec:
-    """The baseline of the first engine, for the candidates of all."""
-    versions = manifest.attempts[-1].fingerprint.versions
-    return ReferenceSpec(
-        candidate=part.preview.space.baseline,
-        model_revision=part.preview.model.revision,
-        enforced=not part.preview.model.random_weights,
-        adapter=part.adapter,
-        request=part.request,
-        python=manifest.engine_pythons.get(part.adapter.name, python_command()[0]),
-        engine_versions=tuple(sorted(versions.items())),
-    )
 
 
 def _new_run_id() -> str:

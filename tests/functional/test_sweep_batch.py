@@ -1,0 +1,135 @@
+"""Several models at once and one after the other in a single Ray: each is a sweep of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kvray.candidate import DeviceType
+from kvray.config import SearchStrategy, TuneConfig
+from kvray.engines.fake import FakeAdapter
+from kvray.record import Role, TrialStatus
+from kvray.store.claim import claimed_sweep
+from kvray.store.parquet import ResultsStore
+from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.session import RaySession
+from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.engines import SweepEngines, ready_parts
+from kvray.tuning.outcome import write_up
+from kvray.tuning.prepared import PreparedSweep, prepare_sweep
+from kvray.tuning.result import TuneResult
+from kvray.tuning.search import TuningSearch
+from kvray.workload import create_custom_profile
+
+PROFILE = create_custom_profile(
+    "batch", context_lengths=(64,), output_lengths=(4,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
+)
+FIRST, SECOND, LATER = "fake:ok", "fake:eager=oom", "fake:static=oom"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What two models at once and a third afterwards have come to."""
+
+    first: TuneResult
+    second: TuneResult
+    later: TuneResult
+    is_still_alive: bool
+
+
+def config_of(model_id: str, folder: Path) -> TuneConfig:
+    return TuneConfig(
+        model_id=model_id,
+        profile=PROFILE,
+        device=DeviceType.CPU,
+        engine="fake",
+        output_dir=folder / "results",
+        search=SearchStrategy.GRID,
+        dtypes=("float32",),
+        attentions=("sdpa", "eager"),
+        confirm_rounds=1,
+        slots=2,
+    )
+
+
+def prepared(config: TuneConfig, run_id: str, ray: RaySession, scratch: Path, stack: ExitStack) -> PreparedSweep:
+    engines, store = SweepEngines([FakeAdapter()]), ResultsStore(config.output_dir)
+    preview, parts = ready_parts(engines, engines.resolve(engines.check(config)))
+    return prepare_sweep(
+        store,
+        config,
+        preview,
+        parts,
+        claim=stack.enter_context(claimed_sweep(store, run_id)),
+        run_id=run_id,
+        slots=plan_slots(ray.nodes(), device=DeviceType.CPU, slots=config.slots),
+        scratch=scratch,
+        started_s=time.monotonic(),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
+    folder = tmp_path_factory.mktemp("batch")
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    with ExitStack() as stack:
+        stack.enter_context(quiet_ray(scratch / "sweep.log"))
+        ray = stack.enter_context(RaySession(address=None, scratch=scratch))
+        sweeps = [
+            prepared(config_of(model, folder), run_id, ray, scratch, stack)
+            for model, run_id in ((FIRST, "first"), (SECOND, "second"))
+        ]
+        slots = plan_slots(ray.nodes(), device=DeviceType.CPU, slots=2)
+        run_sweep(*(sweep.queued for sweep in sweeps), ray=ray, slots=slots, scratch=scratch)
+        for sweep in sweeps:
+            sweep.end()
+        runner = CodeRunner(FakeAdapter(), excuse="a test", before=lambda: None)
+        first, second = (write_up(sweep.keeper, PROFILE, runner.check) for sweep in sweeps)
+        later = TuningSearch(config=config_of(LATER, folder), adapter=FakeAdapter(), ray=ray).run()
+        yield Batch(first=first, second=second, later=later, is_still_alive=bool(ray.nodes()))
+
+
+def ranked(result: TuneResult) -> set[str]:
+    return {entry.record.candidate.label for entry in result.analysis.ranking.entries}
+
+
+def searched(result: TuneResult) -> dict[str, TrialStatus]:
+    return {one.record.candidate.label: one.record.status for one in result.results if one.record.role != Role.CONFIRM}
+
+
+ALL = {f"{cache}/{attention}/float32" for cache in ("dynamic", "static") for attention in ("sdpa", "eager")}
+EAGER = {label for label in ALL if "eager" in label}
+
+
+def test_each_model_of_a_batch_ends_with_a_ranking_of_its_own(batch: Batch) -> None:
+    assert ranked(batch.first) == ALL
+    assert ranked(batch.second) == ALL - EAGER
+    assert {label for label, status in searched(batch.second).items() if status is TrialStatus.OOM} == EAGER
+
+
+def test_records_and_manifests_stay_apart(batch: Batch) -> None:
+    for result, model, run_id in ((batch.first, FIRST, "first"), (batch.second, SECOND, "second")):
+        assert (result.manifest.run_id, result.manifest.model_id) == (run_id, model)
+        assert {(one.record.run_id, one.record.model_id) for one in result.results} == {(run_id, model)}
+        assert result.manifest.attempts[-1].ended_at is not None
+        assert result.paths.report_html.is_file()
+
+
+def test_a_model_fills_the_slot_that_another_leaves_and_each_confirms_its_winner(batch: Batch) -> None:
+    """The first model's confirming round waits for the last trial of its search: the other slot is the second's."""
+    first, second = ([one.record for one in result.results] for result in (batch.first, batch.second))
+    rounds = [one.started_at for one in first if one.role is Role.CONFIRM]
+    assert min(one.started_at for one in second) < min(rounds)  # type: ignore[type-var,operator]
+    assert any(one.role is Role.CONFIRM for one in second)
+
+
+def test_a_ray_that_is_handed_in_outlives_the_sweep(batch: Batch) -> None:
+    assert ranked(batch.later) == {label for label in ALL if label.startswith("dynamic")}
+    assert batch.is_still_alive
