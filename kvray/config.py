@@ -49,6 +49,8 @@ class TuneConfig(BaseModel):
             the environment variable `KVRAY_<ENGINE>_PYTHON` counts, and else kvray's own.
         output_dir: results folder: a local path, or a `pyarrow.fs` URI such as `s3://…`.
         space: `default`, `full`, or the path of a YAML file (see `space.space_file`).
+        candidates: path of a JSON file that lists what is measured beside the baseline, in place of a space: a plan, or
+            a list of candidates or of candidate ids in the records of `output_dir`.
         caches, attentions, dtypes, compiles: narrow an axis of the space (see `space.narrowing`); empty leaves it as it
             is. Not together with a space file.
         settings: values of the engine's own axes by name, e.g. `{"prefill_chunk": (None, 512)}`, each as it is or as a
@@ -88,6 +90,7 @@ class TuneConfig(BaseModel):
     engine_pythons: Mapping[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     output_dir: Annotated[str, Field(min_length=1)] = "kvray_results"
     space: Annotated[str, Field(min_length=1)] = DEFAULT_SPACE
+    candidates: Annotated[str, Field(min_length=1)] | None = None
     caches: tuple[CacheChoice, ...] = ()
     attentions: tuple[AttentionChoice, ...] = ()
     dtypes: tuple[DType, ...] = ()
@@ -138,6 +141,10 @@ class TuneConfig(BaseModel):
     def _one_source_of_axes(self) -> Self:
         if self.has_space_file and self.narrows:
             raise ValueError("a space file and options that narrow an axis exclude each other")
+        if self.candidates is not None and (self.space != DEFAULT_SPACE or self.narrows or self.static_len):
+            raise ValueError(
+                "--candidates lists what is measured, so it excludes --space and options that narrow an axis"
+            )
         return self
 
     @model_validator(mode="after")

@@ -82,7 +82,11 @@ MaxQualityLoss = Annotated[
 ]
 
 Space = Annotated[
-    str, typer.Option(metavar="NAME", help="default, full, or a YAML file with blocks of axes.", rich_help_panel=SPACE)
+    str, typer.Option(metavar="NAME", help="default, full, or a YAML file of blocks.", rich_help_panel=SPACE)
+]
+Candidates = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="JSON: a plan, or a list of candidates or ids.", rich_help_panel=SPACE),
 ]
 Settings = Annotated[
     list[str] | None,

@@ -77,7 +77,7 @@ def tune(
         str | None,
         typer.Option(
             metavar="LIST",
-            help=f"Attention: {', '.join(_ATTENTIONS)}, or a hub kernel's name.",
+            help=f"Attention: {', '.join(_ATTENTIONS)}, or a hub kernel.",
             rich_help_panel=options.SPACE,
         ),
     ] = None,
@@ -93,6 +93,7 @@ def tune(
     ] = None,
     settings: options.Settings = None,
     space: options.Space = DEFAULT_SPACE,
+    candidates: options.Candidates = None,
     device: options.Device = None,
     address: Annotated[
         str | None,
@@ -238,6 +239,7 @@ def tune(
         engine_pythons=parse_assignments(engine_python or (), option="--engine-python"),
         output_dir=output,
         space=space,
+        candidates=candidates,
         caches=parse_caches(cache),
         attentions=parse_attentions(attention),
         dtypes=parse_choices(dtype, DType),

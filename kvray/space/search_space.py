@@ -91,11 +91,13 @@ def build_space(
     facts: SpaceFacts,
     engine_rules: Sequence[Constraint] = (),
     canonical: Callable[[Candidate], Candidate] = lambda candidate: candidate,
+    listed: Sequence[Candidate] = (),
 ) -> SearchSpace:
     """Enumerate `blocks` for the baseline's engine, what several have once; the baseline is part of the space whatever
     they say.
 
     Args:
+        listed: candidates that are asked for beside those of the blocks.
         canonical: the form of a candidate that all ways to ask for it come to.
 
     Raises:
@@ -107,7 +109,7 @@ def build_space(
     rejected: list[RejectedCandidate] = []
     asked_for = 0
     points = itertools.chain.from_iterable(_product(block, baseline.engine) for block in blocks)
-    for candidate in dict.fromkeys(canonical(point) for point in points):
+    for candidate in dict.fromkeys(canonical(point) for point in (*points, *listed)):
         reason = first_objection(candidate, facts, rules)
         if reason is not None:
             rejected.append(RejectedCandidate(candidate=candidate, reason=reason))

@@ -19,6 +19,7 @@ from kvray.space.menu import available_here, lines_of, menu_of
 from kvray.space.narrowing import narrowed
 from kvray.space.search_space import RejectedCandidate, SearchSpace, SpaceBlock, build_space
 from kvray.space.space_file import load_space
+from kvray.tuning.candidate_list import listed_candidates
 from kvray.tuning.resolved import Resolved
 from kvray.workload import WorkloadProfile
 
@@ -141,8 +142,10 @@ def forecast_only(resolved: Resolved, *, free_mib: float | None = None) -> Previ
 def _space(resolved: Resolved) -> SearchSpace:
     config, adapter, axes, model = resolved.config, resolved.adapter, resolved.axes, resolved.model
     device, profile = resolved.device, resolved.profile
+    listed = _listed(resolved)
     space = build_space(
-        _blocks(resolved),
+        () if listed else _blocks(resolved),
+        listed=listed,
         baseline=adapter.baseline(model, device, batch_size=min(profile.batch_sizes)),
         facts=SpaceFacts(
             device=device.device,
@@ -158,6 +161,25 @@ def _space(resolved: Resolved) -> SearchSpace:
     )
     _check_anything_is_left(space)
     return space
+
+
+def _listed(resolved: Resolved) -> tuple[Candidate, ...]:
+    """The engine's own candidates of the list that was given, if one was.
+
+    Raises:
+        NoCandidatesError: it has none of them.
+    """
+    if resolved.config.candidates is None:
+        return ()
+    every = listed_candidates(resolved.config)
+    own = tuple(candidate for candidate in every if candidate.engine == resolved.adapter.name)
+    if not own:
+        names = ", ".join(sorted({candidate.engine for candidate in every}))
+        raise NoCandidatesError(
+            f"{resolved.config.candidates!r} lists no candidate of engine {resolved.adapter.name!r}.",
+            hint=f"It lists candidates of {names}; name the engine with --engine.",
+        )
+    return own
 
 
 def _forecast(preview: Preview, resolved: Resolved) -> Preview:
