@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kvray.candidate import ParamValue, setting_text
@@ -16,10 +16,10 @@ _OPTIONS: Mapping[str, str] = {**{name: f"--{name}" for name in SHARED_AXES}, "b
 
 
 def asked_values(config: TuneConfig, axes: Sequence[Axis]) -> dict[str, tuple[Any, ...]]:
-    """Parsed values of the axes that `config` narrows.
+    """Parsed values of those of the engine's `axes` that `config` narrows.
 
     Raises:
-        InvalidValueError: the engine has no such axis, or an axis has no such value.
+        InvalidValueError: an axis has no such value.
     """
     shared = {
         "cache": config.caches,
@@ -28,22 +28,31 @@ def asked_values(config: TuneConfig, axes: Sequence[Axis]) -> dict[str, tuple[An
         "compile": config.compiles,
     }
     own = {axis.name: axis for axis in axes if axis.name not in SHARED_AXES}
-    for name in config.settings:
-        _check_name(name, own, config.engine)
     asked: dict[str, tuple[Any, ...]] = {
         **shared,
-        **{name: _parsed(own[name], v) for name, v in config.settings.items()},
+        **{name: _parsed(own[name], values) for name, values in config.settings.items() if name in own},
     }
     return {name: values for name, values in asked.items() if values}
 
 
-def _check_name(name: str, own: Mapping[str, Axis], engine: str) -> None:
-    if name in own:
-        return
-    if name in _OPTIONS:
-        raise InvalidValueError(f"Axis {name!r} has an option of its own.", hint=f"Use {_OPTIONS[name]}.")
-    known = f"It has {', '.join(own)}." if own else "It has none of its own."
-    raise InvalidValueError(f"Engine {engine} has no axis {name!r}.", hint=f"{did_you_mean(name, own)}{known}")
+def check_settings(config: TuneConfig, axes: Iterable[Axis]) -> None:
+    """Refuse a setting that none of `axes` stands for.
+
+    Args:
+        axes: of all engines of the sweep: what one of them has narrows that one alone.
+
+    Raises:
+        InvalidValueError
+    """
+    own = {axis.name for axis in axes} - set(SHARED_AXES)
+    for name in config.settings:
+        if name in _OPTIONS:
+            raise InvalidValueError(f"Axis {name!r} has an option of its own.", hint=f"Use {_OPTIONS[name]}.")
+        if name not in own:
+            known = f"It has {', '.join(sorted(own))}." if own else "It has none of its own."
+            raise InvalidValueError(
+                f"Engine {config.engine} has no axis {name!r}.", hint=f"{did_you_mean(name, own)}{known}"
+            )
 
 
 def _parsed(axis: Axis, values: Sequence[ParamValue | None]) -> tuple[Any, ...]:

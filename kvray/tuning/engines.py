@@ -16,6 +16,7 @@ from kvray.config import TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import EngineError, InvalidValueError, KvrayError, ModelError, NoCandidatesError
+from kvray.space.asked import check_settings
 from kvray.tuning.preview import Preview, Refusal, preview_sweep
 from kvray.tuning.resolved import CheckedRequest, Resolved, check_request, resolve
 
@@ -63,10 +64,13 @@ class SweepEngines:
         Raises:
             KvrayError: the error of the first engine, where it fails for all.
         """
-        check = partial(check_request, config, recorded_pythons=recorded_pythons)
+        is_only = len(self.adapters) == 1
+        check = partial(check_request, config, recorded_pythons=recorded_pythons, is_only_engine=is_only)
         answers = [self._asked(one.name, check, one) for one in self.adapters]
         self._check_any_left()
-        return [answer for answer in answers if answer is not None]
+        checked = [answer for answer in answers if answer is not None]
+        check_settings(config, (axis for one in checked for axis in one.axes))
+        return checked
 
     def resolve(self, checked: Sequence[CheckedRequest]) -> list[Resolved]:
         """What that comes to, over the workload that all engines can take.

@@ -19,7 +19,7 @@ from kvray.engines.interpreter import EnginePython
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware
-from kvray.space.asked import asked_values
+from kvray.space.asked import asked_values, check_settings
 from kvray.space.axis import Axis
 from kvray.space.menu import check_any_available
 from kvray.space.search_space import SpaceBlock
@@ -70,12 +70,17 @@ class Resolved(CheckedRequest):
 
 
 def check_request(
-    config: TuneConfig, adapter: EngineAdapter, *, recorded_pythons: Mapping[str, str] = MappingProxyType({})
+    config: TuneConfig,
+    adapter: EngineAdapter,
+    *,
+    recorded_pythons: Mapping[str, str] = MappingProxyType({}),
+    is_only_engine: bool = True,
 ) -> CheckedRequest:
     """Refuse what this machine and engine cannot do, and a model that is not there or not whole: takes no time.
 
     Args:
         recorded_pythons: by engine, the path of the Python that the sweep had which is to go on.
+        is_only_engine: whether the engine must have every axis that is named: it may be another engine's otherwise.
 
     Raises:
         EngineError: the engine's library is not installed, or its Python cannot run it.
@@ -96,6 +101,8 @@ def check_request(
             hint="Use cpu, or the address of a Ray cluster with GPUs.",
         )
     axes = tuple(adapter.axes(device))
+    if is_only_engine:
+        check_settings(config, axes)
     narrowed = asked_values(config, axes)
     check_any_available(narrowed, axes)
     if config.has_space_file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -18,6 +18,9 @@ from kvray.engines.base import DeviceFacts
 from kvray.engines.fake import FakeAdapter
 from kvray.engines.fake_axes import speed_factor
 from kvray.errors import InvalidValueError, NoCandidatesError
+from kvray.space.axis import Axis
+from kvray.space.menu import SHARED_AXES
+from kvray.tuning.engines import SweepEngines, preview_engines
 from kvray.tuning.preview import Preview, preview_sweep
 from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import create_custom_profile
@@ -130,7 +133,7 @@ def test_a_space_file_with_an_axis_or_value_that_does_not_exist_is_refused(
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"tiel": (16,)}, r"Engine fake has no axis 'tiel'\. Did you mean 'tile'\? It has tile, fused, layout\."),
+        ({"tiel": (16,)}, r"Engine fake has no axis 'tiel'\. Did you mean 'tile'\? It has fused, layout, tile\."),
         ({"dtype": ("float32",)}, r"Axis 'dtype' has an option of its own\. Use --dtype\."),
         ({"batch_size": (2,)}, r"Use --batch-sizes"),
         ({"tile": (0,)}, r"tile size '0' is neither a whole number from 1 to 65536"),
@@ -143,6 +146,30 @@ def test_an_unknown_axis_or_value_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(InvalidValueError, match=complaint):
         check_request(config(settings=settings), FakeAdapter())
+
+
+class PlainAdapter(FakeAdapter):
+    """A second engine, without axes of its own."""
+
+    name: ClassVar[str] = "plain"
+
+    def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
+        return tuple(axis for axis in super().axes(device) if axis.name in SHARED_AXES)
+
+
+def test_of_several_engines_an_axis_narrows_those_that_have_it() -> None:
+    request = config(
+        engine="fake,plain", caches=("static",), attentions=("sdpa",), dtypes=("float32",), settings={"tile": (16,)}
+    )
+    engines = SweepEngines([FakeAdapter(), PlainAdapter()])
+    space = preview_engines(engines, engines.resolve(engines.check(request))).space
+    assert {(one.engine, one.settings) for one in space.candidates if one.cache.value == "static"} == {
+        ("fake", (("tile", 16),)),
+        ("plain", ()),
+    }
+    unknown = config(engine="fake,plain", settings={"tiel": (16,)})
+    with pytest.raises(InvalidValueError, match=r"Engine fake,plain has no axis 'tiel'\. Did you mean 'tile'\?"):
+        SweepEngines([FakeAdapter(), PlainAdapter()]).check(unknown)
 
 
 def test_an_own_value_that_cannot_be_had_here_is_told_with_its_obstacle() -> None:
