@@ -11,7 +11,7 @@ from kvray.analysis.sampler import Sampler
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.interpreter import EnginePython
-from kvray.record import Role
+from kvray.record import Role, TrialResult
 from kvray.search_paths import python_command
 from kvray.store.claim import Claim
 from kvray.store.keeper import RecordKeeper
@@ -35,19 +35,30 @@ from kvray.tuning.recorder import Recorder
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSweep:
-    """One attempt at a sweep, before its first trial."""
+    """One attempt at a sweep, before its first trial.
+
+    Attributes:
+        recorded: what earlier attempts have left.
+        positions: where its trials note how far they are.
+        size: memory that the baseline takes by forecast (MiB); 0 where nothing is forecast.
+    """
 
     keeper: RecordKeeper
     recorder: Recorder
     sampler: Sampler
     queue: SweepQueue
+    recorded: tuple[TrialResult, ...]
+    positions: PositionBoard
     size: float
-    """Memory that the baseline takes by forecast (MiB); 0 where nothing is forecast."""
 
     @property
     def queued(self) -> QueuedSweep:
         """What `run_sweep` takes."""
         return QueuedSweep(queue=self.queue, observer=self.recorder, size=self.size)
+
+    def start(self) -> None:
+        """Before the first trial: keep what will not be launched, and tell of what is known."""
+        self.recorder.start(self.recorded, self.positions)
 
     def end(self) -> None:
         """After the last trial: keep what was not launched, and that the attempt has ended."""
@@ -70,7 +81,7 @@ def prepare_sweep(
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
     observer: SearchObserver | None = None,
 ) -> PreparedSweep:
-    """Write the manifest of an attempt, keep what will not be launched, and make the queue of what will.
+    """Write the manifest of an attempt, and make its queue.
 
     Args:
         preview: of all `parts` together.
@@ -96,7 +107,6 @@ def prepare_sweep(
     store.write_manifest(attempt.manifest)
     keeper = RecordKeeper(store, attempt.manifest, claim)
     recorder = Recorder(keeper, preview, attempt.manifest, observer)
-    recorder.start(attempt.recall.results, PositionBoard(scratch))
     sampler = make_sampler(
         config.search,
         preview.space.candidates,
@@ -123,6 +133,8 @@ def prepare_sweep(
         recorder=recorder,
         sampler=sampler,
         queue=_queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s),
+        recorded=tuple(attempt.recall.results),
+        positions=PositionBoard(scratch),
         size=0.0 if baseline is None else baseline.highest_peak_mib,
     )
 

@@ -216,6 +216,7 @@ class TuningSearch:
                 observer=self._observer,
             )
             keeper = self._keeper = prepared.keeper
+            prepared.start()
             try:
                 run_sweep(
                     prepared.queued,

@@ -86,6 +86,8 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
             prepared(config_of(model, folder), run_id, ray, scratch, stack)
             for model, run_id in ((FIRST, "first"), (SECOND, "second"))
         ]
+        for sweep in sweeps:
+            sweep.start()
         slots = plan_slots(ray.nodes(), device=DeviceType.CPU, slots=2)
         run_sweep(*(sweep.queued for sweep in sweeps), ray=ray, slots=slots, scratch=scratch)
         for sweep in sweeps:
