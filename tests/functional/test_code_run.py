@@ -78,6 +78,13 @@ def test_code_that_does_what_was_measured_is_checked(changed: Callable[..., Tune
     assert started == ["now"], "what is known is not tried again"
 
 
+def test_code_is_run_in_the_python_of_the_trials(changed: Callable[..., TuneResult]) -> None:
+    result = changed()
+    elsewhere = result.manifest.model_copy(update={"engine_pythons": {"transformers": "/bin/false"}})
+    told = "The winner's code does not run: it ended with exit code 1 and without a word."
+    assert check(replace(result, manifest=elsewhere)) == (CodeOutcome.FAILED, told)
+
+
 def test_code_that_does_something_else_is_told_as_such(changed: Callable[..., TuneResult], trial: TrialResult) -> None:
     rows = json.loads(trial.record.sample_tokens or "")
     rows[1][3] += 1
