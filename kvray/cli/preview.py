@@ -148,7 +148,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
     profile, space, forecasts = preview.profile, preview.space, preview.forecasts
     return {
         "model": dataclasses.asdict(preview.model),
-        "engines": list(preview.engines),
+        **({"engines": list(preview.engines)} if len(preview.engines) > 1 else {}),
         "device": preview.device.device_name,
         "profile": profile.model_dump(),
         "dropped_contexts": list(preview.dropped_contexts),
