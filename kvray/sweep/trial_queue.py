@@ -1,16 +1,17 @@
 """The trial queue of a sweep: what is launched next and when enough is known. Decides, runs nothing.
 
 First the search: the baseline, then what `Sampler` proposes. Then confirming: rounds of fresh processes for winner,
-rivals and baseline. Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process.
+rivals and baseline (`Phase`). Tune asks through `sweep.searcher` and `sweep.scheduler`, in the driver's process.
 """
 
 from __future__ import annotations
 
+import enum
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from typing_extensions import override
@@ -102,6 +103,30 @@ class Bounds:
     confirm_rounds: int = 0
 
 
+class Phase(enum.Enum):
+    """What a queue launches. It never goes back."""
+
+    SEARCHING = "searching"
+    """What the sampler proposes. It may have nothing now, and more when a running trial has ended."""
+    CONFIRMING = "confirming"
+    """Members of rounds. A round is planned when nothing runs any more; if none is worth it, the sweep is over."""
+
+
+@dataclass(kw_only=True)
+class _Round:
+    """A confirming round.
+
+    Attributes:
+        number: from 1; 0 before the first.
+        size: candidates that this attempt at the sweep planned it with.
+        waiting: ids of those not launched yet.
+    """
+
+    number: int = 0
+    size: int = 0
+    waiting: deque[str] = field(default_factory=deque)
+
+
 class SweepQueue(TrialQueue):
     """Decides what is launched next, and when enough is known.
 
@@ -149,10 +174,10 @@ class SweepQueue(TrialQueue):
         self._results: list[TrialResult] = []
         self._running: set[str] = set()
         self._launched: set[str] = set()
-        self._is_searching = True
+        self._phase = Phase.SEARCHING
         self._end_reason = "too unlikely to win"
-        self._round = self._recalled_round = self._round_size = 0
-        self._lineup: deque[str] = deque()
+        self._round = _Round()
+        self._interrupted_round: int | None = None
         self._confirming = 0
         self._lost: deque[TrialTask] = deque()
         for result in recorded:
@@ -161,7 +186,8 @@ class SweepQueue(TrialQueue):
     @property
     @override
     def is_over(self) -> bool:
-        return not (self._running or self._is_searching or self._lineup or self._lost)
+        is_searching = self._phase is Phase.SEARCHING
+        return not (self._running or self._lost or is_searching or self._round.waiting)
 
     def never_launched(self) -> tuple[tuple[Candidate, str], ...]:
         """The candidates that no process was started for, now or in an earlier attempt, each with what is expected."""
@@ -174,15 +200,13 @@ class SweepQueue(TrialQueue):
     def next_trial(self) -> TrialTask | None:
         if self._lost:
             return self._lost.popleft()
-        if self._is_searching and (candidate := self._next_searched()) is not None:
-            key = candidate.candidate_id
-            rungs = ALL_RUNGS if key == self._baseline_id else self._search_rungs
-            return self._task(candidate, rungs, f"{self._numbers[key]:04d}")
-        if self._running or self._is_searching:
-            return self._next_confirmed() if self._lineup else None
-        if not self._lineup:
+        if self._phase is Phase.SEARCHING and (candidate := self._next_searched()) is not None:
+            return self._search_task(candidate)
+        if self._phase is Phase.SEARCHING:
+            return None
+        if not (self._round.waiting or self._running):
             self._plan_round()
-        return self._next_confirmed()
+        return self._confirm_task(self._round.waiting.popleft()) if self._round.waiting else None
 
     @override
     def rung_finished(self, result: TrialResult) -> None:
@@ -222,7 +246,7 @@ class SweepQueue(TrialQueue):
         to_confirm = self._confirming_to_come()
         return Outlook(
             confirming=self._confirming,
-            confirming_most=self._confirming + to_confirm[1] if self._round else 0,
+            confirming_most=self._confirming + to_confirm[1] if self._round.number else 0,
             left_s=self._seconds_for(to_search, to_confirm),
         )
 
@@ -235,7 +259,8 @@ class SweepQueue(TrialQueue):
         if not record.status.was_launched or record.candidate_id not in self._by_id:
             return
         if record.role is Role.CONFIRM:
-            self._round = self._recalled_round = max(self._round, confirm_round(record) or 0)
+            self._round.number = max(self._round.number, confirm_round(record) or 0)
+            self._interrupted_round = self._round.number
         else:
             self._sampler.launched(record.candidate_id)
             self._launched.add(record.candidate_id)
@@ -271,7 +296,8 @@ class SweepQueue(TrialQueue):
         else:
             candidate = self._asked_first() or self._sampler.proposal()
         if candidate is None:
-            self._is_searching = bool(self._running) and has_room
+            if not (self._running and has_room):
+                self._phase = Phase.CONFIRMING
             return None
         self._sampler.launched(candidate.candidate_id)
         self._launched.add(candidate.candidate_id)
@@ -297,27 +323,28 @@ class SweepQueue(TrialQueue):
 
     def _plan_round(self) -> None:
         """Plan the next round: who runs once more. Nobody does when enough is known or no time is left."""
-        number, lineup = self._recalled_round, self._left_of_recalled_round()
-        if not lineup:
-            number, lineup = self._round + 1, self._members(self._round + 1, self._results)
-            if self._round == 0 and lineup:
-                # The search's model may see a winner that its own few measurements do not show, or that was stopped.
-                lineup = tuple(dict.fromkeys([*lineup, *self._sampler.contenders()[:MOST_CONTENDERS]]))
-            if len(lineup) < 2:
-                return
-        if self._remaining_s() >= len(lineup) * self._typical_s(Role.CONFIRM):
-            self._round, self._round_size = number, len(lineup)
-            self._lineup.extend(lineup)
+        planned = self._rest_of_interrupted_round() or self._new_round()
+        if planned is not None and self._remaining_s() >= planned.size * self._typical_s(Role.CONFIRM):
+            self._round = planned
 
-    def _left_of_recalled_round(self) -> tuple[str, ...]:
-        """Candidates that had no turn in the last round of an interrupted attempt; asked once."""
-        number, self._recalled_round = self._recalled_round, 0
+    def _rest_of_interrupted_round(self) -> _Round | None:
+        """What an earlier attempt at the sweep left of its last round, if anything; asked once."""
+        number, self._interrupted_round = self._interrupted_round, None
         if not number:
-            return ()
+            return None
         rounds = [confirm_round(one.record) or 0 for one in self._results]
         before = [one for one, its in zip(self._results, rounds, strict=True) if its < number]
         ran = {one.record.candidate_id for one, its in zip(self._results, rounds, strict=True) if its == number}
-        return tuple(key for key in self._members(number, before) if key not in ran)
+        left = [key for key in self._members(number, before) if key not in ran]
+        return _Round(number=number, size=len(left), waiting=deque(left)) if left else None
+
+    def _new_round(self) -> _Round | None:
+        number = self._round.number + 1
+        members = self._members(number, self._results)
+        if number == 1 and members:
+            # The search's model may see a winner that its own few measurements do not show, or that was stopped.
+            members = tuple(dict.fromkeys([*members, *self._sampler.contenders()[:MOST_CONTENDERS]]))
+        return _Round(number=number, size=len(members), waiting=deque(members)) if len(members) > 1 else None
 
     def _members(self, round_number: int, results: Sequence[TrialResult]) -> tuple[str, ...]:
         """Ids of the candidates that run in a confirming round, by what `results` say."""
@@ -329,27 +356,34 @@ class SweepQueue(TrialQueue):
             weights=utility_weights(self._profile),
         )
 
-    def _next_confirmed(self) -> TrialTask | None:
-        if not self._lineup:
-            return None
-        candidate = self._by_id[self._lineup.popleft()]
-        self._confirming += 1
-        return self._task(candidate, CONFIRM_RUNGS, None)
-
-    def _task(self, candidate: Candidate, rungs: tuple[int, ...], number: str | None) -> TrialTask:
+    def _search_task(self, candidate: Candidate) -> TrialTask:
         key = candidate.candidate_id
-        if number is None:
-            name = confirm_trial_id(self._round, key)
-            task = self._make_task(candidate, role=Role.CONFIRM, trial_id=name, rungs=rungs, confirm_round=self._round)
-        else:
-            role = Role.BASELINE if key == self._baseline_id else Role.SEARCH
-            task = self._make_task(candidate, role=role, trial_id=f"{number}-{key}", rungs=rungs)
+        role = Role.BASELINE if key == self._baseline_id else Role.SEARCH
+        rungs = ALL_RUNGS if role is Role.BASELINE else self._search_rungs
+        return self._started(
+            self._make_task(candidate, role=role, trial_id=f"{self._numbers[key]:04d}-{key}", rungs=rungs)
+        )
+
+    def _confirm_task(self, candidate_id: str) -> TrialTask:
+        self._confirming += 1
+        number = self._round.number
+        return self._started(
+            self._make_task(
+                self._by_id[candidate_id],
+                role=Role.CONFIRM,
+                trial_id=confirm_trial_id(number, candidate_id),
+                rungs=CONFIRM_RUNGS,
+                confirm_round=number,
+            )
+        )
+
+    def _started(self, task: TrialTask) -> TrialTask:
         self._running.add(task.spec.trial_id)
         return task
 
     def _launches_to_come(self) -> tuple[int, int]:
         """Least and most launches that the search still makes, running trials included."""
-        if not self._is_searching:
+        if self._phase is not Phase.SEARCHING:
             return 0, 0
         ended = len({one.record.candidate_id for one in self._results if one.record.role is not Role.CONFIRM})
         least, most = (max(1, round(bound) - ended) for bound in self._expected_launches)
@@ -358,10 +392,10 @@ class SweepQueue(TrialQueue):
     def _confirming_to_come(self) -> tuple[int, int]:
         """The same of confirming trials. Before the first round nobody knows how many there will be."""
         rounds = self._bounds.confirm_rounds
-        if self._round == 0:
+        if self._round.number == 0:
             return (2, rounds * MOST_IN_ROUND) if rounds and len(self._by_id) > 1 else (0, 0)
-        now = len(self._lineup)
-        return now, now + max(0, rounds - self._round) * self._round_size
+        now = len(self._round.waiting)
+        return now, now + max(0, rounds - self._round.number) * self._round.size
 
     def _seconds_for(self, launches: tuple[int, int], confirming: tuple[int, int]) -> Range | None:
         if not any(one.record.wall_s for one in self._results):
