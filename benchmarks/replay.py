@@ -97,6 +97,7 @@ class _Replay:
             run_id=spec.run_id,
             trial_id=spec.trial_id,
             role=spec.role,
+            confirm_round=spec.confirm_round,
             model_id="landscape",
             profile=spec.profile.name,
             status=status,
@@ -143,7 +144,9 @@ def replay(
 
 
 def _make_task(landscape: Landscape) -> Callable[..., TrialTask]:
-    def make(candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...]) -> TrialTask:
+    def make(
+        candidate: Candidate, *, role: Role, trial_id: str, rungs: tuple[int, ...], confirm_round: int | None = None
+    ) -> TrialTask:
         spec = TrialSpec(
             run_id="replay",
             trial_id=trial_id,
@@ -154,6 +157,7 @@ def _make_task(landscape: Landscape) -> Callable[..., TrialTask]:
             device=DeviceType.CPU,
             timeout_s=1.0,
             rungs=rungs,
+            confirm_round=confirm_round,
         )
         return TrialTask(spec=spec, adapter=FakeAdapter(), scratch=Path())
 
