@@ -189,6 +189,8 @@ def _open_local(root: str) -> tuple[FileSystem, Path]:
     try:
         path = Path(root).expanduser().absolute()
         path.as_posix().encode()  # Arrow takes names in UTF-8 alone
+        if "\0" in root:
+            raise ValueError("its name holds a null character")
     except (RuntimeError, ValueError) as error:
         raise InvalidValueError(
             f"Results folder {root!r} cannot be opened: {reason(error)}.", hint="Use the path of a folder."

@@ -194,7 +194,7 @@ def test_no_run_id_leads_out_of_the_results_folder(folder: str, run: str) -> Non
         assert paths.best_plan.parent.parent.parent == paths.root
 
 
-@pytest.mark.parametrize("folder", ["~nobody0/results", "results\udcff"])
+@pytest.mark.parametrize("folder", ["~nobody0/results", "results\udcff", "results\0"])
 def test_a_results_folder_that_cannot_be_a_path_is_refused(folder: str) -> None:
     with pytest.raises(InvalidValueError, match="cannot be opened"):
         ResultsStore(folder).run_ids()
