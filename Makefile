@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RESULTS ?= kvray_results
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all fuzz lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
@@ -16,6 +16,10 @@ test: lint
 
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest
+
+# 10,000 broken and hostile inputs of each kind: about half an hour.
+fuzz: $(VENV)/.dev
+	$(BIN)/python benchmarks/fuzz.py --json benchmarks/results/fuzz.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,49 @@
+"""A place of its own for each module of properties, no network, and a count of what was fed at the end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from promises import CELL, RATES, TALLIES, Place, run_line
+
+from kvray.engines.offline import offline_environment
+from kvray.engines.transformers import TransformersAdapter, outline
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(tmp_path_factory.mktemp("fuzz", numbered=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVRAY_CACHE", str(place.cache))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("COLUMNS", "120")
+        patch.chdir(place.cwd)
+        # No input changes what is installed. To look it up anew is half of a short command line's time.
+        patch.setattr(importlib.metadata, "version", cache(importlib.metadata.version))
+        patch.setattr(importlib.metadata, "entry_points", cache(importlib.metadata.entry_points))
+        # Two steps of a preview take a process of their own each, and seconds.
+        patch.setattr(TransformersAdapter, "measure_hardware", lambda *arguments: RATES)
+        patch.setattr(outline, "outline_model", lambda request: None)
+        with offline_environment(enabled=True):
+            # What libraries do when they are first imported is no escape, so it happens before anything is watched.
+            run_line("tune", f"random:{Path(__file__).parents[1] / 'assets' / 'tiny_llama'}", *CELL)
+            yield place
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every input has a time limit of its own, by the signal that pytest-timeout takes for a whole test."""
+    for item in items:
+        if item.path.parent.name == "fuzz":
+            item.add_marker(pytest.mark.timeout(0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many inputs were fed."""
+    if TALLIES:
+        fed = (f"{kind} {tally.inputs:,} ({tally.accepted:,})" for kind, tally in sorted(TALLIES.items()))
+        total = sum(tally.inputs for tally in TALLIES.values())
+        terminalreporter.write_line(f"broken and hostile inputs fed: {total:,} (accepted): {', '.join(fed)}")
