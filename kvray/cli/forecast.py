@@ -19,7 +19,7 @@ from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
-from kvray.errors import ModelError
+from kvray.errors import InvalidValueError, ModelError
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
 from kvray.forecast.shape import ModelShape
 from kvray.record import short_model_name
@@ -78,6 +78,8 @@ def forecast(
         offline=offline,
     )
     planned_mib = None if memory is None else parse_memory_limit(memory, option="--memory")
+    if len(config.engines) > 1:
+        raise InvalidValueError(f"A forecast is made for one engine, not for {engine!r}.", hint="Name one of them.")
     checked = check_request(config, get_engine(engine))
     with offline_environment(enabled=offline):
         # Whether the model can be loaded on this device is not asked: the forecast may be for another.

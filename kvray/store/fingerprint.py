@@ -179,7 +179,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         before, after = old[key], new.get(key)
         if before is None or after is None or before == after:
             continue
-        if key == "engine_versions":  # of a library that one of them does not name nothing is known there
+        # Of a library or an engine that one of them does not name nothing is known there.
+        if key in ("engine_versions", "other_engines"):
             before, after = ({name: value[name] for name in before.keys() & after.keys()} for value in (before, after))
         if isinstance(before, dict):
             yield from _parts(key, before, after)
@@ -188,9 +189,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield f"{_NAMES.get(key, key)}: {one} → {two}"
 
 
+_PREFIXES = {"": "", "variables": "", "engine_versions": "", "other_engines": "engine "}
+
+
 def _parts(key: str, before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
     """What differs below `key`: fields of the profile (and of its limits), variables, or libraries."""
-    prefix = "" if key in ("", "variables", "engine_versions") else f"{key}."
+    prefix = _PREFIXES.get(key, f"{key}.")
     for name in sorted(before.keys() | after.keys()):
         one, two = before.get(name), after.get(name)
         if isinstance(one, dict) and isinstance(two, dict):

@@ -90,6 +90,8 @@ def test_where_two_profiles_judge_otherwise_is_told_with_both_values() -> None:
         ({"engine_versions": {"vllm": "0.9.1"}}, {"engine_versions": {"vllm": "0.10.0"}}, ("vllm: 0.9.1 → 0.10.0",)),
         ({"engine_versions": {"vllm": "0.9.1"}}, {"engine_versions": {"vllm": "0.9.1", "xformers": "1"}}, ()),
         ({"engine_versions": {"vllm": "0.9.1"}}, {"engine_versions": None}, ()),
+        ({"other_engines": {"b": "r1"}}, {"other_engines": {"b": "r2", "c": "r1"}}, ("engine b: r1 → r2",)),
+        ({"other_engines": {"b": "r1"}}, {"other_engines": None}, ()),
         ({"torch_version": "2.12.0"}, {"engine_versions": {"torch": "2.13.0"}}, ("torch: 2.12.0 → 2.13.0",)),
         ({"torch_version": "2.13.0"}, {"engine_versions": {"torch": "2.13.0"}, "torch_version": "2.13.0"}, ()),
     ],

@@ -80,6 +80,19 @@ def test_what_cannot_be_forked_here_makes_the_reference_in_a_fresh_interpreter(
 
 
 @pytest.mark.spawns
+def test_an_engine_in_another_environment_makes_the_reference_there(tmp_path: Path, second_python: str) -> None:
+    reference = replace(REFERENCE, adapter=FakeAdapter(), python=second_python)
+    path = tmp_path / "a.npz"
+    assert ensure_reference(asking(), reference, FakeAdapter(), path, fetched=lambda: None) is None
+    assert len(load_reference(path).tokens) == forced_tokens(quality_cell(asking()))
+    gone = replace(reference, python=str(tmp_path / "python"))
+    note = ensure_reference(asking(), gone, FakeAdapter(), tmp_path / "b.npz", fetched=lambda: None)
+    assert (
+        note == f"the reference could not be made: {tmp_path / 'python'} cannot be started: No such file or directory"
+    )
+
+
+@pytest.mark.spawns
 def test_a_fresh_interpreter_says_why_it_failed(tmp_path: Path) -> None:
     reference = replace(REFERENCE, adapter=SpawnedAdapter())
     note = ensure_reference(
