@@ -65,7 +65,7 @@ def _make_in_a_process(
     spec: TrialSpec, reference: ReferenceSpec, adapter: EngineAdapter, path: Path, fetched: Callable[[], None]
 ) -> str | None:
     maker = reference.adapter or adapter
-    is_loaded_here = type(maker) is type(adapter) and reference.python in (None, sys.executable)
+    is_loaded_here = type(maker) is type(adapter) and reference.python in (None, python_command()[0])
     is_forked = is_loaded_here and maker.start_method == "forkserver" and hasattr(os, "fork")
     reader, writer = os.pipe()
     try:
@@ -105,7 +105,7 @@ def _forked(spec: TrialSpec, reference: ReferenceSpec, maker: EngineAdapter, pat
 
 def _started(spec: TrialSpec, reference: ReferenceSpec, maker: EngineAdapter, path: Path, writer: int) -> int:
     """A fresh interpreter in the trial's group, for an engine whose libraries are not loaded here."""
-    other = None if reference.python == sys.executable else reference.python
+    other = None if reference.python == python_command()[0] else reference.python
     # A user's own engine is found where this process found it; another environment has paths of its own.
     paths = "" if other else f"import sys; sys.path[:] = {sys.path!r}; "
     process = subprocess.Popen(
