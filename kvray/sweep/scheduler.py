@@ -1,4 +1,4 @@
-"""Which trials are stopped early: asynchronous successive halving that spares whom it cannot judge or will need."""
+"""Which trials are stopped early: asynchronous successive halving that spares those it cannot judge or will need."""
 
 from __future__ import annotations
 
@@ -40,13 +40,16 @@ CHANCE_TO_GO_ON = (0.05, 0.5)
 class SparingHalving(AsyncHyperBandScheduler):
     """Tune's `AsyncHyperBandScheduler` (ASHA, arXiv:1810.05934) over the rungs of a trial.
 
-    Among the trials of a rung so far, the best third goes on. Never stopped: the baseline, because every gain is
-    against it; and, until it has measured every full-length cell, whoever is on the rung's Pareto front (TTFT,
-    throughput, memory) by more than noise, because the lean are fallbacks. Whoever is within `NOISE` of the rung's best
-    so far goes on too, because a rung's single run cannot tell them apart, unless the search's model knows better:
-    whom it gives less than `CHANCE_TO_GO_ON` is stopped. Whoever may keep the profile's limits is held against the best
-    of those that do: the others will not be ranked. Nobody is stopped, or held against others, for what disturbed runs
-    alone have shown. A sweep that is out of time ends its trials at the next rung.
+    These trials always go on: confirming ones, and the baseline, because every gain is compared with it. All others
+    stop at their next rung when the sweep is out of time. After a disturbed rung a trial goes on, and others are not
+    compared with it. After any other rung, the first of these rules that applies decides:
+
+    1. After rung 0, a trial on the rung's Pareto front (TTFT, throughput, memory) by more than noise goes on, because
+       lean candidates are fallbacks.
+    2. A trial stops if the search's model gives it less than `CHANCE_TO_GO_ON`.
+    3. A trial within `NOISE` of the rung's best so far goes on, because single runs cannot tell them apart. If it may
+       keep the profile's limits, the best is that of the trials that keep them: the others will not be ranked.
+    4. The best third of the rung's trials so far goes on (halving).
     """
 
     def __init__(self, queue: TrialQueue) -> None:
@@ -67,31 +70,32 @@ class SparingHalving(AsyncHyperBandScheduler):
         self._queue.rung_finished(measured)
         if measured.record.role is Role.CONFIRM:
             return str(TrialScheduler.CONTINUE)
-        verdict = str(TrialScheduler.CONTINUE)
-        if not any(cell.is_disturbed for cell in rung_cells(measured.runs, measured.record.rung)):
-            verdict = self._judged(str(super().on_trial_result(tune_controller, trial, result)), measured, result)
+        is_poor = self._is_poor(tune_controller, trial, result)
         if measured.record.role is Role.BASELINE:
             return str(TrialScheduler.CONTINUE)
-        if self._queue.is_out_of_time():
-            return str(TrialScheduler.STOP)
-        return verdict if self._queue.stops_early else str(TrialScheduler.CONTINUE)
+        stops = self._queue.is_out_of_time() or (is_poor and self._queue.stops_early)
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
-    def _judged(self, verdict: str, measured: TrialResult, result: dict[str, Any]) -> str:
-        """Halving's `verdict`, put right by what it does not know."""
+    def _is_poor(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> bool:
+        """Whether a trial is not worth its next rung; remembers what it measured, for those that come later."""
+        measured: TrialResult = result[RESULT]
+        if any(cell.is_disturbed for cell in rung_cells(measured.runs, measured.record.rung)):
+            return False
+        is_halved = super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP
         metrics = rung_metrics(measured.runs, measured.record.rung)
         if metrics is None:
-            return verdict
+            return is_halved
         rung, utility = measured.record.rung or 0, result[UTILITY]
+        is_on_front = not any(is_beaten_clearly(metrics, other) for other in self._seen[rung])
+        self._seen[rung].append(metrics)
         for peers in {False, result[KEEPS_LIMITS]}:
             self._best[rung, peers] = max(self._best[rung, peers], utility)
-        is_needed = rung == 0 and not any(is_beaten_clearly(metrics, other) for other in self._seen[rung])
-        self._seen[rung].append(metrics)
-        if is_needed:
-            return str(TrialScheduler.CONTINUE)
+        if rung == 0 and is_on_front:
+            return False
         if self._queue.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
-            return str(TrialScheduler.STOP)
-        best = self._best[rung, result[MAY_KEEP_LIMITS]]
-        return str(TrialScheduler.CONTINUE) if utility > best - NOISE else verdict
+            return True
+        is_near_best = utility > self._best[rung, result[MAY_KEEP_LIMITS]] - NOISE
+        return is_halved and not is_near_best
 
 
 class HalvingPerSweep(FIFOScheduler):
