@@ -8,9 +8,11 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from kvray.sweep.trial_task import TrialTask
 from kvray.trial.events import Event, RungFinished, TrialEnded, TrialFacts
 from kvray.trial.position import PositionBoard, PositionNotes
 from kvray.trial.process import Launcher, TrialProcess
+from kvray.trial.spec import TrialSpec
 
 TASK = "task"
 """Key of a trial's Tune config."""
@@ -97,7 +100,7 @@ class Slot(tune.Trainable):
         self._logs.cleanup()
 
     def _begin(self) -> TrialProcess:
-        spec = self._task.spec
+        spec = _with_reference_python(self._task.spec)
         self._rung, self._facts = None, None
         self._environment = _environment(self._task)
         self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
@@ -150,6 +153,13 @@ class Slot(tune.Trainable):
             report[MAY_KEEP_LIMITS] = all(miss.is_doubtful() for miss in misses)
             report[FIDELITY] = REDUCTION_FACTOR ** (self._rung or 0)
         return report
+
+
+def _with_reference_python(spec: TrialSpec) -> TrialSpec:
+    """The trial may run in another environment than the reference, whose Python is this one unless it has its own."""
+    if spec.reference is None or spec.reference.python is not None:
+        return spec
+    return replace(spec, reference=replace(spec.reference, python=sys.executable))
 
 
 def _environment(task: TrialTask) -> Environment:

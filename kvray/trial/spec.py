@@ -27,7 +27,7 @@ class ReferenceSpec:
         model_revision: what identifies the weights.
         enforced: whether a loss beyond the profile's limit ends the trial; with random weights it says nothing.
         adapter, request: the engine of `candidate` and the model as that engine names it; `None`: as in the trial.
-        python: path of the Python in which the reference is computed; `None`: the trial's own.
+        python: path of the Python in which the reference is computed; `None`: the slot's, which fills it in.
         engine_versions: of the libraries in which the reference is computed, as sorted (name, version) pairs.
     """
 

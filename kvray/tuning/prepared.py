@@ -12,7 +12,6 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.engines.interpreter import EnginePython
 from kvray.record import Role, TrialResult
-from kvray.search_paths import python_command
 from kvray.store.claim import Claim
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
@@ -186,6 +185,6 @@ def _reference(part: EnginePart, manifest: SweepManifest) -> ReferenceSpec:
         enforced=not part.preview.model.random_weights,
         adapter=part.adapter,
         request=part.request,
-        python=manifest.engine_pythons.get(part.adapter.name, python_command()[0]),
+        python=manifest.engine_pythons.get(part.adapter.name),
         engine_versions=tuple(sorted(versions.items())),
     )
