@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -17,7 +17,7 @@ from kvray.engines.fake import FakeAdapter
 from kvray.errors import AllTrialsFailedError
 from kvray.plan.plan import load_plan_file
 from kvray.probes.environment import library_versions
-from kvray.record import Role, TrialRecord, TrialStatus
+from kvray.record import Role, TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
@@ -195,59 +195,3 @@ def test_a_sweep_runs_on_a_cluster_with_every_trial_pinned_to_one_gpu(two_gpu_cl
     assert [one.record.status for one in result.results].count(TrialStatus.OK) >= 3
     pinned = {one.record.cache_layers for one in result.results if one.record.cache_layers}
     assert pinned == {"FakeLayer×1 on GPU 0"}, "each node has one GPU, number 0"
-
-
-@pytest.fixture
-def four_gpus() -> Iterator[str]:
-    """One machine with four logical GPUs."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4})
-    yield str(cluster.address)
-    cluster.shutdown()
-
-
-MIXED_SIZES = """
-- {cache: [dynamic], dtype: [float32], attention: [sdpa, eager], parallelism: [1]}
-- {cache: [dynamic], dtype: [float32], attention: [sdpa], parallelism: [4, 8]}
-- {cache: [dynamic], dtype: [float32, bfloat16], attention: [sdpa_math], parallelism: [1]}
-- {cache: [dynamic], dtype: [bfloat16], attention: [sdpa, eager], parallelism: [2]}
-"""
-"""Seven that fit, in this order: small ones come before and after the one that needs all GPUs."""
-
-
-def test_trials_of_one_two_and_four_gpus_share_a_machine(four_gpus: str, tmp_path: Path) -> None:
-    space = tmp_path / "space.yaml"
-    space.write_text(MIXED_SIZES)
-    config = config_of(
-        "fake:ok",
-        tmp_path / "out",
-        device=DeviceType.CUDA,
-        address=four_gpus,
-        space=str(space),
-        search=SearchStrategy.GRID,
-        confirm_rounds=0,
-    )
-    result = TuningSearch(config=config).run()
-    rejected = [one.record for one in result.results if one.record.status is TrialStatus.REJECTED]
-    assert [(one.candidate.label, one.message) for one in rejected] == [
-        ("dynamic/sdpa/float32+gpus:8", "needs 8 GPUs, no machine has more than 4 (parallelism)")
-    ]
-    measured = [one.record for one in result.results if one.record not in rejected]
-    assert [one.status for one in measured] == [TrialStatus.OK] * 7
-    assert all(_visible_gpus(one) == one.parallelism for one in measured)
-    assert max(_gpus_held(measured)) == 4, "four at once, and never more"
-    by_label = {one.candidate.label: one.started_at for one in measured}
-    large = by_label.pop("dynamic/sdpa/float32+gpus:4")
-    before = {label for label, started_at in by_label.items() if started_at < large}  # type: ignore[operator]
-    assert before == {"dynamic/sdpa/float32", "dynamic/eager/float32"}, "nobody overtakes one that needs all GPUs"
-
-
-def _visible_gpus(record: TrialRecord) -> int:
-    """How many the trial's process saw in CUDA_VISIBLE_DEVICES."""
-    layers = record.cache_layers or ""
-    return len(set(layers.removeprefix("FakeLayer×1 on GPU ").split(",")))
-
-
-def _gpus_held(records: Sequence[TrialRecord]) -> list[int]:
-    """GPUs of all trials that ran at the moment at which each of them began."""
-    spans = [(one.started_at, one.ended_at, one.parallelism) for one in records]
-    return [sum(gpus for start, end, gpus in spans if start <= begun < end) for begun, _, _ in spans]  # type: ignore[operator,misc]

@@ -1,0 +1,69 @@
+"""Trials of one GPU and of several on one machine, under a real Ray with logical GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from drivers import FAKE, Driver, recorded
+from ray.cluster_utils import Cluster
+
+from kvray.record import TrialRecord, TrialStatus
+
+MIXED_SIZES = """
+- {cache: [dynamic], dtype: [float32], attention: [sdpa, eager], parallelism: [1]}
+- {cache: [dynamic], dtype: [float32], attention: [sdpa], parallelism: [4, 8]}
+- {cache: [dynamic], dtype: [float32, bfloat16], attention: [sdpa_math], parallelism: [1]}
+- {cache: [dynamic], dtype: [bfloat16], attention: [sdpa, eager], parallelism: [2]}
+"""
+"""Seven that fit, in this order: small ones come before and after the one that needs all GPUs."""
+
+
+@pytest.fixture
+def four_gpus() -> Iterator[str]:
+    """One machine with four logical GPUs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4})
+    yield str(cluster.address)
+    cluster.shutdown()
+
+
+@pytest.fixture
+def records(four_gpus: str, tmp_path: Path) -> list[TrialRecord]:
+    """What a sweep of mixed sizes has left."""
+    space, home = tmp_path / "space.yaml", tmp_path / "home"
+    space.write_text(MIXED_SIZES)
+    home.mkdir()
+    asked = ("--device", "cuda", "--address", four_gpus, "--space", space, "--search", "grid", "--confirm", "0")
+    environment = {"KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(home)}
+    sweep = Driver("fake:ok", *FAKE, *asked, "--output", tmp_path / "out", **environment)
+    try:
+        assert sweep.wait() == 0, sweep.lines
+    finally:
+        sweep.end()
+    return [one.record for one in recorded(tmp_path / "out").values()]
+
+
+def test_trials_of_one_two_and_four_gpus_share_a_machine(records: list[TrialRecord]) -> None:
+    rejected = [(one.candidate.label, one.message) for one in records if one.status is TrialStatus.REJECTED]
+    assert rejected == [("dynamic/sdpa/float32+gpus:8", "needs 8 GPUs, no machine has more than 4 (parallelism)")]
+    measured = [one for one in records if one.status is not TrialStatus.REJECTED]
+    assert [one.status for one in measured] == [TrialStatus.OK] * 7
+    assert all(_visible_gpus(one) == one.parallelism for one in measured)
+    assert max(_gpus_held(measured)) == 4, "four at once, and never more"
+    by_label = {one.candidate.label: one.started_at for one in measured}
+    large = by_label.pop("dynamic/sdpa/float32+gpus:4")
+    before = {label for label, started_at in by_label.items() if started_at < large}  # type: ignore[operator]
+    assert before == {"dynamic/sdpa/float32", "dynamic/eager/float32"}, "nobody overtakes one that needs all GPUs"
+
+
+def _visible_gpus(record: TrialRecord) -> int:
+    """How many the trial's process saw in CUDA_VISIBLE_DEVICES."""
+    layers = record.cache_layers or ""
+    return len(set(layers.removeprefix("FakeLayer×1 on GPU ").split(",")))
+
+
+def _gpus_held(records: Sequence[TrialRecord]) -> list[int]:
+    """GPUs of all trials that ran at the moment at which each of them began."""
+    spans = [(one.started_at, one.ended_at, one.parallelism) for one in records]
+    return [sum(gpus for start, end, gpus in spans if start <= begun < end) for begun, _, _ in spans]  # type: ignore[operator,misc]
