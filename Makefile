@@ -17,7 +17,7 @@ test: lint
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest
 
-# 10,000 broken and hostile inputs of each kind: about half an hour.
+# 10,000 broken and hostile inputs for each property of tests/fuzz: hours. `benchmarks/fuzz.py --inputs 500` takes minutes.
 fuzz: $(VENV)/.dev
 	$(BIN)/python benchmarks/fuzz.py --json benchmarks/results/fuzz.json
 

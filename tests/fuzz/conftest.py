@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,9 +20,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("COLUMNS", "120")
         patch.chdir(place.cwd)
-        # No input changes what is installed. To look it up anew is half of a short command line's time.
-        patch.setattr(importlib.metadata, "version", cache(importlib.metadata.version))
-        patch.setattr(importlib.metadata, "entry_points", cache(importlib.metadata.entry_points))
         # Two steps of a preview take a process of their own each, and seconds.
         patch.setattr(TransformersAdapter, "measure_hardware", lambda *arguments: RATES)
         patch.setattr(outline, "outline_model", lambda request: None)
