@@ -19,13 +19,13 @@ from kvray.analysis.sampler import Sampler
 from kvray.analysis.score import utility
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
-from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.sweep.trial_queue import Bounds, SweepQueue
 from kvray.sweep.trial_task import TrialTask
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.spec import TrialSpec
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

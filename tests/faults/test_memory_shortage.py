@@ -46,7 +46,7 @@ from pathlib import Path
 Path(sys.argv[1], "cgroup.procs").write_text("0")
 sys.path[:0] = [{tests!r}]
 from test_trial_process import spec_of
-from kvray.engines.fake import FakeAdapter
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.memory_watch import MemoryWatch
 from kvray.trial.process import Launcher, TrialProcess
 launcher = Launcher(FakeAdapter())

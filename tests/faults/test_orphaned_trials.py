@@ -146,7 +146,7 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 from test_trial_leftovers import SpawnedAdapter
 from test_trial_process import spec_of
-from kvray.engines.fake import FakeAdapter
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.process import Launcher, TrialProcess
 launcher = Launcher({launcher})
 TrialProcess(launcher, spec_of("dynamic=raise"), Path({log!r})).close()

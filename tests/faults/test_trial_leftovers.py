@@ -15,9 +15,9 @@ import pytest
 from test_trial_process import ended, spec_of, wait_until_gone
 
 from kvray.engines.base import StartMethod
-from kvray.engines.fake import FakeAdapter
-from kvray.engines.fake_server import HELD_MIB
 from kvray.record import TrialStatus
+from kvray.testing.fake import FakeAdapter
+from kvray.testing.fake_server import HELD_MIB
 from kvray.trial.events import RungFinished, TrialEnded
 from kvray.trial.leftovers import group
 from kvray.trial.log import LIMIT_BYTES

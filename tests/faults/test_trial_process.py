@@ -18,8 +18,8 @@ import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
-from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Role, TrialStatus
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.events import RungFinished, TrialEnded
 from kvray.trial.memory_watch import MemoryWatch
 from kvray.trial.process import Launcher, TrialProcess
@@ -212,7 +212,7 @@ from pathlib import Path
 import psutil
 sys.path[:0] = {path!r}
 from test_trial_process import spec_of
-from kvray.engines.fake import FakeAdapter
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.process import Launcher, TrialProcess
 launcher = Launcher(FakeAdapter())
 first = TrialProcess(launcher, spec_of("dynamic=hang"), Path({log!r}))
@@ -239,7 +239,7 @@ from pathlib import Path
 from typing import ClassVar
 sys.path[:0] = {path!r}
 from test_trial_process import spec_of
-from kvray.engines.fake import FakeAdapter
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.process import Launcher, TrialProcess
 process = TrialProcess(Launcher(FakeAdapter()), spec_of("dynamic=hang"), Path({log!r}))
 print(process.pid, flush=True)

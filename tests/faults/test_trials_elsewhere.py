@@ -16,11 +16,11 @@ import pytest
 from second_environment import OTHER_TRANSFORMERS, make_environment, write_metadata
 from test_trial_process import ended, spec_of, wait_until_gone
 
-from kvray.engines.fake import FakeAdapter
 from kvray.engines.interpreter import inspect_python
 from kvray.errors import EngineError
 from kvray.probes.environment import kvray_version, library_versions
 from kvray.record import TrialStatus
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.events import RungFinished, TrialEnded
 from kvray.trial.process import Launcher, TrialProcess
 
@@ -175,7 +175,7 @@ def test_nothing_is_imported_from_the_working_folder(
 def test_the_server_ends_with_the_one_that_started_it(second_python: str, tmp_path: Path) -> None:
     code = (
         "import sys, os; sys.path[:0] = [os.environ['HERE']]\n"
-        "from pathlib import Path\nfrom kvray.engines.fake import FakeAdapter\n"
+        "from pathlib import Path\nfrom kvray.testing.fake import FakeAdapter\n"
         "from kvray.trial.process import Launcher, TrialProcess\nfrom test_trial_process import spec_of\n"
         "process = TrialProcess(Launcher(FakeAdapter(), python=sys.argv[1]), spec_of('ok'), Path(sys.argv[2]))\n"
         "process.advance()\nimport psutil\nprint(psutil.Process(process.pid).ppid(), process.pid, flush=True)\n"

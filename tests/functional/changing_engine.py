@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import LoadedModel, ModelInfo, ModelRequest, OutOfMemoryError
-from kvray.engines.fake import FakeAdapter
+from kvray.testing.fake import FakeAdapter
 from kvray.workload import WorkloadProfile
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import LoadedModel, ModelInfo, ModelRequest
-from kvray.engines.fake import FakeAdapter, FakeModel
+from kvray.testing.fake import FakeAdapter, FakeModel
 from kvray.workload import WorkloadProfile
 
 

@@ -17,10 +17,10 @@ from transformers_samples import change_config, give_own_code, make_candidate, p
 
 from kvray.candidate import Candidate
 from kvray.engines.base import ModelRequest
-from kvray.engines.fake import FakeAdapter
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import TrialResult
 from kvray.store.manifest import CodeCheck, CodeOutcome
+from kvray.testing.fake import FakeAdapter
 from kvray.tuning import code_run
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.result import TuneResult

@@ -12,8 +12,6 @@ from second_environment import OTHER_TRANSFORMERS
 from test_sweep import config_of
 
 from kvray.config import SearchStrategy
-from kvray.engines.fake import FakeAdapter
-from kvray.engines.fake_server import HELD_MIB
 from kvray.engines.interpreter import EnginePython
 from kvray.errors import AllTrialsFailedError, EngineError, ResultsError
 from kvray.plan.plan import load_plan_file
@@ -21,6 +19,8 @@ from kvray.probes.environment import library_versions
 from kvray.record import TrialStatus
 from kvray.report.facts import environment_facts
 from kvray.store.parquet import ResultsStore
+from kvray.testing.fake import FakeAdapter
+from kvray.testing.fake_server import HELD_MIB
 from kvray.tuning.result import TuneResult
 from kvray.tuning.search import TuningSearch
 

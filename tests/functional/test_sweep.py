@@ -13,12 +13,12 @@ from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.fake import FakeAdapter
 from kvray.errors import AllTrialsFailedError
 from kvray.plan.plan import load_plan_file
 from kvray.probes.environment import library_versions
 from kvray.record import Role, TrialStatus
 from kvray.store.parquet import ResultsStore
+from kvray.testing.fake import FakeAdapter
 from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
 from kvray.workload import create_custom_profile

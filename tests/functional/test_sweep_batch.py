@@ -12,13 +12,13 @@ import pytest
 
 from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, TrialStatus
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.driver import plan_slots, run_sweep
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
+from kvray.testing.fake import FakeAdapter
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines, ready_parts
 from kvray.tuning.outcome import write_up

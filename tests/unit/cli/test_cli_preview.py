@@ -11,8 +11,8 @@ import pytest
 from kvray.candidate import DeviceType
 from kvray.cli.preview import print_preview
 from kvray.config import CONFIRM_ROUNDS, TuneConfig
-from kvray.engines.fake import FakeAdapter
 from kvray.forecast.prediction import CellForecast, Forecast
+from kvray.testing.fake import FakeAdapter
 from kvray.tuning.preview import Preview, preview_sweep
 from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import Cell, Limits, create_custom_profile

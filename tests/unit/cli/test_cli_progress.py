@@ -16,10 +16,10 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileM
 from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgress, SweepState, render_state
 from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
-from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.position import Position, PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview, preview_sweep

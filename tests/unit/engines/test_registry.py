@@ -7,10 +7,10 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from kvray.engines import registry
-from kvray.engines.fake import FakeAdapter
 from kvray.engines.registry import get_engine, list_engines
 from kvray.engines.transformers import TransformersAdapter
 from kvray.errors import EngineError
+from kvray.testing.fake import FakeAdapter
 
 
 def test_the_engine_for_tests_is_listed_only_when_asked_for() -> None:

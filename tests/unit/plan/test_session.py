@@ -12,7 +12,6 @@ from plan_samples import make_candidate, make_plan, make_profile, make_result, m
 import kvray.plan.session
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import LoadedModel, ModelRequest, OutOfMemoryError
-from kvray.engines.fake import FakeAdapter, FakeModel
 from kvray.errors import EngineError, ModelError, PlanError
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import Plan, PlanFingerprint, save_plan
@@ -20,6 +19,7 @@ from kvray.plan.session import FingerprintWarning, FoundEngine, PlanLoader, Sess
 from kvray.probes.environment import capture_environment, library_versions
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.record import Role, version_fields
+from kvray.testing.fake import FakeAdapter, FakeModel
 from kvray.workload import WorkloadProfile
 
 WINNER, LEANER, LEANEST = (make_candidate(name) for name in (1, 2, 3))
@@ -304,7 +304,7 @@ def test_with_consent_a_plan_loads_and_without_need_nothing_is_trusted() -> None
 
 
 @pytest.mark.filterwarnings("ignore::kvray.plan.session.FingerprintWarning")
-@pytest.mark.parametrize("engine", ["os:system", "subprocess", "../evil", "kvray.engines.fake:FakeAdapter", "Fake"])
+@pytest.mark.parametrize("engine", ["os:system", "subprocess", "../evil", "kvray.testing.fake:FakeAdapter", "Fake"])
 def test_a_plan_names_no_engine_but_a_registered_one(engine: str) -> None:
     with pytest.raises(EngineError, match="Unknown engine"):
         PlanLoader(plan_of().model_copy(update={"engine": engine})).load()

@@ -14,12 +14,12 @@ import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
-from kvray.engines.fake import FakeModel
-from kvray.engines.fake_server import HELD_MIB
 from kvray.probes import cpu_load
 from kvray.probes.cpu_load import OtherLoad, OwnThreads
 from kvray.probes.disturbance import TrialWatch
 from kvray.probes.own_processes import OwnProcesses, descendants
+from kvray.testing.fake import FakeModel
+from kvray.testing.fake_server import HELD_MIB
 from kvray.workload import Cell
 
 pytestmark = pytest.mark.spawns

@@ -9,12 +9,12 @@ from types import MappingProxyType
 from kvray.analysis.sampler import EveryCandidate, Sampler
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
-from kvray.engines.fake import FakeAdapter
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.task_maker import TaskMaker
 from kvray.sweep.trial_queue import Bounds, SweepQueue
 from kvray.sweep.trial_task import TrialTask
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.workload import Limits, create_custom_profile
 

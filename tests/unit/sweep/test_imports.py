@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvray.engines.fake import FakeAdapter
 from kvray.engines.registry import get_engine
 from kvray.sweep.imports import engine_folders, only_imports_from
+from kvray.testing.fake import FakeAdapter
 
 
 def test_engines_that_are_installed_need_no_folder() -> None:
@@ -21,7 +21,7 @@ def test_an_engine_of_a_users_own_program_is_found_beside_it(tmp_path: Path, mon
     (tmp_path / "own_engine").mkdir()
     (tmp_path / "own_engine" / "__init__.py").write_text("")
     (tmp_path / "own_engine" / "adapter.py").write_text(
-        "from kvray.engines.fake import FakeAdapter\nclass OwnAdapter(FakeAdapter):\n    pass\n"
+        "from kvray.testing.fake import FakeAdapter\nclass OwnAdapter(FakeAdapter):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     from own_engine.adapter import OwnAdapter  # type: ignore[import-not-found]

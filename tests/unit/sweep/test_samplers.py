@@ -16,12 +16,12 @@ from kvray.analysis.sampler import EveryCandidate
 from kvray.candidate import Candidate, DeviceType
 from kvray.config import SearchStrategy
 from kvray.engines.base import DeviceFacts
-from kvray.engines.fake import FakeAdapter
-from kvray.engines.fake_axes import speed_factor
 from kvray.errors import EngineError
 from kvray.space.axis import Axis, AxisKind
 from kvray.sweep.optuna import OptunaSampler
 from kvray.sweep.samplers import check_search, make_sampler
+from kvray.testing.fake import FakeAdapter
+from kvray.testing.fake_axes import speed_factor
 
 
 @pytest.mark.parametrize(

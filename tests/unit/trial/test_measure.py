@@ -7,7 +7,7 @@ from trial_samples import Scripted, ScriptedWatch, spec_of
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.engines.base import Generation, ModelRequest
-from kvray.engines.fake import FakeModel
+from kvray.testing.fake import FakeModel
 from kvray.trial.measure import (
     MeasurementError,
     check_generation,

@@ -19,8 +19,8 @@ from kvray.engines.base import (
     SubstitutedError,
     UnsupportedError,
 )
-from kvray.engines.fake import FakeAdapter
 from kvray.record import Phase, Run
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
 from kvray.trial.protocol import MAX_WARMUP_CALLS, TrialProtocol, beyond_steady_s
 from kvray.trial.quality import QualityError, forced_tokens, summarize

@@ -9,7 +9,7 @@ import pytest
 from trial_samples import candidate_of, profile_of, spec_of
 
 from kvray.engines.base import EngineAdapter, ModelRequest, StartMethod
-from kvray.engines.fake import FakeAdapter
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.quality import IncomparableError, forced_tokens, summarize
 from kvray.trial.reference import load_reference, quality_cell, reference_path, save_reference
 from kvray.trial.reference_process import ensure_reference

@@ -19,9 +19,9 @@ from kvray.engines.base import (
     ModelRequest,
     Observed,
 )
-from kvray.engines.fake import FakeAdapter
 from kvray.probes.disturbance import Conditions, RunWatch, TrialWatch
 from kvray.record import Role
+from kvray.testing.fake import FakeAdapter
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 

@@ -15,11 +15,11 @@ from kvray.cli.info import print_menu
 from kvray.cli.preview import print_preview
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts
-from kvray.engines.fake import FakeAdapter
-from kvray.engines.fake_axes import speed_factor
 from kvray.errors import InvalidValueError, NoCandidatesError
 from kvray.space.axis import Axis
 from kvray.space.menu import SHARED_AXES
+from kvray.testing.fake import FakeAdapter
+from kvray.testing.fake_axes import speed_factor
 from kvray.tuning.engines import SweepEngines, preview_engines
 from kvray.tuning.preview import Preview, preview_sweep
 from kvray.tuning.resolved import check_request, resolve

@@ -15,7 +15,6 @@ import kvray.tuning.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
-from kvray.engines.fake import MAX_CONTEXT, FakeAdapter
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import LayerShape, ModelShape
@@ -23,6 +22,7 @@ from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.axis import Axis, AxisValue
 from kvray.space.menu import shared_axis
 from kvray.space.search_space import SpaceBlock
+from kvray.testing.fake import MAX_CONTEXT, FakeAdapter
 from kvray.tuning.local_device import detect_device
 from kvray.tuning.preview import Preview, forecast_only
 from kvray.tuning.resolved import check_request, resolve, with_measured_rates

@@ -14,11 +14,11 @@ import kvray.tuning.resolved
 from kvray.candidate import DeviceType, DType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
-from kvray.engines.fake import FakeAdapter
 from kvray.errors import ModelError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.space.axis import Axis
+from kvray.testing.fake import FakeAdapter
 from kvray.tuning.preview import preview_sweep
 from kvray.tuning.resolved import check_request, resolve
 from kvray.tuning.search import TuningSearch

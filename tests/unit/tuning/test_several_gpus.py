@@ -11,8 +11,8 @@ import kvray.tuning.resolved
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter
-from kvray.engines.fake import FakeAdapter
 from kvray.errors import NoCandidatesError
+from kvray.testing.fake import FakeAdapter
 from kvray.tuning.preview import Preview, preview_sweep, without_unplaceable
 from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import get_profile

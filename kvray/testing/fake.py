@@ -26,7 +26,6 @@ from kvray.candidate import (
     DeviceType,
     DType,
 )
-from kvray.engines import fake_axes
 from kvray.engines.base import (
     OBSERVED_TOKENS,
     DeviceFacts,
@@ -41,12 +40,13 @@ from kvray.engines.base import (
     TopLogs,
     UnsupportedError,
 )
-from kvray.engines.fake_server import FakeServer
-from kvray.engines.misbehaviour import Misbehaviour
 from kvray.errors import ModelError
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import SpaceBlock
+from kvray.testing import fake_axes
+from kvray.testing.fake_server import FakeServer
+from kvray.testing.misbehaviour import Misbehaviour
 from kvray.workload import Cell, WorkloadProfile
 
 PREFIX = "fake:"
