@@ -53,6 +53,7 @@ def feed(module: Path, inputs: int, folder: Path) -> int:
     notes, place = folder / "notes", folder / module.stem
     notes.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "pytest", str(module), "--hypothesis-profile=deep", f"--basetemp={place}"]
+    command += ["--timeout=0"]  # each input has its own
     environment = {**os.environ, NOTES: str(notes), INPUTS_VARIABLE: str(inputs), "OMP_NUM_THREADS": "1"}
     environment |= {"TRANSFORMERS_VERBOSITY": "critical", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, cwd=module.parents[2], preexec_fn=_limit_memory, check=False)

@@ -29,13 +29,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             yield place
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every input has a time limit of its own, by the signal that pytest-timeout takes for a whole test."""
-    for item in items:
-        if item.path.parent.name == "fuzz":
-            item.add_marker(pytest.mark.timeout(0))
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """How many inputs were fed."""
     if TALLIES:
