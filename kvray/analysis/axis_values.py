@@ -15,8 +15,9 @@ from kvray.candidate import AttentionChoice, Candidate
 from kvray.space.axis import Axis, AxisKind, Scale
 
 Array = npt.NDArray[np.float64]
-LEAST_NUMBERS = 3
-"""With fewer different numbers, the order of an axis tells nothing."""
+LEAST_NUMBERS = 4
+"""Measuring fewer numbers costs little and their order tells little (`benchmarks/search_cost.py`: 400 candidates
+with three took no fewer launches by order than by name)."""
 _APART = 1e6
 """Distance between values that have nothing in common, in ranges of the axis: no correlation is left."""
 
@@ -45,7 +46,7 @@ class NumberAxis:
 
 
 def number_axes(candidates: Sequence[Candidate], declared: Iterable[Axis] = ()) -> list[NumberAxis]:
-    """The axes on which `candidates` have at least three different numbers.
+    """The axes on which `candidates` have at least four different numbers.
 
     What is `declared` counts as what it is declared to be. Any other field, cache parameter or setting is an axis of
     numbers if it has numbers, on a logarithmic scale if all are positive.

@@ -114,11 +114,11 @@ def test_the_gradient_of_the_fit_is_that_of_its_cost() -> None:
 
 
 def test_covariances_are_positive_with_parameters_of_one_cache_and_missing_numbers() -> None:
-    windows = [replace(SPACE[0], cache_params=(("window", size),)) for size in (128, 256, 512)]
-    space = [replace(one, prefill_chunk=chunk) for one in (SPACE[0], *windows) for chunk in (None, 64, 128, 256)]
+    windows = [replace(SPACE[0], cache_params=(("window", size),)) for size in (128, 256, 512, 1024)]
+    space = [replace(one, prefill_chunk=chunk) for one in (SPACE[0], *windows) for chunk in (None, 64, 128, 256, 512)]
     numbers = number_axes(space)
     assert len(numbers) == 2
-    posterior = AxisModel(space, PRIORS[0], numbers=numbers).fit(seen((0, 5, 10, 15), [0.1 * n for n in range(16)]))
+    posterior = AxisModel(space, PRIORS[0], numbers=numbers).fit(seen((0, 5, 10, 15), [0.1 * n for n in range(25)]))
     assert np.linalg.eigvalsh(posterior.covariance).min() > -1e-8
 
 
