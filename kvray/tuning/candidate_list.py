@@ -12,7 +12,6 @@ from kvray.errors import InvalidValueError, did_you_mean
 from kvray.files.documents import read_document
 from kvray.plan.plan import load_plan_file
 from kvray.space.search_space import MOST_CANDIDATES
-from kvray.store.parquet import ResultsStore
 
 _MOST_BYTES = 16 << 20
 _FORMS = "It is a plan, or a JSON list of candidates as a plan has them, or of candidate ids of the results folder."
@@ -51,6 +50,9 @@ def _read(path: str) -> Any:
 
 def _recorded(config: TuneConfig) -> dict[str, Candidate]:
     """Every candidate in the records of the results folder, by its id."""
+    # Importing PyArrow takes a second, which a forecast does without.
+    from kvray.store.parquet import ResultsStore
+
     store = ResultsStore(config.output_dir)
     records = (one.record for run_id in store.run_ids() for one in store.read(run_id))
     return {record.candidate_id: record.candidate for record in records}
