@@ -181,8 +181,10 @@ def test_an_error_that_is_no_candidates_is_paid_for_twice_and_told_once(tmp_path
 
 
 @pytest.fixture
-def two_gpu_cluster() -> Iterator[str]:
-    """Two nodes with one logical GPU each: Ray schedules and pins as with real ones."""
+def two_gpu_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Two nodes with one logical GPU each: Ray schedules and pins as with real ones. They are started by this very
+    process, so a token in the user's home, which private sweeps before have made it ask for, must not be found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
     cluster.add_node(num_cpus=1, num_gpus=1)
     yield str(cluster.address)
