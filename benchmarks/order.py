@@ -22,10 +22,11 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.sweep.batch import QueuedSweep
-from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.driver import run_sweep
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
+from kvray.sweep.slot_plan import plan_slots
 from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
 from kvray.trial.spec import TrialSpec

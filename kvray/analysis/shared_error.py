@@ -1,5 +1,5 @@
-"""An error that is no candidate's: the baseline and one as unlike it as can be end with the same words, and nothing has
-been measured. Who goes on pays for it with every candidate."""
+"""Detects an error that would hit every candidate: the baseline and a very different candidate fail with the same
+message before anything was measured. The sweep then ends."""
 
 from __future__ import annotations
 

@@ -322,6 +322,8 @@ class LoadedModel(ABC):
         All that they start belongs to the trial as well: its CPU time is no other program's, its GPU memory is the
         trial's, and it ends with the trial. On a CPU kvray adds the resident sets of the processes named here, and of
         no others, to `peak_memory_mib`. Asked before and after every run, so it must be cheap.
+
+        Nobody else watches whether they live: if one dies, the call that needs it must raise an error.
         """
         return this_process()
 

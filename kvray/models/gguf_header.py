@@ -1,6 +1,7 @@
-"""A first look at a GGUF file, before Transformers reads it: what its header says must be in the file.
+"""Checks a GGUF file before an engine reads it: what its header says must be in the file.
 
-The readers believe the header: a length that is wrong costs all memory, and a missing size becomes that of a 7B model.
+Transformers' reader does not check the header. A wrong length would make it allocate all memory, and a missing size
+would become that of a 7B model. Errors here are the ends of sentences; who calls puts the file's name before them.
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 

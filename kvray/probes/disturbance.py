@@ -1,4 +1,4 @@
-"""Whether the environment stayed calm while a run was timed, and what the GPUs drew meanwhile.
+"""Decides whether a run was disturbed, and reads the GPUs' energy, clocks, temperature and power around it.
 
 Everything is read right before and right after a run, by the thread that measures: a sampling thread would take the
 interpreter's lock from the very loop that is timed. So what comes and goes within a run is not seen, unless it leaves a

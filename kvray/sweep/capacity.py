@@ -1,4 +1,5 @@
-"""How much room the machines of a Ray have for trials while nodes join and leave; what to do when none is left."""
+"""Counts, while a sweep runs, how many trials the cluster's current nodes have room for, and ends the sweep when none
+has any for too long. How machines are divided at the start is in `slot_plan`."""
 
 from __future__ import annotations
 

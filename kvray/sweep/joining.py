@@ -1,8 +1,8 @@
-"""What must hold before Ray joins a running cluster: somebody listens there, and lets this machine in.
+"""Checks a running cluster before Ray connects: it must accept a connection, and our token if it asks for one.
 
-Left alone, Ray 2.60 sends no token to an address that is named; one that asks for it is given up after 20 s and twenty
-lines of C++, one where nobody answers after minutes. Nor may a token be sent to a cluster that asks for none: the
-driver would ask its workers for one, and each slot would die.
+Without this check Ray 2.60 fails after 20 s and twenty lines of C++ where a token is missing, and after minutes where
+nobody answers. A token must not be sent to a cluster that asks for none, because the driver would then ask its workers
+for one, and each slot would die. `session` makes the error that a user sees.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a fork server imports for all processes to come, named in its environment."""
+"""Imports modules in a fork server for all processes to come. The environment names them; `server_preload` calls
+this."""
 
 from __future__ import annotations
 

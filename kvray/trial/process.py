@@ -3,6 +3,9 @@
 A process is forked from a server that has imported the engine's libraries (or spawned, where the engine demands it),
 so it starts in hundredths of a second with clean memory. A watchdog kills its whole process group when a phase takes
 too long or the machine's memory runs out. What a trial leaves behind goes with it.
+
+Only this one process is watched. If a process that the engine started dies (a server, a rank), the engine must raise an
+error; otherwise the trial ends at the timeout of its phase.
 """
 
 from __future__ import annotations

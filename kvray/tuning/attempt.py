@@ -26,7 +26,7 @@ from kvray.store.resuming import (
     further_attempt,
     recall,
 )
-from kvray.sweep.driver import SlotPlan
+from kvray.sweep.slot_plan import SlotPlan
 from kvray.tuning.preview import Preview
 from kvray.workload import WorkloadProfile
 

@@ -76,7 +76,7 @@ def _disturbed_line(hardware: Hardware, now: float) -> str:
 
 
 def _threads(config: TuneConfig) -> int | None:
-    """Threads of a trial on a CPU, as `sweep.driver.plan_slots` divides them."""
+    """Threads of a trial on a CPU, as `sweep.slot_plan.plan_slots` divides them."""
     if config.slots is None or config.slots == 1:
         return openmp_threads() or quota_threads()
     return openmp_threads() or max(1, available_cpus() // config.slots)

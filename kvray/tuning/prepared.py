@@ -18,9 +18,9 @@ from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import Recall
 from kvray.sweep.batch import QueuedSweep
-from kvray.sweep.driver import SlotPlan
 from kvray.sweep.outlook import expected_launches
 from kvray.sweep.samplers import make_sampler
+from kvray.sweep.slot_plan import SlotPlan
 from kvray.sweep.task_maker import TaskMaker
 from kvray.sweep.trial_queue import Bounds, SweepQueue
 from kvray.trial.position import PositionBoard

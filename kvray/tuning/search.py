@@ -22,11 +22,12 @@ from kvray.probes.cpu import openmp_threads, quota_threads
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
-from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.driver import run_sweep
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.samplers import check_search
 from kvray.sweep.session import RaySession
+from kvray.sweep.slot_plan import plan_slots
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines, preview_engines, ready_parts
 from kvray.tuning.observer import SearchObserver

@@ -15,9 +15,10 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.record import Role, TrialStatus
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
-from kvray.sweep.driver import plan_slots, run_sweep
+from kvray.sweep.driver import run_sweep
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
+from kvray.sweep.slot_plan import plan_slots
 from kvray.testing.fake import FakeAdapter
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines, ready_parts

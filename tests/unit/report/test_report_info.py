@@ -244,6 +244,14 @@ def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
     assert not any("Its cache" in note for note in exact)
 
 
+def test_a_loss_that_no_cache_explains_is_told_as_well() -> None:
+    told = info_of([baseline(), measured(WINNER, speed=1.5, kl_mean=0.03, top1_agreement=0.9)]).headline.notes
+    assert (
+        "Its output differs from the baseline: KL 0.03 nats per token against the baseline, the same first choice at "
+        "90.0 % of tokens."
+    ) in told
+
+
 def test_a_loss_that_is_known_within_bounds_is_told_as_bounds_and_what_they_leave_open_is_said() -> None:
     bounds: dict[str, Any] = {"kl_mean": 0.002, "kl_upper": 0.4, "nll_delta": 0.01, "nll_delta_upper": 0.3}
     info = info_of([baseline(), measured(WINNER, speed=1.5, **bounds)])

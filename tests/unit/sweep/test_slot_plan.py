@@ -10,7 +10,7 @@ from queue_samples import BASELINE
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.capacity import Room
-from kvray.sweep.driver import SlotPlan, plan_slots
+from kvray.sweep.slot_plan import SlotPlan, plan_slots
 
 
 def plan(
