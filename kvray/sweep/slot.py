@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from kvray.probes.cpu import quota_threads
 from kvray.probes.environment import Environment, capture_environment
 from kvray.probes.gpu import wait_until_released
 from kvray.record import Phase, TrialResult, TrialStatus
-from kvray.search_paths import leave_out_working_folder
+from kvray.search_paths import leave_out_working_folder, python_command
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
 from kvray.sweep.trial_task import TrialTask
 from kvray.trial.events import Event, RungFinished, TrialEnded, TrialFacts
@@ -159,7 +158,7 @@ def _with_reference_python(spec: TrialSpec) -> TrialSpec:
     """The trial may run in another environment than the reference, whose Python is this one unless it has its own."""
     if spec.reference is None or spec.reference.python is not None:
         return spec
-    return replace(spec, reference=replace(spec.reference, python=sys.executable))
+    return replace(spec, reference=replace(spec.reference, python=python_command()[0]))
 
 
 def _environment(task: TrialTask) -> Environment:

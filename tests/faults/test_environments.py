@@ -198,6 +198,7 @@ def long_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow  # a whole sweep
 def test_a_temporary_folder_too_long_for_sockets_works_all_the_same(long_folder: Path, tmp_path: Path) -> None:
     done = run_kvray("tune", *FAKE, "--output", tmp_path / "results", environment={"TMPDIR": str(long_folder)})
     assert done.returncode == 0, done.stderr

@@ -111,6 +111,7 @@ def test_a_disk_that_has_room_again_gets_everything(tune: Tune, disk: Path, tmp_
     assert list((tmp_path / "cache" / "rescued").iterdir()) == []
 
 
+@pytest.mark.slow  # a whole sweep; the keeper has a unit test
 def test_a_folder_that_vanishes_is_written_anew(tune: Tune, tmp_path: Path) -> None:
     sweep = tune()
     sweep.wait_for("ok ")
@@ -122,6 +123,7 @@ def test_a_folder_that_vanishes_is_written_anew(tune: Tune, tmp_path: Path) -> N
     assert store.paths(store.latest_run_id()).report_html.is_file()
 
 
+@pytest.mark.slow  # a whole sweep; the keeper has a unit test
 def test_where_all_lies_on_one_disk_that_fills_the_loss_and_the_best_are_said(tune: Tune, disk: Path) -> None:
     (disk / "t").mkdir()
     sweep = tune(KVRAY_CACHE=str(disk / "cache"), TMPDIR=str(disk / "t"))

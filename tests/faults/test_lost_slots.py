@@ -106,6 +106,7 @@ def on_gpus(cluster: Cluster) -> tuple[str, ...]:
     return (*GRID, "--device", "cuda", "--address", str(cluster.address))
 
 
+@pytest.mark.slow  # a killed slot takes the same path
 def test_a_node_that_leaves_costs_its_trial_another_attempt(tune: Tune, cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=2, num_gpus=1)
     cluster.wait_for_nodes()

@@ -73,6 +73,7 @@ def test_two_sweeps_on_one_folder_have_ids_of_their_own_and_both_complete(kvray:
     assert list((tmp_path / "cache" / "sweeps").iterdir()) == []
 
 
+@pytest.mark.slow  # two whole sweeps
 def test_a_sweep_that_is_being_measured_cannot_be_resumed_and_one_that_was_killed_can(
     kvray: Open, tmp_path: Path
 ) -> None:

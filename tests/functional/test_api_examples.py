@@ -25,6 +25,7 @@ def tuned(results: Path, demo_model: Path, environment: dict[str, str]) -> subpr
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=280)
 
 
+@pytest.mark.slow  # tunes the demo model
 def test_the_api_example_prints_a_ranking_and_a_program(tuned: subprocess.CompletedProcess[str]) -> None:
     first = tuned.stdout.splitlines()[0]
     assert first.startswith(" 1  ")
@@ -33,10 +34,12 @@ def test_the_api_example_prints_a_ranking_and_a_program(tuned: subprocess.Comple
     compile(program, "snippet", "exec")
 
 
+@pytest.mark.slow  # tunes the demo model
 def test_the_api_says_nothing_on_its_own(tuned: subprocess.CompletedProcess[str]) -> None:
     assert other_lines(tuned.stderr) == []
 
 
+@pytest.mark.slow  # tunes the demo model
 def test_the_plan_example_answers_sensibly(
     tuned: subprocess.CompletedProcess[str], results: Path, environment: dict[str, str]
 ) -> None:

@@ -163,7 +163,7 @@ def test_a_sweep_interrupted_after_its_last_trial_is_written_up_all_the_same(
     assert sweep.left() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_sweep_that_is_told_to_end_does_as_after_ctrl_c(
     number: signal.Signals, terminal: Callable[..., Terminal], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_info_shows_the_machine_and_how_to_get_the_engine(kvray: Core) -> None:
     assert "pip install 'kvray[transformers]'" in done.stdout
 
 
+@pytest.mark.slow  # tests/unit/test_extras.py has the words
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -84,6 +84,7 @@ def test_a_run_that_its_quota_stopped_is_disturbed_and_says_so(limited: Limited)
     assert "the CPU quota stopped a thread for " in limited("-c", THROTTLED, cpus=0.05).stdout
 
 
+@pytest.mark.slow  # a whole sweep; its parts are unit tests
 @pytest.mark.skipif(cpu.visible_cpus() < 2, reason="takes two CPUs, one of them beyond the quota")
 def test_trials_have_as_many_threads_as_the_quota_has_cpus_and_one_line_says_so(
     limited: Limited, tiny_model: str, tmp_path: Path

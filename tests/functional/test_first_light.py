@@ -6,9 +6,12 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "first_light.sh"
 
 
+@pytest.mark.slow  # every step; the test beside it runs some
 def test_every_step_of_first_light_runs_on_a_cpu(environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         [SCRIPT, tmp_path, "--device", "cpu", "--quick"],

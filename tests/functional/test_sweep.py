@@ -136,6 +136,7 @@ def test_a_finished_sweep_resumes_to_nothing(troubled: tuple[TuneResult, Path, s
     assert again.records_sha256 == result.records_sha256
 
 
+@pytest.mark.slow  # test_resume shows it by the command line
 def test_resuming_measures_exactly_what_is_missing(tmp_path: Path) -> None:
     every_one = {"search": SearchStrategy.GRID, "confirm_rounds": 0}
     whole = TuningSearch(config=config_of("fake:ok", tmp_path, **every_one)).run()
@@ -181,16 +182,15 @@ def test_an_error_that_is_no_candidates_is_paid_for_twice_and_told_once(tmp_path
 
 
 @pytest.fixture
-def two_gpu_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Two nodes with one logical GPU each: Ray schedules and pins as with real ones. They are started by this very
-    process, so a token in the user's home, which private sweeps before have made it ask for, must not be found."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+def two_gpu_cluster() -> Iterator[str]:
+    """Two nodes with one logical GPU each: Ray schedules and pins as with real ones."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
     cluster.add_node(num_cpus=1, num_gpus=1)
     yield str(cluster.address)
     cluster.shutdown()
 
 
+@pytest.mark.slow  # test_gpus_per_trial and test_joined_cluster show the same from processes of their own
 def test_a_sweep_runs_on_a_cluster_with_every_trial_pinned_to_one_gpu(two_gpu_cluster: str, tmp_path: Path) -> None:
     config = config_of("fake:ok", tmp_path, device=DeviceType.CUDA, address=two_gpu_cluster)
     result = TuningSearch(config=config).run()

@@ -257,6 +257,7 @@ def test_an_impossible_id_is_refused_without_a_question(tmp_path: Path) -> None:
         assert hub.asked == []
 
 
+@pytest.mark.slow  # its steps are tested beside it
 def test_a_model_is_described_fetched_loaded_and_found_again_without_the_hub(repository: Path, tmp_path: Path) -> None:
     good = serving(repository)
     hub = Hub(lambda path: good(path) if "/mark" not in hub.asked else (500, {}, b""))
@@ -366,6 +367,7 @@ def moving(first: Path, second: Path, hub: Hub) -> Callable[[str], Answer]:
     return answer
 
 
+@pytest.mark.slow  # a whole sweep against a hub; the parts are tested beside it
 def test_a_push_in_the_middle_of_a_sweep_changes_nothing_of_what_is_measured(tmp_path: Path) -> None:
     first = save_tiny_model(tmp_path / "first")
     second = save_tiny_model(tmp_path / "second", max_shard_size="100KB")

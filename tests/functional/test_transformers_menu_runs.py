@@ -40,7 +40,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("static(max_cache_len=512)", "StaticCache", "StaticLayer×2", "float32"),
         ("sliding_window(window=32,sinks=4)", "SlidingWindowCache", "SinkWindowLayer×2", "float32"),
-        ("quantized(backend=quanto,nbits=4)", "QuantizedCache", "QuantoQuantizedLayer×2", "4-bit quanto"),
+        pytest.param(
+            "quantized(backend=quanto,nbits=4)",
+            "QuantizedCache",
+            "QuantoQuantizedLayer×2",
+            "4-bit quanto",
+            marks=pytest.mark.slow,  # it builds native code at its first use
+        ),
         ("quantized(backend=hqq,nbits=8)", "QuantizedCache", "HQQQuantizedLayer×2", "8-bit hqq"),
         ("quantized(backend=hqq,nbits=2)", "QuantizedCache", "HQQQuantizedLayer×2", "2-bit hqq"),
         pytest.param(

@@ -121,6 +121,7 @@ print("done")
 """
 
 
+@pytest.mark.slow  # loads whole checkpoints
 @pytest.mark.parametrize("real", [True, False], ids=["a real checkpoint", "one that samples and has no padding token"])
 def test_nothing_is_said_on_the_way(real: bool, demo_folder: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     if real:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +36,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         fed = (f"{kind} {tally.inputs:,} ({tally.accepted:,})" for kind, tally in sorted(TALLIES.items()))
         total = sum(tally.inputs for tally in TALLIES.values())
         terminalreporter.write_line(f"broken and hostile inputs fed: {total:,} (accepted): {', '.join(fed)}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def log_as_before() -> Iterator[None]:
+    """A command line that runs in this process gives kvray's logger a handler of its own, and keeps it."""
+    logger = logging.getLogger("kvray")
+    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
