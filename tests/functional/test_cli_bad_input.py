@@ -7,7 +7,6 @@ run in one of their own.
 from __future__ import annotations
 
 import json
-import logging
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kvray_logger import logger_as_before
 from ray.cluster_utils import Cluster
 
 from kvray.cli.app import run
@@ -38,8 +38,6 @@ def refused(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("RAY_TMPDIR", str(folder / "ray"))
-    logger = logging.getLogger("kvray")
-    handlers, propagate = logger.handlers, logger.propagate
 
     def fail(code: int, *arguments: str | Path) -> str:
         before = sorted(folder.rglob("*"))
@@ -49,8 +47,8 @@ def refused(
         assert out == ""
         return one_line(err)
 
-    yield fail
-    logger.handlers, logger.propagate = handlers, propagate
+    with logger_as_before():
+        yield fail
 
 
 def one_line(err: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from busy_machine import other_lines
+from kvray_logger import logger_as_before
 
 from kvray.cli.app import COMMANDS, run
 from kvray.plan.plan import load_plan_file
@@ -81,8 +81,6 @@ def in_python(code: str, environment: dict[str, str]) -> str:
 def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Here]:
     """Run a line in this process, which saves the imports; it must end as asked. Returns its stdout."""
     monkeypatch.setenv("COLUMNS", "120")
-    logger = logging.getLogger("kvray")
-    handlers, propagate = logger.handlers, logger.propagate
 
     def end(*arguments: str | Path, code: int = 0) -> str:
         assert run([str(argument) for argument in arguments], verbose=False) == code
@@ -90,8 +88,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
         assert (err == "") == (code == 0)
         return out
 
-    yield end
-    logger.handlers, logger.propagate = handlers, propagate
+    with logger_as_before():
+        yield end
 
 
 # Without a sweep

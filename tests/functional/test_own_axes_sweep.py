@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import duckdb
 import pytest
 import ray
+from kvray_logger import logger_as_before
 
 from kvray.cli.app import run
 from kvray.plan.plan import load_plan_file
@@ -21,12 +21,9 @@ TILES = {"static/sdpa/float32" + fused + tile for fused in ("+fused:true", "") f
 
 
 @pytest.fixture(autouse=True)
-def logger_as_before() -> Iterator[None]:
-    logger = logging.getLogger("kvray")
-    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
+def log_as_before() -> Iterator[None]:
+    with logger_as_before():
+        yield
 
 
 @pytest.fixture(autouse=True)

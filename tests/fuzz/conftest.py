@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kvray_logger import logger_as_before
 from promises import CELL, RATES, TALLIES, Place, run_line
 
 from kvray.engines.offline import offline_environment
@@ -40,9 +40,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def log_as_before() -> Iterator[None]:
-    """A command line that runs in this process gives kvray's logger a handler of its own, and keeps it."""
-    logger = logging.getLogger("kvray")
-    handlers, propagate, level = list(logger.handlers), logger.propagate, logger.level
-    yield
-    logger.handlers, logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    with logger_as_before():
+        yield
