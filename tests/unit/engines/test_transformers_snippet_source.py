@@ -264,3 +264,11 @@ def test_a_static_cache_is_kept_and_emptied_as_in_the_measurement() -> None:
     for source in (kept, plain):
         assert "cache.reset()" in source
     assert "CACHE_TOKENS" not in render(cache=CacheStrategy.DYNAMIC)
+
+
+def test_the_weights_of_a_gguf_file_are_unpacked_as_they_were_measured() -> None:
+    """Transformers may otherwise keep them packed, where it has kernels for them."""
+    source = render("/gone/a.gguf")
+    assert {one["dequantize"] for one in calls(source, "GgufConfig")} == {"True"}
+    assert "        **DENSE,\n" in source
+    assert "DENSE" not in render("org/name")
