@@ -18,33 +18,20 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@options.with_groups
 def rank(
     results: options.Results = "./kvray_results",
     run: options.RunId = None,
     as_json: options.AsJson = False,
-    objective: options.ObjectiveName = None,
-    max_ttft: options.MaxTtft = None,
-    max_itl: options.MaxItl = None,
-    min_throughput: options.MinThroughput = None,
-    max_vram: options.MaxVram = None,
-    max_quality_loss: options.MaxQualityLoss = None,
-    weights: options.WeightsText = None,
+    *,
+    judging: options.JudgingOptions,
 ) -> None:
     """Show the ranking of a sweep, computed anew from its records.
 
     Limits and weights given here replace those that the sweep was asked with. Nothing is measured or written.
     """
     store = ResultsStore(results)
-    judging = options.judging_of(
-        objective=objective,
-        weights=weights,
-        max_ttft=max_ttft,
-        max_itl=max_itl,
-        min_throughput=min_throughput,
-        max_vram=max_vram,
-        max_quality_loss=max_quality_loss,
-    )
-    result = read_measured(store, chosen_run(store, run), judging)
+    result = read_measured(store, chosen_run(store, run), judging.judging())
     if as_json:
         typer.echo(json.dumps(summary(result), indent=2))
     else:

@@ -15,32 +15,19 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@options.with_groups
 def report(
     results: options.Results = "./kvray_results",
     run: options.RunId = None,
-    objective: options.ObjectiveName = None,
-    max_ttft: options.MaxTtft = None,
-    max_itl: options.MaxItl = None,
-    min_throughput: options.MinThroughput = None,
-    max_vram: options.MaxVram = None,
-    max_quality_loss: options.MaxQualityLoss = None,
-    weights: options.WeightsText = None,
+    *,
+    judging: options.JudgingOptions,
 ) -> None:
     """Write plan, snippet and reports of a sweep again, from its records.
 
     Limits and weights given here replace those that the sweep was asked with. Nothing is measured.
     """
     store = ResultsStore(results)
-    judging = options.judging_of(
-        objective=objective,
-        weights=weights,
-        max_ttft=max_ttft,
-        max_itl=max_itl,
-        min_throughput=min_throughput,
-        max_vram=max_vram,
-        max_quality_loss=max_quality_loss,
-    )
-    result = read_measured(store, chosen_run(store, run), judging)
+    result = read_measured(store, chosen_run(store, run), judging.judging())
     write_artefacts(store, result)
     print_paths(result, Console())
     if error := limits_missed(result):
