@@ -60,6 +60,8 @@ class TuneConfig(BaseModel):
         allow_pickle: whether weights may come from pickle files, where there are no safetensors.
         offline: whether the network is forbidden; `HF_HUB_OFFLINE` in the environment does the same.
         address: address of a running Ray cluster; `None` starts a private local Ray.
+        gpu_type: Ray's name for the type of GPU to measure on, e.g. `A100`, in a cluster that has several; `None` takes
+            the type that it has most GPUs of.
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
@@ -101,6 +103,7 @@ class TuneConfig(BaseModel):
     allow_pickle: bool = False
     offline: bool = False
     address: str | None = None
+    gpu_type: Annotated[str, Field(min_length=1)] | None = None
     slots: Annotated[int, Field(ge=1)] | None = None
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
@@ -159,6 +162,14 @@ class TuneConfig(BaseModel):
     def _waits_for_this_machine(self) -> Self:
         if self.wait_quiet_s and self.address is not None:
             raise ValueError("--wait-quiet watches this machine, and cannot be used with --address")
+        return self
+
+    @model_validator(mode="after")
+    def _names_a_clusters_gpus(self) -> Self:
+        if self.gpu_type is not None and self.address is None:
+            raise ValueError("--gpu-type chooses among the nodes of a cluster, and needs --address")
+        if self.gpu_type is not None and self.device is DeviceType.CPU:
+            raise ValueError("--gpu-type cannot be used with --device cpu")
         return self
 
     @field_validator("retry")

@@ -258,6 +258,8 @@ class TrialRecord:
         quality_note: why quality was not measured, where that was tried.
         fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
             those with the same one are ranked together. `None` in older records, which have the sweep's first one.
+        hardware: digest of the node that measured: its device, driver, CPUs, memory and libraries. Only trials with the
+            same one are ranked together. `None` where this machine measured, and in older records.
         niceness: scheduling priority of the measuring process.
         threads: its intra-op threads.
         cpus: CPUs that it might use.
@@ -357,6 +359,7 @@ class TrialRecord:
     transformers_version: str | None = None
     kvray_version: str | None = None
     fingerprint: str | None = None
+    hardware: str | None = None
     niceness: int | None = None
     threads: int | None = None
     cpus: int | None = None

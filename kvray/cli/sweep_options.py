@@ -123,6 +123,14 @@ class MachineOptions:
         str | None,
         typer.Option(metavar="HOST:PORT", help="A running Ray cluster; auto finds it.", rich_help_panel=MACHINE),
     ] = None
+    gpu_type: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure on the cluster's GPUs of this type, e.g. A100 (Ray's name).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None
     slots: Annotated[
         int | None, typer.Option(metavar="N", help="Trials at the same time.", min=1, rich_help_panel=MACHINE)
     ] = None
@@ -258,6 +266,7 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
         allow_pickle=machine.allow_pickle,
         offline=machine.offline,
         address=machine.address,
+        gpu_type=machine.gpu_type,
         slots=machine.slots,
         timeout_s=machine.timeout,
         resume=resuming.resume,

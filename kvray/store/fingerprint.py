@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -36,6 +36,7 @@ SPEED_VARIABLES = (
     "TORCHINDUCTOR_MAX_AUTOTUNE",
 )
 """Environment variables by which libraries compute faster or slower."""
+_UNKNOWN_GPU = "GPU of the cluster"
 OWN_CHOICE = 0
 """Threads where the choice is left to the engine's library."""
 
@@ -161,7 +162,27 @@ class SweepFingerprint(BaseModel):
     def _compared(self) -> dict[str, Any]:
         profile = None if self.profile is None else self.profile.measured
         values = self.model_dump(mode="json", exclude=set(version_fields({})))
-        return {**values, "engine_versions": self.versions or None, "profile": profile}
+        # What older versions wrote where the machine that a sweep was started from had no GPU.
+        name = None if self.device_name == _UNKNOWN_GPU else self.device_name
+        return {**values, "device_name": name, "engine_versions": self.versions or None, "profile": profile}
+
+
+def hardware_digest(environment: Environment, *, memory_mib: float, versions: Mapping[str, str]) -> str:
+    """Eight hexadecimal digits over what one node of a cluster is: a `SweepFingerprint` knows nothing of its nodes.
+
+    Args:
+        versions: of the libraries of all engines of the sweep, so that a node has one digest whichever engine ran.
+    """
+    known = {
+        "device_name": environment.device_name,
+        "driver_version": environment.driver_version,
+        "cpus": environment.cpus,
+        "memory_gib": round(memory_mib / 1024),
+        "engine_versions": dict(versions),
+        "python_version": ".".join(environment.python_version.split(".")[:2]),
+        "kvray_release": release_of(environment.kvray_version),
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def release_of(version: str) -> str:

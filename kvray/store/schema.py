@@ -125,6 +125,7 @@ TRIALS_SCHEMA = pa.schema(
         ("transformers_version", _TEXT),
         ("kvray_version", _TEXT),
         ("fingerprint", _TEXT),
+        ("hardware", _TEXT),
         ("niceness", _INT),
         ("threads", _INT),
         ("cpus", _INT),

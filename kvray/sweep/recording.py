@@ -73,12 +73,14 @@ def measured_record(
     started_at: dt.datetime,
     wall_s: float,
     log_tail: str | None,
+    hardware: str | None = None,
 ) -> TrialRecord:
     """The record of a trial that was launched, as far as it has come; what its process said is without secrets.
 
     Args:
         wall_s: since its start, by a clock that nobody sets: `ended_at` follows from it, so no trial ends before it
             began.
+        hardware: digest of the node that measured, on a cluster.
     """
     record = blank_record(spec, status, message=_redacted(message)).with_(
         phase=phase,
@@ -91,6 +93,7 @@ def measured_record(
         device_name=environment.device_name,
         driver_version=environment.driver_version,
         kvray_version=environment.kvray_version,
+        hardware=hardware,
         **_versions(environment.engine_versions),
     )
     metrics = rung_metrics(runs, rung)

@@ -19,14 +19,17 @@ from ray import tune
 
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.score import utility
+from kvray.candidate import DeviceType
 from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.errors import EngineError, sentence_of
-from kvray.probes.cpu import quota_threads
-from kvray.probes.environment import Environment, capture_environment
+from kvray.probes.cpu import quota_threads, total_memory_mib
+from kvray.probes.environment import Environment, capture_environment, library_versions
 from kvray.probes.gpu import wait_until_released
 from kvray.record import Phase, TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder, python_command
+from kvray.store.fingerprint import hardware_digest
 from kvray.sweep.recording import measured_record, rung_cells, rung_metrics
+from kvray.sweep.remote_device import named_on_node
 from kvray.sweep.trial_task import TrialTask
 from kvray.trial.events import Event, RungFinished, TrialEnded, TrialFacts
 from kvray.trial.position import PositionBoard, PositionNotes
@@ -139,6 +142,7 @@ class Slot(tune.Trainable):
             runs=runs,
             facts=self._facts,
             environment=self._environment,
+            hardware=_hardware(self._task, self._environment),
             started_at=self._started_at,
             wall_s=time.monotonic() - self._started_s,
             log_tail=process.log_tail() if process is not None and end.status.is_failure else None,
@@ -163,7 +167,16 @@ def _with_reference_python(spec: TrialSpec) -> TrialSpec:
 
 def _environment(task: TrialTask) -> Environment:
     here = capture_environment(task.spec.device, libraries=task.adapter.libraries)
+    if task.libraries is not None and task.spec.device is DeviceType.CUDA:
+        here = named_on_node(here)
     return here if task.python is None else task.python.applied_to(here)
+
+
+def _hardware(task: TrialTask, environment: Environment) -> str | None:
+    """Digest of what this node is, on a cluster, whose nodes may differ."""
+    if task.libraries is None:
+        return None
+    return hardware_digest(environment, memory_mib=total_memory_mib(), versions=library_versions(task.libraries))
 
 
 def _position_notes(task: TrialTask) -> Callable[[Event], None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from kvray.candidate import Candidate, DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.capacity import Room
+from kvray.sweep.gpu_types import PREFIX, TOKEN_SHARE, nodes_of_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class SlotPlan:
         gpus_per_slot: GPUs of a trial for each of its candidate's `parallelism`: 1, or 0 on a CPU.
         follows_nodes: whether machines that join or leave during the sweep change the room.
         threads: intra-op threads of each trial's process, `None` for the library's own choice.
+        gpu_type: Ray's accelerator type that all trials keep to; `None`: any.
     """
 
     room: Room
@@ -28,6 +30,7 @@ class SlotPlan:
     gpus_per_slot: int
     threads: int | None
     follows_nodes: bool = False
+    gpu_type: str | None = None
 
     @property
     def slots(self) -> int:
@@ -36,10 +39,12 @@ class SlotPlan:
 
     def resources(self, candidate: Candidate) -> dict[str, float]:
         """What Ray reserves for a slot that measures `candidate`. Its CPUs are the same however many GPUs it holds."""
-        return {"CPU": self.cpus_per_slot, "GPU": float(self.gpus_per_slot * candidate.parallelism)}
+        held = {"CPU": self.cpus_per_slot, "GPU": float(self.gpus_per_slot * candidate.parallelism)}
+        return held if self.gpu_type is None else {**held, f"{PREFIX}{self.gpu_type}": TOKEN_SHARE}
 
     def room_on(self, nodes: Sequence[Mapping[str, float]]) -> Room:
         """What `nodes` have room for, each trial on one of them."""
+        nodes = nodes_of_type(nodes, self.gpu_type)
         slots = [_slots(node, self.cpus_per_slot, self.gpus_per_slot) for node in nodes]
         return _room(nodes, slots, self.gpus_per_slot)
 
@@ -51,6 +56,7 @@ def plan_slots(
     slots: int | None,
     user_threads: int | None = None,
     quota_threads: int | None = None,
+    gpu_type: str | None = None,
 ) -> SlotPlan:
     """Divide `nodes` (what Ray has on each machine) into slots; by default one per GPU, or one on a CPU.
 
@@ -62,10 +68,12 @@ def plan_slots(
         user_threads: what the user has set for each trial's process, whatever is left for it.
         quota_threads: those that a CPU quota of this machine leaves room for; `None` without one, and on a cluster,
             where each slot looks for itself.
+        gpu_type: Ray's accelerator type of the nodes that are divided; the others are left alone.
 
     Raises:
         SweepError: there is not enough for a single slot, or not for as many as asked.
     """
+    nodes = nodes_of_type(nodes, gpu_type)
     cpus, gpus = _total(nodes, "CPU"), int(_total(nodes, "GPU"))
     if cpus < 1:
         raise SweepError("Ray offers no CPU to run a slot on.")
@@ -88,6 +96,7 @@ def plan_slots(
         gpus_per_slot=gpus_per_slot,
         threads=user_threads or (quota_threads if wanted == 1 else share),
         follows_nodes=bool(gpus_per_slot) and slots is None,
+        gpu_type=gpu_type,
     )
 
 

@@ -28,7 +28,7 @@ class TaskMaker:
         adapters: every engine of which there are candidates.
         requests: by engine, the model as that names it, where it is not the one in `spec`.
         pythons: by engine, in which trials run; of an engine that has none in kvray's own.
-        threads, scratch: as `TrialTask` has them.
+        threads, scratch, libraries: as `TrialTask` has them.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class TaskMaker:
         trial_suffix: str = "",
         trial_ids: Mapping[str, str] = MappingProxyType({}),
         requests: Mapping[str, ModelRequest] = MappingProxyType({}),
+        libraries: tuple[str, ...] | None = None,
     ) -> None:
         self._spec = spec
         self._reference = reference
@@ -55,6 +56,7 @@ class TaskMaker:
         self._scratch = scratch
         self._trial_suffix = trial_suffix
         self._trial_ids = trial_ids
+        self._libraries = libraries
 
     def __call__(
         self,
@@ -84,4 +86,5 @@ class TaskMaker:
             python=self._pythons.get(candidate.engine),
             threads=self._threads,
             scratch=self._scratch,
+            libraries=self._libraries,
         )

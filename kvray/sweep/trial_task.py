@@ -24,6 +24,8 @@ class TrialTask:
             own process, unless a CPU quota where the slot runs leaves room for fewer.
         scratch: folder for logs of processes, which the driver deletes; where it does not exist (another machine), the
             slot makes one of its own.
+        libraries: on a cluster, those of all engines of the sweep: their versions are part of the hardware fingerprint
+            that the slot puts into the record. `None` on this machine, where nothing has to be told apart.
         attempt: 1, or higher where the slots of earlier attempts at this very trial died.
     """
 
@@ -32,6 +34,7 @@ class TrialTask:
     python: EnginePython | None = None
     threads: int | None = None
     scratch: Path | None = None
+    libraries: tuple[str, ...] | None = None
     attempt: int = 1
 
     @property

@@ -14,7 +14,7 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelInfo
 from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
-from kvray.probes.environment import capture_environment, kvray_version, library_versions
+from kvray.probes.environment import Environment, capture_environment, kvray_version, library_versions
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
 from kvray.store.manifest import EngineModel, SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -59,17 +59,19 @@ def prepare_attempt(
     slots: SlotPlan,
     arguments: Iterable[str],
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
+    environments: Mapping[str, Environment] = MappingProxyType({}),
 ) -> Attempt:
     """Compare what is to be measured with what was, where `config` resumes a sweep.
 
     Args:
         pythons: by engine, where trials run that do not run in kvray's own Python.
+        environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
 
     Raises:
         ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
     """
     new = _manifest(config, preview, adapters, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
-    fingerprint = _fingerprint(config, preview, adapters, slots, pythons)
+    fingerprint = _fingerprint(config, preview, adapters, slots, pythons, environments)
     candidates = len(preview.space.candidates)
     if config.resume is None:
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
@@ -106,13 +108,16 @@ def _fingerprint(
     adapters: Sequence[EngineAdapter],
     slots: SlotPlan,
     pythons: Mapping[str, EnginePython],
+    environments: Mapping[str, Environment],
 ) -> SweepFingerprint:
-    environment = capture_environment(preview.device.device, libraries=adapters[0].libraries)
+    environment = environments.get(adapters[0].name) or capture_environment(
+        preview.device.device, libraries=adapters[0].libraries
+    )
     python = pythons.get(adapters[0].name)
     return SweepFingerprint.of(
         engine=adapters[0].name,
         other_engines={
-            adapter.name: "; ".join((one.model.revision, *_libraries(adapter, pythons)))
+            adapter.name: "; ".join((one.model.revision, *_libraries(adapter, pythons, environments)))
             for adapter, one in zip(adapters[1:], preview.others, strict=True)
         },
         model=preview.model,
@@ -167,10 +172,12 @@ def _manifest(
     )
 
 
-def _libraries(adapter: EngineAdapter, pythons: Mapping[str, EnginePython]) -> list[str]:
+def _libraries(
+    adapter: EngineAdapter, pythons: Mapping[str, EnginePython], environments: Mapping[str, Environment]
+) -> list[str]:
     """The libraries of an engine where its trials run, e.g. `torch 2.13.0`."""
-    python = pythons.get(adapter.name)
-    versions = library_versions(adapter.libraries) if python is None else python.engine_versions
+    where = pythons.get(adapter.name) or environments.get(adapter.name)
+    versions = library_versions(adapter.libraries) if where is None else where.engine_versions
     return [f"{name} {version}" for name, version in sorted(versions.items())]
 
 

@@ -17,6 +17,8 @@ from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import EngineError, InvalidValueError, KvrayError, ModelError, NoCandidatesError
 from kvray.space.asked import check_settings
+from kvray.sweep.remote_device import NodeFacts
+from kvray.tuning.local_device import detect_device
 from kvray.tuning.preview import Preview, Refusal, preview_sweep
 from kvray.tuning.resolved import CheckedRequest, Resolved, check_request, resolve
 
@@ -57,15 +59,29 @@ class SweepEngines:
         return engines
 
     def check(
-        self, config: TuneConfig, *, recorded_pythons: Mapping[str, str] = MappingProxyType({})
+        self,
+        config: TuneConfig,
+        *,
+        recorded_pythons: Mapping[str, str] = MappingProxyType({}),
+        node: NodeFacts | None = None,
     ) -> list[CheckedRequest]:
-        """What is asked of each engine, as `resolved.check_request` has it.
+        """What is asked of each engine, as `resolved.check_request` has it. This machine's device is detected once.
+
+        Args:
+            node: what a node of the cluster that will measure says of itself; it counts instead of this machine.
 
         Raises:
             KvrayError: the error of the first engine, where it fails for all.
         """
         is_only = len(self.adapters) == 1
-        check = partial(check_request, config, recorded_pythons=recorded_pythons, is_only_engine=is_only)
+        check = partial(
+            check_request,
+            config,
+            recorded_pythons=recorded_pythons,
+            is_only_engine=is_only,
+            device=None if node else detect_device(config.device),
+            node=node,
+        )
         answers = [self._asked(one.name, check, one) for one in self.adapters]
         self._check_any_left()
         checked = [answer for answer in answers if answer is not None]

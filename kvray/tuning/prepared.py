@@ -9,8 +9,9 @@ from types import MappingProxyType
 
 from kvray.analysis.sampler import Sampler
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.base import ModelRequest
+from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.interpreter import EnginePython
+from kvray.probes.environment import Environment
 from kvray.record import Role, TrialResult
 from kvray.store.claim import Claim
 from kvray.store.keeper import RecordKeeper
@@ -79,6 +80,7 @@ def prepare_sweep(
     arguments: Iterable[str] = (),
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
     observer: SearchObserver | None = None,
+    environments: Mapping[str, Environment] = MappingProxyType({}),
 ) -> PreparedSweep:
     """Write the manifest of an attempt, and make its queue.
 
@@ -87,6 +89,7 @@ def prepare_sweep(
         parts: what each engine contributes, the baseline's first.
         started_s: by `time.monotonic`: the budget runs from then.
         pythons: by engine, in which its trials run, where that is not kvray's own.
+        environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
 
     Raises:
         ResultsError: as `prepare_attempt`.
@@ -102,6 +105,7 @@ def prepare_sweep(
         slots=slots,
         arguments=arguments,
         pythons=pythons,
+        environments=environments,
     )
     store.write_manifest(attempt.manifest)
     keeper = RecordKeeper(store, attempt.manifest, claim)
@@ -121,6 +125,7 @@ def prepare_sweep(
         adapters=adapters,
         requests={part.adapter.name: part.request for part in parts},
         pythons=pythons,
+        libraries=_libraries(adapters) if config.address is not None else None,
         threads=slots.threads,
         scratch=scratch,
         trial_suffix=attempt.manifest.trial_suffix,
@@ -136,6 +141,11 @@ def prepare_sweep(
         positions=PositionBoard(scratch),
         size=0.0 if baseline is None else baseline.highest_peak_mib,
     )
+
+
+def _libraries(adapters: Sequence[EngineAdapter]) -> tuple[str, ...]:
+    """Those in which any of the engines computes."""
+    return tuple(dict.fromkeys(name for adapter in adapters for name in adapter.libraries))
 
 
 def _queue(

@@ -24,6 +24,7 @@ from kvray.space.axis import Axis
 from kvray.space.menu import check_any_available
 from kvray.space.search_space import SpaceBlock
 from kvray.space.space_file import load_space
+from kvray.sweep.remote_device import NodeFacts
 from kvray.tuning.engine_pythons import found_pythons
 from kvray.tuning.local_device import detect_device, measured_hardware, rates_key
 from kvray.workload import WorkloadProfile
@@ -75,12 +76,16 @@ def check_request(
     *,
     recorded_pythons: Mapping[str, str] = MappingProxyType({}),
     is_only_engine: bool = True,
+    device: DeviceFacts | None = None,
+    node: NodeFacts | None = None,
 ) -> CheckedRequest:
     """Refuse what this machine and engine cannot do, and a model that is not there or not whole: takes no time.
 
     Args:
         recorded_pythons: by engine, the path of the Python that the sweep had which is to go on.
         is_only_engine: whether the engine must have every axis that is named: it may be another engine's otherwise.
+        device: what this machine measures on, where that is known already.
+        node: what a node of the cluster that will measure says of itself; it counts instead of this machine.
 
     Raises:
         EngineError: the engine's library is not installed, or its Python cannot run it.
@@ -94,13 +99,13 @@ def check_request(
         adapter.check_installed()
     request = requested_model(config)
     adapter.check_model(request)
-    device = detect_device(config.device)
+    device = (node.device if node else device) or detect_device(config.device)
     if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:
         raise SweepError(
             "Device 'cuda' was asked for, but this machine has no GPU that NVML can see.",
             hint="Use cpu, or the address of a Ray cluster with GPUs.",
         )
-    axes = tuple(adapter.axes(device))
+    axes = node.axes[adapter.name] if node else tuple(adapter.axes(device))
     if is_only_engine:
         check_settings(config, axes)
     narrowed = asked_values(config, axes)

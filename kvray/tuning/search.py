@@ -8,7 +8,8 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,18 +26,19 @@ from kvray.store.parquet import ResultsStore
 from kvray.sweep.driver import run_sweep
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.remote_device import NodeFacts, ask_node
 from kvray.sweep.samplers import check_search
 from kvray.sweep.session import RaySession
-from kvray.sweep.slot_plan import plan_slots
+from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines, preview_engines, ready_parts
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
-from kvray.tuning.prepared import prepare_sweep
+from kvray.tuning.prepared import PreparedSweep, prepare_sweep
 from kvray.tuning.preview import Preview, without_unplaceable
-from kvray.tuning.resolved import Resolved, with_measured_rates
+from kvray.tuning.resolved import CheckedRequest, Resolved, with_measured_rates
 from kvray.tuning.result import TuneResult
-from kvray.tuning.surroundings import contention_noticed, log_kept_in, warn_of_quota
+from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_log, warn_of_quota
 
 T = TypeVar("T")
 
@@ -51,6 +53,20 @@ def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[Tunin
 
 
 _logger = logging.getLogger("kvray.tuning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cluster:
+    """The Ray cluster that a sweep was told of, joined.
+
+    Attributes:
+        folder: the sweep's temporary one.
+        node: what a node that will measure says of itself.
+    """
+
+    ray: RaySession
+    folder: Path
+    node: NodeFacts
 
 
 class TuningSearch:
@@ -83,13 +99,17 @@ class TuningSearch:
 
     @_offline_where_asked
     def preview(self) -> Preview:
-        """What would be measured; nothing is started or written.
+        """What would be measured; nothing is started or written. A cluster is asked what its nodes have.
 
         Raises:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
         engines = self._engines()
-        checked = engines.check(self._config)
+        if self._config.address is None:
+            checked = engines.check(self._config)
+        else:
+            with self._session(passing_log(), engines) as (ray, _):
+                checked = engines.check(self._config, node=self._asked_node(ray, engines))
         check_search(self._config.search)
         warn_of_quota(self._config)
         return preview_engines(engines, engines.resolve(checked))
@@ -128,21 +148,39 @@ class TuningSearch:
     def _run(self) -> TuneResult:
         config, store, engines = self._config, ResultsStore(self._config.output_dir), self._engines()
         recorded = {} if config.resume is None else store.read_manifest(config.resume).engine_pythons
-        checked = engines.check(config, recorded_pythons=recorded)
+        # What this machine refuses is told before anything is written; a cluster has to be joined to be asked.
+        checked = engines.check(config, recorded_pythons=recorded) if config.address is None else []
         Extra.TUNE.require("Measuring")
         check_search(config.search)
         store.check_writable()
         run_id = config.resume or _new_run_id()
-        device = checked[0].device.device
-        with claimed_sweep(store, run_id) as claim, contention_noticed(config, device, run_id) as self._quiet:
-            resolved = engines.each(engines.resolve(checked), self._with_rates)  # while nothing else runs
-            result, break_off = self._measured_and_written_up(store, run_id, engines, resolved, claim)
+        with claimed_sweep(store, run_id) as claim, ExitStack() as while_measuring:
+            cluster = self._joined(store, run_id, engines, while_measuring)
+            if cluster is not None:
+                checked = engines.check(config, recorded_pythons=recorded, node=cluster.node)
+            result, break_off = self._looked_at_and_measured(
+                store, run_id, engines, checked, claim, cluster, while_measuring
+            )
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:
             raise break_off
         warn_of_disturbance(result)
         return result
+
+    def _looked_at_and_measured(
+        self,
+        store: ResultsStore,
+        run_id: str,
+        engines: SweepEngines,
+        checked: Sequence[CheckedRequest],
+        claim: Claim,
+        cluster: _Cluster | None,
+        while_measuring: ExitStack,
+    ) -> tuple[TuneResult, KvrayError | None]:
+        with contention_noticed(self._config, checked[0].device.device, run_id) as self._quiet:
+            resolved = engines.each(engines.resolve(checked), self._with_rates)  # while nothing else runs
+            return self._measured_and_written_up(store, run_id, engines, resolved, claim, cluster, while_measuring)
 
     def _with_rates(self, resolved: Resolved) -> Resolved:
         def before_measuring() -> None:
@@ -159,11 +197,19 @@ class TuningSearch:
         return SweepEngines([self._adapter] if isinstance(self._adapter, EngineAdapter) else self._adapter)
 
     def _measured_and_written_up(
-        self, store: ResultsStore, run_id: str, engines: SweepEngines, resolved: Sequence[Resolved], claim: Claim
+        self,
+        store: ResultsStore,
+        run_id: str,
+        engines: SweepEngines,
+        resolved: Sequence[Resolved],
+        claim: Claim,
+        cluster: _Cluster | None,
+        while_measuring: ExitStack,
     ) -> tuple[TuneResult, KvrayError | None]:
         """The sweep as far as it came, and the error if that was broken off."""
         try:
-            keeper, break_off = self._measure(store, run_id, engines, resolved, claim)
+            with while_measuring:  # Ray has ended, or is left, when the records are written up
+                keeper, break_off = self._measure(store, run_id, engines, resolved, claim, cluster, while_measuring)
             runner = self._code_runner(engines, interrupted=break_off is not None)
             return write_up(keeper, self._config.profile, runner.check), break_off
         except KeyboardInterrupt:
@@ -182,74 +228,100 @@ class TuningSearch:
         return CodeRunner(first, others=tuple(others), excuse=excuse, before=before)
 
     def _measure(
-        self, store: ResultsStore, run_id: str, engines: SweepEngines, resolved: Sequence[Resolved], claim: Claim
+        self,
+        store: ResultsStore,
+        run_id: str,
+        engines: SweepEngines,
+        resolved: Sequence[Resolved],
+        claim: Claim,
+        cluster: _Cluster | None,
+        while_measuring: ExitStack,
     ) -> tuple[RecordKeeper, KvrayError | None]:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
-        # Whatever would end every trial alike is found before Ray starts.
+        # Whatever would end every trial alike is found before a private Ray starts.
         preview, parts = ready_parts(engines, resolved)
         engines.tell_refused()
-        pythons = {name: python for one in resolved for name, python in one.pythons.items()}
         for told in preview.unreachable_limits:
             _logger.warning("%s", told)
         warn_of_closed_cache()
-        with log_kept_in(store, run_id) as log, self._session(log, engines) as ray:
-            slots = plan_slots(
-                ray.nodes(),
-                device=preview.device.device,
-                slots=config.slots,
-                user_threads=openmp_threads(),
-                quota_threads=quota_threads() if config.address is None else None,
-            )
-            preview = without_unplaceable(preview, slots.room.largest)
-            prepared = prepare_sweep(
-                store,
-                config,
-                preview,
-                parts,
-                claim=claim,
-                run_id=run_id,
-                slots=slots,
-                scratch=log.parent,
-                started_s=started_s,
-                arguments=self._arguments,
-                pythons=pythons,
-                observer=self._observer,
-            )
-            keeper = self._keeper = prepared.keeper
-            prepared.start()
-            try:
-                run_sweep(
-                    prepared.queued,
-                    ray=ray,
-                    slots=slots,
-                    scratch=log.parent,
-                    before_launch=self._quiet.wait if self._quiet else None,
-                )
-            except KeyboardInterrupt:
-                if not prepared.queue.is_over:
-                    return keeper, interruption(keeper)
-            except SweepError as error:
-                return keeper, broken_off(error, keeper)
-            prepared.end()
-        return keeper, None
+        if cluster is None:
+            ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), engines))
+        else:
+            ray, folder = cluster.ray, cluster.folder
+        slots = plan_slots(
+            ray.nodes(),
+            device=preview.device.device,
+            slots=config.slots,
+            user_threads=openmp_threads(),
+            quota_threads=quota_threads() if config.address is None else None,
+            gpu_type=cluster.node.gpu_type if cluster else None,
+        )
+        preview = without_unplaceable(preview, slots.room.largest)
+        prepared = prepare_sweep(
+            store,
+            config,
+            preview,
+            parts,
+            claim=claim,
+            run_id=run_id,
+            slots=slots,
+            scratch=folder,
+            started_s=started_s,
+            arguments=self._arguments,
+            pythons={name: python for one in resolved for name, python in one.pythons.items()},
+            observer=self._observer,
+            environments=cluster.node.environments if cluster else {},
+        )
+        return prepared.keeper, self._run_trials(prepared, ray, slots, folder)
+
+    def _run_trials(self, prepared: PreparedSweep, ray: RaySession, slots: SlotPlan, folder: Path) -> KvrayError | None:
+        """All trials that are still to run; the error if that was broken off."""
+        keeper = self._keeper = prepared.keeper
+        prepared.start()
+        before_launch = self._quiet.wait if self._quiet else None
+        try:
+            run_sweep(prepared.queued, ray=ray, slots=slots, scratch=folder, before_launch=before_launch)
+        except KeyboardInterrupt:
+            if not prepared.queue.is_over:
+                return interruption(keeper)
+        except SweepError as error:
+            return broken_off(error, keeper)
+        prepared.end()
+        return None
+
+    def _joined(
+        self, store: ResultsStore, run_id: str, engines: SweepEngines, while_measuring: ExitStack
+    ) -> _Cluster | None:
+        """The cluster that was named, joined until `while_measuring` ends; `None` where none was."""
+        if self._config.address is None:
+            return None
+        ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), engines))
+        return _Cluster(ray=ray, folder=folder, node=self._asked_node(ray, engines))
+
+    def _asked_node(self, ray: RaySession, engines: SweepEngines) -> NodeFacts:
+        """What a node that will measure says of itself."""
+        ray.nodes()
+        config = self._config
+        return ask_node(engines.adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive)
 
     @contextmanager
-    def _session(self, log: Path, engines: SweepEngines) -> Iterator[RaySession]:
-        """The Ray that was handed in, else one for this sweep alone."""
-        if self._ray is not None:
-            yield self._ray
-            return
-        with (
-            quiet_ray(log),
-            RaySession(
-                address=self._config.address,
-                scratch=log.parent,
-                imports=engine_folders(*engines.adapters),
-                last_words=self._last_words,
-            ) as ray,
-        ):
-            yield ray
+    def _session(self, log: AbstractContextManager[Path], engines: SweepEngines) -> Iterator[tuple[RaySession, Path]]:
+        """The Ray that was handed in, else one for this sweep alone; and a temporary folder beside its log."""
+        with log as file:
+            if self._ray is not None:
+                yield self._ray, file.parent
+                return
+            with (
+                quiet_ray(file),
+                RaySession(
+                    address=self._config.address,
+                    scratch=file.parent,
+                    imports=engine_folders(*engines.adapters),
+                    last_words=self._last_words,
+                ) as ray,
+            ):
+                yield ray, file.parent
 
     def _last_words(self, error: SweepError) -> str:
         return str(error if self._keeper is None else broken_off(error, self._keeper))

@@ -53,8 +53,7 @@ def _warn(sentence: str) -> None:
 @contextmanager
 def log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
     """A file for what Ray has to say; kept beside the reports if anything was said."""
-    with _temporary_folder() as folder:
-        log = Path(folder) / "sweep.log"
+    with passing_log() as log:
         try:
             yield log
         finally:
@@ -62,6 +61,13 @@ def log_kept_in(store: ResultsStore, run_id: str) -> Iterator[Path]:
                 text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
                 if text.strip():
                     store.write_text(store.paths(run_id).sweep_log, redact(text))
+
+
+@contextmanager
+def passing_log() -> Iterator[Path]:
+    """A file for what Ray has to say, which nobody keeps."""
+    with _temporary_folder() as folder:
+        yield Path(folder) / "sweep.log"
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:

@@ -1,0 +1,151 @@
+"""What a node that will measure says of itself: its device, what stands in each engine's way there, its versions.
+
+The machine that a sweep is started from may have no GPU, or another one. NVML is asked and no engine's library is
+imported, so asking takes no memory of the GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kvray.candidate import DeviceType
+from kvray.engines.base import DeviceFacts, EngineAdapter
+from kvray.errors import SweepError, sentence_of
+from kvray.probes.cpu import cpu_name
+from kvray.probes.environment import Environment, capture_environment
+from kvray.probes.gpu import visible_gpus
+from kvray.space.axis import Axis
+from kvray.sweep.gpu_types import gpu_type_of, measured_type
+
+_GPU_SHARE = 0.001
+"""Of a GPU, so that the question waits only where every GPU of the node is taken as a whole."""
+_PATIENCE_S = 10.0
+_logger = logging.getLogger("kvray.sweep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeFacts:
+    """One node of those that will measure.
+
+    Attributes:
+        gpu_type: Ray's accelerator type that the sweep keeps to; `None` where there is nothing to choose.
+        axes: by engine, what it lets one choose there, with what stands in the way of each value.
+        environments: by engine, the node's machine and the versions of the engine's libraries there.
+    """
+
+    device: DeviceFacts
+    gpu_type: str | None
+    axes: Mapping[str, tuple[Axis, ...]]
+    environments: Mapping[str, Environment]
+
+
+def ask_node(
+    adapters: Sequence[EngineAdapter],
+    *,
+    device: DeviceType | None,
+    gpu_type: str | None,
+    check_alive: Callable[[], None],
+) -> NodeFacts:
+    """Ask a node of the connected Ray: one with GPUs where there are any and `device` is not the CPU.
+
+    Args:
+        device: what was asked for; `None` takes GPUs where there are any.
+        gpu_type: Ray's accelerator type that was asked for.
+        check_alive: called while the answer is waited for; what it raises ends the wait.
+
+    Raises:
+        SweepError: no node has what was asked for, or it could not answer.
+    """
+    import ray
+
+    nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = sorted((node for node in nodes if node[1].get("CPU", 0.0) >= 1), key=lambda node: str(node[0]))
+    if not nodes:
+        raise SweepError("Ray offers no CPU to run a slot on.")
+    with_gpus = [node for node in nodes if node[1].get("GPU", 0.0) >= 1]
+    if device is DeviceType.CPU or (device is None and not with_gpus):
+        return _answer(nodes[0], DeviceType.CPU, None, adapters, check_alive)
+    if not with_gpus:
+        raise SweepError("The sweep needs 1 GPU, Ray offers 0.", hint="Pass --device cpu to tune on the CPU.")
+    chosen = measured_type([resources for _, resources in with_gpus], gpu_type)
+    of_type = [node for node in with_gpus if chosen is None or gpu_type_of(node[1]) == chosen]
+    largest = max(of_type, key=lambda node: node[1]["GPU"])
+    return _answer(largest, DeviceType.CUDA, chosen, adapters, check_alive)
+
+
+def named_on_node(environment: Environment) -> Environment:
+    """`environment` with the GPU's name as Ray has it, where NVML does not know it on this node."""
+    if environment.driver_version is not None or visible_gpus(None):
+        return environment
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    types = (gpu_type_of(node["Resources"]) for node in ray.nodes() if node["NodeID"] == here)
+    name = next((one for one in types if one is not None), None)
+    return environment if name is None else replace(environment, device_name=name)
+
+
+def _answer(
+    node: tuple[str, Mapping[str, float]],
+    device: DeviceType,
+    gpu_type: str | None,
+    adapters: Sequence[EngineAdapter],
+    check_alive: Callable[[], None],
+) -> NodeFacts:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    node_id, resources = node
+    gpus = int(resources.get("GPU", 0.0)) if device is DeviceType.CUDA else 0
+    task = ray.remote(_seen_here).options(
+        num_cpus=0,
+        num_gpus=_GPU_SHARE if gpus else 0,
+        max_retries=1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+    )
+    answer = task.remote(tuple(adapters), device, gpus)
+    try:
+        _wait_for(answer, check_alive)
+        facts, axes, environments = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        raise SweepError(f"The node that was to measure could not say what it has: {sentence_of(error)}") from error
+    return NodeFacts(device=facts, gpu_type=gpu_type, axes=axes, environments=environments)
+
+
+def _wait_for(answer: Any, check_alive: Callable[[], None]) -> None:
+    import ray
+
+    is_told = False
+    while not ray.wait([answer], timeout=_PATIENCE_S)[0]:
+        check_alive()
+        if not is_told:
+            _logger.warning(
+                "Waiting for a node to say what it has: its GPUs are taken, or its first worker is starting."
+            )
+            is_told = True
+
+
+def _seen_here(
+    adapters: Sequence[EngineAdapter], device: DeviceType, gpus: int
+) -> tuple[DeviceFacts, dict[str, tuple[Axis, ...]], dict[str, Environment]]:
+    """Runs on the node."""
+    seen = [(one.name, capture_environment(device, libraries=one.libraries)) for one in adapters]
+    environments = {name: one if device is DeviceType.CPU else named_on_node(one) for name, one in seen}
+    facts = _device_facts(device, gpus, environments[adapters[0].name].device_name)
+    return facts, {one.name: tuple(one.axes(facts)) for one in adapters}, environments
+
+
+def _device_facts(device: DeviceType, gpus: int, name: str) -> DeviceFacts:
+    if device is DeviceType.CPU:
+        return DeviceFacts(device=device, device_name=cpu_name())
+    seen = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return DeviceFacts(
+        device=device,
+        device_name=name,
+        gpu_count=gpus,
+        compute_capability=min((gpu.compute_capability for gpu in seen), default=None),
+    )
