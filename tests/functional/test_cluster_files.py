@@ -1,0 +1,202 @@
+"""The files of `cluster/` and the Dockerfile: valid for the tools that read them, and closed to strangers."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+import shlex
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from packaging.requirements import Requirement
+
+from kvray.cli.app import LazyGroup, app
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+DEFINITIONS = ROOT.parent / "shared" / "kuberay"
+LAUNCHERS = sorted((CLUSTER / "launcher").glob("*.yaml"))
+MANIFESTS = {"raycluster.yaml": "ray.io_rayclusters.yaml.xz", "rayjob.yaml": "ray.io_rayjobs.yaml.xz"}
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def load(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def tool(name: str) -> str:
+    path = Path(sysconfig.get_path("scripts")) / name
+    if not path.exists():
+        pytest.skip(f"{name} is not installed (the extra dev brings it where there is a wheel for the machine)")
+    return str(path)
+
+
+def check(*command: str | Path) -> None:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_rays_launcher_accepts_the_file_and_asks_for_the_token(path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(load(path))
+    validate_config(config)
+    starts = [line for side in ("head", "worker") for line in config[f"{side}_start_ray_commands"] if " start " in line]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in line for line in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert config["file_mounts"]["~/.ray/auth_token"]
+    assert sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values()) == 2
+
+
+@pytest.mark.skipif(not DEFINITIONS.is_dir(), reason="KubeRay's resource definitions are not beside the project")
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_kuberay_knows_every_field_of_the_manifest(name: str) -> None:
+    from jsonschema import Draft202012Validator
+
+    definition = yaml.safe_load(lzma.decompress((DEFINITIONS / MANIFESTS[name]).read_bytes()))
+    manifest = load(CLUSTER / "kubernetes" / name)
+    group, version = manifest["apiVersion"].split("/")
+    assert (group, manifest["kind"]) == (definition["spec"]["group"], definition["spec"]["names"]["kind"])
+    (served,) = [one for one in definition["spec"]["versions"] if one["name"] == version and one["served"]]
+    schema = served["schema"]["openAPIV3Schema"]
+    Draft202012Validator(schema).validate(manifest)
+    metadata = set(manifest.pop("metadata"))
+    assert metadata <= {"name", "generateName"}
+    assert list(unknown_fields(manifest, schema)) == []
+
+
+def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Kubernetes drops fields that a definition does not name without a word."""
+    if isinstance(value, list):
+        for item in value:
+            yield from unknown_fields(item, schema.get("items", {}), f"{path}[]")
+    if not isinstance(value, dict) or schema.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    for key, item in value.items():
+        inner = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+        if inner is None:
+            yield f"{path}.{key}"
+        elif isinstance(inner, dict):
+            yield from unknown_fields(item, inner, f"{path}.{key}")
+
+
+def test_a_field_that_kuberay_does_not_know_is_found() -> None:
+    schema = {"properties": {"spec": {"properties": {"known": {"items": {"properties": {"name": {}}}}}}}}
+    manifest = {"spec": {"known": [{"name": "a", "nmae": "b"}], "other": 1}}
+    assert list(unknown_fields(manifest, schema)) == [".spec.known[].nmae", ".spec.other"]
+
+
+def ray_cluster_specs() -> list[dict[str, Any]]:
+    whole, job = (load(CLUSTER / "kubernetes" / name)["spec"] for name in MANIFESTS)
+    return [whole, job["rayClusterSpec"]]
+
+
+def test_pods_need_the_token_and_are_not_root() -> None:
+    for spec in ray_cluster_specs():
+        assert spec["authOptions"] == {"mode": "token", "secretName": "kvray-ray-token"}
+        assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            assert {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} >= {"/results", "/cache"}
+    claims = {one["metadata"]["name"] for one in yaml.safe_load_all((CLUSTER / "kubernetes/storage.yaml").read_text())}
+    volumes = ray_cluster_specs()[0]["headGroupSpec"]["template"]["spec"]["volumes"]
+    assert {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v} == claims
+
+
+def test_the_compose_file_meets_the_specification_and_opens_no_port_to_others() -> None:
+    from check_jsonschema.builtin_schemas import get_builtin_schema
+    from jsonschema import validators
+
+    compose, schema = load(CLUSTER / "compose.yaml"), get_builtin_schema("vendor.compose-spec")
+    validators.validator_for(schema)(schema).validate(compose)
+    ports = [port for service in compose["services"].values() for port in service.get("ports", ())]
+    assert ports == ["127.0.0.1:8265:8265"]
+    for service in compose["services"].values():
+        assert service["environment"]["RAY_AUTH_MODE"] == "token"
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == f"/run/secrets/{service['secrets'][0]}"
+    gpus = [
+        device["device_ids"]
+        for name, service in compose["services"].items()
+        if name != "head"
+        for device in service["deploy"]["resources"]["reservations"]["devices"]
+    ]
+    assert gpus == [["0"], ["1"]], "each worker has a GPU of its own"
+
+
+def test_hadolint_accepts_the_dockerfile() -> None:
+    check(tool("hadolint"), ROOT / "Dockerfile")
+
+
+def test_shellcheck_accepts_every_script() -> None:
+    stand_ins = Path(__file__).with_name("slurm_stand_ins").iterdir()
+    check(tool("shellcheck"), CLUSTER / "slurm" / "kvray.sbatch", ROOT / ".ci" / "run", *sorted(stand_ins))
+
+
+def test_all_files_name_the_ray_of_the_image() -> None:
+    found = re.search(r"^ARG RAY_VERSION=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert found is not None
+    version = found[1]
+    wanted = [Requirement(one) for one in requires("kvray") or () if Requirement(one).name == "ray"]
+    assert wanted
+    assert all(one.specifier.contains(version) for one in wanted)
+    assert [spec["rayVersion"] for spec in ray_cluster_specs()] == [version] * 2
+    assert all(f'"ray=={version}"' in path.read_text() for path in LAUNCHERS)
+
+
+def test_the_image_is_not_root_and_answers_as_kvray() -> None:
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+    assert re.findall(r"^USER (\S+)$", last, re.MULTILINE) == ["1000"]
+    (entry,) = re.findall(r"^ENTRYPOINT (.+)$", last, re.MULTILINE)
+    assert json.loads(entry) == ["kvray"]
+    assert all(":" in tag and "@" not in tag for tag in re.findall(r"^FROM (\S+) AS base-", DOCKERFILE, re.MULTILINE))
+
+
+def test_what_the_dockerfile_copies_is_not_ignored() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        word for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]
+    }
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in kept)
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Each `kvray` command that the pages and templates show, with its arguments."""
+    for page in (ROOT / "docs" / "cluster.md", CLUSTER / "README.md"):
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                yield from _arguments(page.name, line)
+    yield from _arguments("rayjob.yaml", load(CLUSTER / "kubernetes" / "rayjob.yaml")["spec"]["entrypoint"])
+
+
+def _arguments(source: str, line: str) -> Iterator[tuple[str, list[str]]]:
+    words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+    if "exec" in words and words[0] == "ray":
+        words = shlex.split(words[-1])
+    for start in ("kvray", "kvray:cpu", "kvray.sbatch"):
+        for position, word in enumerate(words):
+            if Path(word).name == start and words[position + 1 : position + 2] and words[0] != "ssh":
+                yield source, words[position + 1 :]
+
+
+def test_the_kvray_commands_shown_have_only_options_that_exist() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, LazyGroup)
+    shown = [(source, words) for source, words in commands() if words[0] in group.list_commands(None)]
+    assert len(shown) >= 8
+    for source, words in shown:
+        context = group.get_command(None, words[0]).make_context(f"{source}: kvray {words[0]}", list(words[1:]))
+        assert context.params, (source, words)
