@@ -93,7 +93,9 @@ def unknown_fields(value: Any, schema: dict[str, Any], path: str = "") -> Iterat
 
 
 def test_a_field_that_kuberay_does_not_know_is_found() -> None:
-    schema = {"properties": {"spec": {"properties": {"known": {"items": {"properties": {"name": {}}}}}}}}
+    schema: dict[str, Any] = {
+        "properties": {"spec": {"properties": {"known": {"items": {"properties": {"name": {}}}}}}}
+    }
     manifest = {"spec": {"known": [{"name": "a", "nmae": "b"}], "other": 1}}
     assert list(unknown_fields(manifest, schema)) == [".spec.known[].nmae", ".spec.other"]
 
