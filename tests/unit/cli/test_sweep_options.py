@@ -99,26 +99,27 @@ def test_the_table_above_names_every_option_of_a_sweep() -> None:
     assert options - {"model", "dry_run", "as_json", "help"} == set(GIVEN)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inner:
+    rare: Annotated[int, typer.Option(rich_help_panel="Rare")] = 1
+    often: Annotated[int, typer.Option()] = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner
+    last: Annotated[int, typer.Option(rich_help_panel="Second")] = 3
+
+
 def test_a_group_becomes_options_that_are_sorted_by_panel_and_comes_back_whole() -> None:
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Inner:
-        rare: Annotated[int, typer.Option(rich_help_panel="Rare")] = 1
-        often: Annotated[int, typer.Option()] = 2
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Outer:
-        inner: Inner
-        last: Annotated[int, typer.Option(rich_help_panel="Second")] = 3
-
     called: list[object] = []
 
-    def command(outer: Any, name: Any = "x") -> None:
+    def command(outer: Outer, name: Annotated[str, typer.Option()] = "x") -> None:
         called.append((outer, name))
 
-    command.__annotations__ = {"outer": Outer, "name": Annotated[str, typer.Option()], "return": None}
-    app = typer.Typer()
+    app = typer.Typer(add_completion=False)
     app.command()(grouped(("Second", "Rare"))(command))
     made = typer.main.get_command(app)
-    assert [one.name for one in made.params if one.name != "help"][:4] == ["often", "name", "last", "rare"]
+    assert [one.name for one in made.params if one.name != "help"] == ["often", "name", "last", "rare"]
     made.main(["--rare", "7", "--name", "y"], standalone_mode=False)
     assert called == [(Outer(inner=Inner(rare=7)), "y")]
