@@ -32,7 +32,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.errors import KvrayError, sentence_of
-from kvray.forecast.memory import MIB, memory_need
+from kvray.forecast.memory import MIB
 from kvray.forecast.prediction import CellForecast
 from kvray.store.parquet import ResultsStore
 from kvray.trial.measure import decode_tok_s, ttft_ms
@@ -163,14 +163,14 @@ def measured(name: str, model_id: str, candidate: Candidate, preview: Preview) -
 def measured_cell(
     name: str, model: WatchedModel, candidate: Candidate, forecast: CellForecast, preview: Preview
 ) -> Pair:
-    cell, device, shape = forecast.cell, preview.device.device, preview.model.shape
-    if shape is None:
-        raise KvrayError(f"the shape of {name} is not known")
+    cell, device, costs = forecast.cell, preview.device.device, preview.costs
+    if costs is None:
+        raise KvrayError(f"{name} cannot be forecast")
     model.prepare(cell)
     model.generate(cell.output_tokens)
     model.reset_peak_memory()
     runs = [model.generate(cell.output_tokens) for _ in range(RUNS)]
-    need, allocated = memory_need(shape, candidate, cell, device), None
+    need, allocated = costs.memory(candidate, cell, device), None
     if device is DeviceType.CUDA:
         peak = (need.peak / MIB, model.peak_memory_mib() or 0.0)
     else:

@@ -77,12 +77,12 @@ def predictor(manifest: SweepManifest) -> Callable[[Candidate], dict[str, object
     engine, device = get_engine(manifest.engine), DeviceType(manifest.device)
     config = TuneConfig(model_id=manifest.model_id, profile=manifest.profile, device=device, engine=manifest.engine)
     resolved = with_measured_rates(resolve(check_request(config, engine)))
-    shape, hardware = resolved.model.shape, resolved.hardware
-    if shape is None:
-        raise ValueError(f"{manifest.model_id} has no known shape")
+    costs, hardware = engine.cost_model(resolved.model), resolved.hardware
+    if costs is None:
+        raise ValueError(f"{manifest.model_id} cannot be forecast")
 
     def predict(candidate: Candidate) -> dict[str, object]:
-        one = forecast(shape, candidate, manifest.profile, device, hardware)
+        one = forecast(costs, candidate, manifest.profile, device, hardware)
         return {f"forecast_{name}": getattr(one, name) for name in ("ttft_ms", "decode_tok_s", "peak_mib")}
 
     return predict

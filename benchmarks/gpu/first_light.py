@@ -305,14 +305,15 @@ def is_released(lost_mib: float | None) -> bool | None:
 def forecasts(light: Light) -> Iterator[Check]:
     hardware = light.middle.adapter.measure_hardware(light.device, None)
     yield Check(key="forecast_rates", found=str(hardware), right=hardware is not None)
-    shape = light.middle.adapter.describe_model(light.middle.request).shape
-    if hardware is None or shape is None:
-        yield Check(key="forecast_shape", found=str(shape), right=False)
+    model = light.middle.adapter.describe_model(light.middle.request)
+    costs = light.middle.adapter.cost_model(model)
+    if hardware is None or costs is None:
+        yield Check(key="forecast_shape", found=str(model.shape), right=False)
         return
     profile = workload(context=2048, output=64) if light.is_gpu else usual(light)
     for cache in ("dynamic", "static"):
         what = candidate(cache, dtype=light.middle.native)
-        one, told_before = light.middle.run(what, profile), forecast(shape, what, profile, light.device, hardware)
+        one, told_before = light.middle.run(what, profile), forecast(costs, what, profile, light.device, hardware)
         if not one.is_ok:
             yield Check(key=f"forecast_{cache}", found=one.text, right=False)
             continue

@@ -20,8 +20,8 @@ from kvray.config import DEFAULT_SPACE, TuneConfig
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import InvalidValueError, ModelError
+from kvray.forecast.cost_model import CostModel
 from kvray.forecast.prediction import Forecast, does_not_fit, longest_context
-from kvray.forecast.shape import ModelShape
 from kvray.record import short_model_name
 from kvray.report.formats import quantity
 from kvray.tuning.preview import Preview, forecast_only
@@ -88,10 +88,10 @@ def forecast(
             before_measuring=lambda: typer.echo(f"kvray: {MEASURING}", err=True),
         )
         preview = forecast_only(resolved, free_mib=planned_mib)
-    if preview.model.shape is None:
+    if preview.costs is None:
         raise ModelError(
             f"Nothing can be forecast of {preview.model.name}: "
-            f"{preview.model.shape_unknown or 'its sizes are not known'}.",
+            f"{preview.model.shape_unknown or f'engine {engine} forecasts nothing of it'}.",
             hint="kvray tune measures it.",
         )
     if as_json:
@@ -183,8 +183,8 @@ def _longest_prompt(preview: Preview) -> int | None:
 
 def _limits(preview: Preview) -> list[dict[str, Any]]:
     """For every cache, dtype and batch size, with the leanest attention that is forecast; empty without a memory."""
-    shape, free_mib = preview.model.shape, preview.free_mib
-    if shape is None or free_mib is None:
+    costs, free_mib = preview.costs, preview.free_mib
+    if costs is None or free_mib is None:
         return []
     leanest: dict[tuple[str, str], Candidate] = {}
     for candidate, _ in sorted(_all_forecast(preview), key=lambda pair: pair[0].attention is AttentionBackend.EAGER):
@@ -196,16 +196,16 @@ def _limits(preview: Preview) -> list[dict[str, Any]]:
             "column": column,
             "candidate_id": candidate.candidate_id,
             "attention": str(AttentionChoice(candidate.attention, candidate.hub_kernel)),
-            "context_tokens": _fitting_prompt(candidate, preview, shape, free_mib),
+            "context_tokens": _fitting_prompt(candidate, preview, costs, free_mib),
         }
         for (cache, column), candidate in leanest.items()
     ]
 
 
-def _fitting_prompt(candidate: Candidate, preview: Preview, shape: ModelShape, free_mib: float) -> int:
+def _fitting_prompt(candidate: Candidate, preview: Preview, costs: CostModel, free_mib: float) -> int:
     """How many prompt tokens memory and model allow."""
     tokens = longest_context(
-        shape,
+        costs,
         candidate,
         output_tokens=max(preview.profile.output_lengths),
         device=preview.device.device,

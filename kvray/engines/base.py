@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, DeviceType, DType
 from kvray.errors import KvrayError
 from kvray.extras import Extra
+from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import ModelShape
 from kvray.models.request import ModelRequest as ModelRequest  # part of the contract: engines take it from here
@@ -103,8 +104,8 @@ class ModelInfo:
         layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
         missing_attentions: those that the engine has no code for in this architecture.
         default_attention: what the engine runs when none is asked for.
-        shape: what bytes and FLOPs depend on; `None`: unknown, so nothing is forecast.
-        shape_unknown: why, as the end of a sentence about the model.
+        shape: what bytes and FLOPs depend on, for the engine's `cost_model`; `None`: unknown.
+        shape_unknown: why nothing can be forecast, as the end of a sentence about the model.
         packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
         notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
             sweep, report and plan.
@@ -436,6 +437,15 @@ class EngineAdapter(ABC):
             `None` if it could not be done.
         """
         del device, threads
+        return None
+
+    def cost_model(self, model: ModelInfo) -> CostModel | None:
+        """What candidates cost in this engine with `model`, as `describe_model` gave it: forecasts are made from it.
+
+        Returns:
+            `None` where nothing is to be forecast of the model.
+        """
+        del model
         return None
 
     @abstractmethod

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from kvray.candidate import Candidate, DeviceType
+from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
-from kvray.forecast.memory import MIB, memory_need
-from kvray.forecast.roofline import decode_step_s, ideal_step_s, prefill_s
-from kvray.forecast.shape import ModelShape
+from kvray.forecast.memory import MIB
+from kvray.forecast.roofline import copy_s
 from kvray.workload import Cell, WorkloadProfile
 
 MARGIN = 0.03
@@ -27,7 +27,8 @@ class CellForecast:
         peak_mib: as the record's: the allocator's peak (CUDA), or the resident set, libraries included (CPU); without a
             measured device the libraries are missing from it.
         held_mib: of the tensors that model and cache hold.
-        ideal_decode_tok_s: at which reading weights and cache once a step would take all of the copy bandwidth.
+        ideal_decode_tok_s: at which reading weights and cache once a step would take all of the copy bandwidth, of all
+            the candidate's GPUs together.
     """
 
     cell: Cell
@@ -88,37 +89,38 @@ class Forecast:
 
 
 def forecast(
-    shape: ModelShape,
+    costs: CostModel,
     candidate: Candidate,
     profile: WorkloadProfile,
     device: DeviceType,
     hardware: Hardware | None = None,
 ) -> Forecast:
-    """What `candidate` will need and do in `profile`; without `hardware` its memory only."""
+    """What `candidate` will need and do in `profile`, by the `costs` of its engine; without `hardware` its memory
+    only."""
 
     def predicted(rung: int) -> list[CellForecast]:
         cells = profile.cells(candidate.batch_size, rung=rung)
-        return [forecast_cell(shape, candidate, cell, device, hardware) for cell in cells]
+        return [forecast_cell(costs, candidate, cell, device, hardware) for cell in cells]
 
     return Forecast.of(predicted(1), predicted(0), gpus=candidate.parallelism)
 
 
 def forecast_cell(
-    shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType, hardware: Hardware | None
+    costs: CostModel, candidate: Candidate, cell: Cell, device: DeviceType, hardware: Hardware | None
 ) -> CellForecast:
     """The predictions for one `cell`."""
-    need = memory_need(shape, candidate, cell, device)
+    need, gpus = costs.memory(candidate, cell, device), candidate.parallelism
     resident_mib = hardware.resident_mib if hardware is not None and device is DeviceType.CPU else 0.0
     first_s = step_s = ideal_s = None
     if hardware is not None:
-        first_s = prefill_s(shape, candidate, cell, hardware)
-        step_s = decode_step_s(shape, candidate, cell, hardware)
-        ideal_s = ideal_step_s(shape, candidate, cell, hardware)
+        first_s = costs.prefill_s(candidate, cell, hardware)
+        step_s = costs.decode_step_s(candidate, cell, hardware)
+        ideal_s = copy_s(costs.least_read_bytes(candidate, cell), hardware, gpus=gpus)
     return CellForecast(
         cell=cell,
         ttft_ms=None if first_s is None else first_s * 1e3,
         decode_tok_s=None if step_s is None else cell.batch_size / step_s,
-        peak_mib=need.peak / MIB + resident_mib,
+        peak_mib=need.peak_over(gpus) / MIB + resident_mib,
         held_mib=need.held / MIB,
         ideal_decode_tok_s=None if ideal_s is None else cell.batch_size / ideal_s,
     )
@@ -142,7 +144,7 @@ def does_not_fit(forecast: Forecast, hardware: Hardware | None, free_mib: float 
 
 
 def longest_context(
-    shape: ModelShape,
+    costs: CostModel,
     candidate: Candidate,
     *,
     output_tokens: int,
@@ -155,7 +157,7 @@ def longest_context(
 
     def fits(context: int) -> bool:
         cell = Cell(context, output_tokens, candidate.batch_size)
-        one = forecast_cell(shape, candidate, cell, device, hardware)
+        one = forecast_cell(costs, candidate, cell, device, hardware)
         return does_not_fit(Forecast.of([one], gpus=candidate.parallelism), hardware, free_mib) is None
 
     return _last_true(fits, _LONGEST_CONTEXT)

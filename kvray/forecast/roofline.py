@@ -1,188 +1,59 @@
-"""Seconds of a prefill and of a decode step: work counted from the model's shape over rates measured on the device.
+"""The roofline, and the work that every engine has to do: multiplications with a model's parameters, and their reading.
 
-Each phase takes the longer of its multiplications and of reading the weights (the roofline of Williams et al. 2009,
-"Roofline: an insightful visual performance model"), and what neither hides: copies of the cache, scores written to
-memory, element-wise operations, the library's own time per layer. Passes over memory are counted from the code of
-Transformers' decoder layers and caches, reads and writes alike; none is fitted.
+A phase takes the longer of its multiplications and of reading what it multiplies (Williams et al. 2009, "Roofline: an
+insightful visual performance model"). What neither hides is the engine's to add.
 """
 
 from __future__ import annotations
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType
+from kvray.candidate import DType
 from kvray.forecast.hardware import Hardware
-from kvray.forecast.memory import (
-    ITEM_BYTES,
-    WITH_SCORES,
-    chunk_tokens,
-    device_weight_bytes,
-    expanded_elements,
-    held_tokens,
-    is_masked_at_decode,
-    repeats_keys,
-    scores_bytes,
-    stored_bytes_per_element,
-    weight_bytes,
-)
+from kvray.forecast.memory import ITEM_BYTES
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.workload import Cell
 
-_HIDDEN_PASSES = 24
-"""Over the residual stream in a layer: two norms (8 each, in float32), two additions (3 each), rotation (2)."""
-_INNER_PASSES = 7
-"""Over the MLP's inner activation: gate and up written, activated (2), multiplied (3)."""
-_SCORE_PASSES = {AttentionBackend.EAGER: 9, AttentionBackend.SDPA_MATH: 5}
-"""Over the scores: written, scaled (2), masked (2), softmax (2), its copy (1, eager only), read by the values (1)."""
-_GROW_PASSES = 2
-"""Over a cache that grows by concatenation at every token: read and written."""
-_WINDOW_PASSES = 4
-"""The same for one that is cut down again after it was put together."""
-_UNPACK_PASSES = 8
-"""Over a quantised cache in the model's dtype: made floats, less zero point, times scale (2 each), concatenated."""
-_PACK_PASSES = 8
-_EXPAND_PASSES = 2
-"""Over keys and values that are expanded from latents: written, and read by what comes next."""
-_GATHER_PASSES = 2
-"""Over the pages that are read into one tensor."""
 
+def roofline_s(*, flops: float, read_bytes: float, dtype: DType, hardware: Hardware, gpus: int = 1) -> float | None:
+    """Seconds for `flops` in `dtype` on matrices of `read_bytes`; `None` where the dtype's rates are not known.
 
-def prefill_s(shape: ModelShape, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
-    """Seconds until the first token of `cell`; `None` where the dtype's rates are not known."""
-    matmul, stream = hardware.matmul_flops_s.get(candidate.dtype), hardware.stream_bytes_s.get(candidate.dtype)
+    Args:
+        gpus: that share the work evenly, each as fast as `hardware`.
+    """
+    matmul, stream = hardware.matmul_flops_s.get(dtype), hardware.stream_bytes_s.get(dtype)
     if matmul is None or stream is None:
         return None
-    chunk = chunk_tokens(candidate, cell)
-    chunks = -(-cell.context_tokens // chunk)
-    weights = shape.multiplied_parameters(tokens=chunk * cell.batch_size) * ITEM_BYTES[candidate.dtype]
-    work = max(prefill_flops(shape, candidate, cell) / matmul, chunks * weights / stream)
-    copied = _prefill_copied_bytes(shape, candidate, cell, hardware.device) / hardware.copy_bytes_s
-    return work + copied + chunks * (_own_s(shape, hardware) + _fetch_s(shape, candidate, hardware))
+    return max(flops / matmul, read_bytes / stream) / gpus
 
 
-def prefill_flops(shape: ModelShape, candidate: Candidate, cell: Cell) -> float:
-    """Floating-point operations of reading the prompts of `cell`: two for each parameter and token (the head sees the
-    last token only), and attention's, of which a kernel that knows of causality leaves half out."""
-    tokens = cell.batch_size * cell.context_tokens
-    head = shape.head_parameters
-    linear = 2 * (tokens * (shape.active_parameters - head) + cell.batch_size * head)
-    # The parameters count the expansion of each token once; every further piece of a prompt expands all before it.
-    pieces = -(-cell.context_tokens // chunk_tokens(candidate, cell))
-    again = sum(_expansion_flops(shape, layer) for layer in shape.layers) * tokens * (pieces - 1) / 2
-    return linear + again + sum(_attention_flops(shape, layer, candidate, cell) for layer in shape.layers)
+def copy_s(bytes_read: float, hardware: Hardware, *, gpus: int = 1) -> float:
+    """Seconds in which the device could copy so many bytes, shared evenly by `gpus`."""
+    return bytes_read / hardware.copy_bytes_s / gpus
 
 
-def decode_step_s(shape: ModelShape, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
-    """Seconds of one decode step (a token for every sequence), in the middle of the answer; `None` as above."""
-    matmul, stream = hardware.matmul_flops_s.get(candidate.dtype), hardware.stream_bytes_s.get(candidate.dtype)
-    if matmul is None or stream is None:
-        return None
-    weights = shape.multiplied_parameters(tokens=cell.batch_size) * ITEM_BYTES[candidate.dtype]
-    expanded = sum(
-        cell.batch_size * _needed_tokens(layer, candidate, cell) * _expansion_flops(shape, layer)
-        for layer in shape.layers
-    )
-    work = max(weights / stream, (2 * cell.batch_size * shape.active_parameters + expanded) / matmul)
-    cache = sum(_step_bytes(shape, layer, candidate, cell) for layer in shape.layers) / hardware.copy_bytes_s
-    own = 0.0 if candidate.compile is not CompileMode.OFF else _own_s(shape, hardware)
-    return work + cache + own + _fetch_s(shape, candidate, hardware) + _offload_s(shape, candidate, cell, hardware)
+def read_weight_bytes(shape: ModelShape, dtype: DType, *, tokens: int) -> float:
+    """Bytes of the weights that are read to work on `tokens` at once."""
+    return shape.multiplied_parameters(tokens=tokens) * ITEM_BYTES[dtype]
 
 
-def ideal_step_s(shape: ModelShape, candidate: Candidate, cell: Cell, hardware: Hardware) -> float:
-    """Seconds in which the device could copy what a decode step must read at least: each weight that is multiplied and
-    each held key and value once, as they are stored."""
-    weights = shape.multiplied_parameters(tokens=cell.batch_size) * ITEM_BYTES[candidate.dtype]
-    per_element = stored_bytes_per_element(candidate)
-    cache = sum(
-        layer.kv_elements * per_element * _needed_tokens(layer, candidate, cell)
-        + layer.state_elements * ITEM_BYTES[candidate.dtype]
-        for layer in shape.layers
-    )
-    return (weights + cell.batch_size * cache) / hardware.copy_bytes_s
+def prompt_flops(shape: ModelShape, cell: Cell) -> float:
+    """Floating-point operations with the parameters while the prompts of `cell` are read: two for each parameter and
+    token. The head sees the last token only."""
+    tokens, head = cell.batch_size * cell.context_tokens, shape.head_parameters
+    return 2 * (tokens * (shape.active_parameters - head) + cell.batch_size * head)
 
 
-def _needed_tokens(layer: LayerShape, candidate: Candidate, cell: Cell) -> int:
-    """Tokens with content in the middle of the answer: of a static cache not the room that is still empty."""
-    fed = cell.context_tokens + cell.output_tokens // 2
-    return min(fed, held_tokens(layer, candidate, cell, fed))
+def step_flops(shape: ModelShape, cell: Cell) -> float:
+    """The same of one decode step, a token for every sequence."""
+    return 2 * cell.batch_size * shape.active_parameters
 
 
-def _attention_flops(shape: ModelShape, layer: LayerShape, candidate: Candidate, cell: Cell) -> float:
+def attention_flops(shape: ModelShape, layer: LayerShape, cell: Cell, *, is_whole: bool) -> float:
+    """Floating-point operations of attention in `layer` while the prompts of `cell` are read.
+
+    Args:
+        is_whole: whether the kernel computes every pair of tokens; one that knows of causality leaves half of them out.
+    """
     if not layer.kv_elements:
         return 0.0
-    is_whole = candidate.attention in WITH_SCORES or layer.window is not None
     pairs = cell.context_tokens**2 * (1.0 if is_whole else 0.5)
     return 2 * cell.batch_size * shape.heads * pairs * (layer.attended_key_dim + layer.attended_value_dim)
-
-
-def _expansion_flops(shape: ModelShape, layer: LayerShape) -> float:
-    """FLOPs of computing every head's key and value of one token from its latent."""
-    if not layer.is_latent:
-        return 0.0
-    unrotated = layer.expanded_key_dim - layer.value_dim
-    return 2.0 * layer.key_dim * shape.heads * (unrotated + layer.expanded_value_dim)
-
-
-def _prefill_copied_bytes(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> float:
-    item, tokens = ITEM_BYTES[candidate.dtype], cell.batch_size * cell.context_tokens
-    per_token = _HIDDEN_PASSES * shape.hidden + _INNER_PASSES * shape.intermediate
-    copied = float(len(shape.layers) * tokens * per_token * item)
-    if candidate.attention in WITH_SCORES:
-        with_keys = sum(1 for layer in shape.layers if layer.kv_elements)
-        chunks = -(-cell.context_tokens // chunk_tokens(candidate, cell))
-        one_pass = chunks * scores_bytes(shape, candidate, cell, device) / 2
-        copied += with_keys * one_pass * _SCORE_PASSES[candidate.attention]
-    if candidate.cache is CacheStrategy.QUANTIZED:
-        copied += _PACK_PASSES * tokens * shape.kv_elements_per_token * item
-    return copied
-
-
-def _step_bytes(shape: ModelShape, layer: LayerShape, candidate: Candidate, cell: Cell) -> float:
-    """Bytes moved in one layer for its cache in one step, attention's own reading included."""
-    item = ITEM_BYTES[candidate.dtype]
-    tokens = held_tokens(layer, candidate, cell, cell.context_tokens + cell.output_tokens // 2)
-    kept = cell.batch_size * layer.kv_elements * tokens * item
-    state = 2 * cell.batch_size * layer.state_elements * item
-    expanded = _EXPAND_PASSES * cell.batch_size * tokens * expanded_elements(shape, layer) * item
-    return state + expanded + kept * (_upkeep_passes(candidate, layer) + _attention_passes(shape, layer, candidate))
-
-
-def _upkeep_passes(candidate: Candidate, layer: LayerShape) -> float:
-    match candidate.cache:
-        case CacheStrategy.STATIC | CacheStrategy.OFFLOADED_STATIC:
-            return 0.0
-        case CacheStrategy.QUANTIZED:
-            return _UNPACK_PASSES
-        case CacheStrategy.SLIDING_WINDOW:
-            return _WINDOW_PASSES
-        case CacheStrategy.PAGED:
-            return _GATHER_PASSES
-    return _GROW_PASSES if layer.window is None else _WINDOW_PASSES
-
-
-def _attention_passes(shape: ModelShape, layer: LayerShape, candidate: Candidate) -> float:
-    """One, to read keys and values; where they are written out for each head of the query, these are read again."""
-    if not layer.kv_heads:
-        return 0.0
-    repeats = repeats_keys(candidate, shape, layer, masked=is_masked_at_decode(candidate))
-    return 1 + 2 * shape.heads / layer.kv_heads if repeats else 1.0
-
-
-def _own_s(shape: ModelShape, hardware: Hardware) -> float:
-    return hardware.step_s + len(shape.layers) * hardware.layer_s
-
-
-def _fetch_s(shape: ModelShape, candidate: Candidate, hardware: Hardware) -> float:
-    """Weights that wait in host memory come over for every pass through the model."""
-    waiting = weight_bytes(shape, candidate.dtype) - device_weight_bytes(shape, candidate)
-    return waiting / hardware.to_device_bytes_s if waiting and hardware.to_device_bytes_s else 0.0
-
-
-def _offload_s(shape: ModelShape, candidate: Candidate, cell: Cell, hardware: Hardware) -> float:
-    """An offloaded cache comes over for every step; one that grows goes back as well, for it is a new tensor then."""
-    if candidate.cache not in (CacheStrategy.OFFLOADED, CacheStrategy.OFFLOADED_STATIC):
-        return 0.0
-    if hardware.to_device_bytes_s is None:
-        return 0.0
-    fed = cell.context_tokens + cell.output_tokens // 2
-    kept = sum(layer.kv_elements * held_tokens(layer, candidate, cell, fed) for layer in shape.layers)
-    ways = 2 if candidate.cache is CacheStrategy.OFFLOADED else 1
-    return ways * cell.batch_size * kept * ITEM_BYTES[candidate.dtype] / hardware.to_device_bytes_s

@@ -30,11 +30,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
-def physical_cores() -> int:
-    """Cores of this machine without hyper-threads; logical ones where the system does not tell them apart."""
-    return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
-
-
 def machine_cpus() -> int:
     """CPUs of this machine, whoever may use them."""
     return int(psutil.cpu_count() or 1)

@@ -2,6 +2,7 @@
 
 The model id is `fake:` followed by comma-separated `WHERE=HOW`: in every candidate whose label contains WHERE, do HOW
 (see `Misbehaviour`) while measuring, or in the phase given as `HOW@load`. Example: `fake:static=segv,eager=hang@load`.
+A model such as `fake:sized` has a shape, so its candidates are forecast.
 """
 
 from __future__ import annotations
@@ -41,15 +42,19 @@ from kvray.engines.base import (
     UnsupportedError,
 )
 from kvray.errors import ModelError
+from kvray.forecast.cost_model import CostModel
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import SpaceBlock
 from kvray.testing import fake_axes
+from kvray.testing.fake_costs import SHAPE, FakeCosts
 from kvray.testing.fake_server import FakeServer
 from kvray.testing.misbehaviour import Misbehaviour
 from kvray.workload import Cell, WorkloadProfile
 
 PREFIX = "fake:"
+SIZED = "sized"
+"""The part of a model id that gives the model a shape, so that its candidates are forecast."""
 PREFILL_S_PER_TOKEN = 2e-6
 DECODE_S_PER_TOKEN = 5e-4
 MAX_CONTEXT = 4096
@@ -81,7 +86,12 @@ class FakeAdapter(EngineAdapter):
             architecture="Fake",
             max_context=MAX_CONTEXT,
             native_dtype=DType.FLOAT32,
+            shape=SHAPE if SIZED in request.model_id.removeprefix(PREFIX).split(",") else None,
         )
+
+    @override
+    def cost_model(self, model: ModelInfo) -> CostModel | None:
+        return None if model.shape is None else FakeCosts(model.shape)
 
     def fetch_weights(self, request: ModelRequest) -> None:
         """Nothing to fetch."""

@@ -75,11 +75,16 @@ def speed_factor(candidate: Candidate) -> float:
     factor = _SPEED[candidate.cache] * _SPEED[candidate.attention] * _SPEED[candidate.dtype]
     factor /= math.sqrt(candidate.parallelism)
     settings = dict(candidate.settings)
-    if tile := settings.get("tile"):
-        factor *= 0.7 + 0.05 * abs(math.log2(float(tile) / BEST_TILE))
+    factor *= tile_factor(candidate)
     if settings.get("fused"):
         factor *= 0.85
     return factor * _LAYOUTS[str(settings.get("layout", "rows"))]
+
+
+def tile_factor(candidate: Candidate) -> float:
+    """How long everything takes by the tile alone: 1 where none is chosen."""
+    tile = dict(candidate.settings).get("tile")
+    return 0.7 + 0.05 * abs(math.log2(float(tile) / BEST_TILE)) if tile else 1.0
 
 
 def kernel_on_device(candidate: Candidate, facts: SpaceFacts) -> str | None:

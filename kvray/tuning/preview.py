@@ -10,6 +10,7 @@ from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
 from kvray.config import FULL_SPACE
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.errors import NoCandidatesError
+from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware, free_memory_mib
 from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, does_not_fit, forecast
@@ -42,10 +43,11 @@ class Preview:
     Attributes:
         profile: fitted to the model: without the context lengths in `dropped_contexts`.
         axes: what the engine lets one choose, with every value and what stands in its way.
+        costs: by which the engine's candidates are forecast; `None` where nothing is.
         hardware: the device's rates, `None` where they have not been measured.
         free_mib: memory that a trial could take on the device, `None` where nothing tells.
-        forecasts: by candidate id, of all that is measured or that cannot fit; empty where the model's shape is not
-            known, or nothing is to be forecast.
+        forecasts: by candidate id, of all that is measured or that cannot fit, each by its own engine's costs; empty
+            where an engine forecasts nothing of the model, or nothing is to be forecast.
         others: each further engine's own preview.
         refused: engines that were asked for and take no part.
     """
@@ -56,6 +58,7 @@ class Preview:
     dropped_contexts: tuple[int, ...]
     space: SearchSpace
     axes: tuple[Axis, ...]
+    costs: CostModel | None = None
     hardware: Hardware | None = None
     free_mib: float | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
@@ -183,15 +186,15 @@ def _listed(resolved: Resolved) -> tuple[Candidate, ...]:
 
 
 def _forecast(preview: Preview, resolved: Resolved) -> Preview:
-    shape, device, hardware = preview.model.shape, preview.device.device, resolved.hardware
-    if shape is None:
+    costs, device, hardware = resolved.adapter.cost_model(resolved.model), preview.device.device, resolved.hardware
+    if costs is None:
         return preview
     forecasts = {
-        candidate.candidate_id: forecast(shape, candidate, preview.profile, device, hardware)
+        candidate.candidate_id: forecast(costs, candidate, preview.profile, device, hardware)
         for candidate in preview.space.candidates
     }
     free_mib = None if resolved.rates_key is None else free_memory_mib(device)
-    return replace(preview, hardware=hardware, free_mib=free_mib, forecasts=forecasts)
+    return replace(preview, costs=costs, hardware=hardware, free_mib=free_mib, forecasts=forecasts)
 
 
 def _too_large(preview: Preview) -> dict[Candidate, str]:

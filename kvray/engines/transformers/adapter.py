@@ -35,6 +35,7 @@ from kvray.engines.transformers import (
     snippet,
     spaces,
 )
+from kvray.engines.transformers.costs import TransformersCosts
 from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.engines.transformers.model_folder import config_path, revision, weights_path
 from kvray.engines.transformers.packed import told_of_packing
@@ -42,6 +43,7 @@ from kvray.environment import changed_environment
 from kvray.errors import ModelError
 from kvray.extras import Extra
 from kvray.files.file_systems import has_locks
+from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
 from kvray.models.revision import check_unchanged
 from kvray.models.source import SourceKind, parse_model_id
@@ -89,6 +91,10 @@ class TransformersAdapter(EngineAdapter):
     @override
     def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
         return device_rates.measure_apart(device, threads, self.process_environment())
+
+    @override
+    def cost_model(self, model: ModelInfo) -> CostModel | None:
+        return None if model.shape is None else TransformersCosts(model.shape)
 
     @override
     def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:

@@ -14,8 +14,9 @@ from kvray.engines.base import Compilation, Observed
 from kvray.engines.transformers.arguments import CallArguments
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
 from kvray.engines.transformers.caches import cache_layers, dtype_name, kv_dtype, layer_bytes, layer_shape, tokens_taken
+from kvray.engines.transformers.cost_memory import held_tokens
 from kvray.engines.transformers.tracing import Trace
-from kvray.forecast.memory import held_tokens, kv_bytes
+from kvray.forecast.memory import kv_bytes
 from kvray.workload import Cell
 
 

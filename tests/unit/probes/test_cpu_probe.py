@@ -128,7 +128,6 @@ def test_cpus_outside_the_affinity_are_not_available() -> None:
 
 def test_this_machine_has_a_name_cores_and_memory() -> None:
     assert cpu.cpu_name().strip()
-    assert 1 <= cpu.physical_cores() <= (os.cpu_count() or 1)
     assert 1 <= cpu.available_cpus() <= (os.cpu_count() or 1)
     assert cpu.total_memory_mib() > 0
 

@@ -7,34 +7,37 @@ from dataclasses import replace
 import pytest
 from forecast_samples import candidate, llama_8b, small_shape
 
-from kvray.candidate import DeviceType, DType
-from kvray.forecast.memory import (
-    MIB,
+from kvray.candidate import Candidate, DeviceType, DType
+from kvray.engines.transformers.cost_memory import (
     cache_bytes,
     device_cache_bytes,
     device_weight_bytes,
-    kv_bytes_per_token,
     memory_need,
     scores_bytes,
     stored_bytes_per_element,
-    weight_bytes,
 )
-from kvray.forecast.shape import LayerShape
+from kvray.forecast.memory import MIB, weight_bytes
+from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.workload import Cell
 
 CELL = Cell(100, 28, 2)
 CPU, CUDA = DeviceType.CPU, DeviceType.CUDA
 
 
+def token_bytes(shape: ModelShape, one: Candidate) -> int:
+    """By how much the cache grows with one token of one sequence."""
+    return cache_bytes(shape, one, Cell(101, 28, 1)) - cache_bytes(shape, one, Cell(100, 28, 1))
+
+
 def test_llama_3_1_8b_keeps_131072_bytes_for_a_token_in_16_bits() -> None:
-    assert kv_bytes_per_token(llama_8b(), candidate()) == 131_072
-    assert kv_bytes_per_token(llama_8b(), candidate(dtype="float32")) == 262_144
+    assert token_bytes(llama_8b(), candidate()) == 131_072
+    assert token_bytes(llama_8b(), candidate(dtype="float32")) == 262_144
 
 
 def test_with_one_head_of_keys_and_values_a_32nd_is_kept_of_what_32_heads_keep() -> None:
     one = llama_8b(layers=(LayerShape(kv_heads=1, key_dim=128, value_dim=128),) * 32)
     many = llama_8b(layers=(LayerShape(kv_heads=32, key_dim=128, value_dim=128),) * 32)
-    assert kv_bytes_per_token(many, candidate()) == 32 * kv_bytes_per_token(one, candidate()) == 524_288
+    assert token_bytes(many, candidate()) == 32 * token_bytes(one, candidate()) == 524_288
 
 
 def test_a_latent_is_kept_once_for_all_heads_and_expanded_beside_it_while_a_layer_attends() -> None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import pytest
 from forecast_samples import candidate, hardware, llama_8b, small_shape
 
-from kvray.candidate import CompileMode, DeviceType, DType
-from kvray.forecast.roofline import decode_step_s, ideal_step_s, prefill_flops, prefill_s
-from kvray.forecast.shape import LayerShape
+from kvray.candidate import Candidate, CompileMode, DeviceType, DType
+from kvray.engines.transformers.cost_time import decode_step_s, least_read_bytes, prefill_flops, prefill_s
+from kvray.forecast.hardware import Hardware
+from kvray.forecast.roofline import copy_s
+from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.workload import Cell
 
 CELL = Cell(100, 20, 2)
 FAST = {"matmul_flops_s": dict.fromkeys(DType, 1e12), "stream_bytes_s": dict.fromkeys(DType, 1e12)}
 """Only copies take time."""
+
+
+def ideal_step_s(shape: ModelShape, one: Candidate, cell: Cell, device: Hardware) -> float:
+    return copy_s(least_read_bytes(shape, one, cell), device)
 
 
 def test_reading_a_prompt_costs_two_operations_per_parameter_and_token_and_the_head_for_the_last_alone() -> None:
