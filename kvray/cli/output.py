@@ -13,14 +13,20 @@ from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
 from kvray.report.terminal import render_terminal
-from kvray.tuning.result import TuneResult, info_of
+from kvray.tuning.result import TuneResult, info_of, on_each_hardware
 
 
 def print_report(result: TuneResult) -> None:
     """Print headline and ranking, then where plan and reports are."""
     console = Console()
-    console.print(render_terminal(info_of(result)))
+    print_rankings(result, console)
     print_paths(result, console)
+
+
+def print_rankings(result: TuneResult, console: Console) -> None:
+    """Print headline and ranking, of each hardware that a cluster measured on."""
+    for one in on_each_hardware(result):
+        console.print(render_terminal(info_of(one)))
 
 
 def print_paths(result: TuneResult, console: Console) -> None:
@@ -29,6 +35,11 @@ def print_paths(result: TuneResult, console: Console) -> None:
     files = {"report": paths.report_html, "as Markdown": paths.report_markdown, "as Parquet": paths.ranking}
     if result.analysis.ranking.entries:
         files = {"plan": paths.best_plan, "snippet": paths.optimized_config, **files}
+    for one in result.other_hardware:
+        name, path = (
+            ("plan", one.paths.best_plan) if one.analysis.ranking.entries else ("report", one.paths.report_html)
+        )
+        files[f"{name} for {one.device_name} ({one.hardware})"] = path
     for name, path in files.items():
         console.print(Text(f"{name + ':':<12} {path}"), soft_wrap=True)
 
@@ -49,7 +60,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         "profile": profile.name,
         "weights": profile.weights._asdict(),
         "limits": profile.limits.model_dump(),
-        "device": result.manifest.device_name,
+        "device": result.device_name,
         "notes": list(result.manifest.model_notes),
         "wall_s": None if wall_s is None else round(wall_s, 3),
         "busy_s": round(sum(one.record.busy_s or 0.0 for one in result.results), 3),
@@ -81,7 +92,16 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "report_html": str(paths.report_html),
             "ranking": str(paths.ranking),
         },
+        **_other_hardware(result),
     }
+
+
+def _other_hardware(result: TuneResult) -> dict[str, Any]:
+    """A sweep on unlike nodes of a cluster tells of each; any other has no such keys."""
+    if not result.other_hardware:
+        return {}
+    others = [{**summary(one), "hardware": one.hardware} for one in result.other_hardware]
+    return {"hardware": result.hardware, "other_hardware": others}
 
 
 def _code_check(result: TuneResult) -> dict[str, str] | None:

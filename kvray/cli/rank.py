@@ -8,11 +8,10 @@ import typer
 from rich.console import Console
 
 from kvray.cli import options
-from kvray.cli.output import summary
-from kvray.report.terminal import render_terminal
+from kvray.cli.output import print_rankings, summary
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.outcome import limits_missed
-from kvray.tuning.result import chosen_run, info_of, read_measured
+from kvray.tuning.result import chosen_run, read_measured
 
 app = typer.Typer(add_completion=False)
 
@@ -35,6 +34,6 @@ def rank(
     if as_json:
         typer.echo(json.dumps(summary(result), indent=2))
     else:
-        Console().print(render_terminal(info_of(result)))
+        print_rankings(result, Console())
     if error := limits_missed(result):
         raise error

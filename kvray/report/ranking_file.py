@@ -21,12 +21,12 @@ _FIGURES = ("ttft_ms", "itl_p50_ms", "itl_p95_ms", "itl_p99_ms", "decode_tok_s",
 
 
 def ranking_file_rows(
-    manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis
+    manifest: SweepManifest, results: Sequence[TrialResult], analysis: Analysis, *, hardware: str | None = None
 ) -> tuple[RankingRow, ...]:
-    """The ranked candidates, best first; then the others in the order of the report."""
+    """The ranked candidates, best first; then the others in the order of the report. All are of one `hardware`."""
     pools = pool_complete_trials(results, manifest.profile)
     processes = {key: len(pool) for key, pool in pools.items()}
-    table = _Table(manifest=manifest, analysis=analysis, processes=processes)
+    table = _Table(manifest=manifest, analysis=analysis, processes=processes, hardware=hardware)
     return tuple(table.row(one) for one in _one_each(analysis))
 
 
@@ -50,6 +50,7 @@ class _Table:
     manifest: SweepManifest
     analysis: Analysis
     processes: Mapping[str, int]
+    hardware: str | None
 
     def row(self, one: _Listed) -> RankingRow:
         record = one.record
@@ -72,6 +73,7 @@ class _Table:
             processes=self.processes.get(record.candidate_id, 1 if one.cells else 0),
             runs=sum(cell.runs for cell in one.cells),
             fingerprint=record.fingerprint,
+            hardware=self.hardware,
         )
 
     def _ranked(self, one: RankedCandidate) -> dict[str, Any]:

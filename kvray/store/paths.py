@@ -45,12 +45,16 @@ def not_launched_files(folder: Path) -> list[Path]:
 class ResultsPaths:
     """The paths of one sweep. In an object store they are keys (bucket first) that only `ResultsStore` can open.
 
+    Args:
+        hardware: digest of the hardware whose reports are meant, where that is not the one with the sweep's plan.
+
     Raises:
         InvalidValueError: `run_id` cannot name files.
     """
 
     root: Path
     run_id: str
+    hardware: str | None = None
 
     def __post_init__(self) -> None:
         check_id(self.run_id)
@@ -73,7 +77,8 @@ class ResultsPaths:
     @property
     def reports(self) -> Path:
         """Folder of what is derived from the records, and the log."""
-        return self.root / "reports" / self.run_id
+        folder = self.root / "reports" / self.run_id
+        return folder if self.hardware is None else folder / f"hardware-{check_id(self.hardware, what='hardware')}"
 
     @property
     def best_plan(self) -> Path:

@@ -77,6 +77,8 @@ class RankingRow:
         processes: fresh processes that measured every cell.
         runs: timed runs that the figures rest on.
         fingerprint: that of the trials behind these figures.
+        hardware: digest of the node that measured them. A sweep on unlike nodes of a cluster has a ranking for each, so
+            there `rank` counts within one value of this column. Null where one machine measured.
     """
 
     run_id: str
@@ -128,6 +130,7 @@ class RankingRow:
     processes: int
     runs: int
     fingerprint: str | None = None
+    hardware: str | None = None
 
 
 RANKING_SCHEMA = pa.schema(
@@ -181,6 +184,7 @@ RANKING_SCHEMA = pa.schema(
         ("processes", _INT),
         ("runs", _INT),
         ("fingerprint", _TEXT),
+        ("hardware", _TEXT),
     ],
     metadata=METADATA,
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from kvray.analysis import Analysis, analyse
+from kvray.analysis.hardware import best_first, by_hardware, device_name_of
 from kvray.errors import InvalidValueError, ResultsError, did_you_mean
 from kvray.judgement import Judging
 from kvray.plan.builder import PlanBuilder
@@ -16,6 +18,7 @@ from kvray.report.attempts import lost_runs_text
 from kvray.report.html import render_html
 from kvray.report.info import ReportInfo, report_info
 from kvray.report.markdown import render_markdown
+from kvray.report.other_hardware import hardware_note, with_notes
 from kvray.report.ranking_file import ranking_file_rows
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -23,6 +26,8 @@ from kvray.store.paths import ResultsPaths
 from kvray.store.resuming import current_results
 
 _MOST_NAMED = 10
+_UNRECORDED = "unknown"
+"""Names the folder of trials that say nothing of the hardware, beside others that do."""
 _logger = logging.getLogger("kvray.tuning.result")
 
 
@@ -32,8 +37,11 @@ class TuneResult:
 
     Attributes:
         manifest: as it was written, but for the weights and limits of the profile: `analysis` judges by these.
-        results: trials of the last attempt's fingerprint; `analysis` rests on them.
+        results: trials of the last attempt's fingerprint, and of one hardware; `analysis` rests on them.
         set_aside: trials of other fingerprints, which cannot be compared with those.
+        hardware: digest of what measured them (see `TrialRecord`).
+        other_hardware: the same sweep on each further hardware of a cluster. Ranked first is the one that measured the
+            baseline and ranks most candidates.
     """
 
     manifest: SweepManifest
@@ -42,6 +50,14 @@ class TuneResult:
     analysis: Analysis
     records_sha256: str
     paths: ResultsPaths
+    hardware: str | None = None
+    other_hardware: tuple[TuneResult, ...] = ()
+
+    @property
+    def device_name(self) -> str:
+        """The device that measured `results`."""
+        seen = device_name_of(self.results) if self.hardware is not None else None
+        return seen or self.manifest.device_name
 
 
 def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None) -> TuneResult:
@@ -54,13 +70,30 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
     """
     manifest = store.read_manifest(run_id).judged_by(judging)
     results, set_aside = current_results(manifest, store.read(run_id))
-    return TuneResult(
+    groups = by_hardware(results)
+    analyses = {key: analyse(group, manifest.profile, seed=manifest.seed) for key, group in groups.items()}
+    first, *others = best_first(analyses)
+    result = TuneResult(
         manifest=manifest,
-        results=results,
+        results=groups[first],
         set_aside=set_aside,
-        analysis=analyse(results, manifest.profile, seed=manifest.seed),
+        analysis=analyses[first],
         records_sha256=store.records_sha256(run_id),
         paths=store.paths(run_id),
+        hardware=first,
+    )
+    return replace(result, other_hardware=tuple(_on(key, result, groups[key], analyses[key]) for key in others))
+
+
+def _on(hardware: str | None, result: TuneResult, results: tuple[TrialResult, ...], analysis: Analysis) -> TuneResult:
+    """The sweep of `result` on further hardware. The winner's code was not run there."""
+    return replace(
+        result,
+        manifest=result.manifest.model_copy(update={"code_check": None}),
+        results=results,
+        analysis=analysis,
+        paths=replace(result.paths, hardware=hardware or _UNRECORDED),
+        hardware=hardware,
     )
 
 
@@ -101,8 +134,26 @@ def read_measured(store: ResultsStore, run_id: str, judging: Judging | None = No
 
 
 def info_of(result: TuneResult) -> ReportInfo:
-    """What reports show of the sweep."""
-    return report_info(result.manifest, result.results, result.analysis, result.set_aside)
+    """What reports show of the sweep on the hardware of `result`."""
+    info = report_info(_shown(result), result.results, result.analysis, result.set_aside)
+    return with_notes(
+        info,
+        [
+            hardware_note(one.device_name, one.hardware, one.analysis.ranking, one.paths.reports.name)
+            for one in result.other_hardware
+        ],
+    )
+
+
+def on_each_hardware(result: TuneResult) -> Iterator[TuneResult]:
+    """`result`, then those of further hardware."""
+    yield result
+    yield from result.other_hardware
+
+
+def _shown(result: TuneResult) -> SweepManifest:
+    """The manifest with the device that measured `result`: that of a cluster names one of its nodes."""
+    return result.manifest.model_copy(update={"device_name": result.device_name})
 
 
 def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
@@ -113,11 +164,20 @@ def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
+    rows = [
+        row
+        for one in on_each_hardware(result)
+        for row in ranking_file_rows(_shown(one), one.results, one.analysis, hardware=one.hardware)
+    ]
+    store.write_ranking(result.manifest.run_id, rows)
+    for one in on_each_hardware(result):
+        _write_reports(store, one)
+
+
+def _write_reports(store: ResultsStore, result: TuneResult) -> None:
     info = info_of(result)
     store.write_text(result.paths.report_markdown, render_markdown(info))
     store.write_text(result.paths.report_html, render_html(info))
-    rows = ranking_file_rows(result.manifest, result.results, result.analysis)
-    store.write_ranking(result.manifest.run_id, rows)
     if not result.analysis.ranking.entries:
         store.delete(result.paths.best_plan)
         store.delete(result.paths.optimized_config)
