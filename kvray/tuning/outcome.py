@@ -77,8 +77,8 @@ def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
 
 
 def broken_off(error: SweepError, keeper: RecordKeeper) -> SweepError:
-    """The `error` that ended the sweep, with where its trials are and how to go on."""
-    return SweepError(
+    """The `error` that ended the sweep, of the same class, with where its trials are and how to go on."""
+    return type(error)(
         f"{error.message} The trials that had finished are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
     )
 

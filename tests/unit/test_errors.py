@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,6 +23,13 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
     codes = {one.__name__: one.exit_code for one in classes}
     assert len(set(codes.values())) == len(codes) == 12
     assert all(code > 1 for code in codes.values()), "1 is for what nobody foresaw"
+
+
+def test_the_page_of_exit_codes_lists_those_of_all_errors() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "faults.md").read_text(encoding="utf-8")
+    listed = [int(code) for code in re.findall(r"^\| (\d+) \|", page.partition("## Exit codes")[2], re.MULTILINE)]
+    classes = inspect.getmembers(errors, lambda one: inspect.isclass(one) and issubclass(one, KvrayError))
+    assert listed == sorted({0, *(one.exit_code for _, one in classes)})
 
 
 def test_the_hint_follows_the_message() -> None:
