@@ -138,6 +138,32 @@ def test_the_compose_file_meets_the_specification_and_opens_no_port_to_others() 
     assert gpus == [["0"], ["1"]], "each worker has a GPU of its own"
 
 
+def ray_starts() -> Iterator[list[str]]:
+    """The arguments of each `ray start` in the templates and the page."""
+    for path in LAUNCHERS:
+        for line in (line for side in ("head", "worker") for line in load(path)[f"{side}_start_ray_commands"]):
+            yield from ([shlex.split(line.partition("ray start ")[2])] if "ray start --" in line else [])
+    for service in load(CLUSTER / "compose.yaml")["services"].values():
+        yield service["command"][1:]
+    for spec in ray_cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            yield [
+                f"--{name}" if value == "true" else f"--{name}={value}"
+                for name, value in group["rayStartParams"].items()
+            ]
+    for line in (ROOT / "docs" / "cluster.md").read_text().splitlines():
+        yield from ([shlex.split(line.partition("ray start ")[2])] if "ray start --" in line else [])
+
+
+def test_ray_knows_the_options_with_which_it_is_started() -> None:
+    from ray.scripts.scripts import start
+
+    shown = list(ray_starts())
+    assert len(shown) == 15
+    for arguments in shown:
+        start.make_context("ray start", arguments)
+
+
 def test_hadolint_accepts_the_dockerfile() -> None:
     check(tool("hadolint"), ROOT / "Dockerfile")
 
