@@ -125,11 +125,7 @@ class MachineOptions:
     ] = None
     gpu_type: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Measure on the cluster's GPUs of this type, e.g. A100 (Ray's name).",
-            rich_help_panel=MACHINE,
-        ),
+        typer.Option(metavar="NAME", help="The cluster's GPUs to use, as A100.", rich_help_panel=MACHINE),
     ] = None
     slots: Annotated[
         int | None, typer.Option(metavar="N", help="Trials at the same time.", min=1, rich_help_panel=MACHINE)
