@@ -15,6 +15,7 @@ import typing
 import pyarrow as pa
 
 from kvray.record import Run, TrialRecord
+from kvray.store.batch_table import BATCH_SCHEMA, BatchRow
 from kvray.store.ranking_table import RANKING_SCHEMA, RankingRow
 from kvray.store.schema import RUNS_SCHEMA, TRIALS_SCHEMA
 
@@ -22,13 +23,14 @@ INTRODUCTION = """# Columns of the tables
 
 *Made by `python docs/make_columns.py`; do not edit.*
 
-A results folder holds three tables in Parquet, with any number of sweeps in each:
+A results folder holds these tables in Parquet, with any number of sweeps in each:
 
 | table | where | one row is |
 |---|---|---|
 | `ranking` | `reports/RUN_ID/ranking.parquet` | a candidate, with comparable figures: **ask this one what is best** |
 | `trials` | `trials/run_id=RUN_ID/*.parquet` | a process that measured, or a candidate that was not launched |
 | `runs` | `runs/run_id=RUN_ID/*.parquet` | one timed generation: the raw sample |
+| `batch` | `batches/BATCH_ID/batch.parquet` | a sweep of `kvray batch`, with its winner, or why it has none |
 
 The best of the newest sweep, in DuckDB:
 
@@ -47,7 +49,12 @@ the other two. It is written at the end of a sweep, and by `kvray report` with t
 `examples/` asks all three tables with DuckDB, Polars and pandas. What was not measured is null. Times are UTC. Columns
 are added, and not renamed without a new `kvray_schema_version` in the files' metadata.
 """
-TABLES = (("ranking", RankingRow, RANKING_SCHEMA), ("trials", TrialRecord, TRIALS_SCHEMA), ("runs", Run, RUNS_SCHEMA))
+TABLES = (
+    ("ranking", RankingRow, RANKING_SCHEMA),
+    ("trials", TrialRecord, TRIALS_SCHEMA),
+    ("runs", Run, RUNS_SCHEMA),
+    ("batch", BatchRow, BATCH_SCHEMA),
+)
 
 
 def main() -> None:

@@ -105,6 +105,12 @@ class LimitsMissedError(KvrayError):
     exit_code = 12
 
 
+class BatchFailedError(KvrayError):
+    """Some sweeps of a batch have no winner; the others are measured."""
+
+    exit_code = 13
+
+
 class SweepInterruptedError(KvrayError):
     """The user stopped the sweep; what had been recorded is kept."""
 

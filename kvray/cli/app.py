@@ -19,6 +19,7 @@ from kvray.cli.streams import PatientStream, open_closed_streams, patient
 
 COMMANDS = {
     "tune": "Measure a model's KV-cache configurations and decide.",
+    "batch": "Tune many models in one go.",
     "forecast": "Predict what fits and how fast it is, without loading the model.",
     "apply": "Show or save the code that applies a plan.",
     "compare": "Compare two sweeps.",

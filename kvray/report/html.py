@@ -45,6 +45,20 @@ def render_html(info: ReportInfo) -> str:
     )
 
 
+def render_page(template: str, *, info: object) -> str:
+    """A page without charts in the same look, from `template`."""
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            info=info,
+            policy=content_security_policy([_own_js()]),
+            style=markupsafe.Markup(_source("report.css")),
+            scripts=[markupsafe.Markup(_own_js())],
+        )
+    )
+
+
 def content_security_policy(scripts: list[str]) -> str:
     """A policy under which only `scripts` run, styles are inline (plotly sets them) and nothing is fetched."""
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)

@@ -25,6 +25,11 @@ def render_markdown(info: ReportInfo) -> str:
     return _environment().get_template("report.md.j2").render(info=info)
 
 
+def render_template(template: str, *, info: object) -> str:
+    """A page of Markdown from `template`, escaped in the same way."""
+    return _environment().get_template(template).render(info=info)
+
+
 def md_escape(value: object) -> str:
     """`value` on one line, its Markdown and HTML characters made literal; `Markup` passes as it is."""
     if isinstance(value, Markup):

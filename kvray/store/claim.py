@@ -46,7 +46,7 @@ class Claim:
 
 @contextmanager
 def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
-    """Be the only process that writes `run_id` into `store`, as long as it is local.
+    """Be the only process that writes `run_id`, a sweep or a batch, into `store`, as long as it is local.
 
     Raises:
         ResultsError: another process is; the message says which.

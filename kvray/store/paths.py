@@ -9,6 +9,7 @@ from pathlib import Path
 from kvray.errors import InvalidValueError
 
 SWEEPS = "sweeps"
+BATCHES = "batches"
 PARTIAL = ".partial"
 """Folder of what is being written, and of locks. It is hidden because readers of Parquet scan folders."""
 PART = "part-0.parquet"

@@ -78,6 +78,7 @@ class TuningSearch:
         observer: is told of every trial.
         arguments: what a user typed after `kvray tune`, kept without secrets to tell how to resume.
         ray: a Ray that runs already and goes on afterwards; by default the sweep has one of its own.
+        run_id: id of a new sweep; by default one is made.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class TuningSearch:
         observer: SearchObserver | None = None,
         arguments: Sequence[str] = (),
         ray: RaySession | None = None,
+        run_id: str | None = None,
     ) -> None:
         self._config = config
         self._adapter = adapter
         self._observer = observer
         self._arguments = tuple(arguments)
         self._ray = ray
+        self._run_id = run_id
         self._keeper: RecordKeeper | None = None
         self._quiet: QuietWait | None = None
 
@@ -153,7 +156,7 @@ class TuningSearch:
         Extra.TUNE.require("Measuring")
         check_search(config.search)
         store.check_writable()
-        run_id = config.resume or _new_run_id()
+        run_id = config.resume or self._run_id or _new_run_id()
         with claimed_sweep(store, run_id) as claim, ExitStack() as while_measuring:
             cluster = self._joined(store, run_id, engines, while_measuring)
             if cluster is not None:

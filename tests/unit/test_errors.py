@@ -21,7 +21,7 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
         if issubclass(one, KvrayError) and one is not KvrayError
     ]
     codes = {one.__name__: one.exit_code for one in classes}
-    assert len(set(codes.values())) == len(codes) == 12
+    assert len(set(codes.values())) == len(codes) == 13
     assert all(code > 1 for code in codes.values()), "1 is for what nobody foresaw"
 
 

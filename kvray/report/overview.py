@@ -1,0 +1,100 @@
+"""The overview of a batch, one row a sweep: computed here, and rendered as Markdown and as one HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvray.ratios import amount_sign, interval_text, speed_sign
+from kvray.report import formats
+from kvray.report.html import render_page
+from kvray.report.markdown import render_template
+from kvray.report.verdict import Tone
+from kvray.store.batch_manifest import BatchManifest, BatchStatus
+from kvray.store.batch_table import BatchRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverviewRow:
+    """One sweep as the page shows it; `report` is the link to its own report, `None` where there is none."""
+
+    row: BatchRow
+    model: str
+    reason: str
+    report: str | None
+    ttft_gain: str
+    ttft_interval: str
+    decode_gain: str
+    decode_interval: str
+    memory: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverviewInfo:
+    """What the overview shows."""
+
+    title: str
+    subtitle: str
+    sentence: str
+    tone: Tone
+    rows: tuple[OverviewRow, ...]
+
+
+def overview_info(manifest: BatchManifest, rows: Sequence[BatchRow]) -> OverviewInfo:
+    """The overview of a batch whose sweeps came to `rows` so far."""
+    return OverviewInfo(
+        title=manifest.batch_id,
+        subtitle=f"{formats.plural(len(rows), 'sweep')}, begun {formats.timestamp(manifest.created_at)}",
+        sentence=_sentence(rows),
+        tone=_tone(rows),
+        rows=tuple(_shown(row) for row in rows),
+    )
+
+
+def render_overview_html(info: OverviewInfo) -> str:
+    """The whole page; nothing is fetched."""
+    return render_page("overview.html.j2", info=info)
+
+
+def render_overview_markdown(info: OverviewInfo) -> str:
+    """The whole overview as Markdown."""
+    return render_template("overview.md.j2", info=info)
+
+
+def _sentence(rows: Sequence[BatchRow]) -> str:
+    counts = [(sum(row.status is status for row in rows), status) for status in BatchStatus]
+    told = {
+        BatchStatus.OK: "measured, with a winner",
+        BatchStatus.NO_WINNER: "without a winner",
+        BatchStatus.FAILED: "failed",
+        BatchStatus.ERROR: "ended by an unexpected error",
+        BatchStatus.MEASURING: "begun and not ended",
+        BatchStatus.WAITING: "waiting",
+    }
+    parts = [f"{number} {told[status]}" for number, status in counts if number]
+    return f"Of {formats.plural(len(rows), 'sweep')}, {formats.listed(parts)}."
+
+
+def _tone(rows: Sequence[BatchRow]) -> Tone:
+    if any(row.status.is_failure for row in rows):
+        return Tone.DOUBTFUL
+    return Tone.GOOD if all(row.status is BatchStatus.OK for row in rows) else Tone.NEUTRAL
+
+
+def _shown(row: BatchRow) -> OverviewRow:
+    has_report = row.status.is_measured
+    return OverviewRow(
+        row=row,
+        model=formats.clean_line(row.model_id),
+        reason=formats.clean_line(row.reason or ""),
+        report=f"../../reports/{row.run_id}/report" if has_report else None,
+        ttft_gain="" if row.is_baseline else speed_sign(row.ttft_speedup),
+        ttft_interval=_interval(row.ttft_speedup_low, row.ttft_speedup_high),
+        decode_gain="" if row.is_baseline else speed_sign(row.decode_speedup),
+        decode_interval=_interval(row.decode_speedup_low, row.decode_speedup_high),
+        memory="" if row.is_baseline or row.peak_ratio is None else amount_sign(row.peak_ratio),
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else interval_text(low, high)

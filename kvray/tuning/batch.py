@@ -1,0 +1,250 @@
+"""`BatchSearch`: many models, one sweep after the other; one that fails is a row of the overview, the others go on."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kvray.candidate import DeviceType
+from kvray.config import TuneConfig
+from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError, sentence_of
+from kvray.files.redaction import redact
+from kvray.probes.environment import kvray_version
+from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
+from kvray.report.ranking_file import ranking_file_rows
+from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
+from kvray.store.batch_store import BatchStore
+from kvray.store.batch_table import BatchRow
+from kvray.store.claim import claimed_sweep
+from kvray.store.parquet import ResultsStore
+from kvray.tuning.batch_file import AskedSweep
+from kvray.tuning.outcome import no_winner
+from kvray.tuning.preview import Preview
+from kvray.tuning.result import TuneResult, read_result
+from kvray.tuning.search import TuningSearch
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """What all sweeps of a batch have in common.
+
+    Attributes:
+        budget_s: seconds for all sweeps together; each may take an equal share of what is left when it begins.
+    """
+
+    output_dir: str
+    device: DeviceType | None = None
+    address: str | None = None
+    slots: int | None = None
+    offline: bool = False
+    budget_s: float | None = None
+
+    @property
+    def of_a_sweep(self) -> dict[str, Any]:
+        """The fields of a sweep's `TuneConfig`."""
+        return {name: getattr(self, name) for name in ("output_dir", "device", "address", "slots", "offline")}
+
+
+def share_s(left_s: float, sweeps_left: int, own_s: float | None) -> float:
+    """Seconds for the next of `sweeps_left` sweeps: an equal share, so that what one does not need goes to the others,
+    and no more than its own bound."""
+    share = left_s / sweeps_left
+    return share if own_s is None else min(share, own_s)
+
+
+class BatchSearch:
+    """Measures the sweeps of a batch and keeps its overview.
+
+    Args:
+        asked: sweeps of a new batch, or what the batch file of the one to be resumed says now; empty: as it was.
+        resume: id of a batch in the results folder. Its measured sweeps are not measured again.
+        tell: is given one line as each sweep begins and ends.
+    """
+
+    def __init__(
+        self,
+        asked: Sequence[AskedSweep],
+        options: BatchOptions,
+        *,
+        resume: str | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._asked = asked
+        self._options = options
+        self._resume = resume
+        self._tell = tell
+        self._clock = clock
+        self._store = ResultsStore(options.output_dir)
+        self._batches = BatchStore(options.output_dir)
+        self._rows: dict[str, BatchRow] = {}
+        self._manifest: BatchManifest | None = None
+
+    def previews(self) -> list[tuple[AskedSweep, Preview | KvrayError]]:
+        """What each sweep would measure, or why it cannot; nothing is started or written."""
+        return [(one, self._preview(one)) for one in self._asked]
+
+    def run(self) -> BatchManifest:
+        """Measure what is not measured yet. The overview is written as each sweep ends.
+
+        Raises:
+            ResultsError: there is no batch to resume, another process measures it, or its file asks for other sweeps.
+            SweepInterruptedError: the user pressed Ctrl-C.
+        """
+        self._store.check_writable()
+        manifest = self._manifest = self._begun()
+        with claimed_sweep(self._store, manifest.batch_id):
+            self._keep(manifest)
+            started_s = self._clock()
+            try:
+                self._measure_all(started_s)
+            except (KeyboardInterrupt, SweepInterruptedError) as error:
+                raise self.interrupted() from error
+            self._keep(self._now.ended(dt.datetime.now(dt.UTC)))
+        return self._now
+
+    def interrupted(self) -> SweepInterruptedError:
+        """What to say of an interruption at this moment."""
+        if self._manifest is None:
+            return SweepInterruptedError("Interrupted before anything was measured.")
+        overview = self._batches.paths(self._manifest.batch_id).overview_html
+        return SweepInterruptedError(
+            f"Interrupted; what was measured is kept, and {overview} tells of it.",
+            hint=f"Measure the rest with kvray batch --resume {self._manifest.batch_id}, and the same --output.",
+        )
+
+    @property
+    def _now(self) -> BatchManifest:
+        if self._manifest is None:
+            raise RuntimeError("the batch has not begun")
+        return self._manifest
+
+    def _begun(self) -> BatchManifest:
+        now = dt.datetime.now(dt.UTC)
+        attempt = BatchAttempt(started_at=now, kvray_version=kvray_version(), budget_s=self._options.budget_s)
+        if self._resume is not None:
+            before = self._batches.read_manifest(self._resume)
+            self._check_same(before)
+            return before.continued(attempt)
+        batch_id = f"batch-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        sweeps = tuple(
+            BatchSweep(run_id=f"{batch_id.removeprefix('batch-')}-{number:02d}", **dict(one))
+            for number, one in enumerate(self._asked, 1)
+        )
+        return BatchManifest(batch_id=batch_id, created_at=now, sweeps=sweeps, attempts=(attempt,))
+
+    def _check_same(self, before: BatchManifest) -> None:
+        known = [(one.model_id, one.profile, one.settings) for one in before.sweeps]
+        now = [(one.model_id, one.profile, one.settings) for one in self._asked]
+        if now and now != known:
+            raise ResultsError(
+                f"The batch file asks for other sweeps than batch {before.batch_id!r}.",
+                hint="Leave the file out to go on with the batch, or start a new one without --resume.",
+            )
+
+    def _measure_all(self, started_s: float) -> None:
+        waiting = [one for one in self._now.sweeps if not one.status.is_measured]
+        for place, sweep in enumerate(waiting):
+            left_s = None if self._options.budget_s is None else self._options.budget_s - (self._clock() - started_s)
+            if left_s is not None and left_s <= 0:
+                self._keep_sweep(sweep, BatchStatus.WAITING, "the budget ended before its turn")
+                continue
+            own_s = sweep.settings.get("budget_s")
+            budget_s = own_s if left_s is None else share_s(left_s, len(waiting) - place, own_s)
+            self._tell(f"{place + 1} of {len(waiting)}: {sweep.model_id} · {sweep.profile.name} · sweep {sweep.run_id}")
+            self._keep_sweep(sweep, BatchStatus.MEASURING)
+            self._tell(f"        {self._measured(sweep, budget_s)}")
+
+    def _measured(self, sweep: BatchSweep, budget_s: float | None) -> str:
+        """Measure one sweep, whatever comes of it; a line that says what did."""
+        try:
+            resume = sweep.run_id if self._store.has_manifest(sweep.run_id) else None
+            config = self._config(sweep, resume=resume, budget_s=budget_s)
+            result = TuningSearch(config=config, run_id=sweep.run_id).outcome()
+        except SweepInterruptedError:
+            self._keep_sweep(sweep, BatchStatus.MEASURING, "interrupted")
+            raise
+        except KvrayError as error:
+            return self._keep_sweep(sweep, BatchStatus.FAILED, redact(sentence_of(error)))
+        except Exception as error:  # noqa: BLE001  (the boundary of one sweep: the others of a night go on)
+            return self._keep_sweep(sweep, BatchStatus.ERROR, redact(f"{type(error).__name__}: {sentence_of(error)}"))
+        if not result.analysis.ranking.entries:
+            return self._keep_sweep(sweep, BatchStatus.NO_WINNER, no_winner(result).message)
+        return self._keep_sweep(sweep, BatchStatus.OK)
+
+    def _config(
+        self, sweep: BatchSweep | AskedSweep, *, resume: str | None = None, budget_s: float | None = None
+    ) -> TuneConfig:
+        values = {**sweep.settings, **self._options.of_a_sweep, "resume": resume}
+        if budget_s is not None:
+            values["budget_s"] = budget_s
+        return TuneConfig(model_id=sweep.model_id, profile=sweep.profile, **values)
+
+    def _preview(self, asked: AskedSweep) -> Preview | KvrayError:
+        try:
+            return TuningSearch(config=self._config(asked)).preview()
+        except KvrayError as error:
+            return error
+
+    def _keep_sweep(self, sweep: BatchSweep, status: BatchStatus, reason: str | None = None) -> str:
+        """Write how far the sweep is; returns it as one line."""
+        update = {"status": status, "reason": reason}
+        self._rows.pop(sweep.run_id, None)
+        self._keep(self._now.having(sweep.model_copy(update=update)))
+        row = self._rows[sweep.run_id]
+        return ": ".join(str(part) for part in (row.status, row.winner or row.reason) if part)
+
+    def _keep(self, manifest: BatchManifest) -> None:
+        self._manifest = manifest
+        for sweep in manifest.sweeps:
+            if sweep.run_id not in self._rows or sweep.status is not self._rows[sweep.run_id].status:
+                self._rows[sweep.run_id] = self._row(sweep)
+        rows = [self._rows[sweep.run_id] for sweep in manifest.sweeps]
+        info = overview_info(manifest, rows)
+        try:
+            self._batches.write_manifest(manifest)
+            self._batches.write_overview(
+                manifest.batch_id, html=render_overview_html(info), markdown=render_overview_markdown(info), rows=rows
+            )
+        except OutputError as error:  # the sweeps' own records have a second place; the night goes on
+            self._tell(f"warning: {error}")
+
+    def _row(self, sweep: BatchSweep) -> BatchRow:
+        row: dict[str, Any] = {
+            "batch_id": self._now.batch_id,
+            "run_id": sweep.run_id,
+            "model_id": sweep.model_id,
+            "profile": sweep.profile.name,
+            "status": sweep.status,
+            "reason": sweep.reason,
+        }
+        if sweep.status in (BatchStatus.WAITING, BatchStatus.FAILED, BatchStatus.ERROR):
+            return BatchRow(**row)
+        try:
+            return BatchRow(**row, **_measured_columns(read_result(self._store, sweep.run_id)))
+        except ResultsError:
+            return BatchRow(**row)
+
+
+_OF_THE_WINNER = (
+    *("is_baseline", "ttft_speedup", "ttft_speedup_low", "ttft_speedup_high", "decode_speedup", "decode_speedup_low"),
+    *("decode_speedup_high", "peak_ratio", "ttft_ms", "decode_tok_s", "peak_mib", "confidence"),
+)
+
+
+def _measured_columns(result: TuneResult) -> dict[str, Any]:
+    launched = [one.record for one in result.results if one.record.status.was_launched]
+    found: dict[str, Any] = {
+        "device_name": result.manifest.device_name,
+        "trials": len(launched),
+        "seconds": sum(record.wall_s or 0.0 for record in launched),
+    }
+    ranked = [one for one in ranking_file_rows(result.manifest, result.results, result.analysis) if one.rank == 1]
+    for one in ranked:
+        found |= {"winner_id": one.candidate_id, "winner": one.label}
+        found |= {name: getattr(one, name) for name in _OF_THE_WINNER}
+    return found

@@ -1,0 +1,96 @@
+"""The file of `kvray batch`: what it may say, and how a mistake is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvray.config import TuneConfig
+from kvray.errors import InvalidValueError
+from kvray.tuning.batch import share_s
+from kvray.tuning.batch_file import EXAMPLE, AskedSweep, BatchFile, SweepSettings, read_batch_file
+
+OF_THE_BATCH = {
+    *("model_id", "profile", "output_dir", "device", "address", "slots", "offline", "wait_quiet_s", "resume", "force"),
+    *("retry", "retry_disturbed"),
+}
+
+
+def read(folder: Path, text: str) -> tuple[AskedSweep, ...]:
+    path = folder / "models.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_batch_file(path)
+
+
+def test_each_model_is_a_sweep_for_each_profile_and_its_own_settings_win(tmp_path: Path) -> None:
+    sweeps = read(
+        tmp_path,
+        "defaults: {profiles: [chat-agent, rag], compiles: [off], max_trials: 9}\n"
+        "models:\n- a\n- {model: b, profiles: [ci-micro], max_trials: 3, limits: {max_quality_loss: off}}\n",
+    )
+    assert [(one.model_id, one.profile.name) for one in sweeps] == [
+        ("a", "chat-agent"),
+        ("a", "rag"),
+        ("b", "ci-micro"),
+    ]
+    assert sweeps[0].settings == {"compiles": ["off"], "max_trials": 9}
+    assert sweeps[2].settings["max_trials"] == 3
+    assert sweeps[2].profile.limits.max_quality_loss is None
+
+
+def test_the_example_is_valid(tmp_path: Path) -> None:
+    assert len(read(tmp_path, EXAMPLE)) == 2
+    everything = EXAMPLE.replace("  # context", "  context").replace("  # limits", "  limits").replace("  # ca", "  ca")
+    assert read(tmp_path, everything)[0].settings["caches"] == ["dynamic", "static"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("models: [a]\ndefaults:\n  cachess: [static]\n", r"line 3: there is no key 'cachess'. Did you mean 'caches'"),
+        ("models:\n- model: a\n  colour: red\n", r"line 3: there is no key 'colour'"),
+        ("models:\n- a\n- model: b\n  caches: [bogus]\n", r"line 4: .*'bogus'"),
+        ("models:\n- a\n- model: b\n  max_trials: -1\n", r"line 4: models.1.max_trials: .*greater than"),
+        ("models: [a]\ndefaults:\n  dtypes: [float17]\n", r"line 3: .*float17"),
+        ("models:\n- model: a\n  profiles: [nope]\n", r"line 3: Unknown profile 'nope'"),
+        ("models:\n- model: a\n  limits: {max_speed: 1}\n", r"line 3: .*no limit 'max_speed'.*max_ttft_ms"),
+        ("models: [a]\nmodels: [b]\n", r"line 2: models is given twice"),
+        ("defaults: {}\n", r"models is missing"),
+        ("models: []\n", r"line 1: models"),
+        ("models: [a, a]\n", r"asks twice for 'a' with profile 'chat-agent'"),
+        ("models: &x [*x]\n", r"too many"),
+        ("models: [\n", r"not valid YAML: .*line 2"),
+        ("", r"is empty"),
+        ("- a\n", r"line 1: "),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InvalidValueError, match=told):
+        read(tmp_path, text)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match=r"line 3: .*bogus.*line 5: .*float17"):
+        read(tmp_path, "models:\n- model: a\n  caches: [bogus]\n- model: b\n  dtypes: [float17]\n")
+
+
+def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match=r"Cannot read batch file .*No such file"):
+        read_batch_file(tmp_path / "none.yaml")
+
+
+def test_a_sweep_can_be_told_all_that_is_not_the_batchs() -> None:
+    assert set(TuneConfig.model_fields) - OF_THE_BATCH <= set(SweepSettings.model_fields)
+
+
+def test_the_schema_is_that_of_the_code() -> None:
+    schema = Path(__file__).parents[3] / "docs" / "schema" / "batch.schema.json"
+    assert json.loads(schema.read_text(encoding="utf-8")) == BatchFile.model_json_schema()
+
+
+def test_what_a_sweep_does_not_need_goes_to_the_others() -> None:
+    assert share_s(3600, 4, None) == 900
+    assert share_s(3600 - 100, 3, None) == pytest.approx(1166.7, abs=0.1)
+    assert share_s(3600, 4, 60) == 60
