@@ -32,6 +32,9 @@ def batch(
     device: options.Device = None,
     slots: Annotated[int | None, typer.Option(metavar="N", help="Trials at the same time.", min=1)] = None,
     address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="A running Ray cluster.")] = None,
+    gpu_type: Annotated[
+        str | None, typer.Option("--gpu-type", metavar="NAME", help="The GPUs of a cluster to measure on: A100.")
+    ] = None,
     offline: options.Offline = False,
 ) -> None:
     """Tune many models, one sweep each. A model that fails is a row of the overview; the others go on.
@@ -47,6 +50,7 @@ def batch(
         output_dir=output,
         device=None if device is None else DeviceType.parse(device),
         address=address,
+        gpu_type=gpu_type,
         slots=slots,
         offline=offline,
         budget_s=parse_duration(budget, option="--budget"),

@@ -39,6 +39,7 @@ class BatchOptions:
     output_dir: str
     device: DeviceType | None = None
     address: str | None = None
+    gpu_type: str | None = None
     slots: int | None = None
     offline: bool = False
     budget_s: float | None = None
@@ -46,7 +47,8 @@ class BatchOptions:
     @property
     def of_a_sweep(self) -> dict[str, Any]:
         """The fields of a sweep's `TuneConfig`."""
-        return {name: getattr(self, name) for name in ("output_dir", "device", "address", "slots", "offline")}
+        names = ("output_dir", "device", "address", "gpu_type", "slots", "offline")
+        return {name: getattr(self, name) for name in names}
 
 
 def share_s(left_s: float, sweeps_left: int, own_s: float | None) -> float:

@@ -53,7 +53,7 @@ def has_ended_one(folder: Path) -> bool:
     return any((folder / "results").glob("batches/*.json")) and statuses(folder)[0] == "ok"
 
 
-def pids(folder: Path) -> dict[str, list[int | None]]:
+def pids(folder: Path) -> dict[str, list[int]]:
     """By sweep, the measurement processes of its records."""
     store = ResultsStore(folder / "results")
     return {run: sorted(one.record.pid or 0 for one in store.read(run)) for run in store.run_ids()}
