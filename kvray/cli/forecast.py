@@ -11,9 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvray.candidate import AttentionBackend, AttentionChoice, CacheStrategy, Candidate, DeviceType, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, Candidate, CompileMode, DeviceType, DType
 from kvray.cli import options
-from kvray.cli.parsing import parse_caches, parse_choices, parse_integers, parse_memory_limit, parse_settings
+from kvray.cli.parsing import (
+    parse_attentions,
+    parse_caches,
+    parse_choices,
+    parse_integers,
+    parse_memory_limit,
+    parse_optional_integers,
+    parse_settings,
+)
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
 from kvray.config import DEFAULT_SPACE, TuneConfig
@@ -41,11 +49,10 @@ def forecast(
         str | None, typer.Option(metavar="SIZE", help="Memory to plan with, instead of what is free now: 8GiB.")
     ] = None,
     as_json: options.AsJson = False,
-    cache: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help=f"Caches: {', '.join(CacheStrategy)}.", rich_help_panel=options.SPACE),
-    ] = None,
+    cache: options.Cache = None,
+    attention: options.Attention = None,
     dtype: options.Dtype = None,
+    compile_: options.Compile = None,
     settings: options.Settings = None,
     space: options.Space = DEFAULT_SPACE,
     device: options.Device = None,
@@ -53,6 +60,9 @@ def forecast(
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     batch_sizes: options.BatchSizes = None,
+    prefill_chunk: options.PrefillChunk = None,
+    weights_limit: options.WeightsLimit = None,
+    static_len: options.StaticLen = None,
     engine: options.Engine = "transformers",
 ) -> None:
     """Predict what fits and how fast it is from the model's config and this device's measured rates.
@@ -71,8 +81,16 @@ def forecast(
         engine=engine,
         space=space,
         caches=parse_caches(cache),
+        attentions=parse_attentions(attention),
         dtypes=parse_choices(dtype, DType),
-        settings=parse_settings(settings or (), option="--set"),
+        compiles=parse_choices(compile_, CompileMode),
+        settings=parse_settings(
+            settings or (),
+            option="--set",
+            prefill_chunk=parse_optional_integers(prefill_chunk, option="--prefill-chunk"),
+            weights_limit_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
+        ),
+        static_len=static_len,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         offline=offline,

@@ -46,6 +46,42 @@ OutputLen = Annotated[str | None, typer.Option(metavar="LIST", help="Numbers of 
 BatchSizes = Annotated[
     str | None, typer.Option(metavar="LIST", help="Sequences generated together: 1,4.", rich_help_panel=RARE)
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Caches (kvray info): static,'sliding_window(window=1024)'.",
+        rich_help_panel=SPACE,
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Attention kernels (kvray info): sdpa,flash_attention_2.", rich_help_panel=SPACE),
+]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile", metavar="LIST", help="torch.compile modes (kvray info): off,default.", rich_help_panel=SPACE
+    ),
+]
+PrefillChunk = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Prompt tokens worked on at once: none,512; none: all.", rich_help_panel=RARE),
+]
+WeightsLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="MiB of weights on the GPU; the rest stays in host memory: none,8000.",
+        rich_help_panel=RARE,
+    ),
+]
+StaticLen = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Tokens that static caches hold, instead of the cell's.", min=1, rich_help_panel=RARE
+    ),
+]
 Space = Annotated[
     str, typer.Option(metavar="NAME", help="default, full, or a YAML file of blocks.", rich_help_panel=SPACE)
 ]

@@ -61,51 +61,19 @@ class WorkloadOptions:
 class SpaceOptions:
     """Which configurations are candidates."""
 
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="Caches (kvray info): static,'sliding_window(window=1024)'.",
-            rich_help_panel=SPACE,
-        ),
-    ] = None
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST", help="Attention kernels (kvray info): sdpa,flash_attention_2.", rich_help_panel=SPACE
-        ),
-    ] = None
+    cache: options.Cache = None
+    attention: options.Attention = None
     dtype: options.Dtype = None
-    compile: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", help="torch.compile modes (kvray info): off,default.", rich_help_panel=SPACE),
-    ] = None
+    compile: options.Compile = None
     settings: options.Settings = None
     space: options.Space = DEFAULT_SPACE
     candidates: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="JSON: a plan, or a list of candidates or ids.", rich_help_panel=SPACE),
     ] = None
-    prefill_chunk: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST", help="Prompt tokens worked on at once: none,512; none: all.", rich_help_panel=RARE
-        ),
-    ] = None
-    weights_limit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            help="MiB of weights on the GPU; the rest stays in host memory: none,8000.",
-            rich_help_panel=RARE,
-        ),
-    ] = None
-    static_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Tokens that static caches hold, instead of the cell's.", min=1, rich_help_panel=RARE
-        ),
-    ] = None
+    prefill_chunk: options.PrefillChunk = None
+    weights_limit: options.WeightsLimit = None
+    static_len: options.StaticLen = None
     no_forecast: Annotated[
         bool,
         typer.Option(

@@ -27,6 +27,7 @@ from kvray.search_paths import child_environment, python_command
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
 from kvray.testing.axes_contract import AxesContract
+from kvray.testing.cost_contract import CostContract
 from kvray.testing.trial_contract import CPU, TrialContract, is_alive, still_alive
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
@@ -56,7 +57,7 @@ def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None
         )
 
 
-class EngineContract(AxesContract, TrialContract):
+class EngineContract(AxesContract, CostContract, TrialContract):
     """What trial, space and plan rely on, engine by engine, in this process and in processes of its own.
 
     Attributes:

@@ -14,6 +14,17 @@ class TestFakeEngine(EngineContract):
         return "fake:ok"
 
 
+class TestFakeEngineWithASizedModel(EngineContract):
+    """Its candidates are forecast."""
+
+    engine = "fake"
+    missing_model = "not-a-fake"
+
+    @pytest.fixture
+    def model_id(self) -> str:
+        return "fake:sized"
+
+
 class TestFakeEngineThatTellsTheMostProbableTokensOnly(EngineContract):
     """The empty label part is in every candidate's."""
 
