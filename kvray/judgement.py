@@ -81,7 +81,7 @@ class Limits(BaseModel):
         max_itl_ms: most time between two tokens: the 95th percentile, of the slowest cell.
         min_decode_tok_s: least throughput of all sequences together: of the slowest cell.
         max_peak_mib: most memory that must be free: the highest peak of any cell, and on a GPU what the process holds
-            beside its allocator.
+            beside its allocator. On several GPUs: most that must be free on any one of them.
         max_quality_loss: mean KL of the reference from the candidate, nats per token; a trial beyond it ends there. One
             whose engine tells bounds of it only ends there if the lower bound is beyond.
     """

@@ -210,6 +210,8 @@ class TrialRecord:
             contexts and libraries included. An allocator that caches keeps until the next cell what it took within a
             run, so what is held after a run is that run's peak, unless memory ran so short that cached blocks were
             given back.
+        device_peak_gpu_mib: the same on that one of the visible GPUs on which it was highest: what each of them must
+            have free. `None` in older records.
         energy_j_per_tok: a run's energy over its `output_tokens * batch_size`, so the prefill is part of it.
         load_s: seconds to put the model on the device.
         compile_s: seconds of warm-up calls beyond a steady one, where something was compiled.
@@ -307,6 +309,7 @@ class TrialRecord:
     peak_mib: float | None = None
     reserved_peak_mib: float | None = None
     device_peak_mib: float | None = None
+    device_peak_gpu_mib: float | None = None
     kv_cache_mib: float | None = None
     energy_j_per_tok: float | None = None
 

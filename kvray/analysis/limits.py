@@ -119,6 +119,14 @@ def memory_beside_allocator_mib(record: TrialRecord) -> float:
     return max(0.0, record.device_peak_mib - record.reserved_peak_mib)
 
 
+def fullest_gpu_share(record: TrialRecord) -> float:
+    """Share of the trial's device memory that lies on the GPU with the most of it. 1 on a single GPU, and where the
+    driver does not tell: then all GPUs together are held against a limit that is meant for each."""
+    if record.parallelism == 1 or not record.device_peak_mib or record.device_peak_gpu_mib is None:
+        return 1.0
+    return record.device_peak_gpu_mib / record.device_peak_mib
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Bound:
     """One limit, and what it bounds: from above, or from below where that `is_floor`."""
@@ -140,7 +148,7 @@ class _Bound:
 
 
 def _bounds(record: TrialRecord) -> tuple[_Bound, ...]:
-    beside_mib = memory_beside_allocator_mib(record)
+    beside_mib, share = memory_beside_allocator_mib(record), fullest_gpu_share(record)
     return (
         _Bound(limit_name="max_ttft_ms", metric="TTFT", unit="ms", value=lambda one: one.ttft_ms),
         _Bound(limit_name="max_itl_ms", metric="ITL (p95)", unit="ms", value=lambda one: one.itl_p95_ms),
@@ -153,9 +161,9 @@ def _bounds(record: TrialRecord) -> tuple[_Bound, ...]:
         ),
         _Bound(
             limit_name="max_peak_mib",
-            metric="peak memory",
+            metric="peak memory" if share == 1 else "peak memory of one GPU",
             unit="MiB",
-            value=lambda one: None if one.peak_mib is None else one.peak_mib + beside_mib,
+            value=lambda one: None if one.peak_mib is None else (one.peak_mib + beside_mib) * share,
         ),
     )
 

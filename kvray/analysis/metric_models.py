@@ -67,12 +67,14 @@ class MetricPosterior:
         wide: the same, widened by how often the model was surprised: what decisions rest on.
         weights: of the three in the utility.
         batch_sizes: n.
+        gpus: n; over which each candidate is spread.
     """
 
     plain: tuple[Posterior, ...]
     wide: tuple[Posterior, ...]
     weights: Array
     batch_sizes: Array
+    gpus: Array
     limits: Limits
 
     @property
@@ -99,7 +101,8 @@ class MetricPosterior:
         rows = np.ix_(among, among)
         metrics = [one.mean[among] + _normal(one.covariance[rows], generator) for one in self.wide]
         utilities = sum(weight * draws for weight, draws in zip(self.weights, metrics, strict=True))
-        return np.where(_may_keep_limits(metrics, self.batch_sizes[among], self.limits), utilities, -np.inf)
+        may_keep = _may_keep_limits(metrics, self.batch_sizes[among], self.gpus[among], self.limits)
+        return np.where(may_keep, utilities, -np.inf)
 
 
 class MetricModels:
@@ -121,6 +124,7 @@ class MetricModels:
         self._starts: list[Array | None] = [None] * len(PRIORS)
         self._weights = goodness_weights(profile)
         self._batch_sizes = np.array([float(candidate.batch_size) for candidate in candidates])
+        self._gpus = np.array([float(candidate.parallelism) for candidate in candidates])
         self._limits = profile.limits
 
     @property
@@ -152,6 +156,7 @@ class MetricModels:
             wide=tuple(one.widened(factor) for one, factor in zip(plain, widening(surprises), strict=True)),
             weights=self._weights,
             batch_sizes=self._batch_sizes,
+            gpus=self._gpus,
             limits=self._limits,
         )
 
@@ -210,9 +215,11 @@ def _bounds_a_metric(limits: Limits) -> bool:
     )
 
 
-def _may_keep_limits(metrics: Sequence[Array], batch_sizes: Array, limits: Limits) -> npt.NDArray[np.bool_]:
+def _may_keep_limits(
+    metrics: Sequence[Array], batch_sizes: Array, gpus: Array, limits: Limits
+) -> npt.NDArray[np.bool_]:
     """Whether means over cells, given as goodness, keep the limits, which hold in every cell: true of some that do not,
-    false of none that does. A mean ITL is taken for its 95th percentile."""
+    false of none that does. A mean ITL is taken for its 95th percentile, and memory for evenly spread over the GPUs."""
     keeps = np.ones_like(metrics[0], dtype=bool)
     if limits.max_ttft_ms is not None:
         keeps &= metrics[0] >= -math.log(limits.max_ttft_ms)
@@ -221,5 +228,5 @@ def _may_keep_limits(metrics: Sequence[Array], batch_sizes: Array, limits: Limit
     if limits.max_itl_ms is not None:
         keeps &= metrics[1] >= np.log(1000 * batch_sizes / limits.max_itl_ms)
     if limits.max_peak_mib is not None:
-        keeps &= metrics[2] >= -math.log(limits.max_peak_mib)
+        keeps &= metrics[2] >= -np.log(gpus * limits.max_peak_mib)
     return keeps

@@ -15,7 +15,7 @@ class _Bound:
     """How a limit is held against forecasts.
 
     Attributes:
-        value: of a cell; `None` where it is not forecast.
+        value: of a cell of a candidate on so many GPUs; `None` where it is not forecast.
         superlative: what the candidate is that comes nearest to the limit.
         is_floor: whether values must not be lower than the limit, rather than not higher.
     """
@@ -23,7 +23,7 @@ class _Bound:
     option: str
     unit: str
     superlative: str
-    value: Callable[[CellForecast], float | None]
+    value: Callable[[CellForecast, int], float | None]
     is_floor: bool = False
 
 
@@ -31,17 +31,20 @@ def unreachable_limits(forecasts: Mapping[str, Forecast], limits: Limits, hardwa
     """A sentence for each of `limits` that none of `forecasts` (by a candidate's label) keeps in every cell."""
     beside_mib = beside_allocator_mib(hardware)
     bounds = {
-        "max_ttft_ms": _Bound(option="--max-ttft", unit="ms", superlative="fastest", value=lambda one: one.ttft_ms),
+        "max_ttft_ms": _Bound(option="--max-ttft", unit="ms", superlative="fastest", value=lambda one, _: one.ttft_ms),
         "max_itl_ms": _Bound(option="--max-itl", unit="ms", superlative="fastest", value=_itl_ms),
         "min_decode_tok_s": _Bound(
             option="--min-throughput",
             unit="tok/s",
             superlative="fastest",
-            value=lambda one: one.decode_tok_s,
+            value=lambda one, _: one.decode_tok_s,
             is_floor=True,
         ),
         "max_peak_mib": _Bound(
-            option="--max-vram", unit="MiB", superlative="leanest", value=lambda one: one.peak_mib + beside_mib
+            option="--max-vram",
+            unit="MiB",
+            superlative="leanest",
+            value=lambda one, gpus: one.peak_mib / gpus + beside_mib,
         ),
     }
     asked = ((bound, getattr(limits, name)) for name, bound in bounds.items())
@@ -66,14 +69,15 @@ def _objection(bound: _Bound, limit: float, forecasts: Mapping[str, Forecast]) -
 
 def _worst(bound: _Bound, forecast: Forecast) -> float | None:
     """The value of the cell that is hardest to keep within the limit."""
-    values = [bound.value(cell) for cell in forecast.cells]
+    values = [bound.value(cell, forecast.gpus) for cell in forecast.cells]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
     return min(known) if bound.is_floor else max(known)
 
 
-def _itl_ms(cell: CellForecast) -> float | None:
+def _itl_ms(cell: CellForecast, gpus: int) -> float | None:
+    del gpus
     return None if cell.decode_tok_s is None else 1e3 * cell.cell.batch_size / cell.decode_tok_s
 
 

@@ -99,9 +99,16 @@ def used_memory_mib(gpu: GpuInfo) -> float | None:
 def process_memory_mib(pids: Collection[int], gpus: Sequence[GpuInfo] | None = None) -> float | None:
     """Memory that the processes `pids` hold on `gpus` together (by default those visible to this process), with their
     CUDA contexts; `None` if NVML lists none of them there or does not know the memory of one."""
-    held = [process.used_mib for gpu in _given_or_visible(gpus) for process in _processes(gpu) if process.pid in pids]
-    known = [mib for mib in held if mib is not None]
-    return sum(known) if held and len(known) == len(held) else None
+    by_gpu = process_memory_by_gpu_mib(pids, gpus)
+    return None if by_gpu is None else sum(by_gpu)
+
+
+def process_memory_by_gpu_mib(pids: Collection[int], gpus: Sequence[GpuInfo] | None = None) -> tuple[float, ...] | None:
+    """What `process_memory_mib` adds up: the memory on each of `gpus` on which NVML lists one of the processes."""
+    on_gpus = [[one.used_mib for one in _processes(gpu) if one.pid in pids] for gpu in _given_or_visible(gpus)]
+    held = [mibs for mibs in on_gpus if mibs]
+    known = [[mib for mib in mibs if mib is not None] for mibs in held]
+    return tuple(sum(mibs) for mibs in known) if held and known == held else None
 
 
 def other_processes(gpu: GpuInfo, own_pids: Collection[int]) -> tuple[int, ...]:

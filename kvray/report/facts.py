@@ -49,6 +49,7 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
         ("Between tokens (ITL)", "Time between successive tokens of a sequence; the end-of-text token is suppressed."),
         ("Throughput", "(output tokens − 1) × batch size / seconds of decoding."),
         ("Peak memory", formats.clean_line(manifest.memory_note)),
+        ("Memory of several GPUs", _memory_of_several_gpus(records)),
         ("Energy", _energy(records)),
         ("Aggregation", "Median of a cell's undisturbed runs, then the geometric mean over the profile's cells."),
         ("Score", _score(manifest.profile)),
@@ -236,6 +237,18 @@ def _energy(records: Sequence[TrialRecord]) -> str:
     if all(record.energy_j_per_tok is None for record in records):
         return ""
     return "Per generated token, prefill included: what the counters of whole GPU boards say of a run."
+
+
+def _memory_of_several_gpus(records: Sequence[TrialRecord]) -> str:
+    """The largest of each candidate's trials. Peaks in tables are those of all GPUs together."""
+    largest: dict[str, tuple[float, str]] = {}
+    for record in records:
+        if record.parallelism > 1 and record.device_peak_mib and record.device_peak_gpu_mib:
+            each, all_ = (formats.quantity(mib) for mib in (record.device_peak_gpu_mib, record.device_peak_mib))
+            text = f"{record.candidate.label}: {each} MiB on the GPU that held most, {all_} MiB on all of them"
+            known = largest.get(record.candidate_id)
+            largest[record.candidate_id] = max(known or (0.0, ""), (record.device_peak_mib, text))
+    return "; ".join(text for _, text in largest.values())
 
 
 def _scheduling(records: Sequence[TrialRecord]) -> str:

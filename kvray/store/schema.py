@@ -78,6 +78,7 @@ TRIALS_SCHEMA = pa.schema(
         ("peak_mib", _FLOAT),
         ("reserved_peak_mib", _FLOAT),
         ("device_peak_mib", _FLOAT),
+        ("device_peak_gpu_mib", _FLOAT),
         ("kv_cache_mib", _FLOAT),
         ("energy_j_per_tok", _FLOAT),
         ("load_s", _FLOAT),

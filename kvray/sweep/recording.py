@@ -133,6 +133,7 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         warmed_up=facts.warmed_up,
         kv_cache_mib=facts.kv_cache_mib,
         device_peak_mib=facts.device_peak_mib,
+        device_peak_gpu_mib=facts.device_peak_gpu_mib,
         gpu_clock_mhz=facts.device_state.clock_mhz,
         gpu_temperature_c=facts.device_state.temperature_c,
         gpu_power_w=facts.device_state.power_w,

@@ -15,7 +15,7 @@ from pathlib import Path
 from kvray.engines.base import EngineAdapter, OutOfMemoryError, SubstitutedError, UnsupportedError
 from kvray.errors import sentence_of
 from kvray.probes.cpu import set_normal_priority
-from kvray.probes.gpu import process_memory_mib
+from kvray.probes.gpu import process_memory_by_gpu_mib
 from kvray.record import TrialStatus
 from kvray.trial.channel import send_event
 from kvray.trial.events import Event, TrialEnded
@@ -51,7 +51,7 @@ def child_main(connection: Connection, spec: TrialSpec, adapter: EngineAdapter, 
         adapter,
         emit=emit,
         may_continue=lambda: connection.recv() == CONTINUE,
-        device_memory_mib=process_memory_mib,
+        device_memory_mib=process_memory_by_gpu_mib,
     )
     # A closed pipe means that the slot is gone: nobody listens any more.
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -61,7 +61,7 @@ class TrialProtocol:
         *,
         emit: Callable[[Event], None],
         may_continue: Callable[[], bool],
-        device_memory_mib: Callable[[Collection[int]], float | None],
+        device_memory_mib: Callable[[Collection[int]], Sequence[float] | None],
         open_watch: Callable[[DeviceType], TrialWatch] = TrialWatch,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -288,7 +288,8 @@ class TrialProtocol:
         self.facts = replace(
             self.facts,
             kv_cache_mib=_highest(self.facts.kv_cache_mib, None if held is None else held / _MIB),
-            device_peak_mib=_highest(self.facts.device_peak_mib, device),
+            device_peak_mib=_highest(self.facts.device_peak_mib, sum(device) if device else None),
+            device_peak_gpu_mib=_highest(self.facts.device_peak_gpu_mib, max(device) if device else None),
         )
 
     def _enter(self, phase: Phase, cell: Cell | None = None) -> None:

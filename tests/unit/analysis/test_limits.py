@@ -62,6 +62,19 @@ def test_on_a_gpu_what_the_process_holds_beside_its_allocator_must_fit_too() -> 
     assert missed_limits(given_back, cells, Limits(max_peak_mib=8000.0)) == ()
 
 
+def test_on_several_gpus_the_one_that_holds_most_must_have_the_memory() -> None:
+    cells = two_cells({"peak_mib": 1000.0}, {"peak_mib": 11000.0})
+    spread = RECORD.with_(parallelism=2, reserved_peak_mib=11000.0, device_peak_mib=12000.0, device_peak_gpu_mib=9000.0)
+
+    (miss,) = missed_limits(spread, cells, Limits(max_peak_mib=8000.0))
+
+    assert miss.text == "peak memory of one GPU 9,000 MiB at 8192→32, 12 % over the limit of 8,000 MiB"
+    even = spread.with_(device_peak_gpu_mib=6000.0)
+    assert missed_limits(even, cells, Limits(max_peak_mib=8000.0)) == ()
+    (miss,) = missed_limits(spread.with_(device_peak_gpu_mib=None), cells, Limits(max_peak_mib=8000.0))
+    assert miss.measured == 12000.0, "an older record, or a driver that does not tell"
+
+
 def test_gaps_between_tokens_are_judged_by_their_95th_percentile() -> None:
     steady_but_one = (20.0,) * 30 + (500.0,)
     one_in_ten = ((20.0,) * 9 + (60.0,)) * 3

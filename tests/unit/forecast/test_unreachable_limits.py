@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,3 +66,11 @@ def test_on_a_gpu_what_the_process_needs_beside_its_allocator_counts() -> None:
     limits, cuda = Limits(max_peak_mib=1000.0), hardware(device=DeviceType.CUDA, resident_mib=300.0)
     (told,) = unreachable_limits(FORECASTS, limits, cuda)
     assert "forecast at 1,112 MiB" in told
+
+
+def test_a_limit_of_memory_is_meant_for_each_of_several_gpus() -> None:
+    limits = Limits(max_peak_mib=500.0)
+    spread = {"dynamic+gpus:2": replace(FORECASTS["dynamic"], gpus=2)}
+    assert unreachable_limits(spread, limits, None) == ()
+    (told,) = unreachable_limits(spread, Limits(max_peak_mib=400.0), None)
+    assert "forecast at 450 MiB" in told

@@ -18,6 +18,7 @@ from kvray.probes.gpu import (
     list_gpus,
     other_processes,
     power_w,
+    process_memory_by_gpu_mib,
     process_memory_mib,
     select_visible,
     sm_clock_mhz,
@@ -87,6 +88,7 @@ def test_the_memory_of_several_processes_is_added_up_over_all_gpus(monkeypatch: 
     )
     assert process_memory_mib([1], GPUS) == 100.0
     assert process_memory_mib([1, 2, 5], GPUS) == 420.0
+    assert process_memory_by_gpu_mib([1, 2, 5], GPUS) == (120.0, 300.0)
     assert process_memory_mib([1, 4], GPUS) is None, "how much one of them holds is not known"
     assert process_memory_mib([5], GPUS) is None
     assert wait_until_released([5, 6], gpus=GPUS, timeout_s=0.0)

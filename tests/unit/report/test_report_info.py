@@ -353,6 +353,15 @@ def test_counts_add_up(realistic: ReportInfo) -> None:
     )
 
 
+def test_memory_of_a_candidate_on_several_gpus_is_told_of_one_and_of_all() -> None:
+    spread = replace(WINNER, parallelism=2)
+    one = measured(spread, device_peak_mib=12_000.0, device_peak_gpu_mib=7_000.0)
+    facts = facts_of(info_of([measured(BASELINE, role=Role.BASELINE, device_peak_mib=9_000.0), one]))
+    told = f"{spread.label}: 7,000 MiB on the GPU that held most, 12,000 MiB on all of them"
+    assert facts["Memory of several GPUs"] == told
+    assert "Memory of several GPUs" not in facts_of(info_of([baseline()]))
+
+
 def test_the_method_says_what_memory_means_and_what_ran(realistic: ReportInfo) -> None:
     facts = {fact.name: fact.text for fact in realistic.method}
     assert facts["Peak memory"] == manifest().memory_note

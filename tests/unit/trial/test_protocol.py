@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def protocol_of(
     spec: TrialSpec | None = None,
     may_continue: Callable[[], bool] = lambda: True,
     watch: ScriptedWatch | None = None,
-    device_memory_mib: Callable[[Collection[int]], float | None] = lambda _: None,
+    device_memory_mib: Callable[[Collection[int]], Sequence[float] | None] = lambda _: None,
 ) -> tuple[TrialProtocol, list[Event]]:
     events: list[Event] = []
     protocol = TrialProtocol(
@@ -431,15 +431,16 @@ def test_memory_is_that_of_all_processes_that_the_engine_names(
     monkeypatch.setattr("kvray.probes.gpu.visible_gpus", lambda _: ())
     asked: list[Collection[int]] = []
 
-    def device_memory_mib(pids: Collection[int]) -> float:
+    def device_memory_mib(pids: Collection[int]) -> Sequence[float]:
         asked.append(pids)
-        return float(len(pids))
+        return [1.0, len(pids) - 1.0]
 
     spec = replace(spec_of(), device=device)
     protocol, events = protocol_of(Served(), spec=spec, device_memory_mib=device_memory_mib)
     assert protocol.run() is True
     assert set(asked) == {(os.getpid(), os.getppid(), 990_001)}
     assert protocol.facts.device_peak_mib == 3.0
+    assert protocol.facts.device_peak_gpu_mib == 2.0
     peaks = [run.peak_mib for run in runs_of(events) if run.peak_mib is not None]
     assert all(peak > 64 for peak in peaks) if device is DeviceType.CPU else set(peaks) == {64.0}
 
