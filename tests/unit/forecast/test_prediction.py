@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from forecast_samples import candidate, hardware, llama_8b, small_shape
 
+import kvray.forecast
 from kvray.candidate import DeviceType
 from kvray.engines.transformers.costs import TransformersCosts
 from kvray.forecast.memory import MIB
@@ -104,3 +107,9 @@ def test_the_longest_context_is_the_last_that_fits() -> None:
 def test_where_the_weights_do_not_fit_no_context_does() -> None:
     asked = {"output_tokens": 64, "device": CUDA, "hardware": None}
     assert longest_context(LLAMA_8B, candidate(), **asked, free_mib=8000.0) == 0  # type: ignore[arg-type]
+
+
+def test_what_every_engine_shares_knows_no_cache_and_no_kernel() -> None:
+    for path in Path(kvray.forecast.__path__[0]).glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"CacheStrategy|AttentionBackend|[Tt]ransformers", text), path.name

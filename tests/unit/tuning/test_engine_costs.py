@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,8 +17,9 @@ from kvray.engines.base import EngineAdapter, ModelInfo
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.memory import MIB, MemoryNeed
-from kvray.forecast.prediction import does_not_fit, forecast, longest_context
+from kvray.forecast.prediction import does_not_fit, forecast, forecast_cell, longest_context
 from kvray.sweep.samplers import make_sampler
+from kvray.testing.cost_contract import check_costs
 from kvray.testing.fake import FakeAdapter
 from kvray.testing.fake_costs import SHAPE, FakeCosts
 from kvray.tuning.engines import SweepEngines, preview_engines
@@ -199,3 +201,18 @@ def test_the_cost_model_of_the_guide_forecasts() -> None:
     assert told.ttft_ms is not None
     assert fake.ttft_ms is not None
     assert 0 < told.ttft_ms < fake.ttft_ms  # it leaves attention out
+
+
+class ForgetfulCosts(FakeCosts):
+    """Takes longer prompts for cheaper."""
+
+    def memory(self, candidate: Candidate, cell: Cell, device: DeviceType) -> MemoryNeed:
+        return MemoryNeed(weights=2 * MIB, cache=MIB // cell.context_tokens, transient=0)
+
+
+def test_the_contract_kit_notices_costs_that_fall_with_a_longer_prompt() -> None:
+    cells, one = (Cell(24, 4, 1), Cell(40, 4, 1)), resolved_baseline()
+    for costs, fault in ((FakeCosts(SHAPE), None), (ForgetfulCosts(SHAPE), "peak_mib of longer prompts")):
+        told = [forecast_cell(costs, one, cell, DeviceType.CPU, HARDWARE) for cell in cells]
+        with contextlib.nullcontext() if fault is None else pytest.raises(AssertionError, match=fault):
+            check_costs(told, one.label)
