@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import psutil
 from kvray.probes import cgroups
 from kvray.probes.cgroups import MIB
 
+_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job supervisor sets it for the program that it starts
 _RESET_PEAK = "5"  # proc_pid_clear_refs(5): "reset the peak resident set size to the current resident set size"
 _PEAK_SLACK_MIB = 8.0  # the kernel counts RSS in batches per CPU: peak and current may differ by some pages at once
 
@@ -56,6 +58,20 @@ def openmp_threads() -> int | None:
     """The thread count that the user, or a slot, has set for OpenMP programs, if any."""
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() and int(value) > 0 else None
+
+
+def wished_threads() -> int | None:
+    """The thread count that the user has set for OpenMP programs, if any. In a program that was submitted to Ray as a
+    job the variable is Ray's, which sets it to 1, unless the job's runtime environment names it."""
+    job = os.environ.get(_RAY_JOB)
+    if job is None:
+        return openmp_threads()
+    try:
+        variables = json.loads(job)["runtime_env"]["env_vars"]
+        is_wished = "OMP_NUM_THREADS" in variables
+    except (ValueError, KeyError, TypeError):
+        is_wished = False
+    return openmp_threads() if is_wished else None
 
 
 def wanted_cpus() -> int:

@@ -13,7 +13,7 @@ from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter
 from kvray.forecast.hardware import Hardware, HardwareKey, save_hardware
-from kvray.probes.cpu import available_cpus, cpu_name, openmp_threads, quota_threads
+from kvray.probes.cpu import available_cpus, cpu_name, quota_threads, wished_threads
 from kvray.probes.gpu import visible_gpus
 
 _logger = logging.getLogger("kvray.tuning.local_device")
@@ -78,5 +78,5 @@ def _disturbed_line(hardware: Hardware, now: float) -> str:
 def _threads(config: TuneConfig) -> int | None:
     """Threads of a trial on a CPU, as `sweep.slot_plan.plan_slots` divides them."""
     if config.slots is None or config.slots == 1:
-        return openmp_threads() or quota_threads()
-    return openmp_threads() or max(1, available_cpus() // config.slots)
+        return wished_threads() or quota_threads()
+    return wished_threads() or max(1, available_cpus() // config.slots)

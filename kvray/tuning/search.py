@@ -19,7 +19,7 @@ from kvray.engines.offline import offline_environment
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
-from kvray.probes.cpu import openmp_threads, quota_threads
+from kvray.probes.cpu import quota_threads, wished_threads
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
@@ -256,7 +256,7 @@ class TuningSearch:
             ray.nodes(),
             device=preview.device.device,
             slots=config.slots,
-            user_threads=openmp_threads(),
+            user_threads=wished_threads(),
             quota_threads=quota_threads() if config.address is None else None,
             gpu_type=cluster.node.gpu_type if cluster else None,
         )
