@@ -18,6 +18,7 @@ class Extra(enum.StrEnum):
     TRANSFORMERS = "transformers"
     QUANTIZED = "quantized"
     OPTUNA = "optuna"
+    CLUSTER = "cluster"
 
     @property
     def install_command(self) -> str:
@@ -52,6 +53,7 @@ _MODULES = {
     Extra.TRANSFORMERS: ("accelerate", "gguf", "huggingface_hub", "safetensors", "torch", "transformers"),
     Extra.QUANTIZED: ("hqq", "optimum"),
     Extra.OPTUNA: ("optuna",),
+    Extra.CLUSTER: ("aiohttp", "ray", "requests"),
 }
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "info": "Say what this machine offers: devices, engines, every value of every axis.",
     "rank": "Show the ranking of a sweep.",
     "report": "Write the reports of a sweep again.",
+    "submit": "Run a command on a remote Ray cluster.",
+    "jobs": "List, follow, stop and fetch what was submitted.",
 }
 VERBOSE = "--verbose"
 OPTIONAL_VALUES = {"--wait-quiet": "10m"}

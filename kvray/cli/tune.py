@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from kvray.tuning.outcome import no_winner
 from kvray.tuning.search import TuningSearch
 
 app = typer.Typer(add_completion=False)
+
+JOB_VARIABLE = "KVRAY_JOB"
+"""Set in a job that `kvray submit` has sent."""
 
 
 @app.command()
@@ -64,7 +68,13 @@ def _tune(config: TuneConfig, *, as_json: bool) -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[LineProgress | LiveProgress]:
     console = Console(stderr=True)
-    with LiveProgress(console) if console.is_terminal else LineProgress(console) as progress:
+    if os.environ.get(JOB_VARIABLE):
+        from kvray.cli.job_events import JobProgress
+
+        view: LineProgress | LiveProgress = JobProgress(console)
+    else:
+        view = LiveProgress(console) if console.is_terminal else LineProgress(console)
+    with view as progress:
         yield progress
 
 

@@ -1,0 +1,136 @@
+"""Follows a submitted job: the live view of a local sweep on a terminal, the job's own lines elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from kvray.cli.job_events import JobLog
+from kvray.cli.progress import render_state
+from kvray.errors import SweepError, SweepInterruptedError
+from kvray.jobs.client import Job, JobServer, JobState
+
+_STOPS_WITHIN_S = 120.0
+_KILLED = 128
+
+
+def submit_command(name: str) -> Any:
+    """The command `kvray NAME`, to be asked for what its arguments mean."""
+    return typer.main.get_command(importlib.import_module(f"kvray.cli.{name}").app)
+
+
+def follow_job(server: JobServer, job_id: str) -> None:
+    """Show the job until it ends, then end as it did. Ctrl-C stops following, not the job.
+
+    Raises:
+        SweepInterruptedError: Ctrl-C was pressed; it says how to follow again.
+        SweepError: the job was killed, or could not start.
+        typer.Exit: with the exit code of the command there.
+    """
+    typer.echo(f"kvray: job {job_id} at {server.address}", err=True)
+    try:
+        console = Console(stderr=True)
+        log = _show_live(server, job_id, console) if console.is_terminal else _show_lines(server, job_id)
+    except KeyboardInterrupt:
+        raise SweepInterruptedError(
+            f"No longer following; job {job_id} goes on.",
+            hint=f"Follow it again with kvray jobs logs --follow {_there(server, job_id)}. End it with kvray jobs stop "
+            f"{_there(server, job_id)}.",
+        ) from None
+    end_of(server, job_id, log)
+
+
+def end_of(server: JobServer, job_id: str, log: JobLog | None = None) -> None:
+    """End as the job did, with a word on where its results are."""
+    job = server.job(job_id)
+    if log is None:
+        log = read_log(server, job_id)[0]
+    if job.state is JobState.FAILED and (job.exit_code is None or not 0 < job.exit_code < _KILLED):
+        raise SweepError(how_it_failed(job), hint=how_to_go_on(server, job, log))
+    if log.run_id is not None:
+        typer.echo(f"kvray: results: {log.output} on the cluster; kvray jobs fetch {_there(server, job_id)}", err=True)
+    if job.state is not JobState.SUCCEEDED:
+        raise typer.Exit(job.exit_code or SweepInterruptedError.exit_code)
+
+
+def how_it_failed(job: Job) -> str:
+    """What ended a job that did not end by itself."""
+    if job.exit_code is not None:
+        number = -job.exit_code if job.exit_code < 0 else job.exit_code - _KILLED
+        how = "its python was not found" if job.exit_code == 127 else f"its driver was killed (signal {number})"
+    else:
+        how = " ".join(job.message.split())[:300] or "Ray says no reason"
+    return f"Job {job.job_id} failed: {how.rstrip('.')}."
+
+
+def how_to_go_on(server: JobServer, job: Job, log: JobLog) -> str | None:
+    """The command that measures the rest of a sweep that was broken off."""
+    if log.run_id is None:
+        return None
+    typed = shlex.split(job.command)
+    if "--resume" in typed:
+        at = typed.index("--resume")
+        del typed[at : at + 2]
+    command = shlex.join(["kvray", "submit", "--address", server.address, *typed, "--resume", log.run_id])
+    return f"Its records are kept in {log.output} on the cluster. Measure the rest with: {command}"
+
+
+def wait_until_accepted(server: JobServer, job_id: str) -> bool:
+    """Wait until the cluster has checked versions; returns whether it runs the job. What refuses it is printed."""
+    log = JobLog()
+    for piece in server.follow(job_id):
+        for line, _ in log.feed(piece):
+            if not _is_rays(line):
+                typer.echo(line, err=True)
+        if log.is_accepted:
+            return True
+    return False
+
+
+def read_log(server: JobServer, job_id: str) -> tuple[JobLog, list[str]]:
+    """What the job has told until now, and its lines for people."""
+    log = JobLog()
+    return log, [line for line, _ in log.feed(server.log(job_id)) if not _is_rays(line)]
+
+
+def _show_lines(server: JobServer, job_id: str) -> JobLog:
+    return _feed(server, job_id, lambda line, _: typer.echo(line))
+
+
+def _show_live(server: JobServer, job_id: str, console: Console) -> JobLog:
+    log = JobLog()
+    with Live(console=console, get_renderable=lambda: render_state(log.state), refresh_per_second=4, transient=True):
+        # What the view tells already is not printed beside it.
+        return _feed(server, job_id, lambda line, told: None if told else console.print(Text(line)), log)
+
+
+def _feed(server: JobServer, job_id: str, show: Callable[[str, bool], None], log: JobLog | None = None) -> JobLog:
+    log = log or JobLog()
+    for piece in server.follow(job_id):
+        for line, told in log.feed(piece):
+            if not _is_rays(line):
+                show(line, told)
+    return log
+
+
+def stop_job(server: JobServer, job_id: str) -> Job:
+    """Ask the job to end, and wait until it has written up what it measured."""
+    if server.stop(job_id):
+        typer.echo("kvray: ending in good order, with what has been measured; this takes seconds", err=True)
+    return server.wait(job_id, within_s=_STOPS_WITHIN_S)
+
+
+def _is_rays(line: str) -> bool:
+    """Whether Ray wrote this line into the job's log, about its own doing."""
+    return "Running entrypoint for job" in line or "Runtime env is setting up." in line or "job_manager.py" in line
+
+
+def _there(server: JobServer, job_id: str) -> str:
+    return f"--address {server.address} {job_id}"

@@ -1,0 +1,158 @@
+"""A sweep's progress in a job's log: lines for people, and before them one for the program that follows the log.
+
+The second kind begins with `MARK` and holds JSON: what changed, and how many lines for people come next. From them
+whoever follows builds the same view as that of a local sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from typing_extensions import override
+
+from kvray.analysis.aggregate import Metrics
+from kvray.cli.progress import LineProgress, SweepState, TrialState
+from kvray.jobs.doorman import MARK
+from kvray.record import TrialResult, TrialStatus
+from kvray.store.manifest import SweepManifest
+from kvray.sweep.outlook import Outlook
+from kvray.trial.position import PositionBoard
+from kvray.trial.spec import TrialSpec
+from kvray.tuning.preview import Preview
+
+
+class JobProgress(LineProgress):
+    """The view of a sweep that runs as a submitted job."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._console = console
+        self._waiting: list[str] = []
+
+    @override
+    def _print(self, text: str) -> None:
+        self._said.set()
+        self._waiting.append(text)
+        if self._preview is None:
+            self._send({})
+
+    @override
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
+        super().search_started(preview, manifest, recorded, positions)
+        state = self._state
+        about = {"title": state.title, "total": state.total, "budget_s": state.budget_s, "recalled": state.recalled}
+        standings = [dataclasses.asdict(one) for one in state.standings.values()]
+        self._send({"run_id": manifest.run_id, "sweep": about, "notes": state.notes, "trials": standings})
+
+    @override
+    def outlook_changed(self, outlook: Outlook) -> None:
+        super().outlook_changed(outlook)
+        self._send({})
+
+    @override
+    def trial_started(self, spec: TrialSpec) -> None:
+        super().trial_started(spec)
+        self._send_trial(spec.trial_id)
+
+    @override
+    def rung_finished(self, result: TrialResult) -> None:
+        super().rung_finished(result)
+        self._send_trial(result.record.trial_id)
+
+    @override
+    def trial_lost(self, spec: TrialSpec) -> None:
+        super().trial_lost(spec)
+        self._send_trial(spec.trial_id)
+
+    @override
+    def trial_finished(self, result: TrialResult) -> None:
+        super().trial_finished(result)
+        self._send_trial(result.record.trial_id)
+
+    def _send_trial(self, trial_id: str) -> None:
+        self._send({"trials": [dataclasses.asdict(self._state.standings[trial_id])]})
+
+    def _send(self, event: dict[str, Any]) -> None:
+        """In one write, so that nobody's line comes between."""
+        lines, self._waiting = self._waiting, []
+        state = self._state
+        told = {"finished": state.finished, "passed_s": state.clock() - state.started if state.title else 0.0}
+        outlook = dataclasses.asdict(state.outlook)
+        text = json.dumps({**event, **told, "outlook": outlook, "lines": len(lines)})
+        self._console.file.write("".join(f"{line}\n" for line in (MARK + text, *lines)))
+        self._console.file.flush()
+
+
+@dataclasses.dataclass
+class JobLog:
+    """What a job's log tells: the sweep as it stands, and the lines for people that nothing else shows."""
+
+    state: SweepState = dataclasses.field(default_factory=SweepState)
+    output: str | None = None
+    run_id: str | None = None
+    _rest: str = ""
+    _hidden: int = 0
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the cluster has taken the job."""
+        return self.output is not None
+
+    def feed(self, text: str) -> list[tuple[str, bool]]:
+        """Take the next piece of the log; returns its lines for people, each with whether `state` tells it too."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        return [shown for line in lines if (shown := self._line(line)) is not None]
+
+    def _line(self, line: str) -> tuple[str, bool] | None:
+        if line.startswith(MARK):
+            try:
+                event = json.loads(line.removeprefix(MARK))
+                self._apply(event)
+                self._hidden = int(event["lines"])
+            except (ValueError, TypeError, KeyError):
+                return None  # of another version
+            return None
+        told = self._hidden > 0
+        self._hidden = max(0, self._hidden - 1)
+        return line, told
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        self.output = event.get("output", self.output)
+        self.run_id = event.get("run_id", self.run_id)
+        state = self.state
+        for name, value in event.get("sweep", {}).items():
+            setattr(state, name, value)
+        state.notes = tuple(event.get("notes", state.notes))
+        for one in event.get("trials", ()):
+            metrics = None if one["metrics"] is None else Metrics(**one["metrics"])
+            state.standings[one["trial_id"]] = TrialState(**{**one, "metrics": metrics})
+        if "finished" in event:
+            state.finished = event["finished"]
+            state.started = state.clock() - event["passed_s"]
+            outlook = event["outlook"]
+            left = outlook["left_s"]
+            state.outlook = Outlook(**{**outlook, "left_s": None if left is None else tuple(left)})
+
+    def statuses(self) -> dict[str, int]:
+        """How many trials ended how, or run."""
+        found = [one.state for one in self.state.standings.values()]
+        order = ["running", "lost", *TrialStatus]
+        return {status: found.count(status) for status in order if status in found}
+
+    def freeze(self, passed_s: float | None) -> None:
+        """Stop the clock of a job that is over."""
+        now = time.monotonic()
+        self.state.clock = lambda: now
+        if passed_s is not None and self.state.started == 0.0:
+            self.state.started = now - passed_s

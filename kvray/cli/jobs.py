@@ -1,0 +1,124 @@
+"""`kvray jobs`: what was submitted to a cluster."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvray.cli.following import follow_job, how_it_failed, how_to_go_on, read_log, stop_job
+from kvray.cli.submit import Address
+from kvray.errors import ResultsError
+from kvray.jobs.client import Job, JobServer, JobState, job_server_address
+from kvray.jobs.fetching import fetch_results
+from kvray.jobs.package import mib
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, follow, stop and fetch what was submitted.")
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: kvray jobs list.")]
+
+
+@app.command("list")
+def list_(address: Address = None) -> None:
+    """List the jobs that kvray submit has started on the cluster."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("job", "state", "started", "command"):
+        table.add_column(heading, no_wrap=heading != "command", overflow="ellipsis" if heading == "command" else "fold")
+    for job in _server(address).jobs():
+        table.add_row(job.job_id, job.state.value.lower(), _date(job.started), Text(job.command))
+    Console().print(table)
+
+
+@app.command()
+def logs(
+    job: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Show what a job has printed."""
+    server = _server(address)
+    if follow:
+        follow_job(server, server.job(job).job_id)
+        return
+    for line in read_log(server, job)[1]:
+        typer.echo(line)
+
+
+@app.command()
+def status(job: JobId, address: Address = None) -> None:
+    """Show on one screen how a job stands."""
+    server = _server(address)
+    found = server.job(job)
+    log, _ = read_log(server, job)
+    log.freeze((found.ended or time.time()) - found.started if found.started else None)
+    state, statuses = log.state, log.statuses()
+    rows = {
+        "job": f"{found.job_id} · {found.state.value.lower()} · started {_date(found.started)}",
+        "command": f"kvray {found.command}",
+        "sweep": f"{log.run_id} · {state.title}" if log.run_id else "not begun",
+        "trials": ", ".join(f"{count} {name}" for name, count in statuses.items()) or "none yet",
+        "best": state.best_line().removeprefix("best: "),
+        "gain": state.gain_line() or "",
+        "time": state.time_line() if log.run_id else "",
+        "results": f"{log.output} on the cluster" if log.output else "",
+    }
+    if found.state is JobState.FAILED:
+        rows["failed"] = " ".join(filter(None, (how_it_failed(found), how_to_go_on(server, found, log))))
+    for name, text in rows.items():
+        if text:
+            Console().print(Text(f"{name + ':':<9} {text}"), soft_wrap=True)
+
+
+@app.command()
+def stop(job: JobId, address: Address = None) -> None:
+    """End a job in good order: plan and reports are written from what was measured."""
+    server = _server(address)
+    ended = stop_job(server, job)
+    typer.echo(f"Job {ended.job_id}: {ended.state.value.lower()}.")
+
+
+@app.command()
+def fetch(
+    job: JobId,
+    address: Address = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the results.")
+    ] = "./kvray_results",
+) -> None:
+    """Bring a job's records, plan and reports here, checked whole. A fetch that was cut goes on when it is repeated."""
+    server = _server(address)
+    found = server.job(job)
+    log, _ = read_log(server, job)
+    if log.output is None:
+        raise ResultsError(f"Job {job!r} has no results.", hint=f"kvray jobs logs {job} shows what it did.")
+    if "://" in log.output:
+        raise ResultsError(
+            f"The results of job {job!r} are in {log.output}, which needs no fetching.",
+            hint=f"Read them there: kvray report {log.output}.",
+        )
+    folder = Path(output)
+
+    def tell(come: int, total: int) -> None:
+        typer.echo(f"kvray: {mib(come)} of {mib(total)}", err=True)
+
+    files = fetch_results(server, folder, results=log.output, run_id=log.run_id, node=_node(found), tell=tell)
+    typer.echo(f"{len(files)} files, {mib(sum(one.size for one in files))}, all checked, are in {folder}.")
+    if log.run_id is not None and any(one.name.endswith("report.html") for one in files):
+        typer.echo(f"report: {folder / 'reports' / log.run_id / 'report.html'}")
+
+
+def _server(address: str | None) -> JobServer:
+    return JobServer(job_server_address(address))
+
+
+def _node(job: Job) -> str | None:
+    return job.node
+
+
+def _date(seconds: float | None) -> str:
+    return "" if seconds is None else f"{dt.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"

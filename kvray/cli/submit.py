@@ -1,0 +1,147 @@
+"""`kvray submit`: sends a command to a remote cluster, and follows it."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from kvray.cli.following import end_of, follow_job, submit_command, wait_until_accepted
+from kvray.errors import InvalidValueError
+from kvray.extras import Extra
+from kvray.files.redaction import redact
+from kvray.jobs.client import JobServer, job_server_address
+from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
+
+app = typer.Typer(add_completion=False)
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="The cluster's dashboard: http://HEAD:8265; by default RAY_ADDRESS, else this machine's."
+    ),
+]
+_FILES = ("profile", "space", "candidates")
+"""Options that may name a file of this machine."""
+_COMMANDS = ("tune",)
+_RANDOM = "random:"
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def submit(
+    command: Annotated[list[str], typer.Argument(help="What to run there: tune MODEL and its options.")],
+    address: Address = None,
+    upload_model: Annotated[
+        bool, typer.Option("--upload-model", help="Send the model's local folder or file with the job.")
+    ] = False,
+    pip: Annotated[
+        bool, typer.Option("--pip", help="Have the nodes install this very kvray for the job, with pip.")
+    ] = False,
+    extras: Annotated[
+        str, typer.Option("--extras", metavar="LIST", help="With --pip: extras of kvray to install.")
+    ] = Extra.TRANSFORMERS.value,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Print the job's id once the cluster has accepted it, and leave.")
+    ] = False,
+) -> None:
+    """Run a command on a remote Ray cluster, through its job server.
+
+    Results stay on the cluster's head, in ~/kvray_results unless --output says otherwise; kvray jobs fetch brings them
+    here. Options of kvray submit stand before the command.
+    """
+    url = job_server_address(address)
+    arguments, output = prepare_arguments(command, upload_model=upload_model)
+    server = JobServer(url)
+    with tempfile.TemporaryDirectory(prefix="kvray-") as name:
+        folder = Path(name)
+        wheels = write_package(folder, arguments, output=output, columns=Console().width, with_wheel=pip)
+        if upload_model:
+            typer.echo(f"kvray: sending {mib(size_of(folder))}", err=True)
+        job_id = server.submit(
+            entrypoint=ENTRYPOINT,
+            folder=folder,
+            command=redact(shlex.join(command)),
+            pip=tuple(f"{wheel}[{extras}]" for wheel in wheels),
+        )
+    if not no_wait:
+        follow_job(server, job_id)
+        return
+    if not wait_until_accepted(server, job_id):
+        end_of(server, job_id)
+    typer.echo(job_id)
+
+
+def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list[Argument], Argument]:
+    """The command for the cluster, its files as `Argument.local`, and its results folder.
+
+    Raises:
+        InvalidValueError: it is not a command to submit, or names a model of this machine that is not to be sent.
+    """
+    name = typed[0]
+    if name not in _COMMANDS:
+        raise InvalidValueError.not_one_of("command to submit", name, _COMMANDS)
+    command = submit_command(name)
+    given: dict[str, Any] = {}
+    with command.make_context(name, list(typed[1:])) as context:
+        for parameter in command.params:
+            source = context.get_parameter_source(parameter.name)
+            if source is not None and source.name == "COMMANDLINE":
+                given[parameter.name] = context.params[parameter.name]
+    if "address" in given:
+        raise InvalidValueError(
+            f"--address {given['address']!r} stands after {name}.",
+            hint=f"A job joins the cluster that it is sent to: kvray submit --address http://HEAD:8265 {name} …",
+        )
+    arguments, output = [Argument(text=name)], Argument(home=RESULTS)
+    for parameter in command.params:
+        if parameter.name not in given:
+            continue
+        value = given[parameter.name]
+        if parameter.name == "output":
+            output = _output(str(value))
+        elif parameter.param_type_name == "argument":
+            arguments.append(_model(str(value), upload=upload_model))
+        else:
+            arguments += _option(parameter, value)
+    return arguments, output
+
+
+def _option(parameter: Any, value: Any) -> list[Argument]:
+    flag = max(parameter.opts, key=len)
+    if isinstance(value, bool):
+        return [Argument(text=flag if value else parameter.secondary_opts[0])]
+    if isinstance(value, list | tuple):
+        return [Argument(text=f"{flag}={one}") for one in value]
+    if parameter.name in _FILES and Path(str(value)).is_file():
+        return [Argument(text=f"{flag}=", local=Path(str(value)).absolute())]
+    return [Argument(text=f"{flag}={value}")]
+
+
+def _output(value: str) -> Argument:
+    """A relative folder is one of the cluster's home folder."""
+    if "://" in value or Path(value).is_absolute():
+        return Argument(text=value)
+    return Argument(home=value.removeprefix("~/").removeprefix("./"))
+
+
+def _model(value: str, *, upload: bool) -> Argument:
+    prefix = _RANDOM if value.startswith(_RANDOM) else ""
+    path = Path(value.removeprefix(prefix)).expanduser()
+    if upload:
+        if not path.exists():
+            raise InvalidValueError(
+                f"--upload-model: {str(path)!r} is neither a folder nor a file of this machine.",
+                hint="A hub id needs no upload: the cluster downloads it.",
+            )
+        return Argument(text=prefix, local=path.absolute())
+    if path.exists() and not path.is_absolute():
+        raise InvalidValueError(
+            f"{value!r} is on this machine ({mib(size_of(path))}), and the cluster would look for it on its own.",
+            hint="Send it with --upload-model, or give the absolute path that it has on every node.",
+        )
+    return Argument(text=value)
