@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
-from kvray.cli.progress import LineProgress, SweepState, TrialState
+from kvray.cli.progress import LOST, RUNNING, LineProgress, SweepState, TrialState
 from kvray.jobs.doorman import MARK
 from kvray.record import TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
@@ -24,6 +23,9 @@ from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
+
+BROKEN_OFF = "broken off"
+"""State of a trial that ran when its job ended."""
 
 
 class JobProgress(LineProgress):
@@ -147,12 +149,12 @@ class JobLog:
     def statuses(self) -> dict[str, int]:
         """How many trials ended how, or run."""
         found = [one.state for one in self.state.standings.values()]
-        order = ["running", "lost", *TrialStatus]
+        order = [RUNNING, LOST, *TrialStatus, BROKEN_OFF]
         return {status: found.count(status) for status in order if status in found}
 
-    def freeze(self, passed_s: float | None) -> None:
-        """Stop the clock of a job that is over."""
-        now = time.monotonic()
-        self.state.clock = lambda: now
-        if passed_s is not None and self.state.started == 0.0:
-            self.state.started = now - passed_s
+    def freeze(self) -> None:
+        """Of a job that is over no time is left, and what still ran has ended with it."""
+        self.state.outlook = dataclasses.replace(self.state.outlook, left_s=None)
+        for one in self.state.standings.values():
+            if one.state in (RUNNING, LOST):
+                one.state = BROKEN_OFF

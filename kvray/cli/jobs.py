@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kvray.cli.following import follow_job, how_it_failed, how_to_go_on, read_log, stop_job
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
-from kvray.jobs.client import Job, JobServer, JobState, job_server_address
+from kvray.jobs.client import JobServer, JobState, job_server_address
 from kvray.jobs.fetching import fetch_results
 from kvray.jobs.package import mib
 
@@ -26,12 +24,8 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: kvray jo
 @app.command("list")
 def list_(address: Address = None) -> None:
     """List the jobs that kvray submit has started on the cluster."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("job", "state", "started", "command"):
-        table.add_column(heading, no_wrap=heading != "command", overflow="ellipsis" if heading == "command" else "fold")
     for job in _server(address).jobs():
-        table.add_row(job.job_id, job.state.value.lower(), _date(job.started), Text(job.command))
-    Console().print(table)
+        typer.echo(f"{job.job_id}  {job.state.value.lower():<9}  {_date(job.started)}  {job.command}")
 
 
 @app.command()
@@ -55,7 +49,8 @@ def status(job: JobId, address: Address = None) -> None:
     server = _server(address)
     found = server.job(job)
     log, _ = read_log(server, job)
-    log.freeze((found.ended or time.time()) - found.started if found.started else None)
+    if found.state.is_over:
+        log.freeze()
     state, statuses = log.state, log.statuses()
     rows = {
         "job": f"{found.job_id} · {found.state.value.lower()} · started {_date(found.started)}",
@@ -106,7 +101,7 @@ def fetch(
     def tell(come: int, total: int) -> None:
         typer.echo(f"kvray: {mib(come)} of {mib(total)}", err=True)
 
-    files = fetch_results(server, folder, results=log.output, run_id=log.run_id, node=_node(found), tell=tell)
+    files = fetch_results(server, folder, results=log.output, run_id=log.run_id, node=found.node, tell=tell)
     typer.echo(f"{len(files)} files, {mib(sum(one.size for one in files))}, all checked, are in {folder}.")
     if log.run_id is not None and any(one.name.endswith("report.html") for one in files):
         typer.echo(f"report: {folder / 'reports' / log.run_id / 'report.html'}")
@@ -114,10 +109,6 @@ def fetch(
 
 def _server(address: str | None) -> JobServer:
     return JobServer(job_server_address(address))
-
-
-def _node(job: Job) -> str | None:
-    return job.node
 
 
 def _date(seconds: float | None) -> str:

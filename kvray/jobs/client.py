@@ -153,6 +153,7 @@ class JobServer:
 
     def follow(self, job_id: str) -> Iterator[str]:
         """What the job prints, in pieces, from its first line until it ends. A lost connection is taken up again."""
+        lost: tuple[type[Exception], ...] = (OSError, RuntimeError, *_client_errors())
         seen, failures = 0, 0
         with asyncio.Runner() as runner:
             while True:
@@ -164,7 +165,7 @@ class JobServer:
                         seen += len(new)
                         if new:
                             yield new
-                except (OSError, RuntimeError, *_client_errors()) as error:
+                except lost as error:
                     failures += 1
                     if failures > _RECONNECTS:
                         raise SweepError(f"The connection to {self.address} was lost: {sentence_of(error)}") from error
@@ -280,7 +281,7 @@ def _reason(error: BaseException) -> str:
         "timed out",
         "Name or service not known",
         "No route to host",
-        "Network is unreachable",
+        "is unreachable",
     )
     return next((one for one in known if one in text), sentence_of(error).rstrip("."))
 

@@ -1,6 +1,6 @@
 """Runs first in a submitted job, as a script on the cluster: refuses what does not match, else becomes `kvray`.
 
-It comes in the job's own package, beside the `job.json` that `jobs.package` wrote, and imports the standard library only.
+It comes in the job's own package, beside the `job.json` that `jobs.package` wrote, and needs the standard library only.
 """
 
 import json
@@ -26,8 +26,8 @@ def mismatch(job: "dict[str, str]") -> "str | None":
     if ray != job["ray"]:
         found = "no Ray" if ray is None else f"Ray {ray}"
         return (
-            f"The python that is first in the cluster's PATH, {sys.executable}, has {found}, and the job comes from Ray "
-            f"{job['ray']}. Start Ray there with the PATH of the environment that it is installed in."
+            f"The python that is first in the cluster's PATH, {sys.executable}, has {found}, and the job comes from "
+            f"Ray {job['ray']}. Start Ray there with the PATH of the environment that it is installed in."
         )
     kvray = _version("kvray")
     if kvray is None:

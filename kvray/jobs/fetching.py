@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -146,4 +145,4 @@ def _unpack(stream: Path, folder: Path, partial: Path, files: tuple[RemoteFile, 
             target, written = folder / one.name, partial / "file"
             written.write_bytes(data)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(written, target)
+            written.replace(target)

@@ -16,9 +16,14 @@ _STARTS_WITHIN_S = 60.0
 
 
 class RayCluster:
-    """One node on this machine, which asks for `TOKEN` as its home holds one. `stop` ends it."""
+    """One node on this machine, which asks for `TOKEN` as its home holds one. `stop` ends it.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        with_dashboard: and so with a job server.
+    """
+
+    def __init__(self, root: Path, *, with_dashboard: bool = False) -> None:
+        self._dashboard_port = _free_port() if with_dashboard else None
         self.home = root / "home"
         token = self.home / ".ray" / "auth_token"
         token.parent.mkdir(parents=True)
@@ -34,10 +39,16 @@ class RayCluster:
         return f"127.0.0.1:{self._port}"
 
     @property
+    def job_server(self) -> str:
+        """The address of its dashboard."""
+        return f"http://127.0.0.1:{self._dashboard_port}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """That of the user who started it, with nothing set for Ray but where it lies."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return {**plain, "HOME": str(self.home), "RAY_TMPDIR": str(self._folder)}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{plain['PATH']}"
+        return {**plain, "HOME": str(self.home), "RAY_TMPDIR": str(self._folder), "PATH": path}
 
     def stop(self) -> None:
         """With all that it has started."""
@@ -51,7 +62,8 @@ class RayCluster:
     def _start(self) -> subprocess.Popen[bytes]:
         options = (
             *("--head", "--block", "--port", str(self._port), "--num-cpus", "2", "--temp-dir", str(self._folder)),
-            *("--include-dashboard", "false", "--disable-usage-stats"),
+            *("--include-dashboard", "false" if self._dashboard_port is None else "true", "--disable-usage-stats"),
+            *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port or _free_port())),
         )
         with self._said.open("wb") as said:
             process = subprocess.Popen(

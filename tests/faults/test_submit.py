@@ -1,0 +1,163 @@
+"""`kvray submit` and `kvray jobs` with a cluster that was started as Ray's manual says, and that asks for a token."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_cluster import TOKEN, RayCluster
+
+from kvray.store.parquet import ResultsStore
+
+SWEEP = ("--engine", "fake", "--profile", "ci-micro", "--attention", "sdpa", "--dtype", "float32", "--search", "grid")
+HANGING = ("tune", "fake:static=hang", *SWEEP, "--cache", "dynamic,static", "--confirm", "0", "--no-check-snippet")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    running = RayCluster(tmp_path_factory.mktemp("cluster"), with_dashboard=True)
+    yield running
+    running.stop()
+
+
+def kvray(cluster: RayCluster, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kvray", *map(str, arguments)],
+        env={**cluster.environment, "RAY_ADDRESS": cluster.job_server, "COLUMNS": "150", **extra},
+        cwd=cluster.home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def wait_for(cluster: RayCluster, job_id: str, is_so: Callable[[str], bool]) -> str:
+    deadline = time.monotonic() + 60
+    while not is_so(text := kvray(cluster, "jobs", "status", job_id).stdout):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.5)
+    return text
+
+
+def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster, tmp_path: Path) -> None:
+    (space := tmp_path / "space.yaml").write_text("blocks:\n  - caches: [dynamic, static]\n    attentions: [sdpa]\n")
+    (profile := tmp_path / "mine.json").write_text(kvray(cluster, "profiles", "ci-micro", "--json").stdout)
+    options = ("--engine", "fake", "--dtype", "float32", "--search", "grid", "--confirm", "0")
+    done = kvray(cluster, "submit", "tune", "fake:x", *options, "--space", space, "--profile", profile)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "best: " in done.stdout
+    assert "2 trials launched" in done.stdout
+    assert "\x1e" not in done.stdout
+
+    job_id = kvray(cluster, "jobs", "list").stdout.split()[0]
+    status = kvray(cluster, "jobs", "status", job_id).stdout
+    assert "trials:   2 ok" in status
+
+    fetched = kvray(cluster, "jobs", "fetch", job_id, "--output", tmp_path / "home")
+    assert fetched.returncode == 0, fetched.stderr
+    store, there = ResultsStore(tmp_path / "home"), ResultsStore(cluster.home / "kvray_results")
+    run_id = there.latest_run_id()
+    assert store.latest_run_id() == run_id
+    assert (store.paths(run_id).report_html).read_bytes() == (there.paths(run_id).report_html).read_bytes()
+    assert kvray(cluster, "report", tmp_path / "home").returncode == 0
+
+
+def test_a_stopped_job_is_written_up_and_threads_are_not_those_that_ray_sets(cluster: RayCluster) -> None:
+    job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
+    wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
+    assert "OMP_NUM_THREADS" not in driver_of(job_id).environ()
+    stopped = kvray(cluster, "jobs", "stop", job_id)
+    assert stopped.stdout == f"Job {job_id}: stopped.\n", stopped.stderr
+    log = kvray(cluster, "jobs", "logs", job_id).stdout
+    assert "1 candidate ranked" in log
+    assert "Interrupted; finished trials" in log
+
+
+def test_of_a_killed_driver_the_status_tells_what_is_kept_and_how_to_go_on(cluster: RayCluster) -> None:
+    job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
+    wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
+    driver_of(job_id).kill()
+    status = wait_for(cluster, job_id, lambda text: "failed" in text)
+    assert "its driver was killed (signal 9). Its records are kept in" in status
+    assert f"kvray submit --address {cluster.job_server} tune fake:static=hang" in status
+    assert "--resume" in status
+
+
+def test_ctrl_c_while_following_leaves_the_job_alone_and_says_how_to_follow_again(cluster: RayCluster) -> None:
+    following = subprocess.Popen(
+        [sys.executable, "-m", "kvray", "submit", *HANGING],
+        env={**cluster.environment, "RAY_ADDRESS": cluster.job_server},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert following.stdout is not None
+    assert any(line.startswith("start   static") for line in following.stdout)
+    following.send_signal(signal.SIGINT)
+    _, said = following.communicate(timeout=30)
+    last = said.splitlines()[-1]
+    assert following.returncode == 130
+    assert "goes on. Follow it again with kvray jobs logs --follow --address" in last
+    job_id = last.rstrip(".").split()[-1]
+    assert "running" in kvray(cluster, "jobs", "status", job_id).stdout.splitlines()[0]
+    kvray(cluster, "jobs", "stop", job_id)
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "said"),
+    [
+        (None, "f" * 32, "it does not accept the token in RAY_AUTH_TOKEN"),
+        ("http://127.0.0.1:1", TOKEN, "No job server answers at http://127.0.0.1:1: Connection refused"),
+        ("127.0.0.1:6379", TOKEN, "is not the address of a job server"),
+    ],
+)
+def test_a_wrong_token_or_address_is_one_line(cluster: RayCluster, address: str | None, token: str, said: str) -> None:
+    given = () if address is None else ("--address", address)
+    done = kvray(cluster, "submit", *given, "tune", "fake:x", RAY_AUTH_TOKEN=token, RAY_AUTH_MODE="token")
+    assert done.returncode in (2, 11)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_cluster_of_another_ray_is_refused_before_anything_is_sent(cluster: RayCluster) -> None:
+    asked: list[str] = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"version": "4", "ray_version": "2.9.9"}).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    done = kvray(cluster, "submit", "--address", f"http://127.0.0.1:{server.server_port}", "tune", "fake:x")
+    server.shutdown()
+    assert "has Ray 2.9.9, and this machine has Ray" in done.stderr
+    assert (done.returncode, done.stderr.count("\n"), asked) == (11, 1, ["/api/version"])
+
+
+def driver_of(job_id: str) -> psutil.Process:
+    """The process that runs the sweep of the job."""
+    for process in psutil.process_iter():
+        try:
+            command, environment = process.cmdline(), process.environ()
+        except psutil.Error:
+            continue
+        if "kvray" in command and "tune" in command and job_id in environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+            return process
+    raise AssertionError(f"job {job_id} has no driver; {os.getpid()}")

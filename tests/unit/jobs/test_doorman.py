@@ -1,0 +1,75 @@
+"""What a cluster is asked before a job becomes `kvray` there."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from kvray.cli.submit import prepare_arguments
+from kvray.errors import InvalidValueError
+from kvray.jobs.doorman import command_line, mismatch
+from kvray.jobs.package import Argument
+from kvray.jobs.sender import files_of, stream
+
+SAME = {
+    "kvray": version("kvray"),
+    "ray": version("ray"),
+    "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("kvray", "has kvray"), ("ray", "has Ray"), ("python", "has Python")],
+)
+def test_unlike_versions_are_refused_with_both_named(name: str, said: str) -> None:
+    assert mismatch(SAME) is None
+    told = mismatch({**SAME, name: "9.9"})
+    assert told is not None
+    assert said in told
+    assert "9.9" in told
+
+
+def test_files_and_folders_are_named_by_their_places_on_the_cluster(tmp_path: Path) -> None:
+    found = command_line([{"text": "--space=", "file": "files/1/s.yaml"}, {"text": "", "home": "out"}], str(tmp_path))
+    assert found == [f"--space={tmp_path}/files/1/s.yaml", str(Path.home() / "out")]
+
+
+def test_what_a_command_names_here_is_sent_with_it(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("blocks: []")
+    typed = ["tune", "org/name", "--space", str(space), "--cache", "static", "--output", "./mine", "--set", "tile=1"]
+    arguments, output = prepare_arguments(typed, upload_model=False)
+    assert Argument(text="--space=", local=space) in arguments
+    assert {"tune", "org/name", "--cache=static", "--set=tile=1"} <= {one.text for one in arguments}
+    assert output == Argument(home="mine")
+
+
+def test_a_model_of_this_machine_is_sent_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidValueError, match=r"on this machine \(0.0 MiB\).*--upload-model"):
+        prepare_arguments(["tune", "./model"], upload_model=False)
+    arguments, _ = prepare_arguments(["tune", "./model"], upload_model=True)
+    assert arguments[1].local == tmp_path / "model"
+    with pytest.raises(InvalidValueError, match="stands after tune"):
+        prepare_arguments(["tune", "m", "--address", "auto"], upload_model=False)
+
+
+def test_a_stream_of_files_can_be_taken_up_anywhere(tmp_path: Path) -> None:
+    for name, text in {
+        "sweeps/a.json": "12345",
+        "reports/a/r.md": "678",
+        "reports/b/r.md": "no",
+        ".partial/x": "no",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    names = files_of(tmp_path, "a")
+    assert names == ["reports/a/r.md", "sweeps/a.json"]
+    files: list[dict[str, object]] = [{"name": one, "bytes": (tmp_path / one).stat().st_size} for one in names]
+    assert [stream(tmp_path, files, start, 4) for start in (0, 2, 6)] == [b"6781", b"8123", b"45"]
