@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,7 +30,8 @@ class RayCluster:
         token = self.home / ".ray" / "auth_token"
         token.parent.mkdir(parents=True)
         token.write_text(TOKEN)
-        self._folder = root / "ray"
+        # The dashboard's own sockets have longer names, and a socket's path holds 107 bytes.
+        self._folder = Path(tempfile.mkdtemp(prefix="kvray-")) if with_dashboard else root / "ray"
         self._said = root / "said"
         self._port = _free_port()
         self._process = self._start()
@@ -58,12 +61,14 @@ class RayCluster:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = (
             *("--head", "--block", "--port", str(self._port), "--num-cpus", "2", "--temp-dir", str(self._folder)),
             *("--include-dashboard", "false" if self._dashboard_port is None else "true", "--disable-usage-stats"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port or _free_port())),
+            *("--dashboard-agent-listen-port", str(_free_port())),
         )
         with self._said.open("wb") as said:
             process = subprocess.Popen(
