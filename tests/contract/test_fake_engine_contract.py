@@ -6,16 +6,7 @@ from kvray.testing.engine_contract import EngineContract
 
 
 class TestFakeEngine(EngineContract):
-    engine = "fake"
-    missing_model = "not-a-fake"
-
-    @pytest.fixture
-    def model_id(self) -> str:
-        return "fake:ok"
-
-
-class TestFakeEngineWithASizedModel(EngineContract):
-    """Its candidates are forecast."""
+    """Its model has a shape, so that its candidates are forecast."""
 
     engine = "fake"
     missing_model = "not-a-fake"
