@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def apply(
-    plan: Annotated[Path, typer.Argument(help="best_plan.json of a sweep.")],
+    plan: Annotated[str, typer.Argument(help="best_plan.json of a sweep: a path or a URI.")],
     print_snippet: Annotated[bool, typer.Option("--print-snippet", help="Print the code to stdout.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the code to this file.")] = None,
 ) -> None:

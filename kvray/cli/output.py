@@ -41,7 +41,7 @@ def print_paths(result: TuneResult, console: Console) -> None:
         )
         files[f"{name} for {one.device_name} ({one.hardware})"] = path
     for name, path in files.items():
-        console.print(Text(f"{name + ':':<12} {path}"), soft_wrap=True)
+        console.print(Text(f"{name + ':':<12} {paths.shown(path)}"), soft_wrap=True)
 
 
 def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         "trials_set_aside": sum(one.record.status.was_launched for one in result.set_aside),
         "records_sha256": result.records_sha256,
         "files": {
-            "plan": str(paths.best_plan) if ranking.entries else None,
-            "snippet": str(paths.optimized_config) if ranking.entries else None,
-            "report_markdown": str(paths.report_markdown),
-            "report_html": str(paths.report_html),
-            "ranking": str(paths.ranking),
+            "plan": paths.shown(paths.best_plan) if ranking.entries else None,
+            "snippet": paths.shown(paths.optimized_config) if ranking.entries else None,
+            "report_markdown": paths.shown(paths.report_markdown),
+            "report_html": paths.shown(paths.report_html),
+            "ranking": paths.shown(paths.ranking),
         },
         **_other_hardware(result),
     }

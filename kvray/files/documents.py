@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from kvray.files.remote import is_uri, read_uri
+
 
 def read_document(path: str | Path, *, most_bytes: int) -> str:
-    """The text (UTF-8) of the file at `path`, which may be a device or a pipe.
+    """The text (UTF-8) of the file at `path`, which may be a device, a pipe or a URI such as `s3://bucket/plan.json`.
 
     Raises:
         OSError: it cannot be read, or has more than `most_bytes`.
         ValueError: it is not UTF-8, or `path` cannot be one.
     """
-    with Path(path).open("rb") as file:
-        data = file.read(most_bytes + 1)
+    if is_uri(path):
+        data = read_uri(str(path), most_bytes=most_bytes + 1)
+    else:
+        with Path(path).open("rb") as file:
+            data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"it has more than {most_bytes:,} bytes")
     return data.decode("utf-8")

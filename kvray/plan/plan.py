@@ -24,6 +24,7 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.errors import InvalidValueError, OutputError, PlanError, describe_problems
 from kvray.files.documents import read_document
 from kvray.files.file_systems import write_whole
+from kvray.files.remote import is_uri, without_secrets
 from kvray.record import known_versions
 from kvray.store.manifest import CodeCheck
 from kvray.workload import WorkloadProfile
@@ -343,11 +344,12 @@ def load_plan_file(path: str | Path) -> Plan:
     Raises:
         PlanError: missing, not JSON, not a valid plan, or of a version that this kvray does not read.
     """
+    shown = repr(without_secrets(str(path)) if is_uri(path) else str(path))
     try:
         text = read_document(path, most_bytes=_MOST_BYTES)
         data = json.loads(text)
     except OSError as error:
-        raise PlanError(f"Cannot read plan {str(path)!r}: {error.strerror}.", hint=_WHERE_PLANS_ARE) from error
+        raise PlanError(f"Cannot read plan {shown}: {error.strerror}.", hint=_WHERE_PLANS_ARE) from error
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{str(path)!r} is not a plan: it is not JSON ({error}).", hint=_WHERE_PLANS_ARE) from error
     _check_version(data, path)

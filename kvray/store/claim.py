@@ -1,7 +1,7 @@
 """One sweep has one writer: the claim of the process that measures, which ends when that process does, however.
 
-In an object store, and on some file systems, there are no locks: nothing keeps two processes from resuming one sweep
-there. Each trial's file is still written whole, and the later one of two stays.
+By a lock of the file system, or in an object store by a lease that is renewed. Some file systems have no locks: nothing
+keeps two processes from resuming one sweep there. Each trial's file is still written whole, and the later one stays.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from kvray.errors import OutputError, ResultsError
 from kvray.probes.holds import HeldError, Hold, hold
 from kvray.store.files import reason
+from kvray.store.lease import LASTS_S, Lease
 from kvray.store.parquet import ResultsStore
 
 _logger = logging.getLogger("kvray.store")
@@ -26,7 +27,7 @@ _logger = logging.getLogger("kvray.store")
 class Claim:
     """A claim that this process writes a sweep. Made by `claimed_sweep`."""
 
-    def __init__(self, hold: Hold | None, path: Path, run_id: str) -> None:
+    def __init__(self, hold: Hold | Lease, path: Path, run_id: str) -> None:
         self._hold = hold
         self._path = path
         self._run_id = run_id
@@ -40,13 +41,12 @@ class Claim:
             OutputError: the claim cannot be written.
         """
         with _claiming(self._path, self._run_id):
-            if self._hold is not None:
-                self._hold.renew()
+            self._hold.renew()
 
 
 @contextmanager
 def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
-    """Be the only process that writes `run_id`, a sweep or a batch, into `store`, as long as it is local.
+    """Be the only process that writes `run_id`, a sweep or a batch, into `store`.
 
     Raises:
         ResultsError: another process is; the message says which.
@@ -57,14 +57,26 @@ def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now.isoformat(timespec="seconds")}
     with ExitStack() as stack:
         with _claiming(path, run_id):
-            held = stack.enter_context(hold(path, about)) if store.is_local else None
-        if held is not None and not held.keeps_others_out:
+            held = stack.enter_context(hold(path, about) if store.is_local else _leased(store, run_id, about))
+        if isinstance(held, Hold) and not held.keeps_others_out:
             _logger.warning(
                 "Results folder %r: its file system has no locks: nothing keeps another kvray from resuming this sweep "
                 "meanwhile.",
                 store.display_name,
             )
         yield Claim(held, path, run_id)
+
+
+@contextmanager
+def _leased(store: ResultsStore, run_id: str, about: Mapping[str, Any]) -> Iterator[Lease]:
+    folder, prefix = store.paths(run_id).leases
+    lease = Lease(store.files, folder, prefix, about)
+    try:
+        lease.take()
+        lease.keep()
+        yield lease
+    finally:
+        lease.release()
 
 
 @contextmanager
@@ -82,5 +94,13 @@ def _claimed_by(run_id: str, holder: Mapping[str, Any]) -> ResultsError:
     who = known if holder else "another process"
     return ResultsError(
         f"Sweep {run_id!r} is being measured already, by {who}.",
-        hint="Wait until that has ended, or start a new sweep without --resume.",
+        hint=f"Wait until that has ended, or start a new sweep without --resume.{_until(holder)}",
     )
+
+
+def _until(holder: Mapping[str, Any]) -> str:
+    """When the lease of a process that was killed ends."""
+    if "seen_s" not in holder:
+        return ""
+    rest_s = max(1, round(LASTS_S - holder["seen_s"]))
+    return f" If that process was killed, its claim ends in {rest_s} s."

@@ -12,19 +12,25 @@ import errno
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TypeVar
 
 from pyarrow import ArrowException, BufferReader, NativeFile
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 
 from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.files.file_systems import LEFT_BESIDE, Weakness, sync_folder, write_whole
+from kvray.files.remote import is_uri, open_uri, service_reason, upload, without_secrets
 from kvray.store.paths import PARTIAL
 
 _FAILURES = (OSError, ArrowException, UnicodeEncodeError)
 _logger = logging.getLogger("kvray.store")
+T = TypeVar("T")
+R = TypeVar("R")
+
+_REQUESTS_AT_ONCE = 16
 _LARGEST_WHOLE = 256 * 2**20
 """Bytes. Manifests and reports are read whole; records, which may be more, are not."""
 
@@ -46,7 +52,7 @@ class ResultsFiles:
     @property
     def display_name(self) -> str:
         """`root` for messages: without the credentials and options that a URI may carry."""
-        return _without_secrets(self._root) if _is_uri(self._root) else self._root
+        return without_secrets(self._root) if is_uri(self._root) else self._root
 
     @property
     def root(self) -> Path:
@@ -57,6 +63,20 @@ class ResultsFiles:
     def is_local(self) -> bool:
         """Whether paths name files that any program on this machine can open."""
         return isinstance(self._filesystem, LocalFileSystem)
+
+    def shown(self, path: Path) -> str:
+        """`path`, which lies under `root`, as a user can give it to another command."""
+        if self.is_local:
+            return shown(path)
+        return "/".join((self.display_name.rstrip("/"), *path.relative_to(self.root).parts))
+
+    def each(self, do: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """What `do` returns for each of `items`, in their order. In an object store, where each waits for an answer,
+        several are asked at once."""
+        if self.is_local:
+            return [do(item) for item in items]
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+            return list(threads.map(do, items))
 
     def check_writable(self) -> None:
         """Make the folder, write a probe file into it and remove it; warn of what the file system cannot do."""
@@ -76,7 +96,7 @@ class ResultsFiles:
         try:
             self._put(path, data)
         except _FAILURES as error:
-            raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
+            raise OutputError(f"Cannot write {self.shown(path)!r}: {reason(error)}.") from error
 
     def delete(self, path: Path) -> None:
         """Remove the file at `path`; nothing happens where there is none."""
@@ -87,7 +107,7 @@ class ResultsFiles:
         except FileNotFoundError:
             return
         except _FAILURES as error:
-            raise OutputError(f"Cannot delete {path.as_posix()!r}: {reason(error)}.") from error
+            raise OutputError(f"Cannot delete {self.shown(path)!r}: {reason(error)}.") from error
 
     def delete_leftovers(self, folder: Path) -> None:
         """Remove what killed writers left half-written for `folder`; nobody may be writing there."""
@@ -107,7 +127,7 @@ class ResultsFiles:
         """
         if not self.is_local:
             return BufferReader(self.read(path))
-        with _reading(path):
+        with self._reading(path):
             return self._filesystem.open_input_file(path.as_posix())
 
     def read(self, path: Path) -> bytes:
@@ -116,7 +136,7 @@ class ResultsFiles:
         Raises:
             FileNotFoundError: nothing does.
         """
-        with _reading(path):
+        with self._reading(path):
             if self.is_local and (size := path.stat().st_size) > _LARGEST_WHOLE:
                 raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than kvray writes")
             with self._filesystem.open_input_stream(path.as_posix()) as stream:
@@ -130,10 +150,31 @@ class ResultsFiles:
         try:
             if self.is_local:
                 return iter(sorted(_local_files(folder)))
-            found = self._filesystem.get_file_info(FileSelector(folder.as_posix(), allow_not_found=True))
+            found = self._remote_files(folder)
         except _FAILURES as error:
-            raise ResultsError(f"Cannot list {folder.as_posix()!r}: {reason(error)}.") from error
-        return iter(sorted(Path(info.path) for info in found if info.type == FileType.File))
+            raise ResultsError(f"Cannot list {self.shown(folder)!r}: {reason(error)}.") from error
+        return iter(sorted(Path(info.path) for info in found))
+
+    def ages_s(self, folder: Path, prefix: str) -> dict[Path, float]:
+        """Files of an object store in `folder` whose names begin with `prefix`, each with the seconds by which it is
+        older than the newest of them. The service's clock tells, not this machine's."""
+        try:
+            found = [one for one in self._remote_files(folder) if Path(one.path).name.startswith(prefix)]
+        except _FAILURES as error:
+            raise ResultsError(f"Cannot list {self.shown(folder)!r}: {reason(error)}.") from error
+        written = {Path(one.path): (one.mtime_ns or 0) / 1e9 for one in found}
+        newest = max(written.values(), default=0.0)
+        return {path: newest - moment for path, moment in written.items()}
+
+    def _remote_files(self, folder: Path) -> list[FileInfo]:
+        """
+        Raises:
+            OSError: they cannot be listed, or there is no such bucket, for which Arrow lists nothing.
+        """
+        found = self._filesystem.get_file_info(FileSelector(folder.as_posix(), allow_not_found=True))
+        if not found and self._filesystem.get_file_info(folder.parts[0]).type == FileType.NotFound:
+            raise OSError(errno.ENOENT, f"there is no bucket {folder.parts[0]!r}")
+        return [info for info in found if info.type == FileType.File]
 
     def _put(self, path: Path, data: bytes) -> frozenset[Weakness]:
         if self.is_local:
@@ -141,9 +182,17 @@ class ResultsFiles:
             for folder in (path.parent, partial):
                 self._check_inside(folder)
             return _write_local(path, data, partial)
-        with self._filesystem.open_output_stream(path.as_posix()) as stream:
-            stream.write(data)
+        upload(self._filesystem, path.as_posix(), data)
         return frozenset()
+
+    @contextlib.contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except _FAILURES as error:
+            raise ResultsError(f"Cannot read {self.shown(path)!r}: {reason(error)}.") from error
 
     def _check_inside(self, folder: Path) -> None:
         """A results folder that somebody else has made may hold links to what is not theirs."""
@@ -164,7 +213,7 @@ class ResultsFiles:
     def _open(self) -> tuple[FileSystem, Path]:
         """Opened on first use: for S3 this may ask the service for the bucket's region."""
         if self._opened is None:
-            self._opened = _open_uri(self._root) if _is_uri(self._root) else _open_local(self._root)
+            self._opened = _open_uri(self._root) if is_uri(self._root) else _open_local(self._root)
         return self._opened
 
 
@@ -178,11 +227,9 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "its name is not UTF-8"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if told := service_reason(text):
+        return told
     return text.splitlines()[0].rstrip(".")
-
-
-def _is_uri(root: str) -> bool:
-    return "://" in root
 
 
 def _open_local(root: str) -> tuple[FileSystem, Path]:
@@ -200,19 +247,14 @@ def _open_local(root: str) -> tuple[FileSystem, Path]:
 
 def _open_uri(uri: str) -> tuple[FileSystem, Path]:
     try:
-        filesystem, path = FileSystem.from_uri(uri)
+        filesystem, path = open_uri(uri)
     except (ArrowException, ValueError, OSError) as error:
-        shown = _without_secrets(uri)
+        shown = without_secrets(uri)
         raise InvalidValueError(
             f"Results folder {shown!r} cannot be opened: {reason(error).replace(uri, shown)}.",
             hint="Use a local path, or a URI such as s3://bucket/prefix or gs://bucket/prefix.",
         ) from error
     return filesystem, Path(path)
-
-
-def _without_secrets(uri: str) -> str:
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _local_files(folder: Path) -> Iterator[Path]:
@@ -222,16 +264,6 @@ def _local_files(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # a link that leads to itself
                 if entry.is_file():
                     yield Path(entry.path)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except _FAILURES as error:
-        raise ResultsError(f"Cannot read {shown(path)!r}: {reason(error)}.") from error
 
 
 def _write_local(path: Path, data: bytes, partial: Path) -> frozenset[Weakness]:

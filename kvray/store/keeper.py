@@ -1,7 +1,7 @@
 """`RecordKeeper`: keeps what a sweep measures, whatever the disk does meanwhile.
 
-Every record is written the moment it comes. What cannot be written stays in memory, is tried again with every further
-one, and goes to a second place until then: the cache folder, or else the folder for temporary files.
+Every record is written the moment it comes. What cannot be written stays in memory, is tried again with further ones,
+and goes to a second place until then: the cache folder, or else the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from kvray.store.parquet import ResultsStore, without_overtaken
 
 _logger = logging.getLogger("kvray.store")
 _RESCUED = "rescued"
+_QUICK_S = 1.0
+_PATIENCE = 10
+"""A place that took longer than `_QUICK_S` to fail is left alone for so many times as long: a service that hangs must
+not keep the sweep from measuring."""
 
 
 class RecordKeeper:
@@ -40,6 +45,7 @@ class RecordKeeper:
         self._first = _Place(store, self._held)
         self._second: _Place | None = None
         self._trouble: KvrayError | None = None
+        self._try_again_at = 0.0
 
     @property
     def results(self) -> tuple[TrialResult, ...]:
@@ -87,6 +93,7 @@ class RecordKeeper:
         Raises:
             OutputError: it could not be written anywhere; the message names the best that was measured.
         """
+        self._try_again_at = 0.0
         self._first.doubt_everything(self._manifest)
         self._save()
         if self._trouble is None:
@@ -135,6 +142,10 @@ class RecordKeeper:
         self._save()
 
     def _save(self) -> None:
+        if self._trouble is not None and time.monotonic() < self._try_again_at:
+            self._stumble(self._trouble)
+            return
+        begun = time.monotonic()
         try:
             if self._claim is not None:
                 self._claim.renew()
@@ -146,6 +157,8 @@ class RecordKeeper:
                 self._first.lacks = set(self._held)
             self._first.write(self._manifest)
         except (OutputError, ResultsError) as error:
+            took_s = time.monotonic() - begun
+            self._try_again_at = time.monotonic() + _PATIENCE * took_s if took_s >= _QUICK_S else 0.0
             self._stumble(error)
         else:
             self._trouble = None

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from kvray.errors import OutputError, ResultsError, describe_problems
 from kvray.record import Run, TrialRecord, TrialResult
-from kvray.store.files import ResultsFiles, reason, shown
+from kvray.store.files import ResultsFiles, reason
 from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
 from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
 from kvray.store.ranking_table import RankingRow, ranking_table
@@ -63,7 +63,13 @@ class ResultsStore:
 
     def paths(self, run_id: str) -> ResultsPaths:
         """Where the files of `run_id` lie."""
-        return ResultsPaths(self._files.root, run_id)
+        shown_root = "" if self.is_local else self.display_name
+        return ResultsPaths(self._files.root, run_id, shown_root)
+
+    @property
+    def files(self) -> ResultsFiles:
+        """The files that it is made of."""
+        return self._files
 
     def check_writable(self) -> None:
         """Make the folder and write a probe file, so that a sweep need not fail at its first record.
@@ -93,7 +99,8 @@ class ResultsStore:
         for name in names:
             if not self._is_of_another_sweep(name, kind, run_id):
                 return name
-        raise OutputError(f"Too many files of other sweeps in {path.parent.as_posix()!r}.", hint="Move them elsewhere.")
+        where = self._files.shown(path.parent)
+        raise OutputError(f"Too many files of other sweeps in {where!r}.", hint="Move them elsewhere.")
 
     def append_many(self, records: Sequence[TrialRecord]) -> None:
         """Keep trials of one run that were never launched, in one file, beside those it holds already."""
@@ -115,7 +122,8 @@ class ResultsStore:
                 return path, []
             if held is not None:
                 return path, held.items
-        raise ResultsError(f"Too many unreadable files in {paths.trials.as_posix()!r}.", hint="Move them elsewhere.")
+        where = self._files.shown(paths.trials)
+        raise ResultsError(f"Too many unreadable files in {where!r}.", hint="Move them elsewhere.")
 
     def write_manifest(self, manifest: SweepManifest) -> None:
         """Keep what a sweep was asked; replaces an earlier manifest of the same run."""
@@ -154,8 +162,7 @@ class ResultsStore:
         self._write_table(
             folder / PART, pa.concat_tables([file.counted_table for file in files], promote_options="permissive")
         )
-        for path in small:
-            self._files.delete(path)
+        self._files.each(self._files.delete, small)
 
     # Reading
 
@@ -244,14 +251,14 @@ class ResultsStore:
         for _ in range(_READ_ATTEMPTS):
             paths = self._files.list(folder, ".parquet")
             try:
-                files = [self._read_file(path, kind, run_id) for path in paths]
+                files = self._files.each(lambda path: self._read_file(path, kind, run_id), paths)
             except FileNotFoundError:
                 continue
             ordered = in_order(file for file in files if file is not None)
             for file in ordered:
                 self._warn_of_copies(file)
             return ordered
-        raise ResultsError(f"The files in {folder.as_posix()!r} change while they are read.", hint="Try again.")
+        raise ResultsError(f"The files in {self._files.shown(folder)!r} change while they are read.", hint="Try again.")
 
     def _read_file(self, path: Path, kind: type[T], run_id: str) -> RecordsFile[T] | None:
         try:
@@ -287,18 +294,20 @@ class ResultsStore:
         """Once: a sweep's records are read several times."""
         if (path, why) not in self._warned:
             self._warned.add((path, why))
-            logger.warning("Skipped %s: %s", shown(path), why)
+            logger.warning("Skipped %s: %s", self._files.shown(path), why)
 
     def _manifests(self) -> list[SweepManifest]:
-        manifests = []
-        for path in self._files.list(self._files.root / SWEEPS, ".json"):
-            try:
-                manifests.append(_parse_manifest(self._files.read(path), path.stem))
-            except FileNotFoundError:
-                continue
-            except ResultsError as error:
-                self._warn_of(path, error.message)
-        return manifests
+        paths = self._files.list(self._files.root / SWEEPS, ".json")
+        return [one for one in self._files.each(self._manifest_at, paths) if one is not None]
+
+    def _manifest_at(self, path: Path) -> SweepManifest | None:
+        try:
+            return _parse_manifest(self._files.read(path), path.stem)
+        except FileNotFoundError:
+            return None
+        except ResultsError as error:
+            self._warn_of(path, error.message)
+            return None
 
     def _write_table(self, path: Path, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

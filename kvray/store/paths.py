@@ -48,6 +48,7 @@ class ResultsPaths:
 
     Args:
         hardware: digest of the hardware whose reports are meant, where that is not the one with the sweep's plan.
+        shown_root: URI of the results folder without credentials, where that is in an object store.
 
     Raises:
         InvalidValueError: `run_id` cannot name files.
@@ -56,9 +57,16 @@ class ResultsPaths:
     root: Path
     run_id: str
     hardware: str | None = None
+    shown_root: str = ""
 
     def __post_init__(self) -> None:
         check_id(self.run_id)
+
+    def shown(self, path: Path) -> str:
+        """One of these paths as a user can give it to another command."""
+        if not self.shown_root:
+            return str(path)
+        return "/".join((self.shown_root.rstrip("/"), *path.relative_to(self.root).parts))
 
     @property
     def trials(self) -> Path:
@@ -116,6 +124,12 @@ class ResultsPaths:
     def lock(self) -> Path:
         """Held by the process that measures."""
         return self.root / PARTIAL / f"{self.run_id}.lock"
+
+    @property
+    def leases(self) -> tuple[Path, str]:
+        """The folder in an object store where processes that measure say so, and how the names of their files begin.
+        Ids hold no `~`, so that no name begins like those of another run."""
+        return self.root / PARTIAL, f"{self.run_id}~"
 
     def trial_file(self, trial_id: str) -> Path:
         """The file of one trial's row.

@@ -105,7 +105,7 @@ def no_winner(result: TuneResult) -> KvrayError:
         or everybodys_error(result)
         or AllTrialsFailedError(
             f"No candidate was measured completely: {_failures(result.results)}.",
-            hint=f"See {result.paths.report_markdown} for each one's reason and log.",
+            hint=f"See {result.paths.shown(result.paths.report_markdown)} for each one's reason and log.",
         )
     )
 
@@ -121,8 +121,8 @@ def everybodys_error(result: TuneResult) -> KvrayError | None:
     error, message = _named_error(shared.message or f"{shared.status}")
     return error(
         f"The baseline and {told} ended with the same error, so no candidate causes it: {message.rstrip('.')}.",
-        hint=f"{result.paths.report_markdown} has the log. Once it is fixed, repeat the command with --resume "
-        f"{result.manifest.run_id} --retry {shared.status}.",
+        hint=f"{result.paths.shown(result.paths.report_markdown)} has the log. Once it is fixed, repeat the command "
+        f"with --resume {result.manifest.run_id} --retry {shared.status}.",
     )
 
 

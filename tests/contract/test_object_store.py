@@ -1,0 +1,181 @@
+"""Results in an object store that fails, hangs, or is written by two: a real S3 API behind a real, unwell proxy."""
+
+from __future__ import annotations
+
+import dataclasses
+import select
+import socket
+import socketserver
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import FileSystem
+from store_contract import RUN_ID, manifest_of, result_of
+
+from kvray.errors import OutputError, PlanError, ResultsError
+from kvray.files.remote import open_uri
+from kvray.plan.plan import load_plan_file
+from kvray.store.claim import claimed_sweep
+from kvray.store.keeper import RecordKeeper
+from kvray.store.parquet import ResultsStore
+
+
+@dataclasses.dataclass
+class Illness:
+    """What the proxy does to requests: answers 500, or cuts uploads in the middle."""
+
+    fails: bool = False
+    cuts: bool = False
+
+
+class Proxy(socketserver.BaseRequestHandler):
+    """Passes bytes on in both directions, unless it is ill."""
+
+    illness = Illness()
+    behind = ("", 0)
+
+    def handle(self) -> None:
+        with socket.create_connection(self.behind) as service:
+            while ready := select.select([self.request, service], [], [], 20)[0]:
+                for one in ready:
+                    if not (data := one.recv(65536)) or not self.passed_on(data, one is service, service):
+                        return
+
+    def passed_on(self, data: bytes, is_answer: bool, service: socket.socket) -> bool:
+        """Whether the connection goes on."""
+        if is_answer:
+            self.request.sendall(data)
+        elif self.illness.fails:
+            self.request.sendall(b"HTTP/1.1 500 Ill\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return False
+        elif self.illness.cuts and data.startswith(b"PUT"):
+            return False  # S3 takes nothing of a body that is shorter than announced
+        else:
+            service.sendall(data)
+        return True
+
+
+@pytest.fixture(scope="module")
+def options() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    Proxy.behind = server.get_host_and_port()
+    proxy = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy)
+    proxy.daemon_threads = True
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    yield f"endpoint_override=127.0.0.1:{proxy.server_address[1]}&scheme=http&region=us-east-1"
+    proxy.shutdown()
+    proxy.server_close()
+    server.stop()
+
+
+@pytest.fixture
+def illness() -> Iterator[Illness]:
+    Proxy.illness = Illness()
+    yield Proxy.illness
+    Proxy.illness = Illness()
+
+
+@pytest.fixture
+def uri(options: str, illness: Illness) -> str:
+    bucket = f"b-{uuid.uuid4().hex}"
+    filesystem, _ = FileSystem.from_uri(f"s3://k:secret@{bucket}/kv?{options}&allow_bucket_creation=true")
+    filesystem.create_dir(bucket)
+    return f"s3://k:secret@{bucket}/kv?{options}"
+
+
+@pytest.mark.parametrize("what", ["fails", "cuts"])
+def test_a_record_that_cannot_be_uploaded_is_kept_elsewhere_and_uploaded_once_it_can_be(
+    uri: str,
+    illness: Illness,
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path))
+    store = ResultsStore(uri)
+    store.write_manifest(manifest_of(RUN_ID))
+    keeper = RecordKeeper(store, manifest_of(RUN_ID))
+    setattr(illness, what, True)
+    keeper.keep(result_of("t-a"))
+    assert "Measuring goes on; what cannot be written is kept also in" in caplog.text
+    assert keeper.place.read(RUN_ID) == [result_of("t-a")]
+    setattr(illness, what, False)
+    assert ResultsStore(uri).read(RUN_ID) == [], "nothing torn is there"
+    keeper.keep(result_of("t-b", minute=1))
+    assert keeper.settle().read(RUN_ID) == [result_of("t-a"), result_of("t-b", minute=1)]
+    assert store.read(RUN_ID) == keeper.settle().read(RUN_ID)
+
+
+def test_of_two_that_measure_one_sweep_the_second_is_refused_and_may_once_the_first_has_ended(uri: str) -> None:
+    first, second = ResultsStore(uri), ResultsStore(uri)
+    with claimed_sweep(first, RUN_ID) as claim:
+        with (
+            pytest.raises(ResultsError, match=r"is being measured already, by process \d+ .*its claim ends in \d+ s"),
+            claimed_sweep(second, RUN_ID),
+        ):
+            pass
+        claim.renew()
+        with claimed_sweep(second, f"{RUN_ID}.b"):
+            pass
+    with claimed_sweep(second, RUN_ID):
+        pass
+
+
+@pytest.mark.parametrize("read", [ResultsStore.run_ids, ResultsStore.check_writable])
+def test_a_service_that_is_down_is_said_in_one_line_and_soon(read: object) -> None:
+    store = ResultsStore("s3://k:secret@bucket/kv?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1")
+    begun = time.monotonic()
+    with pytest.raises((ResultsError, OutputError), match="the service cannot be reached") as caught:
+        read(store)  # type: ignore[operator]
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - begun < 60, "its own attempts would take minutes"
+
+
+def test_a_folder_in_a_bucket_that_is_not_there_is_not_taken_for_an_empty_one(options: str) -> None:
+    with pytest.raises(ResultsError, match="there is no bucket 'nowhere'"):
+        ResultsStore(f"s3://k:s@nowhere/kv?{options}").latest_run_id()
+
+
+def test_files_are_named_so_that_another_command_finds_them(uri: str) -> None:
+    paths = ResultsStore(uri).paths(RUN_ID)
+    assert paths.shown(paths.best_plan).startswith("s3://b-")
+    assert paths.shown(paths.best_plan).endswith(f"/kv/reports/{RUN_ID}/best_plan.json")
+    assert "secret" not in paths.shown(paths.best_plan)
+
+
+def test_a_plan_is_read_from_a_uri(uri: str) -> None:
+    store = ResultsStore(uri)
+    store.write_text(store.paths(RUN_ID).best_plan, '{"plan_version": 99}')
+    with pytest.raises(PlanError, match="plan_version 99"):
+        load_plan_file(uri.replace("/kv?", f"/kv/reports/{RUN_ID}/best_plan.json?"))
+    with pytest.raises(PlanError, match=r"Cannot read plan 's3://b-.*/kv/none.json': no such file") as caught:
+        load_plan_file(uri.replace("/kv?", "/kv/none.json?"))
+    assert "secret" not in str(caught.value)
+
+
+def test_duckdb_reads_the_records_through_the_same_service(uri: str) -> None:
+    import duckdb
+    import pyarrow.dataset as ds
+
+    store = ResultsStore(uri)
+    for name in ("t-a", "t-b"):
+        store.append(result_of(name))
+    filesystem, root = open_uri(uri)
+    trials = ds.dataset(f"{root}/trials", filesystem=filesystem, format="parquet")
+    found = duckdb.sql("select trial_id from trials order by trial_id").fetchall()
+    assert (found, trials.count_rows()) == ([("t-a",), ("t-b",)], 2)
+
+
+def test_the_endpoint_of_the_environment_is_used(uri: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ResultsStore(uri).write_manifest(manifest_of(RUN_ID))
+    host = options.split("=", 1)[1].split("&")[0]
+    for name, value in (("ENDPOINT_URL", f"http://{host}"), ("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    assert ResultsStore(uri.partition("?")[0].replace("k:secret@", "")).run_ids() == [RUN_ID]
