@@ -64,7 +64,7 @@ class ResultsStore:
     def paths(self, run_id: str) -> ResultsPaths:
         """Where the files of `run_id` lie."""
         shown_root = "" if self.is_local else self.display_name
-        return ResultsPaths(self._files.root, run_id, shown_root)
+        return ResultsPaths(self._files.root, run_id, shown_root=shown_root)
 
     @property
     def files(self) -> ResultsFiles:
