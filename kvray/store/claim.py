@@ -57,7 +57,11 @@ def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now.isoformat(timespec="seconds")}
     with ExitStack() as stack:
         with _claiming(path, run_id):
-            held = stack.enter_context(hold(path, about) if store.is_local else _leased(store, run_id, about))
+            held: Hold | Lease
+            if store.is_local:
+                held = stack.enter_context(hold(path, about))
+            else:
+                held = stack.enter_context(_leased(store, run_id, about))
         if isinstance(held, Hold) and not held.keeps_others_out:
             _logger.warning(
                 "Results folder %r: its file system has no locks: nothing keeps another kvray from resuming this sweep "

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -166,7 +166,7 @@ class ResultsFiles:
         newest = max(written.values(), default=0.0)
         return {path: newest - moment for path, moment in written.items()}
 
-    def _remote_files(self, folder: Path) -> list[FileInfo]:
+    def _remote_files(self, folder: Path) -> Sequence[FileInfo]:
         """
         Raises:
             OSError: they cannot be listed, or there is no such bucket, for which Arrow lists nothing.
