@@ -11,20 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kvray.candidate import AttentionBackend, AttentionChoice, Candidate, CompileMode, DeviceType, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, Candidate
 from kvray.cli import options
-from kvray.cli.parsing import (
-    parse_attentions,
-    parse_caches,
-    parse_choices,
-    parse_integers,
-    parse_memory_limit,
-    parse_optional_integers,
-    parse_settings,
-)
+from kvray.cli.parsing import parse_memory_limit
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
-from kvray.config import DEFAULT_SPACE, TuneConfig
+from kvray.cli.sweep_options import LoadingOptions, SpaceOptions, SweepOptions, WorkloadOptions, tune_config
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import InvalidValueError, ModelError
@@ -34,72 +26,34 @@ from kvray.record import short_model_name
 from kvray.report.formats import quantity
 from kvray.tuning.preview import Preview, forecast_only
 from kvray.tuning.resolved import check_request, resolve, with_measured_rates
-from kvray.workload import get_profile, override_profile
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
+@options.with_groups
 def forecast(
     model: options.Model,
-    profile: options.Profile = "chat-agent",
-    context: options.Context = None,
-    output_len: options.OutputLen = None,
+    workload: WorkloadOptions,
+    space: SpaceOptions,
+    loading: LoadingOptions,
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory to plan with, instead of what is free now: 8GiB.")
     ] = None,
     as_json: options.AsJson = False,
-    cache: options.Cache = None,
-    attention: options.Attention = None,
-    dtype: options.Dtype = None,
-    compile_: options.Compile = None,
-    settings: options.Settings = None,
-    space: options.Space = DEFAULT_SPACE,
-    device: options.Device = None,
-    offline: options.Offline = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    allow_pickle: options.AllowPickle = False,
-    batch_sizes: options.BatchSizes = None,
-    prefill_chunk: options.PrefillChunk = None,
-    weights_limit: options.WeightsLimit = None,
-    static_len: options.StaticLen = None,
-    engine: options.Engine = "transformers",
 ) -> None:
     """Predict what fits and how fast it is from the model's config and this device's measured rates.
 
     The device is measured at the first call. Nothing of the model is loaded.
     """
-    config = TuneConfig(
-        model_id=model,
-        profile=override_profile(
-            get_profile(profile),
-            context_lengths=parse_integers(context, option="--context"),
-            output_lengths=parse_integers(output_len, option="--output-len"),
-            batch_sizes=parse_integers(batch_sizes, option="--batch-sizes"),
-        ),
-        device=None if device is None else DeviceType.parse(device),
-        engine=engine,
-        space=space,
-        caches=parse_caches(cache),
-        attentions=parse_attentions(attention),
-        dtypes=parse_choices(dtype, DType),
-        compiles=parse_choices(compile_, CompileMode),
-        settings=parse_settings(
-            settings or (),
-            option="--set",
-            prefill_chunk=parse_optional_integers(prefill_chunk, option="--prefill-chunk"),
-            weights_limit_mib=parse_optional_integers(weights_limit, option="--weights-limit"),
-        ),
-        static_len=static_len,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        offline=offline,
-    )
+    config = tune_config(model, SweepOptions(workload=workload, space=space, loading=loading))
     planned_mib = None if memory is None else parse_memory_limit(memory, option="--memory")
     if len(config.engines) > 1:
-        raise InvalidValueError(f"A forecast is made for one engine, not for {engine!r}.", hint="Name one of them.")
-    checked = check_request(config, get_engine(engine))
-    with offline_environment(enabled=offline):
+        raise InvalidValueError(
+            f"A forecast is made for one engine, not for {config.engine!r}.", hint="Name one of them."
+        )
+    checked = check_request(config, get_engine(config.engine))
+    with offline_environment(enabled=config.offline):
         # Whether the model can be loaded on this device is not asked: the forecast may be for another.
         resolved = with_measured_rates(
             resolve(checked, for_this_device=False),
@@ -109,7 +63,7 @@ def forecast(
     if preview.costs is None:
         raise ModelError(
             f"Nothing can be forecast of {preview.model.name}: "
-            f"{preview.model.shape_unknown or f'engine {engine} forecasts nothing of it'}.",
+            f"{preview.model.shape_unknown or f'engine {config.engine} forecasts nothing of it'}.",
             hint="kvray tune measures it.",
         )
     if as_json:

@@ -37,11 +37,8 @@ class WorkloadOptions:
     context: options.Context = None
     output_len: options.OutputLen = None
     batch_sizes: options.BatchSizes = None
-    repeats: Annotated[
-        int | None, typer.Option(metavar="N", help="Runs of each cell.", min=1, rich_help_panel=RARE)
-    ] = None
 
-    def judged_by(self, judging: Judging) -> WorkloadProfile:
+    def profile_of(self, judging: Judging, *, repeats: int | None) -> WorkloadProfile:
         """The profile with what the options change of it.
 
         Raises:
@@ -52,7 +49,7 @@ class WorkloadOptions:
             context_lengths=parse_integers(self.context, option="--context"),
             output_lengths=parse_integers(self.output_len, option="--output-len"),
             batch_sizes=parse_integers(self.batch_sizes, option="--batch-sizes"),
-            repeats=self.repeats,
+            repeats=repeats,
             judging=judging,
         )
 
@@ -74,19 +71,23 @@ class SpaceOptions:
     prefill_chunk: options.PrefillChunk = None
     weights_limit: options.WeightsLimit = None
     static_len: options.StaticLen = None
-    no_forecast: Annotated[
-        bool,
-        typer.Option(
-            "--no-forecast", help="Launch also what cannot fit into memory by forecast.", rich_help_panel=RARE
-        ),
-    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions:
+    """On which kind of device, with which engine, and what the model may bring."""
+
+    device: options.Device = None
+    offline: options.Offline = False
+    trust_remote_code: options.TrustRemoteCode = False
+    allow_pickle: options.AllowPickle = False
+    engine: options.Engine = "transformers"
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
-    """Where it is measured, with which engines, and what a model may bring."""
+    """Where and under which conditions trials run."""
 
-    device: options.Device = None
     address: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="A running Ray cluster; auto finds it.", rich_help_panel=MACHINE),
@@ -106,14 +107,10 @@ class MachineOptions:
             rich_help_panel=MACHINE,
         ),
     ] = None
-    offline: options.Offline = False
-    trust_remote_code: options.TrustRemoteCode = False
-    allow_pickle: options.AllowPickle = False
     timeout: Annotated[
         float,
-        typer.Option(metavar="S", help="Seconds for one phase of a trial at most.", min=1.0, rich_help_panel=RARE),
+        typer.Option(metavar="S", help="Seconds for one phase of a trial.", min=1.0, rich_help_panel=RARE),
     ] = 600.0
-    engine: options.Engine = "transformers"
     engine_python: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A Python of the engine's own.", rich_help_panel=RARE),
@@ -122,7 +119,7 @@ class MachineOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How the candidates are searched, and for how long."""
+    """How the candidates are searched and measured, and for how long."""
 
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Time for search and confirming: 90s, 20m or 1.5h.")
@@ -151,6 +148,13 @@ class SearchOptions:
     seed: Annotated[
         int, typer.Option(metavar="N", help="Seed of the search and of the confidence.", min=0, rich_help_panel=SEARCH)
     ] = 0
+    repeats: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs of each cell.", min=1, rich_help_panel=RARE)
+    ] = None
+    no_forecast: Annotated[
+        bool,
+        typer.Option("--no-forecast", help="Try also what will not fit by forecast.", rich_help_panel=RARE),
+    ] = False
     no_check_snippet: Annotated[
         bool,
         typer.Option(
@@ -195,6 +199,7 @@ class SweepOptions:
     search: SearchOptions = field(default_factory=SearchOptions)
     output: options.Output = "./kvray_results"
     space: SpaceOptions = field(default_factory=SpaceOptions)
+    loading: LoadingOptions = field(default_factory=LoadingOptions)
     machine: MachineOptions = field(default_factory=MachineOptions)
 
 
@@ -204,13 +209,14 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
     Raises:
         InvalidValueError: an option has a value that is not allowed, or two exclude each other.
     """
-    space, machine, search, resuming = sweep.space, sweep.machine, sweep.search, resuming or ResumeOptions()
+    space, loading, machine, search = sweep.space, sweep.loading, sweep.machine, sweep.search
+    resuming = resuming or ResumeOptions()
     retried, retry_disturbed = parse_retry(resuming.retry, option="--retry")
     return TuneConfig(
         model_id=model,
-        profile=sweep.workload.judged_by(sweep.judging.judging()),
-        device=None if machine.device is None else DeviceType.parse(machine.device),
-        engine=machine.engine,
+        profile=sweep.workload.profile_of(sweep.judging.judging(), repeats=search.repeats),
+        device=None if loading.device is None else DeviceType.parse(loading.device),
+        engine=loading.engine,
         engine_pythons=parse_assignments(machine.engine_python or (), option="--engine-python"),
         output_dir=sweep.output,
         space=space.space,
@@ -226,9 +232,9 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
             weights_limit_mib=parse_optional_integers(space.weights_limit, option="--weights-limit"),
         ),
         static_len=space.static_len,
-        trust_remote_code=machine.trust_remote_code,
-        allow_pickle=machine.allow_pickle,
-        offline=machine.offline,
+        trust_remote_code=loading.trust_remote_code,
+        allow_pickle=loading.allow_pickle,
+        offline=loading.offline,
         address=machine.address,
         gpu_type=machine.gpu_type,
         slots=machine.slots,
@@ -244,5 +250,5 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
         confirm_rounds=search.confirm,
         seed=search.seed,
         check_snippet=not search.no_check_snippet,
-        forecast=not space.no_forecast,
+        forecast=not search.no_forecast,
     )

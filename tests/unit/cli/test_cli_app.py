@@ -62,7 +62,7 @@ def test_the_help_of_tune_begins_with_what_most_people_need(
         "--json",
         "--help",
     ]
-    assert len(text.splitlines()) < 110
+    assert len(text.splitlines()) < 115
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

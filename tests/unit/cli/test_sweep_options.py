@@ -11,6 +11,7 @@ import typer
 from kvray.cli.option_groups import grouped
 from kvray.cli.options import JudgingOptions
 from kvray.cli.sweep_options import (
+    LoadingOptions,
     MachineOptions,
     ResumeOptions,
     SearchOptions,
@@ -85,6 +86,7 @@ def configured(**given: Any) -> TuneConfig:
         judging=group(JudgingOptions),
         search=group(SearchOptions),
         space=group(SpaceOptions),
+        loading=group(LoadingOptions),
         machine=group(MachineOptions),
         **{name: given[name] for name in ("output",) if name in given},
     )
