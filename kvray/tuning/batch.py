@@ -86,9 +86,18 @@ class BatchSearch:
         self._rows: dict[str, BatchRow] = {}
         self._manifest: BatchManifest | None = None
 
-    def previews(self) -> list[tuple[AskedSweep, Preview | KvrayError]]:
-        """What each sweep would measure, or why it cannot; nothing is started or written."""
-        return [(one, self._preview(one)) for one in self._asked]
+    def previews(self) -> list[tuple[AskedSweep | BatchSweep, Preview | KvrayError]]:
+        """What each sweep that is not measured yet would measure, or why it cannot; nothing is started or written.
+
+        Raises:
+            ResultsError: there is no batch to resume, or its file asks for other sweeps.
+        """
+        sweeps: Sequence[AskedSweep | BatchSweep] = self._asked
+        if self._resume is not None:
+            before = self._batches.read_manifest(self._resume)
+            self._check_same(before)
+            sweeps = [one for one in before.sweeps if not one.status.is_measured]
+        return [(one, self._preview(one)) for one in sweeps]
 
     def run(self) -> BatchManifest:
         """Measure what is not measured yet. The overview is written as each sweep ends.
@@ -186,7 +195,7 @@ class BatchSearch:
             values["budget_s"] = budget_s
         return TuneConfig(model_id=sweep.model_id, profile=sweep.profile, **values)
 
-    def _preview(self, asked: AskedSweep) -> Preview | KvrayError:
+    def _preview(self, asked: AskedSweep | BatchSweep) -> Preview | KvrayError:
         try:
             return TuningSearch(config=self._config(asked)).preview()
         except KvrayError as error:

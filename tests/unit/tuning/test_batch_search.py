@@ -1,0 +1,92 @@
+"""A batch of sweeps, each of which ends as the test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvray.errors import KvrayError, ModelError, ResultsError, SweepInterruptedError
+from kvray.store.claim import claimed_sweep
+from kvray.store.parquet import ResultsStore
+from kvray.tuning import batch
+from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch_file import AskedSweep
+from kvray.workload import get_profile
+
+ENDS: dict[str, BaseException] = {
+    "gated": ModelError("The model is gated."),
+    "odd": ZeroDivisionError("a fault"),
+    "stopped": SweepInterruptedError("Interrupted."),
+}
+
+
+class EndingSearch:
+    """In place of `TuningSearch`: raises what `ENDS` has for its model."""
+
+    asked: list[str] = []  # noqa: RUF012
+
+    def __init__(self, *, config: object, run_id: str) -> None:
+        self._model = str(config.model_id)  # type: ignore[attr-defined]
+        del run_id
+
+    def outcome(self) -> None:
+        self.asked.append(self._model)
+        raise ENDS[self._model]
+
+
+@pytest.fixture(autouse=True)
+def _ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "TuningSearch", EndingSearch)
+    EndingSearch.asked.clear()
+
+
+def asked(*models: str) -> list[AskedSweep]:
+    return [AskedSweep(model_id=one, profile=get_profile("ci-micro"), settings={}) for one in models]
+
+
+def options(folder: Path, budget_s: float | None = None) -> BatchOptions:
+    return BatchOptions(output_dir=str(folder), budget_s=budget_s)
+
+
+def test_an_unexpected_error_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    manifest = BatchSearch(asked("odd", "gated"), options(tmp_path)).run()
+    assert [(one.status.value, one.reason) for one in manifest.sweeps] == [
+        ("error", "ZeroDivisionError: a fault"),
+        ("failed", "The model is gated."),
+    ]
+    assert manifest.is_complete
+
+
+def test_an_interrupted_batch_says_how_to_go_on_and_then_tries_the_rest(tmp_path: Path) -> None:
+    first = BatchSearch(asked("gated", "stopped", "odd"), options(tmp_path))
+    with pytest.raises(SweepInterruptedError, match=r"overview.html.*--resume batch-"):
+        first.run()
+    (path,) = (tmp_path / "batches").glob("*.json")
+    overview = (tmp_path / "batches" / path.stem / "overview.md").read_text(encoding="utf-8")
+    assert "1 waiting" in overview or "1 failed" in overview
+    EndingSearch.asked.clear()
+    with pytest.raises(SweepInterruptedError):
+        BatchSearch((), options(tmp_path), resume=path.stem).run()
+    assert EndingSearch.asked == ["gated", "stopped"]
+
+
+def test_when_the_budget_has_ended_the_rest_waits(tmp_path: Path) -> None:
+    times = iter((0.0, 1.0, 100.0, 100.0))
+    search = BatchSearch(asked("gated", "odd"), options(tmp_path, budget_s=50), clock=lambda: next(times))
+    manifest = search.run()
+    assert [one.status.value for one in manifest.sweeps] == ["failed", "waiting"]
+    assert manifest.sweeps[1].reason == "the budget ended before its turn"
+
+
+def test_a_batch_that_is_measured_elsewhere_or_asks_for_others_is_refused(tmp_path: Path) -> None:
+    batch_id = BatchSearch(asked("gated"), options(tmp_path)).run().batch_id
+    with (
+        claimed_sweep(ResultsStore(tmp_path), batch_id),
+        pytest.raises(ResultsError, match="is being measured already"),
+    ):
+        BatchSearch((), options(tmp_path), resume=batch_id).run()
+    with pytest.raises(ResultsError, match="asks for other sweeps"):
+        BatchSearch(asked("odd"), options(tmp_path), resume=batch_id).run()
+    with pytest.raises(KvrayError, match=f"It holds: {batch_id}"):
+        BatchSearch((), options(tmp_path), resume="none").run()
