@@ -344,12 +344,12 @@ def load_plan_file(path: str | Path) -> Plan:
     Raises:
         PlanError: missing, not JSON, not a valid plan, or of a version that this kvray does not read.
     """
-    shown = repr(without_secrets(str(path)) if is_uri(path) else str(path))
+    source, path = path, without_secrets(str(path)) if is_uri(path) else path
     try:
-        text = read_document(path, most_bytes=_MOST_BYTES)
+        text = read_document(source, most_bytes=_MOST_BYTES)
         data = json.loads(text)
     except OSError as error:
-        raise PlanError(f"Cannot read plan {shown}: {error.strerror}.", hint=_WHERE_PLANS_ARE) from error
+        raise PlanError(f"Cannot read plan {str(path)!r}: {error.strerror}.", hint=_WHERE_PLANS_ARE) from error
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{str(path)!r} is not a plan: it is not JSON ({error}).", hint=_WHERE_PLANS_ARE) from error
     _check_version(data, path)
