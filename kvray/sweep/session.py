@@ -128,7 +128,8 @@ class RaySession:
             if self._is_ours:
                 import ray
 
-                ray.shutdown()
+                with _own_sigterm():  # the next sweep of a batch needs it
+                    ray.shutdown()
                 forget_token()
             else:
                 # Of a sweep that was interrupted, Tune gives CPUs and GPUs back when its controller, which refers to
