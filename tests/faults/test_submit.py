@@ -18,6 +18,7 @@ import pytest
 from ray_cluster import TOKEN, RayCluster
 
 from kvray.store.parquet import ResultsStore
+from kvray.workload import get_profile
 
 SWEEP = ("--engine", "fake", "--profile", "ci-micro", "--attention", "sdpa", "--dtype", "float32", "--search", "grid")
 HANGING = ("tune", "fake:static=hang", *SWEEP, "--cache", "dynamic,static", "--confirm", "0", "--no-check-snippet")
@@ -51,9 +52,11 @@ def wait_for(cluster: RayCluster, job_id: str, is_so: Callable[[str], bool]) -> 
 
 
 def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster, tmp_path: Path) -> None:
-    (space := tmp_path / "space.yaml").write_text("blocks:\n  - caches: [dynamic, static]\n    attentions: [sdpa]\n")
-    (profile := tmp_path / "mine.json").write_text(kvray(cluster, "profiles", "ci-micro", "--json").stdout)
-    options = ("--engine", "fake", "--dtype", "float32", "--search", "grid", "--confirm", "0")
+    (space := tmp_path / "space.yaml").write_text(
+        "blocks:\n  - caches: [dynamic, static]\n    attentions: [sdpa]\n    dtypes: [float32]\n"
+    )
+    (profile := tmp_path / "mine.json").write_text(get_profile("ci-micro").model_dump_json())
+    options = ("--engine", "fake", "--search", "grid", "--confirm", "0")
     done = kvray(cluster, "submit", "tune", "fake:x", *options, "--space", space, "--profile", profile)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "best: " in done.stdout
@@ -158,6 +161,6 @@ def driver_of(job_id: str) -> psutil.Process:
             command, environment = process.cmdline(), process.environ()
         except psutil.Error:
             continue
-        if "kvray" in command and "tune" in command and job_id in environment.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+        if "tune" in command and any(job_id in value for value in environment.values()):
             return process
     raise AssertionError(f"job {job_id} has no driver; {os.getpid()}")
