@@ -52,9 +52,8 @@ def wait_for(cluster: RayCluster, job_id: str, is_so: Callable[[str], bool]) -> 
 
 
 def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster, tmp_path: Path) -> None:
-    (space := tmp_path / "space.yaml").write_text(
-        "blocks:\n  - caches: [dynamic, static]\n    attentions: [sdpa]\n    dtypes: [float32]\n"
-    )
+    space = tmp_path / "space.yaml"
+    space.write_text("- cache: [dynamic, static]\n  attention: [sdpa]\n  dtype: [float32]\n")
     (profile := tmp_path / "mine.json").write_text(get_profile("ci-micro").model_dump_json())
     options = ("--engine", "fake", "--search", "grid", "--confirm", "0")
     done = kvray(cluster, "submit", "tune", "fake:x", *options, "--space", space, "--profile", profile)
