@@ -76,7 +76,7 @@ def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster
 
 
 def test_a_stopped_job_is_written_up_and_threads_are_not_those_that_ray_sets(cluster: RayCluster) -> None:
-    job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
+    job_id = kvray(cluster, "submit", "--no-wait", *HANGING, OMP_NUM_THREADS="").stdout.strip()
     wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
     assert "OMP_NUM_THREADS" not in driver_of(job_id).environ()
     stopped = kvray(cluster, "jobs", "stop", job_id)
