@@ -2,246 +2,54 @@
 
 `EngineAdapter` lives in the driver and travels to each trial; it holds no model and imports its library only inside
 methods. `LoadedModel` lives in one measurement process: load, prepare a cell, generate with time stamps, say what ran.
+What they take and give back is defined in modules beside this one; engines import all of it from here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Candidate, DeviceType, DType
-from kvray.errors import KvrayError
+from kvray.candidate import CacheChoice, Candidate, DeviceType
+from kvray.engines.failures import OutOfMemoryError, SubstitutedError, UnsupportedError
+from kvray.engines.forced_text import DECODED_TOKENS, ForcedText, ForcedToken, TopLogs
+from kvray.engines.generation import OBSERVED_TOKENS, Compilation, Generation, Observed
+from kvray.engines.model_info import UNKNOWN_REVISION, DeviceFacts, ModelInfo
 from kvray.extras import Extra
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
-from kvray.forecast.shape import ModelShape
-from kvray.models.request import ModelRequest as ModelRequest  # part of the contract: engines take it from here
+from kvray.models.request import ModelRequest
 from kvray.probes.own_processes import this_process
-from kvray.record import short_model_name
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.menu import MenuLine, menu_of
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
-_SDPA = AttentionChoice(AttentionBackend.SDPA)
+__all__ = [
+    "DECODED_TOKENS",
+    "OBSERVED_TOKENS",
+    "UNKNOWN_REVISION",
+    "Compilation",
+    "DeviceFacts",
+    "EngineAdapter",
+    "ForcedText",
+    "ForcedToken",
+    "Generation",
+    "LoadedModel",
+    "ModelInfo",
+    "ModelRequest",
+    "Observed",
+    "OutOfMemoryError",
+    "StartMethod",
+    "SubstitutedError",
+    "TopLogs",
+    "UnsupportedError",
+]
+
 StartMethod = Literal["forkserver", "spawn"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForcedText:
-    """Token ids that all candidates of a model are fed alike, whatever engine they have.
-
-    Attributes:
-        ids: the whole text, as long as the cell at which quality is measured (context + output tokens).
-        forced: so many of its last tokens may be told.
-    """
-
-    ids: tuple[int, ...]
-    forced: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopLogs:
-    """The most probable tokens of a distribution with their log-probabilities (nats), for an engine that does not tell
-    the whole vocabulary. Every other token is at most as probable as the last of them.
-
-    Attributes:
-        ids, logs: rows × k, best first; of equally probable ones the lowest id first.
-        token_logs: log-probability of the fed token, one per row, where the engine tells that whether or not it is
-            among the most probable; `None`: it does not.
-    """
-
-    ids: NDArray[np.int64]
-    logs: NDArray[np.float32]
-    token_logs: NDArray[np.float32] | None = None
-
-
-ForcedToken = tuple[int, int, NDArray[np.float32] | TopLogs]
-"""The place of a token among those that are forced, counted from 0, its id, and the log-probabilities (nats) just
-before it was fed: rows × vocabulary, or the most probable tokens of each row."""
-
-OBSERVED_TOKENS = 2
-"""One token of prefill and one of decode: what a profiler must see of a generation."""
-DECODED_TOKENS = 4
-"""So many of the forced tokens are decoded one by one as in an answer; each costs as much as thirty tokens at once."""
-
-
-UNKNOWN_REVISION = "unknown"
-
-
-class UnsupportedError(KvrayError):
-    """The engine refuses a configuration; the message carries the engine's own words."""
-
-
-class SubstitutedError(KvrayError):
-    """The engine ran something other than what the candidate asks for."""
-
-
-class OutOfMemoryError(KvrayError):
-    """The engine ran out of device or host memory; `allocate less` is the only cure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What is known of a model before its weights are touched.
-
-    Attributes:
-        model_id: what names the model wherever the trial runs: a hub id, or an absolute path.
-        revision: what identifies these very weights (a commit, a file's hash); `UNKNOWN_REVISION` where
-            nothing does, or where it takes reading them all: `EngineAdapter.identify_model`.
-        architecture: class or family name, for people.
-        loader: what of the engine's library loads the model, where there is a choice.
-        max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
-        native_dtype: the dtype that the checkpoint asks for.
-        random_weights: whether speed and memory are real and quality is not.
-        layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
-        missing_attentions: those that the engine has no code for in this architecture.
-        default_attention: what the engine runs when none is asked for.
-        shape: what bytes and FLOPs depend on, for the engine's `cost_model`; `None`: unknown.
-        shape_unknown: why nothing can be forecast, as the end of a sentence about the model.
-        packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
-        notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
-            sweep, report and plan.
-    """
-
-    model_id: str
-    revision: str
-    architecture: str
-    max_context: int | None
-    native_dtype: DType
-    loader: str | None = None
-    random_weights: bool = False
-    layer_kinds: tuple[str, ...] = ()
-    missing_attentions: tuple[AttentionBackend, ...] = ()
-    default_attention: AttentionChoice = _SDPA
-    shape: ModelShape | None = None
-    shape_unknown: str | None = None
-    packing: str | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """For titles: a path's last part, e.g. `model.gguf` or `random:llama`; a hub id as it is."""
-        return short_model_name(self.model_id)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceFacts:
-    """The device a sweep runs on, as far as the driver knows it without initialising it.
-
-    Attributes:
-        compute_capability: of the oldest visible GPU, `None` on a CPU.
-    """
-
-    device: DeviceType
-    device_name: str
-    gpu_count: int = 0
-    compute_capability: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One generation with the instants at which its tokens were on the host.
-
-    Attributes:
-        started_s: `time.perf_counter()` at the moment the prompt was submitted.
-        token_s: the same clock when the n-th token of every sequence was on the host; its length is the number of
-            tokens that each sequence got.
-        tokens: generated token ids, one tuple per sequence.
-        sequence_s: the same clock for each sequence by itself, in the order of `tokens`; empty where all sequences get
-            their tokens in lockstep, at the instants `token_s`.
-    """
-
-    started_s: float
-    token_s: tuple[float, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    sequence_s: tuple[tuple[float, ...], ...] = ()
-
-    @classmethod
-    def of_sequences(
-        cls, *, started_s: float, sequence_s: Sequence[Sequence[float]], tokens: tuple[tuple[int, ...], ...]
-    ) -> Generation:
-        """A generation whose sequences get their tokens at times of their own, as those of continuous batching do."""
-        rows = tuple(tuple(row) for row in sequence_s)
-        latest = tuple(max(stamps) for stamps in zip(*rows, strict=False))
-        return cls(started_s=started_s, token_s=latest, tokens=tokens, sequence_s=rows)
-
-    @property
-    def stamp_rows(self) -> tuple[tuple[float, ...], ...]:
-        """The instants of each sequence's tokens; a single row where all are in lockstep."""
-        return self.sequence_s or (self.token_s,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """What really ran, seen from inside the process. `None`: the engine cannot tell.
-
-    Attributes:
-        kernel_prefill, kernel_decode: names of the attention operators.
-        cache_class, cache_layers: class of the cache object, and the classes of its layers.
-        threads: intra-op threads that the engine computes with.
-        substitutions: differences from what the candidate asked for, one sentence each.
-        processors: names of the model's own settings that change the scores of every token.
-        processor_share: share of a token's time that this takes.
-        generation: the generation that was observed, if it can stand for an unobserved one: its clock leaves out what
-            starting and stopping the profiler took.
-    """
-
-    cache_class: str | None = None
-    cache_layers: str | None = None
-    kernel_prefill: str | None = None
-    kernel_decode: str | None = None
-    kv_dtype: str | None = None
-    threads: int | None = None
-    substitutions: tuple[str, ...] = ()
-    processors: str | None = None
-    processor_share: float | None = None
-    generation: Generation | None = None
-
-    def joined(self, other: Observed) -> Observed:
-        """What was seen here and in `other`. Where they differ, both are named: `sdpa_flash | sdpa_math`."""
-        return Observed(
-            cache_class=_either(self.cache_class, other.cache_class),
-            cache_layers=_either(self.cache_layers, other.cache_layers),
-            kernel_prefill=_either(self.kernel_prefill, other.kernel_prefill),
-            kernel_decode=_either(self.kernel_decode, other.kernel_decode),
-            kv_dtype=_either(self.kv_dtype, other.kv_dtype),
-            threads=other.threads if self.threads is None else self.threads,
-            substitutions=tuple(dict.fromkeys((*self.substitutions, *other.substitutions))),
-            processors=_either(self.processors, other.processors),
-            processor_share=_higher(self.processor_share, other.processor_share),
-        )
-
-
-def _higher(known: float | None, new: float | None) -> float | None:
-    return max((one for one in (known, new) if one is not None), default=None)
-
-
-def _either(known: str | None, new: str | None) -> str | None:
-    told = [*(known.split(" | ") if known else ()), *(new.split(" | ") if new else ())]
-    return " | ".join(dict.fromkeys(told)) or None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compilation:
-    """What the compiler has done so far in this process.
-
-    Attributes:
-        graph_breaks: places where it gave the code back to Python.
-        recompiles: graphs beyond the first, e.g. one for each further size of a static cache.
-        is_cold: whether it had to compile, `False` if all came from its cache on disk; `None` if it does not tell.
-    """
-
-    graph_breaks: int
-    recompiles: int
-    is_cold: bool | None
 
 
 class LoadedModel(ABC):

@@ -1,0 +1,71 @@
+"""What the driver knows of a model and of a device before a trial runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvray.candidate import AttentionBackend, AttentionChoice, DeviceType, DType
+from kvray.forecast.shape import ModelShape
+from kvray.record import short_model_name
+
+UNKNOWN_REVISION = "unknown"
+
+_SDPA = AttentionChoice(AttentionBackend.SDPA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What is known of a model before its weights are touched.
+
+    Attributes:
+        model_id: what names the model wherever the trial runs: a hub id, or an absolute path.
+        revision: what identifies these very weights (a commit, a file's hash); `UNKNOWN_REVISION` where
+            nothing does, or where it takes reading them all: `EngineAdapter.identify_model`.
+        architecture: class or family name, for people.
+        loader: what of the engine's library loads the model, where there is a choice.
+        max_context: positions the model holds (prompt and output together), `None` if unbounded or unknown.
+        native_dtype: the dtype that the checkpoint asks for.
+        random_weights: whether speed and memory are real and quality is not.
+        layer_kinds: what each layer keeps of past tokens, in the engine's words; empty: unknown.
+        missing_attentions: those that the engine has no code for in this architecture.
+        default_attention: what the engine runs when none is asked for.
+        shape: what bytes and FLOPs depend on, for the engine's `cost_model`; `None`: unknown.
+        shape_unknown: why nothing can be forecast, as the end of a sentence about the model.
+        packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
+        notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
+            sweep, report and plan.
+    """
+
+    model_id: str
+    revision: str
+    architecture: str
+    max_context: int | None
+    native_dtype: DType
+    loader: str | None = None
+    random_weights: bool = False
+    layer_kinds: tuple[str, ...] = ()
+    missing_attentions: tuple[AttentionBackend, ...] = ()
+    default_attention: AttentionChoice = _SDPA
+    shape: ModelShape | None = None
+    shape_unknown: str | None = None
+    packing: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For titles: a path's last part, e.g. `model.gguf` or `random:llama`; a hub id as it is."""
+        return short_model_name(self.model_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """The device a sweep runs on, as far as the driver knows it without initialising it.
+
+    Attributes:
+        compute_capability: of the oldest visible GPU, `None` on a CPU.
+    """
+
+    device: DeviceType
+    device_name: str
+    gpu_count: int = 0
+    compute_capability: tuple[int, int] | None = None
