@@ -15,17 +15,15 @@ from rich.console import Console
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
-from kvray.cli.progress import LOST, RUNNING, LineProgress, SweepState, TrialState
+from kvray.cli.progress import LineProgress
 from kvray.jobs.doorman import MARK
-from kvray.record import TrialResult, TrialStatus
+from kvray.record import TrialResult
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
-
-BROKEN_OFF = "broken off"
-"""State of a trial that ran when its job ended."""
+from kvray.tuning.standing import BROKEN_OFF, LOST, RUNNING, SweepState, TrialState
 
 
 class JobProgress(LineProgress):
@@ -144,13 +142,7 @@ class JobLog:
             state.started = state.clock() - event["passed_s"]
             outlook = event["outlook"]
             left = outlook["left_s"]
-            state.outlook = Outlook(**{**outlook, "left_s": None if left is None else tuple(left)})
-
-    def statuses(self) -> dict[str, int]:
-        """How many trials ended how, or run."""
-        found = [one.state for one in self.state.standings.values()]
-        order = [RUNNING, LOST, *TrialStatus, BROKEN_OFF]
-        return {status: found.count(status) for status in order if status in found}
+            state.foresee(Outlook(**{**outlook, "left_s": None if left is None else tuple(left)}))
 
     def freeze(self) -> None:
         """Of a job that is over no time is left, and what still ran has ended with it."""

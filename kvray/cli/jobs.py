@@ -51,12 +51,12 @@ def status(job: JobId, address: Address = None) -> None:
     log, _ = read_log(server, job)
     if found.state.is_over:
         log.freeze()
-    state, statuses = log.state, log.statuses()
+    state, counts = log.state, log.state.counts()
     rows = {
         "job": f"{found.job_id} · {found.state.value.lower()} · started {_date(found.started)}",
         "command": f"kvray {found.command}",
         "sweep": f"{log.run_id} · {state.title}" if log.run_id else "not begun",
-        "trials": ", ".join(f"{count} {name}" for name, count in statuses.items()) or "none yet",
+        "trials": ", ".join(f"{count} {name}" for name, count in counts.items()) or "none yet",
         "best": state.best_line().removeprefix("best: "),
         "gain": state.gain_line() or "",
         "time": state.time_line() if log.run_id else "",

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
-from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgress, SweepState, render_state
+from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgress, render_state
 from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
@@ -24,6 +24,7 @@ from kvray.trial.position import Position, PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview, preview_sweep
 from kvray.tuning.resolved import check_request, resolve
+from kvray.tuning.standing import SweepState
 from kvray.workload import Cell, Limits, WorkloadProfile
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
@@ -331,6 +332,28 @@ def printed(console: Console) -> list[str]:
 
 
 # The live view
+
+
+def test_the_time_left_runs_down_until_it_is_foreseen_anew(preview: Preview) -> None:
+    clock = Clock()
+    state = state_of(preview, clock=clock)
+    state.foresee(Outlook(left_s=(60.0, 120.0)))
+    clock.now += 90
+    assert state.left_s() == (0.0, 30.0)
+    state.foresee(Outlook(left_s=(10.0, 20.0)))
+    assert state.left_s() == (10.0, 20.0)
+
+
+def test_trials_are_counted_by_state_and_the_best_is_told_beside_the_baseline(preview: Preview) -> None:
+    state, (baseline, second, third, *_) = state_of(preview), specs_of(preview)
+    finish(state, preview, baseline, ttft_ms=100.0)
+    assert state.best_gain() is not None
+    finish(state, preview, second, ttft_ms=50.0)
+    state.begin(third)
+    gain = state.best_gain()
+    assert gain is not None
+    assert (gain.ttft, gain.throughput) == (1.0, 0.0)
+    assert state.counts() == {"running": 1, "ok": 2}
 
 
 def rendered(state: SweepState, width: int = 80) -> list[str]:

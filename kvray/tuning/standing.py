@@ -1,0 +1,265 @@
+"""`SweepState`: how a sweep stands while it runs. Live views, job logs and metrics all tell what it knows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from kvray.analysis.aggregate import Metrics
+from kvray.analysis.limits import missed_limits
+from kvray.analysis.ranking import Gain, gain_over
+from kvray.analysis.score import utility
+from kvray.candidate import Candidate
+from kvray.ratios import speed_text, tok_s_text
+from kvray.record import Phase, Role, TrialResult, TrialStatus
+from kvray.report.attempts import session_text
+from kvray.report.formats import clean_line, duration_range, plural, quantity
+from kvray.store.manifest import SweepManifest
+from kvray.store.resuming import earlier_session
+from kvray.sweep.outlook import Outlook, Range
+from kvray.sweep.recording import rung_cells, rung_metrics
+from kvray.trial.position import PositionBoard
+from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.tuning.preview import Preview
+
+RUNNING = "running"
+LOST = "lost"
+"""State of a trial that waits to run again."""
+_DOING = {
+    Phase.START: "starting",
+    Phase.PREPARE: "getting the weights",
+    Phase.LOAD: "loading",
+    Phase.WARMUP: "warming up",
+    Phase.MEASURE: "measuring",
+    Phase.REFERENCE: "making the reference for quality",
+    Phase.QUALITY: "measuring quality",
+}
+BROKEN_OFF = "broken off"
+"""State of a trial that ran when its job ended."""
+STATES = (RUNNING, LOST, *(one.value for one in TrialStatus if one.was_launched), BROKEN_OFF)
+"""In which a launched trial can be."""
+
+
+@dataclass
+class TrialState:
+    """One trial as far as it is known.
+
+    Attributes:
+        parallelism: GPUs that it holds on a device of GPUs.
+        wall_s: seconds that it took, once it has ended.
+    """
+
+    label: str
+    state: str
+    trial_id: str = ""
+    rung: int | None = None
+    metrics: Metrics | None = None
+    utility: float | None = None
+    keeps_limits: bool = True
+    is_baseline: bool = False
+    is_confirming: bool = False
+    engine: str = ""
+    parallelism: int = 1
+    wall_s: float = 0.0
+
+    @property
+    def rung_text(self) -> str:
+        """How far it came; a confirming trial has one rung only."""
+        if self.is_confirming:
+            return "again"
+        return "" if self.rung is None else f"{self.rung}/{LAST_RUNG}"
+
+
+@dataclass
+class SweepState:
+    """How a sweep stands; updated by events, read by whoever shows it. Seconds by `clock`."""
+
+    clock: Callable[[], float] = time.monotonic
+    title: str = ""
+    total: int = 0
+    finished: int = 0
+    budget_s: float | None = None
+    standings: dict[str, TrialState] = field(default_factory=dict)
+    outlook: Outlook = field(default_factory=Outlook)
+    positions: PositionBoard | None = None
+    started: float = 0.0
+    recalled: str = ""
+    notes: tuple[str, ...] = ()
+    _foreseen: float | None = None
+
+    def start(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
+        """The sweep begins, or goes on after `recorded`."""
+        self.started = self.clock()
+        self.positions = positions
+        self.total = len(preview.space.candidates)
+        self.budget_s = manifest.budget_s
+        for result in recorded:
+            self.update(result, preview, ended=True)
+        starts = earlier_session(manifest, recorded)
+        self.recalled = session_text(starts) if starts else ""
+        self.notes = tuple(f"note: {clean_line(note)}" for note in manifest.model_notes)
+        model, device = preview.model, preview.device
+        self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
+
+    def begin(self, spec: TrialSpec) -> None:
+        """A trial was taken by a slot."""
+        self.standings[spec.trial_id] = _standing(spec.candidate, spec.role, spec.trial_id)
+
+    def lose(self, spec: TrialSpec) -> None:
+        """A trial's slot died; it will begin anew."""
+        self.standings[spec.trial_id] = replace(_standing(spec.candidate, spec.role, spec.trial_id), state=LOST)
+
+    def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> TrialState:
+        """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
+        record = result.record
+        standing = self.standings.setdefault(record.trial_id, _standing(record.candidate, record.role, record.trial_id))
+        standing.rung = record.rung
+        standing.metrics = rung_metrics(result.runs, record.rung)
+        if standing.metrics is not None:
+            standing.utility = utility(standing.metrics, profile_of.profile)
+            cells = rung_cells(result.runs, record.rung)
+            standing.keeps_limits = not missed_limits(record, cells, profile_of.profile.limits)
+        if ended:
+            standing.state = record.status.value
+            standing.wall_s = record.wall_s or 0.0
+            self.finished += record.role is not Role.CONFIRM
+        return standing
+
+    def best(self) -> TrialState | None:
+        """The best candidate of those that were measured completely and keep the limits, by all its processes."""
+        kept = [one for one in self._complete() if all(process.keeps_limits for process in one)]
+        return max(map(_pooled, kept), key=lambda one: one.utility or 0.0, default=None)
+
+    def _complete(self) -> list[list[TrialState]]:
+        """Per candidate, its processes that ended ok."""
+        found: dict[str, list[TrialState]] = {}
+        for one in list(self.standings.values()):
+            if one.state == TrialStatus.OK and one.utility is not None:
+                found.setdefault(one.label, []).append(one)
+        return list(found.values())
+
+    def best_line(self) -> str:
+        """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
+        best = self.best()
+        return f"best: {'none yet' if best is None else figures_text(best)}"
+
+    def baseline(self) -> TrialState | None:
+        """The baseline, by all its processes; `None` before one of them has ended well."""
+        pooled = (_pooled(processes) for processes in self._complete())
+        return next((one for one in pooled if one.is_baseline), None)
+
+    def best_gain(self) -> Gain | None:
+        """The gain of the best over the baseline; `None` with nothing to compare."""
+        best, baseline = self.best(), self.baseline()
+        if best is None or best.metrics is None or baseline is None or baseline.metrics is None:
+            return None
+        return gain_over(baseline.metrics, best.metrics)
+
+    def gain_line(self) -> str | None:
+        """E.g. `over the baseline: first token 1.98× as fast, 12 % more tok/s`; `None` with nothing to compare."""
+        over, best = self.best_gain(), self.best()
+        if over is None or best is None:
+            return None
+        if best.is_baseline:
+            return "this is the baseline"
+        return f"over the baseline: first token {speed_text(1 + over.ttft)}, {tok_s_text(1 + over.throughput)}"
+
+    def counts(self) -> dict[str, int]:
+        """How many trials are in each state, of the states that occur, in the order of `STATES`."""
+        found = Counter(one.state for one in list(self.standings.values()))
+        return {state: found[state] for state in STATES if found[state]}
+
+    def foresee(self, outlook: Outlook) -> None:
+        """Take what is still to come, as it is now."""
+        self.outlook = outlook
+        self._foreseen = self.clock()
+
+    def left_s(self) -> Range | None:
+        """Seconds until the sweep ends, least and most: what was foreseen, less the time since."""
+        if self.outlook.left_s is None:
+            return None
+        since = 0.0 if self._foreseen is None else self.clock() - self._foreseen
+        least, most = self.outlook.left_s
+        return max(0.0, least - since), max(0.0, most - since)
+
+    def pulse_line(self) -> str:
+        """What is going on, when nothing has happened for a while."""
+        running = [
+            " ".join(filter(None, (one.label, self.position_text(one))))
+            for one in list(self.standings.values())
+            if one.state == RUNNING
+        ]
+        return f"{self.time_line()} · running: {', '.join(running) or 'nothing'}"
+
+    def doing(self) -> list[str]:
+        """A line for each running trial of which it is known what it does."""
+        told = ((one.label, self.position_text(one)) for one in list(self.standings.values()))
+        return [f"{text}: {label}" for label, text in told if text]
+
+    def position_text(self, standing: TrialState) -> str:
+        """What a running trial does now, e.g. `warming up 2048→64`; empty where it is not known."""
+        position = self.positions.read(standing.trial_id) if self.positions and standing.state == RUNNING else None
+        if position is None:
+            return ""
+        cell = "" if position.cell is None else f" {position.cell.label}"
+        return f"{_DOING[position.phase]}{cell}"
+
+    def time_line(self) -> str:
+        """Candidates tried, confirming trials, time passed and, roughly, time left."""
+        text = f"{self.finished} of {plural(self.total, 'candidate')} tried"
+        if self.outlook.confirming:
+            text += f" · confirming {self.outlook.confirming} of {self.outlook.confirming_most}"
+        bound = "" if self.budget_s is None else f" of {_clock(self.budget_s)}"
+        text += f" · {_clock(self.clock() - self.started)}{bound} passed"
+        left_s = self.left_s()
+        return text if left_s is None else f"{text} · {duration_range(*left_s)} left"
+
+
+def _pooled(processes: Sequence[TrialState]) -> TrialState:
+    """Medians over a candidate's processes."""
+    first = processes[0]
+    metrics = [one.metrics for one in processes if one.metrics is not None]
+    return replace(
+        first,
+        is_baseline=any(one.is_baseline for one in processes),
+        utility=statistics.median(one.utility or 0.0 for one in processes),
+        metrics=replace(
+            metrics[0],
+            ttft_ms=statistics.median(one.ttft_ms for one in metrics),
+            decode_tok_s=statistics.median(one.decode_tok_s for one in metrics),
+        ),
+    )
+
+
+def _standing(candidate: Candidate, role: Role, trial_id: str) -> TrialState:
+    return TrialState(
+        label=candidate.label,
+        state=RUNNING,
+        trial_id=trial_id,
+        engine=candidate.engine,
+        parallelism=candidate.parallelism,
+        is_baseline=role is Role.BASELINE,
+        is_confirming=role is Role.CONFIRM,
+    )
+
+
+def figures_text(standing: TrialState) -> str:
+    """A trial's name and what it measured."""
+    metrics = standing.metrics
+    if metrics is None:
+        return standing.label
+    return f"{standing.label} · TTFT {quantity(metrics.ttft_ms)} ms · {quantity(metrics.decode_tok_s)} tok/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes else f"{rest} s"
