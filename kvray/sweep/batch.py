@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from kvray.record import TrialResult
 from kvray.sweep.observer import SweepObserver
 from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,23 +21,41 @@ class QueuedSweep:
 
     Attributes:
         size: sweeps are launched from in this order, the largest first: what is left for the end is then short.
+        ended: called once when none of its trials runs any more and none will, with the unexpected error that ended
+            it, if one did. Without it an error of its queue or its observer ends all sweeps.
     """
 
     queue: TrialQueue
     observer: SweepObserver
     size: float = 0.0
+    ended: Callable[[Exception | None], None] | None = None
+
+
+class Newcomers(Protocol):
+    """Sweeps that join while others run."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further sweep will come. Asked after `next_sweep` has returned `None`."""
+
+    def next_sweep(self) -> QueuedSweep | None:
+        """The sweep that joins now; `None` when none is ready. Does not wait."""
 
 
 class SweepBatch:
     """The trials of several sweeps, one after the other as slots are free.
 
     A slot gets the next trial of the largest sweep that has one. The others fill the slots that it leaves while it
-    waits for a trial that runs. A trial belongs to the sweep of its `run_id`.
+    waits for a trial that runs. A newcomer joins when none of them has a trial. A trial belongs to the sweep of its
+    `run_id`.
     """
 
-    def __init__(self, sweeps: Sequence[QueuedSweep]) -> None:
+    def __init__(self, sweeps: Sequence[QueuedSweep], newcomers: Newcomers | None = None) -> None:
         self._going_on = sorted(sweeps, key=lambda sweep: -sweep.size)
+        self._newcomers = newcomers
         self._sweeps: dict[str, QueuedSweep] = {}
+        self._out: Counter[int] = Counter()
+        self._errors: dict[int, Exception] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what holds it into a state that nobody reads, and consoles do not pickle."""
@@ -43,17 +64,18 @@ class SweepBatch:
     @property
     def is_over(self) -> bool:
         """Whether nothing runs and nothing is to be launched. Ask after `next_trial` has returned `None`."""
-        return all(sweep.queue.is_over for sweep in self._going_on)
+        are_over = all(self._is_over(sweep) for sweep in self._going_on)
+        return are_over and (self._newcomers is None or self._newcomers.is_over)
 
     def next_trial(self) -> TrialTask | None:
         """The next trial; `None` when there is none before a running one has ended, or none at all."""
         for sweep in tuple(self._going_on):
-            task = sweep.queue.next_trial()
-            if task is not None:
-                self._sweeps.setdefault(task.spec.run_id, sweep)
+            if (task := self._next_of(sweep)) is not None:
                 return task
-            if sweep.queue.is_over:
-                self._going_on.remove(sweep)
+        while self._newcomers is not None and (joining := self._newcomers.next_sweep()) is not None:
+            self._going_on = sorted((*self._going_on, joining), key=lambda sweep: -sweep.size)
+            if (task := self._next_of(joining)) is not None:
+                return task
         return None
 
     def sweep_of(self, run_id: str) -> QueuedSweep:
@@ -62,8 +84,49 @@ class SweepBatch:
 
     def trial_finished(self, result: TrialResult) -> None:
         """A trial ended in whatever way."""
-        self.sweep_of(result.record.run_id).queue.trial_finished(result)
+        sweep = self.sweep_of(result.record.run_id)
+        self._out[id(sweep)] -= 1
+        self._ask(sweep, lambda: sweep.queue.trial_finished(result))
 
     def trial_lost(self, task: TrialTask) -> None:
         """A trial's slot died."""
-        self.sweep_of(task.spec.run_id).queue.trial_lost(task)
+        sweep = self.sweep_of(task.spec.run_id)
+        self._out[id(sweep)] -= 1
+        self._ask(sweep, lambda: sweep.queue.trial_lost(task))
+
+    def tell(self, run_id: str, news: Callable[[SweepObserver], None]) -> None:
+        """Pass news on to a sweep's observer, which also hears how the trials of a broken sweep end."""
+        sweep = self.sweep_of(run_id)
+        self._ask(sweep, lambda: news(sweep.observer))
+
+    def decide(self, run_id: str, ask: Callable[[], T], *, otherwise: T) -> T:
+        """What `ask` says of a trial of this sweep; `otherwise` where the sweep has broken down, then or before."""
+        sweep = self.sweep_of(run_id)
+        answer = None if id(sweep) in self._errors else self._ask(sweep, ask)
+        return otherwise if answer is None else answer
+
+    def _next_of(self, sweep: QueuedSweep) -> TrialTask | None:
+        task = None if id(sweep) in self._errors else self._ask(sweep, sweep.queue.next_trial)
+        if task is not None:
+            self._sweeps.setdefault(task.spec.run_id, sweep)
+            self._out[id(sweep)] += 1
+        elif self._is_over(sweep):
+            self._going_on.remove(sweep)
+            if sweep.ended is not None:
+                sweep.ended(self._errors.get(id(sweep)))
+        return task
+
+    def _is_over(self, sweep: QueuedSweep) -> bool:
+        if id(sweep) in self._errors:
+            return self._out[id(sweep)] <= 0
+        return sweep.queue.is_over
+
+    def _ask(self, sweep: QueuedSweep, ask: Callable[[], T]) -> T | None:
+        """What `ask` says; `None` where it fails, and then the sweep is broken. The others go on."""
+        if sweep.ended is None:
+            return ask()
+        try:
+            return ask()
+        except Exception as error:  # noqa: BLE001  (the boundary of one sweep: the others of a batch go on)
+            self._errors.setdefault(id(sweep), error)
+            return None

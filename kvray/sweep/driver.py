@@ -8,7 +8,7 @@ from typing import Any
 
 from kvray.errors import SweepError
 from kvray.sweep.admission import Admission
-from kvray.sweep.batch import QueuedSweep, SweepBatch
+from kvray.sweep.batch import Newcomers, QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Capacity
 from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot_plan import SlotPlan
@@ -19,6 +19,7 @@ def run_sweep(
     ray: RaySession,
     slots: SlotPlan,
     scratch: Path,
+    newcomers: Newcomers | None = None,
     before_launch: Callable[[], None] | None = None,
 ) -> None:
     """Run the trials of one sweep or of several on `ray`; returns when all are over.
@@ -26,6 +27,7 @@ def run_sweep(
     Args:
         sweeps: they share the slots, the largest first.
         scratch: temporary folder for Tune's own state, which nobody reads.
+        newcomers: sweeps that join while these run.
         before_launch: called before a trial starts while no other one runs; it may take its time.
 
     Raises:
@@ -44,7 +46,7 @@ def run_sweep(
     # A private Ray's one machine stays: while it measures nothing is asked of it.
     room = (lambda: slots.room) if ray.is_private else (lambda: slots.room_on(living_nodes()))
     capacity = Capacity(slots.room, room=room, follows_nodes=slots.follows_nodes)
-    batch = SweepBatch(sweeps)
+    batch = SweepBatch(sweeps, newcomers)
     admission = Admission(batch, room=capacity)
 
     def check() -> None:

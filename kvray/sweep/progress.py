@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.batch import SweepBatch
-from kvray.sweep.observer import SweepObserver
 from kvray.sweep.recording import blank_record
 from kvray.sweep.slot import RESULT, TASK
 from kvray.sweep.trial_task import MOST_ATTEMPTS, TrialTask
@@ -44,7 +43,7 @@ class ObserverCallback(tune.Callback):
         spec: TrialSpec = trial.config[TASK].spec
         self._running[trial.trial_id] = spec
         self._tell_outlook(spec.run_id)
-        self._observer_of(spec.run_id).trial_started(spec)
+        self._batch.tell(spec.run_id, lambda observer: observer.trial_started(spec))
 
     @override
     def on_trial_result(
@@ -55,7 +54,7 @@ class ObserverCallback(tune.Callback):
             self._running.pop(trial.trial_id, None)
         else:
             measured: TrialResult = result[RESULT]
-            self._observer_of(measured.record.run_id).rung_finished(measured)
+            self._batch.tell(measured.record.run_id, lambda observer: observer.rung_finished(measured))
 
     @override
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -73,7 +72,7 @@ class ObserverCallback(tune.Callback):
         latest = self._latest.pop(trial.trial_id, None)
         task: TrialTask = trial.config[TASK]
         if not task.is_last_attempt:
-            self._observer_of(task.spec.run_id).trial_lost(task.spec)
+            self._batch.tell(task.spec.run_id, lambda observer: observer.trial_lost(task.spec))
             return
         record = latest.record if latest else blank_record(task.spec, TrialStatus.CRASHED)
         record = record.with_(status=TrialStatus.CRASHED, message=f"the slot that ran it died, {MOST_ATTEMPTS} times")
@@ -90,12 +89,9 @@ class ObserverCallback(tune.Callback):
             self._tell_end(latest)
         self._running, self._latest = {}, {}
 
-    def _observer_of(self, run_id: str) -> SweepObserver:
-        return self._batch.sweep_of(run_id).observer
-
     def _tell_outlook(self, run_id: str) -> None:
-        sweep = self._batch.sweep_of(run_id)
-        sweep.observer.outlook_changed(sweep.queue.outlook())
+        queue = self._batch.sweep_of(run_id).queue
+        self._batch.tell(run_id, lambda observer: observer.outlook_changed(queue.outlook()))
 
     def _tell_end(self, result: TrialResult) -> None:
-        self._observer_of(result.record.run_id).trial_finished(result)
+        self._batch.tell(result.record.run_id, lambda observer: observer.trial_finished(result))

@@ -118,7 +118,12 @@ class HalvingPerSweep(FIFOScheduler):
 
     @override
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        return self._of(trial).on_trial_result(tune_controller, trial, result)
+        task: TrialTask = trial.config[TASK]
+        return self._batch.decide(
+            task.spec.run_id,
+            lambda: self._of(trial).on_trial_result(tune_controller, trial, result),
+            otherwise=str(TrialScheduler.STOP),
+        )
 
     @override
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pytest
 from queue_samples import BASELINE, SPACE, Deaf, answer, make_queue
 
 from kvray.record import Role
@@ -95,3 +96,126 @@ class Console(Deaf):
 def test_tune_can_pickle_what_holds_the_batch_whatever_its_observers_hold() -> None:
     batch = SweepBatch([QueuedSweep(queue=make_queue(run_id="one"), observer=Console())])
     assert isinstance(pickle.loads(pickle.dumps(batch)), SweepBatch)
+
+
+class Ready:
+    """Sweeps that are ready to join as soon as they are asked for; more may come while it is open."""
+
+    def __init__(self, *sweeps: QueuedSweep, is_open: bool = False) -> None:
+        self.waiting = list(sweeps)
+        self.is_open = is_open
+
+    @property
+    def is_over(self) -> bool:
+        return not (self.waiting or self.is_open)
+
+    def next_sweep(self) -> QueuedSweep | None:
+        return self.waiting.pop(0) if self.waiting else None
+
+
+def test_a_newcomer_joins_when_no_sweep_has_a_trial_and_the_batch_waits_for_those_that_may_come() -> None:
+    first = QueuedSweep(queue=make_queue(run_id="first", max_trials=1), observer=Deaf())
+    later = QueuedSweep(queue=make_queue(run_id="later", max_trials=1), observer=Deaf())
+    ready = Ready(is_open=True)
+    batch = SweepBatch([first], ready)
+    task = batch.next_trial()
+    assert names([task, batch.next_trial()]) == ["first"]
+    end(batch, [task])
+    assert batch.next_trial() is None
+    assert not batch.is_over, "another one may come"
+    ready.waiting.append(later)
+    ready.is_open = False
+    task = batch.next_trial()
+    assert names([task]) == ["later"]
+    end(batch, [task])
+    assert batch.next_trial() is None
+    assert batch.is_over
+
+
+def test_a_sweep_says_once_that_it_has_ended_when_its_last_trial_has() -> None:
+    ended: list[str] = []
+
+    def sweep(name: str) -> QueuedSweep:
+        queue = make_queue(run_id=name, max_trials=1)
+        return QueuedSweep(queue=queue, observer=Deaf(), ended=lambda error: ended.append(f"{name}: {error}"))
+
+    batch = SweepBatch([sweep("one"), sweep("other")])
+    tasks = [batch.next_trial(), batch.next_trial(), batch.next_trial()]
+    assert ended == []
+    end(batch, tasks[:1])
+    batch.next_trial()
+    assert ended == ["one: None"]
+    end(batch, tasks[1:2])
+    batch.next_trial()
+    assert ended == ["one: None", "other: None"]
+    assert batch.is_over
+
+
+def broken_queue(method: str) -> SweepQueue:
+    """One of which `method` fails."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError(method)
+
+    queue = make_queue(run_id="broken")
+    setattr(queue, method, fail)
+    return queue
+
+
+def fault_of_an_end(batch: SweepBatch, task: TrialTask) -> None:
+    end(batch, [task])
+
+
+def fault_of_decision(batch: SweepBatch, task: TrialTask) -> None:
+    stopped = batch.decide("broken", lambda: str(batch.sweep_of("broken").queue.is_out_of_time()), otherwise="STOP")
+    assert stopped == "STOP"
+    end(batch, [task])
+
+
+@pytest.mark.parametrize(
+    ("method", "happens"), [("trial_finished", fault_of_an_end), ("is_out_of_time", fault_of_decision)]
+)
+def test_an_error_in_one_sweep_ends_that_sweep_alone_and_after_its_running_trials(
+    method: str, happens: Callable[[SweepBatch, TrialTask], None]
+) -> None:
+    ended: list[Exception | None] = []
+    broken = QueuedSweep(queue=broken_queue(method), observer=Deaf(), size=1.0, ended=ended.append)
+    whole = QueuedSweep(queue=make_queue(run_id="whole"), observer=Deaf(), ended=ended.append)
+    batch = SweepBatch([broken, whole])
+    first, second = batch.next_trial(), batch.next_trial()
+    assert names([first, second]) == ["broken", "broken"]
+    assert first is not None
+    happens(batch, first)
+    third = batch.next_trial()
+    assert names([third]) == ["whole"]
+    assert ended == [], "its second trial still runs"
+    end(batch, [second])
+    batch.next_trial()
+    assert [type(error) for error in ended] == [ZeroDivisionError]
+    assert not batch.is_over
+
+
+def test_an_observer_that_fails_ends_its_sweep_and_without_an_end_to_tell_of_the_error_goes_on() -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    ended: list[Exception | None] = []
+    guarded = QueuedSweep(queue=make_queue(run_id="guarded"), observer=Deaf(), size=1.0, ended=ended.append)
+    alone = QueuedSweep(queue=make_queue(run_id="alone"), observer=Deaf())
+    batch = SweepBatch([guarded, alone])
+    task = batch.next_trial()
+    batch.tell("guarded", fail)
+    end(batch, [task])
+    assert names([batch.next_trial()]) == ["alone"]
+    assert [type(error) for error in ended] == [ZeroDivisionError]
+    with pytest.raises(ZeroDivisionError):
+        batch.tell("alone", fail)
+
+
+def test_a_sweep_whose_queue_fails_at_once_is_told_of() -> None:
+    ended: list[Exception | None] = []
+    broken = QueuedSweep(queue=broken_queue("next_trial"), observer=Deaf(), ended=ended.append)
+    batch = SweepBatch([], Ready(broken))
+    assert batch.next_trial() is None
+    assert batch.is_over
+    assert [type(error) for error in ended] == [ZeroDivisionError]
