@@ -20,10 +20,11 @@ from kvray.analysis.score import utility
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.bounds import Bounds
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
-from kvray.sweep.trial_queue import Bounds, SweepQueue
+from kvray.sweep.trial_queue import SweepQueue
 from kvray.sweep.trial_task import TrialTask
 from kvray.testing.fake import FakeAdapter
 from kvray.trial.spec import TrialSpec

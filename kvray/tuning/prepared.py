@@ -19,11 +19,12 @@ from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import Recall
 from kvray.sweep.batch import QueuedSweep
+from kvray.sweep.bounds import Bounds
 from kvray.sweep.outlook import expected_launches
 from kvray.sweep.samplers import make_sampler
 from kvray.sweep.slot_plan import SlotPlan
 from kvray.sweep.task_maker import TaskMaker
-from kvray.sweep.trial_queue import Bounds, SweepQueue
+from kvray.sweep.trial_queue import SweepQueue
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import ReferenceSpec, TrialSpec
 from kvray.tuning.attempt import prepare_attempt

@@ -10,9 +10,10 @@ from kvray.analysis.sampler import EveryCandidate, Sampler
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.bounds import Bounds
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.task_maker import TaskMaker
-from kvray.sweep.trial_queue import Bounds, SweepQueue
+from kvray.sweep.trial_queue import SweepQueue
 from kvray.sweep.trial_task import TrialTask
 from kvray.testing.fake import FakeAdapter
 from kvray.trial.spec import ReferenceSpec, TrialSpec
