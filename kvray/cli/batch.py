@@ -10,6 +10,7 @@ import typer
 from kvray.candidate import DeviceType
 from kvray.cli import options
 from kvray.cli.interrupts import patient_interrupts
+from kvray.cli.job_events import is_a_job, tell_of_batch
 from kvray.cli.parsing import parse_duration
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
 from kvray.store.batch_store import BatchStore
@@ -56,7 +57,13 @@ def batch(
         budget_s=parse_duration(budget, option="--budget"),
     )
     asked = () if file is None else read_batch_file(file)
-    search = BatchSearch(asked, common, resume=resume, tell=lambda line: typer.echo(f"kvray: {line}", err=True))
+    search = BatchSearch(
+        asked,
+        common,
+        resume=resume,
+        tell=lambda line: typer.echo(f"kvray: {line}", err=True),
+        kept=tell_of_batch if is_a_job() else lambda _: None,
+    )
     if dry_run:
         _print_previews(search)
         return

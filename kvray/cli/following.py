@@ -1,4 +1,4 @@
-"""Follows a submitted job: the live view of a local sweep on a terminal, the job's own lines elsewhere."""
+"""Follows a submitted job: a sweep on a terminal in the live view of a local one, else by the job's own lines."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def follow_job(server: JobServer, job_id: str) -> None:
     typer.echo(f"kvray: job {job_id} at {server.address}", err=True)
     try:
         console = Console(stderr=True)
-        log = _show_live(server, job_id, console) if console.is_terminal else _show_lines(server, job_id)
+        is_live = console.is_terminal and not server.job(job_id).command.startswith("batch ")
+        log = _show_live(server, job_id, console) if is_live else _show_lines(server, job_id)
     except KeyboardInterrupt:
         raise SweepInterruptedError(
             f"No longer following; job {job_id} goes on.",
@@ -54,7 +55,7 @@ def end_of(server: JobServer, job_id: str, log: JobLog | None = None) -> None:
         log = read_log(server, job_id)[0]
     if job.state is JobState.FAILED and (job.exit_code is None or not 0 < job.exit_code < _KILLED):
         raise SweepError(how_it_failed(job), hint=how_to_go_on(server, job, log))
-    if log.run_id is not None:
+    if log.results_id is not None:
         typer.echo(f"kvray: results: {log.output} on the cluster; kvray jobs fetch {_there(server, job_id)}", err=True)
     if job.state is not JobState.SUCCEEDED:
         raise typer.Exit(job.exit_code or SweepInterruptedError.exit_code)
@@ -71,14 +72,14 @@ def how_it_failed(job: Job) -> str:
 
 
 def how_to_go_on(server: JobServer, job: Job, log: JobLog) -> str | None:
-    """The command that measures the rest of a sweep that was broken off."""
-    if log.run_id is None:
+    """The command that measures the rest of a sweep or batch that was broken off."""
+    if log.results_id is None:
         return None
     typed = shlex.split(job.command)
     if "--resume" in typed:
         at = typed.index("--resume")
         del typed[at : at + 2]
-    command = shlex.join(["kvray", "submit", "--address", server.address, *typed, "--resume", log.run_id])
+    command = shlex.join(["kvray", "submit", "--address", server.address, *typed, "--resume", log.results_id])
     return f"Its records are kept in {log.output} on the cluster. Measure the rest with: {command}"
 
 

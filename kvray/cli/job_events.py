@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,12 +21,32 @@ from kvray.analysis.aggregate import Metrics
 from kvray.cli.progress import LineProgress
 from kvray.jobs.doorman import MARK
 from kvray.record import TrialResult
+from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
 from kvray.tuning.standing import BROKEN_OFF, LOST, RUNNING, SweepState, TrialState
+
+_VARIABLE = "KVRAY_JOB"
+
+
+def is_a_job() -> bool:
+    """Whether this process runs a command that `kvray submit` has sent."""
+    return bool(os.environ.get(_VARIABLE))
+
+
+def tell_of_batch(manifest: BatchManifest) -> None:
+    """Tell whoever follows the job how far its batch is."""
+    measuring = [one for one in manifest.sweeps if one.status is BatchStatus.MEASURING]
+    told = {
+        "batch_id": manifest.batch_id,
+        "statuses": Counter(one.status.value for one in manifest.sweeps),
+        "now": ", ".join(f"{one.model_id} · {one.profile.name}" for one in measuring),
+    }
+    sys.stderr.write(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\n")
+    sys.stderr.flush()
 
 
 class JobProgress(LineProgress):
@@ -94,13 +117,46 @@ class JobProgress(LineProgress):
         self._console.file.flush()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchState:
+    """How far a job's batch is.
+
+    Attributes:
+        statuses: how many sweeps there are of each `BatchStatus`.
+        now: models and profiles that are measured.
+    """
+
+    batch_id: str
+    statuses: Mapping[str, int]
+    now: str
+
+    @property
+    def progress(self) -> str:
+        """E.g. `1 of 2 sweeps ended`."""
+        open_ones = (BatchStatus.WAITING, BatchStatus.MEASURING, BROKEN_OFF)
+        ended = sum(count for status, count in self.statuses.items() if status not in open_ones)
+        return f"{ended} of {sum(self.statuses.values())} sweeps ended"
+
+    @property
+    def by_status(self) -> str:
+        """E.g. `1 ok, 1 measuring`."""
+        order = [*BatchStatus, BROKEN_OFF]
+        return ", ".join(f"{self.statuses[one]} {one}" for one in order if self.statuses.get(one))
+
+    def frozen(self) -> BatchState:
+        """As it stays when the job has ended."""
+        statuses = {BROKEN_OFF if one == BatchStatus.MEASURING else one: n for one, n in self.statuses.items()}
+        return BatchState(batch_id=self.batch_id, statuses=statuses, now="")
+
+
 @dataclasses.dataclass
 class JobLog:
-    """What a job's log tells: the sweep as it stands, and the lines for people that nothing else shows."""
+    """What a job's log tells: the sweep or batch as it stands, and the lines for people that nothing else shows."""
 
     state: SweepState = dataclasses.field(default_factory=SweepState)
     output: str | None = None
     run_id: str | None = None
+    batch: BatchState | None = None
     _rest: str = ""
     _hidden: int = 0
 
@@ -108,6 +164,11 @@ class JobLog:
     def is_accepted(self) -> bool:
         """Whether the cluster has taken the job."""
         return self.output is not None
+
+    @property
+    def results_id(self) -> str | None:
+        """The id of the sweep or batch, once it has begun."""
+        return self.run_id if self.batch is None else self.batch.batch_id
 
     def feed(self, text: str) -> list[tuple[str, bool]]:
         """Take the next piece of the log; returns its lines for people, each with whether `state` tells it too."""
@@ -130,6 +191,8 @@ class JobLog:
     def _apply(self, event: dict[str, Any]) -> None:
         self.output = event.get("output", self.output)
         self.run_id = event.get("run_id", self.run_id)
+        if "batch" in event:
+            self.batch = BatchState(**event["batch"])
         state = self.state
         for name, value in event.get("sweep", {}).items():
             setattr(state, name, value)
@@ -146,6 +209,8 @@ class JobLog:
 
     def freeze(self) -> None:
         """Of a job that is over no time is left, and what still ran has ended with it."""
+        if self.batch is not None:
+            self.batch = self.batch.frozen()
         self.state.outlook = dataclasses.replace(self.state.outlook, left_s=None)
         for one in self.state.standings.values():
             if one.state in (RUNNING, LOST):

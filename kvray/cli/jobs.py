@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kvray.cli.following import follow_job, how_it_failed, how_to_go_on, read_log, stop_job
+from kvray.cli.job_events import BatchState, JobLog
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
 from kvray.jobs.client import JobServer, JobState, job_server_address
@@ -51,15 +52,10 @@ def status(job: JobId, address: Address = None) -> None:
     log, _ = read_log(server, job)
     if found.state.is_over:
         log.freeze()
-    state, counts = log.state, log.state.counts()
     rows = {
         "job": f"{found.job_id} · {found.state.value.lower()} · started {_date(found.started)}",
         "command": f"kvray {found.command}",
-        "sweep": f"{log.run_id} · {state.title}" if log.run_id else "not begun",
-        "trials": ", ".join(f"{count} {name}" for name, count in counts.items()) or "none yet",
-        "best": state.best_line().removeprefix("best: "),
-        "gain": state.gain_line() or "",
-        "time": state.time_line() if log.run_id else "",
+        **(_sweep_rows(log) if log.batch is None else _batch_rows(log.batch)),
         "results": f"{log.output} on the cluster" if log.output else "",
     }
     if found.state is JobState.FAILED:
@@ -101,10 +97,27 @@ def fetch(
     def tell(come: int, total: int) -> None:
         typer.echo(f"kvray: {mib(come)} of {mib(total)}", err=True)
 
-    files = fetch_results(server, folder, results=log.output, run_id=log.run_id, node=found.node, tell=tell)
+    files = fetch_results(server, folder, results=log.output, run_id=log.results_id, node=found.node, tell=tell)
     typer.echo(f"{len(files)} files, {mib(sum(one.size for one in files))}, all checked, are in {folder}.")
-    if log.run_id is not None and any(one.name.endswith("report.html") for one in files):
-        typer.echo(f"report: {folder / 'reports' / log.run_id / 'report.html'}")
+    pages = (f"batches/{log.results_id}/overview.html", f"reports/{log.results_id}/report.html")
+    for page in pages:
+        if any(one.name == page for one in files):
+            typer.echo(f"report: {folder / page}")
+
+
+def _sweep_rows(log: JobLog) -> dict[str, str]:
+    state = log.state
+    return {
+        "sweep": f"{log.run_id} · {state.title}" if log.run_id else "not begun",
+        "trials": ", ".join(f"{count} {name}" for name, count in state.counts().items()) or "none yet",
+        "best": state.best_line().removeprefix("best: "),
+        "gain": state.gain_line() or "",
+        "time": state.time_line() if log.run_id else "",
+    }
+
+
+def _batch_rows(batch: BatchState) -> dict[str, str]:
+    return {"batch": f"{batch.batch_id} · {batch.progress}", "sweeps": batch.by_status, "now": batch.now}
 
 
 def _server(address: str | None) -> JobServer:

@@ -15,8 +15,10 @@ from kvray.cli.following import end_of, follow_job, submit_command, wait_until_a
 from kvray.errors import InvalidValueError
 from kvray.extras import Extra
 from kvray.files.redaction import redact
+from kvray.jobs.batch import batch_argument
 from kvray.jobs.client import JobServer, job_server_address
 from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
+from kvray.tuning.batch_file import read_batch_file
 
 app = typer.Typer(add_completion=False)
 
@@ -28,16 +30,16 @@ Address = Annotated[
 ]
 _FILES = ("profile", "space", "candidates")
 """Options that may name a file of this machine."""
-_COMMANDS = ("tune",)
+_COMMANDS = ("tune", "batch")
 _RANDOM = "random:"
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def submit(
-    command: Annotated[list[str], typer.Argument(help="What to run there: tune MODEL and its options.")],
+    command: Annotated[list[str], typer.Argument(help="What to run there: tune MODEL or batch FILE, and options.")],
     address: Address = None,
     upload_model: Annotated[
-        bool, typer.Option("--upload-model", help="Send the model's local folder or file with the job.")
+        bool, typer.Option("--upload-model", help="Send local folders and files of models with the job.")
     ] = False,
     pip: Annotated[
         bool, typer.Option("--pip", help="Have the nodes install this very kvray for the job, with pip.")
@@ -97,6 +99,8 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
             f"--address {given['address']!r} stands after {name}.",
             hint=f"A job joins the cluster that it is sent to: kvray submit --address http://HEAD:8265 {name} …",
         )
+    if "init" in given:
+        raise InvalidValueError("--init writes an example on this machine.", hint="Run kvray batch --init.")
     arguments, output = [Argument(text=name)], Argument(home=RESULTS)
     for parameter in command.params:
         if parameter.name not in given:
@@ -105,7 +109,8 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
         if parameter.name == "output":
             output = _output(str(value))
         elif parameter.param_type_name == "argument":
-            arguments.append(_model(str(value), upload=upload_model))
+            named = _batch_file if parameter.name == "file" else _model
+            arguments.append(named(str(value), upload=upload_model))
         else:
             arguments += _option(parameter, value)
     return arguments, output
@@ -129,16 +134,25 @@ def _output(value: str) -> Argument:
     return Argument(home=value.removeprefix("~/").removeprefix("./"))
 
 
+def _batch_file(value: str, *, upload: bool) -> Argument:
+    read_batch_file(value)
+    return batch_argument(Path(value), model=lambda one: _model(one, upload=upload and _path_of(one).exists()))
+
+
+def _path_of(model: str) -> Path:
+    return Path(model.removeprefix(_RANDOM)).expanduser()
+
+
 def _model(value: str, *, upload: bool) -> Argument:
     prefix = _RANDOM if value.startswith(_RANDOM) else ""
-    path = Path(value.removeprefix(prefix)).expanduser()
+    path = _path_of(value)
     if upload:
         if not path.exists():
             raise InvalidValueError(
                 f"--upload-model: {str(path)!r} is neither a folder nor a file of this machine.",
                 hint="A hub id needs no upload: the cluster downloads it.",
             )
-        return Argument(text=prefix, local=path.absolute())
+        return Argument(text=prefix, local=path.resolve() if path.name == ".." else path.absolute())
     if path.exists() and not path.is_absolute():
         raise InvalidValueError(
             f"{value!r} is on this machine ({mib(size_of(path))}), and the cluster would look for it on its own.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.interrupts import patient_interrupts
+from kvray.cli.job_events import JobProgress, is_a_job
 from kvray.cli.output import print_report, summary
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
@@ -24,9 +24,6 @@ from kvray.tuning.outcome import no_winner
 from kvray.tuning.search import TuningSearch
 
 app = typer.Typer(add_completion=False)
-
-JOB_VARIABLE = "KVRAY_JOB"
-"""Set in a job that `kvray submit` has sent."""
 
 
 @app.command()
@@ -68,9 +65,7 @@ def _tune(config: TuneConfig, *, as_json: bool) -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[LineProgress | LiveProgress]:
     console = Console(stderr=True)
-    if os.environ.get(JOB_VARIABLE):
-        from kvray.cli.job_events import JobProgress
-
+    if is_a_job():
         view: LineProgress | LiveProgress = JobProgress(console)
     else:
         view = LiveProgress(console) if console.is_terminal else LineProgress(console)

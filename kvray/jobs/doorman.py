@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 MARK = "\x1e"
-"""Begins a line that is meant for the program that follows the log (see `jobs.events`)."""
+"""Begins a line that is meant for the program that follows the log (`kvray.cli.job_events`)."""
 REFUSED = 11
 """Exit code."""
 
@@ -83,7 +83,8 @@ def main() -> None:
     (output,) = command_line([job["output"]], here)
     print(MARK + json.dumps({"event": "accepted", "output": output, "lines": 0}), flush=True)
     address = f"--address={os.environ['RAY_ADDRESS']}"
-    os.chdir(os.path.expanduser("~"))
+    # What a batch file names by relative paths lies in the job's package, on every node.
+    os.chdir(here if arguments[0] == "batch" else os.path.expanduser("~"))
     command = [sys.executable, "-P", "-m", "kvray", arguments[0], f"--output={output}", address, *arguments[1:]]
     os.execve(sys.executable, command, driver_environment(job, here))
 

@@ -49,9 +49,10 @@ def fetch_results(
     tell: Callable[[int, int], None],
     part_bytes: int = PART_BYTES,
 ) -> tuple[RemoteFile, ...]:
-    """Copy what the folder `results` of `node` holds of `run_id` (all for `None`) into `folder`; returns the files.
+    """Copy what the folder `results` of `node` holds of `run_id` into `folder`; returns the files.
 
     Args:
+        run_id: id of a sweep or of a batch; everything for `None`.
         tell: is told how many bytes have come, and of how many.
 
     Raises:

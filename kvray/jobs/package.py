@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,11 +23,18 @@ RESULTS = "kvray_results"
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """One argument of a command: its text, then the path of what it names, here or in the cluster's home folder."""
+    """One argument of a command: its text, then the path of what it names, here or in the cluster's home folder.
+
+    Attributes:
+        content: what the file `local` holds there, where that is not what it holds here.
+        beside: by its place in the package, what else goes along.
+    """
 
     text: str = ""
     local: Path | None = None
     home: str | None = None
+    content: str | None = None
+    beside: Mapping[str, Path] = field(default_factory=dict)
 
 
 def write_package(
@@ -84,11 +91,18 @@ def _packed(argument: Argument, folder: Path, place: int) -> dict[str, str]:
     if argument.home is not None:
         packed["home"] = argument.home
     if argument.local is not None:
-        name = f"files/{place}/{argument.local.name}"
-        (folder / name).parent.mkdir(parents=True)
-        if argument.local.is_dir():
-            shutil.copytree(argument.local, folder / name)
-        else:
-            shutil.copyfile(argument.local, folder / name)
-        packed["file"] = name
+        packed["file"] = f"files/{place}/{argument.local.name}"
+        _copy(argument.local, folder / packed["file"], content=argument.content)
+    for name, path in argument.beside.items():
+        _copy(path, folder / name)
     return packed
+
+
+def _copy(path: Path, target: Path, *, content: str | None = None) -> None:
+    target.parent.mkdir(parents=True)
+    if content is not None:
+        target.write_text(content, encoding="utf-8")
+    elif path.is_dir():
+        shutil.copytree(path, target)
+    else:
+        shutil.copyfile(path, target)

@@ -16,7 +16,7 @@ _LINE = 12288
 
 
 def files_of(root: Path, run_id: "str | None") -> "list[str]":
-    """Names of the files below `root`, of one sweep if it is named; nothing hidden, nothing half-written."""
+    """Names of the files below `root`, of one sweep or batch if it is named; nothing hidden, nothing half-written."""
     names = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
@@ -24,8 +24,18 @@ def files_of(root: Path, run_id: "str | None") -> "list[str]":
     )
     if run_id is None:
         return names
-    folders = (f"trials/run_id={run_id}/", f"runs/run_id={run_id}/", f"reports/{run_id}/")
-    return [name for name in names if name.startswith(folders) or name == f"sweeps/{run_id}.json"]
+    run_ids = [run_id, *sweeps_of_batch(root, run_id)]
+    folders = tuple(f"{kind}{one}/" for one in run_ids for kind in ("trials/run_id=", "runs/run_id=", "reports/"))
+    files = {f"sweeps/{one}.json" for one in run_ids} | {f"batches/{run_id}.json"}
+    return [name for name in names if name in files or name.startswith((*folders, f"batches/{run_id}/"))]
+
+
+def sweeps_of_batch(root: Path, batch_id: str) -> "list[str]":
+    """The run ids of a batch; none where this is the id of no batch."""
+    manifest = root / "batches" / f"{batch_id}.json"
+    if not manifest.is_file():
+        return []
+    return [str(one["run_id"]) for one in json.loads(manifest.read_text(encoding="utf-8"))["sweeps"]]
 
 
 def listing(root: Path, names: "list[str]") -> "list[dict[str, object]]":

@@ -65,6 +65,7 @@ class BatchSearch:
         asked: sweeps of a new batch, or what the batch file of the one to be resumed says now; empty: as it was.
         resume: id of a batch in the results folder. Its measured sweeps are not measured again.
         tell: is given one line as each sweep begins and ends.
+        kept: is given the manifest whenever it was written.
     """
 
     def __init__(
@@ -74,12 +75,14 @@ class BatchSearch:
         *,
         resume: str | None = None,
         tell: Callable[[str], None] = lambda _: None,
+        kept: Callable[[BatchManifest], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._asked = asked
         self._options = options
         self._resume = resume
         self._tell = tell
+        self._kept = kept
         self._clock = clock
         self._store = ResultsStore(options.output_dir)
         self._batches = BatchStore(options.output_dir)
@@ -223,6 +226,7 @@ class BatchSearch:
             )
         except OutputError as error:  # the sweeps' own records have a second place; the night goes on
             self._tell(f"warning: {error}")
+        self._kept(manifest)
 
     def _row(self, sweep: BatchSweep) -> BatchRow:
         row: dict[str, Any] = {

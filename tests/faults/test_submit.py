@@ -23,6 +23,12 @@ from kvray.workload import get_profile
 SWEEP = ("--engine", "fake", "--profile", "ci-micro", "--attention", "sdpa", "--dtype", "float32", "--search", "grid")
 HANGING = ("tune", "fake:static=hang", *SWEEP, "--cache", "dynamic,static", "--confirm", "0", "--no-check-snippet")
 
+BATCH = """\
+defaults: {engine: fake, profiles: [mine/p.json], space: mine/space.yaml, search: grid, confirm_rounds: 0,
+           check_snippet: false}
+models: ["fake:a", {model: "fake:b", seed: 7}]
+"""
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
@@ -31,11 +37,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     running.stop()
 
 
-def kvray(cluster: RayCluster, *arguments: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+def kvray(
+    cluster: RayCluster, *arguments: str | Path, folder: Path | None = None, **extra: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "kvray", *map(str, arguments)],
         env={**cluster.environment, "RAY_ADDRESS": cluster.job_server, "COLUMNS": "150", **extra},
-        cwd=cluster.home,
+        cwd=folder or cluster.home,
         capture_output=True,
         text=True,
         timeout=120,
@@ -75,32 +83,35 @@ def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster
     assert kvray(cluster, "report", tmp_path / "home").returncode == 0
 
 
-def test_a_stopped_job_is_written_up_and_threads_are_not_those_that_ray_sets(cluster: RayCluster) -> None:
-    job_id = kvray(cluster, "submit", "--no-wait", *HANGING, OMP_NUM_THREADS="").stdout.strip()
-    wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
-    assert "OMP_NUM_THREADS" not in driver_of(job_id).environ()
-    stopped = kvray(cluster, "jobs", "stop", job_id)
-    assert stopped.stdout == f"Job {job_id}: stopped.\n", stopped.stderr
-    log = kvray(cluster, "jobs", "logs", job_id).stdout
-    assert "Interrupted; finished trials" in log
-    store = ResultsStore(cluster.home / "kvray_results")
-    assert store.paths(store.latest_run_id()).report_html.is_file()
+def test_a_batch_is_sent_with_its_files_and_fetched_whole(cluster: RayCluster, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "space.yaml").write_text("- cache: [static]\n  attention: [sdpa]\n  dtype: [float32]\n")
+    (tmp_path / "mine" / "p.json").write_text(get_profile("ci-micro").model_dump_json())
+    (tmp_path / "models.yaml").write_text(BATCH)
+    done = kvray(cluster, "submit", "batch", "models.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "2 of 2: fake:b · " in done.stdout
+    assert "\x1e" not in done.stdout
+
+    job_id = kvray(cluster, "jobs", "list").stdout.splitlines()[-1].split()[0]
+    status = kvray(cluster, "jobs", "status", job_id).stdout
+    assert "2 of 2 sweeps ended\nsweeps:   2 ok\n" in status
+
+    fetched = kvray(cluster, "jobs", "fetch", job_id, "--output", tmp_path / "home")
+    assert fetched.returncode == 0, fetched.stderr
+    (overview,) = (tmp_path / "home" / "batches").glob("*/overview.html")
+    assert f"report: {overview}" in fetched.stdout
+    store, there = ResultsStore(tmp_path / "home"), ResultsStore(cluster.home / "kvray_results")
+    assert len(store.run_ids()) == 2, "each sweep of the batch, and nobody else's"
+    for run_id in store.run_ids():
+        assert store.paths(run_id).report_html.read_bytes() == there.paths(run_id).report_html.read_bytes()
+        assert {one.record.candidate.cache for one in store.read(run_id)} >= {"static"}
 
 
-def test_of_a_killed_driver_the_status_tells_what_is_kept_and_how_to_go_on(cluster: RayCluster) -> None:
-    job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
-    wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
-    driver_of(job_id).kill()
-    status = wait_for(cluster, job_id, lambda text: "failed" in text)
-    assert "its driver was killed (signal 9). Its records are kept in" in status
-    assert f"kvray submit --address {cluster.job_server} tune fake:static=hang" in status
-    assert "--resume" in status
-
-
-def test_ctrl_c_while_following_leaves_the_job_alone_and_says_how_to_follow_again(cluster: RayCluster) -> None:
+def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: RayCluster) -> None:
     following = subprocess.Popen(
         [sys.executable, "-m", "kvray", "submit", *HANGING],
-        env={**cluster.environment, "RAY_ADDRESS": cluster.job_server},
+        env={**cluster.environment, "RAY_ADDRESS": cluster.job_server, "OMP_NUM_THREADS": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,8 +124,23 @@ def test_ctrl_c_while_following_leaves_the_job_alone_and_says_how_to_follow_agai
     assert following.returncode == 130
     assert "goes on. Follow it again with kvray jobs logs --follow --address" in last
     job_id = last.rstrip(".").split()[-1]
-    assert "running" in kvray(cluster, "jobs", "status", job_id).stdout.splitlines()[0]
-    kvray(cluster, "jobs", "stop", job_id)
+    assert "OMP_NUM_THREADS" not in driver_of(job_id).environ(), "Ray sets it, and the user did not"
+
+    stopped = kvray(cluster, "jobs", "stop", job_id)
+    assert stopped.stdout == f"Job {job_id}: stopped.\n", stopped.stderr
+    assert "Interrupted; finished trials" in kvray(cluster, "jobs", "logs", job_id).stdout
+    store = ResultsStore(cluster.home / "kvray_results")
+    assert store.paths(store.latest_run_id()).report_html.is_file()
+
+
+def test_of_a_killed_driver_the_status_tells_what_is_kept_and_how_to_go_on(cluster: RayCluster) -> None:
+    job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
+    wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
+    driver_of(job_id).kill()
+    status = wait_for(cluster, job_id, lambda text: "failed" in text)
+    assert "its driver was killed (signal 9). Its records are kept in" in status
+    assert f"kvray submit --address {cluster.job_server} tune fake:static=hang" in status
+    assert "--resume" in status
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""What of a batch goes to a cluster, and how the batch is followed there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvray.cli.job_events import JobLog
+from kvray.cli.submit import prepare_arguments
+from kvray.errors import InvalidValueError
+from kvray.jobs.doorman import MARK
+from kvray.jobs.package import Argument, write_package
+from kvray.jobs.sender import files_of
+from kvray.workload import get_profile
+
+BATCH = """\
+defaults: {profiles: [chat-agent, mine.json], limits: {max_ttft_ms: off}}
+models: [{model: org/name, space: s.yaml}, {model: "random:tiny", candidates: c.json}, ./tiny, {model: b, space: full}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "models.yaml").write_text(BATCH, encoding="utf-8")
+    (tmp_path / "mine.json").write_text(get_profile("ci-micro").model_dump_json(), encoding="utf-8")
+    for name in ("s.yaml", "c.json", "full"):
+        (tmp_path / name).write_text("[]", encoding="utf-8")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_batch_file_takes_along_what_it_names_and_names_it_by_its_place_there(folder: Path) -> None:
+    arguments, output = prepare_arguments(["batch", "models.yaml", "--slots", "2"], upload_model=True)
+    (sent := folder / "sent-package").mkdir()
+    write_package(sent, arguments, output=output, columns=80, with_wheel=False)
+
+    written = json.loads((sent / "job.json").read_text(encoding="utf-8"))["arguments"]
+    assert [one["text"] for one in written] == ["batch", "", "--slots=2"]
+    file = yaml.safe_load((sent / written[1]["file"]).read_text(encoding="utf-8"))
+    defaults, (first, second, third, last) = file["defaults"], file["models"]
+    assert (defaults["profiles"][0], defaults["limits"]) == ("chat-agent", {"max_ttft_ms": "off"})
+    assert (sent / defaults["profiles"][1]).read_bytes() == (folder / "mine.json").read_bytes()
+    assert (first["model"], (sent / first["space"]).is_file()) == ("org/name", True)
+    assert (second["model"], (sent / second["candidates"]).is_file()) == (f"random:{third}", True)
+    assert (sent / third / "config.json").is_file()
+    assert last == {"model": "b", "space": "full"}
+
+
+def test_a_local_model_of_a_batch_is_sent_only_when_asked(folder: Path) -> None:
+    with pytest.raises(InvalidValueError, match=r"'random:tiny' is on this machine .*--upload-model"):
+        prepare_arguments(["batch", "models.yaml"], upload_model=False)
+    with pytest.raises(InvalidValueError, match="Run kvray batch --init"):
+        prepare_arguments(["batch", "--init"], upload_model=False)
+    (folder / "models.yaml").write_text("models: [a, {modle: b}]", encoding="utf-8")
+    with pytest.raises(InvalidValueError, match="line 1: there is no key 'modle'"):
+        prepare_arguments(["batch", "models.yaml"], upload_model=False)
+
+
+def test_a_model_named_by_two_dots_has_its_folders_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "tiny" / "inside").mkdir()
+    monkeypatch.chdir(folder / "tiny" / "inside")
+    assert prepare_arguments(["tune", ".."], upload_model=True)[0][1] == Argument(local=folder / "tiny")
+
+
+def test_a_log_tells_how_its_batch_stands() -> None:
+    told = {"batch_id": "batch-1", "statuses": {"ok": 1, "measuring": 1, "waiting": 2}, "now": "m · p"}
+    log = JobLog()
+    assert log.feed(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\nsaid\n") == [("said", False)]
+    assert log.batch is not None
+    assert (log.results_id, log.batch.progress) == ("batch-1", "1 of 4 sweeps ended")
+    assert log.batch.by_status == "2 waiting, 1 measuring, 1 ok"
+    log.freeze()
+    assert log.batch.by_status == "2 waiting, 1 ok, 1 broken off"
+    assert log.batch.progress == "1 of 4 sweeps ended"
+
+
+def test_the_results_of_a_batch_are_its_overview_and_its_sweeps(tmp_path: Path) -> None:
+    mine = ["batches/b.json", "batches/b/overview.md", "reports/b1/r.md", "sweeps/b1.json", "trials/run_id=b2/x"]
+    for name in (*mine, "batches/c.json", "batches/c/overview.md", "sweeps/b.json2", "reports/b3/r.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("", encoding="utf-8")
+    (tmp_path / "batches/b.json").write_text(json.dumps({"sweeps": [{"run_id": "b1"}, {"run_id": "b2"}]}))
+    assert files_of(tmp_path, "b") == mine
