@@ -102,7 +102,7 @@ def draw_utilities(
     rows = np.array([evidence.ids.index(key) for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
-    each = 2 * -(-draws // (2 * len(variances.machine)))
+    each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
     drawn = [
         _draw(own, values, within + one[rows], float(machine), each, generator)
         for machine, one in zip(variances.machine, variances.own, strict=True)
@@ -142,7 +142,7 @@ def _draw(
     in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
     if not in_round.shape[1]:
         return np.asarray((pull / precision)[:, None] + noise)
-    shared = np.stack([np.bincount(owner, weights * of, count) for of in in_round.T], axis=1)
+    shared = np.stack([np.bincount(owner, weights * is_member, count) for is_member in in_round.T], axis=1)
     information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
     covariance = np.linalg.inv(information)
     effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))

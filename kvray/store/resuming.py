@@ -122,17 +122,18 @@ def recall(
     current, _ = current_results(manifest, results)
     launched = [one for one in current if one.record.status.was_launched]
     records, limits = [one.record for one in launched], manifest.profile.limits
-    wanted = {one.trial_id for one in records if one.status in retry or is_allowed_now(one, limits)}
-    wanted |= {one.trial_id for one in records if one.candidate_id in disturbed}
-    gone = {one.trial_id for one in records if one.status is TrialStatus.INTERRUPTED}
-    gone |= {one.record.trial_id for one in launched if one.has_lost_its_runs}
+    retried = {one.trial_id for one in records if one.status in retry or is_allowed_now(one, limits)}
+    retried |= {one.trial_id for one in records if one.candidate_id in disturbed}
+    ignored = {one.trial_id for one in records if one.status is TrialStatus.INTERRUPTED}
+    ignored |= {one.record.trial_id for one in launched if one.has_lost_its_runs}
     if reopens_stopped:
-        gone |= {one.trial_id for one in judged_by_others(manifest, launched)}
-    searched = {one.trial_id: one.candidate_id for one in records if one.role is not Role.CONFIRM}
+        ignored |= {one.trial_id for one in judged_by_others(manifest, launched)}
+    left_out = retried | ignored
+    searched = [one for one in records if one.role is not Role.CONFIRM]
     return Recall(
-        results=tuple(one for one in launched if one.record.trial_id not in wanted | gone),
-        retry=tuple(candidate_id for trial_id, candidate_id in searched.items() if trial_id in wanted),
-        trial_ids={one: trial_id for trial_id, one in searched.items() if trial_id in wanted | gone},
+        results=tuple(one for one in launched if one.record.trial_id not in left_out),
+        retry=tuple(one.candidate_id for one in searched if one.trial_id in retried),
+        trial_ids={one.candidate_id: one.trial_id for one in searched if one.trial_id in left_out},
     )
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from typing_extensions import override
 
-from kvray.analysis.aggregate import Metrics
+from kvray.analysis.aggregate import Metrics, aggregate
 from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
 from kvray.sweep.batch import SweepBatch
-from kvray.sweep.recording import rung_cells, rung_metrics
+from kvray.sweep.recording import rung_cells
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask
@@ -55,9 +56,7 @@ class SparingHalving(AsyncHyperBandScheduler):
     def __init__(self, queue: TrialQueue) -> None:
         super().__init__(**RUNGS)
         self._queue = queue
-        self._seen: defaultdict[int, list[Metrics]] = defaultdict(list)
-        self._best: defaultdict[tuple[int, bool], float] = defaultdict(lambda: -math.inf)
-        """By rung, of all (`False`) and of those that keep the limits (`True`)."""
+        self._rungs: defaultdict[int, _Rung] = defaultdict(_Rung)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """The metric is ours, whatever Tune's config says."""
@@ -70,6 +69,7 @@ class SparingHalving(AsyncHyperBandScheduler):
         self._queue.rung_finished(measured)
         if measured.record.role is Role.CONFIRM:
             return str(TrialScheduler.CONTINUE)
+        # Judged in any case: later trials are compared with this one, whether or not the verdict counts.
         is_poor = self._is_poor(tune_controller, trial, result)
         if measured.record.role is Role.BASELINE:
             return str(TrialScheduler.CONTINUE)
@@ -77,25 +77,48 @@ class SparingHalving(AsyncHyperBandScheduler):
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def _is_poor(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> bool:
-        """Whether a trial is not worth its next rung; remembers what it measured, for those that come later."""
+        """Whether the four rules stop a trial; remembers what it measured, for those that come later."""
         measured: TrialResult = result[RESULT]
-        if any(cell.is_disturbed for cell in rung_cells(measured.runs, measured.record.rung)):
+        number = measured.record.rung or 0
+        cells = rung_cells(measured.runs, measured.record.rung)
+        if not cells or any(cell.is_disturbed for cell in cells):
             return False
+        rung, metrics, utility = self._rungs[number], aggregate(cells), result[UTILITY]
         is_halved = super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP
-        metrics = rung_metrics(measured.runs, measured.record.rung)
-        if metrics is None:
-            return is_halved
-        rung, utility = measured.record.rung or 0, result[UTILITY]
-        is_on_front = not any(is_beaten_clearly(metrics, other) for other in self._seen[rung])
-        self._seen[rung].append(metrics)
-        for peers in {False, result[KEEPS_LIMITS]}:
-            self._best[rung, peers] = max(self._best[rung, peers], utility)
-        if rung == 0 and is_on_front:
+        is_on_front = rung.is_on_front(metrics)
+        rung.add(metrics, utility, keeps_limits=result[KEEPS_LIMITS])
+        if number == 0 and is_on_front:
             return False
-        if self._queue.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[rung]:
+        if self._queue.win_chance(measured.record.candidate_id) < CHANCE_TO_GO_ON[number]:
             return True
-        is_near_best = utility > self._best[rung, result[MAY_KEEP_LIMITS]] - NOISE
-        return is_halved and not is_near_best
+        best = rung.best_within_limits if result[MAY_KEEP_LIMITS] else rung.best
+        if utility > best - NOISE:
+            return False
+        return is_halved
+
+
+@dataclass(kw_only=True)
+class _Rung:
+    """What the trials of a sweep have measured at one rung. Disturbed trials are not included.
+
+    Attributes:
+        best, best_within_limits: highest utility of all, and of those that keep the profile's limits.
+    """
+
+    best: float = -math.inf
+    best_within_limits: float = -math.inf
+    _seen: list[Metrics] = field(default_factory=list)
+
+    def is_on_front(self, metrics: Metrics) -> bool:
+        """Whether no trial so far is better than `metrics` by more than noise in every respect."""
+        return not any(is_beaten_clearly(metrics, other) for other in self._seen)
+
+    def add(self, metrics: Metrics, utility: float, *, keeps_limits: bool) -> None:
+        """A trial has completed the rung."""
+        self._seen.append(metrics)
+        self.best = max(self.best, utility)
+        if keeps_limits:
+            self.best_within_limits = max(self.best_within_limits, utility)
 
 
 class HalvingPerSweep(FIFOScheduler):

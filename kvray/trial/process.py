@@ -202,17 +202,20 @@ class TrialProcess:
         return self._log.tail()
 
     def _next_event(self) -> Event:
+        """What the process says next, or the trial's end if it will say nothing more."""
         try:
-            while (event := self._events.take()) is None:
-                end = self._listen()
-                if end is not None:
-                    return end
+            while True:
+                event = self._events.take()
+                if event is None:
+                    event = self._listen()
+                if event is not None:
+                    return event
         except BrokenChannelError as error:
             return self._ended(TrialStatus.CRASHED, f"{error}; killed")
-        return event
 
     def _listen(self) -> TrialEnded | None:
-        """Wait for the next word, or a while. Returns the trial's end if it shows that it has come."""
+        """Wait until the process says something, ends, or is due to be looked at. Returns the trial's end if it has
+        come; what was said is then in `_events`."""
         now = time.monotonic()
         if now >= self._deadline:
             return self._timed_out()
@@ -220,9 +223,12 @@ class TrialProcess:
             return self._look()
         timeout_s = min(self._deadline, self._next_look) - now
         ready = wait([self._connection, self._process.sentinel], timeout=timeout_s)
-        if self._connection in ready or (ready and self._connection.poll()):
+        # A process that has ended may have left words in the pipe: they come before its end.
+        has_words = self._connection in ready or (ready and self._connection.poll())
+        if has_words:
             return None if self._events.read() else self._died()
-        return self._died() if ready or not self._process.is_alive() else None
+        has_ended = ready or not self._process.is_alive()
+        return self._died() if has_ended else None
 
     def _look(self) -> TrialEnded | None:
         """What cannot wait until the trial says something."""

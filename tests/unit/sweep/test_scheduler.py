@@ -82,7 +82,7 @@ def report(
 
 @dataclass
 class Stub:
-    """A course that believes what the test says."""
+    """A queue that believes what the test says."""
 
     chance: float = 1.0
     stops_early: bool = True
@@ -193,6 +193,12 @@ def test_nobody_is_stopped_for_what_disturbed_runs_alone_have_shown(rung: int) -
     good, slow = report(100, 50, 500, rung=rung), report(900, 5, 600, rung=rung, disturbed=True)
     assert verdicts(good, good, good, slow, queue=Stub(chance=0.0))[-1]
     assert not verdicts(good, good, good, slow, queue=Stub(out_of_time=True))[-1], "out of time"
+
+
+def test_a_trial_that_has_completed_no_rung_goes_on() -> None:
+    record = report(1, 1, 1)[RESULT].record.with_(rung=None)
+    nothing = {RESULT: TrialResult(record=record, runs=()), "done": False}
+    assert verdicts(GOOD, GOOD, nothing, queue=Stub(chance=0.0))[-1]
 
 
 def test_nobody_is_held_against_what_was_disturbed() -> None:
