@@ -1,11 +1,11 @@
-"""Cleans up after a driver that was killed: a process of its own, started by `sweep.session` before it turns to Ray.
+"""Cleans up after a driver that was killed; `sweep.session` makes a `DriverReaper` before it turns to Ray.
 
-Of a killed driver's own Ray, two agents live on for a minute (Ray 2.60 waits so long for a server that is gone), and
-its folders for ever. This process sleeps until the driver's end of a pipe closes, however that came about. It imports
-the standard library only and runs as a script, so that it costs a few MiB.
+Two agents of a killed driver's own Ray live on for a minute (Ray 2.60 waits so long for a server that is gone), and its
+folders for ever. `clean_up` runs in the program of `trial.reaper`, so this module imports nothing else but the standard
+library.
 
-Where it was Ray's C++ that ended the driver, its reason stands in the sweep's log, which goes with the driver's folder:
-so it is said here.
+Where Ray's C++ ended the driver, its reason stands in the sweep's log, which goes with the driver's folder. So it is
+said here.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import re
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+
+from kvray.trial.reaper import Reaper, Told
 
 GRACE_S = 2.0
 """For Ray's own way out. What dies by itself does so within 1.6 s."""
 _POLL_S = 0.1
-_NOTHING_LEFT, _KEEP_LOGS = b"n", b"k"
+_NOTHING_LEFT, _KEEP_LOGS = "nothing left", "keep logs"
 """What a driver may say before it ends."""
 _FATAL = re.compile(rb"^\[[^\]\n]* [CF] \d+ \d+\] *(.*)", re.MULTILINE)
 """`[2026-01-01 00:00:00,000 C 7 7] file.cc:1: reason`; other lines have another letter, and others follow."""
@@ -45,31 +45,42 @@ class DriverReaper:
     """
 
     def __init__(self, folder: Path, *, ray_folder: Path | None = None, standard_error: int | None = None) -> None:
-        now = dt.datetime.now().strftime(_SESSION_TIME)
-        self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(folder), str(ray_folder or ""), now],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if standard_error is None else standard_error,
-            cwd="/",
-            start_new_session=True,  # Ctrl-C and a closed terminal are meant for the driver
-        )
+        since = dt.datetime.now().strftime(_SESSION_TIME)
+        self._reaper = Reaper(clean_up, standard_error=standard_error)
+        self._reaper.tell(os.getpid(), str(folder), None if ray_folder is None else str(ray_folder), since)
 
     def dismiss(self) -> None:
         """Nothing is left to clean up."""
-        self._say(_NOTHING_LEFT)
-        self._process.wait()
+        self._reaper.tell(_NOTHING_LEFT)
+        self._reaper.close()
 
     def keep_logs(self) -> None:
         """This process is about to leave a Ray that broke down: all is to be cleaned up but its session's folder."""
-        self._say(_KEEP_LOGS)
+        self._reaper.tell(_KEEP_LOGS)
+        self._reaper.close()
 
-    def _say(self, word: bytes) -> None:
-        pipe: IO[bytes] | None = self._process.stdin
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.write(word)
-                pipe.close()
+
+def clean_up(told: Told) -> None:
+    """Clean up everything, unless the driver has said a word before it ended. A driver that was killed says none."""
+    (driver, folder, ray_folder, since), *words = told
+    if [_NOTHING_LEFT] in words:
+        return
+    keeps_logs = [_KEEP_LOGS] in words
+    if not keeps_logs:
+        _say_fatal_words(Path(folder))
+    time.sleep(GRACE_S)
+    for pid in ray_processes_of(driver):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    sessions = [] if ray_folder is None or keeps_logs else sessions_of(driver, Path(ray_folder), since)
+    remove_folders([Path(folder), *sessions], within_s=GRACE_S)
+
+
+def _say_fatal_words(folder: Path) -> None:
+    if (reason := fatal_words(folder)) is not None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"kvray: Ray has ended the sweep: {reason}\n")
+            sys.stderr.flush()
 
 
 def ray_processes_of(driver: int) -> list[int]:
@@ -116,24 +127,3 @@ def fatal_words(folder: Path) -> str | None:
         with contextlib.suppress(OSError):
             found += _FATAL.findall(log.read_bytes())
     return " ".join(found[-1].decode(errors="replace").split()) if found else None
-
-
-def watch(driver: int, folder: Path, ray_folder: str, since: str) -> None:
-    """Wait for a word on standard input. None comes from a driver that was killed: then clean up everything."""
-    word = sys.stdin.buffer.read(1)
-    if word == _NOTHING_LEFT:
-        return
-    if word != _KEEP_LOGS and (reason := fatal_words(folder)) is not None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"kvray: Ray has ended the sweep: {reason}\n")
-            sys.stderr.flush()
-    time.sleep(GRACE_S)
-    for pid in ray_processes_of(driver):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-    sessions = sessions_of(driver, Path(ray_folder), since) if ray_folder and word != _KEEP_LOGS else []
-    remove_folders([folder, *sessions], within_s=GRACE_S)
-
-
-if __name__ == "__main__":
-    watch(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -28,7 +28,7 @@ _PRIVATE_RAY: Mapping[str, int] = {
     # Ray's monitor ends its workers when the machine runs low on memory, whoever took it; a slot that is ended so takes
     # the sweep with it, while the kernel would end the process that measures, which becomes a record.
     "memory_monitor_refresh_ms": 0,
-    # A slot's fork server must live until `trial.reaper` has ended what is below it.
+    # A slot's fork server must live until `trial_reaper` has ended what is below it.
     "kill_child_processes_on_worker_exit": False,
 }
 

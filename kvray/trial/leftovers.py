@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from kvray.trial.reaper import MARK, remove_tree
+from kvray.trial.trial_reaper import MARK, remove_tree
 
 _ROUNDS = 5
 """A process may fork between the look and the kill."""
@@ -29,7 +29,7 @@ class ProcessTree:
     beside those that run is an ended one's.
 
     Attributes:
-        mark: what `trial.reaper` knows them by if this process dies.
+        mark: what `trial_reaper` knows them by if this process dies.
     """
 
     def __init__(self) -> None:

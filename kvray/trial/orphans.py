@@ -23,7 +23,7 @@ def die_with_parent() -> None:
 
 
 def die_soon_after_parent() -> None:
-    """As `die_with_parent`, but after `LAST_SECONDS`, in which `trial.reaper` ends the descendants: while this process
+    """As `die_with_parent`, but after `LAST_SECONDS`, in which `trial_reaper` ends the descendants: while this process
     lives, they are found below it. What it forks calls `die_with_parent`."""
     signal.signal(signal.SIGUSR2, lambda *_: signal.alarm(LAST_SECONDS))
     _ask_for(signal.SIGUSR2)

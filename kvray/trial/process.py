@@ -35,9 +35,9 @@ from kvray.trial.leftovers import ProcessTree, remove_folder, remove_stale_locks
 from kvray.trial.log import TrialLog, scratch_of
 from kvray.trial.memory_watch import MemoryWatch
 from kvray.trial.other_python import UNKNOWN_EXIT_CODE, OtherPython
-from kvray.trial.reaper import trial_reaper
 from kvray.trial.shared_memory import SharedMemoryWatch
 from kvray.trial.spec import TrialSpec
+from kvray.trial.trial_reaper import trial_reaper
 
 GRACE_S = 3.0
 """Between SIGTERM and SIGKILL."""

@@ -1,207 +1,92 @@
-"""Ends what a slot leaves behind however it ends, SIGKILL included: processes of its trials, temporary folders and
-shared memory. A process of its own, started with the first launcher.
+"""Cleans up after a process that has ended, SIGKILL included: a program of its own that sleeps until the other's end of
+a pipe closes.
 
-`TrialProcess.close` does the same while the slot lives. This one sleeps until the slot's end of a pipe closes. It
-imports the standard library only and runs as a script, so that it costs a few MiB.
+`trial_reaper` and `sweep.driver_reaper` say what there is to clean up. The program imports the standard library and
+what cleans up, so it costs a few MiB. It is no child of the process that it outlives, ignores the signals that are
+meant for it, and is replaced if it was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any
 
-MARK = "KVRAY_LAUNCHER"
-"""Environment variable that all processes of a launcher's trials inherit."""
-KILL_S = 4.0
-"""In which all of them must have ended."""
-_ROUND_S = 0.02
+Told = Sequence[Sequence[Any]]
+"""What a reaper was told, in this order: strings and numbers."""
 
 
-class TrialReaper:
-    """The slot's side. What it is told of goes with this process; one that was killed is replaced and told anew."""
+class Reaper:
+    """The side of the process that may be killed. The program starts when it is first told something.
 
-    def __init__(self) -> None:
+    Args:
+        clean_up: called in the program when this process has ended. It is a function of a module that imports nothing
+            but the standard library and this module.
+        standard_error: descriptor to which `clean_up` may write; by default what it writes is lost.
+    """
+
+    def __init__(self, clean_up: Callable[[Told], None], *, standard_error: int | None = None) -> None:
+        self._clean_up = (clean_up.__module__, clean_up.__name__)
+        self._standard_error = subprocess.DEVNULL if standard_error is None else standard_error
         self._pipe: IO[bytes] | None = None
         self._told: dict[bytes, None] = {}
 
-    def end_processes(self, mark: str) -> None:
-        """End the processes that have `mark` in their environment, and their descendants."""
-        self._tell("mark", mark)
-
-    def remove_folder(self, folder: Path) -> None:
-        """Remove the folder, whether or not it exists yet."""
-        self._tell("folder", str(folder))
-
-    def remove_shared_memory(self, path: str, inode: int) -> None:
-        """Remove the file at `path`, if it is still the same and no living process uses it."""
-        self._tell("shared", path, inode)
-
-    def _tell(self, *words: str | int) -> None:
+    def tell(self, *words: str | int | None) -> None:
+        """Add the line `words` to what it knows. A program that was killed is replaced, and told everything anew."""
         line = json.dumps(words).encode() + b"\n"
         self._told[line] = None
         if self._pipe is not None:
             with contextlib.suppress(OSError):
                 self._pipe.write(line)
                 return
-        self._pipe = _start()
+        self._start()
+
+    def close(self) -> None:
+        """Let it clean up now, as if this process had ended."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    def _start(self) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, *self._clean_up],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._standard_error,
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C and a closed terminal are meant for the process that started it
+        )
+        if process.stdin is None:
+            raise RuntimeError("a pipe was asked for")
+        self._pipe = process.stdin
         with contextlib.suppress(OSError):
             self._pipe.write(b"".join(self._told))
+        process.wait()  # it leaves a process of its own: Ray kills the children of a worker or job that it ends
 
 
-@functools.cache
-def trial_reaper() -> TrialReaper:
-    """The one of this process, in which all launchers share multiprocessing's fork server too."""
-    return TrialReaper()
-
-
-def _start() -> IO[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        bufsize=0,
-        start_new_session=True,  # Ctrl-C and a closed terminal are meant for the driver
-    )
-    process.wait()  # it leaves a process of its own: Ray kills the children of a worker that it ends
-    if process.stdin is None:
-        raise RuntimeError("a pipe was asked for")
-    return process.stdin
-
-
-def remove_tree(folder: Path) -> None:
-    """Delete `folder` with all in it as far as possible, also where permissions have been taken away."""
-    with contextlib.suppress(OSError):
-        folder.chmod(0o700)
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                path = Path(parent, name)
-                if not path.is_symlink():
-                    path.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def used_inodes(folder: Path, pids: Iterable[int]) -> set[int]:
-    """Identities of the files in `folder` that the processes `pids` have open or mapped.
-
-    Not by name: glibc makes a semaphore under a temporary one, by which it stays known here, and links it to its own.
-    """
-    used: set[int] = set()
-    within = f"{folder}/"
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for number in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if str(number.readlink()).startswith(within):
-                        used.add(number.stat().st_ino)
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-                if within in line:  # proc_pid_maps(5): address perms offset dev inode pathname
-                    used.add(int(line.split(maxsplit=5)[4]))
-    return used
-
-
-class _Process(NamedTuple):
-    parent: int
-    is_alive: bool
-
-
-def end_processes(marks: Iterable[str]) -> None:
-    """Kill all that bear one of `marks`, and their descendants, until none is left.
-
-    The uppermost go last, stopped so that they start no more: a fork server is the parent of whatever loses its own
-    (`orphans.adopt_orphans`), so what has wiped its environment stays below it, where it is found.
-    """
-    wanted = [f"{MARK}={mark}".encode() for mark in marks]
-    deadline = time.monotonic() + KILL_S
-    while time.monotonic() < deadline:
-        processes = _processes()
-        found = _with_descendants({pid for pid in processes if _is_marked(pid, wanted)}, processes)
-        found = {pid for pid in found if processes[pid].is_alive and pid != os.getpid()}
-        if not found:
-            return
-        uppermost = {pid for pid in found if processes[pid].parent not in found}
-        below = found - uppermost
-        for pid in uppermost:
-            _send(pid, signal.SIGSTOP if below else signal.SIGKILL)
-        for pid in below:
-            _send(pid, signal.SIGKILL)
-        time.sleep(_ROUND_S)
-
-
-def _processes() -> dict[int, _Process]:
-    return {pid: one for pid in _pids() for one in _process(pid)}
-
-
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-
-
-def _process(pid: int) -> Iterator[_Process]:
-    with contextlib.suppress(OSError, ValueError):
-        # proc_pid_stat(5): pid (name, which may hold anything) state ppid …
-        state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
-        yield _Process(int(parent), state not in (b"Z", b"X"))
-
-
-def _is_marked(pid: int, wanted: Iterable[bytes]) -> bool:
-    with contextlib.suppress(OSError):  # it has ended, or is another user's
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        return any(word in environment for word in wanted)
-    return False
-
-
-def _with_descendants(tops: set[int], processes: dict[int, _Process]) -> set[int]:
-    found = set(tops)
-    while more := {pid for pid, one in processes.items() if one.parent in found} - found:
-        found |= more
-    return found
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
-def _remove_shared(entries: Iterable[tuple[str, int]]) -> None:
-    left = [Path(path) for path, inode in entries if _inode(Path(path)) == inode]
-    used = {inode for folder in {path.parent for path in left} for inode in used_inodes(folder, _pids())}
-    for path in left:
-        if _inode(path) not in used:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _inode(path: Path) -> int | None:
-    with contextlib.suppress(OSError):
-        return path.lstat().st_ino
-    return None
-
-
-def watch() -> None:
-    """Take note of what standard input tells; when it ends, so has the slot."""
+def watch(clean_up: Callable[[Told], None]) -> None:
+    """Take note of what standard input tells; when it ends, so has the process that told it."""
     told = [json.loads(line) for line in sys.stdin.buffer if line.endswith(b"\n")]
-    end_processes(words[1] for words in told if words[0] == "mark")
-    for words in told:
-        if words[0] == "folder":
-            remove_tree(Path(words[1]))
-    _remove_shared((words[1], words[2]) for words in told if words[0] == "shared")
+    if told:
+        clean_up(told)
+
+
+def _main(module: str, function: str) -> None:
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    sys.path.append(str(Path(__file__).parents[2]))  # of kvray; after the standard library, and before nothing else
+    clean_up = getattr(importlib.import_module(module), function)
+    if os.fork() == 0:
+        watch(clean_up)
 
 
 if __name__ == "__main__":
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
-    if os.fork() == 0:
-        watch()
+    _main(*sys.argv[1:])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import psutil
 
-from kvray.trial.reaper import TrialReaper, used_inodes
+from kvray.trial.trial_reaper import TrialReaper, used_inodes
 
 FOLDER = Path("/dev/shm")
 _logger = logging.getLogger("kvray.trial")

@@ -18,7 +18,7 @@ from drivers import FAKE, Driver, recorded
 from test_lost_slots import kill_slots, slots_of
 
 from kvray.record import TrialStatus
-from kvray.trial.reaper import used_inodes
+from kvray.trial.trial_reaper import used_inodes
 
 GONE_WITHIN_S = 5.0
 ONE = (*FAKE, "--confirm", "0", "--cache", "dynamic", "--attention", "sdpa", "--dtype", "float32")
@@ -179,7 +179,7 @@ def test_a_reaper_that_was_killed_is_replaced_before_the_next_trial(
         assert owner.stdout is not None
         assert owner.stdin is not None
         assert owner.stdout.readline() == b"one has ended\n"
-        (reaper,) = (one for one in below() if one.cmdline()[-1].endswith("reaper.py"))
+        (reaper,) = (one for one in below() if "kvray.trial.trial_reaper" in one.cmdline())
         reaper.kill()
         owner.stdin.write(b"\n")
         owner.stdin.flush()

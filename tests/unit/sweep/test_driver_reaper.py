@@ -14,7 +14,8 @@ DIES = """
 import os, sys
 from pathlib import Path
 from kvray.sweep.driver_reaper import DriverReaper
-DriverReaper(Path(sys.argv[1]), standard_error=2)
+reaper = DriverReaper(Path(sys.argv[1]), standard_error=2)
+{word}
 os._exit(1)
 """
 LOG = (
@@ -33,11 +34,30 @@ def test_words_with_which_rays_cpp_ends_a_process_are_told_from_others(tmp_path:
     assert fatal_words(tmp_path) == "core_worker.cc:1: The raylet is gone."
 
 
+def dies(folder: Path, word: str = "") -> str:
+    """What is said once a driver with `folder`, and everything that it started, has ended."""
+    folder.mkdir()
+    (folder / "sweep.log").write_text(LOG)
+    command = [sys.executable, "-c", DIES.format(word=word), folder]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr
+
+
 @pytest.mark.spawns
 def test_a_driver_that_rays_cpp_has_ended_does_not_vanish_without_a_word(tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
-    folder.mkdir()
-    (folder / "sweep.log").write_text(LOG)
-    done = subprocess.run([sys.executable, "-c", DIES, folder], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stderr == "kvray: Ray has ended the sweep: core_worker.cc:1: The raylet is gone.\n"
+    assert dies(folder) == "kvray: Ray has ended the sweep: core_worker.cc:1: The raylet is gone.\n"
     assert not folder.exists()
+
+
+@pytest.mark.spawns
+def test_a_driver_that_leaves_a_broken_ray_has_said_why_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    assert dies(folder, "reaper.keep_logs()") == ""
+    assert not folder.exists()
+
+
+@pytest.mark.spawns
+def test_a_driver_that_has_cleaned_up_itself_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch"
+    assert dies(folder, "reaper.dismiss()") == ""
+    assert folder.exists()
