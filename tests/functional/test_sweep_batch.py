@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -42,6 +44,8 @@ class Batch:
     second: TuneResult
     later: TuneResult
     is_still_alive: bool
+    sigterm_before: int | None
+    sigterm_after: int | None
 
 
 def config_of(model_id: str, folder: Path) -> TuneConfig:
@@ -76,7 +80,22 @@ def prepared(config: TuneConfig, run_id: str, ray: RaySession, scratch: Path, st
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
+def sigterm() -> Iterator[int | None]:
+    """What the system does at SIGTERM while this program has a handler of its own."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield sigterm_handler()
+    signal.signal(signal.SIGTERM, before)
+
+
+def sigterm_handler() -> int | None:
+    """Address of the handler that the system calls: Python remembers its own although C code has replaced it."""
+    action = ctypes.create_string_buffer(512)  # a struct sigaction, larger than any system's
+    ctypes.CDLL(None).sigaction(signal.SIGTERM, None, action)
+    return ctypes.c_void_p.from_buffer(action).value  # the first member (sigaction(2)); nothing stands for the default
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory: pytest.TempPathFactory, sigterm: int | None) -> Batch:
     folder = tmp_path_factory.mktemp("batch")
     scratch = folder / "scratch"
     scratch.mkdir()
@@ -96,7 +115,15 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Batch]:
         runner = CodeRunner(FakeAdapter(), excuse="a test", before=lambda: None)
         first, second = (write_up(sweep.keeper, PROFILE, runner.check) for sweep in sweeps)
         later = TuningSearch(config=config_of(LATER, folder), adapter=FakeAdapter(), ray=ray).run()
-        yield Batch(first=first, second=second, later=later, is_still_alive=bool(ray.nodes()))
+        is_still_alive = bool(ray.nodes())
+    return Batch(
+        first=first,
+        second=second,
+        later=later,
+        is_still_alive=is_still_alive,
+        sigterm_before=sigterm,
+        sigterm_after=sigterm_handler(),
+    )
 
 
 def ranked(result: TuneResult) -> set[str]:
@@ -136,3 +163,7 @@ def test_a_model_fills_the_slot_that_another_leaves_and_each_confirms_its_winner
 def test_a_ray_that_is_handed_in_outlives_the_sweep(batch: Batch) -> None:
     assert ranked(batch.later) == {label for label in ALL if label.startswith("dynamic")}
     assert batch.is_still_alive
+
+
+def test_a_ray_that_has_ended_leaves_sigterm_to_this_program(batch: Batch) -> None:
+    assert batch.sigterm_after == batch.sigterm_before is not None
