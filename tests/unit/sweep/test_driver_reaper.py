@@ -38,8 +38,9 @@ def dies(folder: Path, word: str = "") -> str:
     """What is said once a driver with `folder`, and everything that it started, has ended."""
     folder.mkdir()
     (folder / "sweep.log").write_text(LOG)
-    command = [sys.executable, "-c", DIES.format(word=word), folder]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr
+    command = [sys.executable, "-c", DIES.format(word=word), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.stderr
 
 
 @pytest.mark.spawns
