@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kvray.engines.transformers.class_source import declared_attentions
 from kvray.engines.transformers.model_class import missing_attentions, model_class
 from kvray.engines.transformers.small_config import small_config
 from kvray.errors import ModelError
+from kvray.search_paths import child_environment, python_command
 from kvray.workload import Cell
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,6 +123,28 @@ def test_an_outline_takes_only_known_decoders_without_trying_them(tmp_path: Path
     assert outline.outline_model(request) is not None
     change_config(tmp_path, is_causal=False)
     assert outline.outline_model(request) is None
+
+
+DESCRIBE = """
+import sys
+from kvray.engines.base import ModelRequest
+from kvray.engines.transformers import TransformersAdapter
+from kvray.errors import ModelError
+try:
+    TransformersAdapter().describe_model(ModelRequest(model_id=sys.argv[1]))
+except ModelError as error:
+    print(error)
+print("torch" in sys.modules)
+"""
+
+
+def test_a_model_that_its_config_refuses_is_refused_without_torch(tmp_path: Path) -> None:
+    request = ModelRequest(model_id=f"random:{tmp_path}")
+    with pytest.raises(ModelError, match="is an encoder-decoder") as error:
+        described(tmp_path, "t5", {})
+    command = python_command("-c", DESCRIBE, request.model_id)
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=child_environment()).stdout
+    assert told.splitlines() == [str(error.value), "False"]
 
 
 def test_a_switch_that_makes_an_encoder_of_a_known_type_is_seen() -> None:

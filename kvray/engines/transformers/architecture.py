@@ -18,15 +18,20 @@ _OTHER_HEADS = re.compile(r"For\w*(Classification|QuestionAnswering|MultipleChoi
 """Ends of class names whose model judges text and writes none."""
 
 
+class OtherKindError(ModelError):
+    """A model's config says that it is not a decoder with a language model's head. Nothing more has to be tried."""
+
+
 def refuse_other_kinds(model_id: str, config: Any) -> None:
     """Refuse a model that is not a decoder with a language model's head, where its config says so.
 
     Raises:
-        ModelError: with the reason.
+        OtherKindError: with the reason.
     """
     reason = _other_kind(config)
     if reason is not None:
-        raise not_tunable(model_id, config, reason)
+        refusal = not_tunable(model_id, config, reason)
+        raise OtherKindError(refusal.message, hint=refusal.hint)
 
 
 def check_behaviour(model_id: str, config: Any, model_class: type | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
 from kvray.engines.transformers import description
-from kvray.engines.transformers.architecture import is_known_decoder
+from kvray.engines.transformers.architecture import OtherKindError, is_known_decoder
 from kvray.engines.transformers.class_source import declared_attentions
 from kvray.engines.transformers.model_folder import config_path
 from kvray.engines.transformers.shapes import layer_kinds
@@ -25,20 +25,28 @@ from kvray.errors import ModelError
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.search_paths import child_environment, python_command
 
+_INFO, _REFUSAL = "info", "refusal"
+"""What the process tells: one of the two."""
+
 
 def outline_model(request: ModelRequest) -> ModelInfo | None:
     """What `description.describe` says. `None` where the config needs more than a look: it brings its own code, is of a
     type that has to be tried, or cannot be read so, for whatever reason.
 
     Raises:
-        ModelError: there is no config.
+        ModelError: there is no config, or it says that the model is no decoder.
     """
     if request.trust_remote_code:
         return None
     folder = config_path(request)
     command = python_command("-m", __name__, json.dumps(asdict(request)), str(folder))
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
-    return _info(json.loads(done.stdout)) if done.returncode == 0 else None
+    if done.returncode != 0:
+        return None
+    told = json.loads(done.stdout)
+    if (refusal := told.get(_REFUSAL)) is not None:
+        raise OtherKindError(refusal["message"], hint=refusal["hint"])
+    return _info(told[_INFO])
 
 
 def _info(values: dict[str, Any]) -> ModelInfo:
@@ -61,7 +69,11 @@ def _info(values: dict[str, Any]) -> ModelInfo:
 
 def _main(request: ModelRequest, folder: Path) -> None:
     _hide_torch()
-    config = description.read_config(request, folder)
+    try:
+        config = description.read_config(request, folder)
+    except OtherKindError as error:
+        _tell(_REFUSAL, {"message": error.message, "hint": error.hint})
+        return
     if not is_known_decoder(config):
         sys.exit("What this type of model does has to be tried, which takes torch.")
     missing = declared_attentions(config)
@@ -70,7 +82,11 @@ def _main(request: ModelRequest, folder: Path) -> None:
     with description.config_errors(request):
         kinds = layer_kinds(config.get_text_config(decoder=True))
     info = description.told(request, folder, config, layer_kinds=kinds, missing=missing)
-    sys.stdout.write(json.dumps(asdict(info)))
+    _tell(_INFO, asdict(info))
+
+
+def _tell(what: str, values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({what: values}))
 
 
 def _hide_torch() -> None:
