@@ -1,4 +1,4 @@
-"""Replays a sweep on a landscape: kvray's own course, scheduler and analysis on a made-up clock."""
+"""Replays a sweep on a landscape: kvray's own trial queue, scheduler and analysis on a made-up clock."""
 
 from __future__ import annotations
 

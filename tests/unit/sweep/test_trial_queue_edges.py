@@ -95,7 +95,7 @@ def two_slots(queue: SweepQueue) -> list[TrialTask]:
         while len(running) < 2 and (task := queue.next_trial()) is not None:
             running.append(task)
             tasks.append(task)
-            assert len(tasks) < 100, "the course does not end"
+            assert len(tasks) < 100, "the queue does not end"
         if not running:
             assert queue.is_over, "nothing runs, nothing comes, and it is not over: Tune would wait for ever"
             return tasks

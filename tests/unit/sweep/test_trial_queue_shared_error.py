@@ -28,11 +28,11 @@ def ended(task: TrialTask, ending: Ending | None) -> TrialResult:
 
 
 def drive(queue: SweepQueue, ending: Callable[[Candidate], Ending | None]) -> list[Candidate]:
-    """Run the course on one slot; who was launched."""
+    """Run the queue on one slot; who was launched."""
     launched = []
     while (task := queue.next_trial()) is not None:
         launched.append(task.spec.candidate)
-        assert len(launched) < 50, "the course does not end"
+        assert len(launched) < 50, "the queue does not end"
         queue.trial_finished(ended(task, ending(task.spec.candidate)))
     assert queue.is_over
     return launched
