@@ -27,7 +27,7 @@ from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
-from kvray.tuning.standing import BROKEN_OFF, LOST, RUNNING, SweepState, TrialState
+from kvray.tuning.standing import BROKEN_OFF, SweepState, TrialState
 
 _VARIABLE = "KVRAY_JOB"
 
@@ -208,10 +208,7 @@ class JobLog:
             state.foresee(Outlook(**{**outlook, "left_s": None if left is None else tuple(left)}))
 
     def freeze(self) -> None:
-        """Of a job that is over no time is left, and what still ran has ended with it."""
+        """The job is over."""
         if self.batch is not None:
             self.batch = self.batch.frozen()
-        self.state.outlook = dataclasses.replace(self.state.outlook, left_s=None)
-        for one in self.state.standings.values():
-            if one.state in (RUNNING, LOST):
-                one.state = BROKEN_OFF
+        self.state.break_off()

@@ -80,7 +80,7 @@ def prepare_sweep(
     started_s: float,
     arguments: Iterable[str] = (),
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
-    observer: SearchObserver | None = None,
+    observers: Sequence[SearchObserver] = (),
     environments: Mapping[str, Environment] = MappingProxyType({}),
 ) -> PreparedSweep:
     """Write the manifest of an attempt, and make its queue.
@@ -110,7 +110,7 @@ def prepare_sweep(
     )
     store.write_manifest(attempt.manifest)
     keeper = RecordKeeper(store, attempt.manifest, claim)
-    recorder = Recorder(keeper, preview, attempt.manifest, observer)
+    recorder = Recorder(keeper, preview, attempt.manifest, observers)
     sampler = make_sampler(
         config.search,
         preview.space.candidates,

@@ -21,22 +21,22 @@ from kvray.tuning.preview import Preview
 
 
 class Recorder(SweepObserver):
-    """The records of one attempt at a sweep. `observer`, which may be missing, is told of everything afterwards."""
+    """The records of one attempt at a sweep. `observers` are told of everything afterwards."""
 
     def __init__(
-        self, keeper: RecordKeeper, preview: Preview, manifest: SweepManifest, observer: SearchObserver | None
+        self, keeper: RecordKeeper, preview: Preview, manifest: SweepManifest, observers: Sequence[SearchObserver]
     ) -> None:
         self._keeper = keeper
         self._preview = preview
         self._manifest = manifest
-        self._observer = observer
+        self._observers = tuple(observers)
 
     def start(self, recorded: Sequence[TrialResult], positions: PositionBoard | None = None) -> None:
         """Tell of what is known before the first trial, as `SearchObserver.search_started` has it."""
         rejected = [(one.candidate, one.reason) for one in self._preview.space.rejected]
         self._keep_unlaunched(rejected, TrialStatus.REJECTED)
-        if self._observer is not None:
-            self._observer.search_started(self._preview, self._manifest, recorded, positions)
+        for observer in self._observers:
+            observer.search_started(self._preview, self._manifest, recorded, positions)
 
     def end(self, skipped: Iterable[tuple[Candidate, str]], expected: Iterable[Prediction]) -> None:
         """After the last trial: candidates that were not launched, each with the reason, and what was predicted."""
@@ -44,28 +44,28 @@ class Recorder(SweepObserver):
 
     @override
     def trial_started(self, spec: TrialSpec) -> None:
-        if self._observer is not None:
-            self._observer.trial_started(spec)
+        for observer in self._observers:
+            observer.trial_started(spec)
 
     @override
     def rung_finished(self, result: TrialResult) -> None:
-        if self._observer is not None:
-            self._observer.rung_finished(result)
+        for observer in self._observers:
+            observer.rung_finished(result)
 
     @override
     def trial_lost(self, spec: TrialSpec) -> None:
-        if self._observer is not None:
-            self._observer.trial_lost(spec)
+        for observer in self._observers:
+            observer.trial_lost(spec)
 
     @override
     def trial_finished(self, result: TrialResult) -> None:
-        """The observer is not told of interrupted trials, because the message that ends the sweep names them."""
+        """Observers are not told of interrupted trials, because the message that ends the sweep names them."""
         if result.record.status is TrialStatus.INTERRUPTED:
             self._keep_interrupted(result)
             return
         self._keeper.keep(result)
-        if self._observer is not None:
-            self._observer.trial_finished(result)
+        for observer in self._observers:
+            observer.trial_finished(result)
 
     def _keep_interrupted(self, result: TrialResult) -> None:
         """Keep the trial, unless it was to replace a recorded failure, which then stays."""
@@ -74,8 +74,8 @@ class Recorder(SweepObserver):
 
     @override
     def outlook_changed(self, outlook: Outlook) -> None:
-        if self._observer is not None:
-            self._observer.outlook_changed(outlook)
+        for observer in self._observers:
+            observer.outlook_changed(outlook)
 
     def _keep_unlaunched(
         self, reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, expected: Iterable[Prediction] = ()

@@ -25,6 +25,7 @@ from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.driver import run_sweep
 from kvray.sweep.imports import engine_folders
+from kvray.sweep.metrics import exports_metrics
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.remote_device import NodeFacts, ask_node
 from kvray.sweep.samplers import check_search
@@ -39,6 +40,7 @@ from kvray.tuning.preview import Preview, without_unplaceable
 from kvray.tuning.resolved import CheckedRequest, Resolved, with_measured_rates
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_log, warn_of_quota
+from kvray.tuning.watching import MetricsObserver
 
 T = TypeVar("T")
 
@@ -273,10 +275,17 @@ class TuningSearch:
             started_s=started_s,
             arguments=self._arguments,
             pythons={name: python for one in resolved for name, python in one.pythons.items()},
-            observer=self._observer,
+            observers=self._observers(ray, slots, while_measuring),
             environments=cluster.node.environments if cluster else {},
         )
         return prepared.keeper, self._run_trials(prepared, ray, slots, folder)
+
+    def _observers(self, ray: RaySession, slots: SlotPlan, while_measuring: ExitStack) -> list[SearchObserver]:
+        """Whoever is told of the trials: the caller's observer, and Ray's metrics on a cluster that has them."""
+        found = [] if self._observer is None else [self._observer]
+        if exports_metrics(ray):
+            found.append(while_measuring.enter_context(MetricsObserver(gpus_per_slot=slots.gpus_per_slot)))
+        return found
 
     def _run_trials(self, prepared: PreparedSweep, ray: RaySession, slots: SlotPlan, folder: Path) -> KvrayError | None:
         """All trials that are still to run; the error if that was broken off."""

@@ -38,7 +38,7 @@ _DOING = {
     Phase.QUALITY: "measuring quality",
 }
 BROKEN_OFF = "broken off"
-"""State of a trial that ran when its job ended."""
+"""State of a trial that ran when its sweep ended."""
 STATES = (RUNNING, LOST, *(one.value for one in TrialStatus if one.was_launched), BROKEN_OFF)
 """In which a launched trial can be."""
 
@@ -177,6 +177,13 @@ class SweepState:
         """How many trials are in each state, of the states that occur, in the order of `STATES`."""
         found = Counter(one.state for one in list(self.standings.values()))
         return {state: found[state] for state in STATES if found[state]}
+
+    def break_off(self) -> None:
+        """The sweep is over: no time is left, and what still ran has ended with it."""
+        self.foresee(replace(self.outlook, left_s=None))
+        for one in self.standings.values():
+            if one.state in (RUNNING, LOST):
+                one.state = BROKEN_OFF
 
     def foresee(self, outlook: Outlook) -> None:
         """Take what is still to come, as it is now."""

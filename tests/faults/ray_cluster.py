@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -47,6 +48,12 @@ class RayCluster:
         return f"http://127.0.0.1:{self._dashboard_port}"
 
     @property
+    def metrics_endpoints(self) -> list[str]:
+        """Where Prometheus finds the metrics of its nodes, as Ray itself tells Prometheus."""
+        found = json.loads((self._folder / "prom_metrics_service_discovery.json").read_text())
+        return [f"http://{target}/metrics" for one in found for target in one["targets"]]
+
+    @property
     def environment(self) -> dict[str, str]:
         """That of the user who started it, with nothing set for Ray but where it lies."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -69,6 +76,7 @@ class RayCluster:
             *("--include-dashboard", "false" if self._dashboard_port is None else "true", "--disable-usage-stats"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port or _free_port())),
             *("--dashboard-agent-listen-port", str(_free_port())),
+            *("--system-config", json.dumps({"metrics_report_interval_ms": 1000})),
         )
         with self._said.open("wb") as said:
             process = subprocess.Popen(

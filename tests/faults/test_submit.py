@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from ray_cluster import TOKEN, RayCluster
 
 from kvray.store.parquet import ResultsStore
+from kvray.sweep.metrics import Metric
 from kvray.workload import get_profile
 
 SWEEP = ("--engine", "fake", "--profile", "ci-micro", "--attention", "sdpa", "--dtype", "float32", "--search", "grid")
@@ -125,9 +129,19 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
     assert "goes on. Follow it again with kvray jobs logs --follow --address" in last
     job_id = last.rstrip(".").split()[-1]
     assert "OMP_NUM_THREADS" not in driver_of(job_id).environ(), "Ray sets it, and the user did not"
+    running = figures_once(cluster, lambda found: found.get(("kvray_trials", "running")) == 1)
+    assert running[("kvray_trials", "ok")] == 1
+    assert running[("kvray_sweep_running", None)] == 1
+    assert running[("kvray_candidates", None)] == 2
+    assert running[("kvray_best_gain_ratio", None)] == 1, "the baseline is all there is"
+    assert running[("kvray_trial_seconds", None)] > 0
+    assert running[("kvray_gpu_seconds", None)] == 0
+    assert "trials:   1 running, 1 ok" in kvray(cluster, "jobs", "status", job_id).stdout, "the same figures"
 
     stopped = kvray(cluster, "jobs", "stop", job_id)
     assert stopped.stdout == f"Job {job_id}: stopped.\n", stopped.stderr
+    ended = figures_once(cluster, lambda found: found.get(("kvray_sweep_running", None)) == 0)
+    assert (ended[("kvray_trials", "running")], ended[("kvray_trials", "broken off")]) == (0, 1)
     assert "Interrupted; finished trials" in kvray(cluster, "jobs", "logs", job_id).stdout
     store = ResultsStore(cluster.home / "kvray_results")
     assert store.paths(store.latest_run_id()).report_html.is_file()
@@ -178,6 +192,37 @@ def test_a_cluster_of_another_ray_is_refused_before_anything_is_sent(cluster: Ra
     server.shutdown()
     assert "has Ray 2.9.9, and this machine has Ray" in done.stderr
     assert (done.returncode, done.stderr.count("\n"), asked) == (11, 1, ["/api/version"])
+
+
+def figures_once(
+    cluster: RayCluster, is_so: Callable[[dict[tuple[str, str | None], float]], bool]
+) -> dict[tuple[str, str | None], float]:
+    """What Prometheus reads of the sweep that is told of last, by metric and status, as soon as `is_so`."""
+    deadline = time.monotonic() + 30
+    while not is_so(found := figures(cluster)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+    return found
+
+
+def figures(cluster: RayCluster) -> dict[tuple[str, str | None], float]:
+    """Metrics of an ended sweep stay for a while, so those of the latest run are taken."""
+    found: dict[str, dict[tuple[str, str | None], float]] = {}
+    for endpoint in cluster.metrics_endpoints:
+        try:
+            text = urllib.request.urlopen(endpoint, timeout=10).read().decode()
+        except urllib.error.URLError:  # Ray names its autoscaler, too, which does not run here
+            continue
+        for family in text_string_to_metric_families(text):
+            name = family.name.removeprefix("ray_")
+            if name.startswith("kvray_"):
+                assert family.documentation == Metric(name).help
+                for sample in family.samples:
+                    assert set(Metric(name).labels) <= set(sample.labels)
+                    assert sample.labels["profile"] == "ci-micro"
+                    assert sample.labels["engine"] == "fake"
+                    found.setdefault(sample.labels["run_id"], {})[name, sample.labels.get("status")] = sample.value
+    return found[max(found)] if found else {}
 
 
 def driver_of(job_id: str) -> psutil.Process:

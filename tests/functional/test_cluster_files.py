@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from kvray.cli.app import LazyGroup, app
+from kvray.sweep.metrics import Metric
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -228,3 +229,51 @@ def test_the_kvray_commands_shown_have_only_options_that_exist() -> None:
     for source, words in shown:
         context = group.get_command(None, words[0]).make_context(f"{source}: kvray {words[0]}", list(words[1:]))
         assert context.params, (source, words)
+
+
+def test_grafanas_panels_ask_for_what_kvray_exports_and_for_labels_that_it_has() -> None:
+    known = {one.exported_name: {*one.labels, "le"} for one in Metric}
+    asked: set[str] = set()
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            for name, labels in re.findall(r"(\w*kvray_\w+)(?:\{([^}]*)\})?", target["expr"]):
+                assert name in known, target["expr"]
+                assert set(re.findall(r"(\w+)=", labels.replace("!~", "=").replace("=~", "="))) <= known[name]
+                asked.add(name)
+            shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            grouped = re.findall(r"by \(([^)]*)\)", target["expr"])
+            assert all(shown <= set(one.replace(" ", "").split(",")) for one in grouped if shown)
+    assert asked == set(known), "no metric without a panel"
+    (choice,) = (one for one in dashboard()["templating"]["list"] if one["type"] == "query")
+    assert choice["definition"] == f"label_values({Metric.RUNNING.exported_name}, run_id)"
+
+
+def test_grafanas_dashboard_has_what_its_schema_asks_for() -> None:
+    board = dashboard()
+    assert {"title", "uid", "tags", "timezone", "time", "refresh", "annotations", "templating", "panels"} <= set(board)
+    assert board["schemaVersion"] == 39
+    assert "id" not in board, "Grafana gives one when the file is imported"
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    squares: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert {"type", "title", "datasource", "fieldConfig", "options", "targets"} <= set(panel)
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(set(letters)) == len(letters)
+        place = panel["gridPos"]
+        covered = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert place["x"] + place["w"] <= 24
+        assert not covered & squares, "panels lie on each other"
+        squares |= covered
+    variables = {one["name"] for one in board["templating"]["list"]}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(board))) == variables
+
+
+def dashboard() -> dict[str, Any]:
+    board = json.loads((CLUSTER / "grafana.json").read_text())
+    assert isinstance(board, dict)
+    return board
