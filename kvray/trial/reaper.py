@@ -82,7 +82,7 @@ def watch(clean_up: Callable[[Told], None]) -> None:
 def _main(module: str, function: str) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    sys.path.append(str(Path(__file__).parents[2]))  # of kvray; after the standard library, and before nothing else
+    sys.path.append(str(Path(__file__).parents[2]))  # kvray's; the standard library is found first
     clean_up = getattr(importlib.import_module(module), function)
     if os.fork() == 0:
         watch(clean_up)

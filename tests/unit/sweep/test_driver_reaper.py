@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def dies(folder: Path, word: str = "") -> str:
     folder.mkdir()
     (folder / "sweep.log").write_text(LOG)
     command = [sys.executable, "-c", DIES.format(word=word), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    marked = {**os.environ, "TEST_DRIVER": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=marked)
     return done.stderr
 
 
@@ -51,14 +53,32 @@ def test_a_driver_that_rays_cpp_has_ended_does_not_vanish_without_a_word(tmp_pat
 
 
 @pytest.mark.spawns
-def test_a_driver_that_leaves_a_broken_ray_has_said_why_itself(tmp_path: Path) -> None:
-    folder = tmp_path / "scratch"
-    assert dies(folder, "reaper.keep_logs()") == ""
-    assert not folder.exists()
-
-
-@pytest.mark.spawns
 def test_a_driver_that_has_cleaned_up_itself_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     assert dies(folder, "reaper.dismiss()") == ""
     assert folder.exists()
+
+
+END_A_JOB = """
+import contextlib, psutil, signal, time
+def reaper_pid():
+    for one in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if one.environ().get("TEST_DRIVER") == sys.argv[1] and one.pid != os.getpid():
+                return one.pid
+assert psutil.Process().children() == []
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    os.kill(reaper_pid(), number)
+time.sleep(0.1)
+{then}
+"""
+
+
+@pytest.mark.spawns
+@pytest.mark.parametrize("then", ["", "os.kill(reaper_pid(), signal.SIGKILL); time.sleep(0.1); reaper.keep_logs()"])
+def test_what_ends_a_job_ends_no_reaper_and_one_that_was_killed_is_replaced(tmp_path: Path, then: str) -> None:
+    folder = tmp_path / "scratch"
+    # A driver that says to keep the logs is about to leave a broken Ray, and has said why itself.
+    said = dies(folder, END_A_JOB.format(then=then))
+    assert said == ("" if then else "kvray: Ray has ended the sweep: core_worker.cc:1: The raylet is gone.\n")
+    assert not folder.exists()
