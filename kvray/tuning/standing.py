@@ -137,7 +137,8 @@ class SweepState:
     def best(self) -> TrialState | None:
         """The best candidate of those that were measured completely and keep the limits, by all its processes."""
         kept = [one for one in self._complete() if all(process.keeps_limits for process in one)]
-        return max(map(_pooled, kept), key=lambda one: one.utility or 0.0, default=None)
+        found = max(kept, key=_utility, default=None)
+        return None if found is None else _pooled(found)
 
     def _complete(self) -> list[list[TrialState]]:
         """Per candidate, its processes that ended ok."""
@@ -154,8 +155,8 @@ class SweepState:
 
     def baseline(self) -> TrialState | None:
         """The baseline, by all its processes; `None` before one of them has ended well."""
-        pooled = (_pooled(processes) for processes in self._complete())
-        return next((one for one in pooled if one.is_baseline), None)
+        found = (one for one in self._complete() if any(process.is_baseline for process in one))
+        return next(map(_pooled, found), None)
 
     def best_gain(self) -> Gain | None:
         """The gain of the best over the baseline; `None` with nothing to compare."""
@@ -238,13 +239,17 @@ def _pooled(processes: Sequence[TrialState]) -> TrialState:
     return replace(
         first,
         is_baseline=any(one.is_baseline for one in processes),
-        utility=statistics.median(one.utility or 0.0 for one in processes),
+        utility=_utility(processes),
         metrics=replace(
             metrics[0],
             ttft_ms=statistics.median(one.ttft_ms for one in metrics),
             decode_tok_s=statistics.median(one.decode_tok_s for one in metrics),
         ),
     )
+
+
+def _utility(processes: Sequence[TrialState]) -> float:
+    return statistics.median(one.utility or 0.0 for one in processes)
 
 
 def _standing(candidate: Candidate, role: Role, trial_id: str) -> TrialState:

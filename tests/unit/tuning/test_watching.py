@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from kvray.analysis.aggregate import Metrics
-from kvray.sweep.metrics import Metric
+from kvray.sweep.metrics import Metric, exports_metrics
 from kvray.sweep.outlook import Outlook
+from kvray.sweep.session import RaySession
 from kvray.tuning.standing import SweepState, TrialState
 from kvray.tuning.watching import sweep_samples
 
@@ -84,3 +86,7 @@ def test_an_ended_sweep_is_marked_and_has_no_time_left() -> None:
     found = told(trial(0, "ok"), is_running=False)
     assert found["kvray_sweep_running",] == 0
     assert found["kvray_left_seconds", "most"] == 0
+
+
+def test_a_private_ray_which_ends_with_the_sweep_is_not_asked_to_export(tmp_path: Path) -> None:
+    assert not exports_metrics(RaySession(address=None, scratch=tmp_path))
