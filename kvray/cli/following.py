@@ -54,7 +54,7 @@ def end_of(server: JobServer, job_id: str, log: JobLog | None = None) -> None:
     if log is None:
         log = read_log(server, job_id)[0]
     if job.state is JobState.FAILED and (job.exit_code is None or not 0 < job.exit_code < _KILLED):
-        raise SweepError(how_it_failed(job), hint=how_to_go_on(server, job, log))
+        raise SweepError(how_it_failed(job), hint=how_to_go_on(server.address, job, log))
     if log.results_id is not None:
         typer.echo(f"kvray: results: {log.output} on the cluster; kvray jobs fetch {_there(server, job_id)}", err=True)
     if job.state is not JobState.SUCCEEDED:
@@ -71,7 +71,7 @@ def how_it_failed(job: Job) -> str:
     return f"Job {job.job_id} failed: {how.rstrip('.')}."
 
 
-def how_to_go_on(server: JobServer, job: Job, log: JobLog) -> str | None:
+def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
     """The command that measures the rest of a sweep or batch that was broken off."""
     if log.results_id is None:
         return None
@@ -79,7 +79,7 @@ def how_to_go_on(server: JobServer, job: Job, log: JobLog) -> str | None:
     if "--resume" in typed:
         at = typed.index("--resume")
         del typed[at : at + 2]
-    command = shlex.join(["kvray", "submit", "--address", server.address, *typed, "--resume", log.results_id])
+    command = shlex.join(["kvray", "submit", "--address", address, *typed, "--resume", log.results_id])
     return f"Its records are kept in {log.output} on the cluster. Measure the rest with: {command}"
 
 

@@ -59,7 +59,7 @@ def status(job: JobId, address: Address = None) -> None:
         "results": f"{log.output} on the cluster" if log.output else "",
     }
     if found.state is JobState.FAILED:
-        rows["failed"] = " ".join(filter(None, (how_it_failed(found), how_to_go_on(server, found, log))))
+        rows["failed"] = " ".join(filter(None, (how_it_failed(found), how_to_go_on(server.address, found, log))))
     for name, text in rows.items():
         if text:
             Console().print(Text(f"{name + ':':<9} {text}"), soft_wrap=True)

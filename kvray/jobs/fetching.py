@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kvray.errors import OutputError, ResultsError
+from kvray.errors import OutputError, ResultsError, SweepError
 from kvray.jobs.client import JobServer, JobState
 from kvray.jobs.package import write_request
 from kvray.jobs.sender import sha256_of
@@ -71,7 +71,12 @@ def fetch_results(
         start = stream.stat().st_size if stream.exists() and known is not None else 0
         if known is not None and start >= sum(one.size for one in known):
             break
-        files, data = _part(server, results, run_id=run_id, node=node, start=start, most=part_bytes)
+        try:
+            files, data = _part(server, results, run_id=run_id, node=node, start=start, most=part_bytes)
+        except SweepError as error:
+            if start:
+                error.hint = "What has come is kept: repeat the command to go on from there."
+            raise
         if not files:
             raise ResultsError(f"{results!r} on the cluster holds no results of {run_id or 'this job'}.")
         if files != known:  # the first part, or the sweep has gone on meanwhile

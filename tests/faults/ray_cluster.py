@@ -23,9 +23,11 @@ class RayCluster:
 
     Args:
         with_dashboard: and so with a job server.
+        python: of the environment in which Ray is started.
     """
 
-    def __init__(self, root: Path, *, with_dashboard: bool = False) -> None:
+    def __init__(self, root: Path, *, with_dashboard: bool = False, python: str = sys.executable) -> None:
+        self._python = python
         self._dashboard_port = _free_port() if with_dashboard else None
         self.home = root / "home"
         token = self.home / ".ray" / "auth_token"
@@ -57,8 +59,13 @@ class RayCluster:
     def environment(self) -> dict[str, str]:
         """That of the user who started it, with nothing set for Ray but where it lies."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{plain['PATH']}"
+        path = f"{Path(self._python).parent}{os.pathsep}{plain['PATH']}"
         return {**plain, "HOME": str(self.home), "RAY_TMPDIR": str(self._folder), "PATH": path}
+
+    def said_of(self, job_id: str) -> str:
+        """What the job has printed until now."""
+        log = self._folder / "session_latest" / "logs" / f"job-driver-{job_id}.log"
+        return log.read_text(encoding="utf-8") if log.exists() else ""
 
     def stop(self) -> None:
         """With all that it has started."""
@@ -80,7 +87,7 @@ class RayCluster:
         )
         with self._said.open("wb") as said:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", *options],
+                [self._python, "-P", "-m", "ray.scripts.scripts", "start", *options],
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 env=self.environment,

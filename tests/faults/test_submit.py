@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cutting_proxy import CuttingProxy
 from prometheus_client.parser import text_string_to_metric_families
 from ray_cluster import TOKEN, RayCluster
 
@@ -31,6 +32,24 @@ BATCH = """\
 defaults: {engine: fake, profiles: [mine/p.json], space: mine/space.yaml, search: grid, confirm_rounds: 0,
            check_snippet: false}
 models: ["fake:a", {model: "fake:b", seed: 7}]
+"""
+
+FETCH = """\
+import sys
+from pathlib import Path
+from kvray.errors import KvrayError
+from kvray.jobs.client import JobServer
+from kvray.jobs.fetching import fetch_results
+
+address, folder, results, run_id = sys.argv[1:]
+tell = lambda come, total: print(come, "of", total, flush=True)
+try:
+    fetch_results(
+        JobServer(address), Path(folder), results=results, run_id=run_id, node=None, tell=tell, part_bytes=100_000
+    )
+except KvrayError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
 """
 
 
@@ -55,14 +74,14 @@ def kvray(
     )
 
 
-def wait_for(cluster: RayCluster, job_id: str, is_so: Callable[[str], bool]) -> str:
+def wait_until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not is_so(text := kvray(cluster, "jobs", "status", job_id).stdout):
-        assert time.monotonic() < deadline, text
-        time.sleep(0.5)
-    return text
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("- cache: [dynamic, static]\n  attention: [sdpa]\n  dtype: [float32]\n")
@@ -84,7 +103,6 @@ def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster
     run_id = there.latest_run_id()
     assert store.latest_run_id() == run_id
     assert (store.paths(run_id).report_html).read_bytes() == (there.paths(run_id).report_html).read_bytes()
-    assert kvray(cluster, "report", tmp_path / "home").returncode == 0
 
 
 def test_a_batch_is_sent_with_its_files_and_fetched_whole(cluster: RayCluster, tmp_path: Path) -> None:
@@ -147,14 +165,45 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
     assert store.paths(store.latest_run_id()).report_html.is_file()
 
 
+@pytest.mark.slow
 def test_of_a_killed_driver_the_status_tells_what_is_kept_and_how_to_go_on(cluster: RayCluster) -> None:
     job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
-    wait_for(cluster, job_id, lambda text: "1 running, 1 ok" in text)
-    driver_of(job_id).kill()
-    status = wait_for(cluster, job_id, lambda text: "failed" in text)
+    wait_until(lambda: "start   static" in cluster.said_of(job_id))
+    assert "1 running, 1 ok" in kvray(cluster, "jobs", "status", job_id).stdout
+    (driver := driver_of(job_id)).kill()
+    wait_until(lambda: not driver.is_running())
+    deadline = time.monotonic() + 60
+    while "failed" not in (status := kvray(cluster, "jobs", "status", job_id).stdout):
+        assert time.monotonic() < deadline, status
     assert "its driver was killed (signal 9). Its records are kept in" in status
     assert f"kvray submit --address {cluster.job_server} tune fake:static=hang" in status
     assert "--resume" in status
+
+
+def test_a_fetch_that_was_cut_goes_on_and_what_comes_is_whole(cluster: RayCluster, tmp_path: Path) -> None:
+    results, proxy = cluster.home / "large", CuttingProxy(int(cluster.job_server.rpartition(":")[2]))
+    for name, size in (("sweeps/a.json", 50_000), ("reports/a/report.html", 150_000)):
+        (results / name).parent.mkdir(parents=True)
+        (results / name).write_bytes(os.urandom(size))
+    command = [sys.executable, "-c", FETCH, proxy.address, str(tmp_path / "home"), str(results), "a"]
+
+    cut = subprocess.Popen(command, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert cut.stdout is not None
+    assert cut.stdout.readline() == "100000 of 200000\n"
+    proxy.cut_after(20_000)
+    rest, said = cut.communicate(timeout=60)
+    assert (cut.returncode, rest, said.count("\n")) == (11, "", 1)
+    assert "What has come is kept: repeat the command to go on from there." in said
+    assert not (tmp_path / "home" / "reports").exists(), "nothing takes its place before it is checked"
+
+    proxy.mend()
+    again = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    proxy.stop()
+    assert again.stdout == "200000 of 200000\n", again.stderr
+    names = sorted(path.relative_to(tmp_path / "home").as_posix() for path in (tmp_path / "home").rglob("*.*"))
+    assert [one for one in names if one != ".partial"] == ["reports/a/report.html", "sweeps/a.json"]
+    for name in ("reports/a/report.html", "sweeps/a.json"):
+        assert (tmp_path / "home" / name).read_bytes() == (results / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -163,10 +212,11 @@ def test_of_a_killed_driver_the_status_tells_what_is_kept_and_how_to_go_on(clust
         (None, "f" * 32, "it does not accept the token in RAY_AUTH_TOKEN"),
         ("http://127.0.0.1:1", TOKEN, "No job server answers at http://127.0.0.1:1: Connection refused"),
         ("127.0.0.1:6379", TOKEN, "is not the address of a job server"),
+        ("http://{head}", TOKEN, "No job server answers at http://127.0.0.1:"),
     ],
 )
 def test_a_wrong_token_or_address_is_one_line(cluster: RayCluster, address: str | None, token: str, said: str) -> None:
-    given = () if address is None else ("--address", address)
+    given = () if address is None else ("--address", address.format(head=cluster.address))
     done = kvray(cluster, "submit", *given, "tune", "fake:x", RAY_AUTH_TOKEN=token, RAY_AUTH_MODE="token")
     assert done.returncode in (2, 11)
     assert said in done.stderr
