@@ -110,6 +110,10 @@ class BatchStore:
         self._files.write(paths.overview_markdown, markdown.encode())
         self._files.write(paths.overview_html, html.encode())
 
+    def write_log(self, batch_id: str, text: str) -> None:
+        """Keep what libraries and processes said."""
+        self._files.write(self.paths(batch_id).log, text.encode())
+
 
 def _parsed(data: bytes, batch_id: str) -> BatchManifest:
     try:

@@ -1,9 +1,10 @@
-"""`BatchSearch`: many models, one sweep after the other; one that fails is a row of the overview, the others go on."""
+"""`BatchSearch`: many models over one pool of slots; one that fails is a row of the overview, the others go on."""
 
 from __future__ import annotations
 
 import datetime as dt
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
+from kvray.engines.offline import offline_environment
 from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError, sentence_of
 from kvray.files.redaction import redact
 from kvray.probes.environment import kvray_version
@@ -21,8 +23,12 @@ from kvray.store.batch_store import BatchStore
 from kvray.store.batch_table import BatchRow
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.batch_budget import BatchBudget
 from kvray.tuning.batch_file import AskedSweep
-from kvray.tuning.outcome import no_winner
+from kvray.tuning.batch_pool import BatchPool
+from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.engines import SweepEngines
+from kvray.tuning.outcome import check_code_of
 from kvray.tuning.preview import Preview
 from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
@@ -33,7 +39,7 @@ class BatchOptions:
     """What all sweeps of a batch have in common.
 
     Attributes:
-        budget_s: seconds for all sweeps together; each may take an equal share of what is left when it begins.
+        budget_s: seconds for all sweeps together, shared equally by those that have not ended.
     """
 
     output_dir: str
@@ -49,13 +55,6 @@ class BatchOptions:
         """The fields of a sweep's `TuneConfig`."""
         names = ("output_dir", "device", "address", "gpu_type", "slots", "offline")
         return {name: getattr(self, name) for name in names}
-
-
-def share_s(left_s: float, sweeps_left: int, own_s: float | None) -> float:
-    """Seconds for the next of `sweeps_left` sweeps: an equal share, so that what one does not need goes to the others,
-    and no more than its own bound."""
-    share = left_s / sweeps_left
-    return share if own_s is None else min(share, own_s)
 
 
 class BatchSearch:
@@ -88,6 +87,7 @@ class BatchSearch:
         self._batches = BatchStore(options.output_dir)
         self._rows: dict[str, BatchRow] = {}
         self._manifest: BatchManifest | None = None
+        self._writing = threading.RLock()
 
     def previews(self) -> list[tuple[AskedSweep | BatchSweep, Preview | KvrayError]]:
         """What each sweep that is not measured yet would measure, or why it cannot; nothing is started or written.
@@ -111,11 +111,14 @@ class BatchSearch:
         """
         self._store.check_writable()
         manifest = self._manifest = self._begun()
-        with claimed_sweep(self._store, manifest.batch_id):
+        with (
+            claimed_sweep(self._store, manifest.batch_id),
+            offline_environment(enabled=self._options.offline),
+        ):
             self._keep(manifest)
-            started_s = self._clock()
             try:
-                self._measure_all(started_s)
+                self._measure_all()
+                self._check_codes()
             except (KeyboardInterrupt, SweepInterruptedError) as error:
                 raise self.interrupted() from error
             self._keep(self._now.ended(dt.datetime.now(dt.UTC)))
@@ -160,42 +163,57 @@ class BatchSearch:
                 hint="Leave the file out to go on with the batch, or start a new one without --resume.",
             )
 
-    def _measure_all(self, started_s: float) -> None:
-        waiting = [one for one in self._now.sweeps if not one.status.is_measured]
-        for place, sweep in enumerate(waiting):
-            left_s = None if self._options.budget_s is None else self._options.budget_s - (self._clock() - started_s)
-            if left_s is not None and left_s <= 0:
-                self._keep_sweep(sweep, BatchStatus.WAITING, "the budget ended before its turn")
+    def _measure_all(self) -> None:
+        waiting, configs = [], {}
+        for sweep in self._now.sweeps:
+            try:
+                if not sweep.status.is_measured:
+                    configs[sweep.run_id] = self._config(sweep, resume=self._to_resume(sweep))
+                    waiting.append(sweep)
+            except KvrayError as error:
+                self._keep_sweep(sweep, BatchStatus.FAILED, redact(sentence_of(error)))
+        if waiting:
+            BatchPool(
+                waiting,
+                batch_id=self._now.batch_id,
+                store=self._store,
+                configs=configs,
+                budget=BatchBudget(configs, self._options.budget_s, clock=self._clock),
+                keep=self._keep_sweep,
+                keep_log=self._keep_log,
+                farewell=lambda error: f"{error} {self.interrupted().hint}",
+            ).run()
+
+    def _to_resume(self, sweep: BatchSweep) -> str | None:
+        return sweep.run_id if self._store.has_manifest(sweep.run_id) else None
+
+    def _check_codes(self) -> None:
+        """Run the winners' code once, when no trial runs any more that it would disturb."""
+        for sweep in self._now.sweeps:
+            config = self._config(sweep)
+            if sweep.status is not BatchStatus.OK or not config.check_snippet:
                 continue
-            own_s = sweep.settings.get("budget_s")
-            budget_s = own_s if left_s is None else share_s(left_s, len(waiting) - place, own_s)
-            self._tell(f"{place + 1} of {len(waiting)}: {sweep.model_id} · {sweep.profile.name} · sweep {sweep.run_id}")
-            self._keep_sweep(sweep, BatchStatus.MEASURING)
-            self._tell(f"        {self._measured(sweep, budget_s)}")
+            try:
+                with claimed_sweep(self._store, sweep.run_id):
+                    runner = self._code_runner(sweep, config)
+                    check_code_of(self._store, sweep.run_id, runner.check)
+            except KvrayError as error:
+                self._tell(f"warning: the code of sweep {sweep.run_id} was not checked: {error}")
+                continue
+            if runner.was_interrupted:
+                raise KeyboardInterrupt
 
-    def _measured(self, sweep: BatchSweep, budget_s: float | None) -> str:
-        """Measure one sweep, whatever comes of it; a line that says what did."""
-        try:
-            resume = sweep.run_id if self._store.has_manifest(sweep.run_id) else None
-            config = self._config(sweep, resume=resume, budget_s=budget_s)
-            result = TuningSearch(config=config, run_id=sweep.run_id).outcome()
-        except SweepInterruptedError:
-            self._keep_sweep(sweep, BatchStatus.MEASURING, "interrupted")
-            raise
-        except KvrayError as error:
-            return self._keep_sweep(sweep, BatchStatus.FAILED, redact(sentence_of(error)))
-        except Exception as error:  # noqa: BLE001  (the boundary of one sweep: the others of a night go on)
-            return self._keep_sweep(sweep, BatchStatus.ERROR, redact(f"{type(error).__name__}: {sentence_of(error)}"))
-        if not result.analysis.ranking.entries:
-            return self._keep_sweep(sweep, BatchStatus.NO_WINNER, no_winner(result).message)
-        return self._keep_sweep(sweep, BatchStatus.OK)
+    def _code_runner(self, sweep: BatchSweep, config: TuneConfig) -> CodeRunner:
+        of_baseline = self._store.read_manifest(sweep.run_id).engine
+        adapters = sorted(SweepEngines.named(config.engines).adapters, key=lambda one: one.name != of_baseline)
+        return CodeRunner(
+            adapters[0],
+            others=tuple(adapters[1:]),
+            before=lambda: self._tell(f"{sweep.model_id} · {sweep.profile.name}: the winner's code is run"),
+        )
 
-    def _config(
-        self, sweep: BatchSweep | AskedSweep, *, resume: str | None = None, budget_s: float | None = None
-    ) -> TuneConfig:
+    def _config(self, sweep: BatchSweep | AskedSweep, *, resume: str | None = None) -> TuneConfig:
         values = {**sweep.settings, **self._options.of_a_sweep, "resume": resume}
-        if budget_s is not None:
-            values["budget_s"] = budget_s
         return TuneConfig(model_id=sweep.model_id, profile=sweep.profile, **values)
 
     def _preview(self, asked: AskedSweep | BatchSweep) -> Preview | KvrayError:
@@ -204,13 +222,24 @@ class BatchSearch:
         except KvrayError as error:
             return error
 
-    def _keep_sweep(self, sweep: BatchSweep, status: BatchStatus, reason: str | None = None) -> str:
-        """Write how far the sweep is; returns it as one line."""
-        update = {"status": status, "reason": reason}
-        self._rows.pop(sweep.run_id, None)
-        self._keep(self._now.having(sweep.model_copy(update=update)))
-        row = self._rows[sweep.run_id]
-        return ": ".join(str(part) for part in (row.status, row.winner or row.reason) if part)
+    def _keep_sweep(self, sweep: BatchSweep, status: BatchStatus, reason: str | None = None) -> None:
+        """Write how far the sweep is, and tell of it in one line. Several threads call it."""
+        with self._writing:
+            update = {"status": status, "reason": reason}
+            self._rows.pop(sweep.run_id, None)
+            self._keep(self._now.having(sweep.model_copy(update=update)))
+            row = self._rows[sweep.run_id]
+            place = [one.run_id for one in self._now.sweeps].index(sweep.run_id) + 1
+        detail = f"sweep {sweep.run_id}" if status is BatchStatus.MEASURING and not reason else row.winner or row.reason
+        told = ": ".join(str(part) for part in (row.status, detail) if part)
+        self._tell(f"{place} of {len(self._now.sweeps)}: {sweep.model_id} · {sweep.profile.name}: {told}")
+
+    def _keep_log(self, text: str) -> None:
+        if text.strip():
+            try:
+                self._batches.write_log(self._now.batch_id, text)
+            except OutputError as error:
+                self._tell(f"warning: {error}")
 
     def _keep(self, manifest: BatchManifest) -> None:
         self._manifest = manifest
@@ -220,10 +249,10 @@ class BatchSearch:
         rows = [self._rows[sweep.run_id] for sweep in manifest.sweeps]
         info = overview_info(manifest, rows)
         try:
-            self._batches.write_manifest(manifest)
             self._batches.write_overview(
                 manifest.batch_id, html=render_overview_html(info), markdown=render_overview_markdown(info), rows=rows
             )
+            self._batches.write_manifest(manifest)
         except OutputError as error:  # the sweeps' own records have a second place; the night goes on
             self._tell(f"warning: {error}")
         self._kept(manifest)

@@ -41,12 +41,14 @@ class CodeRunner:
         others: the sweep's further engines; the winner may have any of them.
         excuse: why nothing is to be run, if so.
         before: is called when the process is about to start.
+        was_interrupted: whether Ctrl-C ended the process.
     """
 
     adapter: EngineAdapter
     excuse: str | None = None
     others: tuple[EngineAdapter, ...] = ()
     before: Callable[[], None] = lambda: None
+    was_interrupted: bool = field(default=False, init=False)
     _done: dict[str, CodeCheck] = field(default_factory=dict)
 
     def check(self, result: TuneResult) -> CodeCheck | None:
@@ -80,6 +82,7 @@ class CodeRunner:
         try:
             return self._ran(result, adapter, trials)
         except KeyboardInterrupt:
+            self.was_interrupted = True
             return CodeOutcome.NOT_RUN, "The winner's code was not run to its end: interrupted."
         except (KvrayError, OSError) as error:
             return CodeOutcome.NOT_RUN, f"The winner's code was not run: {str(error).rstrip('.')}."

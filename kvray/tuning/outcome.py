@@ -54,6 +54,19 @@ def _written_to(store: ResultsStore, run_id: str, check_code: CodeTest) -> TuneR
     store.compact(run_id)
     result = read_result(store, run_id)
     write_artefacts(store, result)
+    return _with_code_check(store, result, check_code)
+
+
+def check_code_of(store: ResultsStore, run_id: str, check_code: CodeTest) -> TuneResult:
+    """Write plan and reports of a sweep that is written up again, with what `check_code` says of the winner's code.
+
+    Raises:
+        KvrayError: the records cannot be read, or nothing be written.
+    """
+    return _with_code_check(store, read_result(store, run_id), check_code)
+
+
+def _with_code_check(store: ResultsStore, result: TuneResult, check_code: CodeTest) -> TuneResult:
     check = check_code(result)
     if check is not None and check != result.manifest.code_check:
         manifest = result.manifest.model_copy(update={"code_check": check})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -82,13 +83,14 @@ def prepare_sweep(
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
     observers: Sequence[SearchObserver] = (),
     environments: Mapping[str, Environment] = MappingProxyType({}),
+    clock: Callable[[], float] = time.monotonic,
 ) -> PreparedSweep:
     """Write the manifest of an attempt, and make its queue.
 
     Args:
         preview: of all `parts` together.
         parts: what each engine contributes, the baseline's first.
-        started_s: by `time.monotonic`: the budget runs from then.
+        started_s: by `clock`: the budget runs from then.
         pythons: by engine, in which its trials run, where that is not kvray's own.
         environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
 
@@ -137,7 +139,7 @@ def prepare_sweep(
         keeper=keeper,
         recorder=recorder,
         sampler=sampler,
-        queue=_queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s),
+        queue=_queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s, clock=clock),
         recorded=tuple(attempt.recall.results),
         positions=PositionBoard(scratch),
         size=0.0 if baseline is None else baseline.highest_peak_mib,
@@ -150,7 +152,14 @@ def _libraries(adapters: Sequence[EngineAdapter]) -> tuple[str, ...]:
 
 
 def _queue(
-    config: TuneConfig, preview: Preview, recall: Recall, sampler: Sampler, tasks: TaskMaker, *, started_s: float
+    config: TuneConfig,
+    preview: Preview,
+    recall: Recall,
+    sampler: Sampler,
+    tasks: TaskMaker,
+    *,
+    started_s: float,
+    clock: Callable[[], float],
 ) -> SweepQueue:
     return SweepQueue(
         preview.space.candidates,
@@ -169,6 +178,7 @@ def _queue(
         stops_early=config.search is not SearchStrategy.GRID,
         repeats_apart=config.search is SearchStrategy.MODEL,
         expected_launches=expected_launches(config.search, len(preview.space.candidates), most=config.max_trials),
+        clock=clock,
     )
 
 

@@ -95,6 +95,30 @@ def test_a_killed_batch_goes_on_with_exactly_the_rest_and_a_failure_is_a_row(bat
     assert all(link.is_file() and f"{link.parent.name}/report.html" in html for link in links)
 
 
+SHARED = """\
+defaults: {engine: fake, profiles: [ci-micro], context_lengths: [64], output_lengths: [4], dtypes: [float32],
+           attentions: [sdpa], search: grid, confirm_rounds: 0}
+models: [{model: "fake:=hang", caches: [dynamic], timeout_s: 300}, "fake:ok"]
+"""
+
+
+def test_a_sweep_measures_and_is_written_up_on_the_slot_that_another_ones_last_trial_leaves(tmp_path: Path) -> None:
+    """The first model's only trial hangs: whatever the second one does, it does meanwhile."""
+    (tmp_path / "models.yaml").write_text(SHARED, encoding="utf-8")
+    batch = start(tmp_path, "models.yaml", "--slots", "2")
+    wait_until(lambda: any((tmp_path / "results").glob("batches/*.json")) and statuses(tmp_path)[1] == "ok")
+    assert statuses(tmp_path) == ["measuring", "ok"]
+    (report,) = (tmp_path / "results").glob("reports/*/report.html")
+    batch.send_signal(signal.SIGINT)
+    _, told = batch.communicate(timeout=100)
+    assert (batch.returncode, statuses(tmp_path)) == (130, ["measuring", "ok"]), told
+    store = ResultsStore(tmp_path / "results")
+    hanging, others = (store.read(run) for run in store.run_ids())
+    assert [one.record.status.value for one in hanging] == ["interrupted"], "it ran until Ctrl-C"
+    assert [one.record.status.value for one in others] == ["ok", "ok"]
+    assert report.parent.name == others[0].record.run_id
+
+
 @pytest.mark.slow
 def test_a_batch_killed_at_random_moments_measures_nothing_twice(batch: Path) -> None:
     moments = random.Random(1)

@@ -9,7 +9,6 @@ import pytest
 
 from kvray.config import TuneConfig
 from kvray.errors import InvalidValueError
-from kvray.tuning.batch import share_s
 from kvray.tuning.batch_file import EXAMPLE, AskedSweep, BatchFile, SweepSettings, read_batch_file
 
 OF_THE_BATCH = {
@@ -88,9 +87,3 @@ def test_a_sweep_can_be_told_all_that_is_not_the_batchs() -> None:
 def test_the_schema_is_that_of_the_code() -> None:
     schema = Path(__file__).parents[3] / "docs" / "schema" / "batch.schema.json"
     assert json.loads(schema.read_text(encoding="utf-8")) == BatchFile.model_json_schema()
-
-
-def test_what_a_sweep_does_not_need_goes_to_the_others() -> None:
-    assert share_s(3600, 4, None) == 900
-    assert share_s(3600 - 100, 3, None) == pytest.approx(1166.7, abs=0.1)
-    assert share_s(3600, 4, 60) == 60

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kvray.config import TuneConfig
 from kvray.errors import KvrayError, ModelError, ResultsError, SweepInterruptedError
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
-from kvray.tuning import batch
+from kvray.tuning import batch_pool
 from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import AskedSweep
 from kvray.workload import get_profile
@@ -17,28 +18,23 @@ from kvray.workload import get_profile
 ENDS: dict[str, BaseException] = {
     "gated": ModelError("The model is gated."),
     "odd": ZeroDivisionError("a fault"),
-    "stopped": SweepInterruptedError("Interrupted."),
+    "stopped": KeyboardInterrupt(),
 }
 
 
-class EndingSearch:
-    """In place of `TuningSearch`: raises what `ENDS` has for its model."""
+LOOKED_AT: list[str] = []
 
-    asked: list[str] = []  # noqa: RUF012
 
-    def __init__(self, *, config: object, run_id: str) -> None:
-        self._model = str(config.model_id)  # type: ignore[attr-defined]
-        del run_id
-
-    def outcome(self) -> None:
-        self.asked.append(self._model)
-        raise ENDS[self._model]
+def ending(config: TuneConfig, *_: object, **__: object) -> None:
+    """In place of the look at a model: raises what `ENDS` has for it."""
+    LOOKED_AT.append(config.model_id)
+    raise ENDS[config.model_id]
 
 
 @pytest.fixture(autouse=True)
 def _ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "TuningSearch", EndingSearch)
-    EndingSearch.asked.clear()
+    monkeypatch.setattr(batch_pool, "look_at", ending)
+    LOOKED_AT.clear()
 
 
 def asked(*models: str) -> list[AskedSweep]:
@@ -65,10 +61,10 @@ def test_an_interrupted_batch_says_how_to_go_on_and_then_tries_the_rest(tmp_path
     (path,) = (tmp_path / "batches").glob("*.json")
     overview = (tmp_path / "batches" / path.stem / "overview.md").read_text(encoding="utf-8")
     assert "1 waiting" in overview or "1 failed" in overview
-    EndingSearch.asked.clear()
+    LOOKED_AT.clear()
     with pytest.raises(SweepInterruptedError):
         BatchSearch((), options(tmp_path), resume=path.stem).run()
-    assert EndingSearch.asked == ["gated", "stopped"]
+    assert LOOKED_AT == ["gated", "stopped"]
 
 
 def test_when_the_budget_has_ended_the_rest_waits(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""`BatchBudget`: how the time of a batch is divided among its sweeps, by the time that their trials hold slots."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from typing_extensions import override
+
+from kvray.record import TrialResult
+from kvray.store.manifest import SweepManifest
+from kvray.sweep.outlook import Outlook
+from kvray.trial.position import PositionBoard
+from kvray.trial.spec import TrialSpec
+from kvray.tuning.observer import SearchObserver
+from kvray.tuning.preview import Preview
+
+
+class BatchBudget(SearchObserver):
+    """Observes all sweeps of a batch, and tells how many seconds each of them has left.
+
+    A sweep that has all slots uses one second a second; one that has a single slot of four, a quarter. What is left of
+    the batch is shared equally by the sweeps that have not ended, so what one of them does not need goes to the others.
+
+    Args:
+        run_ids: of all sweeps that are to be measured.
+        budget_s: seconds for all of them together; `None` without a bound.
+    """
+
+    def __init__(
+        self, run_ids: Iterable[str], budget_s: float | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._end_s = None if budget_s is None else clock() + budget_s
+        self._to_come = set(run_ids)
+        self._used_s: defaultdict[str, float] = defaultdict(float)
+        self._running: dict[tuple[str, str], tuple[float, int]] = {}
+        self.slots = 1
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether nothing may be begun any more."""
+        return self._end_s is not None and self._end_s - self._clock() <= 0
+
+    def left_s(self, run_id: str, own_s: float | None = None) -> float | None:
+        """Seconds that a sweep may still use, `own_s` being its own bound; `None` without any bound."""
+        bounds = [] if own_s is None else [own_s - self._used(run_id)]
+        if self._end_s is not None:
+            left_s = self._end_s - self._clock()
+            sharing = {*self._to_come, run_id}
+            share_s = (left_s + sum(self._used(one) for one in sharing)) / len(sharing)
+            bounds += [left_s, share_s - self._used(run_id)]
+        return min(bounds, default=None)
+
+    def ended(self, run_id: str) -> None:
+        """A sweep needs nothing any more."""
+        self._to_come = self._to_come - {run_id}
+
+    @override
+    def trial_started(self, spec: TrialSpec) -> None:
+        self._running[spec.run_id, spec.trial_id] = (self._clock(), spec.candidate.parallelism)
+
+    @override
+    def trial_lost(self, spec: TrialSpec) -> None:
+        self._charge(spec.run_id, spec.trial_id)
+
+    @override
+    def trial_finished(self, result: TrialResult) -> None:
+        self._charge(result.record.run_id, result.record.trial_id)
+
+    @override
+    def rung_finished(self, result: TrialResult) -> None:
+        """Nothing changes."""
+
+    @override
+    def outlook_changed(self, outlook: Outlook) -> None:
+        """Nothing changes."""
+
+    @override
+    def measuring_device(self) -> None:
+        """Nothing changes."""
+
+    @override
+    def checking_code(self) -> None:
+        """Nothing changes."""
+
+    @override
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None:
+        """Nothing changes."""
+
+    def _charge(self, run_id: str, trial_id: str) -> None:
+        if (started := self._running.pop((run_id, trial_id), None)) is not None:
+            self._used_s[run_id] += self._share_s(*started)
+
+    def _used(self, run_id: str) -> float:
+        running = (self._share_s(*started) for (run, _), started in self._running.items() if run == run_id)
+        return self._used_s[run_id] + sum(running)
+
+    def _share_s(self, started_s: float, slots: int) -> float:
+        return (self._clock() - started_s) * slots / self.slots

@@ -1,0 +1,413 @@
+"""`BatchPool`: the sweeps of a batch over one pool of slots, in one Ray.
+
+A thread looks at the models and fetches their weights, one after the other, while the sweeps that are ready measure.
+Another thread writes up each sweep that has ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from typing_extensions import override
+
+from kvray.config import TuneConfig
+from kvray.engines.base import EngineAdapter
+from kvray.errors import KvrayError, SweepError, sentence_of
+from kvray.files.redaction import redact
+from kvray.probes.contention import QuietWait
+from kvray.probes.cpu import quota_threads, wished_threads
+from kvray.store.batch_manifest import BatchStatus, BatchSweep
+from kvray.store.claim import claimed_sweep
+from kvray.store.parquet import ResultsStore
+from kvray.sweep.batch import Newcomers, QueuedSweep
+from kvray.sweep.driver import run_sweep
+from kvray.sweep.imports import engine_folders
+from kvray.sweep.metrics import exports_metrics
+from kvray.sweep.quiet import quiet_ray
+from kvray.sweep.remote_device import NodeFacts, ask_node
+from kvray.sweep.session import RaySession
+from kvray.sweep.slot_plan import SlotPlan, plan_slots
+from kvray.tuning.batch_budget import BatchBudget
+from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.engines import SweepEngines
+from kvray.tuning.observer import SearchObserver
+from kvray.tuning.outcome import broken_off, no_winner, warn_of_disturbance, write_up
+from kvray.tuning.prepared import PreparedSweep, prepare_sweep
+from kvray.tuning.preview import without_unplaceable
+from kvray.tuning.ready_sweep import ReadySweep, look_at
+from kvray.tuning.resolved import CheckedRequest
+from kvray.tuning.surroundings import contention_noticed, passing_log
+from kvray.tuning.watching import MetricsObserver
+
+T = TypeVar("T")
+KeepStatus = Callable[[BatchSweep, BatchStatus, str | None], None]
+OUT_OF_BUDGET = "the budget ended before its turn"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A sweep that measures. `claims` are let go when it is written up; `watching` ends with its last trial."""
+
+    sweep: BatchSweep
+    ready: ReadySweep
+    prepared: PreparedSweep
+    claims: ExitStack
+    watching: ExitStack
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where the trials of this round run."""
+
+    ray: RaySession
+    folder: Path
+    slots: SlotPlan
+
+
+class BatchPool(Newcomers):
+    """Measures sweeps until each has a status that `keep` is told of, from several threads.
+
+    Args:
+        sweeps: what is to be measured.
+        configs: what each sweep asks, by run id, the options of the batch included.
+        keep_log: is given what Ray and libraries said.
+        farewell: what to say if Ray breaks down and takes this process with it.
+    """
+
+    def __init__(
+        self,
+        sweeps: Sequence[BatchSweep],
+        *,
+        batch_id: str,
+        store: ResultsStore,
+        configs: Mapping[str, TuneConfig],
+        budget: BatchBudget,
+        keep: KeepStatus,
+        keep_log: Callable[[str], None],
+        farewell: Callable[[SweepError], str] = str,
+    ) -> None:
+        self._sweeps, self._start_after = _engines_first(sweeps, configs)
+        self._batch_id = batch_id
+        self._store = store
+        self._configs = configs
+        self._budget = budget
+        self._keep = keep
+        self._keep_log = keep_log
+        self._farewell = farewell
+        self._changed = threading.Condition()
+        self._seen = 0
+        self._ready: list[tuple[BatchSweep, ReadySweep]] = []
+        self._begun: dict[str, _Begun] = {}
+        self._failure: BaseException | None = None
+        self._is_looking = False
+        self._is_stopping = False
+        self._nodes: dict[tuple[str, ...], NodeFacts] = {}
+        self._place: _Place | None = None
+        self._quiet: QuietWait | None = None
+        self._surroundings = ExitStack()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvray-write-up")
+
+    def run(self) -> None:
+        """Measure all that can be measured.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it; what was measured is written up.
+        """
+        try:
+            with self._surroundings:
+                if not self._is_on_cluster:
+                    self._start_looking()
+                while self._has_one_to_begin():
+                    self._measure_a_round()
+        finally:
+            self._is_stopping = True
+            self._writer.shutdown()
+
+    @property
+    @override
+    def is_over(self) -> bool:
+        """Whether no further sweep will begin."""
+        with self._changed:
+            return self._has_seen_all and not self._ready
+
+    @override
+    def next_sweep(self) -> QueuedSweep | None:
+        """The largest sweep that is ready; it begins now."""
+        while (one := self._taken()) is not None:
+            sweep, ready = one
+            if self._budget.is_spent:
+                self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
+            elif (begun := self._guarded(sweep, partial(self._begin, sweep, ready))) is not None:
+                self._begun[sweep.run_id] = begun
+                return QueuedSweep(
+                    queue=begun.prepared.queue,
+                    observer=begun.prepared.recorder,
+                    size=ready.size,
+                    ended=partial(self._ended, begun),
+                )
+        return None
+
+    @property
+    def _is_on_cluster(self) -> bool:
+        return any(config.address is not None for config in self._configs.values())
+
+    @property
+    def _has_seen_all(self) -> bool:
+        return self._seen >= len(self._sweeps) or self._failure is not None
+
+    def _start_looking(self) -> None:
+        self._is_looking = True
+        threading.Thread(target=self._look_at_all, name="kvray-look", daemon=True).start()
+
+    def _look_at_all(self) -> None:
+        """The background thread: each sweep becomes ready, or is told of as failed."""
+        for sweep in self._sweeps:
+            if self._is_stopping:
+                return
+            found: ReadySweep | None = None
+            try:
+                if self._budget.is_spent:
+                    self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
+                else:
+                    found = self._guarded(sweep, partial(self._looked_at, sweep))
+            except BaseException as error:  # noqa: BLE001  (raised in the thread that measures)
+                self._failure = error
+            with self._changed:
+                self._seen += 1
+                if found is not None:
+                    self._ready.append((sweep, found))
+                self._changed.notify_all()
+            if self._failure is not None:
+                return
+
+    def _looked_at(self, sweep: BatchSweep) -> ReadySweep:
+        config = self._configs[sweep.run_id]
+        with self._changed:
+            is_quiet = self._place is None and not self._may_start
+        return look_at(
+            config,
+            self._store,
+            node=self._nodes.get(config.engines),
+            before_rates=self._notice if is_quiet else None,
+        )
+
+    def _notice(self, checked: CheckedRequest) -> None:
+        """Look who else uses the device, once, before anything is measured on it."""
+        if self._quiet is None:
+            noticed = contention_noticed(checked.config, checked.device.device, self._batch_id)
+            self._quiet = self._surroundings.enter_context(noticed)
+
+    @property
+    def _may_start(self) -> bool:
+        """Rates of a device are measured while nothing runs on it: by the first sweep of each engine."""
+        return bool(self._ready) and self._seen >= self._start_after
+
+    def _has_one_to_begin(self) -> bool:
+        """Waits until that is known."""
+        with self._changed:
+            if not (self._is_looking or self._has_seen_all):
+                return True  # on a cluster its nodes are asked first
+            while not (self._has_seen_all or self._may_start):
+                self._changed.wait(1.0)
+            if self._failure is not None:
+                raise self._failure
+            return bool(self._ready)
+
+    def _measure_a_round(self) -> None:
+        """Measure until all have ended, or Ray breaks down: what had not begun then is another round's."""
+        try:
+            with self._session() as (ray, folder):
+                if not self._is_looking:
+                    self._ask_nodes(ray)
+                    self._start_looking()
+                if self._has_one_to_begin():
+                    self._measure(ray, folder)
+        except KeyboardInterrupt:
+            self._is_stopping = True
+            for begun in tuple(self._begun.values()):
+                self._ended(begun, None, interrupted=not begun.prepared.queue.is_over)
+            raise
+        except Exception as error:  # noqa: BLE001  (the boundary of those that had begun: the others go on)
+            self._broke_down(error)
+
+    def _measure(self, ray: RaySession, folder: Path) -> None:
+        self._place = _Place(ray=ray, folder=folder, slots=self._slots(ray))
+        self._budget.slots = self._place.slots.slots
+        before_launch = self._quiet.wait if self._quiet else None
+        try:
+            run_sweep(ray=ray, slots=self._place.slots, scratch=folder, newcomers=self, before_launch=before_launch)
+        finally:
+            for begun in self._begun.values():  # while Ray is there
+                begun.watching.close()
+
+    def _broke_down(self, error: Exception) -> None:
+        """All that has begun fails; if nothing has, that would be so for what is ready, too."""
+        if not self._is_looking:
+            self._seen = len(self._sweeps)
+            for sweep in self._sweeps:
+                self._guarded(sweep, partial(_raise, error))
+        elif not self._begun:
+            while (one := self._taken()) is not None:
+                self._guarded(one[0], partial(_raise, error))
+        for begun in tuple(self._begun.values()):
+            told = broken_off(error, begun.prepared.keeper) if isinstance(error, SweepError) else error
+            self._ended(begun, told)
+
+    @contextmanager
+    def _session(self) -> Iterator[tuple[RaySession, Path]]:
+        configs = list(self._configs.values())
+        with passing_log() as log:
+            try:
+                with (
+                    quiet_ray(log),
+                    RaySession(
+                        address=configs[0].address,
+                        scratch=log.parent,
+                        imports=engine_folders(*_adapters(configs)),
+                        last_words=self._farewell,
+                    ) as ray,
+                ):
+                    yield ray, log.parent
+            finally:
+                self._place = None
+                if log.is_file():
+                    self._keep_log(redact(log.read_text(encoding="utf-8", errors="replace")))
+
+    def _ask_nodes(self, ray: RaySession) -> None:
+        ray.nodes()
+        for config in self._configs.values():
+            if config.engines not in self._nodes and (adapters := _adapters([config])):
+                self._nodes[config.engines] = ask_node(
+                    adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive
+                )
+
+    def _slots(self, ray: RaySession) -> SlotPlan:
+        _, ready = self._ready[0]
+        node = self._nodes.get(ready.config.engines)
+        return plan_slots(
+            ray.nodes(),
+            device=ready.preview.device.device,
+            slots=ready.config.slots,
+            user_threads=wished_threads(),
+            quota_threads=quota_threads() if node is None else None,
+            gpu_type=node.gpu_type if node else None,
+        )
+
+    def _taken(self) -> tuple[BatchSweep, ReadySweep] | None:
+        if self._failure is not None:
+            raise self._failure
+        with self._changed:
+            largest = max(self._ready, key=lambda one: one[1].size, default=None)
+            if largest is not None:
+                self._ready.remove(largest)
+            return largest
+
+    def _begin(self, sweep: BatchSweep, ready: ReadySweep) -> _Begun:
+        place = self._place
+        if place is None:
+            raise RuntimeError("nothing is there to measure on")
+        own_s, run_id = ready.config.budget_s, sweep.run_id
+        share_s = self._budget.left_s(run_id, own_s)
+        config = ready.config if share_s is None else ready.config.model_copy(update={"budget_s": share_s})
+        node = self._nodes.get(config.engines)
+        scratch = place.folder / run_id
+        scratch.mkdir(exist_ok=True)
+        with ExitStack() as claims, ExitStack() as watching:
+            prepared = prepare_sweep(
+                self._store,
+                config,
+                without_unplaceable(ready.preview, place.slots.room.largest),
+                ready.parts,
+                claim=claims.enter_context(claimed_sweep(self._store, run_id)),
+                run_id=run_id,
+                slots=place.slots,
+                scratch=scratch,
+                started_s=0.0,
+                clock=lambda: (share_s or 0.0) - (self._budget.left_s(run_id, own_s) or 0.0),
+                pythons=ready.pythons,
+                observers=[self._budget, *self._watching(place, watching)],
+                environments=node.environments if node else {},
+            )
+            self._keep(sweep, BatchStatus.MEASURING, None)
+            prepared.start()
+            return _Begun(
+                sweep=sweep, ready=ready, prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
+            )
+
+    def _watching(self, place: _Place, until: ExitStack) -> list[SearchObserver]:
+        """Ray's metrics on a cluster that has them."""
+        if not exports_metrics(place.ray):
+            return []
+        return [until.enter_context(MetricsObserver(gpus_per_slot=place.slots.gpus_per_slot))]
+
+    def _ended(self, begun: _Begun, error: Exception | None, *, interrupted: bool = False) -> None:
+        """Has the sweep written up, while others measure."""
+        del self._begun[begun.sweep.run_id]
+        begun.watching.close()
+        self._budget.ended(begun.sweep.run_id)
+        self._writer.submit(self._guarded, begun.sweep, lambda: self._written_up(begun, error, interrupted=interrupted))
+
+    def _written_up(self, begun: _Begun, error: Exception | None, *, interrupted: bool) -> None:
+        prepared, config = begun.prepared, begun.ready.config
+        with begun.claims:
+            if error is None and not interrupted:
+                prepared.end()
+            first, *others = begun.ready.adapters
+            # What is run to check code would disturb the trials of other sweeps: that waits for their end.
+            excuse = "the sweep was interrupted" if interrupted else "--no-check-snippet was given"
+            runner = CodeRunner(first, others=tuple(others), excuse=excuse)
+            checks_later = config.check_snippet and not interrupted
+            result = write_up(prepared.keeper, config.profile, (lambda _: None) if checks_later else runner.check)
+            if prepared.keeper.has_moved:
+                raise prepared.keeper.moved()
+            if error is not None:
+                raise error
+            warn_of_disturbance(result)
+        if interrupted:
+            self._keep(begun.sweep, BatchStatus.MEASURING, "interrupted")
+        elif result.analysis.ranking.entries:
+            self._keep(begun.sweep, BatchStatus.OK, None)
+        else:
+            self._keep(begun.sweep, BatchStatus.NO_WINNER, no_winner(result).message)
+
+    def _guarded(self, sweep: BatchSweep, do: Callable[[], T]) -> T | None:
+        """What `do` returns; an error becomes the sweep's status."""
+        try:
+            return do()
+        except KvrayError as error:
+            self._end(sweep, BatchStatus.FAILED, redact(sentence_of(error)))
+        except Exception as error:  # noqa: BLE001  (the boundary of one sweep: the others of a night go on)
+            self._end(sweep, BatchStatus.ERROR, redact(f"{type(error).__name__}: {sentence_of(error)}"))
+        return None
+
+    def _end(self, sweep: BatchSweep, status: BatchStatus, reason: str) -> None:
+        self._budget.ended(sweep.run_id)
+        self._keep(sweep, status, reason)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _engines_first(sweeps: Sequence[BatchSweep], configs: Mapping[str, TuneConfig]) -> tuple[list[BatchSweep], int]:
+    """The sweeps with the first one of each engine at their head, and how many those are."""
+    ids = set({configs[sweep.run_id].engines: sweep.run_id for sweep in reversed(sweeps)}.values())
+    return sorted(sweeps, key=lambda sweep: sweep.run_id not in ids), len(ids)
+
+
+def _adapters(configs: Sequence[TuneConfig]) -> list[EngineAdapter]:
+    """The engines that are asked for; one that is not there fails where its sweep is looked at."""
+    found: dict[str, EngineAdapter] = {}
+    for names in dict.fromkeys(config.engines for config in configs):
+        try:
+            found |= {adapter.name: adapter for adapter in SweepEngines.named(names).adapters}
+        except KvrayError:
+            continue
+    return list(found.values())

@@ -1,0 +1,86 @@
+"""A sweep that is ready to begin: its model is described, its weights are here and checked. Needs no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvray.config import TuneConfig, warn_of_closed_cache
+from kvray.engines.base import EngineAdapter
+from kvray.engines.interpreter import EnginePython
+from kvray.extras import Extra
+from kvray.store.parquet import ResultsStore
+from kvray.sweep.remote_device import NodeFacts
+from kvray.sweep.samplers import check_search
+from kvray.tuning.engines import EnginePart, SweepEngines, ready_parts
+from kvray.tuning.preview import Preview
+from kvray.tuning.resolved import CheckedRequest, Resolved, with_measured_rates
+
+_logger = logging.getLogger("kvray.tuning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadySweep:
+    """What is known of a sweep before it begins.
+
+    Attributes:
+        parts: what each engine contributes, the baseline's first.
+        pythons: by engine, in which its trials run, where that is not kvray's own.
+        size: memory that the baseline takes by forecast (MiB); 0 where nothing is forecast.
+    """
+
+    config: TuneConfig
+    preview: Preview
+    parts: tuple[EnginePart, ...]
+    pythons: dict[str, EnginePython]
+
+    @property
+    def size(self) -> float:  # noqa: D102
+        baseline = self.preview.forecasts.get(self.preview.space.baseline.candidate_id)
+        return 0.0 if baseline is None else baseline.highest_peak_mib
+
+    @property
+    def adapters(self) -> tuple[EngineAdapter, ...]:
+        """The engines that take part."""
+        return tuple(part.adapter for part in self.parts)
+
+
+def look_at(
+    config: TuneConfig,
+    store: ResultsStore,
+    *,
+    node: NodeFacts | None = None,
+    before_rates: Callable[[CheckedRequest], None] | None = None,
+) -> ReadySweep:
+    """Describe the model, fetch its weights and check them; may take long.
+
+    Args:
+        node: what a node of the cluster that will measure says of itself.
+        before_rates: called before the device's rates are measured; `None` leaves them as they are known, because
+            something else runs on the device.
+
+    Raises:
+        KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
+    """
+    engines = SweepEngines.named(config.engines)
+    recorded = {} if config.resume is None else store.read_manifest(config.resume).engine_pythons
+    checked = engines.check(config, recorded_pythons=recorded, node=node)
+    Extra.TUNE.require("Measuring")
+    check_search(config.search)
+    resolved = engines.resolve(checked)
+    if before_rates is not None:
+        before_rates(checked[0])
+        resolved = engines.each(resolved, _with_rates)
+    preview, parts = ready_parts(engines, resolved)
+    engines.tell_refused()
+    for told in preview.unreachable_limits:
+        _logger.warning("%s", told)
+    warn_of_closed_cache()
+    pythons = {name: python for one in resolved for name, python in one.pythons.items()}
+    return ReadySweep(config=config, preview=preview, parts=parts, pythons=pythons)
+
+
+def _with_rates(resolved: Resolved) -> Resolved:
+    # What the weights rule out is told first: it takes less time.
+    return with_measured_rates(resolved, before_measuring=lambda: resolved.adapter.check_weights(resolved.request))
