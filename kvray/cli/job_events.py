@@ -18,7 +18,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
-from kvray.cli.progress import LineProgress
+from kvray.cli.progress import QUIET_S, LineProgress
 from kvray.jobs.doorman import MARK
 from kvray.record import TrialResult
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
@@ -52,8 +52,8 @@ def tell_of_batch(manifest: BatchManifest) -> None:
 class JobProgress(LineProgress):
     """The view of a sweep that runs as a submitted job."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, *, quiet_s: float = QUIET_S) -> None:
+        super().__init__(console, quiet_s=quiet_s)
         self._console = console
         self._waiting: list[str] = []
 
@@ -106,13 +106,20 @@ class JobProgress(LineProgress):
     def _send_trial(self, trial_id: str) -> None:
         self._send({"trials": [dataclasses.asdict(self._state.standings[trial_id])]})
 
+    @override
+    def _print_pulse(self, text: str) -> None:
+        self._send_with({}, [text])
+
     def _send(self, event: dict[str, Any]) -> None:
-        """In one write, so that nobody's line comes between."""
         lines, self._waiting = self._waiting, []
+        self._send_with(event, lines)
+
+    def _send_with(self, event: dict[str, Any], lines: Sequence[str]) -> None:
+        """In one write, so that nobody's line comes between."""
         state = self._state
         told = {"finished": state.finished, "passed_s": state.clock() - state.started if state.title else 0.0}
         outlook = dataclasses.asdict(state.outlook)
-        text = json.dumps({**event, **told, "outlook": outlook, "lines": len(lines)})
+        text = json.dumps({**event, **told, "outlook": {**outlook, "left_s": state.left_s()}, "lines": len(lines)})
         self._console.file.write("".join(f"{line}\n" for line in (MARK + text, *lines)))
         self._console.file.flush()
 

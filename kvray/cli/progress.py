@@ -113,7 +113,11 @@ class LineProgress(SearchObserver):
             if self._said.wait(self._quiet_s):
                 self._said.clear()
             elif self._preview is not None:
-                self._console.print(Text(f"        {self._state.pulse_line()}"), soft_wrap=True)
+                self._print_pulse(f"        {self._state.pulse_line()}")
+
+    def _print_pulse(self, text: str) -> None:
+        """In the thread that tells of life."""
+        self._console.print(Text(text), soft_wrap=True)
 
 
 class LiveProgress(SearchObserver):

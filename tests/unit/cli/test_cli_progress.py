@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import re
 import time
 from dataclasses import replace
@@ -13,9 +14,11 @@ import pytest
 from rich.console import Console
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.cli.job_events import JobLog, JobProgress
 from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgress, render_state
 from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
+from kvray.jobs.doorman import MARK
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
@@ -292,6 +295,22 @@ def test_a_log_in_which_nothing_happens_says_what_is_running(preview: Preview, m
         while not any(map(told.match, printed(console))) and time.monotonic() < deadline:
             time.sleep(0.01)
     assert any(map(told.match, printed(console))), printed(console)
+
+
+def test_who_reads_the_log_of_a_quiet_job_learns_how_much_time_has_passed(
+    preview: Preview, manifest: SweepManifest
+) -> None:
+    written = io.StringIO()
+    with JobProgress(Console(file=written), quiet_s=0.02) as progress:
+        progress.search_started(preview, manifest, [])
+        progress.trial_started(specs_of(preview)[0])
+        before, deadline = written.getvalue(), time.monotonic() + 10
+        while "running:" not in written.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    events = [json.loads(line.removeprefix(MARK)) for line in written.getvalue().split("\n") if line.startswith(MARK)]
+    assert events[-1]["passed_s"] > events[before.count(MARK) - 1]["passed_s"]
+    lines = JobLog().feed(written.getvalue())
+    assert any("running: dynamic/sdpa/float32" in line and told for line, told in lines)
 
 
 def test_that_the_device_is_measured_is_said_because_it_takes_seconds() -> None:
