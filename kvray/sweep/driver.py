@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kvray.environment import changed_environment
 from kvray.errors import SweepError
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import Newcomers, QueuedSweep, SweepBatch
@@ -77,8 +78,11 @@ def run_sweep(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
+    # By default Tune starts one slot after the other. When a trial finds a slot whose own trial has ended, Tune cancels
+    # the start of another: with short trials the further slots would never come up.
     try:
-        tuner.fit()
+        with changed_environment({"TUNE_MAX_PENDING_TRIALS_PG": str(slots.slots)}):
+            tuner.fit()
     except (KeyboardInterrupt, SweepError):
         callback.break_off()
         raise
