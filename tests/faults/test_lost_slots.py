@@ -169,7 +169,7 @@ def check_broken_off(sweep: Driver, folder: Path) -> None:
     assert ended == {"dynamic/sdpa/float32": TrialStatus.OK}
 
 
-@pytest.mark.slow  # what is felt of a cluster is in tests/unit/sweep/test_pulse.py
+@pytest.mark.slow  # what is felt of a cluster is in tests/unit/sweep/test_liveness.py
 @pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 def test_a_cluster_that_breaks_down_ends_the_sweep_with_what_to_do(
     server: str, tune: Tune, cluster: Cluster, tmp_path: Path
