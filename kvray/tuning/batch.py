@@ -190,8 +190,7 @@ class BatchSearch:
     def _check_codes(self) -> None:
         """Run the winners' code once, when no trial runs any more that it would disturb."""
         for sweep in self._now.sweeps:
-            config = self._config(sweep)
-            if sweep.status is not BatchStatus.OK or not config.check_snippet:
+            if sweep.status is not BatchStatus.OK or not (config := self._config(sweep)).check_snippet:
                 continue
             try:
                 with claimed_sweep(self._store, sweep.run_id):

@@ -18,7 +18,6 @@ from typing import TypeVar
 from typing_extensions import override
 
 from kvray.config import TuneConfig
-from kvray.engines.base import EngineAdapter
 from kvray.errors import KvrayError, SweepError, sentence_of
 from kvray.files.redaction import redact
 from kvray.probes.contention import QuietWait
@@ -35,13 +34,12 @@ from kvray.sweep.remote_device import NodeFacts, ask_node
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.batch_budget import BatchBudget
-from kvray.tuning.code_run import CodeRunner
-from kvray.tuning.engines import SweepEngines
+from kvray.tuning.begun_sweep import BegunSweep, written_up
 from kvray.tuning.observer import SearchObserver
-from kvray.tuning.outcome import broken_off, no_winner, warn_of_disturbance, write_up
-from kvray.tuning.prepared import PreparedSweep, prepare_sweep
+from kvray.tuning.outcome import broken_off
+from kvray.tuning.prepared import prepare_sweep
 from kvray.tuning.preview import without_unplaceable
-from kvray.tuning.ready_sweep import ReadySweep, look_at
+from kvray.tuning.ready_sweep import ReadySweep, engines_first, look_at, named_adapters
 from kvray.tuning.resolved import CheckedRequest
 from kvray.tuning.surroundings import contention_noticed, passing_log
 from kvray.tuning.watching import MetricsObserver
@@ -49,17 +47,6 @@ from kvray.tuning.watching import MetricsObserver
 T = TypeVar("T")
 KeepStatus = Callable[[BatchSweep, BatchStatus, str | None], None]
 OUT_OF_BUDGET = "the budget ended before its turn"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Begun:
-    """A sweep that measures. `claims` are let go when it is written up; `watching` ends with its last trial."""
-
-    sweep: BatchSweep
-    ready: ReadySweep
-    prepared: PreparedSweep
-    claims: ExitStack
-    watching: ExitStack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +80,7 @@ class BatchPool(Newcomers):
         keep_log: Callable[[str], None],
         farewell: Callable[[SweepError], str] = str,
     ) -> None:
-        self._sweeps, self._start_after = _engines_first(sweeps, configs)
+        self._sweeps, self._start_after = engines_first(sweeps, configs)
         self._batch_id = batch_id
         self._store = store
         self._configs = configs
@@ -104,7 +91,7 @@ class BatchPool(Newcomers):
         self._changed = threading.Condition()
         self._seen = 0
         self._ready: list[tuple[BatchSweep, ReadySweep]] = []
-        self._begun: dict[str, _Begun] = {}
+        self._begun: dict[str, BegunSweep] = {}
         self._failure: BaseException | None = None
         self._is_looking = False
         self._is_stopping = False
@@ -270,7 +257,7 @@ class BatchPool(Newcomers):
                     RaySession(
                         address=configs[0].address,
                         scratch=log.parent,
-                        imports=engine_folders(*_adapters(configs)),
+                        imports=engine_folders(*named_adapters(configs)),
                         last_words=self._farewell,
                     ) as ray,
                 ):
@@ -283,7 +270,7 @@ class BatchPool(Newcomers):
     def _ask_nodes(self, ray: RaySession) -> None:
         ray.nodes()
         for config in self._configs.values():
-            if config.engines not in self._nodes and (adapters := _adapters([config])):
+            if config.engines not in self._nodes and (adapters := named_adapters([config])):
                 self._nodes[config.engines] = ask_node(
                     adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive
                 )
@@ -309,7 +296,7 @@ class BatchPool(Newcomers):
                 self._ready.remove(largest)
             return largest
 
-    def _begin(self, sweep: BatchSweep, ready: ReadySweep) -> _Begun:
+    def _begin(self, sweep: BatchSweep, ready: ReadySweep) -> BegunSweep:
         place = self._place
         if place is None:
             raise RuntimeError("nothing is there to measure on")
@@ -337,7 +324,7 @@ class BatchPool(Newcomers):
             )
             self._keep(sweep, BatchStatus.MEASURING, None)
             prepared.start()
-            return _Begun(
+            return BegunSweep(
                 sweep=sweep, ready=ready, prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
             )
 
@@ -347,35 +334,16 @@ class BatchPool(Newcomers):
             return []
         return [until.enter_context(MetricsObserver(gpus_per_slot=place.slots.gpus_per_slot))]
 
-    def _ended(self, begun: _Begun, error: Exception | None, *, interrupted: bool = False) -> None:
+    def _ended(self, begun: BegunSweep, error: Exception | None, *, interrupted: bool = False) -> None:
         """Has the sweep written up, while others measure."""
         del self._begun[begun.sweep.run_id]
         begun.watching.close()
         self._budget.ended(begun.sweep.run_id)
-        self._writer.submit(self._guarded, begun.sweep, lambda: self._written_up(begun, error, interrupted=interrupted))
-
-    def _written_up(self, begun: _Begun, error: Exception | None, *, interrupted: bool) -> None:
-        prepared, config = begun.prepared, begun.ready.config
-        with begun.claims:
-            if error is None and not interrupted:
-                prepared.end()
-            first, *others = begun.ready.adapters
-            # What is run to check code would disturb the trials of other sweeps: that waits for their end.
-            excuse = "the sweep was interrupted" if interrupted else "--no-check-snippet was given"
-            runner = CodeRunner(first, others=tuple(others), excuse=excuse)
-            checks_later = config.check_snippet and not interrupted
-            result = write_up(prepared.keeper, config.profile, (lambda _: None) if checks_later else runner.check)
-            if prepared.keeper.has_moved:
-                raise prepared.keeper.moved()
-            if error is not None:
-                raise error
-            warn_of_disturbance(result)
-        if interrupted:
-            self._keep(begun.sweep, BatchStatus.MEASURING, "interrupted")
-        elif result.analysis.ranking.entries:
-            self._keep(begun.sweep, BatchStatus.OK, None)
-        else:
-            self._keep(begun.sweep, BatchStatus.NO_WINNER, no_winner(result).message)
+        self._writer.submit(
+            self._guarded,
+            begun.sweep,
+            lambda: self._keep(begun.sweep, *written_up(begun, error, interrupted=interrupted)),
+        )
 
     def _guarded(self, sweep: BatchSweep, do: Callable[[], T]) -> T | None:
         """What `do` returns; an error becomes the sweep's status."""
@@ -394,20 +362,3 @@ class BatchPool(Newcomers):
 
 def _raise(error: Exception) -> None:
     raise error
-
-
-def _engines_first(sweeps: Sequence[BatchSweep], configs: Mapping[str, TuneConfig]) -> tuple[list[BatchSweep], int]:
-    """The sweeps with the first one of each engine at their head, and how many those are."""
-    ids = set({configs[sweep.run_id].engines: sweep.run_id for sweep in reversed(sweeps)}.values())
-    return sorted(sweeps, key=lambda sweep: sweep.run_id not in ids), len(ids)
-
-
-def _adapters(configs: Sequence[TuneConfig]) -> list[EngineAdapter]:
-    """The engines that are asked for; one that is not there fails where its sweep is looked at."""
-    found: dict[str, EngineAdapter] = {}
-    for names in dict.fromkeys(config.engines for config in configs):
-        try:
-            found |= {adapter.name: adapter for adapter in SweepEngines.named(names).adapters}
-        except KvrayError:
-            continue
-    return list(found.values())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvray.config import TuneConfig, warn_of_closed_cache
 from kvray.engines.base import EngineAdapter
 from kvray.engines.interpreter import EnginePython
+from kvray.errors import KvrayError
 from kvray.extras import Extra
+from kvray.store.batch_manifest import BatchSweep
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.remote_device import NodeFacts
 from kvray.sweep.samplers import check_search
@@ -79,6 +81,23 @@ def look_at(
     warn_of_closed_cache()
     pythons = {name: python for one in resolved for name, python in one.pythons.items()}
     return ReadySweep(config=config, preview=preview, parts=parts, pythons=pythons)
+
+
+def engines_first(sweeps: Sequence[BatchSweep], configs: Mapping[str, TuneConfig]) -> tuple[list[BatchSweep], int]:
+    """The sweeps with the first one of each engine at their head, and how many those are."""
+    ids = set({configs[sweep.run_id].engines: sweep.run_id for sweep in reversed(sweeps)}.values())
+    return sorted(sweeps, key=lambda sweep: sweep.run_id not in ids), len(ids)
+
+
+def named_adapters(configs: Sequence[TuneConfig]) -> list[EngineAdapter]:
+    """The engines that are asked for; one that is not there fails where its sweep is looked at."""
+    found: dict[str, EngineAdapter] = {}
+    for names in dict.fromkeys(config.engines for config in configs):
+        try:
+            found |= {adapter.name: adapter for adapter in SweepEngines.named(names).adapters}
+        except KvrayError:
+            continue
+    return list(found.values())
 
 
 def _with_rates(resolved: Resolved) -> Resolved:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kvray.config import TuneConfig
-from kvray.errors import KvrayError, ModelError, ResultsError, SweepInterruptedError
+from kvray.errors import KvrayError, ModelError, ResultsError, SweepError, SweepInterruptedError
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.tuning import batch_pool
@@ -86,3 +87,18 @@ def test_a_batch_that_is_measured_elsewhere_or_asks_for_others_is_refused(tmp_pa
         BatchSearch(asked("odd"), options(tmp_path), resume=batch_id).run()
     with pytest.raises(KvrayError, match=f"It holds: {batch_id}"):
         BatchSearch((), options(tmp_path), resume="none").run()
+
+
+def test_when_ray_cannot_start_what_is_ready_fails_and_the_batch_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ready(config: TuneConfig, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(config=config, size=0.0)
+
+    def no_ray(**_: object) -> None:
+        raise SweepError("Ray cannot start.")
+
+    monkeypatch.setattr(batch_pool, "look_at", ready)
+    monkeypatch.setattr(batch_pool, "RaySession", no_ray)
+    manifest = BatchSearch(asked("one", "other"), options(tmp_path)).run()
+    assert [(one.status.value, one.reason) for one in manifest.sweeps] == [("failed", "Ray cannot start.")] * 2
