@@ -19,7 +19,7 @@ from kvray.store.parquet import ResultsStore
 
 FILE = """\
 defaults: {engine: fake, profiles: [ci-micro], context_lengths: [64], output_lengths: [4], dtypes: [float32],
-           attentions: [sdpa], search: grid, confirm_rounds: 0, check_snippet: false}
+           attentions: [sdpa], search: grid, confirm_rounds: 0}
 models: ["fake:ok", "fake:=nonsense", "fake:=oom", "fake:a=slow"]
 """
 
@@ -82,6 +82,9 @@ def test_a_killed_batch_goes_on_with_exactly_the_rest_and_a_failure_is_a_row(bat
     assert statuses(batch) == ["ok", "failed", "no winner", "ok"]
     assert pids(batch)[first] == before
     assert all(len(set(found)) == len(found) == 2 for found in pids(batch).values())
+    check = ResultsStore(batch / "results").read_manifest(first).code_check
+    assert check is not None, "the killed batch had not come to the winner's code"
+    assert "no code that could be run apart" in check.text
     rows = pq.read_table(overview.with_name("batch.parquet")).to_pylist()
     assert [(row["model_id"], row["status"], row["winner"] is None) for row in rows] == [
         ("fake:ok", "ok", False),
