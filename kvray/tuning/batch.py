@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,17 +108,13 @@ class BatchSearch:
 
         Raises:
             ResultsError: there is no batch to resume, another process measures it, or its file asks for other sweeps.
+            SweepError: the cluster cannot be joined; nothing was written.
             SweepInterruptedError: the user pressed Ctrl-C.
         """
-        self._store.check_writable()
-        manifest = self._manifest = self._begun()
-        with (
-            claimed_sweep(self._store, manifest.batch_id),
-            offline_environment(enabled=self._options.offline),
-        ):
-            self._keep(manifest)
+        manifest = self._begun()
+        with ExitStack() as claims, offline_environment(enabled=self._options.offline):
             try:
-                self._measure_all()
+                self._measure_all(manifest, claims)
                 self._check_codes()
             except (KeyboardInterrupt, SweepInterruptedError) as error:
                 raise self.interrupted() from error
@@ -163,22 +160,34 @@ class BatchSearch:
                 hint="Leave the file out to go on with the batch, or start a new one without --resume.",
             )
 
-    def _measure_all(self) -> None:
-        waiting, configs = [], {}
-        for sweep in self._now.sweeps:
+    def _measure_all(self, manifest: BatchManifest, claims: ExitStack) -> None:
+        waiting, configs, failed = [], {}, []
+        for sweep in manifest.sweeps:
             try:
                 if not sweep.status.is_measured:
                     configs[sweep.run_id] = self._config(sweep, resume=self._to_resume(sweep))
                     waiting.append(sweep)
             except KvrayError as error:
-                self._keep_sweep(sweep, BatchStatus.FAILED, redact(sentence_of(error)))
-        if waiting:
+                failed.append((sweep, redact(sentence_of(error))))
+
+        def start() -> None:
+            """Be the one who measures the batch, and write for the first time."""
+            self._store.check_writable()
+            claims.enter_context(claimed_sweep(self._store, manifest.batch_id))
+            self._keep(manifest)
+            for sweep, reason in failed:
+                self._keep_sweep(sweep, BatchStatus.FAILED, reason)
+
+        if not waiting:
+            start()
+        else:
             BatchPool(
                 waiting,
-                batch_id=self._now.batch_id,
+                batch_id=manifest.batch_id,
                 store=self._store,
                 configs=configs,
                 budget=BatchBudget(configs, self._options.budget_s, clock=self._clock),
+                starting=start,
                 keep=self._keep_sweep,
                 keep_log=self._keep_log,
                 farewell=lambda error: f"{error} {self.interrupted().hint}",

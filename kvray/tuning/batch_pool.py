@@ -64,6 +64,7 @@ class BatchPool(Newcomers):
     Args:
         sweeps: what is to be measured.
         configs: what each sweep asks, by run id, the options of the batch included.
+        starting: called once before the first model is looked at. What fails before it is no model's fault.
         keep_log: is given what Ray and libraries said.
         farewell: what to say if Ray breaks down and takes this process with it.
     """
@@ -76,6 +77,7 @@ class BatchPool(Newcomers):
         store: ResultsStore,
         configs: Mapping[str, TuneConfig],
         budget: BatchBudget,
+        starting: Callable[[], None],
         keep: KeepStatus,
         keep_log: Callable[[str], None],
         farewell: Callable[[SweepError], str] = str,
@@ -85,6 +87,7 @@ class BatchPool(Newcomers):
         self._store = store
         self._configs = configs
         self._budget = budget
+        self._starting = starting
         self._keep = keep
         self._keep_log = keep_log
         self._farewell = farewell
@@ -106,6 +109,7 @@ class BatchPool(Newcomers):
 
         Raises:
             KeyboardInterrupt: the user stopped it; what was measured is written up.
+            SweepError: the cluster cannot be joined, or has nothing to measure on; `starting` was not called.
         """
         try:
             with self._surroundings:
@@ -150,6 +154,7 @@ class BatchPool(Newcomers):
         return self._seen >= len(self._sweeps) or self._failure is not None
 
     def _start_looking(self) -> None:
+        self._starting()
         self._is_looking = True
         threading.Thread(target=self._look_at_all, name="kvray-look", daemon=True).start()
 
@@ -235,12 +240,13 @@ class BatchPool(Newcomers):
                 begun.watching.close()
 
     def _broke_down(self, error: Exception) -> None:
-        """All that has begun fails; if nothing has, that would be so for what is ready, too."""
+        """All that has begun fails; if nothing has, that would be so for what is ready, too.
+
+        What fails before any model is looked at is raised.
+        """
         if not self._is_looking:
-            self._seen = len(self._sweeps)
-            for sweep in self._sweeps:
-                self._guarded(sweep, partial(_raise, error))
-        elif not self._begun:
+            raise error
+        if not self._begun:
             while (one := self._taken()) is not None:
                 self._guarded(one[0], partial(_raise, error))
         for begun in tuple(self._begun.values()):
@@ -264,7 +270,7 @@ class BatchPool(Newcomers):
                     yield ray, log.parent
             finally:
                 self._place = None
-                if log.is_file():
+                if self._is_looking and log.is_file():
                     self._keep_log(redact(log.read_text(encoding="utf-8", errors="replace")))
 
     def _ask_nodes(self, ray: RaySession) -> None:

@@ -102,3 +102,18 @@ def test_when_ray_cannot_start_what_is_ready_fails_and_the_batch_ends(
     monkeypatch.setattr(batch_pool, "RaySession", no_ray)
     manifest = BatchSearch(asked("one", "other"), options(tmp_path)).run()
     assert [(one.status.value, one.reason) for one in manifest.sweeps] == [("failed", "Ray cannot start.")] * 2
+
+
+def test_a_cluster_that_cannot_be_joined_is_no_models_fault_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    wrong = BatchOptions(output_dir=str(folder), address="127.0.0.1:1")
+    with pytest.raises(SweepError, match=r"cluster at '127\.0\.0\.1:1' cannot be reached") as raised:
+        BatchSearch(asked("gated", "odd"), wrong).run()
+    assert raised.value.exit_code == 11
+    assert (LOOKED_AT, folder.exists()) == ([], False)
+
+
+def test_to_resume_a_batch_that_is_not_there_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="holds no batch"):
+        BatchSearch((), options(tmp_path / "none"), resume="batch-1").run()
+    assert not (tmp_path / "none").exists()
