@@ -140,7 +140,7 @@ class BatchState:
     @property
     def progress(self) -> str:
         """E.g. `1 of 2 sweeps ended`."""
-        open_ones = (BatchStatus.WAITING, BatchStatus.MEASURING, BROKEN_OFF)
+        open_ones = (BatchStatus.WAITING, BatchStatus.MEASURING, BatchStatus.INTERRUPTED, BROKEN_OFF)
         ended = sum(count for status, count in self.statuses.items() if status not in open_ones)
         return f"{ended} of {sum(self.statuses.values())} sweeps ended"
 

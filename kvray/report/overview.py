@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.ratios import amount_sign, interval_text, speed_sign
+from kvray.ratios import MISSING, amount_sign, interval_text, speed_sign
 from kvray.report import formats
 from kvray.report.html import render_page
 from kvray.report.markdown import render_template
@@ -23,10 +23,15 @@ class OverviewRow:
     reason: str
     report: str | None
     ttft_gain: str
-    ttft_interval: str
     decode_gain: str
-    decode_interval: str
     memory: str
+
+    @property
+    def tone(self) -> str:
+        """Class of the status's badge."""
+        if self.row.status.is_failure or self.row.is_disturbed:
+            return "failure"
+        return "winner" if self.row.status is BatchStatus.OK else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +67,27 @@ def render_overview_markdown(info: OverviewInfo) -> str:
 
 
 def _sentence(rows: Sequence[BatchRow]) -> str:
-    counts = [(sum(row.status is status for row in rows), status) for status in BatchStatus]
+    """E.g. `3 sweeps: 1 with a winner, 1 interrupted and 1 waiting.`"""
     told = {
-        BatchStatus.OK: "measured, with a winner",
+        BatchStatus.OK: "with a winner",
         BatchStatus.NO_WINNER: "without a winner",
         BatchStatus.FAILED: "failed",
         BatchStatus.ERROR: "ended by an unexpected error",
-        BatchStatus.MEASURING: "begun and not ended",
+        BatchStatus.INTERRUPTED: "interrupted",
+        BatchStatus.MEASURING: "still measuring",
         BatchStatus.WAITING: "waiting",
     }
+    counts = [(sum(row.status is status for row in rows), status) for status in told]
     parts = [f"{number} {told[status]}" for number, status in counts if number]
-    return f"Of {formats.plural(len(rows), 'sweep')}, {formats.listed(parts)}."
+    disturbed = sum(bool(row.is_disturbed) for row in rows)
+    told_parts = f"{formats.plural(len(rows), 'sweep')}: {formats.listed(parts)}."
+    if not disturbed:
+        return told_parts
+    return f"{told_parts} {disturbed} {'was' if disturbed == 1 else 'were'} disturbed too much to be trusted."
 
 
 def _tone(rows: Sequence[BatchRow]) -> Tone:
-    if any(row.status.is_failure for row in rows):
+    if any(row.status.is_failure or row.is_disturbed for row in rows):
         return Tone.DOUBTFUL
     return Tone.GOOD if all(row.status is BatchStatus.OK for row in rows) else Tone.NEUTRAL
 
@@ -88,13 +99,24 @@ def _shown(row: BatchRow) -> OverviewRow:
         model=formats.clean_line(row.model_id),
         reason=formats.clean_line(row.reason or ""),
         report=f"../../reports/{row.run_id}/report" if has_report else None,
-        ttft_gain="" if row.is_baseline else speed_sign(row.ttft_speedup),
-        ttft_interval=_interval(row.ttft_speedup_low, row.ttft_speedup_high),
-        decode_gain="" if row.is_baseline else speed_sign(row.decode_speedup),
-        decode_interval=_interval(row.decode_speedup_low, row.decode_speedup_high),
-        memory="" if row.is_baseline or row.peak_ratio is None else amount_sign(row.peak_ratio),
+        ttft_gain=_gain(row, row.ttft_speedup, row.ttft_speedup_low, row.ttft_speedup_high),
+        decode_gain=_gain(row, row.decode_speedup, row.decode_speedup_low, row.decode_speedup_high),
+        memory=_gain(row, row.peak_ratio, of_an_amount=True),
     )
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else interval_text(low, high)
+def _gain(
+    row: BatchRow,
+    factor: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    of_an_amount: bool = False,
+) -> str:
+    """E.g. `+12 % (+9 % to +15 %)`; the baseline gains nothing over itself."""
+    if row.is_baseline:
+        return "none: the baseline wins"
+    if factor is None:
+        return MISSING
+    sign = amount_sign(factor) if of_an_amount else speed_sign(factor)
+    return sign if low is None or high is None else f"{sign} ({interval_text(low, high)})"

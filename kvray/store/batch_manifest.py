@@ -19,7 +19,9 @@ class BatchStatus(enum.StrEnum):
     WAITING = "waiting"
     """Not begun: its turn has not come, the budget ended before, or the batch was interrupted."""
     MEASURING = "measuring"
-    """Begun and not ended. In the manifest of a batch that no longer runs: broken off."""
+    """Its trials run. In the manifest of a batch that was killed: broken off."""
+    INTERRUPTED = "interrupted"
+    """Begun, and broken off by the user. What was measured is kept."""
     OK = "ok"
     """Measured to its end, with a winner."""
     NO_WINNER = "no winner"
@@ -31,7 +33,7 @@ class BatchStatus(enum.StrEnum):
 
     @property
     def is_measured(self) -> bool:
-        """Whether nothing of it is left to measure."""
+        """Whether nothing of it is left to measure: the records of one that is not do not decide yet."""
         return self in (BatchStatus.OK, BatchStatus.NO_WINNER)
 
     @property

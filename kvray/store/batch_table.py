@@ -16,15 +16,16 @@ from kvray.store.schema import METADATA, encode
 @dataclass(frozen=True, kw_only=True)
 class BatchRow:
     """One sweep of a batch. Figures are the winner's, as in the sweep's own `ranking.parquet`; null where nothing is
-    ranked.
+    ranked, and as long as the sweep is not measured to its end.
 
     Attributes:
         batch_id: id of the batch.
         run_id: id of the sweep: `kvray rank RESULTS --run ID` shows it.
         model_id: the model, as it was given.
         profile: name of the workload.
-        status: how far it is: `ok`, `no winner`, `failed`, `error`, `measuring` or `waiting`.
-        reason: why it has no winner, or is not measured to its end.
+        status: how far it is: `ok`, `no winner`, `failed`, `error`, `measuring`, `interrupted` or
+            `waiting`.
+        reason: why it has no winner, or what is best so far where it is not measured to its end.
         device_name: device that was measured.
         winner_id: candidate id of the recommended configuration.
         winner: that configuration in short.
@@ -38,6 +39,7 @@ class BatchRow:
         decode_tok_s: tokens per second of all sequences together, the first token left out.
         peak_mib: peak memory.
         confidence: share of resamplings of the measurements in which the winner is the best.
+        is_disturbed: whether so many of its runs were disturbed that its figures are not to be trusted.
         trials: trials that were launched, confirming ones included.
         seconds: seconds that these trials took together.
     """
@@ -63,6 +65,7 @@ class BatchRow:
     decode_tok_s: float | None = None
     peak_mib: float | None = None
     confidence: float | None = None
+    is_disturbed: bool | None = None
     trials: int = 0
     seconds: float = 0.0
 
@@ -71,7 +74,7 @@ _CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _KINDS = {
     **dict.fromkeys(("run_id", "status"), _CATEGORY),
     **dict.fromkeys(("batch_id", "model_id", "profile", "reason", "device_name", "winner_id", "winner"), pa.string()),
-    "is_baseline": pa.bool_(),
+    **dict.fromkeys(("is_baseline", "is_disturbed"), pa.bool_()),
     "trials": pa.int64(),
 }
 BATCH_SCHEMA = pa.schema(

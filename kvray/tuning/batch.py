@@ -18,7 +18,6 @@ from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterrupted
 from kvray.files.redaction import redact
 from kvray.probes.environment import kvray_version
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
-from kvray.report.ranking_file import ranking_file_rows
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_store import BatchStore
 from kvray.store.batch_table import BatchRow
@@ -27,11 +26,11 @@ from kvray.store.parquet import ResultsStore
 from kvray.tuning.batch_budget import BatchBudget
 from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.batch_pool import BatchPool
+from kvray.tuning.batch_rows import batch_row
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
 from kvray.tuning.outcome import check_code_of
 from kvray.tuning.preview import Preview
-from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
 
 
@@ -238,7 +237,7 @@ class BatchSearch:
             self._keep(self._now.having(sweep.model_copy(update=update)))
             row = self._rows[sweep.run_id]
             place = [one.run_id for one in self._now.sweeps].index(sweep.run_id) + 1
-        detail = f"sweep {sweep.run_id}" if status is BatchStatus.MEASURING and not reason else row.winner or row.reason
+        detail = f"sweep {sweep.run_id}" if status is BatchStatus.MEASURING else row.winner or row.reason
         told = ": ".join(str(part) for part in (row.status, detail) if part)
         self._tell(f"{place} of {len(self._now.sweeps)}: {sweep.model_id} · {sweep.profile.name}: {told}")
 
@@ -253,7 +252,7 @@ class BatchSearch:
         self._manifest = manifest
         for sweep in manifest.sweeps:
             if sweep.run_id not in self._rows or sweep.status is not self._rows[sweep.run_id].status:
-                self._rows[sweep.run_id] = self._row(sweep)
+                self._rows[sweep.run_id] = batch_row(self._store, self._now.batch_id, sweep)
         rows = [self._rows[sweep.run_id] for sweep in manifest.sweeps]
         info = overview_info(manifest, rows)
         try:
@@ -264,39 +263,3 @@ class BatchSearch:
         except OutputError as error:  # the sweeps' own records have a second place; the night goes on
             self._tell(f"warning: {error}")
         self._kept(manifest)
-
-    def _row(self, sweep: BatchSweep) -> BatchRow:
-        row: dict[str, Any] = {
-            "batch_id": self._now.batch_id,
-            "run_id": sweep.run_id,
-            "model_id": sweep.model_id,
-            "profile": sweep.profile.name,
-            "status": sweep.status,
-            "reason": sweep.reason,
-        }
-        if sweep.status in (BatchStatus.WAITING, BatchStatus.FAILED, BatchStatus.ERROR):
-            return BatchRow(**row)
-        try:
-            return BatchRow(**row, **_measured_columns(read_result(self._store, sweep.run_id)))
-        except ResultsError:
-            return BatchRow(**row)
-
-
-_OF_THE_WINNER = (
-    *("is_baseline", "ttft_speedup", "ttft_speedup_low", "ttft_speedup_high", "decode_speedup", "decode_speedup_low"),
-    *("decode_speedup_high", "peak_ratio", "ttft_ms", "decode_tok_s", "peak_mib", "confidence"),
-)
-
-
-def _measured_columns(result: TuneResult) -> dict[str, Any]:
-    launched = [one.record for one in result.results if one.record.status.was_launched]
-    found: dict[str, Any] = {
-        "device_name": result.manifest.device_name,
-        "trials": len(launched),
-        "seconds": sum(record.wall_s or 0.0 for record in launched),
-    }
-    ranked = [one for one in ranking_file_rows(result.manifest, result.results, result.analysis) if one.rank == 1]
-    for one in ranked:
-        found |= {"winner_id": one.candidate_id, "winner": one.label}
-        found |= {name: getattr(one, name) for name in _OF_THE_WINNER}
-    return found

@@ -50,7 +50,7 @@ def written_up(begun: BegunSweep, error: Exception | None, *, interrupted: bool)
             raise error
         warn_of_disturbance(result)
     if interrupted:
-        return BatchStatus.MEASURING, "interrupted"
+        return BatchStatus.INTERRUPTED, None
     if result.analysis.ranking.entries:
         return BatchStatus.OK, None
     return BatchStatus.NO_WINNER, no_winner(result).message

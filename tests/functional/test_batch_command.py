@@ -114,7 +114,7 @@ def test_a_sweep_measures_and_is_written_up_on_the_slot_that_another_ones_last_t
     (report,) = (tmp_path / "results").glob("reports/*/report.html")
     batch.send_signal(signal.SIGINT)
     _, told = batch.communicate(timeout=100)
-    assert (batch.returncode, statuses(tmp_path)) == (130, ["measuring", "ok"]), told
+    assert (batch.returncode, statuses(tmp_path)) == (130, ["interrupted", "ok"]), told
     store = ResultsStore(tmp_path / "results")
     hanging, others = (store.read(run) for run in store.run_ids())
     assert [one.record.status.value for one in hanging] == ["interrupted"], "it ran until Ctrl-C"

@@ -1,0 +1,82 @@
+"""The overview of a batch: what it says of sweeps that are not measured to their end, and of disturbed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from report_sweeps import BASELINE, STARTED, WINNER, manifest, measured
+
+from kvray.analysis import analyse
+from kvray.record import TrialResult
+from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
+from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
+from kvray.store.batch_table import BatchRow
+from kvray.store.parquet import ResultsStore
+from kvray.tuning.batch_rows import result_columns
+from kvray.tuning.result import TuneResult
+
+TWO = (measured(BASELINE), measured(WINNER, speed=1.5))
+
+
+def row(status: BatchStatus, results: Sequence[TrialResult] = (), *, model: str = "org/name") -> BatchRow:
+    about = manifest()
+    result = TuneResult(
+        manifest=about,
+        results=tuple(results),
+        analysis=analyse(results, about.profile, seed=about.seed),
+        records_sha256="",
+        paths=ResultsStore(Path("results")).paths("r"),
+    )
+    columns = result_columns(result, is_measured=status.is_measured)
+    return BatchRow(batch_id="b", run_id="r", model_id=model, profile="ci-micro", status=status, **columns)
+
+
+def pages(*rows: BatchRow) -> tuple[str, str, str]:
+    """Headline, Markdown and HTML of the overview."""
+    sweep = BatchSweep(run_id="r", model_id="org/name", profile=manifest().profile)
+    attempt = BatchAttempt(started_at=STARTED, kvray_version="0")
+    batch = BatchManifest(batch_id="b", created_at=STARTED, sweeps=(sweep,), attempts=(attempt,))
+    info = overview_info(batch, rows)
+    return info.sentence, render_overview_markdown(info), render_overview_html(info)
+
+
+def disturbed(result: TrialResult) -> TrialResult:
+    return replace(result, runs=tuple(replace(run, disturbed=True, disturbance="load") for run in result.runs))
+
+
+def test_a_sweep_that_was_broken_off_has_a_best_so_far_and_no_winner() -> None:
+    broken_off = row(BatchStatus.INTERRUPTED, TWO)
+    assert (broken_off.winner, broken_off.confidence, broken_off.trials) == (None, None, 2)
+    assert broken_off.reason == f"best so far: {WINNER.label}"
+    ended = row(BatchStatus.OK, TWO)
+    assert (ended.winner, ended.reason, ended.is_disturbed) == (WINNER.label, None, False)
+    assert ended.confidence is not None
+
+
+def test_the_headline_counts_the_sweeps_by_how_they_ended() -> None:
+    waiting = replace(row(BatchStatus.WAITING), status=BatchStatus.WAITING)
+    sentence, *_ = pages(row(BatchStatus.OK, TWO), row(BatchStatus.INTERRUPTED, TWO), waiting)
+    assert sentence == "3 sweeps: 1 with a winner, 1 interrupted and 1 waiting."
+
+
+def test_a_sweep_whose_runs_were_disturbed_is_marked_and_not_green() -> None:
+    shaken = row(BatchStatus.OK, [disturbed(one) for one in TWO])
+    assert (shaken.is_disturbed, shaken.confidence) == (True, None)
+    sentence, markdown, html = pages(shaken)
+    assert sentence == "1 sweep: 1 with a winner. 1 was disturbed too much to be trusted."
+    assert "| ok, disturbed |" in markdown
+    assert 'badge winner">ok' not in html
+    assert 'badge failure">disturbed' in html
+
+
+def test_a_baseline_that_wins_says_that_nothing_is_gained() -> None:
+    _, markdown, html = pages(row(BatchStatus.OK, TWO[:1]))
+    assert markdown.count("none: the baseline wins") == html.count("none: the baseline wins") == 3
+    assert "±0 %" not in markdown + html
+
+
+def test_what_follows_the_baselines_mark_is_apart_from_it() -> None:
+    _, markdown, _ = pages(replace(row(BatchStatus.OK, TWO[:1]), reason="a reason"))
+    assert "*baseline* a reason" in markdown
