@@ -19,6 +19,9 @@ from kvray.jobs.client import Job, JobServer, JobState
 
 _STOPS_WITHIN_S = 120.0
 _KILLED = 128
+"""A shell's exit code of a killed process is this plus the signal's number."""
+_NOT_FOUND = 127
+"""A shell's exit code where there is no such program."""
 
 
 def submit_command(name: str) -> Any:
@@ -53,27 +56,41 @@ def end_of(server: JobServer, job_id: str, log: JobLog | None = None) -> None:
     job = server.job(job_id)
     if log is None:
         log = read_log(server, job_id)[0]
-    if job.state is JobState.FAILED and (job.exit_code is None or not 0 < job.exit_code < _KILLED):
-        raise SweepError(how_it_failed(job), hint=how_to_go_on(server.address, job, log))
+    if job.state is JobState.FAILED and not _ended_itself(job):
+        raise SweepError(
+            f"Job {job.job_id} failed: {why_it_failed(job, log)}", hint=how_to_go_on(server.address, job, log)
+        )
     if log.results_id is not None:
         typer.echo(f"kvray: results: {log.output} on the cluster; kvray jobs fetch {_there(server, job_id)}", err=True)
     if job.state is not JobState.SUCCEEDED:
         raise typer.Exit(job.exit_code or SweepInterruptedError.exit_code)
 
 
-def how_it_failed(job: Job) -> str:
-    """What ended a job that did not end by itself."""
-    if job.exit_code is not None:
-        number = -job.exit_code if job.exit_code < 0 else job.exit_code - _KILLED
-        how = "its python was not found" if job.exit_code == 127 else f"its driver was killed (signal {number})"
-    else:
+def why_it_failed(job: Job, log: JobLog) -> str:
+    """Why a job failed: its own exit code and last word, or what ended it from outside."""
+    if job.exit_code is None:
         how = " ".join(job.message.split())[:300] or "Ray says no reason"
-    return f"Job {job.job_id} failed: {how.rstrip('.')}."
+    elif _ended_itself(job):
+        how = f"exit code {job.exit_code}: {log.last_word or 'its log tells no reason'}"
+    elif job.exit_code == _NOT_FOUND:
+        how = "its python was not found"
+    else:
+        number = -job.exit_code if job.exit_code < 0 else job.exit_code - _KILLED
+        how = f"its driver was killed (signal {number})"
+    return f"{how.rstrip('.')}."
+
+
+def _ended_itself(job: Job) -> bool:
+    """Whether the job ended with an exit code of its own."""
+    return job.exit_code is not None and 0 < job.exit_code < _KILLED and job.exit_code != _NOT_FOUND
 
 
 def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
-    """The command that measures the rest of a sweep or batch that was broken off."""
-    if log.results_id is None:
+    """The command that measures the rest of a sweep or batch that was broken off.
+
+    It is `None` where the job ended by itself: its last word says what to do.
+    """
+    if log.results_id is None or _ended_itself(job):
         return None
     typed = shlex.split(job.command)
     if "--resume" in typed:

@@ -30,6 +30,8 @@ from kvray.tuning.preview import Preview
 from kvray.tuning.standing import BROKEN_OFF, SweepState, TrialState
 
 _VARIABLE = "KVRAY_JOB"
+_SAID = "kvray: "
+_WARNED = "kvray: warning: "
 
 
 def is_a_job() -> bool:
@@ -158,12 +160,17 @@ class BatchState:
 
 @dataclasses.dataclass
 class JobLog:
-    """What a job's log tells: the sweep or batch as it stands, and the lines for people that nothing else shows."""
+    """What a job's log tells: the sweep or batch as it stands, and the lines for people that nothing else shows.
+
+    Attributes:
+        last_word: what kvray said last; for a job that failed that is the reason.
+    """
 
     state: SweepState = dataclasses.field(default_factory=SweepState)
     output: str | None = None
     run_id: str | None = None
     batch: BatchState | None = None
+    last_word: str | None = None
     _rest: str = ""
     _hidden: int = 0
 
@@ -193,6 +200,8 @@ class JobLog:
             return None
         told = self._hidden > 0
         self._hidden = max(0, self._hidden - 1)
+        if line.startswith(_SAID) and not line.startswith(_WARNED):
+            self.last_word = line.removeprefix(_SAID)
         return line, told
 
     def _apply(self, event: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from kvray.cli.following import follow_job, how_it_failed, how_to_go_on, read_log, stop_job
+from kvray.cli.following import follow_job, how_to_go_on, read_log, stop_job, why_it_failed
 from kvray.cli.job_events import BatchState, JobLog
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
-from kvray.jobs.client import JobServer, JobState, job_server_address
+from kvray.jobs.client import Job, JobServer, JobState, job_server_address
 from kvray.jobs.fetching import fetch_results
 from kvray.jobs.package import mib
+from kvray.report.formats import listed, plural
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, follow, stop and fetch what was submitted.")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: kvray jobs list.")]
@@ -59,7 +61,7 @@ def status(job: JobId, address: Address = None) -> None:
         "results": f"{log.output} on the cluster" if log.output else "",
     }
     if found.state is JobState.FAILED:
-        rows["failed"] = " ".join(filter(None, (how_it_failed(found), how_to_go_on(server.address, found, log))))
+        rows["failed"] = " ".join(filter(None, (why_it_failed(found, log), how_to_go_on(server.address, found, log))))
     for name, text in rows.items():
         if text:
             Console().print(Text(f"{name + ':':<9} {text}"), soft_wrap=True)
@@ -85,24 +87,54 @@ def fetch(
     server = _server(address)
     found = server.job(job)
     log, _ = read_log(server, job)
-    if log.output is None:
-        raise ResultsError(f"Job {job!r} has no results.", hint=f"kvray jobs logs {job} shows what it did.")
-    if "://" in log.output:
-        raise ResultsError(
-            f"The results of job {job!r} are in {log.output}, which needs no fetching.",
-            hint=f"Read them there: kvray report {log.output}.",
-        )
+    results, results_id = results_of(found, log)
     folder = Path(output)
 
     def tell(come: int, total: int) -> None:
         typer.echo(f"kvray: {mib(come)} of {mib(total)}", err=True)
 
-    files = fetch_results(server, folder, results=log.output, run_id=log.results_id, node=found.node, tell=tell)
-    typer.echo(f"{len(files)} files, {mib(sum(one.size for one in files))}, all checked, are in {folder}.")
-    pages = (f"batches/{log.results_id}/overview.html", f"reports/{log.results_id}/report.html")
+    files = fetch_results(server, folder, results=results, run_id=results_id, node=found.node, tell=tell)
+    size = mib(sum(one.size for one in files))
+    typer.echo(f"{plural(len(files), 'file')}, {size}, checked, in {folder}.")
+    if not found.state.is_over:
+        typer.echo(f"kvray: {still_runs(found, [one.name for one in files])}", err=True)
+    pages = (f"batches/{results_id}/overview.html", f"reports/{results_id}/report.html")
     for page in pages:
         if any(one.name == page for one in files):
             typer.echo(f"report: {folder / page}")
+
+
+def results_of(job: Job, log: JobLog) -> tuple[str, str]:
+    """The folder of the job's results on the cluster, and the id of its sweep or batch.
+
+    Raises:
+        ResultsError: there are none, or they need no fetching.
+    """
+    if log.output is None or log.results_id is None:
+        if job.state.is_over:
+            what = f"Job {job.job_id!r} has no results: it ended before it measured anything."
+            if job.state is JobState.FAILED:
+                what = f"Job {job.job_id!r} has no results. It failed: {why_it_failed(job, log)}"
+            raise ResultsError(what, hint=f"kvray jobs logs {job.job_id} shows what it did.")
+        raise ResultsError(
+            f"Job {job.job_id!r} has no results yet: it has not begun to measure.",
+            hint=f"kvray jobs status {job.job_id} shows when it has.",
+        )
+    if "://" in log.output:
+        raise ResultsError(
+            f"The results of job {job.job_id!r} are in {log.output}, which needs no fetching.",
+            hint=f"Read them there: kvray report {log.output}.",
+        )
+    return log.output, log.results_id
+
+
+def still_runs(job: Job, names: Sequence[str]) -> str:
+    """What a fetch does not bring while the job runs, told by the names of the files that have come."""
+    wanted = {"the records": ".parquet", "the plan": "best_plan.json", "the report": ".html"}
+    missing = [what for what, ending in wanted.items() if not any(name.endswith(ending) for name in names)]
+    lacks = f"{listed(missing)} {'is' if missing == ['the plan'] or missing == ['the report'] else 'are'} not there yet"
+    state = f"Job {job.job_id} still runs"
+    return f"{state}{f', and {lacks}' if missing else ''}. Repeat the command when it has ended."
 
 
 def _sweep_rows(log: JobLog) -> dict[str, str]:

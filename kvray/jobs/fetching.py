@@ -44,7 +44,7 @@ def fetch_results(
     folder: Path,
     *,
     results: str,
-    run_id: str | None,
+    run_id: str,
     node: str | None,
     tell: Callable[[int, int], None],
     part_bytes: int = PART_BYTES,
@@ -52,7 +52,7 @@ def fetch_results(
     """Copy what the folder `results` of `node` holds of `run_id` into `folder`; returns the files.
 
     Args:
-        run_id: id of a sweep or of a batch; everything for `None`.
+        run_id: id of a sweep or of a batch.
         tell: is told how many bytes have come, and of how many.
 
     Raises:
@@ -78,7 +78,7 @@ def fetch_results(
                 error.hint = "What has come is kept: repeat the command to go on from there."
             raise
         if not files:
-            raise ResultsError(f"{results!r} on the cluster holds no results of {run_id or 'this job'}.")
+            raise ResultsError(f"{results!r} on the cluster holds no results of {run_id}.")
         if files != known:  # the first part, or the sweep has gone on meanwhile
             (partial / "files.json").write_text(json.dumps([vars(one) for one in files]), encoding="utf-8")
             stream.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def _known(partial: Path) -> tuple[RemoteFile, ...] | None:
 
 
 def _part(
-    server: JobServer, results: str, *, run_id: str | None, node: str | None, start: int, most: int
+    server: JobServer, results: str, *, run_id: str, node: str | None, start: int, most: int
 ) -> tuple[tuple[RemoteFile, ...], bytes]:
     with tempfile.TemporaryDirectory(prefix="kvray-") as folder:
         entrypoint = write_request(Path(folder), results=results, run_id=run_id, start=start, most=most)

@@ -66,7 +66,7 @@ def write_package(
     return (f"${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{wheel}",) if wheel else ()
 
 
-def write_request(folder: Path, *, results: str, run_id: str | None, start: int, most: int) -> str:
+def write_request(folder: Path, *, results: str, run_id: str, start: int, most: int) -> str:
     """Fill `folder` for a job that sends results; returns its entrypoint."""
     shutil.copyfile(sender.__file__, folder / "kvray_send.py")
     request = {"folder": results, "run_id": run_id, "start": start, "most": most}

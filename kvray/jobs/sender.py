@@ -15,15 +15,13 @@ _LINE = 12288
 """Bytes a line."""
 
 
-def files_of(root: Path, run_id: "str | None") -> "list[str]":
-    """Names of the files below `root`, of one sweep or batch if it is named; nothing hidden, nothing half-written."""
+def files_of(root: Path, run_id: str) -> "list[str]":
+    """Names of the files below `root`, of one sweep or batch; nothing hidden, nothing half-written."""
     names = sorted(
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
     )
-    if run_id is None:
-        return names
     run_ids = [run_id, *sweeps_of_batch(root, run_id)]
     folders = tuple(f"{kind}{one}/" for one in run_ids for kind in ("trials/run_id=", "runs/run_id=", "reports/"))
     files = {f"sweeps/{one}.json" for one in run_ids} | {f"batches/{run_id}.json"}

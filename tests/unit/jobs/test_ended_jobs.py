@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from kvray.cli.following import how_it_failed, how_to_go_on
+from kvray.cli.following import how_to_go_on, why_it_failed
 from kvray.cli.job_events import BatchState, JobLog
+from kvray.cli.jobs import results_of, still_runs
+from kvray.errors import ResultsError
 from kvray.jobs.client import Job, JobState
 
 
@@ -33,7 +37,61 @@ def failed(command: str, *, exit_code: int | None, message: str = "") -> Job:
     ],
 )
 def test_what_ended_it_is_told(exit_code: int | None, message: str, said: str) -> None:
-    assert how_it_failed(failed("tune m", exit_code=exit_code, message=message)) == f"Job raysubmit_1 failed: {said}."
+    assert why_it_failed(failed("tune m", exit_code=exit_code, message=message), JobLog()) == f"{said}."
+
+
+@pytest.mark.parametrize("exit_code", [1, 3, 4, 11, 13])
+def test_of_an_exit_code_of_its_own_the_reason_in_the_log_is_told(exit_code: int) -> None:
+    log = JobLog(output="/r", run_id="r1")
+    log.feed("kvray: warning: busy\nkvray: Model 'm' was not found. Check its name.\nkvray: warning: again\nbye\n")
+    job = failed("tune m", exit_code=exit_code)
+    assert why_it_failed(job, log) == f"exit code {exit_code}: Model 'm' was not found. Check its name."
+    assert how_to_go_on("http://head:8265", job, log) is None, "the reason says what to do"
+
+
+def test_of_an_exit_code_of_its_own_without_a_word_that_is_said() -> None:
+    assert why_it_failed(failed("tune m", exit_code=3), JobLog()) == "exit code 3: its log tells no reason."
+
+
+@pytest.mark.parametrize(
+    ("state", "log", "said"),
+    [
+        (JobState.PENDING, JobLog(), "has no results yet: it has not begun to measure."),
+        (JobState.RUNNING, JobLog(output="/r"), "has no results yet: it has not begun to measure."),
+        (JobState.SUCCEEDED, JobLog(output="/r"), "has no results: it ended before it measured anything."),
+        (JobState.STOPPED, JobLog(output="/r"), "has no results: it ended before it measured anything."),
+        (
+            JobState.FAILED,
+            JobLog(output="/r", last_word="No model 'm'."),
+            "has no results. It failed: exit code 4: No mod",
+        ),
+        (JobState.RUNNING, JobLog(output="s3://b/r", run_id="r1"), "which needs no fetching"),
+    ],
+)
+def test_without_results_of_its_own_nothing_is_fetched(state: JobState, log: JobLog, said: str) -> None:
+    job = dataclasses.replace(failed("tune m", exit_code=4), state=state)
+    with pytest.raises(ResultsError) as raised:
+        results_of(job, log)
+    assert said in str(raised.value)
+    assert raised.value.exit_code != 0
+
+
+def test_the_results_of_a_sweep_or_batch_are_its_own() -> None:
+    job = failed("tune m", exit_code=-9)
+    assert results_of(job, JobLog(output="/r", run_id="r1")) == ("/r", "r1")
+    assert results_of(job, JobLog(output="/r", batch=BatchState(batch_id="b1", statuses={}, now=""))) == ("/r", "b1")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["sweeps/a.json"], "still runs, and the records, the plan and the report are not there yet. Repeat"),
+        (["trials/run_id=a/x.parquet", "runs/best_plan.json"], "still runs, and the report is not there yet. Repeat"),
+        (["x.parquet", "best_plan.json", "report.html"], "still runs. Repeat the command when it has ended."),
+    ],
+)
+def test_of_a_job_that_still_runs_it_is_said_what_is_missing(names: list[str], said: str) -> None:
+    assert said in still_runs(failed("tune m", exit_code=None), names)
 
 
 @pytest.mark.parametrize(
