@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from kvray.candidate import DeviceType
 from kvray.cli import options
+from kvray.cli.batch_progress import batch_progress
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.job_events import is_a_job, tell_of_batch
 from kvray.cli.parsing import parse_duration
@@ -57,18 +59,20 @@ def batch(
         budget_s=parse_duration(budget, option="--budget"),
     )
     asked = () if file is None else read_batch_file(file)
-    search = BatchSearch(
-        asked,
-        common,
-        resume=resume,
-        tell=lambda line: typer.echo(f"kvray: {line}", err=True),
-        kept=tell_of_batch if is_a_job() else lambda _: None,
-    )
     if dry_run:
-        _print_previews(search)
+        _print_previews(BatchSearch(asked, common, resume=resume))
         return
-    with patient_interrupts(lambda: str(search.interrupted())):
-        manifest = search.run()
+    with batch_progress(Console(stderr=True)) as view:
+        search = BatchSearch(
+            asked,
+            common,
+            resume=resume,
+            tell=lambda line: typer.echo(f"kvray: {line}", err=True),
+            kept=tell_of_batch if is_a_job() else lambda _: None,
+            view=view,
+        )
+        with patient_interrupts(lambda: str(search.interrupted())):
+            manifest = search.run()
     paths = BatchStore(output).paths(manifest.batch_id)
     typer.echo(f"batch {manifest.batch_id}: {paths.overview_html}")
     failed = [one for one in manifest.sweeps if one.status != "ok"]

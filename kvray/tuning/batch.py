@@ -25,7 +25,7 @@ from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.batch_budget import BatchBudget
 from kvray.tuning.batch_file import AskedSweep
-from kvray.tuning.batch_pool import BatchPool
+from kvray.tuning.batch_pool import BatchPool, SweepView
 from kvray.tuning.batch_rows import batch_row
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
@@ -65,6 +65,7 @@ class BatchSearch:
         resume: id of a batch in the results folder. Its measured sweeps are not measured again.
         tell: is given one line as each sweep begins and ends.
         kept: is given the manifest whenever it was written.
+        view: makes an observer of each sweep as it begins.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class BatchSearch:
         resume: str | None = None,
         tell: Callable[[str], None] = lambda _: None,
         kept: Callable[[BatchManifest], None] = lambda _: None,
+        view: SweepView | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._asked = asked
@@ -82,6 +84,7 @@ class BatchSearch:
         self._resume = resume
         self._tell = tell
         self._kept = kept
+        self._view = view
         self._clock = clock
         self._store = ResultsStore(options.output_dir)
         self._batches = BatchStore(options.output_dir)
@@ -189,6 +192,7 @@ class BatchSearch:
                 starting=start,
                 keep=self._keep_sweep,
                 keep_log=self._keep_log,
+                view=self._view,
                 farewell=lambda error: f"{error} {self.interrupted().hint}",
             ).run()
 

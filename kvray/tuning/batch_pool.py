@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,8 @@ from kvray.tuning.watching import MetricsObserver
 
 T = TypeVar("T")
 KeepStatus = Callable[[BatchSweep, BatchStatus, str | None], None]
+SweepView = Callable[[BatchSweep], AbstractContextManager[SearchObserver]]
+"""Makes the observer of one sweep; its context ends with the sweep's last trial."""
 OUT_OF_BUDGET = "the budget ended before its turn"
 
 
@@ -66,6 +68,7 @@ class BatchPool(Newcomers):
         configs: what each sweep asks, by run id, the options of the batch included.
         starting: called once before the first model is looked at. What fails before it is no model's fault.
         keep_log: is given what Ray and libraries said.
+        view: makes an observer of each sweep that begins.
         farewell: what to say if Ray breaks down and takes this process with it.
     """
 
@@ -80,6 +83,7 @@ class BatchPool(Newcomers):
         starting: Callable[[], None],
         keep: KeepStatus,
         keep_log: Callable[[str], None],
+        view: SweepView | None = None,
         farewell: Callable[[SweepError], str] = str,
     ) -> None:
         self._sweeps, self._start_after = engines_first(sweeps, configs)
@@ -90,6 +94,7 @@ class BatchPool(Newcomers):
         self._starting = starting
         self._keep = keep
         self._keep_log = keep_log
+        self._view = view
         self._farewell = farewell
         self._changed = threading.Condition()
         self._seen = 0
@@ -325,7 +330,7 @@ class BatchPool(Newcomers):
                 started_s=0.0,
                 clock=lambda: (share_s or 0.0) - (self._budget.left_s(run_id, own_s) or 0.0),
                 pythons=ready.pythons,
-                observers=[self._budget, *self._watching(place, watching)],
+                observers=[self._budget, *self._watching(sweep, place, watching)],
                 environments=node.environments if node else {},
             )
             self._keep(sweep, BatchStatus.MEASURING, None)
@@ -334,11 +339,12 @@ class BatchPool(Newcomers):
                 sweep=sweep, ready=ready, prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
             )
 
-    def _watching(self, place: _Place, until: ExitStack) -> list[SearchObserver]:
-        """Ray's metrics on a cluster that has them."""
-        if not exports_metrics(place.ray):
-            return []
-        return [until.enter_context(MetricsObserver(gpus_per_slot=place.slots.gpus_per_slot))]
+    def _watching(self, sweep: BatchSweep, place: _Place, until: ExitStack) -> list[SearchObserver]:
+        """The caller's observer, and Ray's metrics on a cluster that has them."""
+        found = [] if self._view is None else [until.enter_context(self._view(sweep))]
+        if exports_metrics(place.ray):
+            found.append(until.enter_context(MetricsObserver(gpus_per_slot=place.slots.gpus_per_slot)))
+        return found
 
     def _ended(self, begun: BegunSweep, error: Exception | None, *, interrupted: bool = False) -> None:
         """Has the sweep written up, while others measure."""

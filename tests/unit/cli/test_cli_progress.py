@@ -14,12 +14,14 @@ import pytest
 from rich.console import Console
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
+from kvray.cli.batch_progress import batch_progress
 from kvray.cli.job_events import JobLog, JobProgress
 from kvray.cli.progress import MEASURING, SHOWN_TRIALS, LineProgress, LiveProgress, render_state
 from kvray.config import TuneConfig
 from kvray.engines.base import ModelRequest
 from kvray.jobs.doorman import MARK
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.store.batch_manifest import BatchSweep
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.testing.fake import FakeAdapter
@@ -379,6 +381,39 @@ def rendered(state: SweepState, width: int = 80) -> list[str]:
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(render_state(state))
     return [line.rstrip() for line in console.export_text().splitlines()]
+
+
+BATCH_SWEEP = BatchSweep(run_id="r1", model_id="fake:ok", profile=PROFILE)
+
+
+def test_in_a_batch_every_event_of_a_sweep_is_a_line_that_names_its_model(
+    preview: Preview, manifest: SweepManifest
+) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    spec = specs_of(preview)[0]
+    with batch_progress(console) as view, view(BATCH_SWEEP) as observer:
+        observer.search_started(preview, manifest, [])
+        observer.trial_started(spec)
+        observer.rung_finished(result_of(spec, rung=0))
+        observer.trial_finished(result_of(spec))
+    lines = printed(console)
+    assert all(line.startswith("fake:ok · small: ") for line in lines)
+    assert [line.split(": ", 1)[1].split()[0] for line in lines] == ["sweep", "start", "rung", "ok", "1"]
+
+
+def test_in_a_batch_on_a_terminal_each_sweep_is_one_line_while_it_measures(
+    preview: Preview, manifest: SweepManifest
+) -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True)
+    other = BATCH_SWEEP.model_copy(update={"run_id": "r2", "model_id": "fake:other"})
+    with batch_progress(console) as view, view(BATCH_SWEEP) as observer, view(other):
+        observer.search_started(preview, manifest, [])
+        observer.trial_started(specs_of(preview)[0])
+        observer.trial_finished(result_of(specs_of(preview)[0]))
+        time.sleep(0.3)  # the view is drawn four times a second
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"fake:ok · small: 1 of \d+ candidates tried[^\n]*…\n", drawn.replace("\r", ""))
+    assert "fake:other · small" in drawn
 
 
 def test_the_live_view_fits_eighty_columns_without_a_wrapped_line(preview: Preview) -> None:
