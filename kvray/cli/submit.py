@@ -152,7 +152,8 @@ def _model(value: str, *, upload: bool) -> Argument:
                 f"--upload-model: {str(path)!r} is neither a folder nor a file of this machine.",
                 hint="A hub id needs no upload: the cluster downloads it.",
             )
-        return Argument(text=prefix, local=path.resolve() if path.name == ".." else path.absolute())
+        local = path.resolve() if path.name == ".." else path.absolute()
+        return Argument(text=prefix, local=local, models={"": value})
     if path.exists() and not path.is_absolute():
         raise InvalidValueError(
             f"{value!r} is on this machine ({mib(size_of(path))}), and the cluster would look for it on its own.",

@@ -23,6 +23,7 @@ def batch_argument(path: Path, *, model: Callable[[str], Argument]) -> Argument:
         model: tells how a model is named there; one that goes along is an `Argument.local`.
     """
     files: dict[Path, str] = {}
+    models: dict[str, str] = {}
 
     def placed(local: Path) -> str:
         return files.setdefault(local, f"{_FOLDER}/{len(files)}/{local.name}")
@@ -33,7 +34,11 @@ def batch_argument(path: Path, *, model: Callable[[str], Argument]) -> Argument:
 
     def named_model(text: str) -> str:
         found = model(text)
-        return found.text if found.local is None else found.text + placed(found.local)
+        if found.local is None:
+            return found.text
+        there = found.text + placed(found.local)
+        models[there] = text
+        return there
 
     def settings(given: Mapping[str, Any]) -> dict[str, Any]:
         found = dict(given)
@@ -51,4 +56,5 @@ def batch_argument(path: Path, *, model: Callable[[str], Argument]) -> Argument:
         content["defaults"] = settings(content["defaults"])
     content["models"] = [named_model(one) if isinstance(one, str) else settings(one) for one in content["models"]]
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return Argument(local=path.absolute(), content=text, beside={name: local for local, name in files.items()})
+    beside = {name: local for local, name in files.items()}
+    return Argument(local=path.absolute(), content=text, beside=beside, models=models)

@@ -12,6 +12,8 @@ MARK = "\x1e"
 """Begins a line that is meant for the program that follows the log (`kvray.cli.job_events`)."""
 REFUSED = 11
 """Exit code."""
+SENT_MODELS = "KVRAY_JOB_MODELS"
+"""Environment variable: JSON that tells of each model of the job's package how the user named it."""
 
 
 def mismatch(job: "dict[str, str]") -> "str | None":
@@ -60,6 +62,9 @@ def driver_environment(job: "dict[str, str]", here: str) -> "dict[str, str]":
     kept = [path for path in paths if path and os.path.realpath(path) != os.path.realpath(here)]
     if kept:
         environment["PYTHONPATH"] = os.pathsep.join(kept)
+    environment[SENT_MODELS] = json.dumps(
+        {command_line([one], here)[0]: one["typed"] for one in json.loads(job.get("models", "[]"))}
+    )
     return {**environment, "COLUMNS": job["columns"], "KVRAY_JOB": "1"}
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from kvray.errors import InvalidValueError
+from kvray.files.redaction import redact
 from kvray.jobs import doorman, sender
 from kvray.jobs.client import upload_limit
 from kvray.jobs.wheel import write_wheel
@@ -28,6 +29,7 @@ class Argument:
     Attributes:
         content: what the file `local` holds there, where that is not what it holds here.
         beside: by its place in the package, what else goes along.
+        models: of models that go along, how they are called there and how the user named them. `""` is `local`.
     """
 
     text: str = ""
@@ -35,6 +37,7 @@ class Argument:
     home: str | None = None
     content: str | None = None
     beside: Mapping[str, Path] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_package(
@@ -46,13 +49,20 @@ def write_package(
         InvalidValueError: it is larger than Ray takes.
     """
     shutil.copyfile(doorman.__file__, folder / "kvray_job.py")
+    packed = [_packed(one, folder, place) for place, one in enumerate(arguments)]
+    models = [
+        {**({"text": name} if name else there), "typed": redact(typed)}
+        for one, there in zip(arguments, packed, strict=True)
+        for name, typed in one.models.items()
+    ]
     job = {
         "kvray": version("kvray"),
         "ray": version("ray"),
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "columns": str(columns),
-        "arguments": [_packed(one, folder, place) for place, one in enumerate(arguments)],
+        "arguments": packed,
+        "models": json.dumps(models),
         "output": _packed(output, folder, len(arguments)),
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")

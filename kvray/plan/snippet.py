@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
+from kvray.jobs.sent_model import is_sent_model_note
 from kvray.plan.plan import GainInterval, Plan
 from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
 
 # The first two lines are fixed text: a `coding:` in a model's name there would change how Python reads the file.
 _OPENING = ("Written by kvray from measurements. It stands alone: it needs the engine's library, not kvray.", "")
+
+_MODEL_LINE = re.compile(r"^MODEL = ", re.MULTILINE)
+_SENT_MODEL = "This path is the cluster's temporary copy. Put your own path of the model here; the note above names it."
 
 
 def render_snippet(plan: Plan) -> str:
@@ -31,6 +37,8 @@ def render_snippet(plan: Plan) -> str:
         cells=plan.profile.cells(winner.batch_size, rung=2),
     )
     header = "".join(_comment_line(line) for line in (*_OPENING, *_evidence(plan)))
+    if any(map(is_sent_model_note, plan.notes)):
+        body = _MODEL_LINE.sub(_comment_line(_SENT_MODEL) + r"\g<0>", body, count=1)
     return f"{header}\n{body.strip()}\n"
 
 

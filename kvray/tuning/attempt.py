@@ -14,6 +14,7 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelInfo
 from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
+from kvray.jobs.sent_model import sent_model_note
 from kvray.probes.environment import Environment, capture_environment, kvray_version, library_versions
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
 from kvray.store.manifest import EngineModel, SweepManifest
@@ -158,7 +159,7 @@ def _manifest(
         baseline_id=preview.space.baseline.candidate_id,
         memory_note=_memory_note(adapters, device.device),
         quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
-        model_notes=tuple(dict.fromkeys(note for one in (preview, *preview.others) for note in one.model.notes)),
+        model_notes=_model_notes(config, preview),
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         left_out=preview.left_out,
@@ -170,6 +171,12 @@ def _manifest(
         seed=config.seed,
         arguments=tuple(redact(argument) for argument in arguments),
     )
+
+
+def _model_notes(config: TuneConfig, preview: Preview) -> tuple[str, ...]:
+    sent = sent_model_note(config.model_id)
+    notes = [note for one in (preview, *preview.others) for note in one.model.notes]
+    return tuple(dict.fromkeys([*([sent] if sent else []), *notes]))
 
 
 def _libraries(

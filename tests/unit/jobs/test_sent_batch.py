@@ -11,9 +11,10 @@ import yaml
 from kvray.cli.job_events import JobLog
 from kvray.cli.submit import prepare_arguments
 from kvray.errors import InvalidValueError
-from kvray.jobs.doorman import MARK
+from kvray.jobs.doorman import MARK, SENT_MODELS, command_line, driver_environment
 from kvray.jobs.package import Argument, write_package
 from kvray.jobs.sender import files_of
+from kvray.jobs.sent_model import is_sent_model_note, sent_model_note
 from kvray.workload import get_profile
 
 BATCH = """\
@@ -49,6 +50,26 @@ def test_a_batch_file_takes_along_what_it_names_and_names_it_by_its_place_there(
     assert (second["model"], (sent / second["candidates"]).is_file()) == (f"random:{third}", True)
     assert (sent / third / "config.json").is_file()
     assert last == {"model": "b", "space": "full"}
+    job = json.loads((sent / "job.json").read_text(encoding="utf-8"))
+    told = json.loads(driver_environment(job, "/there")[SENT_MODELS])
+    assert told == {second["model"]: "random:tiny", third: "./tiny"}
+
+
+def test_a_model_that_was_sent_is_told_with_its_path_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments, output = prepare_arguments(["tune", "random:./tiny"], upload_model=True)
+    (sent := folder / "sent-package").mkdir()
+    write_package(sent, arguments, output=output, columns=80, with_wheel=False)
+    job = json.loads((sent / "job.json").read_text(encoding="utf-8"))
+    model_id = command_line(job["arguments"], "/there")[1]
+    assert sent_model_note(model_id) is None, "outside of the job"
+
+    monkeypatch.setenv(SENT_MODELS, driver_environment(job, "/there")[SENT_MODELS])
+    note = sent_model_note(model_id)
+    assert note is not None
+    assert is_sent_model_note(note)
+    assert "random:/there/files/1/tiny is the cluster's temporary copy." in note
+    assert note.endswith("Use your own path in its place: random:./tiny")
+    assert sent_model_note("org/name") is None
 
 
 def test_a_local_model_of_a_batch_is_sent_only_when_asked(folder: Path) -> None:
@@ -64,7 +85,9 @@ def test_a_local_model_of_a_batch_is_sent_only_when_asked(folder: Path) -> None:
 def test_a_model_named_by_two_dots_has_its_folders_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tiny" / "inside").mkdir()
     monkeypatch.chdir(folder / "tiny" / "inside")
-    assert prepare_arguments(["tune", ".."], upload_model=True)[0][1] == Argument(local=folder / "tiny")
+    assert prepare_arguments(["tune", ".."], upload_model=True)[0][1] == Argument(
+        local=folder / "tiny", models={"": ".."}
+    )
 
 
 def test_a_log_tells_how_its_batch_stands() -> None:

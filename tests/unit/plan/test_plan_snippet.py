@@ -14,6 +14,8 @@ from plan_samples import make_candidate, make_plan, make_profile, make_result, m
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelInfo, ModelRequest
 from kvray.errors import EngineError
+from kvray.jobs.doorman import SENT_MODELS
+from kvray.jobs.sent_model import sent_model_note
 from kvray.plan import snippet
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.snippet import render_snippet
@@ -173,3 +175,21 @@ def test_an_unknown_engine_is_an_engine_error() -> None:
 def test_the_header_says_what_is_to_be_known_of_the_model() -> None:
     source = render_snippet(make_plan(model_notes=("Its weights are packed.",)))
     assert "\n# Note: Its weights are packed.\n" in source
+
+
+def test_the_line_of_a_sent_model_says_that_its_path_is_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithModel(StubEngine):
+        def render_snippet(self, request: ModelRequest, **options: Any) -> str:
+            return f"import sys\nMODEL = {request.model_id!r}\n"
+
+    monkeypatch.setattr(snippet, "get_engine", lambda name: WithModel())
+    plan = make_plan(model_id="/there/files/1/tiny")
+    assert "cluster" not in render_snippet(plan)
+
+    monkeypatch.setenv(SENT_MODELS, '{"/there/files/1/tiny": "./tiny"}')
+    note = sent_model_note("/there/files/1/tiny")
+    assert note is not None
+    lines = render_snippet(plan.model_copy(update={"notes": (note,)})).splitlines()
+    assert f"# Note: {note}" in lines
+    place = lines.index("MODEL = '/there/files/1/tiny'")
+    assert lines[place - 1].startswith("# This path is the cluster's temporary copy.")
