@@ -67,6 +67,14 @@ def main() -> None:
         f"three pairs beside a third candidate with a slowed process: {beside_width:.2f} of the t interval's width, "
         f"which holds the true gain in {beside_coverage:.1%}"
     )
+    generator = np.random.default_rng([arguments.seed, len(SHAPES) + 1])
+    of_two = [two_candidates(generator) for _ in range(sweeps)]
+    two_coverage, two_right = share([covered for covered, _, _ in of_two]), share([right for _, right, _ in of_two])
+    two_claimed = float(np.mean([claimed for _, _, claimed in of_two]))
+    print(
+        f"two candidates: the 95 % interval of their scores' ratio holds the true one in {two_coverage:.1%}; "
+        f"claimed {two_claimed:.3f}, right {two_right:.3f}"
+    )
     costs = [one.cost_of_choosing for one in outcomes]
     write_figures(
         arguments.json,
@@ -85,6 +93,9 @@ def main() -> None:
             ],
             "gain_interval_width_beside_slowed": beside_width,
             "gain_coverage_beside_slowed": beside_coverage,
+            "score_ratio_coverage_of_two": two_coverage,
+            "claimed_of_two": two_claimed,
+            "right_of_two": two_right,
             "rounds_mean": float(np.mean([one.rounds for one in outcomes])),
             "worst_gap_by_shape": [f"{shape} {worst_gap(of_shape(outcomes, shape)):.3f}" for shape in SHAPES],
         },
@@ -206,6 +217,26 @@ def beside_slowed(generator: Generator) -> list[tuple[bool, float]]:
             is_covered = abs(truth[1, metric] - truth[0, metric] - stated.value) <= stated.half_width
             found.append((is_covered, stated.half_width / plain))
     return found
+
+
+def two_candidates(generator: Generator) -> tuple[bool, bool, float]:
+    """A sweep of the baseline and one other candidate, with up to three confirming rounds.
+
+    Returns:
+        Whether the 95 % interval of the scores' ratio holds the true one, whether the leader is the better one, and
+        the confidence claimed for it.
+    """
+    truth = normal_shape(2, generator) * math.exp(generator.uniform(math.log(0.02), math.log(0.3))) * METRIC_SIZES
+    weights = utility_weights(get_profile(generator.choice(list_profiles())))
+    machine = Machine.any(generator)
+    evidence = machine.measure(truth, np.arange(2), 0, generator)
+    for round_number in range(1, int(generator.integers(1, 4)) + 1):
+        evidence = joined(evidence, machine.measure(truth, np.arange(2), round_number, generator))
+    evidence = calm(evidence)
+    posterior = draw_utilities(evidence, evidence.ids, weights, seed=int(generator.integers(1 << 30)), draws=2000)
+    ratio, utilities, leader = posterior.score_ratio("1", BASELINE), truth @ weights, posterior.leader
+    is_covered = ratio.low <= math.exp(utilities[1] - utilities[0]) <= ratio.high
+    return is_covered, int(leader) == int(np.argmax(utilities)), posterior.lead_shares[leader]
 
 
 @dataclass(frozen=True, kw_only=True)
