@@ -15,9 +15,12 @@ from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.job_events import is_a_job, tell_of_batch
 from kvray.cli.parsing import parse_duration
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
+from kvray.report.formats import plural
+from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_store import BatchStore
 from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import EXAMPLE, read_batch_file
+from kvray.tuning.batch_words import in_file_words
 
 app = typer.Typer(add_completion=False)
 
@@ -42,7 +45,8 @@ def batch(
 ) -> None:
     """Tune many models, one sweep each. A model that fails is a row of the overview; the others go on.
 
-    Exit code 0: every sweep has a winner. 13: some have none, or the budget ended before their turn.
+    Exit code 0: every sweep has a winner. 13: some have none, or the budget ended before their turn. With --dry-run, 13
+    means that some cannot be measured.
     """
     if init:
         _write_example(Path(file or "models.yaml"))
@@ -75,14 +79,26 @@ def batch(
             manifest = search.run()
     paths = BatchStore(output).paths(manifest.batch_id)
     typer.echo(f"batch {manifest.batch_id}: {paths.overview_html}")
-    failed = [one for one in manifest.sweeps if one.status != "ok"]
-    if failed:
-        names = ", ".join(f"{one.model_id} ({one.status})" for one in failed)
-        raise BatchFailedError(
-            f"{len(failed)} of {len(manifest.sweeps)} sweeps have no winner: {names}.",
-            hint=f"{paths.overview_markdown} has the reasons; measure what is not measured yet with "
-            f"--resume {manifest.batch_id}.",
+    if any(one.status is not BatchStatus.OK for one in manifest.sweeps):
+        raise _without_winners(
+            manifest, overview=str(paths.overview_markdown), resume=common.command(manifest.batch_id)
         )
+
+
+def _without_winners(manifest: BatchManifest, *, overview: str, resume: str) -> BatchFailedError:
+    """What to say of a batch in which some sweeps have failed, or wait for another attempt."""
+    failed = [f"{one.model_id} ({one.status})" for one in manifest.sweeps if one.status.is_failure]
+    rest = [one.model_id for one in manifest.sweeps if not (one.status.is_failure or one.status.is_measured)]
+    told = []
+    if failed:
+        sweeps = f"{len(failed)} of {plural(len(manifest.sweeps), 'sweep')}"
+        told.append(f"{sweeps} {'has' if len(failed) == 1 else 'have'} no winner: {', '.join(failed)}.")
+    if rest:
+        sweeps = f"{len(rest)} of {plural(len(manifest.sweeps), 'sweep')}"
+        told.append(f"{sweeps} {'is' if len(rest) == 1 else 'are'} not measured yet: {', '.join(rest)}.")
+    is_complete = all(one.status.is_measured for one in manifest.sweeps)
+    hint = f"{overview} has the reasons." + ("" if is_complete else f" Measure what is missing with: {resume}")
+    return BatchFailedError(" ".join(told), hint=hint)
 
 
 def _write_example(path: Path) -> None:
@@ -95,10 +111,14 @@ def _write_example(path: Path) -> None:
 
 
 def _print_previews(search: BatchSearch) -> None:
-    for asked, preview in search.previews():
-        told = (
-            f"cannot be measured: {preview}"
-            if isinstance(preview, KvrayError)
-            else f"{len(preview.space.candidates)} candidates on {preview.device.device_name}"
-        )
+    """Raises `BatchFailedError` if some cannot be measured."""
+    failed, previews = 0, search.previews()
+    for asked, preview in previews:
+        if isinstance(preview, KvrayError):
+            failed += 1
+            told = f"cannot be measured: {in_file_words(str(preview))}"
+        else:
+            told = f"{len(preview.space.candidates)} candidates on {preview.device.device_name}"
         typer.echo(f"{asked.model_id} · {asked.profile.name}: {told}")
+    if failed:
+        raise BatchFailedError(f"{failed} of {plural(len(previews), 'sweep')} cannot be measured.")

@@ -27,10 +27,10 @@ _logger = logging.getLogger("kvray.store")
 class Claim:
     """A claim that this process writes a sweep. Made by `claimed_sweep`."""
 
-    def __init__(self, hold: Hold | Lease, path: Path, run_id: str) -> None:
+    def __init__(self, hold: Hold | Lease, path: Path, what: str) -> None:
         self._hold = hold
         self._path = path
-        self._run_id = run_id
+        self._what = what
 
     def renew(self) -> None:
         """Claim the sweep anew where the folder has vanished, or been replaced, with the file that is the claim. To be
@@ -40,23 +40,23 @@ class Claim:
             ResultsError: another process has claimed it since; the message says which.
             OutputError: the claim cannot be written.
         """
-        with _claiming(self._path, self._run_id):
+        with _claiming(self._path, self._what):
             self._hold.renew()
 
 
 @contextmanager
-def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
-    """Be the only process that writes `run_id`, a sweep or a batch, into `store`.
+def claimed_sweep(store: ResultsStore, run_id: str, *, kind: str = "sweep") -> Iterator[Claim]:
+    """Be the only process that writes `run_id` into `store`. `kind` is what the message calls it: a sweep or a batch.
 
     Raises:
         ResultsError: another process is; the message says which.
         OutputError: the claim cannot be written.
     """
-    path = store.paths(run_id).lock
+    path, what = store.paths(run_id).lock, f"{kind} {run_id!r}"
     now = dt.datetime.now(dt.UTC)
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now.isoformat(timespec="seconds")}
     with ExitStack() as stack:
-        with _claiming(path, run_id):
+        with _claiming(path, what):
             held: Hold | Lease
             if store.is_local:
                 held = stack.enter_context(hold(path, about))
@@ -64,11 +64,12 @@ def claimed_sweep(store: ResultsStore, run_id: str) -> Iterator[Claim]:
                 held = stack.enter_context(_leased(store, run_id, about))
         if isinstance(held, Hold) and not held.keeps_others_out:
             _logger.warning(
-                "Results folder %r: its file system has no locks: nothing keeps another kvray from resuming this sweep "
+                "Results folder %r: its file system has no locks: nothing keeps another kvray from resuming this %s "
                 "meanwhile.",
                 store.display_name,
+                kind,
             )
-        yield Claim(held, path, run_id)
+        yield Claim(held, path, what)
 
 
 @contextmanager
@@ -84,21 +85,21 @@ def _leased(store: ResultsStore, run_id: str, about: Mapping[str, Any]) -> Itera
 
 
 @contextmanager
-def _claiming(path: Path, run_id: str) -> Iterator[None]:
+def _claiming(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except HeldError as error:
-        raise _claimed_by(run_id, error.holder) from error
+        raise _claimed_by(what, error.holder) from error
     except OSError as error:
         raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
 
 
-def _claimed_by(run_id: str, holder: Mapping[str, Any]) -> ResultsError:
+def _claimed_by(what: str, holder: Mapping[str, Any]) -> ResultsError:
     known = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
     who = known if holder else "another process"
     return ResultsError(
-        f"Sweep {run_id!r} is being measured already, by {who}.",
-        hint=f"Wait until that has ended, or start a new sweep without --resume.{_until(holder)}",
+        f"{what[0].upper()}{what[1:]} is being measured already, by {who}.",
+        hint=f"Wait until that has ended, or start a new {what.split()[0]} without --resume.{_until(holder)}",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +15,7 @@ from typing import Any
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.offline import offline_environment
-from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError, sentence_of
-from kvray.files.redaction import redact
+from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError
 from kvray.probes.environment import kvray_version
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
@@ -23,10 +23,11 @@ from kvray.store.batch_store import BatchStore
 from kvray.store.batch_table import BatchRow
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
-from kvray.tuning.batch_budget import BatchBudget
+from kvray.tuning.batch_budget import BatchBudget, excess_of
 from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.batch_pool import BatchPool, SweepView
 from kvray.tuning.batch_rows import batch_row
+from kvray.tuning.batch_words import in_file_words, reason_of
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
 from kvray.tuning.outcome import check_code_of
@@ -55,6 +56,14 @@ class BatchOptions:
         """The fields of a sweep's `TuneConfig`."""
         names = ("output_dir", "device", "address", "gpu_type", "slots", "offline")
         return {name: getattr(self, name) for name in names}
+
+    def command(self, batch_id: str) -> str:
+        """What measures the rest of a batch in the same way; it may take as long as it needs."""
+        parts = ["kvray", "batch", "--resume", batch_id, "--output", str(self.output_dir)]
+        for name in ("device", "address", "gpu_type", "slots"):
+            if (value := getattr(self, name)) is not None:
+                parts += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join([*parts, *(["--offline"] if self.offline else [])])
 
 
 class BatchSearch:
@@ -121,6 +130,8 @@ class BatchSearch:
             except (KeyboardInterrupt, SweepInterruptedError) as error:
                 raise self.interrupted() from error
             self._keep(self._now.ended(dt.datetime.now(dt.UTC)))
+            if any(row.trials for row in self._rows.values()) and (told := excess_of(self._now.attempts[-1])):
+                self._tell(told)
         return self._now
 
     def interrupted(self) -> SweepInterruptedError:
@@ -130,7 +141,7 @@ class BatchSearch:
         overview = self._batches.paths(self._manifest.batch_id).overview_html
         return SweepInterruptedError(
             f"Interrupted; what was measured is kept, and {overview} tells of it.",
-            hint=f"Measure the rest with kvray batch --resume {self._manifest.batch_id}, and the same --output.",
+            hint=f"Measure the rest with: {self._options.command(self._manifest.batch_id)}",
         )
 
     @property
@@ -170,12 +181,12 @@ class BatchSearch:
                     configs[sweep.run_id] = self._config(sweep, resume=self._to_resume(sweep))
                     waiting.append(sweep)
             except KvrayError as error:
-                failed.append((sweep, redact(sentence_of(error))))
+                failed.append((sweep, reason_of(error)))
 
         def start() -> None:
             """Be the one who measures the batch, and write for the first time."""
             self._store.check_writable()
-            claims.enter_context(claimed_sweep(self._store, manifest.batch_id))
+            claims.enter_context(claimed_sweep(self._store, manifest.batch_id, kind="batch"))
             self._keep(manifest)
             for sweep, reason in failed:
                 self._keep_sweep(sweep, BatchStatus.FAILED, reason)
@@ -209,7 +220,7 @@ class BatchSearch:
                     runner = self._code_runner(sweep, config)
                     check_code_of(self._store, sweep.run_id, runner.check)
             except KvrayError as error:
-                self._tell(f"warning: the code of sweep {sweep.run_id} was not checked: {error}")
+                self._tell(f"warning: the code of sweep {sweep.run_id} was not checked: {in_file_words(str(error))}")
                 continue
             if runner.was_interrupted:
                 raise KeyboardInterrupt

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing_extensions import override
 
 from kvray.record import TrialResult
+from kvray.report.formats import duration
+from kvray.store.batch_manifest import BatchAttempt
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.preview import Preview
+
+_CLEARLY = 1.1
 
 
 class BatchBudget(SearchObserver):
@@ -105,3 +109,14 @@ class BatchBudget(SearchObserver):
 
     def _share_s(self, started_s: float, slots: int) -> float:
         return (self._clock() - started_s) * slots / self.slots
+
+
+def excess_of(attempt: BatchAttempt) -> str | None:
+    """Why an attempt that measured took clearly longer than its budget; `None` where it did not."""
+    took_s = ((attempt.ended_at or attempt.started_at) - attempt.started_at).total_seconds()
+    if not attempt.budget_s or took_s <= attempt.budget_s * _CLEARLY:
+        return None
+    return (
+        f"the batch took {duration(took_s)} with a budget of {duration(attempt.budget_s)}: a sweep that has begun "
+        "measures its baseline in any case, and a trial that runs is not broken off"
+    )

@@ -17,6 +17,7 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.errors import InvalidValueError, ProfileError, did_you_mean, sentence_of
 from kvray.files.documents import read_document
 from kvray.judgement import OBJECTIVE_WEIGHTS, Judging, Limits, Objective
+from kvray.tuning.batch_words import in_file_words
 from kvray.workload import WorkloadProfile, get_profile, override_profile
 
 DEFAULT_PROFILES = ("chat-agent",)
@@ -258,7 +259,7 @@ class _File:
         keys = ["profiles"] if isinstance(error, ProfileError) else _keys_at_fault(settings)
         lines = (self._lines.get(("models", number, key) if key in own else ("defaults", key)) for key in keys)
         line = next((one for one in lines if one is not None), self._line(("models", number)))
-        return line, sentence_of(error).removeprefix("The configuration is not valid: ").rstrip(".")
+        return line, in_file_words(sentence_of(error)).removeprefix("The configuration is not valid: ").rstrip(".")
 
     def _error(self, problems: Any) -> InvalidValueError:
         told = "; ".join(f"line {line}: {text}" for line, text in sorted(problems))

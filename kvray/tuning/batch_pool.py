@@ -18,7 +18,7 @@ from typing import TypeVar
 from typing_extensions import override
 
 from kvray.config import TuneConfig
-from kvray.errors import KvrayError, SweepError, sentence_of
+from kvray.errors import KvrayError, SweepError
 from kvray.files.redaction import redact
 from kvray.probes.contention import QuietWait
 from kvray.probes.cpu import quota_threads, wished_threads
@@ -34,6 +34,7 @@ from kvray.sweep.remote_device import NodeFacts, ask_node
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.batch_budget import BatchBudget
+from kvray.tuning.batch_words import reason_of
 from kvray.tuning.begun_sweep import BegunSweep, written_up
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off
@@ -362,9 +363,9 @@ class BatchPool(Newcomers):
         try:
             return do()
         except KvrayError as error:
-            self._end(sweep, BatchStatus.FAILED, redact(sentence_of(error)))
+            self._end(sweep, BatchStatus.FAILED, reason_of(error))
         except Exception as error:  # noqa: BLE001  (the boundary of one sweep: the others of a night go on)
-            self._end(sweep, BatchStatus.ERROR, redact(f"{type(error).__name__}: {sentence_of(error)}"))
+            self._end(sweep, BatchStatus.ERROR, f"{type(error).__name__}: {reason_of(error)}")
         return None
 
     def _end(self, sweep: BatchSweep, status: BatchStatus, reason: str) -> None:

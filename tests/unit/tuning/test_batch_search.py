@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 
+from kvray.candidate import DeviceType
+from kvray.cli import tune
 from kvray.config import TuneConfig
-from kvray.errors import KvrayError, ModelError, ResultsError, SweepError, SweepInterruptedError
+from kvray.errors import KvrayError, ModelError, ProfileError, ResultsError, SweepError, SweepInterruptedError
+from kvray.judgement import Limits
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.tuning import batch_pool
 from kvray.tuning.batch import BatchOptions, BatchSearch
-from kvray.tuning.batch_file import AskedSweep
+from kvray.tuning.batch_file import AskedSweep, SweepSettings
+from kvray.tuning.batch_words import KEYS
 from kvray.workload import get_profile
 
 ENDS: dict[str, BaseException] = {
@@ -57,7 +64,9 @@ def test_an_unexpected_error_is_a_row_and_the_others_go_on(tmp_path: Path) -> No
 
 def test_an_interrupted_batch_says_how_to_go_on_and_then_tries_the_rest(tmp_path: Path) -> None:
     first = BatchSearch(asked("gated", "stopped", "odd"), options(tmp_path))
-    with pytest.raises(SweepInterruptedError, match=r"overview.html.*--resume batch-"):
+    with pytest.raises(
+        SweepInterruptedError, match=r"overview.html.*with: kvray batch --resume batch-\S+ --output \S+$"
+    ):
         first.run()
     (path,) = (tmp_path / "batches").glob("*.json")
     overview = (tmp_path / "batches" / path.stem / "overview.md").read_text(encoding="utf-8")
@@ -80,7 +89,7 @@ def test_a_batch_that_is_measured_elsewhere_or_asks_for_others_is_refused(tmp_pa
     batch_id = BatchSearch(asked("gated"), options(tmp_path)).run().batch_id
     with (
         claimed_sweep(ResultsStore(tmp_path), batch_id),
-        pytest.raises(ResultsError, match="is being measured already"),
+        pytest.raises(ResultsError, match=r"^Batch 'batch-.*is being measured already.*start a new batch without"),
     ):
         BatchSearch((), options(tmp_path), resume=batch_id).run()
     with pytest.raises(ResultsError, match="asks for other sweeps"):
@@ -117,3 +126,28 @@ def test_to_resume_a_batch_that_is_not_there_makes_no_folder(tmp_path: Path) -> 
     with pytest.raises(ResultsError, match="holds no batch"):
         BatchSearch((), options(tmp_path / "none"), resume="batch-1").run()
     assert not (tmp_path / "none").exists()
+
+
+def test_what_measures_the_rest_has_the_options_of_the_batch() -> None:
+    common = BatchOptions(output_dir="my results", device=DeviceType.CUDA, address="h:1", gpu_type="A100", slots=2)
+    assert replace(common, offline=True, budget_s=9.0).command("b") == (
+        "kvray batch --resume b --output 'my results' --device cuda --address h:1 --gpu-type A100 --slots 2 --offline"
+    )
+
+
+def test_a_reason_names_the_keys_of_the_file_and_not_the_options_of_tune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = ProfileError("Nothing fits.", hint="Pass shorter ones with --context and --output-len, or --resume it.")
+    monkeypatch.setitem(ENDS, "short", error)
+    (sweep,) = BatchSearch(asked("short"), options(tmp_path)).run().sweeps
+    told = "Nothing fits. Pass shorter ones with context_lengths and output_lengths, or --resume it."
+    assert sweep.reason == told
+
+
+def test_every_option_that_is_told_as_a_key_is_one_of_tune_and_has_that_key() -> None:
+    of_tune = {option for parameter in get_command(tune.app).params for option in parameter.opts}
+    assert set(KEYS) <= of_tune
+    assert {re.split(r"[.:]", key)[0] for key in KEYS.values()} <= set(SweepSettings.model_fields)
+    limits = {key.removeprefix("limits.") for key in KEYS.values() if key.startswith("limits.")}
+    assert limits <= set(Limits.model_fields)

@@ -1,0 +1,63 @@
+"""What `kvray batch` says at its end."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+
+from kvray.cli import batch as command
+from kvray.cli.app import run
+from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
+from kvray.tuning.batch_budget import excess_of
+from kvray.workload import get_profile
+
+NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+
+
+def attempt(*, took_s: float, budget_s: float | None) -> BatchAttempt:
+    ended_at = NOW + dt.timedelta(seconds=took_s)
+    return BatchAttempt(started_at=NOW, ended_at=ended_at, kvray_version="0", budget_s=budget_s)
+
+
+def told(**statuses: BatchStatus) -> str:
+    sweeps = tuple(
+        BatchSweep(run_id=name, model_id=name, profile=get_profile("ci-micro"), status=status)
+        for name, status in statuses.items()
+    )
+    attempts = (attempt(took_s=1, budget_s=None),)
+    manifest = BatchManifest(batch_id="b", created_at=NOW, sweeps=sweeps, attempts=attempts)
+    return str(command._without_winners(manifest, overview="overview.md", resume="kvray batch --resume b"))
+
+
+def test_what_was_not_measured_is_not_told_as_without_a_winner() -> None:
+    assert told(a=BatchStatus.OK, b=BatchStatus.FAILED, c=BatchStatus.WAITING) == (
+        "1 of 3 sweeps has no winner: b (failed). 1 of 3 sweeps is not measured yet: c. "
+        "overview.md has the reasons. Measure what is missing with: kvray batch --resume b"
+    )
+    waiting = told(a=BatchStatus.WAITING, b=BatchStatus.INTERRUPTED)
+    assert waiting.startswith("2 of 2 sweeps are not measured yet: a, b. ")
+
+
+def test_where_all_is_measured_nothing_is_said_of_going_on() -> None:
+    assert told(a=BatchStatus.NO_WINNER) == ("1 of 1 sweep has no winner: a (no winner). overview.md has the reasons.")
+
+
+@pytest.mark.parametrize(
+    ("took_s", "budget_s", "says"), [(30, None, False), (30, 29, False), (30, 60, False), (30, 1, True)]
+)
+def test_a_batch_that_took_longer_than_its_budget_says_why(took_s: float, budget_s: float | None, says: bool) -> None:
+    why = excess_of(attempt(took_s=took_s, budget_s=budget_s))
+    assert (why is not None) is says
+    assert why is None or "30 s with a budget of 1 s: a sweep that has begun measures its baseline" in why
+
+
+def test_a_dry_run_of_what_cannot_be_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("models: [./nowhere]\n", encoding="utf-8")
+    code = run(["batch", str(file), "--dry-run", "--offline", "--output", str(tmp_path / "results")], verbose=False)
+    said = capsys.readouterr()
+    assert (code, (tmp_path / "results").exists()) == (13, False)
+    assert "./nowhere · chat-agent: cannot be measured: " in said.out
+    assert "1 of 1 sweep cannot be measured." in said.err
