@@ -27,7 +27,10 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: kvray jo
 @app.command("list")
 def list_(address: Address = None) -> None:
     """List the jobs that kvray submit has started on the cluster."""
-    for job in _server(address).jobs():
+    jobs = _server(address).jobs()
+    if not jobs:
+        typer.echo("kvray: no jobs yet", err=True)
+    for job in jobs:
         typer.echo(f"{job.job_id}  {job.state.value.lower():<9}  {_date(job.started)}  {job.command}")
 
 
@@ -71,6 +74,10 @@ def status(job: JobId, address: Address = None) -> None:
 def stop(job: JobId, address: Address = None) -> None:
     """End a job in good order: plan and reports are written from what was measured."""
     server = _server(address)
+    before = server.job(job)
+    if before.state.is_over:
+        typer.echo(f"Job {before.job_id} had already ended: {before.state.value.lower()}.")
+        return
     ended = stop_job(server, job)
     typer.echo(f"Job {ended.job_id}: {ended.state.value.lower()}.")
 

@@ -19,6 +19,7 @@ from kvray.jobs.batch import batch_argument
 from kvray.jobs.client import JobServer, job_server_address
 from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
 from kvray.tuning.batch_file import read_batch_file
+from kvray.workload import get_profile
 
 app = typer.Typer(add_completion=False)
 
@@ -30,6 +31,8 @@ Address = Annotated[
 ]
 _FILES = ("profile", "space", "candidates")
 """Options that may name a file of this machine."""
+_OWN_OPTIONS = ("--upload-model", "--pip", "--extras", "--no-wait")
+"""Those that `kvray submit` has beside `--address`."""
 _COMMANDS = ("tune", "batch")
 _RANDOM = "random:"
 
@@ -88,6 +91,7 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
     if name not in _COMMANDS:
         raise InvalidValueError.not_one_of("command to submit", name, _COMMANDS)
     command = submit_command(name)
+    _check_places(command, name, typed[1:])
     given: dict[str, Any] = {}
     with command.make_context(name, list(typed[1:])) as context:
         for parameter in command.params:
@@ -116,12 +120,41 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
     return arguments, output
 
 
+def _check_places(command: Any, name: str, typed: Sequence[str]) -> None:
+    """Refuse an option of `kvray submit` that stands after the command."""
+    theirs = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    for one in typed:
+        flag = one.partition("=")[0]
+        if flag in _OWN_OPTIONS and flag not in theirs:
+            raise InvalidValueError(
+                f"{flag} stands after {name}.",
+                hint=f"It is an option of kvray submit and stands before {name}: kvray submit {one} {name} …",
+            )
+
+
+def _check_is_here(name: str, value: str) -> None:
+    """Refuse what neither this machine has nor, by an absolute path, the cluster may have."""
+    path = Path(value)
+    is_file_name = path.suffix in (".json", ".yaml", ".yml")
+    if path.is_absolute() and is_file_name and not path.exists():
+        return
+    if name == "profile":
+        get_profile(value)
+    elif is_file_name and not path.is_file():
+        raise InvalidValueError(
+            f"--{name}: {value!r} is not on this machine.",
+            hint="Give a file of this machine, or an absolute path that the cluster has.",
+        )
+
+
 def _option(parameter: Any, value: Any) -> list[Argument]:
     flag = max(parameter.opts, key=len)
     if isinstance(value, bool):
         return [Argument(text=flag if value else parameter.secondary_opts[0])]
     if isinstance(value, list | tuple):
         return [Argument(text=f"{flag}={one}") for one in value]
+    if parameter.name in _FILES:
+        _check_is_here(parameter.name, str(value))
     if parameter.name in _FILES and Path(str(value)).is_file():
         return [Argument(text=f"{flag}=", local=Path(str(value)).absolute())]
     return [Argument(text=f"{flag}={value}")]

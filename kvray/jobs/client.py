@@ -78,6 +78,15 @@ def job_server_address(given: str | None) -> str:
     return address
 
 
+def lost_connection(address: str, job_id: str, error: BaseException) -> SweepError:
+    """The error for a job that can no longer be followed."""
+    reason = _known_reason(error)
+    return SweepError(
+        f"The connection to {address} was lost{f': {reason}' if reason else ''}. Job {job_id} may go on.",
+        hint=f"Follow it again with kvray jobs logs --follow --address {address} {job_id}.",
+    )
+
+
 def upload_limit() -> int:
     """Bytes that Ray takes in one package."""
     return int(os.environ.get(_LIMIT_VARIABLE) or _UPLOAD_LIMIT)
@@ -168,12 +177,18 @@ class JobServer:
                 except lost as error:
                     failures += 1
                     if failures > _RECONNECTS:
-                        raise SweepError(f"The connection to {self.address} was lost: {sentence_of(error)}") from error
+                        raise lost_connection(self.address, job_id, error) from error
                     time.sleep(failures)
                     continue
-                if self.job(job_id).state.is_over:
+                if self._is_over(job_id):
                     return
                 time.sleep(1.0)
+
+    def _is_over(self, job_id: str) -> bool:
+        try:
+            return self.job(job_id).state.is_over
+        except SweepError as error:
+            raise lost_connection(self.address, job_id, error) from error
 
     def stop(self, job_id: str) -> bool:
         """Ask the job to end; returns whether it was running. It ends some seconds later."""
@@ -218,7 +233,8 @@ class JobServer:
         return SweepError(
             f"No job server answers at {self.address}: {_reason(error)}.",
             hint="Check the address (http://HEAD:8265), and that the head was started with its dashboard: ray start "
-            "--head --dashboard-host 0.0.0.0, with ray[default] installed.",
+            "--head --dashboard-host 127.0.0.1, with ray[default] installed. From another machine reach it through a "
+            "tunnel: ssh -N -L 8265:127.0.0.1:8265 HEAD, and --address http://127.0.0.1:8265.",
         )
 
     def _make_client(self) -> Any:
@@ -275,15 +291,20 @@ async def _next(pieces: Any) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error)
-    known = (
-        "Connection refused",
-        "timed out",
-        "Name or service not known",
-        "No route to host",
-        "is unreachable",
-    )
-    return next((one for one in known if one in text), sentence_of(error).rstrip("."))
+    return _known_reason(error) or sentence_of(error).rstrip(".")
+
+
+def _known_reason(error: BaseException) -> str | None:
+    """In plain words, where the libraries' text is known."""
+    known = {
+        "Connection refused": "Connection refused",
+        "Connect call failed": "Connection refused",
+        "timed out": "timed out",
+        "Name or service not known": "Name or service not known",
+        "No route to host": "No route to host",
+        "is unreachable": "is unreachable",
+    }
+    return next((reason for text, reason in known.items() if text in str(error)), None)
 
 
 def _job(details: Any) -> Job:

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 
-from kvray.cli.submit import prepare_arguments
-from kvray.errors import InvalidValueError
+from kvray.cli.submit import _OWN_OPTIONS, app, prepare_arguments
+from kvray.errors import InvalidValueError, KvrayError, ProfileError
 from kvray.jobs.doorman import command_line, mismatch
 from kvray.jobs.package import Argument
 from kvray.jobs.sender import files_of, stream
@@ -58,6 +59,37 @@ def test_a_model_of_this_machine_is_sent_only_when_asked(tmp_path: Path, monkeyp
     assert arguments[1].local == tmp_path / "model"
     with pytest.raises(InvalidValueError, match="stands after tune"):
         prepare_arguments(["tune", "m", "--address", "auto"], upload_model=False)
+
+
+@pytest.mark.parametrize("option", ["--no-wait", "--pip", "--upload-model", "--extras=all"])
+@pytest.mark.parametrize("command", [["tune", "m"], ["batch", "m.yaml"]])
+def test_an_option_of_submit_after_the_command_is_told_its_place(option: str, command: list[str]) -> None:
+    with pytest.raises(InvalidValueError, match=rf"stands before {command[0]}: kvray submit {option} {command[0]} …"):
+        prepare_arguments([*command, option], upload_model=False)
+
+
+def test_every_option_of_submit_is_known_to_stand_before_the_command() -> None:
+    flags = {flag for one in typer.main.get_command(app).params for flag in one.opts if flag.startswith("--")}
+    assert flags - {"--address", "--help", "--install-completion", "--show-completion"} == set(_OWN_OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("--profile", "nope", ProfileError),
+        ("--profile", "nope.json", ProfileError),
+        ("--space", "nope.yaml", InvalidValueError),
+        ("--candidates", "nope.json", InvalidValueError),
+    ],
+)
+def test_what_is_not_here_is_not_sent(option: str, value: str, error: type[KvrayError], tmp_path: Path) -> None:
+    with pytest.raises(error, match="nope"):
+        prepare_arguments(["tune", "m", option, value], upload_model=False)
+
+
+def test_a_file_that_the_cluster_may_have_is_sent_by_its_path() -> None:
+    arguments, _ = prepare_arguments(["tune", "m", "--profile", "/there/p.json"], upload_model=False)
+    assert arguments[-1] == Argument(text="--profile=/there/p.json")
 
 
 def test_a_stream_of_files_can_be_taken_up_anywhere(tmp_path: Path) -> None:
