@@ -10,35 +10,63 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kvray.errors import SweepError
 from kvray.standard_error import c_libraries_write_to
+from kvray.sweep.loopback import is_loopback
 
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 _COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
 
-def prepare_to_join(address: str) -> None:
+def prepare_to_join(address: str) -> str | None:
     """Knock, and have Ray send a token if the cluster asks for one.
+
+    Returns:
+        The address at which a cluster answered; `None` where that is this machine's loopback, or no cluster.
 
     Raises:
         OSError, ValueError, RuntimeError: nobody listens there, or `address` is none.
-        ray.exceptions.AuthenticationError: the cluster lets nobody in without another token (see `token_problem`).
+        SweepError: it is the dashboard's address, or the cluster lets nobody in without another token.
     """
     from ray._private import services
+    from ray.exceptions import AuthenticationError
 
+    if address.startswith(("http://", "https://")):
+        raise _dashboard_problem(address)
     if "://" in address:  # of Ray's client server, which has ways of its own
-        _knock(address.partition("://")[2])
-        return
-    if address != "auto":
-        _knock(address)
+        return None if _knock(address.partition("://")[2]) else address
+    on_loopback = address != "auto" and _knock(address)
     found = services.canonicalize_bootstrap_address(address)
     if found is None:  # RAY_ADDRESS=local
-        return
+        return None
     if address == "auto":
-        _knock(found)
-    _ask_in(found)
+        on_loopback = _knock(found)
+    try:
+        _ask_in(found)
+    except AuthenticationError as error:
+        raise cannot_join(address, found) from error
+    return None if on_loopback else found
+
+
+def cannot_join(address: str, found: str) -> SweepError:
+    """The error for a cluster that does not accept our token; it was `found` by its `address`."""
+    if address == "auto":
+        error = token_problem(f"The Ray cluster at {found!r}, which --address auto has found, cannot be joined")
+        error.hint = f"{error.hint} For another cluster give its address: --address HOST:PORT."
+        return error
+    return token_problem(f"The Ray cluster at {address!r} cannot be joined")
+
+
+def _dashboard_problem(address: str) -> SweepError:
+    host = urlsplit(address).hostname or "HOST"
+    return SweepError(
+        f"The Ray cluster at {address!r} cannot be reached: that is a dashboard's address.",
+        hint=f"Give --address {f'[{host}]' if ':' in host else host}:6379 here, or send the command to it: "
+        f"kvray submit --address {address} …",
+    )
 
 
 def _ask_in(address: str) -> None:
@@ -98,7 +126,10 @@ def _holds_token(source: Path | str) -> bool:
         return False
 
 
-def _knock(address: str) -> None:
+def _knock(address: str) -> bool:
+    """Connect once; returns whether what answers is on this machine's loopback."""
     host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    if not (host and port.isdecimal()):
+        return False
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S) as connection:
+        return is_loopback(str(connection.getpeername()[0]))

@@ -91,8 +91,6 @@ class RaySession:
         self._is_ours = True
 
     def __enter__(self) -> Self:
-        if self._address:
-            warn_of_open_cluster(self._address)
         self._holder.start()
         self._ender.start()
         return self
@@ -162,6 +160,8 @@ class RaySession:
     def _connection_error(self, error: BaseException) -> SweepError:
         from ray.exceptions import AuthenticationError
 
+        if isinstance(error, SweepError):
+            return error
         if isinstance(error, AuthenticationError):
             what = f"The Ray cluster at {self._address!r} cannot be joined" if self._address else "Ray cannot start"
             return token_problem(what)
@@ -210,7 +210,9 @@ class RaySession:
         folder = None if self._address else _ray_folder()
         self._reaper = DriverReaper(self._scratch, ray_folder=folder, standard_error=own_descriptor())
         if self._address:
-            prepare_to_join(self._address)
+            answered = prepare_to_join(self._address)
+            if answered is not None:
+                warn_of_open_cluster(answered)
             with only_imports_from(self._imports) as imports, _own_sigterm():
                 ray.init(address=self._address, **imports, **quiet)
             self._liveness = ClusterServers(_cluster_servers())

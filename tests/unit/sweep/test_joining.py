@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvray.sweep.joining import token_problem
+from kvray.errors import SweepError
+from kvray.sweep.joining import cannot_join, prepare_to_join, token_problem
 
 COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
@@ -55,4 +56,29 @@ def test_tokens_that_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert (
         problem() == "It cannot be joined: it asks for a token, and RAY_AUTH_MODE is 'disabled'. Unset RAY_AUTH_MODE."
+    )
+
+
+def test_of_a_cluster_that_was_found_the_address_is_told_and_how_to_name_another() -> None:
+    assert str(cannot_join("auto", "10.0.0.1:6379")) == (
+        "The Ray cluster at '10.0.0.1:6379', which --address auto has found, cannot be joined: it asks for a token, "
+        f"and there is none here. {COPY} For another cluster give its address: --address HOST:PORT."
+    )
+    assert str(cannot_join("h:1", "10.0.0.1:1")).startswith("The Ray cluster at 'h:1' cannot be joined: it asks for")
+
+
+@pytest.mark.parametrize(
+    ("address", "instead"),
+    [
+        ("http://head:8265", "head:6379"),
+        ("https://10.0.0.1:8265/", "10.0.0.1:6379"),
+        ("http://[::1]:8265", "[::1]:6379"),
+    ],
+)
+def test_a_dashboards_address_is_told_from_a_clusters(address: str, instead: str) -> None:
+    with pytest.raises(SweepError) as raised:
+        prepare_to_join(address)
+    assert str(raised.value) == (
+        f"The Ray cluster at {address!r} cannot be reached: that is a dashboard's address. "
+        f"Give --address {instead} here, or send the command to it: kvray submit --address {address} …"
     )

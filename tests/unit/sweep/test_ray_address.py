@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvray.errors import SweepError
+from kvray.sweep.joining import prepare_to_join
 from kvray.sweep.session import RaySession
 
 pytestmark = pytest.mark.spawns
@@ -47,3 +49,23 @@ def test_a_host_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_address_is_refused_by_ray_itself(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match=r"The Ray cluster at 'nonsense' cannot be reached: Invalid address format"):
         connect("nonsense", tmp_path)
+
+
+def test_of_an_address_at_which_nobody_listens_no_open_ports_are_told(
+    closed_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(logging.getLogger("kvray"), "propagate", True)
+    with caplog.at_level(logging.WARNING, "kvray.sweep"), pytest.raises(SweepError):
+        connect(f"{socket.gethostname()}:{closed_port}", tmp_path)
+    assert caplog.messages == []
+
+
+def test_a_name_of_this_machines_loopback_is_known_by_who_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert prepare_to_join(f"ray://localhost:{port}") is None
+
+
+def test_a_dashboards_address_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="that is a dashboard's address"):
+        connect("http://127.0.0.1:8265", tmp_path)
