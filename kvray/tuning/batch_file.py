@@ -17,6 +17,7 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.errors import InvalidValueError, ProfileError, did_you_mean, sentence_of
 from kvray.files.documents import read_document
 from kvray.judgement import OBJECTIVE_WEIGHTS, Judging, Limits, Objective
+from kvray.tuning.batch_problems import plain_problem, split_name
 from kvray.tuning.batch_words import in_file_words
 from kvray.workload import WorkloadProfile, get_profile, override_profile
 
@@ -82,7 +83,7 @@ class SweepSettings(_Strict):
             return value
         if unknown := [str(name) for name in value if name not in Limits.model_fields]:
             hint = did_you_mean(unknown[0], Limits.model_fields)
-            raise ValueError(f"there is no limit {unknown[0]!r}; {hint}allowed: {', '.join(Limits.model_fields)}")
+            raise ValueError(f"there is no limit {unknown[0]!r}. {hint}Allowed: {', '.join(Limits.model_fields)}")
         return {name: None if one == _LIFTED else one for name, one in value.items()}
 
     @property
@@ -225,27 +226,43 @@ class _File:
         return node.value
 
     def _pydantic_problems(self, error: ValidationError) -> Iterator[tuple[int, str]]:
-        problems = error.errors(include_url=False)
-        for problem in problems:
-            place = tuple(part for part in problem["loc"] if not _is_alternative(part))
-            if place[:1] == ("models",) and len(problem["loc"]) > 2 and self._is_of_other_kind(problem["loc"]):
+        for problem in error.errors(include_url=False):
+            if self._follows_from_another(problem):
                 continue
+            place = tuple(part for part in problem["loc"] if not _is_alternative(part))
             line = self._line(place)
             key = ".".join(str(part) for part in place)
             if problem["type"] == "extra_forbidden":
-                allowed = _allowed_keys(place)
-                hint = did_you_mean(place[-1], allowed)
-                yield line, f"there is no key {place[-1]!r}. {hint}Allowed: {', '.join(allowed)}"
+                yield line, self._unknown_key(place)
             elif problem["type"] == "missing":
                 yield line, f"{key} is missing"
             else:
-                got = "" if problem["type"] == "value_error" else f" (got {str(problem['input'])[:60]!r})"
-                yield line, f"{key}: {problem['msg'].removeprefix('Value error, ')}{got}"
+                yield line, plain_problem(key, problem)
+
+    def _unknown_key(self, place: tuple[Any, ...]) -> str:
+        if (name := split_name(self._entry(place))) is not None:
+            return f"write {name} without a space after the colon"
+        allowed = _allowed_keys(place)
+        return f"there is no key {place[-1]!r}. {did_you_mean(place[-1], allowed)}Allowed: {', '.join(allowed)}"
+
+    def _follows_from_another(self, problem: Mapping[str, Any]) -> bool:
+        """Whether only what pydantic made of another problem is wrong, or the way in which a model is not written."""
+        place = problem["loc"]
+        if problem["type"] == "too_short" and place == ("models",):
+            return bool(self._data["models"])  # they are told of one by one
+        if place[:1] != ("models",) or len(place) <= 2:
+            return False
+        is_split = split_name(self._entry(place)) is not None
+        return self._is_of_other_kind(place) or (is_split and problem["type"] == "missing")
+
+    def _entry(self, place: tuple[Any, ...]) -> object:
+        """What the file has for the model at `place`."""
+        models = self._data.get("models") if isinstance(self._data, dict) else None
+        return models[place[1]] if place[:1] == ("models",) and isinstance(models, list) and len(place) > 1 else None
 
     def _is_of_other_kind(self, place: tuple[Any, ...]) -> bool:
         """Whether a problem is that of the way in which this model is not written: as its name, or as a mapping."""
-        value = self._data["models"][place[1]] if isinstance(self._data.get("models"), list) else None
-        return (place[2] == "ModelEntry") is not isinstance(value, dict)
+        return (place[2] == "ModelEntry") is not isinstance(self._entry(place), dict)
 
     def _line(self, place: tuple[Any, ...]) -> int:
         while place and place not in self._lines:

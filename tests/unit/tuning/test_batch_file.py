@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,44 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(InvalidValueError, match=told):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("models: [a]\ndefaults:\n  profiles: ci-micro\n", "line 3: defaults.profiles takes a list: write [ci-micro]"),
+        ("models: gpt2\n", "line 1: models takes a list: write [gpt2]"),
+        ("models:\n", "line 1: models is empty: write one value a line below it, each after a dash"),
+        ("models: []\n", "line 1: models is empty"),
+        ("models: [a]\ndefaults:\n", "line 2: defaults is empty: write KEY: VALUE below it, or leave it out"),
+        ("models:\n- random: ./tiny\n", "line 2: write random:./tiny without a space after the colon"),
+        ("models: [a]\ndefaults: {max_trials: x}\n", "line 2: defaults.max_trials: must be a whole number (got 'x')"),
+        ("models: [a]\ndefaults: {timeout_s: x}\n", "line 2: defaults.timeout_s: must be a number (got 'x')"),
+        ("models: [a]\ndefaults: {forecast: x}\n", "line 2: defaults.forecast: must be on or off (got 'x')"),
+        ("models: [a]\ndefaults: {max_trials: 0}\n", "must be greater than or equal to 1 (got '0')"),
+        ("models: [a]\ndefaults: {engine: [x]}\n", "line 2: defaults.engine: must be one text (got"),
+        ("models: ['']\n", "line 1: models.0 is empty"),
+        ("models: [a]\ndefaults: {limits: 3}\n", "line 2: defaults.limits takes keys of its own"),
+        ("- a\n", "line 1: the file has keys: models, and defaults where there are some"),
+        (
+            "models: [a]\ndefaults: {limits: {max_ttft: 1}}\n",
+            "there is no limit 'max_ttft'. Did you mean 'max_ttft_ms'? Allowed: max_ttft_ms",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_plain_words(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(InvalidValueError) as raised:
+        read(tmp_path, text)
+    said = str(raised.value)
+    assert told in said
+    assert len(re.findall(r"line \d", said)) == 1
+    assert not re.search(r"Input|Tuple|String|dictionary", said)
+
+
+def test_a_wrong_key_of_the_only_model_is_the_only_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match=r"is not valid: line 3: there is no key 'colour'\.") as raised:
+        read(tmp_path, "models:\n- model: a\n  colour: red\n")
+    assert str(raised.value).count("line ") == 1
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
