@@ -14,8 +14,10 @@ from kvray.cli.batch_progress import batch_progress
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.job_events import is_a_job, tell_of_batch
 from kvray.cli.parsing import parse_duration
+from kvray.environment import changed_environment
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
 from kvray.report.formats import plural
+from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_store import BatchStore
 from kvray.tuning.batch import BatchOptions, BatchSearch
@@ -75,7 +77,7 @@ def batch(
             kept=tell_of_batch if is_a_job() else lambda _: None,
             view=view,
         )
-        with patient_interrupts(lambda: str(search.interrupted())):
+        with changed_environment({BATCH: "1"}), patient_interrupts(lambda: str(search.interrupted())):
             manifest = search.run()
     paths = BatchStore(output).paths(manifest.batch_id)
     typer.echo(f"batch {manifest.batch_id}: {paths.overview_html}")

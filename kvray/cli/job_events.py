@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
 from kvray.cli.progress import QUIET_S, LineProgress
-from kvray.jobs.doorman import MARK
+from kvray.jobs.doorman import JOB, MARK
 from kvray.record import TrialResult
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.manifest import SweepManifest
@@ -29,14 +29,13 @@ from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
 from kvray.tuning.standing import BROKEN_OFF, SweepState, TrialState
 
-_VARIABLE = "KVRAY_JOB"
 _SAID = "kvray: "
 _WARNED = "kvray: warning: "
 
 
 def is_a_job() -> bool:
     """Whether this process runs a command that `kvray submit` has sent."""
-    return bool(os.environ.get(_VARIABLE))
+    return bool(os.environ.get(JOB))
 
 
 def tell_of_batch(manifest: BatchManifest) -> None:

@@ -12,6 +12,8 @@ MARK = "\x1e"
 """Begins a line that is meant for the program that follows the log (`kvray.cli.job_events`)."""
 REFUSED = 11
 """Exit code."""
+JOB = "KVRAY_JOB"
+"""Environment variable, set in a submitted job."""
 SENT_MODELS = "KVRAY_JOB_MODELS"
 """Environment variable: JSON that tells of each model of the job's package how the user named it."""
 
@@ -65,7 +67,7 @@ def driver_environment(job: "dict[str, str]", here: str) -> "dict[str, str]":
     environment[SENT_MODELS] = json.dumps(
         {command_line([one], here)[0]: one["typed"] for one in json.loads(job.get("models", "[]"))}
     )
-    return {**environment, "COLUMNS": job["columns"], "KVRAY_JOB": "1"}
+    return {**environment, "COLUMNS": job["columns"], JOB: "1"}
 
 
 def _version(package: str) -> "str | None":

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
+from kvray.report.repeating import repeat_sentence_with
 from kvray.store.fingerprint import judgement_differences
 from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.resuming import earlier_session, judged_by_others
@@ -57,7 +58,7 @@ def lost_runs_text(manifest: SweepManifest, results: Sequence[TrialResult], outp
     what = f"The raw runs of {trials} are missing or cannot be read, so {they_are} in no figure."
     if output is None or not manifest.arguments:
         run_id = formats.clean_line(manifest.run_id)
-        return f"{what} Repeat the kvray tune command with --resume {run_id} to measure {them} again."
+        return f"{what} {repeat_sentence_with(f'--resume {run_id}')} to measure {them} again."
     kept = _without(repeating_arguments(manifest.arguments), _OUTPUT)
     command = shlex.join(("kvray", "tune", *kept, "--output", output, "--resume", manifest.run_id))
     return f"{what} Measure {them} again with {formats.clean_line(command)}"
@@ -105,8 +106,8 @@ def _attempt(number: int, attempt: SweepAttempt) -> str:
 def _incomplete(manifest: SweepManifest) -> Iterator[str]:
     if manifest.is_complete is False:
         yield (
-            "The sweep was interrupted or is still running; what was not measured may be better. Repeat the "
-            f"kvray tune command with --resume {formats.clean_line(manifest.run_id)} to measure the rest."
+            "The sweep was interrupted or is still running; what was not measured may be better. "
+            f"{repeat_sentence_with(f'--resume {formats.clean_line(manifest.run_id)}')} to measure the rest."
         )
 
 
@@ -125,8 +126,8 @@ def _judged_by_others_note(manifest: SweepManifest, results: Sequence[TrialResul
         were, they = ("was", "it") if sum(left.values()) == 1 else ("were", "they")
         yield (
             f"{formats.plural(sum(left.values()), 'candidate')} {were} left out under the earlier weights or limits "
-            f"({formats.listed(parts)}); under these {they} may be better. Repeat the kvray tune command with "
-            f"--resume {formats.clean_line(manifest.run_id)} and these options to find out."
+            f"({formats.listed(parts)}); under these {they} may be better. "
+            f"{repeat_sentence_with(f'--resume {formats.clean_line(manifest.run_id)}')} and these options to find out."
         )
 
 

@@ -11,6 +11,7 @@ from kvray.analysis.confidence import DISTURBED_CELLS_WORTH_A_NOTE
 from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed, without_replaced
 from kvray.record import Run, TrialResult
 from kvray.report import formats
+from kvray.report.repeating import repeat_with
 
 _FIGURE = re.compile(r"\d[\d.]*")
 
@@ -50,7 +51,7 @@ class Disturbances:
         if not self.candidates:
             return "Measure again when the machine is quiet."
         again = f"--resume {formats.clean_line(run_id)} --retry disturbed"
-        return f"To measure again when the machine is quiet, repeat the kvray tune command with {again} --wait-quiet."
+        return f"To measure again when the machine is quiet, {repeat_with(f'{again} --wait-quiet')}."
 
     @property
     def counted(self) -> str:

@@ -1,0 +1,24 @@
+"""How to measure again what a sweep could not measure well: the command to repeat, worded by what the user typed."""
+
+from __future__ import annotations
+
+import os
+
+from kvray.jobs.doorman import JOB
+
+BATCH = "KVRAY_BATCH"
+"""Environment variable, set while `kvray batch` runs."""
+
+
+def repeat_with(options: str) -> str:
+    """The clause that tells it, e.g. `repeat the kvray tune command with --resume run-1`."""
+    command = "kvray submit tune" if os.environ.get(JOB) else "kvray tune"
+    if os.environ.get(BATCH):  # it has no options for one sweep
+        return f"run {command} with the model and settings of this sweep, the same --output, and {options}"
+    return f"repeat the {command} command with {options}"
+
+
+def repeat_sentence_with(options: str) -> str:
+    """`repeat_with` as the beginning of a sentence."""
+    clause = repeat_with(options)
+    return clause[0].upper() + clause[1:]
