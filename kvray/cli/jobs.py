@@ -61,8 +61,10 @@ def status(job: JobId, address: Address = None) -> None:
         "job": f"{found.job_id} · {found.state.value.lower()} · started {_date(found.started)}",
         "command": f"kvray {found.command}",
         **(_sweep_rows(log) if log.batch is None else _batch_rows(log.batch)),
-        "results": f"{log.output} on the cluster" if log.output else "",
+        "results": f"{log.output} on the cluster" if log.results_id else "none yet",
     }
+    if found.state.is_over and log.results_id is None:
+        rows["results"] = "none"
     if found.state is JobState.FAILED:
         rows["failed"] = " ".join(filter(None, (why_it_failed(found, log), how_to_go_on(server.address, found, log))))
     for name, text in rows.items():

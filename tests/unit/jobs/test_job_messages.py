@@ -7,6 +7,7 @@ from test_ended_jobs import failed
 
 from kvray.cli import jobs
 from kvray.jobs.client import Job, lost_connection
+from kvray.jobs.doorman import MARK
 
 
 class Quiet:
@@ -19,6 +20,9 @@ class Quiet:
 
     def job(self, job_id: str) -> Job:
         return failed("tune m", exit_code=4)
+
+    def log(self, job_id: str) -> str:
+        return f'{MARK}{{"output": "/home/x/kvray_results", "lines": 0}}\nkvray: No model.\n'
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,12 @@ def test_no_jobs_are_said_beside_the_list(capsys: pytest.CaptureFixture[str]) ->
 def test_a_job_that_has_ended_is_not_stopped_again(capsys: pytest.CaptureFixture[str]) -> None:
     jobs.stop("raysubmit_1")
     assert capsys.readouterr().out == "Job raysubmit_1 had already ended: failed.\n"
+
+
+def test_the_status_of_a_job_without_a_sweep_names_no_results(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs.status("raysubmit_1")
+    said = capsys.readouterr().out
+    assert "results:  none\nfailed:   exit code 4: No model.\n" in said
 
 
 @pytest.mark.parametrize(
