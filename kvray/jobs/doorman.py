@@ -93,7 +93,7 @@ def main() -> None:
     # What a batch file names by relative paths lies in the job's package, on every node.
     os.chdir(here if arguments[0] == "batch" else os.path.expanduser("~"))
     command = [sys.executable, "-P", "-m", "kvray", arguments[0], f"--output={output}", address, *arguments[1:]]
-    os.execve(sys.executable, command, driver_environment(job, here))
+    os.execve(command[0], command, driver_environment(job, here))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ def test_a_lock_that_is_anothers_is_not_taken_for_none(refusing: Path, tmp_path:
         assert end.startswith("Sweep 'a' is being measured already")
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_file_system_that_refuses_all_of_it_is_measured(refusing: Path, tmp_path: Path) -> None:
     share = tmp_path / "share"
     share.mkdir()

@@ -58,6 +58,7 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     pytest.fail(f"{text!r} was never said: {heard}")
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_folder_have_ids_of_their_own_and_both_complete(kvray: Open, tmp_path: Path) -> None:
     both = [kvray("fake:ok", *SMALL, *TWO, "--json") for _ in range(2)]
     ended = [(*one.communicate(timeout=200), one.returncode) for one in both]

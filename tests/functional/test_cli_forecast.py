@@ -36,6 +36,7 @@ def llama_8b(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"random:{folder}"
 
 
+@pytest.mark.slow
 def test_the_first_call_measures_the_device_and_says_so_and_the_next_does_not(
     kvray: Kvray, llama_8b: str, tmp_path: Path
 ) -> None:

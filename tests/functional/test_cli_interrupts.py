@@ -147,6 +147,7 @@ def test_a_sweep_interrupted_twice_ends_at_once_with_whole_files(
     assert kvray("rank", tmp_path).stderr == "", "no file is torn"
 
 
+@pytest.mark.slow
 def test_a_sweep_interrupted_after_its_last_trial_is_written_up_all_the_same(
     terminal: Callable[..., Terminal], tmp_path: Path
 ) -> None:
