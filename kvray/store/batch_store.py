@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from kvray.errors import ResultsError, describe_problems
-from kvray.store.batch_manifest import BATCH_MANIFEST_VERSION, BatchManifest
+from kvray.store.batch_manifest import BatchManifest
 from kvray.store.batch_table import BatchRow, batch_table
 from kvray.store.files import ResultsFiles
+from kvray.store.manifest_file import ManifestKind
 from kvray.store.paths import BATCHES, check_id
+
+BATCH_MANIFEST = ManifestKind(what="batch", model=BatchManifest, id_field="batch_id", version_field="batch_version")
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,8 @@ class BatchStore:
         try:
             data = self._files.read(self.paths(batch_id).manifest)
         except FileNotFoundError:
-            known = ", ".join(self.batch_ids()[-10:])
-            raise ResultsError(
-                f"Results folder {self._files.display_name!r} holds no batch {batch_id!r}.",
-                hint=f"It holds: {known}." if known else "It holds none.",
-            ) from None
-        return _parsed(data, batch_id)
+            raise BATCH_MANIFEST.missing(batch_id, self._files.display_name, self.batch_ids()) from None
+        return BATCH_MANIFEST.parse(data, batch_id)
 
     def write_overview(self, batch_id: str, *, html: str, markdown: str, rows: Sequence[BatchRow]) -> None:
         """Put the overview beside the manifest, in place of an earlier one."""
@@ -113,23 +109,3 @@ class BatchStore:
     def write_log(self, batch_id: str, text: str) -> None:
         """Keep what libraries and processes said."""
         self._files.write(self.paths(batch_id).log, text.encode())
-
-
-def _parsed(data: bytes, batch_id: str) -> BatchManifest:
-    try:
-        version = json.loads(data).get("batch_version", BATCH_MANIFEST_VERSION)
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ResultsError(f"The manifest of batch {batch_id!r} is not a JSON object: {error}.") from error
-    if not isinstance(version, int) or version > BATCH_MANIFEST_VERSION:
-        raise ResultsError(
-            f"The manifest of batch {batch_id!r} has version {version}, this kvray reads up to "
-            f"{BATCH_MANIFEST_VERSION}.",
-            hint="Use a newer kvray.",
-        )
-    try:
-        manifest = BatchManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise ResultsError(f"The manifest of batch {batch_id!r} is not valid: {describe_problems(error)}.") from error
-    if manifest.batch_id != batch_id:
-        raise ResultsError(f"The manifest of batch {batch_id!r} is that of batch {manifest.batch_id!r}.")
-    return manifest

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from kvray.errors import OutputError, ResultsError, describe_problems
+from kvray.errors import OutputError, ResultsError
 from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.files import ResultsFiles, reason
-from kvray.store.manifest import MANIFEST_VERSION, SweepManifest
+from kvray.store.manifest import SweepManifest
+from kvray.store.manifest_file import ManifestKind
 from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
 from kvray.store.ranking_table import RankingRow, ranking_table
 from kvray.store.schema import encode, to_table
@@ -31,6 +31,7 @@ from kvray.store.tables import UNREADABLE, ForeignSweepError, RecordsFile, in_or
 logger = logging.getLogger("kvray.store")
 
 T = TypeVar("T", Run, TrialRecord)
+SWEEP_MANIFEST = ManifestKind(what="sweep", model=SweepManifest, id_field="run_id", version_field="manifest_version")
 
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 _READ_ATTEMPTS = 5
@@ -194,12 +195,8 @@ class ResultsStore:
         try:
             data = self._files.read(self.paths(run_id).manifest)
         except FileNotFoundError:
-            known = ", ".join(self.run_ids()[-10:])
-            raise ResultsError(
-                f"Results folder {self.display_name!r} holds no sweep {run_id!r}.",
-                hint=f"It holds: {known}." if known else "It holds none.",
-            ) from None
-        return _parse_manifest(data, run_id)
+            raise SWEEP_MANIFEST.missing(run_id, self.display_name, self.run_ids()) from None
+        return SWEEP_MANIFEST.parse(data, run_id)
 
     def has_manifest(self, run_id: str) -> bool:
         """Whether the sweep `run_id` has a manifest here, readable or not."""
@@ -302,7 +299,7 @@ class ResultsStore:
 
     def _manifest_at(self, path: Path) -> SweepManifest | None:
         try:
-            return _parse_manifest(self._files.read(path), path.stem)
+            return SWEEP_MANIFEST.parse(self._files.read(path), path.stem)
         except FileNotFoundError:
             return None
         except ResultsError as error:
@@ -331,22 +328,3 @@ def _canonical(item: TrialRecord | Run) -> str:
         f.name: values[f.name] for f in fields(item) if f.default is MISSING or getattr(item, f.name) != f.default
     }
     return json.dumps(changed, sort_keys=True, default=str)
-
-
-def _parse_manifest(data: bytes, run_id: str) -> SweepManifest:
-    try:
-        version = json.loads(data).get("manifest_version", MANIFEST_VERSION)
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ResultsError(f"The manifest of sweep {run_id!r} is not a JSON object: {error}.") from error
-    if not isinstance(version, int) or version > MANIFEST_VERSION:
-        raise ResultsError(
-            f"The manifest of sweep {run_id!r} has version {version}, this kvray reads up to {MANIFEST_VERSION}.",
-            hint="Use a newer kvray.",
-        )
-    try:
-        manifest = SweepManifest.model_validate_json(data)
-    except ValidationError as error:
-        raise ResultsError(f"The manifest of sweep {run_id!r} is not valid: {describe_problems(error)}.") from error
-    if manifest.run_id != run_id:
-        raise ResultsError(f"The manifest of sweep {run_id!r} is that of sweep {manifest.run_id!r}.")
-    return manifest

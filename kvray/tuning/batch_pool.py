@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -143,12 +143,7 @@ class BatchPool(Newcomers):
                 self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
             elif (begun := self._guarded(sweep, partial(self._begin, sweep, ready))) is not None:
                 self._begun[sweep.run_id] = begun
-                return QueuedSweep(
-                    queue=begun.prepared.queue,
-                    observer=begun.prepared.recorder,
-                    size=ready.size,
-                    ended=partial(self._ended, begun),
-                )
+                return replace(begun.prepared.queued, ended=partial(self._ended, begun))
         return None
 
     @property
@@ -303,7 +298,7 @@ class BatchPool(Newcomers):
         if self._failure is not None:
             raise self._failure
         with self._changed:
-            largest = max(self._ready, key=lambda one: one[1].size, default=None)
+            largest = max(self._ready, key=lambda one: one[1].preview.baseline_mib, default=None)
             if largest is not None:
                 self._ready.remove(largest)
             return largest

@@ -134,7 +134,6 @@ def prepare_sweep(
         trial_suffix=attempt.manifest.trial_suffix,
         trial_ids=attempt.recall.trial_ids,
     )
-    baseline = preview.forecasts.get(preview.space.baseline.candidate_id)
     return PreparedSweep(
         keeper=keeper,
         recorder=recorder,
@@ -142,7 +141,7 @@ def prepare_sweep(
         queue=_queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s, clock=clock),
         recorded=tuple(attempt.recall.results),
         positions=PositionBoard(scratch),
-        size=0.0 if baseline is None else baseline.highest_peak_mib,
+        size=preview.baseline_mib,
     )
 
 

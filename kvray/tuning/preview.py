@@ -66,6 +66,12 @@ class Preview:
     refused: tuple[Refusal, ...] = ()
 
     @property
+    def baseline_mib(self) -> float:
+        """Memory that the baseline takes by forecast; 0 where nothing is forecast."""
+        baseline = self.forecasts.get(self.space.baseline.candidate_id)
+        return 0.0 if baseline is None else baseline.highest_peak_mib
+
+    @property
     def engines(self) -> tuple[str, ...]:
         """Names of the engines that take part, the baseline's first."""
         return tuple(one.space.baseline.engine for one in (self, *self.others))

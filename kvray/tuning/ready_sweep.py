@@ -29,18 +29,12 @@ class ReadySweep:
     Attributes:
         parts: what each engine contributes, the baseline's first.
         pythons: by engine, in which its trials run, where that is not kvray's own.
-        size: memory that the baseline takes by forecast (MiB); 0 where nothing is forecast.
     """
 
     config: TuneConfig
     preview: Preview
     parts: tuple[EnginePart, ...]
     pythons: dict[str, EnginePython]
-
-    @property
-    def size(self) -> float:  # noqa: D102
-        baseline = self.preview.forecasts.get(self.preview.space.baseline.candidate_id)
-        return 0.0 if baseline is None else baseline.highest_peak_mib
 
     @property
     def adapters(self) -> tuple[EngineAdapter, ...]:
@@ -73,7 +67,16 @@ def look_at(
     resolved = engines.resolve(checked)
     if before_rates is not None:
         before_rates(checked[0])
-        resolved = engines.each(resolved, _with_rates)
+        resolved = engines.each(resolved, with_rates)
+    return made_ready(config, engines, resolved)
+
+
+def made_ready(config: TuneConfig, engines: SweepEngines, resolved: Sequence[Resolved]) -> ReadySweep:
+    """Fetch the weights and check them, and warn of what is known to stand in the way.
+
+    Raises:
+        KvrayError: no candidate is left, or the weights cannot be had.
+    """
     preview, parts = ready_parts(engines, resolved)
     engines.tell_refused()
     for told in preview.unreachable_limits:
@@ -81,6 +84,17 @@ def look_at(
     warn_of_closed_cache()
     pythons = {name: python for one in resolved for name, python in one.pythons.items()}
     return ReadySweep(config=config, preview=preview, parts=parts, pythons=pythons)
+
+
+def with_rates(resolved: Resolved, *, before: Callable[[], None] = lambda: None) -> Resolved:
+    """`resolved` with the rates of its device; where these are measured now, `before` is called first."""
+
+    def before_measuring() -> None:
+        # What the weights rule out is told first: it takes less time.
+        resolved.adapter.check_weights(resolved.request)
+        before()
+
+    return with_measured_rates(resolved, before_measuring=before_measuring)
 
 
 def engines_first(sweeps: Sequence[BatchSweep], configs: Mapping[str, TuneConfig]) -> tuple[list[BatchSweep], int]:
@@ -98,8 +112,3 @@ def named_adapters(configs: Sequence[TuneConfig]) -> list[EngineAdapter]:
         except KvrayError:
             continue
     return list(found.values())
-
-
-def _with_rates(resolved: Resolved) -> Resolved:
-    # What the weights rule out is told first: it takes less time.
-    return with_measured_rates(resolved, before_measuring=lambda: resolved.adapter.check_weights(resolved.request))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kvray.config import TuneConfig, warn_of_closed_cache
+from kvray.config import TuneConfig
 from kvray.engines.base import EngineAdapter
 from kvray.engines.offline import offline_environment
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
@@ -32,12 +31,13 @@ from kvray.sweep.samplers import check_search
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.code_run import CodeRunner
-from kvray.tuning.engines import SweepEngines, preview_engines, ready_parts
+from kvray.tuning.engines import SweepEngines, preview_engines
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
 from kvray.tuning.prepared import PreparedSweep, prepare_sweep
 from kvray.tuning.preview import Preview, without_unplaceable
-from kvray.tuning.resolved import CheckedRequest, Resolved, with_measured_rates
+from kvray.tuning.ready_sweep import made_ready, with_rates
+from kvray.tuning.resolved import CheckedRequest, Resolved
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_log, warn_of_quota
 from kvray.tuning.watching import MetricsObserver
@@ -52,9 +52,6 @@ def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[Tunin
             return method(self)
 
     return wrapped
-
-
-_logger = logging.getLogger("kvray.tuning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +185,7 @@ class TuningSearch:
             return self._measured_and_written_up(store, run_id, engines, resolved, claim, cluster, while_measuring)
 
     def _with_rates(self, resolved: Resolved) -> Resolved:
-        def before_measuring() -> None:
-            # What the weights rule out is told first: it takes less time.
-            resolved.adapter.check_weights(resolved.request)
-            if self._observer is not None:
-                self._observer.measuring_device()
-
-        return with_measured_rates(resolved, before_measuring=before_measuring)
+        return with_rates(resolved, before=self._observer.measuring_device) if self._observer else with_rates(resolved)
 
     def _engines(self) -> SweepEngines:
         if self._adapter is None:
@@ -245,36 +236,31 @@ class TuningSearch:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before a private Ray starts.
-        preview, parts = ready_parts(engines, resolved)
-        engines.tell_refused()
-        for told in preview.unreachable_limits:
-            _logger.warning("%s", told)
-        warn_of_closed_cache()
+        ready = made_ready(config, engines, resolved)
         if cluster is None:
             ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), engines))
         else:
             ray, folder = cluster.ray, cluster.folder
         slots = plan_slots(
             ray.nodes(),
-            device=preview.device.device,
+            device=ready.preview.device.device,
             slots=config.slots,
             user_threads=wished_threads(),
             quota_threads=quota_threads() if config.address is None else None,
             gpu_type=cluster.node.gpu_type if cluster else None,
         )
-        preview = without_unplaceable(preview, slots.room.largest)
         prepared = prepare_sweep(
             store,
             config,
-            preview,
-            parts,
+            without_unplaceable(ready.preview, slots.room.largest),
+            ready.parts,
             claim=claim,
             run_id=run_id,
             slots=slots,
             scratch=folder,
             started_s=started_s,
             arguments=self._arguments,
-            pythons={name: python for one in resolved for name, python in one.pythons.items()},
+            pythons=ready.pythons,
             observers=self._observers(ray, slots, while_measuring),
             environments=cluster.node.environments if cluster else {},
         )

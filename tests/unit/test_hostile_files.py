@@ -26,7 +26,7 @@ from kvray.models.source import parse_model_id
 from kvray.plan.plan import load_plan_file
 from kvray.space.search_space import MOST_CANDIDATES, SpaceBlock, build_space
 from kvray.space.space_file import load_space
-from kvray.store.parquet import ResultsStore, _parse_manifest
+from kvray.store.parquet import SWEEP_MANIFEST, ResultsStore
 from kvray.trial.quality import IncomparableError, Reference
 from kvray.trial.reference import load_reference, save_reference
 from kvray.workload import MOST_LENGTHS, get_profile, load_profile
@@ -91,7 +91,7 @@ def refused_as(kind: type[KvrayError], read: Callable[[Path], object], file: Pat
         (PlanError, load_plan_file),
         (ProfileError, load_profile),
         (InvalidValueError, lambda path: load_space(path, axes=AXES, otherwise=NO_AXES)),
-        (ResultsError, lambda path: _parse_manifest(path.read_bytes(), "run")),
+        (ResultsError, lambda path: SWEEP_MANIFEST.parse(path.read_bytes(), "run")),
     ],
     ids=["plan", "profile", "space", "manifest"],
 )
@@ -124,7 +124,7 @@ def test_an_edited_space_is_read_or_refused(content: bytes, file: Path) -> None:
 @bounded
 @given(content=edited(MANIFEST))
 def test_an_edited_manifest_is_read_or_refused(content: bytes, file: Path) -> None:
-    refused_as(ResultsError, lambda path: _parse_manifest(path.read_bytes(), MANIFEST["run_id"]), file, content)
+    refused_as(ResultsError, lambda path: SWEEP_MANIFEST.parse(path.read_bytes(), MANIFEST["run_id"]), file, content)
 
 
 @bounded

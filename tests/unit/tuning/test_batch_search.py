@@ -102,7 +102,7 @@ def test_when_ray_cannot_start_what_is_ready_fails_and_the_batch_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ready(config: TuneConfig, *_: object, **__: object) -> SimpleNamespace:
-        return SimpleNamespace(config=config, size=0.0)
+        return SimpleNamespace(config=config, preview=SimpleNamespace(baseline_mib=0.0))
 
     def no_ray(**_: object) -> None:
         raise SweepError("Ray cannot start.")
