@@ -63,15 +63,18 @@ def openmp_threads() -> int | None:
 def wished_threads() -> int | None:
     """The thread count that the user has set for OpenMP programs, if any. In a program that was submitted to Ray as a
     job the variable is Ray's, which sets it to 1, unless the job's runtime environment names it."""
+    return None if threads_are_rays() else openmp_threads()
+
+
+def threads_are_rays() -> bool:
+    """Whether Ray, and not the user, has set the thread count for OpenMP programs in this process."""
     job = os.environ.get(_RAY_JOB)
     if job is None:
-        return openmp_threads()
+        return False
     try:
-        variables = json.loads(job)["runtime_env"]["env_vars"]
-        is_wished = "OMP_NUM_THREADS" in variables
+        return "OMP_NUM_THREADS" not in json.loads(job)["runtime_env"]["env_vars"]
     except (ValueError, KeyError, TypeError):
-        is_wished = False
-    return openmp_threads() if is_wished else None
+        return True
 
 
 def wanted_cpus() -> int:

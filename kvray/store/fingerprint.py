@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import DeviceFacts, ModelInfo
-from kvray.probes.cpu import total_memory_mib
+from kvray.probes.cpu import threads_are_rays, total_memory_mib
 from kvray.probes.environment import Environment
 from kvray.record import known_versions, version_fields
 from kvray.workload import WorkloadProfile
@@ -73,7 +73,7 @@ class SweepFingerprint(BaseModel):
         slots: trials at the same time, on a CPU, which they share.
         engine_versions: of the engine's libraries, by name; two of them have fields of their own in older ones.
         kvray_release: major and minor version.
-        variables: those of `SPEED_VARIABLES` that are set.
+        variables: those of `SPEED_VARIABLES` that the user has set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -139,7 +139,7 @@ class SweepFingerprint(BaseModel):
             **version_fields(environment.engine_versions),
             python_version=".".join(environment.python_version.split(".")[:2]),
             kvray_release=release_of(environment.kvray_version),
-            variables={name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ},
+            variables=_users_variables(),
             **({} if on_cluster else here),
         )
 
@@ -183,6 +183,14 @@ def hardware_digest(environment: Environment, *, memory_mib: float, versions: Ma
         "kvray_release": release_of(environment.kvray_version),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _users_variables() -> dict[str, str]:
+    """The variables of this process that make libraries faster or slower, without what Ray has put there."""
+    found = {name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ}
+    if threads_are_rays():
+        found.pop("OMP_NUM_THREADS", None)
+    return found
 
 
 def release_of(version: str) -> str:

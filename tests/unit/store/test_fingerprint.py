@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from resuming_samples import PROFILE, fingerprint
 
 from kvray.candidate import DeviceType, DType
@@ -156,3 +158,15 @@ def test_variables_that_change_speed_are_in_it_and_others_are_not(monkeypatch: p
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert before.differences(here()) == ("KMP_BLOCKTIME: none → 0",)
     assert "secret" not in here().model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("job", "kept"), [(None, {"OMP_NUM_THREADS": "1"}), ({}, {}), ({"OMP_NUM_THREADS": "1"}, {"OMP_NUM_THREADS": "1"})]
+)
+def test_threads_that_ray_set_for_a_job_are_no_variable_of_the_users(
+    job: dict[str, str] | None, kept: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", {"OMP_NUM_THREADS": "1"})
+    if job is not None:
+        monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": {"env_vars": job}}))
+    assert here().variables == kept
