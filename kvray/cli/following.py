@@ -96,7 +96,8 @@ def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
     if "--resume" in typed:
         at = typed.index("--resume")
         del typed[at : at + 2]
-    command = shlex.join(["kvray", "submit", "--address", address, *typed, "--resume", log.results_id])
+    options = ["--address", address, *shlex.split(job.options)]
+    command = shlex.join(["kvray", "submit", *options, *typed, "--resume", log.results_id])
     return f"Its records are kept in {log.output} on the cluster. Measure the rest with: {command}"
 
 

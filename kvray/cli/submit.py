@@ -71,6 +71,7 @@ def submit(
             entrypoint=ENTRYPOINT,
             folder=folder,
             command=redact(shlex.join(command)),
+            options=_given_again(upload_model=upload_model, pip=pip, extras=extras),
             pip=tuple(f"{wheel}[{extras}]" for wheel in wheels),
         )
     if not no_wait:
@@ -79,6 +80,16 @@ def submit(
     if not wait_until_accepted(server, job_id):
         end_of(server, job_id)
     typer.echo(job_id)
+
+
+def _given_again(*, upload_model: bool, pip: bool, extras: str) -> str:
+    """Options with which the rest of a job has to be submitted."""
+    given = [
+        *(["--upload-model"] if upload_model else []),
+        *(["--pip"] if pip else []),
+        *(["--extras", extras] if pip and extras != Extra.TRANSFORMERS.value else []),
+    ]
+    return shlex.join(given)
 
 
 def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list[Argument], Argument]:

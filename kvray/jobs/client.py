@@ -22,6 +22,7 @@ STOP_WAIT_S = 600
 """Ray kills a stopped job after this time; it needs some seconds to write up what was measured."""
 _OWN = "kvray"
 _COMMAND = "kvray_command"
+_OPTIONS = "kvray_options"
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _KNOCK_S = 10.0
 _ANSWER_S = 300.0
@@ -47,11 +48,12 @@ class JobState(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One job of the cluster. Times in seconds since 1970; `command` is what follows `kvray submit`."""
+    """One job of the cluster. Times in seconds since 1970; `command` is what follows `kvray submit OPTIONS`."""
 
     job_id: str
     state: JobState
     command: str
+    options: str = ""
     started: float | None
     ended: float | None
     exit_code: int | None
@@ -121,6 +123,7 @@ class JobServer:
         entrypoint: str,
         folder: Path,
         command: str = "",
+        options: str = "",
         pip: tuple[str, ...] = (),
         node: str | None = None,
     ) -> str:
@@ -128,6 +131,7 @@ class JobServer:
 
         Args:
             command: what a user typed; empty for a job that `jobs` does not list.
+            options: those of `kvray submit` itself that a user must give again to submit the same command.
             pip: requirements that each node installs for this job.
             node: address of the machine to run on; by default the head.
         """
@@ -142,7 +146,7 @@ class JobServer:
                 self._client.submit_job,
                 entrypoint=entrypoint,
                 runtime_env=environment,
-                metadata={_OWN: "1", _COMMAND: command} if command else {},
+                metadata={_OWN: "1", _COMMAND: command, _OPTIONS: options} if command else {},
                 entrypoint_resources={f"node:{node}": 0.001} if node else None,
             )
         )
@@ -314,6 +318,7 @@ def _job(details: Any) -> Job:
         job_id=details.submission_id or details.job_id,
         state=JobState(str(details.status.value)),
         command=metadata.get(_COMMAND, details.entrypoint),
+        options=metadata.get(_OPTIONS, ""),
         started=_seconds(details.start_time),
         ended=_seconds(details.end_time),
         exit_code=details.driver_exit_code,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from kvray.analysis.disturbed import resting_on_disturbed
@@ -14,7 +14,7 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelInfo
 from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
-from kvray.jobs.sent_model import sent_model_note
+from kvray.jobs.sent_model import sent_model_name, sent_model_note
 from kvray.probes.environment import Environment, capture_environment, kvray_version, library_versions
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
 from kvray.store.manifest import EngineModel, SweepManifest
@@ -115,13 +115,14 @@ def _fingerprint(
         preview.device.device, libraries=adapters[0].libraries
     )
     python = pythons.get(adapters[0].name)
+    model = replace(preview.model, model_id=sent_model_name(config.model_id) or preview.model.model_id)
     return SweepFingerprint.of(
         engine=adapters[0].name,
         other_engines={
             adapter.name: "; ".join((one.model.revision, *_libraries(adapter, pythons, environments)))
             for adapter, one in zip(adapters[1:], preview.others, strict=True)
         },
-        model=preview.model,
+        model=model,
         profile=preview.profile,
         baseline_id=preview.space.baseline.candidate_id,
         device=preview.device,

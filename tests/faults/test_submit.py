@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +23,19 @@ from cutting_proxy import CuttingProxy
 from prometheus_client.parser import text_string_to_metric_families
 from ray_cluster import TOKEN, RayCluster
 
+from kvray.record import TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.metrics import Metric
 from kvray.workload import get_profile
 
 SWEEP = ("--engine", "fake", "--profile", "ci-micro", "--attention", "sdpa", "--dtype", "float32", "--search", "grid")
 HANGING = ("tune", "fake:static=hang", *SWEEP, "--cache", "dynamic,static", "--confirm", "0", "--no-check-snippet")
+TINY_LLAMA = Path(__file__).parent.parent / "assets" / "tiny_llama"
+TWO_REAL_CANDIDATES = (
+    *("--device", "cpu", "--profile", "ci-micro", "--context", "64", "--output-len", "32", "--repeats", "5"),
+    *("--cache", "dynamic,static", "--attention", "sdpa", "--dtype", "float32", "--compile", "off"),
+    *("--search", "grid", "--confirm", "0", "--no-check-snippet"),
+)
 
 BATCH = """\
 defaults: {engine: fake, profiles: [mine/p.json], space: mine/space.yaml, search: grid, confirm_rounds: 0,
@@ -166,18 +175,35 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
 
 
 @pytest.mark.slow
-def test_of_a_killed_driver_the_status_tells_what_is_kept_and_how_to_go_on(cluster: RayCluster) -> None:
-    job_id = kvray(cluster, "submit", "--no-wait", *HANGING).stdout.strip()
+def test_a_job_whose_driver_was_killed_is_fetched_and_resumed_with_the_model_that_was_sent(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    shutil.copytree(TINY_LLAMA, tmp_path / "tiny")
+    typed = ("tune", "random:tiny", *TWO_REAL_CANDIDATES)
+    job_id = kvray(cluster, "submit", "--no-wait", "--upload-model", *typed, folder=tmp_path).stdout.strip()
+    wait_until(lambda: "start   dynamic" in cluster.said_of(job_id))
+    driver = driver_of(job_id)
     wait_until(lambda: "start   static" in cluster.said_of(job_id))
-    assert "1 running, 1 ok" in kvray(cluster, "jobs", "status", job_id).stdout
-    (driver := driver_of(job_id)).kill()
+    driver.kill()
     wait_until(lambda: not driver.is_running())
-    deadline = time.monotonic() + 60
-    while "failed" not in (status := kvray(cluster, "jobs", "status", job_id).stdout):
-        assert time.monotonic() < deadline, status
+    wait_until(lambda: "failed" in kvray(cluster, "jobs", "status", job_id).stdout)
+    status = kvray(cluster, "jobs", "status", job_id).stdout
     assert "its driver was killed (signal 9). Its records are kept in" in status
-    assert f"kvray submit --address {cluster.job_server} tune fake:static=hang" in status
-    assert "--resume" in status
+
+    fetched = kvray(cluster, "jobs", "fetch", job_id, "--output", tmp_path / "home")
+    assert fetched.returncode == 0, fetched.stderr
+    store = ResultsStore(tmp_path / "home")
+    (first,) = (one.record for one in store.read(store.latest_run_id()) if one.record.status is TrialStatus.OK)
+    assert first.candidate.label == "dynamic/sdpa/float32"
+
+    command = status.partition("Measure the rest with: ")[2].split("\n")[0]
+    assert command.startswith(f"kvray submit --address {cluster.job_server} --upload-model tune random:tiny")
+    resumed = kvray(cluster, *shlex.split(command)[1:], folder=tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert [line for line in resumed.stdout.splitlines() if line.startswith("start")] == ["start   static/sdpa/float32"]
+    results = ResultsStore(cluster.home / "kvray_results").read(first.run_id)
+    assert first in [one.record for one in results], "measured once"
+    assert [one.record.status for one in results] == [TrialStatus.OK] * 2
 
 
 def test_a_fetch_that_was_cut_goes_on_and_what_comes_is_whole(cluster: RayCluster, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from kvray.record import TrialStatus
 from kvray.store.parquet import ResultsStore
 
 FILE = """\
@@ -57,6 +58,13 @@ def pids(folder: Path) -> dict[str, list[int]]:
     """By sweep, the measurement processes of its records."""
     store = ResultsStore(folder / "results")
     return {run: sorted(one.record.pid or 0 for one in store.read(run)) for run in store.run_ids()}
+
+
+def processes(folder: Path) -> dict[str, int | None]:
+    """By trial, the process that measured it: another one if it was measured again."""
+    store = ResultsStore(folder / "results")
+    found = [one.record for run in store.run_ids() for one in store.read(run)]
+    return {f"{one.run_id}/{one.trial_id}": one.pid for one in found if one.status is not TrialStatus.INTERRUPTED}
 
 
 @pytest.fixture
@@ -126,6 +134,7 @@ def test_a_sweep_measures_and_is_written_up_on_the_slot_that_another_ones_last_t
 def test_a_batch_killed_at_random_moments_measures_nothing_twice(batch: Path) -> None:
     moments = random.Random(1)
     ids: list[str] = []
+    measured: dict[str, int | None] = {}
     for _ in range(20):
         one = start(batch, "models.yaml", *(("--resume", ids[0]) if ids else ()))
         time.sleep(moments.uniform(1.0, 9.0))
@@ -133,9 +142,14 @@ def test_a_batch_killed_at_random_moments_measures_nothing_twice(batch: Path) ->
         one.communicate()
         if any((batch / "results").glob("batches/*.json")):
             ids = [str(manifest(batch)["batch_id"])]
+        now = processes(batch)
+        assert {trial: now.get(trial) for trial in measured} == measured
+        measured = now
     last = start(batch, "models.yaml", *(("--resume", ids[0]) if ids else ()))
     last.communicate(timeout=300)
     assert statuses(batch) == ["ok", "failed", "no winner", "ok"]
+    now = processes(batch)
+    assert {trial: now.get(trial) for trial in measured} == measured
     for run in ResultsStore(batch / "results").run_ids():
         records = [one.record for one in ResultsStore(batch / "results").read(run)]
         assert len({record.candidate_id for record in records}) == len(records) == 2

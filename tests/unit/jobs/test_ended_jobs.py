@@ -114,5 +114,12 @@ def test_the_command_that_measures_the_rest_is_told(command: str, log: JobLog, t
     )
 
 
+def test_the_command_for_the_rest_has_the_options_of_submit_that_the_job_needs() -> None:
+    job = dataclasses.replace(failed("tune ./tiny", exit_code=-9), options="--upload-model --pip --extras all")
+    told = how_to_go_on("http://head:8265", job, JobLog(output="/r", run_id="r1"))
+    assert told is not None
+    assert told.endswith("http://head:8265 --upload-model --pip --extras all tune ./tiny --resume r1")
+
+
 def test_of_a_job_that_measured_nothing_there_is_no_rest() -> None:
     assert how_to_go_on("http://head:8265", failed("tune m", exit_code=-9), JobLog()) is None

@@ -14,7 +14,7 @@ from kvray.errors import InvalidValueError
 from kvray.jobs.doorman import MARK, SENT_MODELS, command_line, driver_environment
 from kvray.jobs.package import Argument, write_package
 from kvray.jobs.sender import files_of
-from kvray.jobs.sent_model import is_sent_model_note, sent_model_note
+from kvray.jobs.sent_model import is_sent_model_note, sent_model_name, sent_model_note
 from kvray.workload import get_profile
 
 BATCH = """\
@@ -70,6 +70,15 @@ def test_a_model_that_was_sent_is_told_with_its_path_here(folder: Path, monkeypa
     assert "random:/there/files/1/tiny is the cluster's temporary copy." in note
     assert note.endswith("Use your own path in its place: random:./tiny")
     assert sent_model_note("org/name") is None
+
+
+def test_a_model_that_was_sent_has_the_same_name_in_each_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ["/tmp/pkg_1/files/1/tiny", "random:/tmp/pkg_2/files/1/tiny", "sent/0/tiny.gguf"]
+    monkeypatch.setenv(SENT_MODELS, json.dumps(dict.fromkeys([*models, "/tmp/pkg_3/files/1/tiny"], "./tiny")))
+    names = ["tiny, sent with the job", "random:tiny, sent with the job", "tiny.gguf, sent with the job"]
+    assert [sent_model_name(one) for one in models] == names
+    assert sent_model_name("/tmp/pkg_3/files/1/tiny") == names[0]
+    assert sent_model_name("org/name") is None
 
 
 def test_a_local_model_of_a_batch_is_sent_only_when_asked(folder: Path) -> None:
