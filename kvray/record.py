@@ -244,6 +244,8 @@ class TrialRecord:
         processors: settings of generation_config.json that change the scores of every token.
         processor_share: share of a token's time that `processors` take.
         device_name: device that measured.
+        device_uuid: which one it was: the UUIDs of the GPUs that the trial held, joined by commas; on a CPU a name of
+            the machine, which is a new one after every boot. `None` in older records.
         driver_version: version of its driver.
         engine_versions: versions of the libraries in which the engine computed, by name (JSON), as the measuring
             process had them. Empty in older records.
@@ -356,6 +358,7 @@ class TrialRecord:
     win_chance: float | None = None
 
     device_name: str | None = None
+    device_uuid: str | None = None
     driver_version: str | None = None
     engine_versions: tuple[tuple[str, str], ...] = ()
     torch_version: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +44,8 @@ class Evidence:
         contenders: those that may win. The others miss a limit and are here to be compared with.
         misses: by candidate id, the limits that each of the others misses.
         owner: N indices: whose process it is.
-        rounds: N: the confirm phase's round, from 1, or `SEARCH_ROUND`. Processes of a round ran one after another.
+        rounds: N: the confirm phase's round, from 1, or `SEARCH_ROUND`. Processes of a round ran one after another on
+            the same device. Where a round continued on another device, its rest has a number of its own.
         logs: N × 3 natural logarithms of TTFT (ms), decode throughput (tok/s) and peak (MiB; 0 where nobody has one),
             each the mean over the profile's cells of the logarithm of the median of the process's calm runs.
         within: N × 3 variances that `logs` have because a process's runs differ, as far as that was seen.
@@ -108,11 +110,44 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
         contenders=frozenset(kept) - misses.keys(),
         misses=misses,
         owner=np.array([place for place, _ in rows], dtype=np.int64),
-        rounds=np.array([number for pool in kept.values() for number in _rounds(pool)], dtype=np.int64),
+        rounds=np.array(
+            rounds_by_device(
+                [number for pool in kept.values() for number in _rounds(pool)],
+                [trial.record.device_uuid for _, trial in rows],
+            ),
+            dtype=np.int64,
+        ),
         logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
         within=np.array([one.run_share * per_run for one in measured]).reshape(-1, len(METRICS)),
         disturbed=np.array([not _is_calm(trial, profile) for _, trial in rows], dtype=np.bool_),
     )
+
+
+def rounds_by_device(rounds: Sequence[int], devices: Sequence[str | None]) -> list[int]:
+    """`rounds` of N processes, where those of one round that ran on unlike devices are told apart.
+
+    A process that held some GPUs ran on the same device as one that held these and more. Older records do not name
+    their device; they belong to their round.
+
+    Args:
+        devices: N: as the column `device_uuid` has them.
+    """
+    numbers = list(rounds)
+    fresh = itertools.count(max(rounds, default=0) + 1)
+    for number in sorted(set(rounds) - {SEARCH_ROUND}):
+        sets = {place: _uuids(devices[place]) for place, its in enumerate(rounds) if its == number}
+        groups: list[frozenset[str]] = []
+        for uuids in sorted(set(sets.values()), key=lambda one: (-len(one), sorted(one))):
+            if not any(uuids <= group for group in groups):
+                groups.append(uuids)
+        own = {group: number if group is groups[0] else next(fresh) for group in groups}
+        for place, uuids in sets.items():
+            numbers[place] = own[next(group for group in groups if uuids <= group)]
+    return numbers
+
+
+def _uuids(device: str | None) -> frozenset[str]:
+    return frozenset(device.split(",")) if device else frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

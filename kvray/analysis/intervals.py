@@ -67,7 +67,7 @@ def gain_intervals(
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
-    """Confirming rounds that measured both."""
+    """Confirming rounds that measured both on the same device."""
     ours, theirs = (
         set(evidence.rounds[evidence.owner == evidence.ids.index(key)].tolist()) for key in (candidate_id, baseline_id)
     )

@@ -33,8 +33,8 @@ class Gain:
         ttft: `baseline TTFT / TTFT - 1`; 1.0 is a first token in half the time.
         throughput: `tok/s / baseline tok/s - 1`; 1.0 is twice the tokens per second.
         memory: `baseline peak / peak - 1`; 1.0 is half the memory. `None` where a peak is not known.
-        pairs: confirming rounds in which both ran, one after the other. `ttft` and `throughput` rest on these alone;
-            where there are none (0), on all processes of either.
+        pairs: confirming rounds in which both ran, one after the other on the same device. `ttft` and
+            `throughput` rest on these alone; where there are none (0), on all processes of either.
         ttft_interval, throughput_interval: 95 % intervals; `None` where only the figures are known.
     """
 

@@ -8,6 +8,7 @@ import platform
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from kvray.candidate import DeviceType
 from kvray.probes.cpu import available_cpus, cpu_name
@@ -15,6 +16,8 @@ from kvray.probes.gpu import visible_gpus
 
 UNKNOWN_VERSION = "unknown"
 """Of a kvray that was not installed as a package."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""The same in all containers of a machine (random(4))."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,7 @@ class Environment:
     """One machine as a measurement on one device sees it. `None`: there is no such thing here.
 
     Attributes:
+        device_uuid: which device it is, as `TrialRecord` has it.
         driver_version: of the NVIDIA driver, for a CUDA device.
         engine_versions: of the engine's libraries that are installed, by name.
         cpus: that this process may keep busy.
@@ -34,13 +38,17 @@ class Environment:
     python_version: str
     host: str
     cpus: int
+    device_uuid: str | None = None
 
 
-def capture_environment(device: DeviceType, gpu_index: int = 0, *, libraries: Iterable[str] = ()) -> Environment:
+def capture_environment(
+    device: DeviceType, gpu_index: int = 0, *, libraries: Iterable[str] = (), gpus: int | None = None
+) -> Environment:
     """What holds here and now for `device`; of several GPUs the `gpu_index`-th that `CUDA_VISIBLE_DEVICES` shows.
 
     Args:
         libraries: names of the packages in which an engine computes (`EngineAdapter.libraries`).
+        gpus: how many of the visible GPUs are used, the first ones; by default all.
     """
     device_name, driver_version = _describe(device, gpu_index)
     return Environment(
@@ -51,6 +59,7 @@ def capture_environment(device: DeviceType, gpu_index: int = 0, *, libraries: It
         python_version=platform.python_version(),
         host=socket.gethostname(),
         cpus=available_cpus(),
+        device_uuid=_device_uuid(device, gpus),
     )
 
 
@@ -72,6 +81,30 @@ def _describe(device: DeviceType, gpu_index: int) -> tuple[str, str | None]:
     if gpu_index < len(gpus):
         return gpus[gpu_index].name, gpus[gpu_index].driver_version
     return "CUDA device unknown to NVML", None
+
+
+def _device_uuid(device: DeviceType, gpus: int | None) -> str | None:
+    if device is DeviceType.CPU:
+        return _machine()
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    uuids = [gpu.uuid for gpu in visible_gpus(shown)] or [_unlisted_uuid(entry) for entry in (shown or "").split(",")]
+    known = [one for one in uuids[:gpus] if one is not None]
+    return ",".join(known) or None
+
+
+def _unlisted_uuid(entry: str) -> str | None:
+    """A GPU that NVML does not list: a part of one has a UUID of its own (`MIG-…`), else its number has to do."""
+    entry, machine = entry.strip(), _machine()
+    if not entry.isdecimal():
+        return entry or None
+    return None if machine is None else f"{machine}:{entry}"
+
+
+def _machine() -> str | None:
+    try:
+        return f"machine-{_BOOT_ID.read_text(encoding='ascii').strip()}"
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -120,6 +120,7 @@ TRIALS_SCHEMA = pa.schema(
         ("expected_score_high", _FLOAT),
         ("win_chance", _FLOAT),
         ("device_name", _TEXT),
+        ("device_uuid", _TEXT),
         ("driver_version", _TEXT),
         ("engine_versions", _TEXT),
         ("torch_version", _TEXT),

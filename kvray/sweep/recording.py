@@ -91,6 +91,7 @@ def measured_record(
         wall_s=wall_s,
         host=environment.host,
         device_name=environment.device_name,
+        device_uuid=environment.device_uuid,
         driver_version=environment.driver_version,
         kvray_version=environment.kvray_version,
         hardware=hardware,

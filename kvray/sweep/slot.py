@@ -166,7 +166,8 @@ def _with_reference_python(spec: TrialSpec) -> TrialSpec:
 
 
 def _environment(task: TrialTask) -> Environment:
-    here = capture_environment(task.spec.device, libraries=task.adapter.libraries)
+    gpus = task.spec.candidate.parallelism
+    here = capture_environment(task.spec.device, libraries=task.adapter.libraries, gpus=gpus)
     if task.libraries is not None and task.spec.device is DeviceType.CUDA:
         here = named_on_node(here)
     return here if task.python is None else task.python.applied_to(here)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from analysis_samples import make_candidate, make_profile, make_result
 
-from kvray.analysis.evidence import DECODE, PEAK, TTFT, confirm_trial_id, gather_evidence
+from kvray.analysis.evidence import DECODE, PEAK, TTFT, confirm_trial_id, gather_evidence, rounds_by_device
+from kvray.analysis.intervals import paired_rounds
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.workload import Limits
@@ -55,6 +56,41 @@ def test_a_confirming_trial_belongs_to_the_round_in_its_id() -> None:
     results = [make_result(ONE, PROFILE), confirming(ONE, 2), confirming(ONE, 10)]
 
     assert sorted(gather_evidence(results, PROFILE).rounds.tolist()) == [0, 2, 10]
+
+
+@pytest.mark.parametrize(
+    ("devices", "rounds"),
+    [
+        ([None, None, None, None], [0, 1, 1, 1]),
+        (["a", "b", "b", "b"], [0, 1, 1, 1]),
+        (["a", "a", "b", "b"], [0, 1, 2, 2]),
+        ([None, "a", None, "a"], [0, 1, 1, 1]),
+        ([None, "a", "b,a", "b"], [0, 1, 1, 1]),
+        ([None, "a", "b,c", "b"], [0, 2, 1, 1]),
+        ([None, "c", "b", "a"], [0, 3, 2, 1]),
+    ],
+    ids=["old", "one", "two", "half-old", "within-several", "beside-several", "all-unlike"],
+)
+def test_processes_of_a_round_on_unlike_devices_are_told_apart(devices: list[str | None], rounds: list[int]) -> None:
+    assert rounds_by_device([0, 1, 1, 1], devices) == rounds
+    backwards = rounds_by_device([1, 1, 1, 0], devices[::-1])
+    assert backwards == rounds[::-1], "whatever the order"
+
+
+def test_a_number_of_another_round_is_never_taken_for_a_part_of_one() -> None:
+    assert rounds_by_device([1, 1, 2], ["a", "b", "a"]) == [1, 3, 2]
+
+
+def test_a_round_on_unlike_devices_is_no_pair_and_counts_as_measurements() -> None:
+    def on(device: str, candidate: Candidate, number: int) -> TrialResult:
+        result = confirming(candidate, number)
+        return replace(result, record=result.record.with_(device_uuid=device))
+
+    search = [make_result(ONE, PROFILE), make_result(OTHER, PROFILE)]
+    mixed = [on("GPU-a", ONE, 1), on("GPU-b", OTHER, 1), on("GPU-b", ONE, 2), on("GPU-b", OTHER, 2)]
+    evidence = gather_evidence([*search, *mixed], PROFILE)
+    assert len(evidence.rounds) == 6
+    assert paired_rounds(evidence, ONE.candidate_id, OTHER.candidate_id) == [2]
 
 
 def test_a_candidate_stopped_after_every_cell_was_measured_contends() -> None:

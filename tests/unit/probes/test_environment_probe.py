@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from kvray.candidate import DeviceType
+from kvray.probes import environment as environment_probe
 from kvray.probes.cpu import available_cpus, cpu_name
 from kvray.probes.environment import capture_environment, kvray_version
 
@@ -38,3 +40,20 @@ def test_versions_are_told_without_importing_the_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     versions = f"{importlib.metadata.version('torch')} {importlib.metadata.version('transformers')}"
     assert done.stdout.splitlines() == [versions, "[]"]
+
+
+def test_a_device_is_named_by_its_uuids(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [SimpleNamespace(uuid=f"GPU-{index}", name="A GPU", driver_version="1") for index in range(3)]
+    monkeypatch.setattr(environment_probe, "visible_gpus", lambda shown: gpus)
+    assert capture_environment(DeviceType.CUDA).device_uuid == "GPU-0,GPU-1,GPU-2"
+    assert capture_environment(DeviceType.CUDA, gpus=2).device_uuid == "GPU-0,GPU-1"
+
+
+def test_a_gpu_that_nvml_does_not_list_is_named_by_its_number_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment_probe, "visible_gpus", lambda shown: ())
+    machine = capture_environment(DeviceType.CPU).device_uuid
+    assert machine is not None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,MIG-12")
+    assert capture_environment(DeviceType.CUDA).device_uuid == f"{machine}:3,MIG-12"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert capture_environment(DeviceType.CUDA).device_uuid is None
