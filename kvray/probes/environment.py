@@ -87,9 +87,9 @@ def _device_uuid(device: DeviceType, gpus: int | None) -> str | None:
     if device is DeviceType.CPU:
         return _machine()
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    uuids = [gpu.uuid for gpu in visible_gpus(shown)] or [_unlisted_uuid(entry) for entry in (shown or "").split(",")]
-    known = [one for one in uuids[:gpus] if one is not None]
-    return ",".join(known) or None
+    listed: list[str | None] = [gpu.uuid for gpu in visible_gpus(shown)]
+    uuids = listed or [_unlisted_uuid(entry) for entry in (shown or "").split(",")]
+    return ",".join(one for one in uuids[:gpus] if one is not None) or None
 
 
 def _unlisted_uuid(entry: str) -> str | None:
