@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from kvray.store.batch_manifest import BatchStatus
-from kvray.store.schema import METADATA, encode
+from kvray.store.schema import BOOL, CATEGORY, FLOAT, INT, METADATA, TEXT, encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +70,14 @@ class BatchRow:
     seconds: float = 0.0
 
 
-_CATEGORY = pa.dictionary(pa.int32(), pa.string())
 _KINDS = {
-    **dict.fromkeys(("run_id", "status"), _CATEGORY),
-    **dict.fromkeys(("batch_id", "model_id", "profile", "reason", "device_name", "winner_id", "winner"), pa.string()),
-    **dict.fromkeys(("is_baseline", "is_disturbed"), pa.bool_()),
-    "trials": pa.int64(),
+    **dict.fromkeys(("run_id", "status"), CATEGORY),
+    **dict.fromkeys(("batch_id", "model_id", "profile", "reason", "device_name", "winner_id", "winner"), TEXT),
+    **dict.fromkeys(("is_baseline", "is_disturbed"), BOOL),
+    "trials": INT,
 }
 BATCH_SCHEMA = pa.schema(
-    [(spec.name, _KINDS.get(spec.name, pa.float64())) for spec in dataclasses.fields(BatchRow)], metadata=METADATA
+    [(spec.name, _KINDS.get(spec.name, FLOAT)) for spec in dataclasses.fields(BatchRow)], metadata=METADATA
 )
 
 

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Phase, Role, Run, TrialRecord, TrialStatus
-from kvray.store.schema import RUNS_SCHEMA, TRIALS_SCHEMA, VERSION_KEY, SchemaError, from_table, to_table
+from kvray.store.ranking_table import RANKING_SCHEMA
+from kvray.store.schema import (
+    CANDIDATE_COLUMNS,
+    RUNS_SCHEMA,
+    TRIALS_SCHEMA,
+    VERSION_KEY,
+    SchemaError,
+    from_table,
+    to_table,
+)
 
 floats = st.floats(allow_nan=False)
 counts = st.integers(0, 2**62)
@@ -171,3 +180,11 @@ def test_versions_that_are_no_text_are_refused(record: TrialRecord, text: str) -
     place = table.schema.get_field_index("engine_versions")
     with pytest.raises(SchemaError, match="a row does not fit"):
         from_table(table.set_column(place, "engine_versions", pa.array([text])), TrialRecord)
+
+
+def test_every_field_of_a_candidate_is_a_column_of_trials_and_rankings_alike() -> None:
+    names = [name for name, _ in CANDIDATE_COLUMNS]
+    assert {*names, "engine"} == {field.name for field in dataclasses.fields(Candidate)}
+    for schema in (TRIALS_SCHEMA, RANKING_SCHEMA):
+        first = schema.get_field_index(names[0])
+        assert schema.names[first : first + len(names)] == names
