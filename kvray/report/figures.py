@@ -17,6 +17,8 @@ from kvray.report.rows import Row
 WINNER, BASELINE, FRONT, OTHER = "#0f9d8a", "#d98324", "#5b7fd1", "#98a3b3"
 MAX_BARS = 16
 _LINE = "rgba(128,136,148,0.22)"
+_ALIKE = 0.02
+"""Peaks that differ by a smaller share of the largest are drawn in one size."""
 _LOG_FROM = 5.0
 """An axis whose values span more than this factor is logarithmic, else one slow candidate hides the others."""
 
@@ -62,7 +64,8 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         ("baseline", BASELINE, [row for row in info.rows if _colour(row) == BASELINE]),
         ("winner", WINNER, [row for row in info.rows if _colour(row) == WINNER]),
     ]
-    size = _marker_size([row.peak_mib for row in info.rows])
+    peaks = [row.peak_mib for row in info.rows]
+    size = _marker_size(peaks)
     data = [_front_line(info.front), *(_points(*kind, size=size) for kind in kinds if kind[2])]
     layout = {
         **_layout(height_px=440),
@@ -75,7 +78,7 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         name="pareto",
         title="Trade-offs",
         caption=(
-            "Each point is a candidate, numbered by rank; a larger one needs more memory. The Pareto front is over "
+            f"Each point is a candidate, numbered by rank{_size_text(peaks)}. The Pareto front is over "
             "first token, throughput and memory; the dotted line joins those that nothing beats in the first two."
         ),
         height_px=440,
@@ -174,16 +177,29 @@ def _front_line(front: Iterable[tuple[float, float]]) -> dict[str, Any]:
 
 
 def _marker_size(peaks: Sequence[float | None]) -> Callable[[float | None], float]:
-    """Areas in proportion to where a peak lies between the least and the most; 12 px where memory is not known."""
+    """Areas in proportion to where a peak lies between the least and the most; 12 px where memory is not known, or
+    is the same for all."""
     known = [peak for peak in peaks if peak is not None]
     least, most = (min(known), max(known)) if known else (0.0, 0.0)
 
     def size(peak: float | None) -> float:
-        if peak is None or most <= least:
+        if peak is None or _are_alike(peaks):
             return 12.0
         return round(math.sqrt(9.0**2 + (26.0**2 - 9.0**2) * (peak - least) / (most - least)), 1)
 
     return size
+
+
+def _size_text(peaks: Sequence[float | None]) -> str:
+    if all(peak is None for peak in peaks):
+        return ""
+    return "; all need nearly the same memory" if _are_alike(peaks) else "; a larger one needs more memory"
+
+
+def _are_alike(peaks: Sequence[float | None]) -> bool:
+    """Whether the peaks, as far as they are known, differ by less than `_ALIKE`."""
+    known = [peak for peak in peaks if peak is not None]
+    return not known or max(known) - min(known) <= _ALIKE * max(known)
 
 
 def _axis(title: str, values: Sequence[float]) -> dict[str, Any]:

@@ -50,7 +50,10 @@ def search_fact(manifest: SweepManifest, results: Sequence[TrialResult]) -> str:
     if manifest.search is None:
         return ""
     launched = len({one.record.candidate_id for one in results if _was_searched(one.record)})
-    candidates = launched + sum(one.record.status is TrialStatus.SKIPPED for one in results)
+    # A sweep that was broken off has no records yet of what it did not launch.
+    chosen_from = manifest.attempts[-1].candidates if manifest.attempts else None
+    known = launched + sum(one.record.status is TrialStatus.SKIPPED for one in results)
+    candidates = max(known, chosen_from or 0)
     strategy = strategy_text(manifest.search, candidates, max_trials=manifest.max_trials, budget_s=manifest.budget_s)
     return f"{strategy} Launched: {formats.count(launched)} of {formats.plural(candidates, 'candidate')}."
 

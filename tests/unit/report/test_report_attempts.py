@@ -55,6 +55,11 @@ def test_an_interrupted_sweep_begins_with_how_much_is_not_measured_yet() -> None
     assert "**Incomplete (3 of 5 candidates not measured yet): " in render_markdown(info)
 
 
+def test_an_interrupted_sweep_tells_of_all_candidates_that_it_chose_from() -> None:
+    facts = {fact.name: fact.text for fact in report(begun(candidates=5, search="grid"), RESULTS).method}
+    assert facts["Search"].endswith("Launched: 2 of 5 candidates.")
+
+
 def test_an_interruption_of_the_confirming_is_called_that() -> None:
     sentence = report(begun(), RESULTS).headline.sentence
     assert sentence.startswith("Incomplete (the best are not confirmed yet): dynamic/sdpa_flash/bfloat16 is ")

@@ -61,3 +61,18 @@ def test_labels_cannot_carry_markup_into_a_chart() -> None:
     evil = candidate("static", cache_params=(("x", "<b>&"),))
     figures = bar_figures(info_of([measured(evil, speed=1.5), measured(WINNER)]))
     assert figures[0].plot["layout"]["annotations"][0]["text"] == "1. static(x=&lt;b&gt;&amp;)/sdpa/float32"
+
+
+@pytest.mark.parametrize(
+    ("peak_mib", "told", "sizes"),
+    [(1010.0, "; all need nearly the same memory", 1), (1200.0, "; a larger one needs more memory", 2)],
+)
+def test_points_differ_in_size_only_where_memory_differs_by_more_than_a_trifle(
+    peak_mib: float, told: str, sizes: int
+) -> None:
+    results = [measured(BASELINE, role=Role.BASELINE, peak_mib=1000.0), measured(WINNER, speed=1.9, peak_mib=peak_mib)]
+    scatter = scatter_figure(info_of(results))
+    assert scatter is not None
+    drawn = {size for one in scatter.plot["data"] for size in one.get("marker", {}).get("size", ())}
+    assert len(drawn) == sizes
+    assert told in scatter.caption
