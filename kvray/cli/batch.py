@@ -120,7 +120,9 @@ def _print_previews(search: BatchSearch) -> None:
             failed += 1
             told = f"cannot be measured: {in_file_words(str(preview))}"
         else:
-            told = f"{len(preview.space.candidates)} candidates on {preview.device.device_name}"
+            of = plural(len(preview.space.candidates), "candidate")
+            left = of if preview.rest is None else f"{len(preview.rest.left)} of {of} not measured yet,"
+            told = f"{left} on {preview.device.device_name}"
         typer.echo(f"{asked.model_id} · {asked.profile.name}: {told}")
     if failed:
         raise BatchFailedError(f"{failed} of {plural(len(previews), 'sweep')} cannot be measured.")

@@ -16,10 +16,10 @@ from kvray.config import TuneConfig
 from kvray.forecast.prediction import Forecast
 from kvray.record import short_model_name
 from kvray.report.facts import limits_text, weights_text
-from kvray.report.formats import clean_line, duration_range, plural, quantity
+from kvray.report.formats import clean_line, duration_range, listed, plural, quantity
 from kvray.report.searching import confirming_text, strategy_text
 from kvray.sweep.outlook import Range, expected_launches, expected_seconds
-from kvray.tuning.preview import Preview
+from kvray.tuning.preview import Preview, Rest
 
 
 def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> None:
@@ -41,6 +41,8 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     console.print(Text(f"limits: {limits_text(preview.profile.limits) or 'none'}"))
     for told in preview.unreachable_limits:
         console.print(Padding(Text(told, style="yellow"), (0, 0, 0, 2), expand=False))
+    if preview.rest is not None:
+        console.print(Text(_rest_text(preview.rest), style="bold"))
     strategy = strategy_text(
         config.search, len(space.candidates), max_trials=config.max_trials, budget_s=config.budget_s
     )
@@ -63,7 +65,7 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
 def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
     """What the sweep will take by forecast, within the budget; `None` where no times are forecast."""
     space, forecasts = preview.space, preview.forecasts
-    if not forecasts:
+    if not forecasts or (preview.rest is not None and preview.rest.is_answered):
         return None
     expected = expected_seconds(
         forecasts[space.baseline.candidate_id],
@@ -72,6 +74,7 @@ def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
         repeats=preview.profile.repeats,
         confirm_rounds=config.confirm_rounds,
         slots=config.slots or max(1, preview.device.gpu_count),
+        measured=0 if preview.rest is None else preview.rest.measured,
     )
     if expected is None or config.budget_s is None:
         return expected
@@ -79,8 +82,22 @@ def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
 
 
 def _too_long(preview: Preview) -> str:
-    told = preview.hardware.disturbance if preview.hardware is not None else None
+    every = (one.hardware.disturbance for one in (preview, *preview.others) if one.hardware is not None)
+    told = next(filter(None, every), None)
     return f", which is too long: while this device's rates were measured, {told}" if told else ""
+
+
+def _rest_text(rest: Rest) -> str:
+    """What is left of a sweep that is resumed."""
+    known = f"{rest.measured} of {plural(rest.measured + len(rest.left), 'candidate')}"
+    confirmed = f", and {plural(rest.confirming, 'confirming trial')}" if rest.confirming else ""
+    begin = f"going on with sweep {rest.run_id}: {known} measured before{confirmed}"
+    if rest.is_answered:
+        return f"{begin}; nothing new is asked, so nothing is left to measure"
+    if not rest.left:
+        return f"{begin}; what is left is confirming"
+    again = f", {len(rest.again)} of them again" if rest.again else ""
+    return f"{begin}; the search may launch the other {len(rest.left)}{again}"
 
 
 def print_notes(console: Console, preview: Preview) -> None:
@@ -90,12 +107,15 @@ def print_notes(console: Console, preview: Preview) -> None:
 
 
 def _print_candidates(console: Console, preview: Preview) -> None:
-    space = preview.space
-    console.print(Text(f"\nCandidates ({len(space.candidates)})", style="bold"))
+    shown = _to_launch(preview)
+    if not shown:
+        return
+    title = "Candidates" if preview.rest is None else "Not measured yet"
+    console.print(Text(f"\n{title} ({len(shown)})", style="bold"))
     if preview.forecasts:
         _print_forecasts(console, preview)
         return
-    for candidate in space.candidates:
+    for candidate in shown:
         console.print(Text(f"  {candidate.candidate_id}  {candidate.label}{_mark(candidate, preview)}"), soft_wrap=True)
 
 
@@ -106,7 +126,7 @@ def _print_forecasts(console: Console, preview: Preview) -> None:
     table.add_column("forecast:", overflow="fold")
     for heading in ("TTFT ms", "tok/s", "peak MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for candidate in preview.space.candidates:
+    for candidate in _to_launch(preview):
         one = preview.forecasts[candidate.candidate_id]
         figures = (one.ttft_ms, one.decode_tok_s, one.highest_peak_mib)
         table.add_row(
@@ -115,14 +135,24 @@ def _print_forecasts(console: Console, preview: Preview) -> None:
             *(quantity(figure) for figure in figures),
         )
     console.print(table)
-    if preview.hardware is None:
+    unmeasured = [one.space.baseline.engine for one in (preview, *preview.others) if one.hardware is None]
+    if unmeasured:
+        by = f" by {listed(unmeasured)}" if preview.others else ""
         console.print(
-            "No times are forecast because this device was not measured yet; kvray forecast measures it.", style="dim"
+            f"No times are forecast because this device was not measured{by} yet; kvray forecast measures it.",
+            style="dim",
         )
 
 
+def _to_launch(preview: Preview) -> tuple[Candidate, ...]:
+    if preview.rest is None:
+        return preview.space.candidates
+    return () if preview.rest.is_answered else preview.rest.left
+
+
 def _mark(candidate: Candidate, preview: Preview) -> str:
-    return "  baseline" if candidate == preview.space.baseline else ""
+    again = preview.rest is not None and candidate.candidate_id in preview.rest.again
+    return ("  baseline" if candidate == preview.space.baseline else "") + ("  again" if again else "")
 
 
 def _print_rejected(console: Console, preview: Preview) -> None:
@@ -161,6 +191,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
             "confirm_rounds": config.confirm_rounds,
             "seed": config.seed,
         },
+        **({} if preview.rest is None else {"resumes": _rest_as_dict(preview.rest)}),
         "expected_s": _expected_seconds(preview, config),
         "baseline": space.baseline.candidate_id,
         "candidates": [
@@ -174,6 +205,17 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
         ],
         "rejected": [{"label": one.candidate.label, "reason": one.reason} for one in space.rejected],
         "not_in_space": [{"axis": axis, "value": value, "reason": reason} for axis, value, reason in preview.left_out],
+    }
+
+
+def _rest_as_dict(rest: Rest) -> dict[str, object]:
+    return {
+        "run_id": rest.run_id,
+        "measured": rest.measured,
+        "confirming_trials": rest.confirming,
+        "is_answered": rest.is_answered,
+        "left": [one.candidate_id for one in rest.left],
+        "again": list(rest.again),
     }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from kvray.forecast.hardware import Hardware
-from kvray.forecast.prediction import CellForecast, Forecast, beside_allocator_mib
+from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.workload import Limits
 
 
@@ -15,9 +15,10 @@ class _Bound:
     """How a limit is held against forecasts.
 
     Attributes:
-        value: of a cell of a candidate on so many GPUs; `None` where it is not forecast.
+        value: of a cell of a candidate on so many GPUs; `None` where it is not forecast. Memory is the allocator's.
         superlative: what the candidate is that comes nearest to the limit.
         is_floor: whether values must not be lower than the limit, rather than not higher.
+        is_memory: whether what a process needs beside its allocator is added.
     """
 
     option: str
@@ -25,11 +26,17 @@ class _Bound:
     superlative: str
     value: Callable[[CellForecast, int], float | None]
     is_floor: bool = False
+    is_memory: bool = False
 
 
-def unreachable_limits(forecasts: Mapping[str, Forecast], limits: Limits, hardware: Hardware | None) -> tuple[str, ...]:
-    """A sentence for each of `limits` that none of `forecasts` (by a candidate's label) keeps in every cell."""
-    beside_mib = beside_allocator_mib(hardware)
+def unreachable_limits(
+    forecasts: Mapping[str, Forecast], limits: Limits, *, beside_mib: Mapping[str, float] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """A sentence for each of `limits` that none of `forecasts` (by a candidate's label) keeps in every cell.
+
+    Args:
+        beside_mib: by label, what the candidate's process needs beside its allocator, on each GPU.
+    """
     bounds = {
         "max_ttft_ms": _Bound(option="--max-ttft", unit="ms", superlative="fastest", value=lambda one, _: one.ttft_ms),
         "max_itl_ms": _Bound(option="--max-itl", unit="ms", superlative="fastest", value=_itl_ms),
@@ -44,18 +51,22 @@ def unreachable_limits(forecasts: Mapping[str, Forecast], limits: Limits, hardwa
             option="--max-vram",
             unit="MiB",
             superlative="leanest",
-            value=lambda one, gpus: one.peak_mib / gpus + beside_mib,
+            value=lambda one, gpus: one.peak_mib / gpus,
+            is_memory=True,
         ),
     }
     asked = ((bound, getattr(limits, name)) for name, bound in bounds.items())
-    told = (_objection(bound, limit, forecasts) for bound, limit in asked if limit is not None)
+    told = (_objection(bound, limit, forecasts, beside_mib) for bound, limit in asked if limit is not None)
     return tuple(text for text in told if text)
 
 
-def _objection(bound: _Bound, limit: float, forecasts: Mapping[str, Forecast]) -> str | None:
+def _objection(
+    bound: _Bound, limit: float, forecasts: Mapping[str, Forecast], beside_mib: Mapping[str, float]
+) -> str | None:
     sign = -1.0 if bound.is_floor else 1.0
     worst = {label: _worst(bound, one) for label, one in forecasts.items()}
-    known = {label: value for label, value in worst.items() if value is not None}
+    beside = beside_mib if bound.is_memory else {}
+    known = {label: value + beside.get(label, 0.0) for label, value in worst.items() if value is not None}
     if not known or len(known) < len(worst):
         return None
     best = min(known, key=lambda label: sign * known[label])

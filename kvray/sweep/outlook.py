@@ -61,12 +61,14 @@ def expected_seconds(
     repeats: int,
     confirm_rounds: int,
     slots: int = 1,
+    measured: int = 0,
 ) -> Range | None:
     """Seconds that a sweep will take by forecast, least and most; `None` where no times are forecast.
 
     Args:
         launches: of the search, the baseline's included, as `expected_launches` says.
         repeats: runs of each cell.
+        measured: launches that an earlier attempt has made, the baseline's included.
     """
     searched = [_trial_s(one, SEARCH_RUNGS if confirm_rounds else ALL_RUNGS, repeats) for one in others]
     first, again = _trial_s(baseline, ALL_RUNGS, repeats), _trial_s(baseline, CONFIRM_RUNGS, repeats)
@@ -74,9 +76,10 @@ def expected_seconds(
     if first is None or again is None or len(known) < len(searched):
         return None
     each = statistics.fmean(known) if known else 0.0
+    begun = first if measured == 0 else 0.0
     rounds = (min(1, confirm_rounds) * 2, confirm_rounds * MOST_IN_ROUND) if known else (0, 0)
     least, most = (
-        first + ((launched - 1) * each + confirmed * again) / slots
+        begun + (max(0, launched - max(1, measured)) * each + confirmed * again) / slots
         for launched, confirmed in zip(launches, rounds, strict=True)
     )
     return _SWEEP_S + _SHORTER * least, _SWEEP_S + _LONGER * most

@@ -27,7 +27,6 @@ from kvray.store.resuming import (
     further_attempt,
     recall,
 )
-from kvray.sweep.slot_plan import SlotPlan
 from kvray.tuning.preview import Preview
 from kvray.workload import WorkloadProfile
 
@@ -57,14 +56,17 @@ def prepare_attempt(
     adapters: Sequence[EngineAdapter],
     *,
     run_id: str,
-    slots: SlotPlan,
-    arguments: Iterable[str],
+    threads: int | None,
+    slots: int,
+    arguments: Iterable[str] = (),
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
     environments: Mapping[str, Environment] = MappingProxyType({}),
 ) -> Attempt:
     """Compare what is to be measured with what was, where `config` resumes a sweep.
 
     Args:
+        threads: with which a trial computes; `None` leaves the choice to the engine's library.
+        slots: trials at the same time.
         pythons: by engine, where trials run that do not run in kvray's own Python.
         environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
 
@@ -72,7 +74,7 @@ def prepare_attempt(
         ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
     """
     new = _manifest(config, preview, adapters, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
-    fingerprint = _fingerprint(config, preview, adapters, slots, pythons, environments)
+    fingerprint = _fingerprint(config, preview, adapters, threads, slots, pythons, environments)
     candidates = len(preview.space.candidates)
     if config.resume is None:
         return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
@@ -107,7 +109,8 @@ def _fingerprint(
     config: TuneConfig,
     preview: Preview,
     adapters: Sequence[EngineAdapter],
-    slots: SlotPlan,
+    threads: int | None,
+    slots: int,
     pythons: Mapping[str, EnginePython],
     environments: Mapping[str, Environment],
 ) -> SweepFingerprint:
@@ -126,8 +129,8 @@ def _fingerprint(
         profile=preview.profile,
         baseline_id=preview.space.baseline.candidate_id,
         device=preview.device,
-        threads=slots.threads,
-        slots=slots.slots,
+        threads=threads,
+        slots=slots,
         on_cluster=config.address is not None,
         environment=environment if python is None else python.applied_to(environment),
     )

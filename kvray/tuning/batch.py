@@ -240,7 +240,8 @@ class BatchSearch:
 
     def _preview(self, asked: AskedSweep | BatchSweep) -> Preview | KvrayError:
         try:
-            return TuningSearch(config=self._config(asked)).preview()
+            resume = self._to_resume(asked) if isinstance(asked, BatchSweep) else None
+            return TuningSearch(config=self._config(asked, resume=resume)).preview()
         except KvrayError as error:
             return error
 

@@ -13,7 +13,7 @@ from kvray.errors import NoCandidatesError
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware, free_memory_mib
 from kvray.forecast.limits import unreachable_limits
-from kvray.forecast.prediction import Forecast, does_not_fit, forecast
+from kvray.forecast.prediction import Forecast, beside_allocator_mib, does_not_fit, forecast
 from kvray.space.axis import Axis, canonical_form
 from kvray.space.constraints import ON_ONE_GPU, SpaceFacts
 from kvray.space.menu import available_here, lines_of, menu_of
@@ -36,6 +36,26 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rest:
+    """What the records of a resumed sweep leave to be measured.
+
+    Attributes:
+        left: the candidates whose search trial the records do not have, in the order of the space.
+        again: ids of those in `left` that were launched and are launched again.
+        measured: how many candidates of the space are not launched again.
+        confirming: confirming trials in the records.
+        is_answered: whether an earlier attempt has come to its end and asked at least as much.
+    """
+
+    run_id: str
+    left: tuple[Candidate, ...]
+    again: tuple[str, ...] = ()
+    measured: int = 0
+    confirming: int = 0
+    is_answered: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preview:
     """What a sweep would do. Where it takes several engines, `model` and `axes` are the first one's, and `space` is
     that of all.
@@ -44,12 +64,13 @@ class Preview:
         profile: fitted to the model: without the context lengths in `dropped_contexts`.
         axes: what the engine lets one choose, with every value and what stands in its way.
         costs: by which the engine's candidates are forecast; `None` where nothing is.
-        hardware: the device's rates, `None` where they have not been measured.
+        hardware: the device's rates as the (first) engine measured them, `None` where they have not been measured.
         free_mib: memory that a trial could take on the device, `None` where nothing tells.
         forecasts: by candidate id, of all that is measured or that cannot fit, each by its own engine's costs; empty
             where an engine forecasts nothing of the model, or nothing is to be forecast.
         others: each further engine's own preview.
         refused: engines that were asked for and take no part.
+        rest: of a sweep that is resumed; `None` for a new one, and where that is not asked.
     """
 
     model: ModelInfo
@@ -64,6 +85,7 @@ class Preview:
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     others: tuple[Preview, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    rest: Rest | None = None
 
     @property
     def baseline_mib(self) -> float:
@@ -84,9 +106,15 @@ class Preview:
     @property
     def unreachable_limits(self) -> tuple[str, ...]:
         """A sentence for each limit that no candidate is forecast to keep."""
-        forecasts = {one.label: self.forecasts.get(one.candidate_id) for one in self.space.candidates}
-        known = {label: one for label, one in forecasts.items() if one is not None}
-        return unreachable_limits(known, self.profile.limits, self.hardware)
+        known = {
+            one: self.forecasts[one.candidate_id] for one in self.space.candidates if one.candidate_id in self.forecasts
+        }
+        rates = {one.space.baseline.engine: one.hardware for one in (self, *self.others)}
+        return unreachable_limits(
+            {one.label: forecast for one, forecast in known.items()},
+            self.profile.limits,
+            beside_mib={one.label: beside_allocator_mib(rates.get(one.engine)) for one in known},
+        )
 
     @property
     def left_out(self) -> tuple[tuple[str, str, str], ...]:

@@ -6,7 +6,7 @@ import datetime as dt
 import functools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from kvray.tuning.prepared import PreparedSweep, prepare_sweep
 from kvray.tuning.preview import Preview, without_unplaceable
 from kvray.tuning.ready_sweep import made_ready, with_rates
 from kvray.tuning.resolved import CheckedRequest, Resolved
+from kvray.tuning.rest import with_rest
 from kvray.tuning.result import TuneResult
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_log, warn_of_quota
 from kvray.tuning.watching import MetricsObserver
@@ -106,15 +107,20 @@ class TuningSearch:
         Raises:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
-        engines = self._engines()
-        if self._config.address is None:
-            checked = engines.check(self._config)
-        else:
+        engines, node = self._engines(), None
+        if self._config.address is not None:
             with self._session(passing_log(), engines) as (ray, _):
-                checked = engines.check(self._config, node=self._asked_node(ray, engines))
+                node = self._asked_node(ray, engines)
+        recorded = self._recorded_pythons(ResultsStore(self._config.output_dir))
+        checked = engines.check(self._config, recorded_pythons=recorded, node=node)
         check_search(self._config.search)
         warn_of_quota(self._config)
-        return preview_engines(engines, engines.resolve(checked))
+        resolved = engines.resolve(checked)
+        preview = preview_engines(engines, resolved)
+        if self._config.resume is None:
+            return preview
+        taking_part = [one for one in resolved if one.adapter in engines.adapters]
+        return with_rest(preview, self._config, taking_part, environments=node.environments if node else {})
 
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
@@ -149,7 +155,7 @@ class TuningSearch:
 
     def _run(self) -> TuneResult:
         config, store, engines = self._config, ResultsStore(self._config.output_dir), self._engines()
-        recorded = {} if config.resume is None else store.read_manifest(config.resume).engine_pythons
+        recorded = self._recorded_pythons(store)
         # What this machine refuses is told before anything is written; a cluster has to be joined to be asked.
         checked = engines.check(config, recorded_pythons=recorded) if config.address is None else []
         Extra.TUNE.require("Measuring")
@@ -186,6 +192,10 @@ class TuningSearch:
 
     def _with_rates(self, resolved: Resolved) -> Resolved:
         return with_rates(resolved, before=self._observer.measuring_device) if self._observer else with_rates(resolved)
+
+    def _recorded_pythons(self, store: ResultsStore) -> Mapping[str, str]:
+        """By engine, the path of the Python that a sweep had which is to go on."""
+        return {} if self._config.resume is None else store.read_manifest(self._config.resume).engine_pythons
 
     def _engines(self) -> SweepEngines:
         if self._adapter is None:

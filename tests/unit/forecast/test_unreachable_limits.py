@@ -6,9 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from forecast_samples import hardware
 
-from kvray.candidate import DeviceType
 from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.workload import Cell, Limits
@@ -47,30 +45,32 @@ FORECASTS = {"dynamic": of(700.0, 900.0), "static": of(650.0, 812.0, ttft_ms=250
     ],
 )
 def test_it_is_told_with_the_candidate_that_comes_nearest(limits: dict[str, Any], told: str) -> None:
-    found = unreachable_limits(FORECASTS, Limits(**limits), None)
+    found = unreachable_limits(FORECASTS, Limits(**limits))
     assert found == (f"No candidate is forecast to keep {told}",)
 
 
 def test_nothing_is_told_of_a_limit_that_one_candidate_keeps() -> None:
     limits = Limits(max_peak_mib=812.0, max_ttft_ms=400.0, min_decode_tok_s=30.0, max_itl_ms=34.0)
-    assert unreachable_limits(FORECASTS, limits, None) == ()
+    assert unreachable_limits(FORECASTS, limits) == ()
 
 
 def test_nothing_is_told_of_what_is_not_forecast_for_all() -> None:
     some = {**FORECASTS, "unknown": of(600.0, ttft_ms=None, decode_tok_s=None)}
-    assert unreachable_limits(some, Limits(max_ttft_ms=1.0, min_decode_tok_s=1e9), None) == ()
-    assert unreachable_limits({}, Limits(max_peak_mib=1.0), None) == ()
+    assert unreachable_limits(some, Limits(max_ttft_ms=1.0, min_decode_tok_s=1e9)) == ()
+    assert unreachable_limits({}, Limits(max_peak_mib=1.0)) == ()
 
 
 def test_on_a_gpu_what_the_process_needs_beside_its_allocator_counts() -> None:
-    limits, cuda = Limits(max_peak_mib=1000.0), hardware(device=DeviceType.CUDA, resident_mib=300.0)
-    (told,) = unreachable_limits(FORECASTS, limits, cuda)
+    limits = Limits(max_peak_mib=1000.0)
+    (told,) = unreachable_limits(FORECASTS, limits, beside_mib=dict.fromkeys(FORECASTS, 300.0))
     assert "forecast at 1,112 MiB" in told
+    (told,) = unreachable_limits(FORECASTS, limits, beside_mib={"dynamic": 120.0, "static": 300.0})
+    assert "the leanest, dynamic, is forecast at 1,020 MiB" in told
 
 
 def test_a_limit_of_memory_is_meant_for_each_of_several_gpus() -> None:
     limits = Limits(max_peak_mib=500.0)
     spread = {"dynamic+gpus:2": replace(FORECASTS["dynamic"], gpus=2)}
-    assert unreachable_limits(spread, limits, None) == ()
-    (told,) = unreachable_limits(spread, Limits(max_peak_mib=400.0), None)
+    assert unreachable_limits(spread, limits) == ()
+    (told,) = unreachable_limits(spread, Limits(max_peak_mib=400.0))
     assert "forecast at 450 MiB" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -163,6 +164,15 @@ def test_of_two_engines_each_forecasts_its_own_candidates() -> None:
     preview = joined(FakeAdapter(), HeavyAdapter())
     peaks = {one.engine: preview.forecasts[one.candidate_id].peak_mib for one in preview.space.candidates}
     assert peaks["heavy"] - peaks["fake"] == pytest.approx(4 * SHAPE.total_parameters / MIB)
+
+
+def test_of_two_engines_each_candidate_is_held_to_a_limit_with_what_its_own_engine_needs() -> None:
+    preview = joined(FakeAdapter(), HeavyAdapter())
+    heavy, light = (replace(HARDWARE, device=DeviceType.CUDA, resident_mib=needed) for needed in (5000.0, 0.0))
+    limited = preview.profile.model_copy(update={"limits": Limits(max_peak_mib=1.0)})
+    others = tuple(replace(one, hardware=light) for one in preview.others)
+    (told,) = replace(preview, profile=limited, hardware=heavy, others=others).unreachable_limits
+    assert "the leanest, heavy:dynamic/sdpa/float32, is forecast at" in told
 
 
 def test_beside_an_engine_without_costs_nothing_is_forecast() -> None:
