@@ -40,7 +40,7 @@ def begun(folder: Path, *statuses: TrialStatus, ended: bool = False) -> Preview:
     return preview
 
 
-def result(candidate: Candidate, status: TrialStatus, number: int, *, fingerprint: str) -> TrialResult:
+def result(candidate: Candidate, status: TrialStatus, number: int, *, fingerprint: str | None) -> TrialResult:
     trial_id, started = f"{number:04d}-{candidate.candidate_id}", dt.datetime.now(dt.UTC)
     record = TrialRecord.of(
         candidate,
