@@ -20,10 +20,12 @@ from kvray.standard_error import own_descriptor, say
 from kvray.sweep.driver_reaper import DriverReaper, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.joining import prepare_to_join, token_problem
+from kvray.sweep.lean_ray import NO_WORKERS_AHEAD, lean_ray
 from kvray.sweep.liveness import ClusterServers, Liveness, OwnServers, Server
 from kvray.sweep.loopback import check_loopback, forget_token, loopback_ray, token_of_its_own, warn_of_open_cluster
 
 _PRIVATE_RAY: Mapping[str, int] = {
+    **NO_WORKERS_AHEAD,
     "worker_niceness": 0,
     # Ray's monitor ends its workers when the machine runs low on memory, whoever took it; a slot that is ended so takes
     # the sweep with it, while the kernel would end the process that measures, which becomes a record.
@@ -222,6 +224,7 @@ class RaySession:
             with (
                 only_imports_from(self._imports) as imports,
                 loopback_ray() as loopback,
+                lean_ray(),
                 token_of_its_own(),
                 _group_of_its_own(),
                 _own_sigterm(),

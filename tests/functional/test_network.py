@@ -140,6 +140,13 @@ def test_offline_no_process_of_a_sweep_turns_to_another_machine(offline: Watched
     assert notes_in(offline.folder, "elsewhere") == []
 
 
+def test_a_private_ray_starts_no_process_that_a_sweep_does_not_use(offline: Watched) -> None:
+    started = notes_in(offline.folder, "alive")
+    for unused in ("monitor.py", "dashboard.py"):
+        assert [line for line in started if f"{unused}'" in line] == []
+    assert sum("setup_worker.py'" in line for line in started) == 1, "workers that no trial asked for"
+
+
 def test_offline_neither_does_what_is_not_python(offline: Watched) -> None:
     log = offline.folder / "strace"
     if not log.is_file():

@@ -32,6 +32,9 @@ def named(path: str) -> Any:
         ("ray._private.ray_constants:ENABLE_RAY_CLUSTER", lambda found: isinstance(found, bool)),
         ("ray._private.node:Node.start_api_server", callable),
         ("ray._raylet:AuthenticationTokenLoader.instance", callable),
+        # sweep/lean_ray.py: no processes that a sweep does not use
+        ("ray._private.node:Node.start_monitor", callable),
+        ("ray._private.node:Node.start_log_monitor", callable),
         # sweep/joining.py: the cluster's token
         ("ray._private.services:canonicalize_bootstrap_address", callable),
         ("ray._private.authentication.authentication_token_setup:ensure_token_if_auth_enabled", callable),
