@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from kvray.record import TrialResult
@@ -48,6 +48,9 @@ class SweepBatch:
     A slot gets the next trial of the largest sweep that has one. The others fill the slots that it leaves while it
     waits for a trial that runs. A newcomer joins when none of them has a trial. A trial belongs to the sweep of its
     `run_id`.
+
+    The trials of a confirming round are one task: they run one after another in one slot, because GPUs of one type
+    differ by some per cent. After a slot has died under a round, what is left of the round is one task again.
     """
 
     def __init__(self, sweeps: Sequence[QueuedSweep], newcomers: Newcomers | None = None) -> None:
@@ -56,6 +59,8 @@ class SweepBatch:
         self._sweeps: dict[str, QueuedSweep] = {}
         self._out: Counter[int] = Counter()
         self._errors: dict[int, Exception] = {}
+        self._unbegun: dict[int, tuple[TrialTask, ...]] = {}
+        """By sweep, trials of a round whose slot died before their turn."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what holds it into a state that nobody reads, and consoles do not pickle."""
@@ -88,11 +93,17 @@ class SweepBatch:
         self._out[id(sweep)] -= 1
         self._ask(sweep, lambda: sweep.queue.trial_finished(result))
 
+    def trial_followed(self, result: TrialResult) -> None:
+        """A trial ended in whatever way, and its slot goes on with the next one of its task."""
+        sweep = self.sweep_of(result.record.run_id)
+        self._ask(sweep, lambda: sweep.queue.trial_finished(result))
+
     def trial_lost(self, task: TrialTask) -> None:
-        """A trial's slot died."""
+        """A slot died under the first trial of `task`; the others had not begun."""
         sweep = self.sweep_of(task.spec.run_id)
         self._out[id(sweep)] -= 1
-        self._ask(sweep, lambda: sweep.queue.trial_lost(task))
+        self._unbegun[id(sweep)] = task.then
+        self._ask(sweep, lambda: sweep.queue.trial_lost(replace(task, then=())))
 
     def tell(self, run_id: str, news: Callable[[SweepObserver], None]) -> None:
         """Pass news on to a sweep's observer, which also hears how the trials of a broken sweep end."""
@@ -106,7 +117,7 @@ class SweepBatch:
         return otherwise if answer is None else answer
 
     def _next_of(self, sweep: QueuedSweep) -> TrialTask | None:
-        task = None if id(sweep) in self._errors else self._ask(sweep, sweep.queue.next_trial)
+        task = None if id(sweep) in self._errors else self._ask(sweep, lambda: self._next_task(sweep))
         if task is not None:
             self._sweeps.setdefault(task.spec.run_id, sweep)
             self._out[id(sweep)] += 1
@@ -115,6 +126,16 @@ class SweepBatch:
             if sweep.ended is not None:
                 sweep.ended(self._errors.get(id(sweep)))
         return task
+
+    def _next_task(self, sweep: QueuedSweep) -> TrialTask | None:
+        """The next trial of the sweep; with one of a confirming round come all others that wait."""
+        first = sweep.queue.next_trial()
+        waiting = [*([] if first is None else [first]), *self._unbegun.pop(id(sweep), ())]
+        if not waiting or waiting[0].spec.confirm_round is None:
+            return first
+        while (other := sweep.queue.next_trial()) is not None:
+            waiting.append(other)
+        return replace(waiting[0], then=tuple(waiting[1:]))
 
     def _is_over(self, sweep: QueuedSweep) -> bool:
         if id(sweep) in self._errors:

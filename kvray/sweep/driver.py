@@ -55,7 +55,7 @@ def run_sweep(
         capacity.check(admission.needed_gpus)
 
     def resources(config: dict[str, Any]) -> PlacementGroupFactory:
-        return PlacementGroupFactory([slots.resources(config[TASK].spec.candidate)])
+        return PlacementGroupFactory([slots.resources(config[TASK].largest)])
 
     callback = ObserverCallback(batch, check_alive=check)
     tuner = tune.Tuner(

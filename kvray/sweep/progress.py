@@ -11,9 +11,8 @@ from typing_extensions import override
 from kvray.record import TrialResult, TrialStatus
 from kvray.sweep.batch import SweepBatch
 from kvray.sweep.recording import blank_record
-from kvray.sweep.slot import RESULT, TASK
+from kvray.sweep.slot import GOES_ON, RESULT, TASK
 from kvray.sweep.trial_task import MOST_ATTEMPTS, TrialTask
-from kvray.trial.spec import TrialSpec
 
 
 class ObserverCallback(tune.Callback):
@@ -27,7 +26,8 @@ class ObserverCallback(tune.Callback):
     def __init__(self, batch: SweepBatch, *, check_alive: Callable[[], None]) -> None:
         self._batch = batch
         self._check_alive = check_alive
-        self._running: dict[str, TrialSpec] = {}
+        self._running: dict[str, TrialTask] = {}
+        """Tasks by Tune's ids, each from the trial on that runs now."""
         self._latest: dict[str, TrialResult] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,37 +40,35 @@ class ObserverCallback(tune.Callback):
 
     @override
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        spec: TrialSpec = trial.config[TASK].spec
-        self._running[trial.trial_id] = spec
-        self._tell_outlook(spec.run_id)
-        self._batch.tell(spec.run_id, lambda observer: observer.trial_started(spec))
+        self._begin(trial.trial_id, trial.config[TASK])
 
     @override
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._latest[trial.trial_id] = result[RESULT]
+        measured: TrialResult = result[RESULT]
+        self._latest[trial.trial_id] = measured
         if result.get("done"):
             self._running.pop(trial.trial_id, None)
+        elif GOES_ON in result:
+            following = self._running.pop(trial.trial_id).following
+            self._end(trial.trial_id)
+            if following is not None:
+                self._begin(trial.trial_id, following)
         else:
-            measured: TrialResult = result[RESULT]
             self._batch.tell(measured.record.run_id, lambda observer: observer.rung_finished(measured))
 
     @override
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that was stopped ends with its last rung's result."""
         self._running.pop(trial.trial_id, None)
-        latest = self._latest.pop(trial.trial_id, None)
-        if latest is not None:
-            self._tell_outlook(latest.record.run_id)
-            self._tell_end(latest)
+        self._end(trial.trial_id)
 
     @override
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Only the loss of the slot itself comes here; a trial's own failure is a result."""
-        self._running.pop(trial.trial_id, None)
+        task = self._running.pop(trial.trial_id, trial.config[TASK])
         latest = self._latest.pop(trial.trial_id, None)
-        task: TrialTask = trial.config[TASK]
         if not task.is_last_attempt:
             self._batch.tell(task.spec.run_id, lambda observer: observer.trial_lost(task.spec))
             return
@@ -80,14 +78,25 @@ class ObserverCallback(tune.Callback):
 
     def break_off(self) -> None:
         """The sweep ends before its time: tell of the trials under way, with the rungs that they have finished."""
-        for trial_id, spec in self._running.items():
+        for trial_id, task in self._running.items():
             latest = self._latest.pop(trial_id, None)
-            record = latest.record if latest else blank_record(spec, TrialStatus.INTERRUPTED)
+            record = latest.record if latest else blank_record(task.spec, TrialStatus.INTERRUPTED)
             record = record.with_(status=TrialStatus.INTERRUPTED)
             self._tell_end(TrialResult(record=record, runs=latest.runs if latest else ()))
         for latest in self._latest.values():
             self._tell_end(latest)
         self._running, self._latest = {}, {}
+
+    def _begin(self, trial_id: str, task: TrialTask) -> None:
+        self._running[trial_id] = task
+        self._tell_outlook(task.spec.run_id)
+        self._batch.tell(task.spec.run_id, lambda observer: observer.trial_started(task.spec))
+
+    def _end(self, trial_id: str) -> None:
+        latest = self._latest.pop(trial_id, None)
+        if latest is not None:
+            self._tell_outlook(latest.record.run_id)
+            self._tell_end(latest)
 
     def _tell_outlook(self, run_id: str) -> None:
         queue = self._batch.sweep_of(run_id).queue

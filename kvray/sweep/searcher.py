@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import SweepBatch
-from kvray.sweep.slot import RESULT, TASK, UTILITY
+from kvray.sweep.slot import GOES_ON, RESULT, TASK, UTILITY
 from kvray.sweep.trial_task import TrialTask
 
 
@@ -19,7 +19,7 @@ class BatchSearcher(Searcher):
     Args:
         admission: knows which trial there is room for. Tune itself would take one more than there is room for, and its
             queue would choose it before it knew how the others end.
-        before_launch: called before a trial is handed out while no other one runs.
+        before_launch: called before a trial begins while no other one runs.
     """
 
     def __init__(
@@ -30,6 +30,8 @@ class BatchSearcher(Searcher):
         self._admission = admission
         self._before_launch = before_launch
         self._out: dict[str, TrialTask] = {}
+        self._left: dict[str, TrialTask] = {}
+        """What is left of each task that is out, from the trial on that runs now."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, `None` while a running trial must end first, or `Searcher.FINISHED`."""
@@ -39,15 +41,25 @@ class BatchSearcher(Searcher):
             return str(Searcher.FINISHED) if self._admission.is_over else None
         if self._before_launch is not None and is_idle:
             self._before_launch()
-        self._out[trial_id] = task
+        self._out[trial_id] = self._left[trial_id] = task
         return {TASK: task}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell the queue of a trial that has ended in a slot that goes on with the next one of its task."""
+        following = self._left[trial_id].following
+        if GOES_ON not in result or following is None:
+            return
+        self._left[trial_id] = following
+        self._batch.trial_followed(result[RESULT])
+        if self._before_launch is not None and len(self._out) == 1:
+            self._before_launch()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the trial's queue."""
-        task = self._out.pop(trial_id)
-        self._admission.ended(task)
+        self._admission.ended(self._out.pop(trial_id))
+        left = self._left.pop(trial_id)
         if error or not result or RESULT not in result:
-            self._batch.trial_lost(task)
+            self._batch.trial_lost(left)
         else:
             self._batch.trial_finished(result[RESULT])
 

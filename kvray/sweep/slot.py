@@ -48,6 +48,8 @@ MAY_KEEP_LIMITS = "may_keep_limits"
 """Key of whether they may hold: those that do not are missed by no more than noise, or on disturbed runs alone."""
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
+GOES_ON = "goes_on"
+"""Key that is there when a trial has ended and the slot goes on with the next one of its task."""
 REDUCTION_FACTOR = 3
 _logger = logging.getLogger("kvray.sweep")
 _GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
@@ -85,7 +87,7 @@ class Slot(tune.Trainable):
             process = self._process or self._begin()
         except EngineError as error:  # the engine's own Python is not on this machine
             end = TrialEnded(status=TrialStatus.ERROR, phase=Phase.START, message=sentence_of(error), facts=None)
-            return self._report(None, end, done=True)
+            return self._ended(None, end)
         event = process.advance()
         while isinstance(event, RungFinished):
             self._rung, self._facts = event.rung, event.facts
@@ -94,12 +96,21 @@ class Slot(tune.Trainable):
             event = process.advance()
         self._facts = event.facts or self._facts
         self._end_process()
-        return self._report(process, event, done=True)
+        return self._ended(process, event)
 
     def cleanup(self) -> None:
         """End what is left when the actor is let go."""
         self._end_process()
         self._logs.cleanup()
+
+    def _ended(self, process: TrialProcess | None, end: TrialEnded) -> dict[str, Any]:
+        """The report of a trial that has ended. The next step begins the one that follows it, if any does."""
+        following = self._task.following
+        report = self._report(process, end, done=following is None)
+        if following is not None:
+            report[GOES_ON] = True
+            self._task = following
+        return report
 
     def _begin(self) -> TrialProcess:
         spec = _with_reference_python(self._task.spec)

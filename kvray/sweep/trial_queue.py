@@ -58,7 +58,11 @@ class TrialQueue(Protocol):
     def is_over(self) -> bool: ...  # noqa: D102
 
     def next_trial(self) -> TrialTask | None:
-        """The next trial; `None` when there is none before a running one has ended, or none at all."""
+        """The next trial; `None` when there is none before a running one has ended, or none at all.
+
+        After the first trial of a confirming round come all others of that round, and then `None` until they have
+        ended.
+        """
 
     def rung_finished(self, result: TrialResult) -> None:
         """A trial completed `result.record.rung`; told before `win_chance` is asked."""
@@ -143,7 +147,10 @@ class SweepQueue(TrialQueue):
             candidates, sampler=sampler, bounds=bounds, limits=profile.limits, first=(*defaults, *retry)
         )
         self._confirm = ConfirmPhase(profile, baseline_id=self._baseline_id, most_rounds=bounds.confirm_rounds)
-        self._confirming = 0
+        self._confirmed = 0
+        """Confirming trials of this attempt that have ended or were given up."""
+        self._in_round: set[str] = set()
+        """Ids of those that were handed out and have not; one of them runs, the others wait in its slot."""
         self._times = TrialTimes()
         self._results: list[TrialResult] = []
         self._running: set[str] = set()
@@ -186,7 +193,7 @@ class SweepQueue(TrialQueue):
 
     @override
     def trial_finished(self, result: TrialResult) -> None:
-        self._running.discard(result.record.trial_id)
+        self._ended(result.record.trial_id)
         self._note(result)
 
     @override
@@ -194,7 +201,7 @@ class SweepQueue(TrialQueue):
         if not task.is_last_attempt:
             self._lost.append(replace(task, attempt=task.attempt + 1))
             return
-        self._running.discard(task.spec.trial_id)
+        self._ended(task.spec.trial_id)
         if task.spec.role is not Role.CONFIRM:
             self._search.lost(task.spec.candidate.candidate_id)
 
@@ -205,10 +212,13 @@ class SweepQueue(TrialQueue):
     @override
     def outlook(self) -> Outlook:
         to_search = self._search.launches_to_come(self._expected_launches)
-        to_confirm = self._confirm.trials_to_come(candidates=len(self._by_id))
+        begun = self._confirmed + min(1, len(self._in_round))
+        behind = max(0, len(self._in_round) - 1)
+        least, most = self._confirm.trials_to_come(candidates=len(self._by_id))
+        to_confirm = (least + behind, most + behind)
         return Outlook(
-            confirming=self._confirming,
-            confirming_most=self._confirming + to_confirm[1] if self._confirm.round_number else 0,
+            confirming=begun,
+            confirming_most=begun + to_confirm[1] if self._confirm.round_number else 0,
             left_s=self._seconds_for(to_search, to_confirm),
         )
 
@@ -251,9 +261,8 @@ class SweepQueue(TrialQueue):
         )
 
     def _confirm_task(self, candidate_id: str) -> TrialTask:
-        self._confirming += 1
         number = self._confirm.round_number
-        return self._started(
+        task = self._started(
             self._make_task(
                 self._by_id[candidate_id],
                 role=Role.CONFIRM,
@@ -262,6 +271,14 @@ class SweepQueue(TrialQueue):
                 confirm_round=number,
             )
         )
+        self._in_round.add(task.spec.trial_id)
+        return task
+
+    def _ended(self, trial_id: str) -> None:
+        self._running.discard(trial_id)
+        if trial_id in self._in_round:
+            self._in_round.remove(trial_id)
+            self._confirmed += 1
 
     def _started(self, task: TrialTask) -> TrialTask:
         self._running.add(task.spec.trial_id)

@@ -1,11 +1,11 @@
-"""`TrialTask`: what a slot is given for one trial. Imports no Ray."""
+"""`TrialTask`: what a slot is given for one trial, or for a confirming round. Imports no Ray."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kvray.candidate import DeviceType
+from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter
 from kvray.engines.interpreter import EnginePython
 from kvray.trial.spec import TrialSpec
@@ -27,6 +27,8 @@ class TrialTask:
         libraries: on a cluster, those of all engines of the sweep: their versions are part of the hardware fingerprint
             that the slot puts into the record. `None` on this machine, where nothing has to be told apart.
         attempt: 1, or higher where the slots of earlier attempts at this very trial died.
+        then: trials that run after this one in the same slot, and so on the same device, each in a fresh process: the
+            rest of its confirming round.
     """
 
     spec: TrialSpec
@@ -36,11 +38,22 @@ class TrialTask:
     scratch: Path | None = None
     libraries: tuple[str, ...] | None = None
     attempt: int = 1
+    then: tuple[TrialTask, ...] = ()
+
+    @property
+    def following(self) -> TrialTask | None:
+        """What is left once this trial has ended; `None` after the last one."""
+        return replace(self.then[0], then=self.then[1:]) if self.then else None
+
+    @property
+    def largest(self) -> Candidate:
+        """The candidate, of all that run in the slot, that is spread over most GPUs."""
+        return max((task.spec.candidate for task in (self, *self.then)), key=lambda one: one.parallelism)
 
     @property
     def gpus(self) -> int:
-        """GPUs that the trial holds while it runs; 0 on a CPU."""
-        return self.spec.candidate.parallelism if self.spec.device is DeviceType.CUDA else 0
+        """GPUs that the slot holds meanwhile; 0 on a CPU."""
+        return self.largest.parallelism if self.spec.device is DeviceType.CUDA else 0
 
     @property
     def is_last_attempt(self) -> bool:

@@ -12,6 +12,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from kvray.candidate import DeviceType
 from kvray.engines.base import EngineAdapter, OutOfMemoryError, SubstitutedError, UnsupportedError
 from kvray.errors import sentence_of
 from kvray.probes.cpu import set_normal_priority
@@ -43,6 +44,7 @@ def child_main(connection: Connection, spec: TrialSpec, adapter: EngineAdapter, 
     _redirect_output(log)
     _redirect_temporary_files(scratch)
     set_normal_priority()
+    _leave_further_gpus(spec)
     # What was imported stays: to walk it at every collection took a third of a second.
     gc.freeze()
     emit = partial(send_event, connection.fileno())
@@ -78,6 +80,13 @@ def _status_of(error: Exception) -> TrialStatus:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return TrialStatus.OOM
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), TrialStatus.ERROR)
+
+
+def _leave_further_gpus(spec: TrialSpec) -> None:
+    """The slot holds as many GPUs as the largest candidate of a confirming round needs; a smaller one has the first."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if spec.device is DeviceType.CUDA and shown:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(shown.split(",")[: spec.candidate.parallelism])
 
 
 def _redirect_temporary_files(scratch: Path) -> None:

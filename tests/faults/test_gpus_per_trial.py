@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from drivers import FAKE, Driver, recorded
 from ray.cluster_utils import Cluster
 
-from kvray.record import TrialRecord, TrialStatus
+from kvray.analysis.evidence import rounds_by_device
+from kvray.record import Role, TrialRecord, TrialStatus
 
 MIXED_SIZES = """
 - {cache: [dynamic], dtype: [float32], attention: [sdpa, eager], parallelism: [1]}
@@ -20,7 +20,7 @@ MIXED_SIZES = """
 """Seven that fit, in this order: small ones come before and after the one that needs all GPUs."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def four_gpus() -> Iterator[str]:
     """One machine with four logical GPUs."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4})
@@ -28,13 +28,14 @@ def four_gpus() -> Iterator[str]:
     cluster.shutdown()
 
 
-@pytest.fixture
-def records(four_gpus: str, tmp_path: Path) -> list[TrialRecord]:
+@pytest.fixture(scope="module")
+def records(four_gpus: str, tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
     """What a sweep of mixed sizes has left."""
+    tmp_path = tmp_path_factory.mktemp("sweep")
     space, home = tmp_path / "space.yaml", tmp_path / "home"
     space.write_text(MIXED_SIZES)
     home.mkdir()
-    asked = ("--device", "cuda", "--address", four_gpus, "--space", space, "--search", "grid", "--confirm", "0")
+    asked = ("--device", "cuda", "--address", four_gpus, "--space", space, "--search", "grid", "--confirm", "1")
     environment = {"KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(home)}
     sweep = Driver("fake:ok", *FAKE, *asked, "--output", tmp_path / "out", **environment)
     try:
@@ -47,7 +48,7 @@ def records(four_gpus: str, tmp_path: Path) -> list[TrialRecord]:
 def test_trials_of_one_two_and_four_gpus_share_a_machine(records: list[TrialRecord]) -> None:
     rejected = [(one.candidate.label, one.message) for one in records if one.status is TrialStatus.REJECTED]
     assert rejected == [("dynamic/sdpa/float32+gpus:8", "needs 8 GPUs, no machine has more than 4 (parallelism)")]
-    measured = [one for one in records if one.status is not TrialStatus.REJECTED]
+    measured = [one for one in records if one.status is not TrialStatus.REJECTED and one.role is not Role.CONFIRM]
     assert [one.status for one in measured] == [TrialStatus.OK] * 7
     assert all(_visible_gpus(one) == one.parallelism for one in measured)
     assert max(_gpus_held(measured)) == 4, "four at once, and never more"
@@ -55,6 +56,16 @@ def test_trials_of_one_two_and_four_gpus_share_a_machine(records: list[TrialReco
     large = by_label.pop("dynamic/sdpa/float32+gpus:4")
     before = {label for label, started_at in by_label.items() if started_at < large}  # type: ignore[operator]
     assert before == {"dynamic/sdpa/float32", "dynamic/eager/float32"}, "nobody overtakes one that needs all GPUs"
+
+
+def test_a_round_of_small_and_large_candidates_runs_on_the_gpus_of_the_largest(records: list[TrialRecord]) -> None:
+    confirming = [one for one in records if one.role is Role.CONFIRM]
+    assert len(confirming) > 1
+    assert all(_visible_gpus(one) == one.parallelism for one in confirming)
+    held = [frozenset((one.device_uuid or "").split(",")) for one in confirming]
+    assert [len(one) for one in held] == [one.parallelism for one in confirming]
+    assert all(one <= max(held, key=len) for one in held)
+    assert set(rounds_by_device([1] * len(held), [one.device_uuid for one in confirming])) == {1}
 
 
 def _visible_gpus(record: TrialRecord) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
-from kvray.record import TrialRecord, TrialStatus
+from kvray.record import Role, TrialRecord, TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.remote_device import ask_node
 from kvray.testing.fake import FakeAdapter
@@ -56,6 +57,17 @@ def test_a_sweep_keeps_to_the_type_that_the_cluster_has_most_of_and_names_the_ot
     (told,) = [line for line in sweep[1] if "several types" in line]
     assert "measures on A100 (2 GPUs)" in told
     assert "H100 (1)" in told
+
+
+def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep: tuple[Path, list[str]]) -> None:
+    """There are two that are alike, and the other one is free meanwhile."""
+    confirming = [one for one in records_of(sweep) if one.role is Role.CONFIRM]
+    assert len(confirming) == 2
+    assert {one.confirm_round for one in confirming} == {1}
+    (device,) = {one.device_uuid for one in confirming}
+    assert device is not None
+    spans = sorted((one.started_at, one.ended_at) for one in confirming)  # type: ignore[type-var]
+    assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
 
 
 def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: tuple[Path, list[str]]) -> None:
