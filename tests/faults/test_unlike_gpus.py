@@ -66,7 +66,7 @@ def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep
     assert {one.confirm_round for one in confirming} == {1}
     (device,) = {one.device_uuid for one in confirming}
     assert device is not None
-    spans = sorted((one.started_at, one.ended_at) for one in confirming)  # type: ignore[type-var]
+    spans = sorted((one.started_at, one.ended_at) for one in confirming)
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
 
 
