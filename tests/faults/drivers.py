@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -24,20 +25,20 @@ _RAY_FOLDER = Path("/tmp/ray")
 
 
 class Driver:
-    """One `kvray tune`. What it says on stderr is collected in `lines`.
+    """One `kvray tune`. What it says on stderr is collected in `lines`. `before` stands before its command.
 
     Processes that it starts bear a mark in their environment; Ray's agents wipe theirs, so those that are below the
     driver when it is killed are known besides.
     """
 
-    def __init__(self, *arguments: str | Path, **environment: str) -> None:
+    def __init__(self, *arguments: str | Path, before: Sequence[str] = (), **environment: str) -> None:
         self.lines: list[str] = []
         self._mark = uuid.uuid4().hex
         self._below: list[psutil.Process] = []
         self._older_sessions = set(_RAY_FOLDER.glob("session_*"))  # one may be of a process that had our number
         self._new: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kvray", "tune", *map(str, arguments)],
+            [*before, sys.executable, "-m", "kvray", "tune", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
