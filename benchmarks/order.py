@@ -131,6 +131,9 @@ class InSequence(TrialQueue):
     def trial_lost(self, order: TrialTask) -> None:
         """Nothing to learn from."""
 
+    def trial_spared(self, order: TrialTask) -> None:
+        """Never."""
+
     def is_out_of_time(self) -> bool:
         """Never."""
         return False

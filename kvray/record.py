@@ -415,6 +415,11 @@ class TrialRecord:
         return replace(self, **changes)
 
 
+def gpus_of(device_uuid: str | None) -> frozenset[str]:
+    """The GPUs, or the machine, that a column `device_uuid` names; none where it is not known."""
+    return frozenset(device_uuid.split(",")) if device_uuid else frozenset()
+
+
 _CANDIDATE_FIELDS = tuple(spec.name for spec in fields(Candidate))
 
 

@@ -21,7 +21,7 @@ from kvray.analysis.pooling import (
     quality_record,
     with_quality_of,
 )
-from kvray.record import Role, Run, TrialRecord, TrialResult
+from kvray.record import Role, Run, TrialRecord, TrialResult, gpus_of
 from kvray.workload import Cell, WorkloadProfile
 
 METRICS = TTFT, DECODE, PEAK = range(3)
@@ -79,9 +79,10 @@ class Evidence:
         )
 
 
-def confirm_trial_id(round_number: int, candidate_id: str) -> str:
-    """Id of the confirm phase's trial of a candidate in a round (from 1): the same in every attempt at a sweep."""
-    return f"confirm-{round_number}-{candidate_id}"
+def confirm_trial_id(round_number: int, candidate_id: str, *, process: int = 1) -> str:
+    """Id of the confirm phase's trial of a candidate in a round (from 1): the same in every attempt at a sweep. A round
+    that was begun anew on another device has several processes of it, from 1."""
+    return f"confirm-{round_number}-{candidate_id}{'' if process == 1 else f'.{process}'}"
 
 
 def confirm_round(record: TrialRecord) -> int | None:
@@ -135,7 +136,7 @@ def rounds_by_device(rounds: Sequence[int], devices: Sequence[str | None]) -> li
     numbers = list(rounds)
     fresh = itertools.count(max(rounds, default=0) + 1)
     for number in sorted(set(rounds) - {SEARCH_ROUND}):
-        sets = {place: _uuids(devices[place]) for place, its in enumerate(rounds) if its == number}
+        sets = {place: gpus_of(devices[place]) for place, its in enumerate(rounds) if its == number}
         groups: list[frozenset[str]] = []
         for uuids in sorted(set(sets.values()), key=lambda one: (-len(one), sorted(one))):
             if not any(uuids <= group for group in groups):
@@ -144,10 +145,6 @@ def rounds_by_device(rounds: Sequence[int], devices: Sequence[str | None]) -> li
         for place, uuids in sets.items():
             numbers[place] = own[next(group for group in groups if uuids <= group)]
     return numbers
-
-
-def _uuids(device: str | None) -> frozenset[str]:
-    return frozenset(device.split(",")) if device else frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

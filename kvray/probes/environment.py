@@ -59,8 +59,18 @@ def capture_environment(
         python_version=platform.python_version(),
         host=socket.gethostname(),
         cpus=available_cpus(),
-        device_uuid=_device_uuid(device, gpus),
+        device_uuid=device_uuid(device, gpus),
     )
+
+
+def device_uuid(device: DeviceType, gpus: int | None = None) -> str | None:
+    """Which device this process can use, as `TrialRecord.device_uuid` has it: of several GPUs the first `gpus`."""
+    if device is DeviceType.CPU:
+        return _machine()
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed: list[str | None] = [gpu.uuid for gpu in visible_gpus(shown)]
+    uuids = listed or [_unlisted_uuid(entry) for entry in (shown or "").split(",")]
+    return ",".join(one for one in uuids[:gpus] if one is not None) or None
 
 
 def library_versions(names: Iterable[str]) -> dict[str, str]:
@@ -81,15 +91,6 @@ def _describe(device: DeviceType, gpu_index: int) -> tuple[str, str | None]:
     if gpu_index < len(gpus):
         return gpus[gpu_index].name, gpus[gpu_index].driver_version
     return "CUDA device unknown to NVML", None
-
-
-def _device_uuid(device: DeviceType, gpus: int | None) -> str | None:
-    if device is DeviceType.CPU:
-        return _machine()
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    listed: list[str | None] = [gpu.uuid for gpu in visible_gpus(shown)]
-    uuids = listed or [_unlisted_uuid(entry) for entry in (shown or "").split(",")]
-    return ",".join(one for one in uuids[:gpus] if one is not None) or None
 
 
 def _unlisted_uuid(entry: str) -> str | None:

@@ -87,15 +87,17 @@ class SweepBatch:
         """The sweep that has launched trials of `run_id`."""
         return self._sweeps[run_id]
 
-    def trial_finished(self, result: TrialResult) -> None:
-        """A trial ended in whatever way."""
+    def trial_finished(self, result: TrialResult, *, spared: Sequence[TrialTask] = ()) -> None:
+        """A trial ended in whatever way; those of its task that are `spared` will not be run."""
         sweep = self.sweep_of(result.record.run_id)
         self._out[id(sweep)] -= 1
-        self._ask(sweep, lambda: sweep.queue.trial_finished(result))
+        self.trial_followed(result, spared=spared)
 
-    def trial_followed(self, result: TrialResult) -> None:
-        """A trial ended in whatever way, and its slot goes on with the next one of its task."""
+    def trial_followed(self, result: TrialResult, *, spared: Sequence[TrialTask] = ()) -> None:
+        """As `trial_finished`, and the slot goes on with another one of its task."""
         sweep = self.sweep_of(result.record.run_id)
+        for task in spared:
+            self._ask(sweep, lambda task=task: sweep.queue.trial_spared(task))  # type: ignore[misc]
         self._ask(sweep, lambda: sweep.queue.trial_finished(result))
 
     def trial_lost(self, task: TrialTask) -> None:

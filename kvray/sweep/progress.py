@@ -51,10 +51,9 @@ class ObserverCallback(tune.Callback):
         if result.get("done"):
             self._running.pop(trial.trial_id, None)
         elif GOES_ON in result:
-            following = self._running.pop(trial.trial_id).following
+            left = self._running.pop(trial.trial_id).left_from(result[GOES_ON])
             self._end(trial.trial_id)
-            if following is not None:
-                self._begin(trial.trial_id, following)
+            self._begin(trial.trial_id, left)
         else:
             self._batch.tell(measured.record.run_id, lambda observer: observer.rung_finished(measured))
 

@@ -46,11 +46,11 @@ class BatchSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell the queue of a trial that has ended in a slot that goes on with the next one of its task."""
-        following = self._left[trial_id].following
-        if GOES_ON not in result or following is None:
+        if GOES_ON not in result:
             return
-        self._left[trial_id] = following
-        self._batch.trial_followed(result[RESULT])
+        before = self._left[trial_id]
+        self._left[trial_id] = before.left_from(result[GOES_ON])
+        self._batch.trial_followed(result[RESULT], spared=before.after(self._left[trial_id]))
         if self._before_launch is not None and len(self._out) == 1:
             self._before_launch()
 
@@ -61,7 +61,7 @@ class BatchSearcher(Searcher):
         if error or not result or RESULT not in result:
             self._batch.trial_lost(left)
         else:
-            self._batch.trial_finished(result[RESULT])
+            self._batch.trial_finished(result[RESULT], spared=left.after(None))
 
     def save(self, checkpoint_path: str) -> None:
         """A sweep resumes from its records, never from Tune's state."""

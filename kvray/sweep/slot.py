@@ -23,7 +23,7 @@ from kvray.candidate import DeviceType
 from kvray.engines.offline import OFFLINE_ENVIRONMENT
 from kvray.errors import EngineError, sentence_of
 from kvray.probes.cpu import quota_threads, total_memory_mib
-from kvray.probes.environment import Environment, capture_environment, library_versions
+from kvray.probes.environment import Environment, capture_environment, device_uuid, library_versions
 from kvray.probes.gpu import wait_until_released
 from kvray.record import Phase, TrialResult, TrialStatus
 from kvray.search_paths import leave_out_working_folder, python_command
@@ -49,7 +49,7 @@ MAY_KEEP_LIMITS = "may_keep_limits"
 FIDELITY = "fidelity"
 """Key of the scheduler's time: 1, 3, 9 for rungs 0, 1, 2."""
 GOES_ON = "goes_on"
-"""Key that is there when a trial has ended and the slot goes on with the next one of its task."""
+"""Key that is there when a trial has ended and the slot goes on with another one of its task: the id of that one."""
 REDUCTION_FACTOR = 3
 _logger = logging.getLogger("kvray.sweep")
 _GOING_ON = TrialEnded(status=TrialStatus.STOPPED, phase=None, message=None, facts=None)
@@ -105,10 +105,10 @@ class Slot(tune.Trainable):
 
     def _ended(self, process: TrialProcess | None, end: TrialEnded) -> dict[str, Any]:
         """The report of a trial that has ended. The next step begins the one that follows it, if any does."""
-        following = self._task.following
+        following = self._task.following_on(device_uuid(self._task.spec.device)) if self._task.then else None
         report = self._report(process, end, done=following is None)
         if following is not None:
-            report[GOES_ON] = True
+            report[GOES_ON] = following.spec.trial_id
             self._task = following
         return report
 

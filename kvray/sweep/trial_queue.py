@@ -20,7 +20,7 @@ from kvray.analysis.sampler import Sampler
 from kvray.candidate import Candidate
 from kvray.record import Role, TrialResult
 from kvray.sweep.bounds import Bounds
-from kvray.sweep.confirm_phase import ConfirmPhase
+from kvray.sweep.confirm_phase import ConfirmPhase, RoundMember
 from kvray.sweep.outlook import Outlook, Range
 from kvray.sweep.search_phase import SearchPhase
 from kvray.sweep.trial_task import TrialTask
@@ -73,6 +73,9 @@ class TrialQueue(Protocol):
     def trial_lost(self, task: TrialTask) -> None:
         """A trial's slot died; what it had measured is not known here. It runs again unless `task` was its last
         attempt."""
+
+    def trial_spared(self, task: TrialTask) -> None:
+        """A trial that was handed out will not be run: its slot's device has measured it before (`unless_on`)."""
 
     def is_out_of_time(self) -> bool:
         """Whether the budget is spent."""
@@ -206,6 +209,11 @@ class SweepQueue(TrialQueue):
             self._search.lost(task.spec.candidate.candidate_id)
 
     @override
+    def trial_spared(self, task: TrialTask) -> None:
+        self._running.discard(task.spec.trial_id)
+        self._in_round.discard(task.spec.trial_id)
+
+    @override
     def is_out_of_time(self) -> bool:
         return self._left_s() <= 0
 
@@ -260,19 +268,19 @@ class SweepQueue(TrialQueue):
             self._make_task(candidate, role=role, trial_id=f"{self._numbers[key]:04d}-{key}", rungs=rungs)
         )
 
-    def _confirm_task(self, candidate_id: str) -> TrialTask:
+    def _confirm_task(self, member: RoundMember) -> TrialTask:
         number = self._confirm.round_number
         task = self._started(
             self._make_task(
-                self._by_id[candidate_id],
+                self._by_id[member.candidate_id],
                 role=Role.CONFIRM,
-                trial_id=confirm_trial_id(number, candidate_id),
+                trial_id=confirm_trial_id(number, member.candidate_id, process=member.process),
                 rungs=CONFIRM_RUNGS,
                 confirm_round=number,
             )
         )
         self._in_round.add(task.spec.trial_id)
-        return task
+        return replace(task, unless_on=member.measured_on)
 
     def _ended(self, trial_id: str) -> None:
         self._running.discard(trial_id)

@@ -8,6 +8,7 @@ from pathlib import Path
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter
 from kvray.engines.interpreter import EnginePython
+from kvray.record import gpus_of
 from kvray.trial.spec import TrialSpec
 
 MOST_ATTEMPTS = 3
@@ -29,6 +30,8 @@ class TrialTask:
         attempt: 1, or higher where the slots of earlier attempts at this very trial died.
         then: trials that run after this one in the same slot, and so on the same device, each in a fresh process: the
             rest of its confirming round.
+        unless_on: devices, as the column `device_uuid` has them, on which this very trial was run in an earlier attempt
+            at the sweep. A slot that comes to it on one of them leaves it out.
     """
 
     spec: TrialSpec
@@ -39,11 +42,24 @@ class TrialTask:
     libraries: tuple[str, ...] | None = None
     attempt: int = 1
     then: tuple[TrialTask, ...] = ()
+    unless_on: tuple[str, ...] = ()
 
-    @property
-    def following(self) -> TrialTask | None:
-        """What is left once this trial has ended; `None` after the last one."""
-        return replace(self.then[0], then=self.then[1:]) if self.then else None
+    def following_on(self, device_uuid: str | None) -> TrialTask | None:
+        """What is left once this trial has ended in a slot that holds this device; `None` after the last one."""
+        held = gpus_of(device_uuid)
+        for place, task in enumerate(self.then):
+            if not any(gpus_of(one) <= held for one in task.unless_on):
+                return replace(task, then=self.then[place + 1 :])
+        return None
+
+    def after(self, left: TrialTask | None) -> tuple[TrialTask, ...]:
+        """The trials that the slot leaves out between this one and what is left."""
+        return self.then[: len(self.then) - (0 if left is None else 1 + len(left.then))]
+
+    def left_from(self, trial_id: str) -> TrialTask:
+        """What is left when the slot goes on with that trial."""
+        place = [task.spec.trial_id for task in self.then].index(trial_id)
+        return replace(self.then[place], then=self.then[place + 1 :])
 
     @property
     def largest(self) -> Candidate:

@@ -80,6 +80,24 @@ def test_a_trial_whose_slot_is_killed_runs_again_and_no_other_is_touched(tune: T
     assert sum(line.startswith("start ") for line in sweep.lines) == 7
 
 
+@pytest.mark.slow  # what is launched again is in tests/unit/sweep/test_rounds.py
+def test_a_slot_that_dies_in_a_confirming_round_costs_one_trial_another_attempt(tune: Tune, tmp_path: Path) -> None:
+    space = ("--cache", "dynamic", "--attention", "sdpa", "--dtype", "float32,bfloat16", "--search", "grid")
+    sweep = tune("fake:bfloat16=slow", *FAKE, *space, "--confirm", "1")
+    sweep.wait_for("again   dynamic/sdpa/bfloat16")
+    kill_slots(slots_of(sweep))
+    sweep.wait_for("lost    dynamic/sdpa/bfloat16")
+    assert sweep.wait() == 0, sweep.lines
+    records = [one.record for one in recorded(tmp_path / "out").values()]
+    assert {one.status for one in records} == {TrialStatus.OK}
+    assert sorted((one.candidate.label, one.confirm_round or 0) for one in records) == [
+        ("dynamic/sdpa/bfloat16", 0),
+        ("dynamic/sdpa/bfloat16", 1),
+        ("dynamic/sdpa/float32", 0),
+        ("dynamic/sdpa/float32", 1),
+    ]
+
+
 @pytest.mark.slow
 def test_a_trial_whose_slot_dies_every_time_has_crashed_after_three_attempts(tune: Tune, tmp_path: Path) -> None:
     sweep = tune("fake:sdpa_math/f=hang", *GRID)

@@ -58,6 +58,9 @@ class InOrder(TrialQueue):
     def trial_lost(self, task: TrialTask) -> None:
         raise AssertionError("not asked here")
 
+    def trial_spared(self, task: TrialTask) -> None:
+        raise AssertionError("not asked here")
+
     def is_out_of_time(self) -> bool:
         return False
 

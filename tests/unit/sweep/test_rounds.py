@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -46,15 +47,17 @@ class Hearing(Deaf):
 class Sweep:
     """A sweep on two slots whose search is over; the methods are what Tune would call, in its order."""
 
-    def __init__(self, *, confirm_rounds: int = 1) -> None:
+    def __init__(self, *, recorded: Sequence[TrialResult] = ()) -> None:
         self.observer, self.waits = Hearing(), 0
-        self.queue: SweepQueue = make_queue(confirm_rounds=confirm_rounds)
+        self.queue: SweepQueue = make_queue(confirm_rounds=1, recorded=recorded)
         batch = SweepBatch([QueuedSweep(queue=self.queue, observer=self.observer)])
         admission = Admission(batch, room=lambda: Room(slots=2))
         self.searcher = BatchSearcher(batch, admission=admission, before_launch=self._wait)
         self.callback = ObserverCallback(batch, check_alive=lambda: None)
-        for number in range(len(SPACE)):
+        self.searched: list[TrialTask] = []
+        for number in range(0 if recorded else len(SPACE)):
             self.end(self.begin(f"search-{number}"), answer(self.task))
+            self.searched.append(self.task)
         self.waits = 0
 
     def _wait(self) -> None:
@@ -68,8 +71,11 @@ class Sweep:
         self.callback.on_trial_start(0, [], trial)
         return trial
 
-    def go_on(self, trial: SimpleNamespace, result: TrialResult) -> None:
-        told = {RESULT: result, GOES_ON: True, "done": False}
+    def go_on(self, trial: SimpleNamespace, result: TrialResult, *, following: TrialTask | None = None) -> None:
+        following = following or self.task.following_on("the same")
+        assert following is not None
+        self.task = following
+        told = {RESULT: result, GOES_ON: following.spec.trial_id, "done": False}
         self.searcher.on_trial_result(trial.trial_id, told)
         self.callback.on_trial_result(0, [], trial, told)
 
@@ -179,5 +185,52 @@ def test_the_slot_of_a_round_holds_the_gpus_of_its_largest_candidate() -> None:
 
     several = replace(on(1), then=(on(4), on(2)))
     assert several.gpus == several.largest.parallelism == 4
-    assert several.following == replace(on(4), then=(on(2),))
-    assert on(2).following is None
+    assert several.following_on("GPU-1") == replace(on(4), then=(on(2),))
+    assert on(2).following_on("GPU-1") is None
+
+
+BROKEN_OFF_ON = "GPU-1"
+
+
+def broken_off(kept: int, *, device: str | None = BROKEN_OFF_ON) -> tuple[Sweep, list[TrialTask]]:
+    """A sweep that was resumed after `kept` trials of its first round, and the tasks of the whole round."""
+    first = Sweep()
+    first.begin("round")
+    tasks = members(first.task)
+    results = [answer(task) for task in (*first.searched, *tasks[:kept])]
+    on_device = [TrialResult(record=one.record.with_(device_uuid=device), runs=one.runs) for one in results]
+    return Sweep(recorded=on_device), tasks
+
+
+def test_what_is_left_of_a_round_is_all_that_runs_where_it_was_begun() -> None:
+    resumed, tasks = broken_off(1)
+    trial = resumed.begin("rest")
+    assert ids(resumed.task)[: len(tasks) - 1] == [one.spec.trial_id for one in tasks[1:]]
+    for one in tasks[1:-1]:
+        following = resumed.task.following_on(BROKEN_OFF_ON)
+        assert following is not None
+        resumed.go_on(trial, answer(one), following=following)
+    assert resumed.task.following_on(f"{BROKEN_OFF_ON},GPU-2") is None, "among others"
+    resumed.end(trial, answer(tasks[-1]))
+    assert resumed.queue.outlook().confirming == len(tasks) - 1
+    assert resumed.searcher.suggest("more") == "FINISHED"
+
+
+def test_a_round_that_goes_on_on_another_device_runs_there_whole() -> None:
+    resumed, tasks = broken_off(1)
+    trial = resumed.begin("round")
+    ran = members(resumed.task)
+    assert [one.spec.candidate for one in ran] == [one.spec.candidate for one in (*tasks[1:], *tasks[:1])]
+    assert ran[-1].spec.trial_id == f"{tasks[0].spec.trial_id}.2"
+    for one in ran[:-1]:
+        following = resumed.task.following_on("GPU-2")
+        assert following is not None
+        resumed.go_on(trial, answer(one), following=following)
+    resumed.end(trial, answer(ran[-1]))
+    assert resumed.searcher.suggest("more") == "FINISHED"
+
+
+def test_a_round_of_which_nobody_knows_the_device_is_only_ended() -> None:
+    resumed, tasks = broken_off(1, device=None)
+    resumed.begin("rest")
+    assert ids(resumed.task) == [one.spec.trial_id for one in tasks[1:]]

@@ -98,6 +98,8 @@ class Stub:
 
     def trial_lost(self, task: TrialTask) -> None: ...
 
+    def trial_spared(self, task: TrialTask) -> None: ...
+
     def is_out_of_time(self) -> bool:
         return self.out_of_time
 
