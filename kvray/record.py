@@ -264,6 +264,8 @@ class TrialRecord:
             those with the same one are ranked together. `None` in older records, which have the sweep's first one.
         hardware: digest of the node that measured: its device, driver, CPUs, memory and libraries. Only trials with the
             same one are ranked together. `None` where this machine measured, and in older records.
+        gpu_type: Ray's accelerator type of the cluster's GPUs that the candidate was to be measured on: each type is
+            searched by itself. `None` on a CPU, without a cluster, where Ray knows no type, and in older records.
         niceness: scheduling priority of the measuring process.
         threads: its intra-op threads.
         cpus: CPUs that it might use.
@@ -366,6 +368,7 @@ class TrialRecord:
     kvray_version: str | None = None
     fingerprint: str | None = None
     hardware: str | None = None
+    gpu_type: str | None = None
     niceness: int | None = None
     threads: int | None = None
     cpus: int | None = None

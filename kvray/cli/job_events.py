@@ -76,6 +76,7 @@ class JobProgress(LineProgress):
         super().search_started(preview, manifest, recorded, positions)
         state = self._state
         about = {"title": state.title, "total": state.total, "budget_s": state.budget_s, "recalled": state.recalled}
+        about["gpu_types"] = list(state.gpu_types)
         standings = [dataclasses.asdict(one) for one in state.standings.values()]
         self._send({"run_id": manifest.run_id, "sweep": about, "notes": state.notes, "trials": standings})
 

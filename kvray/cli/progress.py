@@ -80,7 +80,8 @@ class LineProgress(SearchObserver):
     @override
     def trial_started(self, spec: TrialSpec) -> None:
         self._state.begin(spec)
-        self._print(f"{'again' if spec.role is Role.CONFIRM else 'start':<7} {spec.candidate.label}")
+        label = self._state.standings[spec.trial_id].label
+        self._print(f"{'again' if spec.role is Role.CONFIRM else 'start':<7} {label}")
 
     @override
     def rung_finished(self, result: TrialResult) -> None:
@@ -89,7 +90,8 @@ class LineProgress(SearchObserver):
     @override
     def trial_lost(self, spec: TrialSpec) -> None:
         self._state.lose(spec)
-        self._print(f"{LOST:<7} {spec.candidate.label} · its slot or node died; it runs again")
+        label = self._state.standings[spec.trial_id].label
+        self._print(f"{LOST:<7} {label} · its slot or node died; it runs again")
 
     @override
     def trial_finished(self, result: TrialResult) -> None:
@@ -191,15 +193,14 @@ def render_state(state: SweepState) -> RenderableType:
         # Only the candidate gives way where the terminal is narrow; its cells are shortened, not wrapped.
         justify: JustifyMethod = "left" if heading in ("", "candidate") else "right"
         table.add_column(heading, justify=justify, no_wrap=heading != "candidate")
-    best = state.best()
-    best_label = None if best is None else best.label
+    best_labels = state.best_labels()
     for standing in list(state.standings.values())[-SHOWN_TRIALS:]:
         metrics = standing.metrics
         table.add_row(
             Text(standing.state, style=_style(standing.state)),
             Text(
                 standing.label,
-                "bold green" if standing.label == best_label else "",
+                "bold green" if standing.label in best_labels else "",
                 no_wrap=True,
                 overflow="ellipsis",
             ),

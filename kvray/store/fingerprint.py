@@ -37,6 +37,7 @@ SPEED_VARIABLES = (
 )
 """Environment variables by which libraries compute faster or slower."""
 _UNKNOWN_GPU = "GPU of the cluster"
+_CLUSTER = "a Ray cluster"
 OWN_CHOICE = 0
 """Threads where the choice is left to the engine's library."""
 
@@ -130,7 +131,7 @@ class SweepFingerprint(BaseModel):
             model_revision=model.revision,
             profile=profile,
             baseline_id=baseline_id,
-            place="a Ray cluster" if on_cluster else "this machine",
+            place=_CLUSTER if on_cluster else "this machine",
             device=device.device.value,
             device_name=device.device_name,
             threads=threads or OWN_CHOICE,
@@ -162,8 +163,9 @@ class SweepFingerprint(BaseModel):
     def _compared(self) -> dict[str, Any]:
         profile = None if self.profile is None else self.profile.measured
         values = self.model_dump(mode="json", exclude=set(version_fields({})))
-        # What older versions wrote where the machine that a sweep was started from had no GPU.
-        name = None if self.device_name == _UNKNOWN_GPU else self.device_name
+        # On a cluster each record says what measured it. Older versions named no GPU that this machine did not have.
+        by_record = self.device == DeviceType.CUDA and self.place == _CLUSTER
+        name = None if by_record or self.device_name == _UNKNOWN_GPU else self.device_name
         return {**values, "device_name": name, "engine_versions": self.versions or None, "profile": profile}
 
 

@@ -101,6 +101,21 @@ class EngineModel(BaseModel):
     loader: str | None = None
 
 
+class MeasuredType(BaseModel):
+    """One of several types of GPU that a sweep measures on; further fields as in `SweepManifest`.
+
+    Attributes:
+        gpu_type: Ray's accelerator type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpu_type: str
+    device_name: str
+    baseline_id: str
+    left_out: tuple[tuple[str, str, str], ...] = ()
+
+
 class SweepManifest(BaseModel):
     """Written to `sweeps/<run_id>.json` when the sweep starts, anew with every attempt at it, and when one ends.
 
@@ -113,7 +128,8 @@ class SweepManifest(BaseModel):
         dropped_contexts: context lengths (tokens) that the model cannot hold.
         engine: of the baseline; `model_id`, `model_revision`, `architecture` and `loader` are what it says.
         other_engines: by name, what each further engine says.
-        device_name: of the device that was measured.
+        device_name: of the device that was measured, on a cluster with several types of GPU of the first one.
+        gpu_types: what differs by type where the sweep measures on several, the first one included.
         memory_note: what `peak_mib` means on that device.
         quality_note: why quality is not measured, if so.
         model_notes: `ModelInfo.notes`, what a reader of the figures must know of the model.
@@ -152,6 +168,7 @@ class SweepManifest(BaseModel):
     trust_remote_code: bool = False
     allow_pickle: bool = False
     left_out: tuple[tuple[str, str, str], ...] = ()
+    gpu_types: tuple[MeasuredType, ...] = ()
     engine_pythons: dict[str, str] = Field(default_factory=dict)
     search: str | None = None
     budget_s: float | None = None
@@ -167,6 +184,11 @@ class SweepManifest(BaseModel):
         check = self.code_check
         known = check is not None and (check.candidate_id, check.fingerprint_id) == (candidate_id, self.fingerprint_id)
         return check if known else None
+
+    def on_type(self, gpu_type: str | None) -> SweepManifest:
+        """The same with what differs on that type of GPU."""
+        found = next((one for one in self.gpu_types if one.gpu_type == gpu_type), None)
+        return self if found is None else self.model_copy(update=found.model_dump(exclude={"gpu_type"}))
 
     @property
     def engines(self) -> tuple[str, ...]:

@@ -313,12 +313,16 @@ class ResultsStore:
 
 
 def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """All but those of trials never launched whose candidate was launched after all, under the same fingerprint."""
-    launched = {(record.fingerprint, record.candidate_id) for record in records if record.status.was_launched}
+    """All but those of trials never launched whose candidate was launched after all, under the same fingerprint and on
+    the same type of GPU."""
+
+    launched = [record for record in records if record.status.was_launched]
+    # Older records do not say on which type.
+    overtaken = {(one.fingerprint, kind, one.candidate_id) for one in launched for kind in (one.gpu_type, None)}
     return [
-        record
-        for record in records
-        if record.status.was_launched or (record.fingerprint, record.candidate_id) not in launched
+        one
+        for one in records
+        if one.status.was_launched or (one.fingerprint, one.gpu_type, one.candidate_id) not in overtaken
     ]
 
 

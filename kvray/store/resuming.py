@@ -81,8 +81,9 @@ def current_results(
         own = result.record.fingerprint or manifest.first_fingerprint_id
         (current if own == manifest.fingerprint_id else set_aside).append(result)
     # In version 1, candidates that were never launched have no fingerprint; those launched later have one.
-    launched = {one.record.candidate_id for one in current if one.record.status.was_launched}
-    kept = (one for one in current if one.record.status.was_launched or one.record.candidate_id not in launched)
+    launched = [one.record for one in current if one.record.status.was_launched]
+    overtaken = {(one.candidate_id, kind) for one in launched for kind in (one.gpu_type, None)}
+    kept = (one for one in current if one.record.status.was_launched or _subject(one.record) not in overtaken)
     return tuple(kept), tuple(set_aside)
 
 
@@ -143,6 +144,23 @@ def judged_by_others(manifest: SweepManifest, results: Iterable[TrialResult]) ->
     return tuple(record for record in left if _judges_otherwise(manifest, record))
 
 
+def of_type(results: Iterable[TrialResult], gpu_type: str | None, device_name: str) -> tuple[TrialResult, ...]:
+    """The trials that were measured, or were to be, on GPUs of `gpu_type`; all of them where Ray knows no type.
+
+    Args:
+        device_name: of these GPUs, by which older records are known.
+    """
+    if gpu_type is None:
+        return tuple(results)
+
+    def is_of_type(record: TrialRecord) -> bool:
+        if record.gpu_type is not None:
+            return record.gpu_type == gpu_type
+        return record.device_name in (None, device_name)
+
+    return tuple(one for one in results if is_of_type(one.record))
+
+
 def is_allowed_now(record: TrialRecord, limits: Limits) -> bool:
     """Whether the trial was ended for a loss of quality that `limits` allow."""
     is_known = record.status is TrialStatus.QUALITY and record.kl_mean is not None
@@ -153,6 +171,10 @@ def earlier_session(manifest: SweepManifest, results: Iterable[TrialResult]) -> 
     """Start times, in order, of the launched trials that were recorded before the last attempt began."""
     begun = (one.record.started_at for one in results if one.record.status.was_launched)
     return sorted(start for start in begun if start is not None and start < manifest.session_started_at)
+
+
+def _subject(record: TrialRecord) -> tuple[str, str | None]:
+    return record.candidate_id, record.gpu_type
 
 
 def _judges_otherwise(manifest: SweepManifest, record: TrialRecord) -> bool:

@@ -132,6 +132,7 @@ TRIALS_SCHEMA = pa.schema(
         ("kvray_version", TEXT),
         ("fingerprint", TEXT),
         ("hardware", TEXT),
+        ("gpu_type", TEXT),
         ("niceness", INT),
         ("threads", INT),
         ("cpus", INT),

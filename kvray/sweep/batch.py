@@ -21,6 +21,7 @@ class QueuedSweep:
 
     Attributes:
         size: sweeps are launched from in this order, the largest first: what is left for the end is then short.
+        gpu_type: Ray's accelerator type of the GPUs that its trials keep to, as their `SlotPlan` has it.
         ended: called once when none of its trials runs any more and none will, with the unexpected error that ended
             it, if one did. Without it an error of its queue or its observer ends all sweeps.
     """
@@ -28,6 +29,7 @@ class QueuedSweep:
     queue: TrialQueue
     observer: SweepObserver
     size: float = 0.0
+    gpu_type: str | None = None
     ended: Callable[[Exception | None], None] | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from kvray.errors import SweepError
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import Newcomers, QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Capacity
+from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot_plan import SlotPlan
+from kvray.sweep.trial_task import TrialTask
 
 
 def run_sweep(
@@ -20,13 +22,15 @@ def run_sweep(
     ray: RaySession,
     slots: SlotPlan,
     scratch: Path,
+    further_slots: Sequence[SlotPlan] = (),
     newcomers: Newcomers | None = None,
     before_launch: Callable[[], None] | None = None,
 ) -> None:
     """Run the trials of one sweep or of several on `ray`; returns when all are over.
 
     Args:
-        sweeps: they share the slots, the largest first.
+        sweeps: those of one `gpu_type` share its slots, the largest first.
+        further_slots: slots of further types of GPU, used at the same time.
         scratch: temporary folder for Tune's own state, which nobody reads.
         newcomers: sweeps that join while these run.
         before_launch: called before a trial starts while no other one runs; it may take its time.
@@ -44,26 +48,24 @@ def run_sweep(
     from kvray.sweep.searcher import BatchSearcher
     from kvray.sweep.slot import TASK, Slot
 
-    # A private Ray's one machine stays: while it measures nothing is asked of it.
-    room = (lambda: slots.room) if ray.is_private else (lambda: slots.room_on(living_nodes()))
-    capacity = Capacity(slots.room, room=room, follows_nodes=slots.follows_nodes)
-    batch = SweepBatch(sweeps, newcomers)
-    admission = Admission(batch, room=capacity)
+    plans = {one.gpu_type: one for one in (slots, *further_slots)}
+    lanes = Lanes({key: _lane(plan, sweeps, newcomers, ray) for key, plan in plans.items()})
 
     def check() -> None:
         ray.check_alive()
-        capacity.check(admission.needed_gpus)
+        lanes.check_room()
 
     def resources(config: dict[str, Any]) -> PlacementGroupFactory:
-        return PlacementGroupFactory([slots.resources(config[TASK].largest)])
+        task: TrialTask = config[TASK]
+        return PlacementGroupFactory([plans[task.spec.gpu_type].resources(task.largest)])
 
-    callback = ObserverCallback(batch, check_alive=check)
+    callback = ObserverCallback(lanes, check_alive=check)
     tuner = tune.Tuner(
         # Tune reuses an actor for trials of the same resources, and lets it go where the next one needs others.
         tune.with_resources(Slot, resources),
         tune_config=tune.TuneConfig(
-            search_alg=BatchSearcher(batch, admission=admission, before_launch=before_launch),
-            scheduler=HalvingPerSweep(batch),
+            search_alg=BatchSearcher(lanes, before_launch=before_launch),
+            scheduler=HalvingPerSweep(lanes),
             num_samples=-1,
             reuse_actors=True,
         ),
@@ -81,8 +83,16 @@ def run_sweep(
     # By default Tune starts one slot after the other. When a trial finds a slot whose own trial has ended, Tune cancels
     # the start of another: with short trials the further slots would never come up.
     try:
-        with changed_environment({"TUNE_MAX_PENDING_TRIALS_PG": str(slots.slots)}):
+        with changed_environment({"TUNE_MAX_PENDING_TRIALS_PG": str(sum(plan.slots for plan in plans.values()))}):
             tuner.fit()
     except (KeyboardInterrupt, SweepError):
         callback.break_off()
         raise
+
+
+def _lane(plan: SlotPlan, sweeps: Sequence[QueuedSweep], newcomers: Newcomers | None, ray: RaySession) -> Lane:
+    # A private Ray's one machine stays: while it measures nothing is asked of it.
+    room = (lambda: plan.room) if ray.is_private else (lambda: plan.room_on(living_nodes()))
+    capacity = Capacity(plan.room, room=room, follows_nodes=plan.follows_nodes)
+    batch = SweepBatch([one for one in sweeps if one.gpu_type == plan.gpu_type], newcomers)
+    return Lane(batch=batch, admission=Admission(batch, room=capacity), capacity=capacity)

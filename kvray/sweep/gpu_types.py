@@ -25,12 +25,14 @@ def nodes_of_type(nodes: Sequence[Mapping[str, float]], gpu_type: str | None) ->
     return [node for node in nodes if gpu_type is None or gpu_type_of(node) == gpu_type]
 
 
-def measured_type(nodes: Sequence[Mapping[str, float]], asked: str | None) -> str | None:
-    """The type of GPU that a sweep keeps to, so that all its candidates are measured on the same.
+def gpus_of_type(nodes: Sequence[Mapping[str, float]], gpu_type: str | None) -> int:
+    """How many GPUs of that type there are."""
+    return sum(int(node.get("GPU", 0.0)) for node in nodes_of_type(nodes, gpu_type))
 
-    Returns:
-        `asked`; else `None` where all GPUs are of one type; else the type that the cluster has most GPUs of, with a
-        warning that names the others.
+
+def measured_types(nodes: Sequence[Mapping[str, float]], asked: str | None) -> tuple[str | None, ...]:
+    """The types of GPU that a sweep measures on, each by itself: `asked`, else all that Ray knows, the one that the
+    cluster has most GPUs of first; `(None,)` where it knows none.
 
     Raises:
         SweepError: no node has GPUs of the type that was asked for.
@@ -41,18 +43,10 @@ def measured_type(nodes: Sequence[Mapping[str, float]], asked: str | None) -> st
             gpus[gpu_type_of(node)] += int(node["GPU"])
     known = sorted((one for one in gpus if one is not None), key=lambda one: (-gpus[one], one))
     if asked is not None:
-        return _spelled_as(asked, known)
-    if len(gpus) < 2:
-        return None
-    others = ", ".join(f"{one} ({gpus[one]})" for one in known[1:]) or f"GPUs of unknown type ({gpus[None]})"
-    _logger.warning(
-        "The cluster has GPUs of several types. The sweep measures on %s (%d GPUs); there are also %s. "
-        "Name a type with --gpu-type to measure on it.",
-        known[0],
-        gpus[known[0]],
-        others,
-    )
-    return known[0]
+        return (_spelled_as(asked, known),)
+    if known and gpus[None]:
+        _logger.warning("Ray does not know the type of %d GPUs: nothing is measured on them.", gpus[None])
+    return tuple(known) or (None,)
 
 
 def _spelled_as(asked: str, known: Sequence[str]) -> str:

@@ -11,8 +11,9 @@ from kvray.sweep.session import RaySession
 
 RAYS_PREFIX = "ray_"
 """Ray puts it before every name."""
-SWEEP_LABELS = ("run_id", "model", "engine", "profile")
-"""Labels that every metric has. Where a figure belongs to a sweep of several engines, `engine` has all their names."""
+SWEEP_LABELS = ("run_id", "model", "engine", "profile", "gpu_type")
+"""Labels that every metric has. Where a figure belongs to a sweep of several engines, `engine` has all their names;
+`gpu_type` is empty where Ray knows none."""
 
 
 class Metric(enum.StrEnum):

@@ -37,11 +37,13 @@ class Outlook:
         confirming: number of the latest confirming trial, from 1; 0 while the search goes on.
         confirming_most: confirming trials there will be at most.
         left_s: seconds until the sweep ends; `None` before any trial has told how long one takes.
+        gpu_type: Ray's accelerator type, where this is told of the trials on GPUs of that type alone.
     """
 
     confirming: int = 0
     confirming_most: int = 0
     left_s: Range | None = None
+    gpu_type: str | None = None
 
 
 def expected_launches(strategy: SearchStrategy, candidates: int, *, most: int | None = None) -> Range:

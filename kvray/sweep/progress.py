@@ -8,23 +8,25 @@ from typing import Any
 from ray import tune
 from typing_extensions import override
 
-from kvray.record import TrialResult, TrialStatus
-from kvray.sweep.batch import SweepBatch
+from kvray.record import TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.lanes import Lanes
+from kvray.sweep.observer import SweepObserver
 from kvray.sweep.recording import blank_record
 from kvray.sweep.slot import GOES_ON, RESULT, TASK
 from kvray.sweep.trial_task import MOST_ATTEMPTS, TrialTask
+from kvray.trial.spec import TrialSpec
 
 
 class ObserverCallback(tune.Callback):
     """Translates Tune's callbacks.
 
     Args:
-        batch: knows the sweep of each trial, whose observer is told of it and of what is still to come.
+        lanes: know the sweep of each trial, whose observer is told of it and of what is still to come.
         check_alive: asked at every step of Tune's; what it raises ends the sweep.
     """
 
-    def __init__(self, batch: SweepBatch, *, check_alive: Callable[[], None]) -> None:
-        self._batch = batch
+    def __init__(self, lanes: Lanes, *, check_alive: Callable[[], None]) -> None:
+        self._lanes = lanes
         self._check_alive = check_alive
         self._running: dict[str, TrialTask] = {}
         """Tasks by Tune's ids, each from the trial on that runs now."""
@@ -55,7 +57,7 @@ class ObserverCallback(tune.Callback):
             self._end(trial.trial_id)
             self._begin(trial.trial_id, left)
         else:
-            self._batch.tell(measured.record.run_id, lambda observer: observer.rung_finished(measured))
+            self._tell(measured.record, lambda observer: observer.rung_finished(measured))
 
     @override
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -69,7 +71,7 @@ class ObserverCallback(tune.Callback):
         task = self._running.pop(trial.trial_id, trial.config[TASK])
         latest = self._latest.pop(trial.trial_id, None)
         if not task.is_last_attempt:
-            self._batch.tell(task.spec.run_id, lambda observer: observer.trial_lost(task.spec))
+            self._tell(task.spec, lambda observer: observer.trial_lost(task.spec))
             return
         record = latest.record if latest else blank_record(task.spec, TrialStatus.CRASHED)
         record = record.with_(status=TrialStatus.CRASHED, message=f"the slot that ran it died, {MOST_ATTEMPTS} times")
@@ -88,18 +90,21 @@ class ObserverCallback(tune.Callback):
 
     def _begin(self, trial_id: str, task: TrialTask) -> None:
         self._running[trial_id] = task
-        self._tell_outlook(task.spec.run_id)
-        self._batch.tell(task.spec.run_id, lambda observer: observer.trial_started(task.spec))
+        self._tell_outlook(task.spec)
+        self._tell(task.spec, lambda observer: observer.trial_started(task.spec))
 
     def _end(self, trial_id: str) -> None:
         latest = self._latest.pop(trial_id, None)
         if latest is not None:
-            self._tell_outlook(latest.record.run_id)
+            self._tell_outlook(latest.record)
             self._tell_end(latest)
 
-    def _tell_outlook(self, run_id: str) -> None:
-        queue = self._batch.sweep_of(run_id).queue
-        self._batch.tell(run_id, lambda observer: observer.outlook_changed(queue.outlook()))
+    def _tell_outlook(self, trial: TrialSpec | TrialRecord) -> None:
+        queue = self._lanes.of(trial).batch.sweep_of(trial.run_id).queue
+        self._tell(trial, lambda observer: observer.outlook_changed(queue.outlook()))
 
     def _tell_end(self, result: TrialResult) -> None:
-        self._batch.tell(result.record.run_id, lambda observer: observer.trial_finished(result))
+        self._tell(result.record, lambda observer: observer.trial_finished(result))
+
+    def _tell(self, trial: TrialSpec | TrialRecord, news: Callable[[SweepObserver], None]) -> None:
+        self._lanes.of(trial).batch.tell(trial.run_id, news)

@@ -42,6 +42,7 @@ def blank_record(spec: TrialSpec, status: TrialStatus, *, message: str | None = 
         status=status,
         message=message,
         fingerprint=spec.fingerprint,
+        gpu_type=spec.gpu_type,
         **forecast_columns(spec.forecast),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +20,13 @@ from kvray.probes.cpu import cpu_name
 from kvray.probes.environment import Environment, capture_environment
 from kvray.probes.gpu import visible_gpus
 from kvray.space.axis import Axis
-from kvray.sweep.gpu_types import gpu_type_of, measured_type
+from kvray.sweep.gpu_types import gpu_type_of, measured_types
 
 _GPU_SHARE = 0.001
 """Of a GPU, so that the question waits only where every GPU of the node is taken as a whole."""
 _PATIENCE_S = 10.0
+_LATEST_S = 60.0
+"""After the first answer, until which the others must have come: a type whose GPUs are all taken holds up no other."""
 _logger = logging.getLogger("kvray.sweep")
 
 
@@ -32,7 +35,7 @@ class NodeFacts:
     """One node of those that will measure.
 
     Attributes:
-        gpu_type: Ray's accelerator type that the sweep keeps to; `None` where there is nothing to choose.
+        gpu_type: Ray's accelerator type of its GPUs, which trials keep to; `None` where Ray knows none, and on a CPU.
         axes: by engine, what it lets one choose there, with what stands in the way of each value.
         environments: by engine, the node's machine and the versions of the engine's libraries there.
     """
@@ -43,22 +46,23 @@ class NodeFacts:
     environments: Mapping[str, Environment]
 
 
-def ask_node(
+def ask_nodes(
     adapters: Sequence[EngineAdapter],
     *,
     device: DeviceType | None,
     gpu_type: str | None,
     check_alive: Callable[[], None],
-) -> NodeFacts:
-    """Ask a node of the connected Ray: one with GPUs where there are any and `device` is not the CPU.
+) -> tuple[NodeFacts, ...]:
+    """Ask a node of the connected Ray, for each type of GPU one: those with GPUs where there are any and `device` is
+    not the CPU. The type that the cluster has most GPUs of comes first.
 
     Args:
         device: what was asked for; `None` takes GPUs where there are any.
-        gpu_type: Ray's accelerator type that was asked for.
-        check_alive: called while the answer is waited for; what it raises ends the wait.
+        gpu_type: Ray's accelerator type that was asked for; `None`: all.
+        check_alive: called while the answers are waited for; what it raises ends the wait.
 
     Raises:
-        SweepError: no node has what was asked for, or it could not answer.
+        SweepError: no node has what was asked for, or none could answer.
     """
     import ray
 
@@ -68,13 +72,15 @@ def ask_node(
         raise SweepError("Ray offers no CPU to run a slot on.")
     with_gpus = [node for node in nodes if node[1].get("GPU", 0.0) >= 1]
     if device is DeviceType.CPU or (device is None and not with_gpus):
-        return _answer(nodes[0], DeviceType.CPU, None, adapters, check_alive)
+        return _answers([_Question(node=nodes[0], device=DeviceType.CPU)], adapters, check_alive)
     if not with_gpus:
         raise SweepError("The sweep needs 1 GPU, Ray offers 0.", hint="Pass --device cpu to tune on the CPU.")
-    chosen = measured_type([resources for _, resources in with_gpus], gpu_type)
-    of_type = [node for node in with_gpus if chosen is None or gpu_type_of(node[1]) == chosen]
-    largest = max(of_type, key=lambda node: node[1]["GPU"])
-    return _answer(largest, DeviceType.CUDA, chosen, adapters, check_alive)
+    questions = []
+    for chosen in measured_types([resources for _, resources in with_gpus], gpu_type):
+        of_type = [node for node in with_gpus if chosen is None or gpu_type_of(node[1]) == chosen]
+        largest = max(of_type, key=lambda node: node[1]["GPU"])
+        questions.append(_Question(node=largest, device=DeviceType.CUDA, gpu_type=chosen))
+    return _answers(questions, adapters, check_alive)
 
 
 def named_on_node(environment: Environment) -> Environment:
@@ -89,38 +95,68 @@ def named_on_node(environment: Environment) -> Environment:
     return environment if name is None else replace(environment, device_name=name)
 
 
-def _answer(
-    node: tuple[str, Mapping[str, float]],
-    device: DeviceType,
-    gpu_type: str | None,
-    adapters: Sequence[EngineAdapter],
-    check_alive: Callable[[], None],
-) -> NodeFacts:
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What is asked of one node."""
+
+    node: tuple[str, Mapping[str, float]]
+    device: DeviceType
+    gpu_type: str | None = None
+
+    def ask(self, adapters: Sequence[EngineAdapter]) -> Any:
+        """Ray's reference to the answer."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        node_id, resources = self.node
+        gpus = int(resources.get("GPU", 0.0)) if self.device is DeviceType.CUDA else 0
+        task = ray.remote(_seen_here).options(
+            num_cpus=0,
+            num_gpus=_GPU_SHARE if gpus else 0,
+            max_retries=1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        )
+        return task.remote(tuple(adapters), self.device, gpus)
+
+
+def _answers(
+    questions: Sequence[_Question], adapters: Sequence[EngineAdapter], check_alive: Callable[[], None]
+) -> tuple[NodeFacts, ...]:
+    """What the nodes say. Those that cannot answer are left out while another one can."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    node_id, resources = node
-    gpus = int(resources.get("GPU", 0.0)) if device is DeviceType.CUDA else 0
-    task = ray.remote(_seen_here).options(
-        num_cpus=0,
-        num_gpus=_GPU_SHARE if gpus else 0,
-        max_retries=1,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
-    )
-    answer = task.remote(tuple(adapters), device, gpus)
-    try:
-        _wait_for(answer, check_alive)
-        facts, axes, environments = ray.get(answer)
-    except ray.exceptions.RayError as error:
-        raise SweepError(f"The node that was to measure could not say what it has: {sentence_of(error)}") from error
-    return NodeFacts(device=facts, gpu_type=gpu_type, axes=axes, environments=environments)
+    asked = [(question, question.ask(adapters)) for question in questions]
+    answered = _wait_for([answer for _, answer in asked], check_alive)
+    found, errors = [], []
+    for question, answer in asked:
+        try:
+            if answer not in answered:
+                ray.cancel(answer, force=True)
+                raise SweepError(f"the node that was asked did not answer within {_LATEST_S:g} s of the others.")
+            facts, axes, environments = ray.get(answer)
+        except (SweepError, ray.exceptions.RayError) as error:
+            errors.append((question.gpu_type, error))
+            continue
+        found.append(NodeFacts(device=facts, gpu_type=question.gpu_type, axes=axes, environments=environments))
+    if not found:
+        first = errors[0][1]
+        raise SweepError(f"The node that was to measure could not say what it has: {sentence_of(first)}") from first
+    for gpu_type, reason in errors:
+        _logger.warning("Nothing is measured on GPUs of type %s: %s", gpu_type, sentence_of(reason))
+    return tuple(found)
 
 
-def _wait_for(answer: Any, check_alive: Callable[[], None]) -> None:
+def _wait_for(answers: Sequence[Any], check_alive: Callable[[], None]) -> set[Any]:
+    """The answers that have come: all, or those that are there `_LATEST_S` after the first."""
     import ray
 
-    is_told = False
-    while not ray.wait([answer], timeout=_PATIENCE_S)[0]:
+    is_told, answered_s = False, None
+    while True:
+        ready, waiting = ray.wait(list(answers), num_returns=len(answers), timeout=_PATIENCE_S)
+        if ready and answered_s is None:
+            answered_s = time.monotonic()
+        if not waiting or (answered_s is not None and time.monotonic() - answered_s > _LATEST_S):
+            return set(ready)
         check_alive()
         if not is_told:
             _logger.warning(

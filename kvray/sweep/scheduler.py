@@ -14,7 +14,7 @@ from typing_extensions import override
 from kvray.analysis.aggregate import Metrics, aggregate
 from kvray.analysis.pareto import is_beaten_clearly
 from kvray.record import Role, TrialResult
-from kvray.sweep.batch import SweepBatch
+from kvray.sweep.lanes import Lanes
 from kvray.sweep.recording import rung_cells
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_queue import TrialQueue
@@ -122,13 +122,14 @@ class _Rung:
 
 
 class HalvingPerSweep(FIFOScheduler):
-    """A `SparingHalving` for each sweep of a batch: trials are held against those of their own sweep alone."""
+    """A `SparingHalving` for each sweep of a batch and each type of GPU: trials are held against those of their own
+    sweep and type alone."""
 
-    def __init__(self, batch: SweepBatch) -> None:
+    def __init__(self, lanes: Lanes) -> None:
         super().__init__()
         self._metric = UTILITY
-        self._batch = batch
-        self._halvings: dict[str, SparingHalving] = {}
+        self._lanes = lanes
+        self._halvings: dict[tuple[str, str | None], SparingHalving] = {}
 
     @override
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -142,7 +143,7 @@ class HalvingPerSweep(FIFOScheduler):
     @override
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         task: TrialTask = trial.config[TASK]
-        return self._batch.decide(
+        return self._lanes.of(task.spec).batch.decide(
             task.spec.run_id,
             lambda: self._of(trial).on_trial_result(tune_controller, trial, result),
             otherwise=str(TrialScheduler.STOP),
@@ -162,7 +163,7 @@ class HalvingPerSweep(FIFOScheduler):
 
     def _of(self, trial: Any) -> SparingHalving:
         task: TrialTask = trial.config[TASK]
-        run_id = task.spec.run_id
-        if run_id not in self._halvings:
-            self._halvings[run_id] = SparingHalving(self._batch.sweep_of(run_id).queue)
-        return self._halvings[run_id]
+        run_id, key = task.spec.run_id, (task.spec.run_id, task.spec.gpu_type)
+        if key not in self._halvings:
+            self._halvings[key] = SparingHalving(self._lanes.of(task.spec).batch.sweep_of(run_id).queue)
+        return self._halvings[key]

@@ -7,8 +7,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from kvray.sweep.admission import Admission
-from kvray.sweep.batch import SweepBatch
+from kvray.sweep.lanes import Lanes
 from kvray.sweep.slot import GOES_ON, RESULT, TASK, UTILITY
 from kvray.sweep.trial_task import TrialTask
 
@@ -17,17 +16,14 @@ class BatchSearcher(Searcher):
     """Hands out the trials of a batch of sweeps whenever there is room for one, and tells their queues how they ended.
 
     Args:
-        admission: knows which trial there is room for. Tune itself would take one more than there is room for, and its
+        lanes: know which trial there is room for. Tune itself would take one more than there is room for, and its
             queue would choose it before it knew how the others end.
         before_launch: called before a trial begins while no other one runs.
     """
 
-    def __init__(
-        self, batch: SweepBatch, *, admission: Admission, before_launch: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, lanes: Lanes, *, before_launch: Callable[[], None] | None = None) -> None:
         super().__init__(metric=UTILITY, mode="max")
-        self._batch = batch
-        self._admission = admission
+        self._lanes = lanes
         self._before_launch = before_launch
         self._out: dict[str, TrialTask] = {}
         self._left: dict[str, TrialTask] = {}
@@ -35,10 +31,10 @@ class BatchSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's config, `None` while a running trial must end first, or `Searcher.FINISHED`."""
-        is_idle = self._admission.is_idle
-        task = self._admission.next_trial()
+        is_idle = self._lanes.is_idle
+        task = self._lanes.next_trial()
         if task is None:
-            return str(Searcher.FINISHED) if self._admission.is_over else None
+            return str(Searcher.FINISHED) if self._lanes.is_over else None
         if self._before_launch is not None and is_idle:
             self._before_launch()
         self._out[trial_id] = self._left[trial_id] = task
@@ -50,18 +46,19 @@ class BatchSearcher(Searcher):
             return
         before = self._left[trial_id]
         self._left[trial_id] = before.left_from(result[GOES_ON])
-        self._batch.trial_followed(result[RESULT], spared=before.after(self._left[trial_id]))
+        self._lanes.of(before.spec).batch.trial_followed(result[RESULT], spared=before.after(self._left[trial_id]))
         if self._before_launch is not None and len(self._out) == 1:
             self._before_launch()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the trial's queue."""
-        self._admission.ended(self._out.pop(trial_id))
-        left = self._left.pop(trial_id)
+        task, left = self._out.pop(trial_id), self._left.pop(trial_id)
+        lane = self._lanes.of(task.spec)
+        lane.admission.ended(task)
         if error or not result or RESULT not in result:
-            self._batch.trial_lost(left)
+            lane.batch.trial_lost(left)
         else:
-            self._batch.trial_finished(result[RESULT], spared=left.after(None))
+            lane.batch.trial_finished(result[RESULT], spared=left.after(None))
 
     def save(self, checkpoint_path: str) -> None:
         """A sweep resumes from its records, never from Tune's state."""

@@ -55,6 +55,7 @@ class TrialSpec:
         forecast: what was predicted, to be recorded beside what is measured; `None` where nothing was.
         timeout_s: seconds that any one phase (load, warm-up of a cell, measuring a cell) may take.
         fingerprint: of the sweep, for the record (see `store.fingerprint`).
+        gpu_type: Ray's accelerator type of the GPUs that it keeps to, for the record; `None` where there is none.
         fetch_timeout_s: seconds that making the weights available may take.
     """
 
@@ -72,3 +73,4 @@ class TrialSpec:
     confirm_round: int | None = None
     forecast: Forecast | None = None
     fingerprint: str | None = None
+    gpu_type: str | None = None

@@ -16,8 +16,9 @@ from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
 from kvray.jobs.sent_model import sent_model_name, sent_model_note
 from kvray.probes.environment import Environment, capture_environment, kvray_version, library_versions
+from kvray.record import TrialResult
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
-from kvray.store.manifest import EngineModel, SweepManifest
+from kvray.store.manifest import EngineModel, MeasuredType, SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.store.resuming import (
     Recall,
@@ -25,6 +26,7 @@ from kvray.store.resuming import (
     current_results,
     first_attempt,
     further_attempt,
+    of_type,
     recall,
 )
 from kvray.tuning.preview import Preview
@@ -37,62 +39,102 @@ RANDOM_WEIGHTS_NOTE = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Under which one type of GPU, or the one device that there is, is measured on.
+
+    Attributes:
+        preview: what would be measured.
+        adapters: the engines that take part, the baseline's first.
+        threads: with which a trial computes; `None` leaves the choice to the engine's library.
+        slots: trials at the same time.
+        gpu_type: Ray's accelerator type, where that is known.
+        environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
+    """
+
+    preview: Preview
+    adapters: Sequence[EngineAdapter]
+    threads: int | None
+    slots: int
+    gpu_type: str | None = None
+    environments: Mapping[str, Environment] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """A sweep that may start, or go on: checked, and not written yet.
 
     Attributes:
         manifest: to be written before the first trial.
-        recall: what is taken from the records; empty for a new sweep.
+        recalls: for each share, what is taken from the records; nothing for a new sweep.
     """
 
     manifest: SweepManifest
-    recall: Recall = field(default_factory=Recall)
+    recalls: tuple[Recall, ...]
 
 
 def prepare_attempt(
     store: ResultsStore,
     config: TuneConfig,
-    preview: Preview,
-    adapters: Sequence[EngineAdapter],
+    shares: Sequence[Conditions],
     *,
     run_id: str,
-    threads: int | None,
-    slots: int,
     arguments: Iterable[str] = (),
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
-    environments: Mapping[str, Environment] = MappingProxyType({}),
 ) -> Attempt:
     """Compare what is to be measured with what was, where `config` resumes a sweep.
 
     Args:
-        threads: with which a trial computes; `None` leaves the choice to the engine's library.
-        slots: trials at the same time.
+        shares: the manifest tells of the first one, and what differs on the others.
         pythons: by engine, where trials run that do not run in kvray's own Python.
-        environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
 
     Raises:
         ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
     """
-    new = _manifest(config, preview, adapters, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
-    fingerprint = _fingerprint(config, preview, adapters, threads, slots, pythons, environments)
-    candidates = len(preview.space.candidates)
+    first = shares[0]
+    new = _manifest(config, first.preview, first.adapters, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
+    new = new.model_copy(update={"gpu_types": _gpu_types(shares)})
+    fingerprint = fingerprint_of(config, first, pythons)
+    candidates = len(first.preview.space.candidates)
     if config.resume is None:
-        return Attempt(manifest=first_attempt(new, fingerprint, candidates=candidates))
+        manifest = first_attempt(new, fingerprint, candidates=candidates)
+        return Attempt(manifest=manifest, recalls=tuple(Recall() for _ in shares))
     old, results = store.read_manifest(run_id).judged_by(), store.read(run_id)
     manifest = further_attempt(old, new, fingerprint, candidates=candidates, results=results, force=config.force)
+    _tell_of_new_judgement(old.profile, manifest.profile)
+    own = [of_type(results, share.gpu_type, share.preview.device.device_name) for share in shares]
+    recalls = tuple(_recall(config, manifest, one) for one in own)
+    if all(
+        asks_nothing_new(manifest, found, one, {candidate.candidate_id for candidate in share.preview.space.candidates})
+        for share, found, one in zip(shares, recalls, own, strict=True)
+    ):
+        manifest = manifest.ended(manifest.session_started_at)
+    return Attempt(manifest=manifest, recalls=recalls)
+
+
+def _recall(config: TuneConfig, manifest: SweepManifest, results: Sequence[TrialResult]) -> Recall:
     current, _ = current_results(manifest, results)
-    found = recall(
+    return recall(
         manifest,
         results,
         config.retry,
         disturbed=resting_on_disturbed(current) if config.retry_disturbed else (),
         reopens_stopped=not _reconsiders_stopped(config),
     )
-    _tell_of_new_judgement(old.profile, manifest.profile)
-    space = {candidate.candidate_id for candidate in preview.space.candidates}
-    if asks_nothing_new(manifest, found, results, space):
-        manifest = manifest.ended(manifest.session_started_at)
-    return Attempt(manifest=manifest, recall=found)
+
+
+def _gpu_types(shares: Sequence[Conditions]) -> tuple[MeasuredType, ...]:
+    """Nothing where there is one type only."""
+    if len(shares) < 2:
+        return ()
+    return tuple(
+        MeasuredType(
+            gpu_type=share.gpu_type or "",
+            device_name=share.preview.device.device_name,
+            baseline_id=share.preview.space.baseline.candidate_id,
+            left_out=share.preview.left_out,
+        )
+        for share in shares
+    )
 
 
 def _reconsiders_stopped(config: TuneConfig) -> bool:
@@ -105,15 +147,9 @@ def _tell_of_new_judgement(before: WorkloadProfile, now: WorkloadProfile) -> Non
         _logger.warning("What was measured before is judged anew: %s.", "; ".join(told))
 
 
-def _fingerprint(
-    config: TuneConfig,
-    preview: Preview,
-    adapters: Sequence[EngineAdapter],
-    threads: int | None,
-    slots: int,
-    pythons: Mapping[str, EnginePython],
-    environments: Mapping[str, Environment],
-) -> SweepFingerprint:
+def fingerprint_of(config: TuneConfig, share: Conditions, pythons: Mapping[str, EnginePython]) -> SweepFingerprint:
+    """What must be the same for measurements to be compared with those of `share`."""
+    preview, adapters, environments = share.preview, share.adapters, share.environments
     environment = environments.get(adapters[0].name) or capture_environment(
         preview.device.device, libraries=adapters[0].libraries
     )
@@ -129,8 +165,8 @@ def _fingerprint(
         profile=preview.profile,
         baseline_id=preview.space.baseline.candidate_id,
         device=preview.device,
-        threads=threads,
-        slots=slots,
+        threads=share.threads,
+        slots=share.slots,
         on_cluster=config.address is not None,
         environment=environment if python is None else python.applied_to(environment),
     )

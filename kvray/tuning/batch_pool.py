@@ -30,7 +30,7 @@ from kvray.sweep.driver import run_sweep
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.metrics import exports_metrics
 from kvray.sweep.quiet import quiet_ray
-from kvray.sweep.remote_device import NodeFacts, ask_node
+from kvray.sweep.remote_device import NodeFacts, ask_nodes
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.batch_budget import BatchBudget
@@ -42,6 +42,7 @@ from kvray.tuning.prepared import prepare_sweep
 from kvray.tuning.preview import without_unplaceable
 from kvray.tuning.ready_sweep import ReadySweep, engines_first, look_at, named_adapters
 from kvray.tuning.resolved import CheckedRequest
+from kvray.tuning.share import Share
 from kvray.tuning.surroundings import contention_noticed, passing_log
 from kvray.tuning.watching import MetricsObserver
 
@@ -143,7 +144,8 @@ class BatchPool(Newcomers):
                 self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
             elif (begun := self._guarded(sweep, partial(self._begin, sweep, ready))) is not None:
                 self._begun[sweep.run_id] = begun
-                return replace(begun.prepared.queued, ended=partial(self._ended, begun))
+                (queued,) = begun.prepared.queued
+                return replace(queued, ended=partial(self._ended, begun))
         return None
 
     @property
@@ -225,7 +227,7 @@ class BatchPool(Newcomers):
         except KeyboardInterrupt:
             self._is_stopping = True
             for begun in tuple(self._begun.values()):
-                self._ended(begun, None, interrupted=not begun.prepared.queue.is_over)
+                self._ended(begun, None, interrupted=not begun.prepared.is_over)
             raise
         except Exception as error:  # noqa: BLE001  (the boundary of those that had begun: the others go on)
             self._broke_down(error)
@@ -278,7 +280,7 @@ class BatchPool(Newcomers):
         ray.nodes()
         for config in self._configs.values():
             if config.engines not in self._nodes and (adapters := named_adapters([config])):
-                self._nodes[config.engines] = ask_node(
+                self._nodes[config.engines], *_ = ask_nodes(
                     adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive
                 )
 
@@ -317,17 +319,21 @@ class BatchPool(Newcomers):
             prepared = prepare_sweep(
                 self._store,
                 config,
-                without_unplaceable(ready.preview, place.slots.room.largest),
-                ready.parts,
+                [
+                    Share(
+                        preview=without_unplaceable(ready.preview, place.slots.room.largest),
+                        parts=ready.parts,
+                        slots=place.slots,
+                        environments=node.environments if node else {},
+                        observers=[self._budget, *self._watching(sweep, place, watching)],
+                    )
+                ],
                 claim=claims.enter_context(claimed_sweep(self._store, run_id)),
                 run_id=run_id,
-                slots=place.slots,
                 scratch=scratch,
                 started_s=0.0,
                 clock=lambda: (share_s or 0.0) - (self._budget.left_s(run_id, own_s) or 0.0),
                 pythons=ready.pythons,
-                observers=[self._budget, *self._watching(sweep, place, watching)],
-                environments=node.environments if node else {},
             )
             self._keep(sweep, BatchStatus.MEASURING, None)
             prepared.start()

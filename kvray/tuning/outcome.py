@@ -69,9 +69,9 @@ def check_code_of(store: ResultsStore, run_id: str, check_code: CodeTest) -> Tun
 def _with_code_check(store: ResultsStore, result: TuneResult, check_code: CodeTest) -> TuneResult:
     check = check_code(result)
     if check is not None and check != result.manifest.code_check:
-        manifest = result.manifest.model_copy(update={"code_check": check})
-        store.write_manifest(manifest)
-        result = replace(result, manifest=manifest)
+        update = {"code_check": check}
+        store.write_manifest(store.read_manifest(result.manifest.run_id).model_copy(update=update))
+        result = replace(result, manifest=result.manifest.model_copy(update=update))
         write_artefacts(store, result)
     return result
 

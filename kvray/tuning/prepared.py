@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from types import MappingProxyType
 
 from kvray.analysis.sampler import Sampler
 from kvray.config import SearchStrategy, TuneConfig
-from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.base import EngineAdapter
 from kvray.engines.interpreter import EnginePython
-from kvray.probes.environment import Environment
 from kvray.record import Role, TrialResult
 from kvray.store.claim import Claim
+from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
@@ -23,16 +24,37 @@ from kvray.sweep.batch import QueuedSweep
 from kvray.sweep.bounds import Bounds
 from kvray.sweep.outlook import expected_launches
 from kvray.sweep.samplers import make_sampler
-from kvray.sweep.slot_plan import SlotPlan
 from kvray.sweep.task_maker import TaskMaker
 from kvray.sweep.trial_queue import SweepQueue
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import ReferenceSpec, TrialSpec
-from kvray.tuning.attempt import prepare_attempt
-from kvray.tuning.engines import EnginePart
-from kvray.tuning.observer import SearchObserver
+from kvray.tuning.attempt import fingerprint_of, prepare_attempt
 from kvray.tuning.preview import Preview
 from kvray.tuning.recorder import Recorder
+from kvray.tuning.share import Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedShare:
+    """What is measured on one type of GPU, before its first trial.
+
+    Attributes:
+        recorded: what earlier attempts have left.
+        size: memory that the baseline takes by forecast (MiB); 0 where nothing is forecast.
+        gpu_type: as in `SlotPlan`.
+    """
+
+    recorder: Recorder
+    sampler: Sampler
+    queue: SweepQueue
+    recorded: tuple[TrialResult, ...]
+    size: float
+    gpu_type: str | None
+
+    @property
+    def queued(self) -> QueuedSweep:
+        """What `run_sweep` takes."""
+        return QueuedSweep(queue=self.queue, observer=self.recorder, size=self.size, gpu_type=self.gpu_type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,80 +62,101 @@ class PreparedSweep:
     """One attempt at a sweep, before its first trial.
 
     Attributes:
-        recorded: what earlier attempts have left.
+        shares: for each type of GPU what is measured on it; one where types do not matter.
         positions: where its trials note how far they are.
-        size: memory that the baseline takes by forecast (MiB); 0 where nothing is forecast.
     """
 
     keeper: RecordKeeper
-    recorder: Recorder
-    sampler: Sampler
-    queue: SweepQueue
-    recorded: tuple[TrialResult, ...]
+    shares: tuple[PreparedShare, ...]
     positions: PositionBoard
-    size: float
 
     @property
-    def queued(self) -> QueuedSweep:
+    def queued(self) -> tuple[QueuedSweep, ...]:
         """What `run_sweep` takes."""
-        return QueuedSweep(queue=self.queue, observer=self.recorder, size=self.size)
+        return tuple(share.queued for share in self.shares)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing is to be launched."""
+        return all(share.queue.is_over for share in self.shares)
 
     def start(self) -> None:
         """Before the first trial: keep what will not be launched, and tell of what is known."""
-        self.recorder.start(self.recorded, self.positions)
+        for share in self.shares:
+            share.recorder.start(share.recorded, self.positions)
 
     def end(self) -> None:
         """After the last trial: keep what was not launched, and that the attempt has ended."""
-        self.recorder.end(self.queue.never_launched(), self.sampler.predictions())
+        for share in self.shares:
+            share.recorder.end(share.queue.never_launched(), share.sampler.predictions())
         self.keeper.end_attempt()
 
 
 def prepare_sweep(
     store: ResultsStore,
     config: TuneConfig,
-    preview: Preview,
-    parts: Sequence[EnginePart],
+    shares: Sequence[Share],
     *,
     claim: Claim,
     run_id: str,
-    slots: SlotPlan,
     scratch: Path,
     started_s: float,
     arguments: Iterable[str] = (),
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
-    observers: Sequence[SearchObserver] = (),
-    environments: Mapping[str, Environment] = MappingProxyType({}),
     clock: Callable[[], float] = time.monotonic,
 ) -> PreparedSweep:
-    """Write the manifest of an attempt, and make its queue.
+    """Write the manifest of an attempt, and make its queues.
 
     Args:
-        preview: of all `parts` together.
-        parts: what each engine contributes, the baseline's first.
+        shares: what is measured on each type of GPU. Each is searched for itself.
         started_s: by `clock`: the budget runs from then.
         pythons: by engine, in which its trials run, where that is not kvray's own.
-        environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
 
     Raises:
         ResultsError: as `prepare_attempt`.
         OutputError: the store cannot be written.
     """
-    adapters = [part.adapter for part in parts]
     attempt = prepare_attempt(
         store,
         config,
-        preview,
-        adapters,
+        [share.conditions for share in shares],
         run_id=run_id,
-        threads=slots.threads,
-        slots=slots.slots,
         arguments=arguments,
         pythons=pythons,
-        environments=environments,
     )
     store.write_manifest(attempt.manifest)
     keeper = RecordKeeper(store, attempt.manifest, claim)
-    recorder = Recorder(keeper, preview, attempt.manifest, observers)
+    prepared = (
+        _prepared_share(
+            config,
+            share,
+            found,
+            keeper=keeper,
+            manifest=attempt.manifest,
+            pythons=pythons,
+            scratch=scratch,
+            started_s=started_s,
+            clock=clock,
+        )
+        for share, found in zip(shares, attempt.recalls, strict=True)
+    )
+    return PreparedSweep(keeper=keeper, shares=tuple(prepared), positions=PositionBoard(scratch))
+
+
+def _prepared_share(
+    config: TuneConfig,
+    share: Share,
+    found: Recall,
+    *,
+    keeper: RecordKeeper,
+    manifest: SweepManifest,
+    pythons: Mapping[str, EnginePython],
+    scratch: Path,
+    started_s: float,
+    clock: Callable[[], float],
+) -> PreparedShare:
+    preview, gpu_type, adapters = share.preview, share.slots.gpu_type, share.conditions.adapters
+    suffix = f"{_type_suffix(gpu_type)}{manifest.trial_suffix}"
     sampler = make_sampler(
         config.search,
         preview.space.candidates,
@@ -123,27 +166,31 @@ def prepare_sweep(
         seed=config.seed,
     )
     tasks = TaskMaker(
-        _plain_spec(config, preview, parts[0].request, attempt.manifest),
-        reference=_reference(parts[0], attempt.manifest),
+        _plain_spec(config, share, manifest),
+        reference=_reference(share, manifest, fingerprint_of(config, share.conditions, pythons)),
         forecasts=preview.forecasts,
         adapters=adapters,
-        requests={part.adapter.name: part.request for part in parts},
+        requests={part.adapter.name: part.request for part in share.parts},
         pythons=pythons,
         libraries=_libraries(adapters) if config.address is not None else None,
-        threads=slots.threads,
+        threads=share.slots.threads,
         scratch=scratch,
-        trial_suffix=attempt.manifest.trial_suffix,
-        trial_ids=attempt.recall.trial_ids,
+        trial_suffix=suffix,
+        trial_ids=found.trial_ids,
     )
-    return PreparedSweep(
-        keeper=keeper,
-        recorder=recorder,
+    return PreparedShare(
+        recorder=Recorder(keeper, preview, manifest, share.observers, gpu_type=gpu_type, trial_suffix=suffix),
         sampler=sampler,
-        queue=_queue(config, preview, attempt.recall, sampler, tasks, started_s=started_s, clock=clock),
-        recorded=tuple(attempt.recall.results),
-        positions=PositionBoard(scratch),
+        queue=_queue(config, preview, found, sampler, tasks, started_s=started_s, clock=clock),
+        recorded=tuple(found.results),
         size=preview.baseline_mib,
+        gpu_type=gpu_type,
     )
+
+
+def _type_suffix(gpu_type: str | None) -> str:
+    """Ends the ids of trials on that type, so that they never replace those of another."""
+    return "" if gpu_type is None else f".{re.sub('[^A-Za-z0-9]+', '-', gpu_type)}"
 
 
 def _libraries(adapters: Sequence[EngineAdapter]) -> tuple[str, ...]:
@@ -182,24 +229,26 @@ def _queue(
     )
 
 
-def _plain_spec(config: TuneConfig, preview: Preview, request: ModelRequest, manifest: SweepManifest) -> TrialSpec:
-    """What all trials of the sweep have in common, with the baseline in it."""
+def _plain_spec(config: TuneConfig, share: Share, manifest: SweepManifest) -> TrialSpec:
+    """What all trials of the share have in common, with the baseline in it."""
+    preview = share.preview
     return TrialSpec(
         run_id=manifest.run_id,
         trial_id="",
         role=Role.BASELINE,
-        request=request,
+        request=share.parts[0].request,
         candidate=preview.space.baseline,
         profile=preview.profile,
         device=preview.device.device,
         timeout_s=config.timeout_s,
         fingerprint=manifest.fingerprint_id,
+        gpu_type=share.slots.gpu_type,
     )
 
 
-def _reference(part: EnginePart, manifest: SweepManifest) -> ReferenceSpec:
+def _reference(share: Share, manifest: SweepManifest, conditions: SweepFingerprint) -> ReferenceSpec:
     """The baseline of the first engine, for the candidates of all."""
-    versions = manifest.attempts[-1].fingerprint.versions
+    part = share.parts[0]
     return ReferenceSpec(
         candidate=part.preview.space.baseline,
         model_revision=part.preview.model.revision,
@@ -207,5 +256,5 @@ def _reference(part: EnginePart, manifest: SweepManifest) -> ReferenceSpec:
         adapter=part.adapter,
         request=part.request,
         python=manifest.engine_pythons.get(part.adapter.name),
-        engine_versions=tuple(sorted(versions.items())),
+        engine_versions=tuple(sorted(conditions.versions.items())),
     )

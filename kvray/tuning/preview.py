@@ -71,6 +71,7 @@ class Preview:
         others: each further engine's own preview.
         refused: engines that were asked for and take no part.
         rest: of a sweep that is resumed; `None` for a new one, and where that is not asked.
+        other_types: the same on each further type of GPU of a cluster.
     """
 
     model: ModelInfo
@@ -86,6 +87,7 @@ class Preview:
     others: tuple[Preview, ...] = ()
     refused: tuple[Refusal, ...] = ()
     rest: Rest | None = None
+    other_types: tuple[Preview, ...] = ()
 
     @property
     def baseline_mib(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from typing_extensions import override
 
@@ -21,15 +22,25 @@ from kvray.tuning.preview import Preview
 
 
 class Recorder(SweepObserver):
-    """The records of one attempt at a sweep. `observers` are told of everything afterwards."""
+    """The records of one attempt at a sweep, or of those of its trials that keep to GPUs of `gpu_type`. `observers` are
+    told of everything afterwards; `trial_suffix` ends the ids of trials that are not launched."""
 
     def __init__(
-        self, keeper: RecordKeeper, preview: Preview, manifest: SweepManifest, observers: Sequence[SearchObserver]
+        self,
+        keeper: RecordKeeper,
+        preview: Preview,
+        manifest: SweepManifest,
+        observers: Sequence[SearchObserver],
+        *,
+        gpu_type: str | None = None,
+        trial_suffix: str = "",
     ) -> None:
         self._keeper = keeper
         self._preview = preview
         self._manifest = manifest
         self._observers = tuple(observers)
+        self._gpu_type = gpu_type
+        self._trial_suffix = trial_suffix
 
     def start(self, recorded: Sequence[TrialResult], positions: PositionBoard | None = None) -> None:
         """Tell of what is known before the first trial, as `SearchObserver.search_started` has it."""
@@ -74,6 +85,7 @@ class Recorder(SweepObserver):
 
     @override
     def outlook_changed(self, outlook: Outlook) -> None:
+        outlook = replace(outlook, gpu_type=self._gpu_type)
         for observer in self._observers:
             observer.outlook_changed(outlook)
 
@@ -94,13 +106,14 @@ class Recorder(SweepObserver):
         return TrialRecord.of(
             candidate,
             run_id=manifest.run_id,
-            trial_id=f"unlaunched-{candidate.candidate_id}{manifest.trial_suffix}",
+            trial_id=f"unlaunched-{candidate.candidate_id}{self._trial_suffix}",
             role=Role.SEARCH,
             model_id=manifest.model_id,
             profile=manifest.profile.name,
             status=status,
             message=reason,
             fingerprint=manifest.fingerprint_id,
+            gpu_type=self._gpu_type,
             **forecast_columns(self._preview.forecasts.get(candidate.candidate_id)),
         )
 

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from kvray.config import TuneConfig
-from kvray.probes.environment import Environment
 from kvray.record import Role
+from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.parquet import ResultsStore
-from kvray.tuning.attempt import Attempt, prepare_attempt
+from kvray.store.resuming import Recall
+from kvray.sweep.remote_device import NodeFacts
+from kvray.tuning.attempt import Conditions, prepare_attempt
 from kvray.tuning.preview import Preview, Rest
 from kvray.tuning.resolved import Resolved
 
 
-def with_rest(
-    preview: Preview,
-    config: TuneConfig,
-    resolved: Sequence[Resolved],
-    *,
-    environments: Mapping[str, Environment] = MappingProxyType({}),
-) -> Preview:
-    """`preview` with what the records of the sweep that `config` resumes leave to be measured.
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What would be measured on one type of GPU, or on the one device that there is.
 
-    Args:
+    Attributes:
         resolved: of each engine that takes part, the baseline's first.
-        environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
+        node: of the cluster, where there is one.
+    """
+
+    preview: Preview
+    resolved: tuple[Resolved, ...]
+    node: NodeFacts | None = None
+
+
+def with_rest(seen: Sequence[Seen], config: TuneConfig) -> list[Seen]:
+    """The same with what the records of the sweep that `config` resumes leave to be measured.
 
     Raises:
         ResultsError: there is no such sweep, or what it measured cannot be compared with this and nothing is forced.
@@ -37,16 +42,27 @@ def with_rest(
     attempt = prepare_attempt(
         store,
         config,
-        _identified(preview, resolved),
-        [one.adapter for one in resolved],
+        [_conditions(one, config, before) for one in seen],
         run_id=run_id,
-        # How Ray will divide the machine is not known here.
+        pythons={name: python for one in seen for each in one.resolved for name, python in each.pythons.items()},
+    )
+    is_answered = attempt.manifest.is_complete is True
+    return [
+        replace(one, preview=replace(one.preview, rest=_rest(run_id, found, one.preview, is_answered=is_answered)))
+        for one, found in zip(seen, attempt.recalls, strict=True)
+    ]
+
+
+def _conditions(seen: Seen, config: TuneConfig, before: SweepFingerprint | None) -> Conditions:
+    """How Ray will divide the machine is not known here."""
+    return Conditions(
+        preview=_identified(seen.preview, seen.resolved),
+        adapters=tuple(one.adapter for one in seen.resolved),
         threads=before.threads if before else None,
         slots=config.slots or (before.slots if before else None) or 1,
-        pythons={name: python for one in resolved for name, python in one.pythons.items()},
-        environments=environments,
+        gpu_type=seen.node.gpu_type if seen.node else None,
+        environments=seen.node.environments if seen.node else {},
     )
-    return replace(preview, rest=_rest(run_id, attempt, preview))
 
 
 def _identified(preview: Preview, resolved: Sequence[Resolved]) -> Preview:
@@ -56,15 +72,15 @@ def _identified(preview: Preview, resolved: Sequence[Resolved]) -> Preview:
     return replace(preview, model=first, others=tuple(named))
 
 
-def _rest(run_id: str, attempt: Attempt, preview: Preview) -> Rest:
+def _rest(run_id: str, found: Recall, preview: Preview, *, is_answered: bool) -> Rest:
     space = {one.candidate_id for one in preview.space.candidates}
-    records = [one.record for one in attempt.recall.results]
+    records = [one.record for one in found.results]
     measured = {one.candidate_id for one in records if one.role is not Role.CONFIRM}
     return Rest(
         run_id=run_id,
         left=tuple(one for one in preview.space.candidates if one.candidate_id not in measured),
-        again=tuple(key for key in attempt.recall.retry if key in space),
+        again=tuple(key for key in found.retry if key in space),
         measured=len(measured & space),
         confirming=sum(one.role is Role.CONFIRM for one in records),
-        is_answered=attempt.manifest.is_complete is True,
+        is_answered=is_answered,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kvray.analysis import Analysis, analyse
-from kvray.analysis.hardware import best_first, by_hardware, device_name_of
+from kvray.analysis.hardware import best_first, by_hardware, device_name_of, gpu_type_of
 from kvray.errors import InvalidValueError, ResultsError, did_you_mean
 from kvray.judgement import Judging
 from kvray.plan.builder import PlanBuilder
@@ -72,9 +72,10 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
     results, set_aside = current_results(manifest, store.read(run_id))
     groups = by_hardware(results)
     analyses = {key: analyse(group, manifest.profile, seed=manifest.seed) for key, group in groups.items()}
-    first, *others = best_first(analyses)
+    names = {key: device_name_of(group) for key, group in groups.items()}
+    first, *others = best_first(analyses, names, manifest.device_name)
     result = TuneResult(
-        manifest=manifest,
+        manifest=manifest.on_type(gpu_type_of(groups[first])),
         results=groups[first],
         set_aside=set_aside,
         analysis=analyses[first],
@@ -89,7 +90,7 @@ def _on(hardware: str | None, result: TuneResult, results: tuple[TrialResult, ..
     """The sweep of `result` on further hardware. The winner's code was not run there."""
     return replace(
         result,
-        manifest=result.manifest.model_copy(update={"code_check": None}),
+        manifest=result.manifest.on_type(gpu_type_of(results)).model_copy(update={"code_check": None}),
         results=results,
         analysis=analysis,
         paths=replace(result.paths, hardware=hardware or _UNRECORDED),

@@ -8,8 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from kvray.config import TuneConfig
@@ -23,23 +25,26 @@ from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.driver import run_sweep
+from kvray.sweep.gpu_types import gpus_of_type
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.metrics import exports_metrics
 from kvray.sweep.quiet import quiet_ray
-from kvray.sweep.remote_device import NodeFacts, ask_node
+from kvray.sweep.remote_device import NodeFacts, ask_nodes
 from kvray.sweep.samplers import check_search
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.code_run import CodeRunner
+from kvray.tuning.each_type import each_type
 from kvray.tuning.engines import SweepEngines, preview_engines
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
 from kvray.tuning.prepared import PreparedSweep, prepare_sweep
 from kvray.tuning.preview import Preview, without_unplaceable
-from kvray.tuning.ready_sweep import made_ready, with_rates
+from kvray.tuning.ready_sweep import ReadySweep, made_ready, with_rates
 from kvray.tuning.resolved import CheckedRequest, Resolved
-from kvray.tuning.rest import with_rest
+from kvray.tuning.rest import Seen, with_rest
 from kvray.tuning.result import TuneResult
+from kvray.tuning.share import Share
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_log, warn_of_quota
 from kvray.tuning.watching import MetricsObserver
 
@@ -61,12 +66,27 @@ class _Cluster:
 
     Attributes:
         folder: the sweep's temporary one.
-        node: what a node that will measure says of itself.
+        nodes: for each type of GPU that is there, what a node that will measure says of itself.
     """
 
     ray: RaySession
     folder: Path
-    node: NodeFacts
+    nodes: tuple[NodeFacts, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What is asked for on one type of GPU, or on the one device that there is.
+
+    Attributes:
+        engines: those that can take part there.
+        node: of the cluster, where there is one.
+        checked: what is asked of each engine.
+    """
+
+    engines: SweepEngines
+    checked: tuple[CheckedRequest, ...]
+    node: NodeFacts | None = None
 
 
 class TuningSearch:
@@ -107,20 +127,20 @@ class TuningSearch:
         Raises:
             KvrayError: the model, the engine or the profile cannot be used, or no candidate is left.
         """
-        engines, node = self._engines(), None
-        if self._config.address is not None:
-            with self._session(passing_log(), engines) as (ray, _):
-                node = self._asked_node(ray, engines)
         recorded = self._recorded_pythons(ResultsStore(self._config.output_dir))
-        checked = engines.check(self._config, recorded_pythons=recorded, node=node)
+        if self._config.address is None:
+            looks = [self._look(recorded)]
+        else:
+            with self._session(passing_log(), self._engines()) as (ray, _):
+                nodes = self._asked_nodes(ray)
+            looks = each_type(nodes, partial(self._look, recorded))
         check_search(self._config.search)
         warn_of_quota(self._config)
-        resolved = engines.resolve(checked)
-        preview = preview_engines(engines, resolved)
-        if self._config.resume is None:
-            return preview
-        taking_part = [one for one in resolved if one.adapter in engines.adapters]
-        return with_rest(preview, self._config, taking_part, environments=node.environments if node else {})
+        previews = each_type(looks, self._preview_of)
+        if self._config.resume is not None:
+            previews = with_rest(previews, self._config)
+        first, *others = (one.preview for one in previews)
+        return replace(first, other_types=tuple(others))
 
     def run(self) -> TuneResult:
         """Measure; leave records, plan, snippet and reports in `config.output_dir`.
@@ -154,21 +174,19 @@ class TuningSearch:
         )
 
     def _run(self) -> TuneResult:
-        config, store, engines = self._config, ResultsStore(self._config.output_dir), self._engines()
+        config, store = self._config, ResultsStore(self._config.output_dir)
         recorded = self._recorded_pythons(store)
         # What this machine refuses is told before anything is written; a cluster has to be joined to be asked.
-        checked = engines.check(config, recorded_pythons=recorded) if config.address is None else []
+        looks = [self._look(recorded)] if config.address is None else []
         Extra.TUNE.require("Measuring")
         check_search(config.search)
         store.check_writable()
         run_id = config.resume or self._run_id or _new_run_id()
         with claimed_sweep(store, run_id) as claim, ExitStack() as while_measuring:
-            cluster = self._joined(store, run_id, engines, while_measuring)
+            cluster = self._joined(store, run_id, while_measuring)
             if cluster is not None:
-                checked = engines.check(config, recorded_pythons=recorded, node=cluster.node)
-            result, break_off = self._looked_at_and_measured(
-                store, run_id, engines, checked, claim, cluster, while_measuring
-            )
+                looks = each_type(cluster.nodes, partial(self._look, recorded))
+            result, break_off = self._looked_at_and_measured(store, run_id, looks, claim, cluster, while_measuring)
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:
@@ -180,15 +198,29 @@ class TuningSearch:
         self,
         store: ResultsStore,
         run_id: str,
-        engines: SweepEngines,
-        checked: Sequence[CheckedRequest],
+        looks: Sequence[_Look],
         claim: Claim,
         cluster: _Cluster | None,
         while_measuring: ExitStack,
     ) -> tuple[TuneResult, KvrayError | None]:
-        with contention_noticed(self._config, checked[0].device.device, run_id) as self._quiet:
-            resolved = engines.each(engines.resolve(checked), self._with_rates)  # while nothing else runs
-            return self._measured_and_written_up(store, run_id, engines, resolved, claim, cluster, while_measuring)
+        with contention_noticed(self._config, looks[0].checked[0].device.device, run_id) as self._quiet:
+            # While nothing else runs.
+            resolved = each_type(looks, lambda look: (look, self._resolved(look)))
+            return self._measured_and_written_up(store, run_id, resolved, claim, cluster, while_measuring)
+
+    def _look(self, recorded: Mapping[str, str] = MappingProxyType({}), node: NodeFacts | None = None) -> _Look:
+        engines = self._engines()
+        checked = engines.check(self._config, recorded_pythons=recorded, node=node)
+        return _Look(engines=engines, checked=tuple(checked), node=node)
+
+    def _preview_of(self, look: _Look) -> Seen:
+        resolved = look.engines.resolve(look.checked)
+        preview = preview_engines(look.engines, resolved)
+        taking_part = tuple(one for one in resolved if one.adapter in look.engines.adapters)
+        return Seen(preview=preview, resolved=taking_part, node=look.node)
+
+    def _resolved(self, look: _Look) -> list[Resolved]:
+        return look.engines.each(look.engines.resolve(look.checked), self._with_rates)
 
     def _with_rates(self, resolved: Resolved) -> Resolved:
         return with_rates(resolved, before=self._observer.measuring_device) if self._observer else with_rates(resolved)
@@ -206,16 +238,16 @@ class TuningSearch:
         self,
         store: ResultsStore,
         run_id: str,
-        engines: SweepEngines,
-        resolved: Sequence[Resolved],
+        resolved: Sequence[tuple[_Look, Sequence[Resolved]]],
         claim: Claim,
         cluster: _Cluster | None,
         while_measuring: ExitStack,
     ) -> tuple[TuneResult, KvrayError | None]:
         """The sweep as far as it came, and the error if that was broken off."""
+        engines = resolved[0][0].engines
         try:
             with while_measuring:  # Ray has ended, or is left, when the records are written up
-                keeper, break_off = self._measure(store, run_id, engines, resolved, claim, cluster, while_measuring)
+                keeper, break_off = self._measure(store, run_id, resolved, claim, cluster, while_measuring)
             runner = self._code_runner(engines, interrupted=break_off is not None)
             return write_up(keeper, self._config.profile, runner.check), break_off
         except KeyboardInterrupt:
@@ -237,8 +269,7 @@ class TuningSearch:
         self,
         store: ResultsStore,
         run_id: str,
-        engines: SweepEngines,
-        resolved: Sequence[Resolved],
+        resolved: Sequence[tuple[_Look, Sequence[Resolved]]],
         claim: Claim,
         cluster: _Cluster | None,
         while_measuring: ExitStack,
@@ -246,72 +277,93 @@ class TuningSearch:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before a private Ray starts.
-        ready = made_ready(config, engines, resolved)
+        ready = each_type(resolved, lambda one: (one[0], made_ready(config, one[0].engines, one[1])))
         if cluster is None:
+            engines = ready[0][0].engines
             ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), engines))
         else:
             ray, folder = cluster.ray, cluster.folder
-        slots = plan_slots(
-            ray.nodes(),
-            device=ready.preview.device.device,
-            slots=config.slots,
-            user_threads=wished_threads(),
-            quota_threads=quota_threads() if config.address is None else None,
-            gpu_type=cluster.node.gpu_type if cluster else None,
-        )
+        nodes = ray.nodes()
+        shares = each_type(ready, lambda one: self._share(one[1], one[0].node, nodes, is_only=len(ready) == 1))
+        shares = [replace(share, observers=self._observers(ray, share, while_measuring)) for share in shares]
         prepared = prepare_sweep(
             store,
             config,
-            without_unplaceable(ready.preview, slots.room.largest),
-            ready.parts,
+            shares,
             claim=claim,
             run_id=run_id,
-            slots=slots,
             scratch=folder,
             started_s=started_s,
             arguments=self._arguments,
-            pythons=ready.pythons,
-            observers=self._observers(ray, slots, while_measuring),
-            environments=cluster.node.environments if cluster else {},
+            pythons={name: python for _, one in ready for name, python in one.pythons.items()},
         )
-        return prepared.keeper, self._run_trials(prepared, ray, slots, folder)
+        return prepared.keeper, self._run_trials(prepared, ray, [share.slots for share in shares], folder)
 
-    def _observers(self, ray: RaySession, slots: SlotPlan, while_measuring: ExitStack) -> list[SearchObserver]:
+    def _share(
+        self, ready: ReadySweep, node: NodeFacts | None, nodes: Sequence[Mapping[str, float]], *, is_only: bool
+    ) -> Share:
+        most = self._config.slots
+        if most is not None and node is not None and not is_only:  # the types have unlike numbers of GPUs
+            most = min(most, gpus_of_type(nodes, node.gpu_type))
+        slots = plan_slots(
+            nodes,
+            device=ready.preview.device.device,
+            slots=most,
+            user_threads=wished_threads(),
+            quota_threads=quota_threads() if self._config.address is None else None,
+            gpu_type=node.gpu_type if node else None,
+        )
+        return Share(
+            preview=without_unplaceable(ready.preview, slots.room.largest),
+            parts=ready.parts,
+            slots=slots,
+            environments=node.environments if node else {},
+        )
+
+    def _observers(self, ray: RaySession, share: Share, while_measuring: ExitStack) -> list[SearchObserver]:
         """Whoever is told of the trials: the caller's observer, and Ray's metrics on a cluster that has them."""
         found = [] if self._observer is None else [self._observer]
         if exports_metrics(ray):
-            found.append(while_measuring.enter_context(MetricsObserver(gpus_per_slot=slots.gpus_per_slot)))
+            observer = MetricsObserver(gpus_per_slot=share.slots.gpus_per_slot, gpu_type=share.slots.gpu_type)
+            found.append(while_measuring.enter_context(observer))
         return found
 
-    def _run_trials(self, prepared: PreparedSweep, ray: RaySession, slots: SlotPlan, folder: Path) -> KvrayError | None:
+    def _run_trials(
+        self, prepared: PreparedSweep, ray: RaySession, slots: Sequence[SlotPlan], folder: Path
+    ) -> KvrayError | None:
         """All trials that are still to run; the error if that was broken off."""
         keeper = self._keeper = prepared.keeper
         prepared.start()
         before_launch = self._quiet.wait if self._quiet else None
         try:
-            run_sweep(prepared.queued, ray=ray, slots=slots, scratch=folder, before_launch=before_launch)
+            run_sweep(
+                *prepared.queued,
+                ray=ray,
+                slots=slots[0],
+                further_slots=slots[1:],
+                scratch=folder,
+                before_launch=before_launch,
+            )
         except KeyboardInterrupt:
-            if not prepared.queue.is_over:
+            if not prepared.is_over:
                 return interruption(keeper)
         except SweepError as error:
             return broken_off(error, keeper)
         prepared.end()
         return None
 
-    def _joined(
-        self, store: ResultsStore, run_id: str, engines: SweepEngines, while_measuring: ExitStack
-    ) -> _Cluster | None:
+    def _joined(self, store: ResultsStore, run_id: str, while_measuring: ExitStack) -> _Cluster | None:
         """The cluster that was named, joined until `while_measuring` ends; `None` where none was."""
         if self._config.address is None:
             return None
-        ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), engines))
-        return _Cluster(ray=ray, folder=folder, node=self._asked_node(ray, engines))
+        ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), self._engines()))
+        return _Cluster(ray=ray, folder=folder, nodes=self._asked_nodes(ray))
 
-    def _asked_node(self, ray: RaySession, engines: SweepEngines) -> NodeFacts:
-        """What a node that will measure says of itself."""
+    def _asked_nodes(self, ray: RaySession) -> tuple[NodeFacts, ...]:
+        """What nodes that will measure say of themselves."""
         ray.nodes()
-        config = self._config
-        return ask_node(engines.adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive)
+        config, adapters = self._config, self._engines().adapters
+        return ask_nodes(adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive)
 
     @contextmanager
     def _session(self, log: AbstractContextManager[Path], engines: SweepEngines) -> Iterator[tuple[RaySession, Path]]:

@@ -12,9 +12,8 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import Gain, gain_over
 from kvray.analysis.score import utility
-from kvray.candidate import Candidate
 from kvray.ratios import speed_text, tok_s_text
-from kvray.record import Phase, Role, TrialResult, TrialStatus
+from kvray.record import Phase, Role, TrialRecord, TrialResult, TrialStatus
 from kvray.report.attempts import session_text
 from kvray.report.formats import clean_line, duration_range, plural, quantity
 from kvray.store.manifest import SweepManifest
@@ -48,7 +47,9 @@ class TrialState:
     """One trial as far as it is known.
 
     Attributes:
+        label: of its candidate, with the type of GPU where the sweep measures on several.
         parallelism: GPUs that it holds on a device of GPUs.
+        gpu_type: Ray's accelerator type of these, where that is known.
         wall_s: seconds that it took, once it has ended.
     """
 
@@ -63,6 +64,7 @@ class TrialState:
     is_confirming: bool = False
     engine: str = ""
     parallelism: int = 1
+    gpu_type: str | None = None
     wall_s: float = 0.0
 
     @property
@@ -75,7 +77,11 @@ class TrialState:
 
 @dataclass
 class SweepState:
-    """How a sweep stands; updated by events, read by whoever shows it. Seconds by `clock`."""
+    """How a sweep stands; updated by events, read by whoever shows it. Seconds by `clock`.
+
+    Attributes:
+        gpu_types: where trials run on several types of GPU, those types; each has a best candidate of its own.
+    """
 
     clock: Callable[[], float] = time.monotonic
     title: str = ""
@@ -88,7 +94,8 @@ class SweepState:
     started: float = 0.0
     recalled: str = ""
     notes: tuple[str, ...] = ()
-    _foreseen: float | None = None
+    gpu_types: Sequence[str] = ()
+    _foreseen: dict[str | None, tuple[Outlook, float]] = field(default_factory=dict)
 
     def start(
         self,
@@ -97,31 +104,35 @@ class SweepState:
         recorded: Sequence[TrialResult],
         positions: PositionBoard | None = None,
     ) -> None:
-        """The sweep begins, or goes on after `recorded`."""
+        """The sweep begins, or goes on after `recorded`. Called once for each of `gpu_types`."""
+        is_further_type = bool(self.title and manifest.gpu_types)
         self.started = self.clock()
         self.positions = positions
-        self.total = len(preview.space.candidates)
+        self.total = len(preview.space.candidates) + (self.total if is_further_type else 0)
+        self.gpu_types = tuple(one.gpu_type for one in manifest.gpu_types)
         self.budget_s = manifest.budget_s
         for result in recorded:
             self.update(result, preview, ended=True)
         starts = earlier_session(manifest, recorded)
-        self.recalled = session_text(starts) if starts else ""
+        if starts or not is_further_type:
+            self.recalled = session_text(starts) if starts else ""
         self.notes = tuple(f"note: {clean_line(note)}" for note in manifest.model_notes)
         model, device = preview.model, preview.device
-        self.title = f"{model.name} · {preview.profile.name} · {device.device_name} ({device.device})"
+        names = " + ".join(one.device_name for one in manifest.gpu_types) or device.device_name
+        self.title = f"{model.name} · {preview.profile.name} · {names} ({device.device})"
 
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""
-        self.standings[spec.trial_id] = _standing(spec.candidate, spec.role, spec.trial_id)
+        self.standings[spec.trial_id] = self._standing(spec)
 
     def lose(self, spec: TrialSpec) -> None:
         """A trial's slot died; it will begin anew."""
-        self.standings[spec.trial_id] = replace(_standing(spec.candidate, spec.role, spec.trial_id), state=LOST)
+        self.standings[spec.trial_id] = replace(self._standing(spec), state=LOST)
 
     def update(self, result: TrialResult, profile_of: Preview, *, ended: bool) -> TrialState:
         """A trial completed a rung, or ended (if its slot died at once, without having begun)."""
         record = result.record
-        standing = self.standings.setdefault(record.trial_id, _standing(record.candidate, record.role, record.trial_id))
+        standing = self.standings.setdefault(record.trial_id, self._standing(record))
         standing.rung = record.rung
         standing.metrics = rung_metrics(result.runs, record.rung)
         if standing.metrics is not None:
@@ -133,6 +144,19 @@ class SweepState:
             standing.wall_s = record.wall_s or 0.0
             self.finished += record.role is not Role.CONFIRM
         return standing
+
+    def _standing(self, trial: TrialSpec | TrialRecord) -> TrialState:
+        candidate, role = trial.candidate, trial.role
+        return TrialState(
+            label=f"{candidate.label} on {trial.gpu_type}" if self.gpu_types else candidate.label,
+            state=RUNNING,
+            trial_id=trial.trial_id,
+            engine=candidate.engine,
+            parallelism=candidate.parallelism,
+            gpu_type=trial.gpu_type,
+            is_baseline=role is Role.BASELINE,
+            is_confirming=role is Role.CONFIRM,
+        )
 
     def best(self) -> TrialState | None:
         """The best candidate of those that were measured completely and keep the limits, by all its processes."""
@@ -150,6 +174,10 @@ class SweepState:
 
     def best_line(self) -> str:
         """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
+        if self.gpu_types:
+            found = [(one, self._on_type(one).best()) for one in self.gpu_types]
+            texts = (f"none yet on {name}" if best is None else figures_text(best) for name, best in found)
+            return f"best: {'; '.join(texts)}"
         best = self.best()
         return f"best: {'none yet' if best is None else figures_text(best)}"
 
@@ -167,12 +195,24 @@ class SweepState:
 
     def gain_line(self) -> str | None:
         """E.g. `over the baseline: first token 1.98× as fast, 12 % more tok/s`; `None` with nothing to compare."""
+        if self.gpu_types:
+            lines = {name: self._on_type(name).gain_line() for name in self.gpu_types}
+            return "; ".join(f"on {name} {line}" for name, line in lines.items() if line is not None) or None
         over, best = self.best_gain(), self.best()
         if over is None or best is None:
             return None
         if best.is_baseline:
             return "this is the baseline"
         return f"over the baseline: first token {speed_text(1 + over.ttft)}, {tok_s_text(1 + over.throughput)}"
+
+    def best_labels(self) -> set[str]:
+        """The label of the best candidate on each type of GPU."""
+        states = [self._on_type(name) for name in self.gpu_types] or [self]
+        return {best.label for state in states if (best := state.best()) is not None}
+
+    def _on_type(self, gpu_type: str) -> SweepState:
+        own = {key: one for key, one in list(self.standings.items()) if one.gpu_type == gpu_type}
+        return replace(self, gpu_types=(), standings=own)
 
     def counts(self) -> dict[str, int]:
         """How many trials are in each state, of the states that occur, in the order of `STATES`."""
@@ -181,23 +221,26 @@ class SweepState:
 
     def break_off(self) -> None:
         """The sweep is over: no time is left, and what still ran has ended with it."""
-        self.foresee(replace(self.outlook, left_s=None))
+        for outlook, _ in list(self._foreseen.values()):
+            self.foresee(replace(outlook, left_s=None))
         for one in self.standings.values():
             if one.state in (RUNNING, LOST):
                 one.state = BROKEN_OFF
 
     def foresee(self, outlook: Outlook) -> None:
-        """Take what is still to come, as it is now."""
-        self.outlook = outlook
-        self._foreseen = self.clock()
+        """Take what is still to come, as it is now, on all GPUs or on those of one type."""
+        self._foreseen[outlook.gpu_type] = outlook, self.clock()
+        every = [one for one, _ in self._foreseen.values()]
+        self.outlook = Outlook(
+            confirming=sum(one.confirming for one in every),
+            confirming_most=sum(one.confirming_most for one in every),
+            left_s=_longest([one.left_s for one in every]),
+        )
 
     def left_s(self) -> Range | None:
         """Seconds until the sweep ends, least and most: what was foreseen, less the time since."""
-        if self.outlook.left_s is None:
-            return None
-        since = 0.0 if self._foreseen is None else self.clock() - self._foreseen
-        least, most = self.outlook.left_s
-        return max(0.0, least - since), max(0.0, most - since)
+        now = self.clock()
+        return _longest([_later(one.left_s, now - then) for one, then in list(self._foreseen.values())])
 
     def pulse_line(self) -> str:
         """What is going on, when nothing has happened for a while."""
@@ -232,6 +275,18 @@ class SweepState:
         return text if left_s is None else f"{text} · {duration_range(*left_s)} left"
 
 
+def _later(left_s: Range | None, since_s: float) -> Range | None:
+    return None if left_s is None else (max(0.0, left_s[0] - since_s), max(0.0, left_s[1] - since_s))
+
+
+def _longest(every: Sequence[Range | None]) -> Range | None:
+    """Of what runs at the same time; `None` where anything is unknown."""
+    known = [one for one in every if one is not None]
+    if not known or len(known) < len(every):
+        return None
+    return max(least for least, _ in known), max(most for _, most in known)
+
+
 def _pooled(processes: Sequence[TrialState]) -> TrialState:
     """Medians over a candidate's processes."""
     first = processes[0]
@@ -250,18 +305,6 @@ def _pooled(processes: Sequence[TrialState]) -> TrialState:
 
 def _utility(processes: Sequence[TrialState]) -> float:
     return statistics.median(one.utility or 0.0 for one in processes)
-
-
-def _standing(candidate: Candidate, role: Role, trial_id: str) -> TrialState:
-    return TrialState(
-        label=candidate.label,
-        state=RUNNING,
-        trial_id=trial_id,
-        engine=candidate.engine,
-        parallelism=candidate.parallelism,
-        is_baseline=role is Role.BASELINE,
-        is_confirming=role is Role.CONFIRM,
-    )
 
 
 def figures_text(standing: TrialState) -> str:

@@ -29,11 +29,12 @@ class MetricsObserver(SearchObserver):
     """Use it as a context manager, inside that of Ray's session. A thread writes, so that no trial waits for it.
 
     Args:
-        gpus_per_slot: as in `SlotPlan`.
+        gpus_per_slot, gpu_type: as in `SlotPlan`.
     """
 
-    def __init__(self, *, gpus_per_slot: int) -> None:
+    def __init__(self, *, gpus_per_slot: int, gpu_type: str | None = None) -> None:
         self._gpus_per_slot = gpus_per_slot
+        self._gpu_type = gpu_type
         self._state = SweepState()
         self._preview: Preview | None = None
         self._metrics: SweepMetrics | None = None
@@ -78,6 +79,7 @@ class MetricsObserver(SearchObserver):
                 "model": manifest.model_id,
                 "engine": ",".join(self._engines),
                 "profile": manifest.profile.name,
+                "gpu_type": self._gpu_type or "",
             }
         )
         self._news.set()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
+from kvray.plan.plan import load_plan_file
 from kvray.record import Role, TrialRecord, TrialStatus
 from kvray.store.parquet import ResultsStore
-from kvray.sweep.remote_device import ask_node
+from kvray.sweep.remote_device import ask_nodes
 from kvray.testing.fake import FakeAdapter
+from kvray.tuning.result import TuneResult, read_result
 
 
 @pytest.fixture(scope="module")
@@ -30,38 +33,65 @@ def cluster() -> Iterator[str]:
     running.shutdown()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What two runs of one sweep left: the first kept to one type and was told to launch one candidate."""
+
+    folder: Path
+    before: dict[str, TrialRecord]
+    lines: list[str]
+
+    @property
+    def records(self) -> dict[str, TrialRecord]:
+        return records_of(self.folder)
+
+    @property
+    def result(self) -> TuneResult:
+        store = ResultsStore(self.folder)
+        return read_result(store, store.latest_run_id())
+
+
+def records_of(folder: Path) -> dict[str, TrialRecord]:
+    return {key: one.record for key, one in recorded(folder).items()}
+
+
 @pytest.fixture(scope="module")
-def sweep(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Results of a sweep that was told of no type, and what it said."""
+def sweep(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Said:
     folder = tmp_path_factory.mktemp("sweep")
     asked = ("--device", "cuda", "--address", cluster, "--cache", "dynamic,static", "--dtype", "float32")
     rest = ("--attention", "sdpa", "--search", "grid", "--confirm", "1", "--output", folder / "out")
     environment = {"KVRAY_CACHE": str(folder / "cache"), "HOME": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    driver = Driver("fake:ok", *FAKE, *asked, *rest, **environment)
-    try:
-        assert driver.wait() == 0, driver.lines
-    finally:
-        driver.end()
-    return folder / "out", driver.lines
+
+    def run(*further: str) -> list[str]:
+        driver = Driver("fake:ok", *FAKE, *asked, *rest, *further, **environment)
+        try:
+            assert driver.wait() == 0, driver.lines
+        finally:
+            driver.end()
+        return driver.lines
+
+    run("--gpu-type", "a100", "--max-trials", "1")
+    before = records_of(folder / "out")
+    lines = run("--resume", ResultsStore(folder / "out").latest_run_id())
+    return Said(folder=folder / "out", before=before, lines=lines)
 
 
-def records_of(sweep: tuple[Path, list[str]]) -> list[TrialRecord]:
-    return [one.record for one in recorded(sweep[0]).values()]
+def launched(records: Mapping[str, TrialRecord], gpu_type: str) -> dict[str, TrialRecord]:
+    return {key: one for key, one in records.items() if one.gpu_type == gpu_type and one.status.was_launched}
 
 
-def test_a_sweep_keeps_to_the_type_that_the_cluster_has_most_of_and_names_the_other(
-    sweep: tuple[Path, list[str]],
-) -> None:
-    records = records_of(sweep)
-    assert {(one.status, one.device_name) for one in records} == {(TrialStatus.OK, "A100")}
-    (told,) = [line for line in sweep[1] if "several types" in line]
-    assert "measures on A100 (2 GPUs)" in told
-    assert "H100 (1)" in told
+def test_a_sweep_measures_every_candidate_on_every_type_that_is_there(sweep: Said) -> None:
+    for name in ("A100", "H100"):
+        own = launched(sweep.records, name)
+        assert {(one.status, one.device_name) for one in own.values()} == {(TrialStatus.OK, name)}
+        searched = [one.candidate_id for one in own.values() if one.role is not Role.CONFIRM]
+        assert len(searched) == len(set(searched)) == 2
 
 
-def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep: tuple[Path, list[str]]) -> None:
-    """There are two that are alike, and the other one is free meanwhile."""
-    confirming = [one for one in records_of(sweep) if one.role is Role.CONFIRM]
+@pytest.mark.parametrize("name", ["A100", "H100"])
+def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep: Said, name: str) -> None:
+    """There are two A100 that are alike, and the other one is free meanwhile."""
+    confirming = [one for one in launched(sweep.records, name).values() if one.role is Role.CONFIRM]
     assert len(confirming) == 2
     assert {one.confirm_round for one in confirming} == {1}
     (device,) = {one.device_uuid for one in confirming}
@@ -70,27 +100,57 @@ def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
 
 
-def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: tuple[Path, list[str]]) -> None:
-    store = ResultsStore(sweep[0])
+def test_what_one_type_has_recorded_is_kept_and_not_taken_as_measured_for_another(sweep: Said) -> None:
+    before = launched(sweep.before, "A100")
+    assert before
+    assert not launched(sweep.before, "H100")
+    assert {key: sweep.records[key].started_at for key in before} == {
+        key: one.started_at for key, one in before.items()
+    }
+
+
+def test_each_type_has_a_ranking_a_plan_and_a_report_of_its_own_and_no_round_mixes_them(sweep: Said) -> None:
+    first = sweep.result
+    (other,) = first.other_hardware
+    assert [one.device_name for one in (first, other)] == ["A100", "H100"], "the cluster has more of the first"
+    for one in (first, other):
+        assert {trial.record.gpu_type for trial in one.results} == {one.device_name}
+        assert len(one.analysis.ranking.entries) == 2
+        assert load_plan_file(one.paths.best_plan).fingerprint.device_name == one.device_name
+        assert one.paths.report_html.is_file()
+        assert [trial for trial in one.results if trial.record.role is Role.CONFIRM]
+
+
+def test_the_lines_tell_on_which_type_a_trial_runs_and_the_best_of_each(sweep: Said) -> None:
+    assert any(line.startswith("start") and line.endswith(" on H100") for line in sweep.lines), sweep.lines
+    assert [line for line in sweep.lines if "A100 + H100 (cuda)" in line]
+    last = [line for line in sweep.lines if "best: " in line][-1]
+    assert " on A100 · TTFT" in last
+    assert " on H100 · TTFT" in last
+
+
+def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: Said) -> None:
+    store = ResultsStore(sweep.folder)
     manifest = store.read_manifest(store.latest_run_id())
     assert (manifest.device, manifest.device_name) == (DeviceType.CUDA, "A100")
     assert manifest.attempts[-1].fingerprint.device_name == "A100"
+    assert [one.gpu_type for one in manifest.gpu_types] == ["A100", "H100"]
 
 
-def test_a_record_says_on_which_hardware_it_was_measured(sweep: tuple[Path, list[str]]) -> None:
-    (digest,) = {one.hardware for one in records_of(sweep)}
-    assert digest is not None
-    assert len(digest) == 8
+def test_a_record_says_on_which_hardware_it_was_measured(sweep: Said) -> None:
+    digests = {(one.gpu_type, one.hardware) for one in sweep.records.values() if one.status.was_launched}
+    assert len(digests) == 2
+    assert all(len(digest or "") == 8 for _, digest in digests)
 
 
 def test_a_type_that_is_named_is_the_one_that_is_asked(cluster: str) -> None:
     with ray.init(address=cluster, log_to_driver=False):
         adapters = [FakeAdapter()]
-        seen = ask_node(adapters, device=None, gpu_type="h100", check_alive=lambda: None)
+        (seen,) = ask_nodes(adapters, device=None, gpu_type="h100", check_alive=lambda: None)
         assert (seen.gpu_type, seen.device.device_name, seen.device.gpu_count) == ("H100", "H100", 1)
         assert [axis.name for axis in seen.axes["fake"]] == [axis.name for axis in adapters[0].axes(seen.device)]
         assert set(seen.environments["fake"].engine_versions) == {"numpy", "torch", "transformers"}
-        on_cpu = ask_node(adapters, device=DeviceType.CPU, gpu_type=None, check_alive=lambda: None)
+        (on_cpu,) = ask_nodes(adapters, device=DeviceType.CPU, gpu_type=None, check_alive=lambda: None)
         assert dataclasses.astuple(on_cpu.device)[2:] == (0, None)
         with pytest.raises(SweepError, match="no GPUs of type 'L4'"):
-            ask_node(adapters, device=DeviceType.CUDA, gpu_type="L4", check_alive=lambda: None)
+            ask_nodes(adapters, device=DeviceType.CUDA, gpu_type="L4", check_alive=lambda: None)

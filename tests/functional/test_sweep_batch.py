@@ -28,6 +28,7 @@ from kvray.tuning.outcome import write_up
 from kvray.tuning.prepared import PreparedSweep, prepare_sweep
 from kvray.tuning.result import TuneResult
 from kvray.tuning.search import TuningSearch
+from kvray.tuning.share import Share
 from kvray.workload import create_custom_profile
 
 PROFILE = create_custom_profile(
@@ -66,14 +67,13 @@ def config_of(model_id: str, folder: Path) -> TuneConfig:
 def prepared(config: TuneConfig, run_id: str, ray: RaySession, scratch: Path, stack: ExitStack) -> PreparedSweep:
     engines, store = SweepEngines([FakeAdapter()]), ResultsStore(config.output_dir)
     preview, parts = ready_parts(engines, engines.resolve(engines.check(config)))
+    slots = plan_slots(ray.nodes(), device=DeviceType.CPU, slots=config.slots)
     return prepare_sweep(
         store,
         config,
-        preview,
-        parts,
+        [Share(preview=preview, parts=parts, slots=slots)],
         claim=stack.enter_context(claimed_sweep(store, run_id)),
         run_id=run_id,
-        slots=plan_slots(ray.nodes(), device=DeviceType.CPU, slots=config.slots),
         scratch=scratch,
         started_s=time.monotonic(),
     )
@@ -109,7 +109,7 @@ def batch(tmp_path_factory: pytest.TempPathFactory, sigterm: int | None) -> Batc
         for sweep in sweeps:
             sweep.start()
         slots = plan_slots(ray.nodes(), device=DeviceType.CPU, slots=2)
-        run_sweep(*(sweep.queued for sweep in sweeps), ray=ray, slots=slots, scratch=scratch)
+        run_sweep(*(one for sweep in sweeps for one in sweep.queued), ray=ray, slots=slots, scratch=scratch)
         for sweep in sweeps:
             sweep.end()
         runner = CodeRunner(FakeAdapter(), excuse="a test", before=lambda: None)

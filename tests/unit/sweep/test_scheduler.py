@@ -11,7 +11,10 @@ from ray.tune.schedulers import TrialScheduler
 from kvray.analysis.score import utility
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.sweep.admission import Admission
 from kvray.sweep.batch import QueuedSweep, SweepBatch
+from kvray.sweep.capacity import Room
+from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import HalvingPerSweep, SparingHalving
@@ -220,7 +223,8 @@ def test_whoever_may_keep_the_limits_is_held_against_the_best_of_those_that_do()
 
 def test_a_trial_is_held_against_those_of_its_own_sweep_alone() -> None:
     batch = SweepBatch([QueuedSweep(queue=make_queue(run_id=name), observer=Deaf()) for name in ("fast", "slow")])
-    scheduler = HalvingPerSweep(batch)
+    lane = Lane(batch=batch, admission=Admission(batch, room=lambda: Room(slots=8)))
+    scheduler = HalvingPerSweep(Lanes({None: lane}))
     tasks = [batch.next_trial() for _ in range(8)]
     fast, slow = ([one for one in tasks if one and one.spec.run_id == name] for name in ("fast", "slow"))
 

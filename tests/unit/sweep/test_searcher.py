@@ -7,6 +7,7 @@ from queue_samples import Deaf, answer, make_queue
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Room
+from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.searcher import BatchSearcher
 from kvray.sweep.slot import RESULT, TASK
 from kvray.sweep.trial_queue import SweepQueue
@@ -14,8 +15,8 @@ from kvray.sweep.trial_queue import SweepQueue
 
 def make_searcher(queue: SweepQueue, *, slots: int, waits: list[str]) -> BatchSearcher:
     batch = SweepBatch([QueuedSweep(queue=queue, observer=Deaf())])
-    admission = Admission(batch, room=lambda: Room(slots=slots))
-    return BatchSearcher(batch, admission=admission, before_launch=lambda: waits.append("wait"))
+    lane = Lane(batch=batch, admission=Admission(batch, room=lambda: Room(slots=slots)))
+    return BatchSearcher(Lanes({None: lane}), before_launch=lambda: waits.append("wait"))
 
 
 def test_what_waits_before_a_launch_is_called_while_no_trial_runs_and_there_is_one_to_launch() -> None:

@@ -16,7 +16,7 @@ from kvray.errors import ResultsError
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.testing.fake import FakeAdapter
-from kvray.tuning.attempt import prepare_attempt
+from kvray.tuning.attempt import Conditions, prepare_attempt
 from kvray.tuning.preview import Preview
 from kvray.tuning.search import TuningSearch
 
@@ -32,7 +32,12 @@ def begun(folder: Path, *statuses: TrialStatus, ended: bool = False) -> Preview:
     """Leave a sweep whose first candidates have ended so; returns what it chose from."""
     store, given = ResultsStore(folder), config(folder)
     preview = TuningSearch(config=given).preview()
-    attempt = prepare_attempt(store, given, preview, [FakeAdapter()], run_id=RUN_ID, threads=None, slots=1)
+    attempt = prepare_attempt(
+        store,
+        given,
+        [Conditions(preview=preview, adapters=[FakeAdapter()], threads=None, slots=1)],
+        run_id=RUN_ID,
+    )
     manifest = attempt.manifest
     store.write_manifest(manifest.ended(manifest.created_at) if ended else manifest)
     for number, (candidate, status) in enumerate(zip(preview.space.candidates, statuses, strict=False)):
