@@ -34,6 +34,10 @@ from kvray.tuning.recorder import Recorder
 from kvray.tuning.share import Share
 
 
+_LONGEST_TYPE = 24
+"""Characters of a type's name in trial ids, which name files."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedShare:
     """What is measured on one type of GPU, before its first trial.
@@ -190,7 +194,7 @@ def _prepared_share(
 
 def _type_suffix(gpu_type: str | None) -> str:
     """Ends the ids of trials on that type, so that they never replace those of another."""
-    return "" if gpu_type is None else f".{re.sub('[^A-Za-z0-9]+', '-', gpu_type)}"
+    return "" if gpu_type is None else f".{re.sub('[^A-Za-z0-9]+', '-', gpu_type)[:_LONGEST_TYPE]}"
 
 
 def _libraries(adapters: Sequence[EngineAdapter]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from kvray.engines.base import ModelRequest
 from kvray.jobs.doorman import MARK
 from kvray.record import Phase, Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.batch_manifest import BatchSweep
-from kvray.store.manifest import SweepManifest
+from kvray.store.manifest import MeasuredType, SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.testing.fake import FakeAdapter
 from kvray.trial.position import Position, PositionBoard
@@ -237,7 +237,7 @@ def test_confirming_runs_are_counted_apart(preview: Preview) -> None:
 
 def test_the_time_left_is_told_as_soon_as_it_can_be_guessed(preview: Preview) -> None:
     state = state_of(preview)
-    state.outlook = Outlook(left_s=(170.0, 560.0))
+    state.foresee(Outlook(left_s=(170.0, 560.0)))
     assert state.time_line() == "0 of 12 candidates tried · 0 s passed · about 3 to 9 min left"
 
 
@@ -495,3 +495,33 @@ def test_what_is_to_be_known_of_the_model_is_said_at_the_start(preview: Preview,
     console = Console(file=io.StringIO(), record=True)
     console.print(render_state(state))
     assert "note: Its weights are packed." in console.export_text()
+
+
+def test_each_type_of_gpu_has_a_best_of_its_own_and_the_time_left_is_that_of_the_slowest(preview: Preview) -> None:
+    types = [MeasuredType(gpu_type=name, device_name=f"NVIDIA {name}", baseline_id="") for name in ("A100", "H100")]
+    about = manifest_of(preview).model_copy(update={"gpu_types": tuple(types)})
+    state = SweepState(clock=Clock())
+    for _ in types:
+        state.start(preview, about, [])
+    assert state.total == 2 * len(preview.space.candidates)
+    assert "NVIDIA A100 + NVIDIA H100" in state.title
+    baseline, other, *_ = specs_of(preview)
+    for name, ttft_ms in (("A100", 80.0), ("H100", 20.0)):
+        for spec, factor in ((baseline, 2.0), (other, 1.0)):
+            on_type = replace(spec, trial_id=f"{spec.trial_id}.{name}", gpu_type=name)
+            state.begin(on_type)
+            result = result_of(on_type, ttft_ms=ttft_ms * factor)
+            result = replace(result, record=result.record.with_(gpu_type=name))
+            state.update(result, preview, ended=True)
+    label = other.candidate.label
+    assert state.best_line() == (
+        f"best: {label} on A100 · TTFT 80.0 ms · 50.0 tok/s; {label} on H100 · TTFT 20.0 ms · 50.0 tok/s"
+    )
+    assert state.gain_line() == "; ".join(
+        f"on {name} over the baseline: first token 2.00× as fast, the same tok/s" for name in ("A100", "H100")
+    )
+    assert state.best_labels() == {f"{label} on A100", f"{label} on H100"}
+    state.foresee(Outlook(left_s=(60.0, 120.0), confirming=1, confirming_most=3, gpu_type="A100"))
+    state.foresee(Outlook(left_s=(30.0, 300.0), confirming=2, confirming_most=4, gpu_type="H100"))
+    assert state.left_s() == (60.0, 300.0)
+    assert "confirming 3 of 7" in state.time_line()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -111,3 +112,37 @@ def test_a_sweep_of_one_hardware_shows_nothing_of_it(store: ResultsStore) -> Non
     assert result.device_name == result.manifest.device_name
     assert {"hardware", "other_hardware"}.isdisjoint(summary(result))
     assert not any("also measured" in note for note in info_of(result).headline.notes)
+
+
+def test_each_type_of_gpu_lists_what_was_not_tried_there_and_the_sweeps_first_type_comes_first(
+    store: ResultsStore,
+) -> None:
+    about = manifest(
+        device_name="H100",
+        gpu_types=[
+            {"gpu_type": name, "device_name": name, "baseline_id": BASELINE.candidate_id, "left_out": [left]}
+            for name, left in (("H100", ("dtype", "float8", "not asked for")), ("A100", ("dtype", "float8", "too old")))
+        ],
+    )
+    results = [
+        typed(on(digest, name, one), name)
+        for digest, name in ((A100, "A100"), (H100, "H100"))
+        for one in (measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=1.3))
+    ]
+    rejected = ended(NEVER, TrialStatus.REJECTED, "needs a newer GPU")
+    store.write_manifest(about)
+    for number, one in enumerate((*results, typed(rejected, "A100"))):
+        record = one.record.with_(trial_id=f"trial-{number}")
+        store.append(
+            TrialResult(record=record, runs=tuple(replace(run, trial_id=f"trial-{number}") for run in one.runs))
+        )
+    first = read_result(store, about.run_id)
+    (other,) = first.other_hardware
+    assert (first.device_name, other.device_name) == ("H100", "A100")
+    assert [one.manifest.left_out[0][2] for one in (first, other)] == ["not asked for", "too old"]
+    unranked = [[item.record.candidate_id for item in one.analysis.ranking.unranked] for one in (first, other)]
+    assert unranked == [[], [NEVER.candidate_id]]
+
+
+def typed(result: TrialResult, gpu_type: str) -> TrialResult:
+    return replace(result, record=result.record.with_(gpu_type=gpu_type))

@@ -170,3 +170,11 @@ def test_threads_that_ray_set_for_a_job_are_no_variable_of_the_users(
     if job is not None:
         monkeypatch.setenv(RAY_JOB_CONFIG_JSON_ENV_VAR, json.dumps({"runtime_env": {"env_vars": job}}))
     assert here().variables == kept
+
+
+def test_on_a_cluster_the_gpu_is_no_difference_because_each_record_names_its_own() -> None:
+    a100, h100 = (fingerprint(place="a Ray cluster", device="cuda", device_name=name) for name in ("A100", "H100"))
+    assert a100.differences(h100) == ()
+    assert a100.digest == h100.digest
+    here, there = (fingerprint(device="cuda", device_name=name) for name in ("A100", "H100"))
+    assert here.differences(there) == ("device name: A100 → H100",)

@@ -15,12 +15,14 @@ from kvray.errors import ResultsError
 from kvray.record import Role, TrialResult, TrialStatus
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import CodeCheck, CodeOutcome, SweepManifest
+from kvray.store.parquet import without_overtaken
 from kvray.store.resuming import (
     asks_nothing_new,
     current_results,
     earlier_session,
     first_attempt,
     further_attempt,
+    of_type,
     recall,
 )
 
@@ -240,3 +242,24 @@ def test_trials_of_an_earlier_session_are_those_begun_before_the_last_attempt() 
     both = goes_on(begun(), A)
     assert earlier_session(both, [late, early, trial(status=TrialStatus.SKIPPED)]) == [early.record.started_at]
     assert earlier_session(begun(), [early, late]) == []
+
+
+def test_what_one_type_of_gpu_has_recorded_is_not_taken_for_anothers() -> None:
+    on_a100, on_h100, older, unlaunched = (
+        trial(BASELINE, gpu_type="A100", device_name="NVIDIA A100"),
+        trial(OTHER, gpu_type="H100", device_name="NVIDIA H100"),
+        trial(THIRD, device_name="NVIDIA H100"),
+        trial(THIRD, status=TrialStatus.SKIPPED),
+    )
+    every = (on_a100, on_h100, older, unlaunched)
+    assert of_type(every, "A100", "NVIDIA A100") == (on_a100, unlaunched)
+    assert of_type(every, "H100", "NVIDIA H100") == (on_h100, older, unlaunched)
+    assert of_type(every, None, "a CPU") == every
+
+
+def test_a_candidate_that_ran_on_one_type_is_still_listed_as_not_launched_on_the_other() -> None:
+    ran = trial(OTHER, gpu_type="A100")
+    left, older = (trial(OTHER, status=TrialStatus.SKIPPED, gpu_type=name) for name in ("H100", None))
+    current, _ = current_results(manifest(), [ran, left, older])
+    assert current == (ran, left)
+    assert without_overtaken([one.record for one in (ran, left, older)]) == [ran.record, left.record]

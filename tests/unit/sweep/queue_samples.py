@@ -74,6 +74,7 @@ def make_queue(
     confirm_rounds: int = 0,
     limits: Limits | None = None,
     run_id: str = "r",
+    gpu_type: str | None = None,
 ) -> SweepQueue:
     profile = PROFILE if limits is None else PROFILE.model_copy(update={"limits": limits})
     spec = TrialSpec(
@@ -85,6 +86,7 @@ def make_queue(
         profile=profile,
         device=DeviceType.CPU,
         timeout_s=1.0,
+        gpu_type=gpu_type,
     )
     return SweepQueue(
         SPACE,
@@ -149,6 +151,7 @@ def answer(
         status=status,
         rung=spec.rungs[-1] if runs else None,
         wall_s=TRIAL_S,
+        gpu_type=spec.gpu_type,
     )
     return TrialResult(record=record, runs=runs)
 
