@@ -33,7 +33,6 @@ from kvray.tuning.preview import Preview
 from kvray.tuning.recorder import Recorder
 from kvray.tuning.share import Share
 
-
 _LONGEST_TYPE = 24
 """Characters of a type's name in trial ids, which name files."""
 

@@ -12,7 +12,8 @@ from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import NODELESS_S, Capacity, Room
 from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.searcher import BatchSearcher
-from kvray.sweep.slot import RESULT, TASK
+from kvray.sweep.slot import GOES_ON, RESULT, TASK
+from kvray.sweep.trial_task import TrialTask
 
 SIZES = {"A100": 2, "H100": 1}
 
@@ -29,6 +30,15 @@ def make_lanes(rooms: dict[str, Room], *, clock: Clock | None = None) -> Lanes:
     return Lanes({name: lane(name) for name in rooms})
 
 
+def end(searcher: BatchSearcher, trial_id: str, task: TrialTask) -> None:
+    """With the trials that follow it in its slot."""
+    while task.then:
+        following = task.then[0].spec.trial_id
+        searcher.on_trial_result(trial_id, {RESULT: answer(task), GOES_ON: following})
+        task = task.left_from(following)
+    searcher.on_trial_complete(trial_id, {RESULT: answer(task)})
+
+
 def all_rooms() -> dict[str, Room]:
     return {name: Room(slots=slots) for name, slots in SIZES.items()}
 
@@ -36,21 +46,20 @@ def all_rooms() -> dict[str, Room]:
 def test_every_type_is_filled_at_once_and_each_measures_every_candidate_and_confirms_its_own_best() -> None:
     lanes = make_lanes(all_rooms())
     searcher = BatchSearcher(lanes)
-    running: dict[str, object] = {}
+    running: dict[str, TrialTask] = {}
     launched: dict[str, list[Role]] = {name: [] for name in SIZES}
     number = 0
     while (config := searcher.suggest(str(number))) != "FINISHED":
         if isinstance(config, dict):
             running[str(number)] = task = config[TASK]
-            launched[task.spec.gpu_type].append(task.spec.role)
+            launched[str(task.spec.gpu_type)] += [one.spec.role for one in (task, *task.then)]
             number += 1
             continue
-        held = [task.spec.gpu_type for task in running.values()]  # type: ignore[attr-defined]
+        held = [str(task.spec.gpu_type) for task in running.values()]
         assert all(held.count(name) <= SIZES[name] for name in SIZES)
         if number <= sum(SIZES.values()):
             assert sorted(held) == ["A100", "A100", "H100"], "no type waits for another"
-        trial_id, task = running.popitem()
-        searcher.on_trial_complete(trial_id, {RESULT: answer(task)})  # type: ignore[arg-type]
+        end(searcher, *running.popitem())
     assert not running
     assert set(launched) == set(SIZES)
     for roles in launched.values():
@@ -78,8 +87,7 @@ def test_a_type_whose_nodes_have_left_waits_while_another_one_measures_and_ends_
             running[str(number)] = config[TASK]
             assert config[TASK].spec.gpu_type == "A100"
         elif running:
-            trial_id, task = running.popitem()
-            searcher.on_trial_complete(trial_id, {RESULT: answer(task)})
+            end(searcher, *running.popitem())
     assert not lanes.is_over
     with pytest.raises(SweepError, match="No node has had room for a trial for 10 minutes"):
         lanes.check_room()

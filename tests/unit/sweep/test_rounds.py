@@ -13,6 +13,7 @@ from kvray.record import Role, TrialResult, TrialStatus
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Room
+from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.progress import ObserverCallback
 from kvray.sweep.searcher import BatchSearcher
@@ -52,8 +53,9 @@ class Sweep:
         self.queue: SweepQueue = make_queue(confirm_rounds=1, recorded=recorded)
         batch = SweepBatch([QueuedSweep(queue=self.queue, observer=self.observer)])
         admission = Admission(batch, room=lambda: Room(slots=2))
-        self.searcher = BatchSearcher(batch, admission=admission, before_launch=self._wait)
-        self.callback = ObserverCallback(batch, check_alive=lambda: None)
+        lanes = Lanes({None: Lane(batch=batch, admission=admission)})
+        self.searcher = BatchSearcher(lanes, before_launch=self._wait)
+        self.callback = ObserverCallback(lanes, check_alive=lambda: None)
         self.searched: list[TrialTask] = []
         for number in range(0 if recorded else len(SPACE)):
             self.end(self.begin(f"search-{number}"), answer(self.task))
