@@ -63,6 +63,7 @@ class TuneConfig(BaseModel):
         gpu_type: Ray's name for the type of GPU to measure on, e.g. `A100`, in a cluster that has several; `None` takes
             the type that it has most GPUs of.
         slots: trials measured at the same time; `None` means one per GPU, or one on a CPU.
+        exclusive: whether no other trial of the sweep runs on a machine while one measures there.
         timeout_s: seconds that any one phase of a trial (load, warm-up, measuring a cell) may take before it is killed.
         resume: id of an earlier run in `output_dir`, whose recorded trials are not measured again.
         retry: of these, failures with one of these statuses that are measured again all the same.
@@ -105,6 +106,7 @@ class TuneConfig(BaseModel):
     address: str | None = None
     gpu_type: Annotated[str, Field(min_length=1)] | None = None
     slots: Annotated[int, Field(ge=1)] | None = None
+    exclusive: bool = False
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     resume: str | None = None
     retry: tuple[TrialStatus, ...] = ()

@@ -43,6 +43,7 @@ def batch(
     gpu_type: Annotated[
         str | None, typer.Option("--gpu-type", metavar="NAME", help="The GPUs of a cluster to measure on: A100.")
     ] = None,
+    exclusive: options.Exclusive = False,
     offline: options.Offline = False,
 ) -> None:
     """Tune many models, one sweep each. A model that fails is a row of the overview; the others go on.
@@ -61,6 +62,7 @@ def batch(
         address=address,
         gpu_type=gpu_type,
         slots=slots,
+        exclusive=exclusive,
         offline=offline,
         budget_s=parse_duration(budget, option="--budget"),
     )

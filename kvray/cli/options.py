@@ -102,6 +102,10 @@ Engine = Annotated[str, typer.Option(metavar="LIST", help="Inference engines.", 
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=MACHINE)
 ]
+Exclusive = Annotated[
+    bool,
+    typer.Option("--exclusive", help="One trial at a time on each machine.", rich_help_panel=MACHINE),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.", rich_help_panel=MACHINE)
 ]

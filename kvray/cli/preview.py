@@ -48,6 +48,8 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     )
     console.print(Text(f"search by {strategy}"))
     console.print(Text(f"confirming: {confirming_text(config.confirm_rounds)}"))
+    if config.exclusive:
+        console.print(Text("exclusive: one trial at a time on each machine"))
     if (expected := _expected_seconds(preview, config)) is not None:
         console.print(Text(f"expected to take {duration_range(*expected)}, by forecast{_too_long(preview)}"))
     _print_candidates(console, preview)
@@ -73,7 +75,7 @@ def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
         launches=expected_launches(config.search, len(space.candidates), most=config.max_trials),
         repeats=preview.profile.repeats,
         confirm_rounds=config.confirm_rounds,
-        slots=config.slots or max(1, preview.device.gpu_count),
+        slots=1 if config.exclusive else config.slots or max(1, preview.device.gpu_count),
         measured=0 if preview.rest is None else preview.rest.measured,
     )
     if expected is None or config.budget_s is None:
@@ -190,6 +192,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
             "max_trials": config.max_trials,
             "confirm_rounds": config.confirm_rounds,
             "seed": config.seed,
+            "exclusive": config.exclusive,
         },
         **({} if preview.rest is None else {"resumes": _rest_as_dict(preview.rest)}),
         "expected_s": _expected_seconds(preview, config),

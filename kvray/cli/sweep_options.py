@@ -99,6 +99,7 @@ class MachineOptions:
     slots: Annotated[
         int | None, typer.Option(metavar="N", help="Trials at the same time.", min=1, rich_help_panel=MACHINE)
     ] = None
+    exclusive: options.Exclusive = False
     wait_quiet: Annotated[
         str | None,
         typer.Option(
@@ -238,6 +239,7 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
         address=machine.address,
         gpu_type=machine.gpu_type,
         slots=machine.slots,
+        exclusive=machine.exclusive,
         timeout_s=machine.timeout,
         resume=resuming.resume,
         retry=retried,

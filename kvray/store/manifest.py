@@ -139,6 +139,7 @@ class SweepManifest(BaseModel):
         budget_s: seconds that search and confirming might take, `None` without a bound.
         max_trials: launches of the search at most, `None` without a bound.
         confirm_rounds: rounds at most in which winner, rivals and baseline were measured again.
+        exclusive: whether each trial had its machine to itself, as far as the sweep's other trials go.
         seed: of the search and of the confidence's draws.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume` and without secrets.
         code_check: of the code of the candidate that won by the sweep's own limits; `None` where it was not tried.
@@ -174,6 +175,7 @@ class SweepManifest(BaseModel):
     budget_s: float | None = None
     max_trials: int | None = None
     confirm_rounds: int = 0
+    exclusive: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arguments: tuple[str, ...] = ()
     code_check: CodeCheck | None = None

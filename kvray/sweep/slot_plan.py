@@ -4,6 +4,7 @@ same number of CPUs, however unlike the machines are.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,10 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.capacity import Room
 from kvray.sweep.gpu_types import PREFIX, TOKEN_SHARE, nodes_of_type
+
+_EXCLUSIVE_SHARE = 0.6
+"""How much of a node's accelerator type a trial takes that has the node to itself: no two of them fit."""
+_logger = logging.getLogger("kvray.sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,7 @@ class SlotPlan:
         follows_nodes: whether machines that join or leave during the sweep change the room.
         threads: intra-op threads of each trial's process, `None` for the library's own choice.
         gpu_type: Ray's accelerator type that all trials keep to; `None`: any.
+        exclusive: whether a machine has one slot at most, whatever it could hold.
     """
 
     room: Room
@@ -31,6 +37,7 @@ class SlotPlan:
     threads: int | None
     follows_nodes: bool = False
     gpu_type: str | None = None
+    exclusive: bool = False
 
     @property
     def slots(self) -> int:
@@ -40,12 +47,14 @@ class SlotPlan:
     def resources(self, candidate: Candidate) -> dict[str, float]:
         """What Ray reserves for a slot that measures `candidate`. Its CPUs are the same however many GPUs it holds."""
         held = {"CPU": self.cpus_per_slot, "GPU": float(self.gpus_per_slot * candidate.parallelism)}
-        return held if self.gpu_type is None else {**held, f"{PREFIX}{self.gpu_type}": TOKEN_SHARE}
+        if self.gpu_type is None:
+            return held
+        return {**held, f"{PREFIX}{self.gpu_type}": _EXCLUSIVE_SHARE if self.exclusive else TOKEN_SHARE}
 
     def room_on(self, nodes: Sequence[Mapping[str, float]]) -> Room:
         """What `nodes` have room for, each trial on one of them."""
         nodes = nodes_of_type(nodes, self.gpu_type)
-        slots = [_slots(node, self.cpus_per_slot, self.gpus_per_slot) for node in nodes]
+        slots = [_slots(node, self.cpus_per_slot, self.gpus_per_slot, self.exclusive) for node in nodes]
         return _room(nodes, slots, self.gpus_per_slot)
 
 
@@ -57,6 +66,7 @@ def plan_slots(
     user_threads: int | None = None,
     quota_threads: int | None = None,
     gpu_type: str | None = None,
+    exclusive: bool = False,
 ) -> SlotPlan:
     """Divide `nodes` (what Ray has on each machine) into slots; by default one per GPU, or one on a CPU.
 
@@ -69,6 +79,9 @@ def plan_slots(
         quota_threads: those that a CPU quota of this machine leaves room for; `None` without one, and on a cluster,
             where each slot looks for itself.
         gpu_type: Ray's accelerator type of the nodes that are divided; the others are left alone.
+        exclusive: one slot per machine, so that no other trial of the sweep runs beside one. On a CPU all machines are
+            used then. A machine that has at most half the CPUs of the largest is left out: Ray is told that a trial
+            needs more than half of them, so that no two fit.
 
     Raises:
         SweepError: there is not enough for a single slot, or not for as many as asked.
@@ -78,26 +91,44 @@ def plan_slots(
     if cpus < 1:
         raise SweepError("Ray offers no CPU to run a slot on.")
     gpus_per_slot = 1 if device is DeviceType.CUDA else 0
-    most = sum(_slots(node, 1, gpus_per_slot) for node in nodes)
+    least = _more_than_half(nodes, gpus_per_slot) if exclusive else 1
+    most = sum(_slots(node, least, gpus_per_slot, exclusive) for node in nodes)
     if gpus_per_slot and most < 1:
         raise SweepError(f"The sweep needs 1 GPU, Ray offers {gpus}.", hint="Pass --device cpu to tune on the CPU.")
-    wanted = slots or (most if gpus_per_slot else 1)
+    wanted = slots or (most if gpus_per_slot or exclusive else 1)
     if wanted > most:
+        alone = " With --exclusive each has a machine to itself." if exclusive else ""
         raise SweepError(
-            f"{wanted} slots do not fit: Ray offers {cpus:g} CPUs and {gpus} GPUs.", hint=f"At most {most}."
+            f"{wanted} slots do not fit: Ray offers {cpus:g} CPUs and {gpus} GPUs.{alone}", hint=f"At most {most}."
         )
-    share = 1
-    while sum(_slots(node, share + 1, gpus_per_slot) for node in nodes) >= wanted:
+    share = least
+    while sum(_slots(node, share + 1, gpus_per_slot, exclusive) for node in nodes) >= wanted:
         share += 1
-    room = _room(nodes, [_slots(node, share, gpus_per_slot) for node in nodes], gpus_per_slot)
+    room = _room(nodes, [_slots(node, share, gpus_per_slot, exclusive) for node in nodes], gpus_per_slot)
     return SlotPlan(
         room=replace(room, slots=wanted),
         cpus_per_slot=float(share),
         gpus_per_slot=gpus_per_slot,
-        threads=user_threads or (quota_threads if wanted == 1 else share),
+        threads=user_threads or (quota_threads if wanted == 1 or exclusive else share),
         follows_nodes=bool(gpus_per_slot) and slots is None,
         gpu_type=gpu_type,
+        exclusive=exclusive,
     )
+
+
+def _more_than_half(nodes: Sequence[Mapping[str, float]], gpus_per_slot: int) -> int:
+    """CPUs of which no machine has enough for two slots; says which machines have too few for one."""
+    cpus = [int(node.get("CPU", 0.0)) for node in nodes if _slots(node, 1, gpus_per_slot)]
+    share = max(cpus, default=1) // 2 + 1
+    if small := sum(one < share for one in cpus):
+        _logger.warning(
+            "With --exclusive %d of %d nodes are left out: they have fewer than %d CPUs, the largest has %d.",
+            small,
+            len(cpus),
+            share,
+            max(cpus),
+        )
+    return share
 
 
 def _total(nodes: Sequence[Mapping[str, float]], resource: str) -> float:
@@ -110,6 +141,7 @@ def _room(nodes: Sequence[Mapping[str, float]], slots: Sequence[int], gpus_per_s
     return Room(slots=sum(slots), gpus=sum(gpus), largest=max(gpus, default=0))
 
 
-def _slots(node: Mapping[str, float], cpus: float, gpus: int) -> int:
+def _slots(node: Mapping[str, float], cpus: float, gpus: int, exclusive: bool = False) -> int:
     by_cpu = int(node.get("CPU", 0.0) // cpus)
-    return min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
+    fit = min(by_cpu, int(node.get("GPU", 0.0) // gpus)) if gpus else by_cpu
+    return min(1, fit) if exclusive else fit

@@ -208,6 +208,7 @@ def _manifest(
         budget_s=config.budget_s,
         max_trials=config.max_trials,
         confirm_rounds=config.confirm_rounds,
+        exclusive=config.exclusive,
         seed=config.seed,
         arguments=tuple(redact(argument) for argument in arguments),
     )

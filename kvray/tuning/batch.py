@@ -48,13 +48,14 @@ class BatchOptions:
     address: str | None = None
     gpu_type: str | None = None
     slots: int | None = None
+    exclusive: bool = False
     offline: bool = False
     budget_s: float | None = None
 
     @property
     def of_a_sweep(self) -> dict[str, Any]:
         """The fields of a sweep's `TuneConfig`."""
-        names = ("output_dir", "device", "address", "gpu_type", "slots", "offline")
+        names = ("output_dir", "device", "address", "gpu_type", "slots", "exclusive", "offline")
         return {name: getattr(self, name) for name in names}
 
     def command(self, batch_id: str) -> str:
@@ -63,7 +64,8 @@ class BatchOptions:
         for name in ("device", "address", "gpu_type", "slots"):
             if (value := getattr(self, name)) is not None:
                 parts += [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join([*parts, *(["--offline"] if self.offline else [])])
+        flags = [f"--{name}" for name in ("exclusive", "offline") if getattr(self, name)]
+        return shlex.join([*parts, *flags])
 
 
 class BatchSearch:

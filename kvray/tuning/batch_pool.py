@@ -291,6 +291,7 @@ class BatchPool(Newcomers):
             ray.nodes(),
             device=ready.preview.device.device,
             slots=ready.config.slots,
+            exclusive=ready.config.exclusive,
             user_threads=wished_threads(),
             quota_threads=quota_threads() if node is None else None,
             gpu_type=node.gpu_type if node else None,

@@ -309,6 +309,7 @@ class TuningSearch:
             nodes,
             device=ready.preview.device.device,
             slots=most,
+            exclusive=self._config.exclusive,
             user_threads=wished_threads(),
             quota_threads=quota_threads() if self._config.address is None else None,
             gpu_type=node.gpu_type if node else None,

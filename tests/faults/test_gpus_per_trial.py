@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from drivers import FAKE, Driver, recorded
@@ -10,6 +11,7 @@ from ray.cluster_utils import Cluster
 
 from kvray.analysis.evidence import rounds_by_device
 from kvray.record import Role, TrialRecord, TrialStatus
+from kvray.store.parquet import ResultsStore
 
 MIXED_SIZES = """
 - {cache: [dynamic], dtype: [float32], attention: [sdpa, eager], parallelism: [1]}
@@ -31,18 +33,22 @@ def four_gpus() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def records(four_gpus: str, tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
     """What a sweep of mixed sizes has left."""
-    tmp_path = tmp_path_factory.mktemp("sweep")
-    space, home = tmp_path / "space.yaml", tmp_path / "home"
-    space.write_text(MIXED_SIZES)
+    return measured_in(tmp_path_factory.mktemp("sweep"), four_gpus, MIXED_SIZES, "--confirm", "1")
+
+
+def measured_in(folder: Path, address: str, blocks: str, *options: str) -> list[TrialRecord]:
+    """The records of a sweep over the candidates of `blocks`; its results are in `folder / "out"`."""
+    space, home = folder / "space.yaml", folder / "home"
+    space.write_text(blocks)
     home.mkdir()
-    asked = ("--device", "cuda", "--address", four_gpus, "--space", space, "--search", "grid", "--confirm", "1")
-    environment = {"KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(home)}
-    sweep = Driver("fake:ok", *FAKE, *asked, "--output", tmp_path / "out", **environment)
+    asked = ("--device", "cuda", "--address", address, "--space", space, "--search", "grid", *options)
+    environment = {"KVRAY_CACHE": str(folder / "cache"), "HOME": str(home)}
+    sweep = Driver("fake:ok", *FAKE, *asked, "--output", folder / "out", **environment)
     try:
         assert sweep.wait() == 0, sweep.lines
     finally:
         sweep.end()
-    return [one.record for one in recorded(tmp_path / "out").values()]
+    return [one.record for one in recorded(folder / "out").values()]
 
 
 def test_trials_of_one_two_and_four_gpus_share_a_machine(records: list[TrialRecord]) -> None:
@@ -66,6 +72,17 @@ def test_a_round_of_small_and_large_candidates_runs_on_the_gpus_of_the_largest(r
     assert [len(one) for one in held] == [one.parallelism for one in confirming]
     assert all(one <= max(held, key=len) for one in held)
     assert set(rounds_by_device([1] * len(held), [one.device_uuid for one in confirming])) == {1}
+
+
+@pytest.mark.slow  # how the machine is divided is in tests/unit/sweep/test_slot_plan.py
+def test_an_exclusive_trial_leaves_the_other_gpus_of_its_machine_idle(four_gpus: str, tmp_path: Path) -> None:
+    few = "- {cache: [dynamic, static], dtype: [float32], attention: [sdpa], parallelism: [1, 2]}"
+    records = measured_in(tmp_path, four_gpus, few, "--confirm", "0", "--exclusive")
+    assert [one.status for one in records] == [TrialStatus.OK] * 4
+    assert _gpus_held(records) == [one.parallelism for one in records], "one trial at a time"
+    assert all(_visible_gpus(one) == one.parallelism for one in records)
+    store = ResultsStore(tmp_path / "out")
+    assert store.read_manifest(store.latest_run_id()).exclusive
 
 
 def _visible_gpus(record: TrialRecord) -> int:

@@ -51,6 +51,7 @@ GIVEN: dict[str, Any] = {
     "address": "auto",
     "gpu_type": "A100",
     "slots": 2,
+    "exclusive": True,
     "wait_quiet": "1m",
     "offline": True,
     "trust_remote_code": True,

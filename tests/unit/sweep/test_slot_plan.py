@@ -10,6 +10,7 @@ from queue_samples import BASELINE
 from kvray.candidate import DeviceType
 from kvray.errors import SweepError
 from kvray.sweep.capacity import Room
+from kvray.sweep.gpu_types import PREFIX
 from kvray.sweep.slot_plan import SlotPlan, plan_slots
 
 
@@ -105,3 +106,31 @@ def test_room_counts_the_gpus_that_trials_share_and_those_of_the_largest_machine
     assert on(nodes, device=DeviceType.CUDA).room == Room(slots=6, gpus=6, largest=4)
     assert on(nodes, device=DeviceType.CUDA, slots=2).room == Room(slots=2, gpus=6, largest=4)
     assert on(nodes).room == Room(slots=1)
+
+
+def test_an_exclusive_trial_has_its_machine_to_itself() -> None:
+    gpus = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 6.0, "GPU": 1.0}]
+    divided = on(gpus, device=DeviceType.CUDA, exclusive=True)
+    assert (divided.slots, divided.threads, divided.follows_nodes) == (2, None, True)
+    held = divided.resources(replace(BASELINE, parallelism=2))
+    assert held["GPU"] == 2
+    assert all(2 * held["CPU"] > node["CPU"] for node in gpus), "Ray has no room for two"
+    assert [divided.room_on(nodes).slots for nodes in (gpus, gpus * 2, [])] == [2, 4, 0]
+    assert on([{"CPU": 8.0}, {"CPU": 8.0}], exclusive=True).slots == 2
+    assert on([{"CPU": 1.0}], exclusive=True).slots == 1
+    with pytest.raises(SweepError, match=r"3 slots do not fit: .* With --exclusive each has a machine to itself"):
+        on(gpus, device=DeviceType.CUDA, slots=3, exclusive=True)
+
+
+def test_two_exclusive_trials_do_not_fit_beside_each_other_on_gpus_of_a_type() -> None:
+    typed = [{"CPU": 8.0, "GPU": 4.0, f"{PREFIX}A100": 1.0}]
+    held = on(typed, device=DeviceType.CUDA, gpu_type="A100", exclusive=True).resources(BASELINE)
+    assert 0.5 < held[f"{PREFIX}A100"] < 1, "a sweep of others may run there all the same"
+
+
+def test_a_machine_that_is_too_small_to_be_exclusive_beside_the_largest_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("WARNING", logger="kvray.sweep"):
+        assert on([{"CPU": 64.0}, {"CPU": 8.0}, {"CPU": 40.0}], exclusive=True).slots == 2
+    assert "1 of 3 nodes are left out: they have fewer than 33 CPUs, the largest has 64" in caplog.text

@@ -14,7 +14,7 @@ from kvray.tuning.batch_file import EXAMPLE, AskedSweep, BatchFile, SweepSetting
 
 OF_THE_BATCH = {
     *("model_id", "profile", "output_dir", "device", "address", "slots", "offline", "wait_quiet_s", "resume", "force"),
-    *("retry", "retry_disturbed", "gpu_type"),
+    *("retry", "retry_disturbed", "gpu_type", "exclusive"),
 }
 
 

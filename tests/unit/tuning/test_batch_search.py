@@ -133,6 +133,9 @@ def test_what_measures_the_rest_has_the_options_of_the_batch() -> None:
     assert replace(common, offline=True, budget_s=9.0).command("b") == (
         "kvray batch --resume b --output 'my results' --device cuda --address h:1 --gpu-type A100 --slots 2 --offline"
     )
+    alone = replace(common, exclusive=True)
+    assert alone.command("b").endswith("--slots 2 --exclusive")
+    assert alone.of_a_sweep["exclusive"]
 
 
 def test_a_reason_names_the_keys_of_the_file_and_not_the_options_of_tune(
