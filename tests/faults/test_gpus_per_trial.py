@@ -41,9 +41,9 @@ def measured_in(folder: Path, address: str, blocks: str, *options: str) -> list[
     space, home = folder / "space.yaml", folder / "home"
     space.write_text(blocks)
     home.mkdir()
-    asked = ("--device", "cuda", "--address", address, "--space", space, "--search", "grid", *options)
+    asked = ("--device", "cuda", "--address", address, "--space", space, "--search", "grid")
     environment = {"KVRAY_CACHE": str(folder / "cache"), "HOME": str(home)}
-    sweep = Driver("fake:ok", *FAKE, *asked, "--output", folder / "out", **environment)
+    sweep = Driver("fake:ok", *FAKE, *asked, *options, "--output", folder / "out", **environment)
     try:
         assert sweep.wait() == 0, sweep.lines
     finally:
