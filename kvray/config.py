@@ -33,6 +33,8 @@ class SearchStrategy(Choice):
 
 DEFAULT_SPACE = "default"
 FULL_SPACE = "full"
+DISTURBED = "disturbed"
+"""What `--retry` calls candidates whose figures rest on disturbed runs alone, beside the names of failures."""
 CONFIRM_ROUNDS = 3
 _logger = logging.getLogger("kvray.config")
 

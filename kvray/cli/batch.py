@@ -13,7 +13,7 @@ from kvray.cli import options
 from kvray.cli.batch_progress import batch_progress
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.job_events import is_a_job, tell_of_batch
-from kvray.cli.parsing import parse_duration
+from kvray.cli.parsing import parse_duration, parse_retry
 from kvray.environment import changed_environment
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
 from kvray.report.formats import plural
@@ -22,6 +22,7 @@ from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_store import BatchStore
 from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import EXAMPLE, read_batch_file
+from kvray.tuning.batch_retry import FAILED, BatchRetry
 from kvray.tuning.batch_words import in_file_words
 
 app = typer.Typer(add_completion=False)
@@ -35,6 +36,10 @@ def batch(
         str, typer.Option("--output", "-o", metavar="FOLDER", help="Results folder or URI (s3://…).")
     ] = "./kvray_results",
     resume: Annotated[str | None, typer.Option(metavar="ID", help="Go on with this batch.")] = None,
+    retry: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="With --resume: measure these again: failed,oom,disturbed."),
+    ] = None,
     budget: Annotated[str | None, typer.Option(metavar="TIME", help="Time for all sweeps together: 90m or 8h.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what each sweep would measure.")] = False,
     device: options.Device = None,
@@ -54,6 +59,8 @@ def batch(
     if init:
         _write_example(Path(file or "models.yaml"))
         return
+    if retry is not None and resume is None:
+        raise InvalidValueError("--retry can only be used with --resume.")
     if file is None and resume is None:
         raise InvalidValueError("No batch file is given.", hint="kvray batch --init writes an example.")
     common = BatchOptions(
@@ -65,6 +72,7 @@ def batch(
         exclusive=exclusive,
         offline=offline,
         budget_s=parse_duration(budget, option="--budget"),
+        retry=_retry(retry),
     )
     asked = () if file is None else read_batch_file(file)
     if dry_run:
@@ -87,6 +95,20 @@ def batch(
         raise _without_winners(
             manifest, overview=str(paths.overview_markdown), resume=common.command(manifest.batch_id)
         )
+
+
+def _retry(text: str | None) -> BatchRetry:
+    """`"failed,oom"` as what of a batch is measured again; nothing for `None`.
+
+    Raises:
+        InvalidValueError: a part is neither `failed` nor what `parse_retry` takes, or there is no part.
+    """
+    parts = [part.strip() for part in (text or "").split(",") if part.strip()]
+    others = [part for part in parts if part != FAILED]
+    if text is None or (parts and not others):
+        return BatchRetry(failed=bool(parts))
+    statuses, disturbed = parse_retry(",".join(others) or text, option="--retry", also=(FAILED,))
+    return BatchRetry(failed=FAILED in parts, statuses=statuses, disturbed=disturbed)
 
 
 def _without_winners(manifest: BatchManifest, *, overview: str, resume: str) -> BatchFailedError:

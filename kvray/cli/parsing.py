@@ -17,6 +17,7 @@ from kvray.candidate import (
     Choice,
     ParamValue,
 )
+from kvray.config import DISTURBED
 from kvray.errors import InvalidValueError
 from kvray.judgement import Weights
 from kvray.record import TrialStatus
@@ -24,8 +25,6 @@ from kvray.record import TrialStatus
 C = TypeVar("C", bound=Choice)
 OFF = "off"
 """Lifts a limit."""
-DISTURBED = "disturbed"
-"""What `--retry` takes beside the statuses of failed trials."""
 _MS_PER_UNIT = {"": 1.0, "ms": 1.0, "s": 1000.0}
 _TOK_S_PER_UNIT = {"": 1.0, "tok/s": 1.0, "tokens/s": 1.0, "t/s": 1.0}
 _MIB_PER_UNIT = {"": 1.0, "mib": 1.0, "gib": 1024.0, "mb": 1e6 / 2**20, "gb": 1e9 / 2**20}
@@ -120,9 +119,9 @@ def parse_settings(
     return found
 
 
-def parse_retry(text: str | None, *, option: str) -> tuple[tuple[TrialStatus, ...], bool]:
+def parse_retry(text: str | None, *, option: str, also: Sequence[str] = ()) -> tuple[tuple[TrialStatus, ...], bool]:
     """`"oom,disturbed"` as statuses of failed trials, and whether disturbed candidates are meant, too; nothing for
-    `None`.
+    `None`. What is allowed `also` is named in the message alone.
 
     Raises:
         InvalidValueError: a part is neither, or there is no part.
@@ -131,7 +130,7 @@ def parse_retry(text: str | None, *, option: str) -> tuple[tuple[TrialStatus, ..
     allowed = (*TrialStatus.failures(), DISTURBED)
     wrong = [part for part in parts if part not in allowed]
     if wrong or (text is not None and not parts):
-        raise InvalidValueError.not_one_of(f"status of {option}", wrong[0] if wrong else text, allowed)
+        raise InvalidValueError.not_one_of(f"status of {option}", wrong[0] if wrong else text, (*also, *allowed))
     statuses = dict.fromkeys(TrialStatus(part) for part in parts if part != DISTURBED)
     return tuple(statuses), DISTURBED in parts
 

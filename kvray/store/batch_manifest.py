@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,10 +111,12 @@ class BatchManifest(BaseModel):
         *before, last = self.attempts
         return self.model_copy(update={"attempts": (*before, last.model_copy(update={"ended_at": at}))})
 
-    def continued(self, attempt: BatchAttempt) -> BatchManifest:
-        """The same with a further attempt, for which everything that is not measured waits."""
+    def continued(self, attempt: BatchAttempt, *, again: Collection[str] = ()) -> BatchManifest:
+        """The same with a further attempt, for which everything waits that is not measured, or that is measured `again`
+        (run ids)."""
+        waits = {"status": BatchStatus.WAITING, "reason": None}
         sweeps = tuple(
-            one if one.status.is_measured else one.model_copy(update={"status": BatchStatus.WAITING, "reason": None})
+            one if one.status.is_measured and one.run_id not in again else one.model_copy(update=waits)
             for one in self.sweeps
         )
         return self.model_copy(update={"sweeps": sweeps, "attempts": (*self.attempts, attempt)})

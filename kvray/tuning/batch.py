@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.candidate import DeviceType
@@ -17,6 +17,7 @@ from kvray.config import TuneConfig
 from kvray.engines.offline import offline_environment
 from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError
 from kvray.probes.environment import kvray_version
+from kvray.record import TrialStatus
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_store import BatchStore
@@ -26,6 +27,7 @@ from kvray.store.parquet import ResultsStore
 from kvray.tuning.batch_budget import BatchBudget, excess_of
 from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.batch_pool import BatchPool, SweepView
+from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_rows import batch_row
 from kvray.tuning.batch_words import in_file_words, reason_of
 from kvray.tuning.code_run import CodeRunner
@@ -41,6 +43,7 @@ class BatchOptions:
 
     Attributes:
         budget_s: seconds for all sweeps together, shared equally by those that have not ended.
+        retry: what of a batch that goes on is measured again.
     """
 
     output_dir: str
@@ -51,6 +54,7 @@ class BatchOptions:
     exclusive: bool = False
     offline: bool = False
     budget_s: float | None = None
+    retry: BatchRetry = field(default_factory=BatchRetry)
 
     @property
     def of_a_sweep(self) -> dict[str, Any]:
@@ -61,6 +65,8 @@ class BatchOptions:
     def command(self, batch_id: str) -> str:
         """What measures the rest of a batch in the same way; it may take as long as it needs."""
         parts = ["kvray", "batch", "--resume", batch_id, "--output", str(self.output_dir)]
+        if retry := str(self.retry):
+            parts += ["--retry", retry]
         for name in ("device", "address", "gpu_type", "slots"):
             if (value := getattr(self, name)) is not None:
                 parts += [f"--{name.replace('_', '-')}", str(value)]
@@ -99,6 +105,7 @@ class BatchSearch:
         self._clock = clock
         self._store = ResultsStore(options.output_dir)
         self._batches = BatchStore(options.output_dir)
+        self._retried: dict[str, tuple[TrialStatus, ...]] = {}
         self._rows: dict[str, BatchRow] = {}
         self._manifest: BatchManifest | None = None
         self._writing = threading.RLock()
@@ -113,7 +120,8 @@ class BatchSearch:
         if self._resume is not None:
             before = self._batches.read_manifest(self._resume)
             self._check_same(before)
-            sweeps = [one for one in before.sweeps if not one.status.is_measured]
+            again = self._again(before)
+            sweeps = [one for one in before.sweeps if not one.status.is_measured or one.run_id in again]
         return [(one, self._preview(one)) for one in sweeps]
 
     def run(self) -> BatchManifest:
@@ -158,13 +166,19 @@ class BatchSearch:
         if self._resume is not None:
             before = self._batches.read_manifest(self._resume)
             self._check_same(before)
-            return before.continued(attempt)
+            return before.continued(attempt, again=self._again(before))
         batch_id = f"batch-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         sweeps = tuple(
             BatchSweep(run_id=f"{batch_id.removeprefix('batch-')}-{number:02d}", **dict(one))
             for number, one in enumerate(self._asked, 1)
         )
         return BatchManifest(batch_id=batch_id, created_at=now, sweeps=sweeps, attempts=(attempt,))
+
+    def _again(self, before: BatchManifest) -> set[str]:
+        """Run ids of the sweeps that are measured to their end and are to be retried."""
+        retry = self._options.retry
+        self._retried = {one.run_id: retry.statuses_of(one) for one in before.sweeps}
+        return {one.run_id for one in before.sweeps if one.status.is_measured and retry.takes(self._store, one)}
 
     def _check_same(self, before: BatchManifest) -> None:
         known = [(one.model_id, one.profile, one.settings) for one in before.sweeps]
@@ -238,6 +252,9 @@ class BatchSearch:
 
     def _config(self, sweep: BatchSweep | AskedSweep, *, resume: str | None = None) -> TuneConfig:
         values = {**sweep.settings, **self._options.of_a_sweep, "resume": resume}
+        if resume is not None:
+            values["retry"] = self._retried.get(resume, ())
+            values["retry_disturbed"] = self._options.retry.disturbed
         return TuneConfig(model_id=sweep.model_id, profile=sweep.profile, **values)
 
     def _preview(self, asked: AskedSweep | BatchSweep) -> Preview | KvrayError:

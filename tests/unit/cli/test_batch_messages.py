@@ -61,3 +61,18 @@ def test_a_dry_run_of_what_cannot_be_measured_fails(tmp_path: Path, capsys: pyte
     assert (code, (tmp_path / "results").exists()) == (13, False)
     assert "./nowhere · chat-agent: cannot be measured: " in said.out
     assert "1 of 1 sweep cannot be measured." in said.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["--retry", "failed"], "--retry can only be used with --resume."),
+        (["--resume", "b", "--retry", "bad"], "Unknown status of --retry 'bad'. Allowed: failed, oom, "),
+        (["--resume", "b", "--retry", ","], "Unknown status of --retry ','. Allowed: failed, oom, "),
+    ],
+)
+def test_what_cannot_be_retried_is_said_in_one_line(
+    typed: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["batch", *typed], verbose=False) == 2
+    assert told in capsys.readouterr().err

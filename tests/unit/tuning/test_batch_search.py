@@ -10,16 +10,21 @@ from types import SimpleNamespace
 import pytest
 from typer.main import get_command
 
-from kvray.candidate import DeviceType
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.cli import tune
 from kvray.config import TuneConfig
 from kvray.errors import KvrayError, ModelError, ProfileError, ResultsError, SweepError, SweepInterruptedError
 from kvray.judgement import Limits
+from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.store.batch_manifest import BatchStatus
+from kvray.store.batch_store import BatchStore
 from kvray.store.claim import claimed_sweep
+from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.tuning import batch_pool
 from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import AskedSweep, SweepSettings
+from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_words import KEYS
 from kvray.workload import get_profile
 
@@ -120,6 +125,84 @@ def test_a_cluster_that_cannot_be_joined_is_no_models_fault_and_leaves_nothing(t
         BatchSearch(asked("gated", "odd"), wrong).run()
     assert raised.value.exit_code == 11
     assert (LOOKED_AT, folder.exists()) == ([], False)
+
+
+def ended_batch(folder: Path) -> str:
+    """Leave a batch of one sweep with a winner, one without, and one that failed; returns its id."""
+    batch = BatchSearch(asked("gated", "odd", "stopped"), options(folder))
+    with pytest.raises(SweepInterruptedError):
+        batch.run()
+    store, (batch_id,) = BatchStore(folder), BatchStore(folder).batch_ids()
+    manifest = store.read_manifest(batch_id)
+    for sweep, status in zip(manifest.sweeps, ("ok", "no winner", "failed"), strict=True):
+        manifest = manifest.having(sweep.model_copy(update={"status": BatchStatus(status)}))
+    store.write_manifest(manifest)
+    trials = ResultsStore(folder)
+    for sweep, status in zip(manifest.sweeps[:2], (TrialStatus.OOM, TrialStatus.CRASHED), strict=True):
+        trials.write_manifest(
+            SweepManifest(
+                kvray_version="0.1.0",
+                run_id=sweep.run_id,
+                created_at=manifest.created_at,
+                model_id=sweep.model_id,
+                model_revision="abc",
+                architecture="Fake",
+                engine="fake",
+                device="cpu",
+                device_name="a CPU",
+                profile=sweep.profile,
+                baseline_id="abc",
+                memory_note="resident set",
+            )
+        )
+        candidate = Candidate(
+            engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
+        )
+        record = TrialRecord.of(
+            candidate,
+            run_id=sweep.run_id,
+            trial_id="t-1",
+            role=Role.BASELINE,
+            model_id=sweep.model_id,
+            profile="ci-micro",
+            status=status,
+        )
+        trials.append(TrialResult(record=record))
+    return batch_id
+
+
+@pytest.mark.parametrize(
+    ("retry", "measured"),
+    [
+        (BatchRetry(), {"stopped": ()}),
+        (BatchRetry(failed=True), {"odd": TrialStatus.failures(), "stopped": ()}),
+        (BatchRetry(statuses=(TrialStatus.OOM,)), {"gated": (TrialStatus.OOM,), "stopped": ()}),
+    ],
+    ids=["nothing", "failed", "oom"],
+)
+def test_a_resume_measures_again_what_is_to_be_retried_and_leaves_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retry: BatchRetry, measured: dict[str, tuple[TrialStatus, ...]]
+) -> None:
+    batch_id = ended_batch(tmp_path)
+    configs: dict[str, TuneConfig] = {}
+
+    def noting(config: TuneConfig, *_: object, **__: object) -> None:
+        configs[config.model_id] = config
+        raise ModelError("Enough.")
+
+    monkeypatch.setattr(batch_pool, "look_at", noting)
+    search = BatchSearch((), replace(options(tmp_path), retry=retry), resume=batch_id)
+    assert {one.model_id for one, _ in search.previews()} == set(measured)
+    search.run()
+    assert {name: one.retry for name, one in configs.items()} == measured
+    assert all((one.resume is None) == (one.model_id == "stopped") for one in configs.values())
+
+
+def test_what_is_retried_is_named_in_the_command_that_goes_on() -> None:
+    retry = BatchRetry(failed=True, statuses=(TrialStatus.OOM,), disturbed=True)
+    assert BatchOptions(output_dir="r", retry=retry).command("b") == (
+        "kvray batch --resume b --output r --retry failed,oom,disturbed"
+    )
 
 
 def test_to_resume_a_batch_that_is_not_there_makes_no_folder(tmp_path: Path) -> None:
