@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kvray.errors import OutputError
+from kvray.files.documents import shown_document, write_document
 from kvray.plan.plan import load_plan_file
 from kvray.plan.snippet import render_snippet
 
@@ -22,7 +22,9 @@ app = typer.Typer(add_completion=False)
 def apply(
     plan: Annotated[str, typer.Argument(help="best_plan.json of a sweep: a path or a URI.")],
     print_snippet: Annotated[bool, typer.Option("--print-snippet", help="Print the code to stdout.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the code to this file.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the code to this file, a path or a URI.")
+    ] = None,
 ) -> None:
     """Say what a plan decides, and print or save the code that applies it: torch and transformers alone."""
     loaded = load_plan_file(plan)
@@ -31,10 +33,11 @@ def apply(
         _logger.warning("The code runs %s: run it only if you trust its authors.", " and ".join(loaded.foreign_code))
     if out is not None:
         try:
-            out.write_text(snippet, encoding="utf-8")
-        except OSError as error:
+            write_document(out, snippet)
+        except (OSError, ValueError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise OutputError(
-                f"Cannot write {str(out)!r}: {error.strerror}.", hint="Name a file in a folder that exists."
+                f"Cannot write {shown_document(out)!r}: {why.rstrip('.')}.", hint="Name a file in a folder that exists."
             ) from error
     if print_snippet:
         typer.echo(snippet, nl=False)
@@ -50,6 +53,6 @@ def apply(
         use = loaded.candidates[rule.use].candidate.label
         console.print(Text(f"rule     {rule.when.describe()}: {use}. {rule.evidence}"), soft_wrap=True)
     if out is not None:
-        console.print(Text(f"snippet  {out}"), soft_wrap=True)
+        console.print(Text(f"snippet  {shown_document(out)}"), soft_wrap=True)
     else:
         console.print("Add --print-snippet or --out FILE for the code.", style="dim")

@@ -89,11 +89,12 @@ def batch(
         )
         with changed_environment({BATCH: "1"}), patient_interrupts(lambda: str(search.interrupted())):
             manifest = search.run()
-    paths = BatchStore(output).paths(manifest.batch_id)
-    typer.echo(f"batch {manifest.batch_id}: {paths.overview_html}")
+    store = BatchStore(output)
+    paths = store.paths(manifest.batch_id)
+    typer.echo(f"batch {manifest.batch_id}: {store.shown(paths.overview_html)}")
     if any(one.status is not BatchStatus.OK for one in manifest.sweeps):
         raise _without_winners(
-            manifest, overview=str(paths.overview_markdown), resume=common.command(manifest.batch_id)
+            manifest, overview=store.shown(paths.overview_markdown), resume=common.command(manifest.batch_id)
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,7 +14,9 @@ from kvray.cli.following import follow_job, how_to_go_on, read_log, stop_job, wh
 from kvray.cli.job_events import BatchState, JobLog
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
+from kvray.files.documents import shown_document
 from kvray.jobs.client import Job, JobServer, JobState, job_server_address
+from kvray.jobs.destination import destination
 from kvray.jobs.fetching import fetch_results
 from kvray.jobs.package import mib
 from kvray.report.formats import listed, plural
@@ -89,7 +90,7 @@ def fetch(
     job: JobId,
     address: Address = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the results.")
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Where to put the results: a folder or a URI.")
     ] = "./kvray_results",
 ) -> None:
     """Bring a job's records, plan and reports here, checked whole. A fetch that was cut goes on when it is repeated."""
@@ -97,20 +98,21 @@ def fetch(
     found = server.job(job)
     log, _ = read_log(server, job)
     results, results_id = results_of(found, log)
-    folder = Path(output)
 
     def tell(come: int, total: int) -> None:
         typer.echo(f"kvray: {mib(come)} of {mib(total)}", err=True)
 
-    files = fetch_results(server, folder, results=results, run_id=results_id, node=found.node, tell=tell)
-    size = mib(sum(one.size for one in files))
-    typer.echo(f"{plural(len(files), 'file')}, {size}, checked, in {folder}.")
+    with destination(output) as (folder, put):
+        files = fetch_results(server, folder, results=results, run_id=results_id, node=found.node, tell=tell)
+        put(files)
+    size, place = mib(sum(one.size for one in files)), shown_document(output).rstrip("/")
+    typer.echo(f"{plural(len(files), 'file')}, {size}, checked, in {place}.")
     if not found.state.is_over:
         typer.echo(f"kvray: {still_runs(found, [one.name for one in files])}", err=True)
     pages = (f"batches/{results_id}/overview.html", f"reports/{results_id}/report.html")
     for page in pages:
         if any(one.name == page for one in files):
-            typer.echo(f"report: {folder / page}")
+            typer.echo(f"report: {place}/{page}")
 
 
 def results_of(job: Job, log: JobLog) -> tuple[str, str]:
@@ -132,9 +134,15 @@ def results_of(job: Job, log: JobLog) -> tuple[str, str]:
     if "://" in log.output:
         raise ResultsError(
             f"The results of job {job.job_id!r} are in {log.output}, which needs no fetching.",
-            hint=f"Read them there: kvray report {log.output}.",
+            hint=f"Read them there: {_reading(log.output, log.results_id, is_batch=log.batch is not None)}.",
         )
     return log.output, log.results_id
+
+
+def _reading(output: str, results_id: str, *, is_batch: bool) -> str:
+    if is_batch:
+        return f"{output.rstrip('/')}/batches/{results_id}/overview.html"
+    return f"kvray rank {output} --run {results_id}"
 
 
 def still_runs(job: Job, names: Sequence[str]) -> str:

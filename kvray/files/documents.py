@@ -1,11 +1,12 @@
-"""Small files that people write and pass around: plans, profiles, spaces. Read whole, up to a size that none has."""
+"""Small files that people write and pass around: plans, profiles, spaces, snippets. Read whole, up to a size that none
+has, and written in one go; by path or URI."""
 
 from __future__ import annotations
 
 import errno
 from pathlib import Path
 
-from kvray.files.remote import is_uri, read_uri
+from kvray.files.remote import is_uri, read_uri, without_secrets, write_uri
 
 
 def read_document(path: str | Path, *, most_bytes: int) -> str:
@@ -23,3 +24,21 @@ def read_document(path: str | Path, *, most_bytes: int) -> str:
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"it has more than {most_bytes:,} bytes")
     return data.decode("utf-8")
+
+
+def write_document(path: str | Path, text: str) -> None:
+    """Put `text` (UTF-8) into the file at `path`, which may be a URI, in place of what was there.
+
+    Raises:
+        OSError: it cannot be written; `strerror` says why.
+        ValueError: `path` cannot be one.
+    """
+    if is_uri(path):
+        write_uri(str(path), text.encode())
+    else:
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def shown_document(path: str | Path) -> str:
+    """`path` for messages: a URI without credentials."""
+    return without_secrets(str(path)) if is_uri(path) else str(path)

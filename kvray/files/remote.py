@@ -3,9 +3,10 @@ secrets, and their errors in plain words. Importing this module is cheap; openin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -100,12 +101,31 @@ def read_uri(uri: str, *, most_bytes: int) -> bytes:
         OSError: it cannot be read; `strerror` says why on one line.
         ValueError: `uri` is of no known kind.
     """
-    from pyarrow import ArrowException
-
-    try:
+    with _in_plain_words(uri):
         filesystem, path = open_uri(uri)
         with filesystem.open_input_stream(path) as stream:
             return bytes(stream.read(most_bytes))
+
+
+def write_uri(uri: str, data: bytes) -> None:
+    """Put `data` into the file that `uri` names, in place of what was there.
+
+    Raises:
+        OSError: it cannot be written; `strerror` says why on one line.
+        ValueError: `uri` is of no known kind.
+    """
+    with _in_plain_words(uri):
+        filesystem, path = open_uri(uri)
+        upload(filesystem, path, data)
+
+
+@contextlib.contextmanager
+def _in_plain_words(uri: str) -> Iterator[None]:
+    """What a file system says of `uri`, as an `OSError` of one line without secrets."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
     except (OSError, ArrowException) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         told = "no such file" if isinstance(error, FileNotFoundError) else service_reason(str(error)) or lines[0]

@@ -77,6 +77,10 @@ class BatchStore:
         """Where the files of `batch_id` lie."""
         return BatchPaths(self._files.root, batch_id)
 
+    def shown(self, path: Path) -> str:
+        """A file of a batch as a user can give it to another command."""
+        return self._files.shown(path)
+
     def batch_ids(self) -> list[str]:
         """The batches that have a manifest, by name."""
         return [path.stem for path in self._files.list(self._files.root / BATCHES, ".json")]

@@ -148,7 +148,7 @@ class BatchSearch:
         """What to say of an interruption at this moment."""
         if self._manifest is None:
             return SweepInterruptedError("Interrupted before anything was measured.")
-        overview = self._batches.paths(self._manifest.batch_id).overview_html
+        overview = self._batches.shown(self._batches.paths(self._manifest.batch_id).overview_html)
         return SweepInterruptedError(
             f"Interrupted; what was measured is kept, and {overview} tells of it.",
             hint=f"Measure the rest with: {self._options.command(self._manifest.batch_id)}",

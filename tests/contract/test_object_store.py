@@ -19,8 +19,11 @@ from store_contract import RUN_ID, manifest_of, result_of
 
 from kvray.errors import OutputError, PlanError, ResultsError
 from kvray.files.remote import open_uri
+from kvray.jobs.destination import destination
+from kvray.jobs.fetching import RemoteFile
 from kvray.plan.plan import load_plan_file
 from kvray.store.claim import claimed_sweep
+from kvray.store.files import ResultsFiles
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 
@@ -171,6 +174,33 @@ def test_duckdb_reads_the_records_through_the_same_service(uri: str) -> None:
     trials = ds.dataset(f"{root}/trials", filesystem=filesystem, format="parquet")
     found = duckdb.sql("select trial_id from trials order by trial_id").fetchall()
     assert (found, trials.count_rows()) == ([("t-a",), ("t-b",)], 2)
+
+
+def test_what_is_fetched_for_a_bucket_is_there_whole_and_leaves_nothing_in_the_cache(
+    uri: str, illness: Illness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path))
+    files = [RemoteFile(name=name, size=1, sha256="") for name in ("sweeps/r.json", "trials/run_id=r/t.parquet")]
+    put_into: list[Path] = []
+
+    def fetch() -> None:
+        with destination(uri) as (folder, put):
+            for one in files:
+                (folder / one.name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / one.name).write_text(one.name[0])
+            put_into.append(folder)
+            illness.cuts = len(put_into) == 1
+            put(files)
+
+    with pytest.raises(OutputError, match="Cannot write 's3://"):
+        fetch()
+    assert (put_into[0] / "sweeps/r.json").is_file(), "a fetch that is repeated goes on from there"
+    illness.cuts = False
+    fetch()
+    assert put_into[0] == put_into[1]
+    assert not put_into[0].exists()
+    there = ResultsFiles(uri)
+    assert [there.read(there.root / one.name) for one in files] == [b"s", b"t"]
 
 
 def test_the_endpoint_of_the_environment_is_used(uri: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
