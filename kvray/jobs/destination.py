@@ -42,9 +42,8 @@ def _cached(output: str) -> Path:
 
 def _upload(files: Sequence[RemoteFile], folder: Path, target: ResultsFiles) -> None:
     """Manifests last: what has one is there as a whole."""
-    manifests, others = [], []
-    for one in files:
-        (manifests if one.name.endswith(".json") and one.name.count("/") == 1 else others).append(one)
+    manifests = [one for one in files if one.name.endswith(".json") and one.name.count("/") == 1]
+    others = [one for one in files if one not in manifests]
 
     def put(one: RemoteFile) -> None:
         target.write(target.root / one.name, (folder / one.name).read_bytes())

@@ -1,7 +1,8 @@
 """`RecordKeeper`: keeps what a sweep measures, whatever the disk does meanwhile.
 
-Every record is written the moment it comes. What cannot be written stays in memory, is tried again with further ones,
-and goes to a second place until then: the cache folder, or else the folder for temporary files.
+Every record is written the moment it comes; where a service is slow, a little later, while measuring goes on. What
+cannot be written stays in memory, is tried again with further ones, and goes to a second place until then: the cache
+folder, or else the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvray.config import cache_dir
 from kvray.errors import KvrayError, OutputError, ResultsError
 from kvray.record import TrialRecord, TrialResult
+from kvray.store.behind import WriteBehind
 from kvray.store.claim import Claim
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore, without_overtaken
@@ -29,11 +32,16 @@ _QUICK_S = 1.0
 _PATIENCE = 10
 """A place that took longer than `_QUICK_S` to fail is left alone for so many times as long: a service that hangs must
 not keep the sweep from measuring."""
+_WAIT_S = 1.0
+"""So long a record holds up the sweep in an object store at most; a healthy one has it by then."""
 
 
 class RecordKeeper:
     """Holds one sweep, in memory and in `store`, whose manifest must lie there already. One thread uses it. `claim` is
     what keeps other processes from writing there.
+
+    In an object store another thread writes, and only it touches the places and `_trouble` until `finish_writing` has
+    returned.
 
     Nothing but `settle` raises: a sweep must not end because a disk does.
     """
@@ -46,6 +54,9 @@ class RecordKeeper:
         self._second: _Place | None = None
         self._trouble: KvrayError | None = None
         self._try_again_at = 0.0
+        self._new: deque[str] = deque()
+        self._behind = None if store.is_local else WriteBehind(self._save)
+        self._was_slow = False
 
     @property
     def results(self) -> tuple[TrialResult, ...]:
@@ -72,6 +83,11 @@ class RecordKeeper:
         """Whether that is not the given store: it could not be written."""
         return self._trouble is not None
 
+    @property
+    def unwritten(self) -> int:
+        """Trials that lie in memory alone, because the service is slow."""
+        return 0 if self._trouble is not None else len({*self._new, *self._first.lacks})
+
     def keep(self, result: TrialResult) -> None:
         """A trial that ended."""
         self._keep([result])
@@ -82,10 +98,16 @@ class RecordKeeper:
 
     def end_attempt(self) -> None:
         """Say that the sweep's last attempt came to its end."""
+        self.finish_writing()
         self._manifest = self._manifest.ended(dt.datetime.now(dt.UTC))
         for place in (self._first, self._second):
             if place is not None:
                 place.lacks_manifest = True
+
+    def finish_writing(self) -> None:
+        """Wait until all that was kept has been written, or could not be."""
+        if self._behind is not None:
+            self._behind.wait()
 
     def settle(self) -> ResultsStore:
         """Call it when the sweep has ended. Returns the store that holds all of it: the given one, or the second place.
@@ -93,6 +115,7 @@ class RecordKeeper:
         Raises:
             OutputError: it could not be written anywhere; the message names the best that was measured.
         """
+        self.finish_writing()
         self._try_again_at = 0.0
         self._first.doubt_everything(self._manifest)
         self._save()
@@ -136,12 +159,22 @@ class RecordKeeper:
     def _keep(self, results: Sequence[TrialResult]) -> None:
         for result in results:
             self._held[result.record.trial_id] = result
-            self._first.lacks.add(result.record.trial_id)
-            if self._second is not None:
-                self._second.lacks.add(result.record.trial_id)
-        self._save()
+            self._new.append(result.record.trial_id)
+        if self._behind is None:
+            self._save()
+        elif not self._behind.ask(within_s=_WAIT_S) and not self._was_slow:
+            self._was_slow = True
+            _logger.warning(
+                "Results folder %r is slow. Measuring goes on while records are written; if kvray is killed, those "
+                "that were not written yet are lost.",
+                self._first.store.display_name,
+            )
 
     def _save(self) -> None:
+        while self._new:
+            for place in filter(None, (self._first, self._second)):
+                place.lacks.add(self._new[0])
+            self._new.popleft()
         if self._trouble is not None and time.monotonic() < self._try_again_at:
             self._stumble(self._trouble)
             return

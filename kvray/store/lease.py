@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from kvray.probes.holds import HeldError
 from kvray.store.files import ResultsFiles
 
 LASTS_S = 120.0
+_logger = logging.getLogger("kvray.store")
 _BEAT_S = 20.0
 
 
@@ -77,8 +79,14 @@ class Lease:
             return None
         except ValueError:
             holder = {}
+        holder = holder if isinstance(holder, dict) else {}
         if age_s <= LASTS_S and not _is_gone(holder):
-            return holder if isinstance(holder, dict) else {}
+            return holder
+        _logger.warning(
+            "Process %s on %s, which measured this since %s, %s; this process takes over.",
+            *(holder.get(name) for name in ("pid", "host", "since")),
+            "has ended" if _is_gone(holder) else f"has not been heard of for {age_s:.0f} s",
+        )
         self._files.delete(path)
         return None
 
@@ -98,7 +106,7 @@ def _this_process() -> dict[str, Any]:
 
 def _is_gone(holder: Mapping[str, Any]) -> bool:
     """Whether it was a process of this machine that has ended, which need not be waited for."""
-    if not isinstance(holder, dict) or not _machine() or holder.get("machine") != _machine():
+    if not _machine() or holder.get("machine") != _machine():
         return False
     try:
         return bool(psutil.Process(holder["pid"]).create_time() != holder["born"])

@@ -21,6 +21,7 @@ from kvray.errors import (
 )
 from kvray.record import TrialResult
 from kvray.report.disturbances import disturbances
+from kvray.report.formats import plural
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import CodeCheck
 from kvray.store.parquet import ResultsStore
@@ -83,8 +84,10 @@ def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
             f"Interrupted after the last trial; all are kept in {keeper.place.display_name}.",
             hint=f"Plan and reports are there too, or are written by kvray report {_shown(keeper)}.",
         )
+    late = f" {plural(keeper.unwritten, 'trial')} could not be written there yet." if keeper.unwritten else ""
     return SweepInterruptedError(
-        f"Interrupted; finished trials, and the finished rungs of the others, are kept in {keeper.place.display_name}.",
+        f"Interrupted; finished trials, and the finished rungs of the others, are kept in {keeper.place.display_name}."
+        f"{late}",
         hint=_to_go_on(keeper),
     )
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import select
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -17,23 +21,34 @@ from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 from store_contract import RUN_ID, manifest_of, result_of
 
+import kvray.store.keeper as keeping
 from kvray.errors import OutputError, PlanError, ResultsError
 from kvray.files.remote import open_uri
 from kvray.jobs.destination import destination
 from kvray.jobs.fetching import RemoteFile
 from kvray.plan.plan import load_plan_file
+from kvray.store import lease
 from kvray.store.claim import claimed_sweep
 from kvray.store.files import ResultsFiles
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
+from kvray.tuning.outcome import interruption
 
 
 @dataclasses.dataclass
 class Illness:
-    """What the proxy does to requests: answers 500, or cuts uploads in the middle."""
+    """What the proxy does to requests: answers 500, cuts uploads in the middle, or passes on half of one and waits.
+
+    Attributes:
+        goes_on: cleared while half an upload waits.
+        is_waiting: set as soon as one does.
+    """
 
     fails: bool = False
     cuts: bool = False
+    halts: bool = False
+    goes_on: threading.Event = dataclasses.field(default_factory=threading.Event)
+    is_waiting: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
 class Proxy(socketserver.BaseRequestHandler):
@@ -58,6 +73,11 @@ class Proxy(socketserver.BaseRequestHandler):
             return False
         elif self.illness.cuts and data.startswith(b"PUT"):
             return False  # S3 takes nothing of a body that is shorter than announced
+        elif self.illness.halts and data.startswith(b"PUT"):
+            service.sendall(data[: len(data) // 2])
+            self.illness.is_waiting.set()
+            self.illness.goes_on.wait(20)
+            service.sendall(data[len(data) // 2 :])
         else:
             service.sendall(data)
         return True
@@ -92,6 +112,106 @@ def uri(options: str, illness: Illness) -> str:
     return f"s3://k:secret@{bucket}/kv?{options}"
 
 
+@pytest.fixture
+def behind(uri: str) -> str:
+    """The same results without the proxy."""
+    host, port = Proxy.behind
+    return re.sub(r"endpoint_override=[^&]*", f"endpoint_override={host}:{port}", uri)
+
+
+def test_while_an_upload_creeps_measuring_goes_on_and_nothing_torn_is_there(
+    uri: str, behind: str, illness: Illness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_WAIT_S", 0.1)
+    store, there = ResultsStore(uri), ResultsStore(behind)
+    store.write_manifest(manifest_of(RUN_ID))
+    keeper = RecordKeeper(store, manifest_of(RUN_ID))
+    assert there.read(RUN_ID) == [], "opened before: Arrow opens no second service while a request is under way"
+    illness.halts = True
+    results = [result_of(name, minute=minute) for minute, name in enumerate(("t-a", "t-b", "t-c"))]
+    for one in results:
+        keeper.keep(one)
+    assert illness.is_waiting.wait(20)
+    assert there.read(RUN_ID) == []
+    assert (len(keeper.results), keeper.unwritten, keeper.has_moved) == (3, 3, False)
+    assert "3 trials could not be written there yet" in interruption(keeper).message
+    assert "is slow. Measuring goes on while records are written" in caplog.text
+    assert caplog.text.count(" is slow.") == 1
+    illness.halts = False
+    illness.goes_on.set()
+    assert keeper.settle().read(RUN_ID) == results
+    assert (there.read(RUN_ID), keeper.unwritten) == (results, 0)
+
+
+UPLOAD = """
+import sys
+sys.path[:] = {path!r}
+from store_contract import manifest_of, result_of
+from kvray.store import lease
+from kvray.store.claim import claimed_sweep
+from kvray.store.keeper import RecordKeeper
+from kvray.store.parquet import ResultsStore
+store, manifest = ResultsStore({uri!r}), manifest_of({run_id!r})
+with claimed_sweep(store, {run_id!r}):
+    store.write_manifest(manifest)
+    keeper = RecordKeeper(store, manifest)
+    keeper.keep(result_of("t-a"))
+    print("kept", flush=True)
+    sys.stdin.readline()
+    keeper.keep(result_of("t-b", minute=1))
+    sys.stdin.readline()
+"""
+
+
+def test_a_process_killed_in_an_upload_leaves_no_torn_object_and_another_one_takes_over(
+    uri: str, behind: str, illness: Illness, caplog: pytest.LogCaptureFixture
+) -> None:
+    code = UPLOAD.format(path=sys.path, uri=uri, run_id=RUN_ID)
+    writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "kept\n"
+    illness.halts = True
+    writer.stdin.write("\n")
+    writer.stdin.flush()
+    assert illness.is_waiting.wait(60)
+    with pytest.raises(ResultsError, match="is being measured already"), claimed_sweep(ResultsStore(behind), RUN_ID):
+        pass
+    writer.kill()
+    writer.communicate()
+    illness.halts = False
+    illness.goes_on.set()
+    store = ResultsStore(behind)
+    with claimed_sweep(store, RUN_ID):
+        assert store.read(RUN_ID) == [result_of("t-a")]
+        names = {
+            path.stem
+            for folder in (store.paths(RUN_ID).trials, store.paths(RUN_ID).runs)
+            for path in ResultsFiles(behind).list(folder, "")
+        }
+        assert names <= {"t-a", "t-b"}, "a whole file of runs may be there before that of its trial"
+    assert f"Process {writer.pid} on " in caplog.text
+    assert "has ended; this process takes over" in caplog.text
+
+
+def test_the_lease_of_a_machine_that_is_gone_ends_after_its_time_and_that_is_said(
+    behind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, (folder, prefix) = ResultsFiles(behind), ResultsStore(behind).paths(RUN_ID).leases
+    about = {"pid": 7, "host": "node-7", "since": "noon", "machine": "another", "born": 0.0}
+    files.write(folder / f"{prefix}dead.lease", json.dumps(about).encode())
+    with (
+        pytest.raises(ResultsError, match=r"by process 7 on node-7, since noon\..*its claim ends in 1\d\d s"),
+        claimed_sweep(ResultsStore(behind), RUN_ID),
+    ):
+        pass
+    monkeypatch.setattr(lease, "LASTS_S", 0.5)
+    time.sleep(2)  # the service tells whole seconds
+    with claimed_sweep(ResultsStore(behind), RUN_ID):
+        assert [path.name for path in files.ages_s(folder, prefix)] != [f"{prefix}dead.lease"]
+    assert "Process 7 on node-7, which measured this since noon, has not been heard of for" in caplog.text
+
+
 @pytest.mark.parametrize("what", ["fails", "cuts"])
 def test_a_record_that_cannot_be_uploaded_is_kept_elsewhere_and_uploaded_once_it_can_be(
     uri: str,
@@ -107,6 +227,7 @@ def test_a_record_that_cannot_be_uploaded_is_kept_elsewhere_and_uploaded_once_it
     keeper = RecordKeeper(store, manifest_of(RUN_ID))
     setattr(illness, what, True)
     keeper.keep(result_of("t-a"))
+    keeper.finish_writing()
     assert "Measuring goes on; what cannot be written is kept also in" in caplog.text
     assert keeper.place.read(RUN_ID) == [result_of("t-a")]
     setattr(illness, what, False)
