@@ -24,6 +24,7 @@ from kvray.report.listing import (
 )
 from kvray.report.missed import MissedRow, missed_rows
 from kvray.report.rows import (
+    APART,
     UNPAIRED,
     ColdCost,
     Observation,
@@ -206,7 +207,16 @@ def _gains_note(rows: Sequence[Row]) -> str:
     return (
         f"{note} Speeds come from the confirming rounds, in which a candidate and the baseline ran one after the other."
         f"{mark if any(row.is_unpaired for row in rows) else ''} TTFT and tok/s are of all processes, so dividing them "
-        "gives slightly different values."
+        f"gives slightly different values.{_apart_note(rows)}"
+    )
+
+
+def _apart_note(rows: Sequence[Row]) -> str:
+    if not any(row.ttft_is_apart or row.throughput_is_apart for row in rows):
+        return ""
+    return (
+        f" {APART} marks speeds that differ from these by more than 2 %: the machine was faster or slower in other "
+        "processes. Trust the speeds, which compare what ran under the same conditions."
     )
 
 

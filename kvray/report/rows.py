@@ -10,7 +10,7 @@ from typing import Any
 from kvray.analysis import Analysis
 from kvray.analysis.intervals import Interval
 from kvray.analysis.pooling import pool_complete_trials
-from kvray.analysis.ranking import Gain
+from kvray.analysis.ranking import Gain, gain_over
 from kvray.ratios import MISSING
 from kvray.record import TrialRecord, TrialResult
 from kvray.report.formats import clean_line, rounded_count
@@ -18,6 +18,10 @@ from kvray.workload import WorkloadProfile
 
 NEVER = "never"
 UNPAIRED = "*"
+APART = "†"
+APART_TEXT = "in the confirming rounds, side by side; TTFT and tok/s are of all processes, under other conditions too"
+_APART_FROM = 0.02
+"""Relative difference from which a reader who divides the shown figures wonders why the gain is another one."""
 _NEVER_TOKENS = 1e18
 
 
@@ -29,6 +33,7 @@ class Row:
         score_ratio: 95 % interval of its score as a multiple of the winner's; `None` where that was not computed.
         gain: against the baseline; `None` without one.
         is_tied: cannot be told apart from the winner (the winner itself included, when anything ties with it).
+        figures_gain: the same from the shown figures alone, which are of all processes; `gain` may rest on fewer.
         is_unpaired: others were compared with the baseline in confirming rounds, this one was not.
         processes: fresh processes that measured it.
         runs: timed runs behind its metrics.
@@ -47,6 +52,7 @@ class Row:
     peak_mib: float | None
     kv_cache_mib: float | None
     gain: Gain | None
+    figures_gain: Gain | None
     on_pareto_front: bool
     break_even_tokens: float | None
     energy_j_per_tok: float | None
@@ -73,9 +79,29 @@ class Row:
         return self.gain.memory_factor if self.gain else None
 
     @property
-    def mark(self) -> str:
-        """Follows a gain that no confirming round measured, where others were."""
-        return UNPAIRED if self.is_unpaired else ""
+    def ttft_is_apart(self) -> bool:
+        """Whether the gain of the first token is clearly another one than the shown times have."""
+        return self.figures_gain is not None and self._is_apart(self.ttft_gain, self.figures_gain.ttft)
+
+    @property
+    def throughput_is_apart(self) -> bool:
+        """The same of tok/s."""
+        return self.figures_gain is not None and self._is_apart(self.throughput_gain, self.figures_gain.throughput)
+
+    @property
+    def ttft_mark(self) -> str:
+        """Follows a gain that no confirming round measured, where others were, or that is apart from the figures."""
+        return UNPAIRED if self.is_unpaired else APART if self.ttft_is_apart else ""
+
+    @property
+    def throughput_mark(self) -> str:
+        """The same of tok/s."""
+        return UNPAIRED if self.is_unpaired else APART if self.throughput_is_apart else ""
+
+    def _is_apart(self, gain: float | None, of_figures: float) -> bool:
+        if gain is None or self.gain is None or not self.gain.pairs:
+            return False
+        return abs((1 + gain) / (1 + of_figures) - 1) > _APART_FROM
 
     @property
     def break_even(self) -> str:
@@ -152,6 +178,8 @@ def ranking_rows(
     ties = set(analysis.confidence.ties) if analysis.confidence else set()
     score_ratios = analysis.confidence.score_ratios if analysis.confidence else {}
     has_pairs = any(entry.gain and entry.gain.pairs for entry in analysis.ranking.entries)
+    baseline = analysis.ranking.baseline
+    before = None if baseline is None else baseline.metrics
     rows = []
     for entry in analysis.ranking.entries:
         candidate_id, metrics, gain = entry.record.candidate_id, entry.metrics, entry.gain
@@ -170,6 +198,7 @@ def ranking_rows(
                 peak_mib=metrics.peak_mib,
                 kv_cache_mib=entry.record.kv_cache_mib,
                 gain=gain,
+                figures_gain=None if before is None else gain_over(before, metrics),
                 on_pareto_front=entry.on_pareto_front,
                 break_even_tokens=entry.break_even_tokens,
                 energy_j_per_tok=metrics.energy_j_per_tok,

@@ -22,6 +22,7 @@ class Stat:
         change: in words, e.g. `1.92× as fast`.
         interval: the change's 95 % interval.
         is_better: `None` where nothing changed beyond noise or there is nothing to compare with.
+        is_apart: whether `value` and `before`, which are of all processes, have clearly another ratio than `change`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stat:
     change: str | None = None
     interval: str | None = None
     is_better: bool | None = None
+    is_apart: bool = False
 
 
 def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
@@ -45,9 +47,15 @@ def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
     gain, factor = winner.gain, winner.gain.memory_factor
     ttft, throughput, *memory = stats
     return (
-        _speed(ttft, baseline.ttft_ms, speed_text(1 + gain.ttft), gain.ttft, gain.ttft_interval),
         _speed(
-            throughput,
+            replace(ttft, is_apart=winner.ttft_is_apart),
+            baseline.ttft_ms,
+            speed_text(1 + gain.ttft),
+            gain.ttft,
+            gain.ttft_interval,
+        ),
+        _speed(
+            replace(throughput, is_apart=winner.throughput_is_apart),
             baseline.decode_tok_s,
             tok_s_text(1 + gain.throughput),
             gain.throughput,

@@ -15,7 +15,7 @@ from kvray.report import formats
 from kvray.report.info import ReportInfo
 from kvray.report.listing import StatusGroup
 from kvray.report.missed import MissedRow
-from kvray.report.rows import UNPAIRED, Row
+from kvray.report.rows import APART, APART_TEXT, UNPAIRED, Row
 from kvray.report.verdict import Tone
 
 MISSED_TITLE = "Measured, misses a limit (figures are means over the cells; the worst cell counts)"
@@ -65,7 +65,8 @@ def _ranking(info: ReportInfo) -> Table:
         table.caption = _legend(info.rows)
         table.caption_justify = "left"
     for row in info.rows:
-        cells = (_gain(row.ttft_gain, row), _gain(row.throughput_gain, row), row.break_even)[: len(more)]
+        gains = _gain(row.ttft_gain, row.ttft_mark), _gain(row.throughput_gain, row.throughput_mark)
+        cells = (*gains, row.break_even)[: len(more)]
         table.add_row(
             str(row.rank),
             _label(row),
@@ -83,6 +84,8 @@ def _legend(rows: tuple[Row, ...]) -> str:
     lines = ["speed: compared with the baseline; 1/3 takes three times as long"]
     if any(row.is_unpaired for row in rows):
         lines.append(f"{UNPAIRED} in no confirming round, so compared by all its processes")
+    if any(row.ttft_is_apart or row.throughput_is_apart for row in rows):
+        lines.append(f"{APART} {APART_TEXT}")
     if any(row.break_even_order is not None for row in rows):
         lines.append("break-even: generated tokens that make up for a slower start, by tok/s alone")
     return "\n".join(lines)
@@ -102,8 +105,8 @@ def _label(row: Row) -> Text:
     return label
 
 
-def _gain(value: float | None, row: Row) -> Text:
-    text = f"{formats.speed_gain(value)}{row.mark}"
+def _gain(value: float | None, mark: str) -> Text:
+    text = f"{formats.speed_gain(value)}{mark}"
     if value is None or abs(value) < SAME_WITHIN:
         return Text(text, style="dim")
     return Text(text, style="green" if value > 0 else "red")

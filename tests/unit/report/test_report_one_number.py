@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from kvray.plan.builder import PlanBuilder
 from kvray.ratios import speed_sign, speed_text, tok_s_text
 from kvray.record import Role
 from kvray.report.html import render_html
+from kvray.report.info import report_info
 from kvray.report.markdown import render_markdown
 from kvray.report.ranking_file import ranking_file_rows
+from kvray.report.rows import APART_TEXT
 from kvray.report.terminal import render_terminal
 from kvray.store.paths import ResultsPaths
 from kvray.tuning.result import TuneResult, info_of
@@ -94,3 +97,45 @@ def test_without_confirming_rounds_nothing_is_marked(result: TuneResult) -> None
         )
     ).rows
     assert not any(row.is_unpaired for row in rows)
+
+
+def test_figures_that_contradict_the_gain_are_explained_where_they_stand() -> None:
+    """The machine was slower while the winner was searched; side by side it is the faster one."""
+    results = (
+        measured(BASELINE, role=Role.BASELINE),
+        measured(WINNER, speed=0.8),
+        *(
+            measured(what, speed=speed, role=Role.CONFIRM, process=1)
+            for what, speed in ((BASELINE, 1.0), (WINNER, 1.05))
+        ),
+    )
+    about = manifest()
+    analysis = analyse(results, about.profile)
+    info = report_info(about, results, replace(analysis, ranking=analysis.ranking.led_by(WINNER.candidate_id)))
+    winner = next(row for row in info.rows if row.label == WINNER.label)
+    baseline = next(row for row in info.rows if row.is_baseline)
+    assert winner.ttft_ms > baseline.ttft_ms
+    assert winner.ttft_gain is not None
+    assert winner.ttft_gain > 0
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render_terminal(info))
+    assert isinstance(console.file, io.StringIO)
+    sign = f"{speed_sign(1 + winner.ttft_gain)}†"
+    terminal, markdown, html = console.file.getvalue(), render_markdown(info), render_html(info)
+    assert all(sign in page.replace("\\", "") for page in (terminal, markdown, html))
+    assert f"† {APART_TEXT}" in terminal
+    assert all("† marks speeds that differ from these by more than 2 %" in page for page in (markdown, html))
+    assert "both figures are of all processes, the change is of the confirming rounds" in html
+
+
+def test_figures_that_agree_with_the_gain_need_no_word() -> None:
+    results = tuple(
+        measured(what, speed=speed, role=role, process=process)
+        for role, process in ((None, 0), (Role.CONFIRM, 1), (Role.CONFIRM, 2))
+        for what, speed in ((BASELINE, 1.0), (WINNER, 1.9))
+        for role in (role or (Role.BASELINE if what is BASELINE else Role.SEARCH),)
+    )
+    about = manifest()
+    info = report_info(about, results, analyse(results, about.profile))
+    assert not any(row.ttft_mark or row.throughput_mark for row in info.rows)
+    assert "†" not in render_html(info)
