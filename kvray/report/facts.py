@@ -13,6 +13,7 @@ from kvray.report.attempts import attempts_text, repeating_arguments
 from kvray.report.disturbances import disturbances
 from kvray.report.rows import label_of
 from kvray.report.searching import confirm_fact, forecast_fact, repeats_fact, search_fact
+from kvray.report.side_by_side import side_by_side_fact
 from kvray.store.manifest import SweepManifest
 from kvray.workload import RUNG0_OUTPUT_TOKENS, Limits, WorkloadProfile
 
@@ -39,6 +40,7 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
         ("Confirming", confirm_fact(manifest, results)),
         ("Forecast", forecast_fact(results, winner_id)),
         ("Isolation", "Every trial is one candidate in one fresh process, which loads the model and exits."),
+        ("Side by side", side_by_side_fact(manifest, records)),
         ("Rungs", f"{_rungs(manifest.profile)}{repeats_fact(manifest)}"),
         ("Warm-up", _warm_up(records)),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
-from kvray.analysis.evidence import confirm_round
+from kvray.analysis.evidence import confirm_round, rounds_by_device
 from kvray.analysis.sampler import ENUMERATED, MISS_CHANCE
 from kvray.config import SearchStrategy
 from kvray.ratios import multiple
@@ -69,9 +69,20 @@ def confirm_fact(manifest: SweepManifest, results: Sequence[TrialResult]) -> str
         f" in {formats.plural(rounds, 'round')} of at most {formats.count(manifest.confirm_rounds)}" if rounds else ""
     )
     return (
-        f"{processes}{held}: the winner, its rivals and the baseline ran one after the other, and each process "
-        "measured every cell once."
+        f"{processes}{held}: the winner, its rivals and the baseline ran one after the other"
+        f"{_where(records)}, and each process measured every cell once."
     )
+
+
+def _where(records: Sequence[TrialRecord]) -> str:
+    """Whether the processes of a round ran on the same device; empty where older records do not say it."""
+    if all(record.device_uuid is None for record in records):
+        return ""
+    rounds = [confirm_round(record) or 0 for record in records]
+    parts = len(set(rounds_by_device(rounds, [record.device_uuid for record in records])))
+    moved = parts - len(set(rounds))
+    told = "" if not moved else f" (some had to go on on another: {formats.plural(moved, 'time')})"
+    return f" on the same device{told}"
 
 
 def repeats_fact(manifest: SweepManifest) -> str:
