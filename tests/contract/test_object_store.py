@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import re
-import select
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow.fs import FileSystem
 from store_contract import RUN_ID, manifest_of, result_of
+from unwell_s3 import Illness
 
 import kvray.store.keeper as keeping
 from kvray.errors import OutputError, PlanError, ResultsError
@@ -33,90 +24,6 @@ from kvray.store.files import ResultsFiles
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.outcome import interruption
-
-
-@dataclasses.dataclass
-class Illness:
-    """What the proxy does to requests: answers 500, cuts uploads in the middle, or passes on half of one and waits.
-
-    Attributes:
-        goes_on: cleared while half an upload waits.
-        is_waiting: set as soon as one does.
-    """
-
-    fails: bool = False
-    cuts: bool = False
-    halts: bool = False
-    goes_on: threading.Event = dataclasses.field(default_factory=threading.Event)
-    is_waiting: threading.Event = dataclasses.field(default_factory=threading.Event)
-
-
-class Proxy(socketserver.BaseRequestHandler):
-    """Passes bytes on in both directions, unless it is ill."""
-
-    illness = Illness()
-    behind = ("", 0)
-
-    def handle(self) -> None:
-        with socket.create_connection(self.behind) as service:
-            while ready := select.select([self.request, service], [], [], 20)[0]:
-                for one in ready:
-                    if not (data := one.recv(65536)) or not self.passed_on(data, one is service, service):
-                        return
-
-    def passed_on(self, data: bytes, is_answer: bool, service: socket.socket) -> bool:
-        """Whether the connection goes on."""
-        if is_answer:
-            self.request.sendall(data)
-        elif self.illness.fails:
-            self.request.sendall(b"HTTP/1.1 500 Ill\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            return False
-        elif self.illness.cuts and data.startswith(b"PUT"):
-            return False  # S3 takes nothing of a body that is shorter than announced
-        elif self.illness.halts and data.startswith(b"PUT"):
-            service.sendall(data[: len(data) // 2])
-            self.illness.is_waiting.set()
-            self.illness.goes_on.wait(20)
-            service.sendall(data[len(data) // 2 :])
-        else:
-            service.sendall(data)
-        return True
-
-
-@pytest.fixture(scope="module")
-def options() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    Proxy.behind = server.get_host_and_port()
-    proxy = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy)
-    proxy.daemon_threads = True
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    yield f"endpoint_override=127.0.0.1:{proxy.server_address[1]}&scheme=http&region=us-east-1"
-    proxy.shutdown()
-    proxy.server_close()
-    server.stop()
-
-
-@pytest.fixture
-def illness() -> Iterator[Illness]:
-    Proxy.illness = Illness()
-    yield Proxy.illness
-    Proxy.illness = Illness()
-
-
-@pytest.fixture
-def uri(options: str, illness: Illness) -> str:
-    bucket = f"b-{uuid.uuid4().hex}"
-    filesystem, _ = FileSystem.from_uri(f"s3://k:secret@{bucket}/kv?{options}&allow_bucket_creation=true")
-    filesystem.create_dir(bucket)
-    return f"s3://k:secret@{bucket}/kv?{options}"
-
-
-@pytest.fixture
-def behind(uri: str) -> str:
-    """The same results without the proxy."""
-    host, port = Proxy.behind
-    return re.sub(r"endpoint_override=[^&]*", f"endpoint_override={host}:{port}", uri)
 
 
 def test_while_an_upload_creeps_measuring_goes_on_and_nothing_torn_is_there(
