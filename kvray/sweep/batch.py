@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from kvray.record import TrialResult
@@ -99,7 +100,7 @@ class SweepBatch:
         """As `trial_finished`, and the slot goes on with another one of its task."""
         sweep = self.sweep_of(result.record.run_id)
         for task in spared:
-            self._ask(sweep, lambda task=task: sweep.queue.trial_spared(task))  # type: ignore[misc]
+            self._ask(sweep, partial(sweep.queue.trial_spared, task))
         self._ask(sweep, lambda: sweep.queue.trial_finished(result))
 
     def trial_lost(self, task: TrialTask) -> None:
