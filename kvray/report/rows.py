@@ -19,7 +19,7 @@ from kvray.workload import WorkloadProfile
 NEVER = "never"
 UNPAIRED = "*"
 APART = "†"
-APART_TEXT = "in the confirming rounds, one right after the other; TTFT and tok/s are of all processes, under other conditions too"
+APART_TEXT = "in the confirming rounds, in turn; TTFT and tok/s are of all processes, under other conditions too"
 _APART_FROM = 0.02
 """Relative difference from which a reader who divides the shown figures wonders why the gain is another one."""
 _NEVER_TOKENS = 1e18
