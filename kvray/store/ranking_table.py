@@ -59,7 +59,8 @@ class RankingRow:
         decode_speedup: times as many tokens per second, from the same processes.
         decode_speedup_low, decode_speedup_high: 95 % interval of `decode_speedup`.
         peak_ratio: peak memory over the baseline's: 0.5 is half of it.
-        pairs: confirming rounds in which both ran, one after the other on the same device. Without any, ratios rest on all processes.
+        pairs: confirming rounds in which both ran, one after the other on the same device. Without any, ratios
+            rest on all processes.
         break_even_tokens: generated tokens after which a slower start is made up for; null where it never is.
         on_pareto_front: whether no ranked candidate is at least as good in first token, throughput and memory and
             better in one. Null where it is not ranked.
