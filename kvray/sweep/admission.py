@@ -1,16 +1,16 @@
-"""Which trial starts next on the GPUs that are free, when trials hold one GPU or several. Imports no Ray."""
+"""Which trial starts next, and on which node, when trials hold one GPU or several. Imports no Ray."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from kvray.sweep.capacity import Room
+from kvray.sweep.capacity import NodeRoom, Room
 from kvray.sweep.trial_task import TrialTask
 
-_LONGEST_LINE = 2
-"""A trial that waits, and one behind it. Further ones stay in their queue, which may choose better by then."""
+_ANYWHERE = ""
+"""Stands for all nodes together, where Ray chooses one of them for each trial."""
 
 
 class TrialSource(Protocol):
@@ -24,21 +24,56 @@ class TrialSource(Protocol):
         """The next trial; `None` when there is none before a running one has ended, or none at all."""
 
 
+@dataclass(eq=False, kw_only=True)
+class _Placed:
+    """A trial that is out, and the id of its node."""
+
+    task: TrialTask
+    node: str
+
+
+@dataclass(eq=False, kw_only=True)
+class _Waiting:
+    """A trial for which no node has enough free GPUs.
+
+    Attributes:
+        node: id of the node whose GPUs are gathered for it; `None` where every one that is large enough is gathered for
+            another trial.
+        passed: trials that were placed on that node since.
+    """
+
+    task: TrialTask
+    node: str | None = None
+    passed: list[_Placed] = field(default_factory=list)
+
+
 class Admission:
     """Takes trials from a source as soon as there is room for them.
 
-    A trial that needs more GPUs than are free waits for them at the head of a line. Others overtake it only on GPUs
-    that it does not need: all those that overtake it hold no more together than what it leaves of the whole. So it
-    starts at the latest when the trials have ended that ran when its turn came, and no GPU is idle but those that are
-    gathered for it.
+    Where trials of several GPUs share unlike nodes with others, each trial is given a node: Ray would fill the nodes as
+    it likes, and a trial of all GPUs of a node could wait for ever while single GPUs are idle everywhere. A trial gets
+    the node that is left with the fewest free GPUs.
+
+    A trial that fits nowhere waits, and the GPUs of one node are gathered for it. Others may still be placed there as
+    long as they hold no more together than it leaves of the node. So it starts at the latest when the trials have ended
+    that ran there when its turn came, and no GPU is idle but those that are gathered. Once a trial waits for which no
+    node is left to gather, the source is asked for no further one: it may choose better by then.
+
+    Args:
+        room: what the machines have room for now.
+        most_gpus: GPUs of the largest trial that the source may have.
     """
 
-    def __init__(self, source: TrialSource, *, room: Callable[[], Room]) -> None:
+    def __init__(
+        self, source: TrialSource, *, room: Callable[[], Room], most_gpus: Callable[[], int] = lambda: 1
+    ) -> None:
         self._source = source
         self._room = room
-        self._out: list[TrialTask] = []
-        self._line: deque[TrialTask] = deque()
-        self._overtakers: list[TrialTask] = []
+        self._most_gpus = most_gpus
+        self._out: list[_Placed] = []
+        self._line: list[_Waiting] = []
+        self._nodes: tuple[NodeRoom, ...] = ()
+        self._are_nodes_chosen = False
         self._is_over = False
 
     @property
@@ -54,53 +89,103 @@ class Admission:
     @property
     def needed_gpus(self) -> int:
         """GPUs of the largest trial that is out or waits."""
-        return max((task.gpus for task in (*self._out, *self._line)), default=0)
+        out, line = (one.task.gpus for one in self._out), (one.task.gpus for one in self._line)
+        return max((*out, *line), default=0)
 
     def next_trial(self) -> TrialTask | None:
-        """The next trial that there is room for; it counts as out until `ended`."""
+        """The next trial that there is room for, with its node; it counts as out until `ended`."""
         room = self._room()
+        self._are_nodes_chosen |= max(self._most_gpus(), self.needed_gpus) > 1
+        self._nodes = room.nodes if room.nodes and self._are_nodes_chosen else (_all_together(room),)
+        self._gather()
         if len(self._out) >= room.slots:
             return None
-        task = self._next(room.gpus)
-        if task is not None:
-            self._out.append(task)
-        return task
+        return self._first_of_the_line() or self._new_one()
 
     def ended(self, task: TrialTask) -> None:
         """A trial holds its GPUs no more."""
-        for trials in (self._out, self._overtakers):
-            trials[:] = [one for one in trials if one is not task]
+        for placed in (self._out, *(one.passed for one in self._line)):
+            placed[:] = [one for one in placed if one.task is not task]
 
-    def _next(self, gpus: int) -> TrialTask | None:
-        free = gpus - _held(self._out)
-        if gpus and free < 1:
-            return None
-        if not self._line:
-            task = self._asked()
-            if task is None or task.gpus <= free:
+    def is_stranded(self, task: TrialTask) -> bool:
+        """Whether the node that was chosen for `task` is there no more."""
+        return task.node is not None and all(node.node_id != task.node for node in self._nodes)
+
+    def _first_of_the_line(self) -> TrialTask | None:
+        for waiting in self._line:
+            node = self._place_of(waiting.task, waiting)
+            if node is not None:
+                self._line.remove(waiting)
+                task = self._placed(waiting.task, node)
+                self._gather()
                 return task
-            self._line.append(task)
-        elif self._line[0].gpus <= free:
-            self._overtakers.clear()
-            return self._line.popleft()
-        return self._overtaker(min(free, gpus - self._line[0].gpus - _held(self._overtakers)))
+        return None
 
-    def _overtaker(self, spare: int) -> TrialTask | None:
-        """A trial that the head of the line does not have to wait for."""
-        if spare < 1:
-            return None
-        if len(self._line) < _LONGEST_LINE and (task := self._asked()) is not None:
-            self._line.append(task)
-        if len(self._line) < _LONGEST_LINE or self._line[-1].gpus > spare:
-            return None
-        self._overtakers.append(self._line[-1])
-        return self._line.pop()
+    def _new_one(self) -> TrialTask | None:
+        while all(one.node is not None for one in self._line) and self._has_any_room():
+            task = self._source.next_trial()
+            self._is_over = task is None and self._source.is_over
+            if task is None:
+                return None
+            node = self._place_of(task)
+            if node is not None:
+                return self._placed(task, node)
+            self._line.append(_Waiting(task=task))
+            self._gather()
+        return None
 
-    def _asked(self) -> TrialTask | None:
-        task = self._source.next_trial()
-        self._is_over = task is None and self._source.is_over
-        return task
+    def _gather(self) -> None:
+        """Choose a node for each trial that waits and has none, the first of the line first."""
+        there = {node.node_id for node in self._nodes}
+        for waiting in self._line:
+            if waiting.node not in there:
+                free = self._gathered()
+                large = [one for one in self._nodes if one.gpus >= waiting.task.gpus and one.node_id not in free]
+                best = max(large, key=lambda one: self._free(one)[0], default=None)
+                waiting.node, waiting.passed = (None if best is None else best.node_id), []
+
+    def _gathered(self) -> dict[str, _Waiting]:
+        """By id of their node, the trials that GPUs are gathered for."""
+        return {one.node: one for one in self._line if one.node is not None}
+
+    def _place_of(self, task: TrialTask, waiting: _Waiting | None = None) -> NodeRoom | None:
+        """The node that `task` leaves with the fewest free GPUs; `None` where it fits nowhere."""
+        found = [one for one in self._nodes if _fits(task, self._left_for(waiting, one))]
+        return min(found, key=lambda one: (self._free(one)[0], one.node_id), default=None)
+
+    def _has_any_room(self) -> bool:
+        return any(slots >= 1 and (gpus >= 1 or not one.gpus) for one, (gpus, slots) in self._left_of_each())
+
+    def _left_of_each(self) -> Sequence[tuple[NodeRoom, tuple[int, int]]]:
+        return [(one, self._left_for(None, one)) for one in self._nodes]
+
+    def _left_for(self, waiting: _Waiting | None, node: NodeRoom) -> tuple[int, int]:
+        """GPUs and slots of `node` that are left for `waiting`, or for a trial that does not wait."""
+        gpus, slots = self._free(node)
+        other = self._gathered().get(node.node_id)
+        if other is None or other is waiting:
+            return gpus, slots
+        held = sum(one.task.gpus for one in other.passed)
+        return min(gpus, node.gpus - other.task.gpus - held), min(slots, node.slots - 1 - len(other.passed))
+
+    def _free(self, node: NodeRoom) -> tuple[int, int]:
+        """GPUs and slots of `node` that no trial holds. One of which only Ray knows the node may be on any."""
+        either = (node.node_id, _ANYWHERE)
+        there = [one for one in self._out if one.node in either or node.node_id == _ANYWHERE]
+        return node.gpus - sum(one.task.gpus for one in there), node.slots - len(there)
+
+    def _placed(self, task: TrialTask, node: NodeRoom) -> TrialTask:
+        placed = _Placed(task=replace(task, node=node.node_id or None), node=node.node_id)
+        if (other := self._gathered().get(node.node_id)) is not None:
+            other.passed.append(placed)
+        self._out.append(placed)
+        return placed.task
 
 
-def _held(tasks: list[TrialTask]) -> int:
-    return sum(task.gpus for task in tasks)
+def _all_together(room: Room) -> NodeRoom:
+    return NodeRoom(node_id=_ANYWHERE, slots=room.slots, gpus=room.gpus)
+
+
+def _fits(task: TrialTask, left: tuple[int, int]) -> bool:
+    gpus, slots = left
+    return slots >= 1 and gpus >= task.gpus

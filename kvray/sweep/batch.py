@@ -23,6 +23,7 @@ class QueuedSweep:
     Attributes:
         size: sweeps are launched from in this order, the largest first: what is left for the end is then short.
         gpu_type: Ray's accelerator type of the GPUs that its trials keep to, as their `SlotPlan` has it.
+        most_gpus: GPUs of its largest trial.
         ended: called once when none of its trials runs any more and none will, with the unexpected error that ended
             it, if one did. Without it an error of its queue or its observer ends all sweeps.
     """
@@ -31,6 +32,7 @@ class QueuedSweep:
     observer: SweepObserver
     size: float = 0.0
     gpu_type: str | None = None
+    most_gpus: int = 1
     ended: Callable[[Exception | None], None] | None = None
 
 
@@ -74,6 +76,11 @@ class SweepBatch:
         """Whether nothing runs and nothing is to be launched. Ask after `next_trial` has returned `None`."""
         are_over = all(self._is_over(sweep) for sweep in self._going_on)
         return are_over and (self._newcomers is None or self._newcomers.is_over)
+
+    @property
+    def most_gpus(self) -> int:
+        """GPUs of the largest trial of all sweeps that have not ended."""
+        return max((sweep.most_gpus for sweep in self._going_on), default=1)
 
     def next_trial(self) -> TrialTask | None:
         """The next trial; `None` when there is none before a running one has ended, or none at all."""

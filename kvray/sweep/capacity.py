@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvray.errors import SweepError
 
@@ -18,6 +18,21 @@ _logger = logging.getLogger("kvray.sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeRoom:
+    """What one machine of a cluster has room for.
+
+    Attributes:
+        node_id: Ray's.
+        slots: trials at the same time.
+        gpus: GPUs that these trials share.
+    """
+
+    node_id: str
+    slots: int
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Room:
     """What machines have room for.
 
@@ -25,11 +40,13 @@ class Room:
         slots: trials at the same time.
         gpus: GPUs that these trials share; 0 where they run on a CPU.
         largest: GPUs of the machine that has the most: a trial never spans machines.
+        nodes: each machine that has GPUs, where there is a cluster.
     """
 
     slots: int
     gpus: int = 0
     largest: int = 0
+    nodes: tuple[NodeRoom, ...] = ()
 
 
 class Capacity:
@@ -60,7 +77,7 @@ class Capacity:
     def __call__(self) -> Room:
         """What all trials together may take."""
         self._look()
-        return self._known if self._follows_nodes else self._planned
+        return self._known if self._follows_nodes else replace(self._planned, nodes=self._known.nodes)
 
     def check(self, needed_gpus: int = 0) -> None:
         """Ask at every step: without a node Tune waits for ever.

@@ -10,11 +10,14 @@ from kvray.environment import changed_environment
 from kvray.errors import SweepError
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import Newcomers, QueuedSweep, SweepBatch
-from kvray.sweep.capacity import Capacity
+from kvray.sweep.capacity import Capacity, Room
 from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot_plan import SlotPlan
 from kvray.sweep.trial_task import TrialTask
+
+NODE_ID = "ray.io/node-id"
+"""A label that Ray gives to every node."""
 
 
 def run_sweep(
@@ -57,7 +60,9 @@ def run_sweep(
 
     def resources(config: dict[str, Any]) -> PlacementGroupFactory:
         task: TrialTask = config[TASK]
-        return PlacementGroupFactory([plans[task.spec.gpu_type].resources(task.largest)])
+        held = plans[task.spec.gpu_type].resources(task.largest)
+        chosen = {} if task.node is None else {"bundle_label_selector": [{NODE_ID: task.node}]}
+        return PlacementGroupFactory([held], **chosen)
 
     callback = ObserverCallback(lanes, check_alive=check)
     tuner = tune.Tuner(
@@ -92,7 +97,13 @@ def run_sweep(
 
 def _lane(plan: SlotPlan, sweeps: Sequence[QueuedSweep], newcomers: Newcomers | None, ray: RaySession) -> Lane:
     # A private Ray's one machine stays: while it measures nothing is asked of it.
-    room = (lambda: plan.room) if ray.is_private else (lambda: plan.room_on(living_nodes()))
+    room = (lambda: plan.room) if ray.is_private else (lambda: _room_now(plan))
     capacity = Capacity(plan.room, room=room, follows_nodes=plan.follows_nodes)
     batch = SweepBatch([one for one in sweeps if one.gpu_type == plan.gpu_type], newcomers)
-    return Lane(batch=batch, admission=Admission(batch, room=capacity), capacity=capacity)
+    admission = Admission(batch, room=capacity, most_gpus=lambda: batch.most_gpus)
+    return Lane(batch=batch, admission=admission, capacity=capacity)
+
+
+def _room_now(plan: SlotPlan) -> Room:
+    nodes = living_nodes()
+    return plan.room_on(list(nodes.values()), list(nodes))

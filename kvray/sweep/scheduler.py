@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from typing_extensions import override
 
@@ -160,6 +161,18 @@ class HalvingPerSweep(FIFOScheduler):
     @override
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         self._of(trial).on_trial_remove(tune_controller, trial)
+
+    @override
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Tune asks at every step. A trial whose node has died before it could start would wait for it for ever: it is
+        given back to its queue."""
+        for trial in list(tune_controller.get_live_trials()):
+            if trial.status == Trial.PENDING and self._is_stranded(trial.config[TASK]):
+                tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+    def _is_stranded(self, task: TrialTask) -> bool:
+        return self._lanes.of(task.spec).admission.is_stranded(task)
 
     def _of(self, trial: Any) -> SparingHalving:
         task: TrialTask = trial.config[TASK]

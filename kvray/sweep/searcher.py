@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -55,8 +56,11 @@ class BatchSearcher(Searcher):
         task, left = self._out.pop(trial_id), self._left.pop(trial_id)
         lane = self._lanes.of(task.spec)
         lane.admission.ended(task)
-        if error or not result or RESULT not in result:
+        if error:
             lane.batch.trial_lost(left)
+        elif not result or RESULT not in result:
+            # It was stopped before it ran: no attempt was made.
+            lane.batch.trial_lost(replace(left, attempt=left.attempt - 1))
         else:
             lane.batch.trial_finished(result[RESULT], spared=left.after(None))
 

@@ -157,7 +157,7 @@ class RaySession:
         self._connected.wait()
         if self._error is not None:
             raise self._connection_error(self._error) from self._error
-        return living_nodes()
+        return tuple(living_nodes().values())
 
     def _connection_error(self, error: BaseException) -> SweepError:
         from ray.exceptions import AuthenticationError
@@ -305,11 +305,11 @@ def _ray_folder() -> Path:
     return (chosen if fits else Path("/tmp")) / "ray"
 
 
-def living_nodes() -> tuple[Mapping[str, float], ...]:
-    """What each machine of the connected Ray has, of those that are alive now."""
+def living_nodes() -> dict[str, Mapping[str, float]]:
+    """What each machine of the connected Ray has, by its id, of those that are alive now."""
     import ray
 
-    return tuple(node["Resources"] for node in ray.nodes() if node["Alive"])
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _mute(logger: logging.Logger) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.errors import SweepError
-from kvray.sweep.capacity import Room
+from kvray.sweep.capacity import NodeRoom, Room
 from kvray.sweep.gpu_types import PREFIX, TOKEN_SHARE, nodes_of_type
 
 _EXCLUSIVE_SHARE = 0.6
@@ -51,11 +51,18 @@ class SlotPlan:
             return held
         return {**held, f"{PREFIX}{self.gpu_type}": _EXCLUSIVE_SHARE if self.exclusive else TOKEN_SHARE}
 
-    def room_on(self, nodes: Sequence[Mapping[str, float]]) -> Room:
-        """What `nodes` have room for, each trial on one of them."""
-        nodes = nodes_of_type(nodes, self.gpu_type)
-        slots = [_slots(node, self.cpus_per_slot, self.gpus_per_slot, self.exclusive) for node in nodes]
-        return _room(nodes, slots, self.gpus_per_slot)
+    def room_on(self, nodes: Sequence[Mapping[str, float]], ids: Sequence[str] = ()) -> Room:
+        """What `nodes` have room for, each trial on one of them. With Ray's ids of the nodes it tells of each."""
+        ours = [place for place, node in enumerate(nodes) if nodes_of_type([node], self.gpu_type)]
+        slots = [_slots(nodes[place], self.cpus_per_slot, self.gpus_per_slot, self.exclusive) for place in ours]
+        room = _room([nodes[place] for place in ours], slots, self.gpus_per_slot)
+        if not (ids and self.gpus_per_slot):
+            return room
+        each = (
+            NodeRoom(node_id=ids[place], slots=held, gpus=int(nodes[place].get("GPU", 0.0)))
+            for place, held in zip(ours, slots, strict=True)
+        )
+        return replace(room, nodes=tuple(one for one in each if one.slots))
 
 
 def plan_slots(

@@ -28,6 +28,7 @@ class TrialTask:
         libraries: on a cluster, those of all engines of the sweep: their versions are part of the hardware fingerprint
             that the slot puts into the record. `None` on this machine, where nothing has to be told apart.
         attempt: 1, or higher where the slots of earlier attempts at this very trial died.
+        node: Ray's id of the node that it runs on; `None` leaves the choice to Ray.
         then: trials that run after this one in the same slot, and so on the same device, each in a fresh process: the
             rest of its confirming round.
         unless_on: devices, as the column `device_uuid` has them, on which this very trial was run in an earlier attempt
@@ -41,6 +42,7 @@ class TrialTask:
     scratch: Path | None = None
     libraries: tuple[str, ...] | None = None
     attempt: int = 1
+    node: str | None = None
     then: tuple[TrialTask, ...] = ()
     unless_on: tuple[str, ...] = ()
 

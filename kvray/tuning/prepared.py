@@ -45,6 +45,7 @@ class PreparedShare:
         recorded: what earlier attempts have left.
         size: memory that the baseline takes by forecast (MiB); 0 where nothing is forecast.
         gpu_type: as in `SlotPlan`.
+        most_gpus: GPUs of its largest trial.
     """
 
     recorder: Recorder
@@ -53,11 +54,18 @@ class PreparedShare:
     recorded: tuple[TrialResult, ...]
     size: float
     gpu_type: str | None
+    most_gpus: int
 
     @property
     def queued(self) -> QueuedSweep:
         """What `run_sweep` takes."""
-        return QueuedSweep(queue=self.queue, observer=self.recorder, size=self.size, gpu_type=self.gpu_type)
+        return QueuedSweep(
+            queue=self.queue,
+            observer=self.recorder,
+            size=self.size,
+            gpu_type=self.gpu_type,
+            most_gpus=self.most_gpus,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +196,7 @@ def _prepared_share(
         recorded=tuple(found.results),
         size=preview.baseline_mib,
         gpu_type=gpu_type,
+        most_gpus=max(candidate.parallelism for candidate in preview.space.candidates),
     )
 
 
