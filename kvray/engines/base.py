@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from kvray.candidate import CacheChoice, Candidate, DeviceType
-from kvray.engines.failures import OutOfMemoryError, SubstitutedError, UnsupportedError
+from kvray.engines.failures import CrashedError, OutOfMemoryError, SubstitutedError, UnsupportedError
 from kvray.engines.forced_text import DECODED_TOKENS, ForcedText, ForcedToken, TopLogs
 from kvray.engines.generation import OBSERVED_TOKENS, Compilation, Generation, Observed
 from kvray.engines.model_info import UNKNOWN_REVISION, DeviceFacts, ModelInfo
@@ -33,6 +33,7 @@ __all__ = [
     "OBSERVED_TOKENS",
     "UNKNOWN_REVISION",
     "Compilation",
+    "CrashedError",
     "DeviceFacts",
     "EngineAdapter",
     "ForcedText",
@@ -132,7 +133,8 @@ class LoadedModel(ABC):
         trial's, and it ends with the trial. On a CPU kvray adds the resident sets of the processes named here, and of
         no others, to `peak_memory_mib`. Asked before and after every run, so it must be cheap.
 
-        Nobody else watches whether they live: if one dies, the call that needs it must raise an error.
+        Nobody else watches whether they live: if one dies, the call that needs it must raise `CrashedError`, or, where
+        it hangs, another thread must call `failures.give_up`.
         """
         return this_process()
 
@@ -179,7 +181,10 @@ class EngineAdapter(ABC):
     libraries: ClassVar[tuple[str, ...]] = ()
     """Names of the installed packages in which it computes: their versions are recorded, and compared."""
     is_parallel: ClassVar[bool] = False
-    """Whether it spreads one copy of a model over as many GPUs as the candidate's `parallelism` says."""
+    """Whether it spreads one copy of a model over as many GPUs as the candidate's `parallelism` says. An engine with
+    several ways to do so declares the axis `candidate.SPLIT`."""
+    cpu_processes: ClassVar[int] = 1
+    """Processes of one trial over which it can spread a model on a CPU, where that is asked for."""
     snippet_runner: ClassVar[str | None] = None
     """Module that runs a snippet to see what it does (see `engines.snippet_case`); `None`: there is nothing to run."""
     measures_hardware: ClassVar[bool] = False

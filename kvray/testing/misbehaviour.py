@@ -22,6 +22,7 @@ from typing import NoReturn
 import numpy as np
 
 from kvray.engines.base import OutOfMemoryError, SubstitutedError, UnsupportedError
+from kvray.engines.failures import give_up
 
 LONG_S = 3600.0
 SLOW_S = 2.0
@@ -43,6 +44,8 @@ class Misbehaviour(enum.StrEnum):
     SEGV = "segv"
     KILL = "kill"
     HANG = "hang"
+    GIVE_UP = "give_up"
+    """Hangs, and another thread gives up."""
     GIL = "gil"
     """Hangs in C code and holds the interpreter's lock."""
     STOPPED = "stopped"
@@ -93,6 +96,11 @@ def _raise(error: Exception) -> Callable[[], NoReturn]:
         raise error
 
     return act
+
+
+def _give_up() -> None:
+    threading.Thread(target=give_up, args=("rank 1 was killed by SIGSEGV:\n\ttold to die",)).start()
+    time.sleep(LONG_S)
 
 
 def _exit() -> NoReturn:
@@ -190,6 +198,7 @@ _ACTS: dict[Misbehaviour, Callable[[], object]] = {
     Misbehaviour.SEGV: lambda: ctypes.string_at(0),
     Misbehaviour.KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
     Misbehaviour.HANG: lambda: time.sleep(LONG_S),
+    Misbehaviour.GIVE_UP: _give_up,
     Misbehaviour.GIL: lambda: ctypes.PyDLL(None).pause(),
     Misbehaviour.STOPPED: lambda: os.kill(os.getpid(), signal.SIGSTOP),
     Misbehaviour.STUBBORN: _be_stubborn,

@@ -13,14 +13,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kvray.candidate import DeviceType
-from kvray.engines.base import EngineAdapter, OutOfMemoryError, SubstitutedError, UnsupportedError
+from kvray.engines.base import CrashedError, EngineAdapter, OutOfMemoryError, SubstitutedError, UnsupportedError
 from kvray.errors import sentence_of
 from kvray.probes.cpu import set_normal_priority
 from kvray.probes.gpu import process_memory_by_gpu_mib
+from kvray.probes.orphans import die_with_parent
 from kvray.record import TrialStatus
 from kvray.trial.channel import send_event
 from kvray.trial.events import Event, TrialEnded
-from kvray.trial.orphans import die_with_parent
 from kvray.trial.protocol import TrialProtocol
 from kvray.trial.quality import QualityError
 from kvray.trial.spec import TrialSpec
@@ -33,6 +33,7 @@ _STATUS_OF = (
     (UnsupportedError, TrialStatus.UNSUPPORTED),
     (SubstitutedError, TrialStatus.SUBSTITUTED),
     (QualityError, TrialStatus.QUALITY),
+    (CrashedError, TrialStatus.CRASHED),
 )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from kvray.engines.failures import LAST_WORDS
 from kvray.files.redaction import redact
 
 LIMIT_BYTES = 16 * 2**20
@@ -47,6 +48,11 @@ class TrialLog:
             text = redact(self._end().decode("utf-8", errors="replace").replace("\0", ""))[-_TAIL_CHARS:]
             return "\n".join(text.splitlines()[-_TAIL_LINES:]).strip() or None
         return None
+
+    def last_words(self) -> str | None:
+        """Why the process gave up (`failures.give_up`), if it did."""
+        lines = (self.tail() or "").splitlines()
+        return next((line.removeprefix(LAST_WORDS) for line in reversed(lines) if line.startswith(LAST_WORDS)), None)
 
     def _end(self) -> bytes:
         with self.path.open("rb") as file:

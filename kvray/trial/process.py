@@ -5,7 +5,7 @@ so it starts in hundredths of a second with clean memory. A watchdog kills its w
 too long or the machine's memory runs out. What a trial leaves behind goes with it.
 
 Only this one process is watched. If a process that the engine started dies (a server, a rank), the engine must raise an
-error; otherwise the trial ends at the timeout of its phase.
+error or give up (`engines.failures`); otherwise the trial ends at the timeout of its phase.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ class TrialProcess:
         if exit_code == UNKNOWN_EXIT_CODE and self._launcher.tree.has_lost_its_server(within_s=_DEATH_S):
             return self._ended(TrialStatus.CRASHED, "killed together with the process that forked it, which is dead")
         if exit_code != -signal.SIGKILL:
-            return self._ended(TrialStatus.CRASHED, _exit_reason(exit_code))
+            return self._ended(TrialStatus.CRASHED, self._log.last_words() or _exit_reason(exit_code))
         by_kernel = self._memory.kernel_killed()
         if by_kernel:
             return self._ended(TrialStatus.OOM, "killed by the kernel's out-of-memory killer")

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from kvray.engines.base import EngineAdapter
 from kvray.errors import sentence_of
+from kvray.probes.orphans import die_with_parent
 from kvray.search_paths import child_environment, python_command
-from kvray.trial.orphans import die_with_parent
 from kvray.trial.quality import Reference, forced_tokens, summarize
 from kvray.trial.reference import quality_cell, save_reference
 from kvray.trial.spec import ReferenceSpec, TrialSpec

@@ -3,8 +3,8 @@ trials leave behind, and imports what they need."""
 
 import warnings
 
+from kvray.probes.orphans import adopt_orphans, die_soon_after_parent
 from kvray.trial.imports import preload
-from kvray.trial.orphans import adopt_orphans, die_soon_after_parent
 
 die_soon_after_parent()
 adopt_orphans()

@@ -122,6 +122,7 @@ def test_a_healthy_trial_reports_every_rung_then_its_end(start: Start) -> None:
         ("substituted", TrialStatus.SUBSTITUTED, "told to run something else"),
         ("exit", TrialStatus.CRASHED, "exited with code 7 without a word"),
         ("segv", TrialStatus.CRASHED, "killed by SIGSEGV"),
+        ("give_up", TrialStatus.CRASHED, "rank 1 was killed by SIGSEGV: told to die"),
         ("kill", TrialStatus.CRASHED, "killed by SIGKILL"),
         ("garbage", TrialStatus.CRASHED, r"the process wrote b'\x00\x00\x01\x00' into the pipe of its events"),
     ],
