@@ -187,6 +187,48 @@ class AttentionChoice:
         return cls(AttentionBackend(name.lower()))
 
 
+SINGLE = "single"
+"""What a user writes for a model that is on one GPU."""
+SPLIT = "split"
+"""The axis of an engine that can spread a model in several ways: which of them."""
+
+
+@dataclass(frozen=True)
+class ParallelChoice:
+    """Over how many GPUs a model is spread and in which way, written `single`, `tp=2` or, where an engine knows but one
+    way, `2`.
+
+    Attributes:
+        split: value of the engine's axis `split`; `None`: it has none, or the model is on one GPU.
+    """
+
+    gpus: int = 1
+    split: str | None = None
+
+    def __str__(self) -> str:
+        if self.gpus == 1:
+            return SINGLE
+        return str(self.gpus) if self.split is None else f"{self.split}={self.gpus}"
+
+    @classmethod
+    def parse(cls, text: str) -> ParallelChoice:
+        """The inverse of `str`.
+
+        Raises:
+            InvalidValueError: the text has another form.
+        """
+        match = re.fullmatch(r"\s*(?:([a-z_]+)\s*=\s*)?([1-9]\d{0,3})\s*", text.lower(), flags=re.ASCII)
+        if text.strip().lower() == SINGLE:
+            return cls()
+        if match is None:
+            raise InvalidValueError(
+                f"Parallelism {text.strip()!r} is neither {SINGLE} nor a way and a number of GPUs.",
+                hint="Write it like single,device_map=2,tp=2.",
+            )
+        gpus = int(match[2])
+        return cls(gpus, match[1] if gpus > 1 else None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One configuration that can be measured.

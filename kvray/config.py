@@ -11,7 +11,16 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kvray.candidate import AttentionChoice, CacheChoice, Choice, CompileMode, DeviceType, DType, ParamValue
+from kvray.candidate import (
+    AttentionChoice,
+    CacheChoice,
+    Choice,
+    CompileMode,
+    DeviceType,
+    DType,
+    ParallelChoice,
+    ParamValue,
+)
 from kvray.errors import InvalidValueError, describe_problems
 from kvray.files.file_systems import has_locks
 from kvray.record import TrialStatus
@@ -57,6 +66,8 @@ class TuneConfig(BaseModel):
             is. Not together with a space file.
         settings: values of the engine's own axes by name, e.g. `{"prefill_chunk": (None, 512)}`, each as it is or as a
             user writes it; `None`: not set. They narrow the space in the same way.
+        parallelism: over how many GPUs candidates are spread, and how: `single`, `device_map=2`, `tp=2`; empty leaves
+            that to the engine's space.
         static_len: tokens that every static cache holds that does not say so itself, in place of the cell's length.
         trust_remote_code: whether Python code that the model brings, and attention kernels by anybody, may run.
         allow_pickle: whether weights may come from pickle files, where there are no safetensors.
@@ -101,6 +112,7 @@ class TuneConfig(BaseModel):
     dtypes: tuple[DType, ...] = ()
     compiles: tuple[CompileMode, ...] = ()
     settings: Mapping[str, tuple[ParamValue | None, ...]] = {}
+    parallelism: tuple[ParallelChoice, ...] = ()
     static_len: Annotated[int, Field(ge=1)] | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -143,6 +155,11 @@ class TuneConfig(BaseModel):
     @classmethod
     def _attentions_by_name(cls, values: object) -> object:
         return _each(values, lambda value: AttentionChoice.parse(value) if isinstance(value, str) else value)
+
+    @field_validator("parallelism", mode="before")
+    @classmethod
+    def _parallelism_by_name(cls, values: object) -> object:
+        return _each(values, lambda value: ParallelChoice.parse(value) if isinstance(value, str) else value)
 
     @model_validator(mode="after")
     def _one_source_of_axes(self) -> Self:
@@ -210,7 +227,7 @@ class TuneConfig(BaseModel):
     @property
     def narrows(self) -> bool:
         """Whether any axis is narrowed."""
-        return any((self.caches, self.attentions, self.dtypes, self.compiles, self.settings))
+        return any((self.caches, self.attentions, self.dtypes, self.compiles, self.settings, self.parallelism))
 
     @field_validator("profile", mode="before")
     @classmethod

@@ -76,6 +76,10 @@ WeightsLimit = Annotated[
         rich_help_panel=RARE,
     ),
 ]
+Parallelism = Annotated[
+    str | None,
+    typer.Option(metavar="LIST", help="Over GPUs: single,device_map=2,tp=2.", rich_help_panel=SPACE),
+]
 StaticLen = Annotated[
     int | None,
     typer.Option(

@@ -15,6 +15,7 @@ from kvray.candidate import (
     CacheChoice,
     CacheStrategy,
     Choice,
+    ParallelChoice,
     ParamValue,
 )
 from kvray.config import DISTURBED
@@ -84,6 +85,18 @@ def parse_attentions(text: str | None) -> tuple[AttentionChoice, ...]:
     if text is not None and not parts:
         raise InvalidValueError.not_one_of(AttentionBackend.axis_name(), text, list(AttentionBackend))
     return tuple(dict.fromkeys(AttentionChoice.parse(part) for part in parts))
+
+
+def parse_parallelism(text: str | None) -> tuple[ParallelChoice, ...]:
+    """`"single,tp=2"` as choices; empty for `None`.
+
+    Raises:
+        InvalidValueError: a part is no such choice, or there is none.
+    """
+    parts = _parts(text)
+    if text is not None and not parts:
+        raise InvalidValueError(f"--parallelism {text!r} names no value.", hint="Write it like single,tp=2.")
+    return tuple(dict.fromkeys(ParallelChoice.parse(part) for part in parts))
 
 
 def parse_optional_integers(text: str | None, *, option: str) -> tuple[int | None, ...]:

@@ -21,6 +21,7 @@ from kvray.cli.parsing import (
     parse_duration,
     parse_integers,
     parse_optional_integers,
+    parse_parallelism,
     parse_retry,
     parse_settings,
 )
@@ -62,6 +63,7 @@ class SpaceOptions:
     attention: options.Attention = None
     dtype: options.Dtype = None
     compile: options.Compile = None
+    parallelism: options.Parallelism = None
     settings: options.Settings = None
     space: options.Space = DEFAULT_SPACE
     candidates: Annotated[
@@ -232,6 +234,7 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
             prefill_chunk=parse_optional_integers(space.prefill_chunk, option="--prefill-chunk"),
             weights_limit_mib=parse_optional_integers(space.weights_limit, option="--weights-limit"),
         ),
+        parallelism=parse_parallelism(space.parallelism),
         static_len=space.static_len,
         trust_remote_code=loading.trust_remote_code,
         allow_pickle=loading.allow_pickle,

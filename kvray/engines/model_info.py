@@ -32,6 +32,7 @@ class ModelInfo:
         shape: what bytes and FLOPs depend on, for the engine's `cost_model`; `None`: unknown.
         shape_unknown: why nothing can be forecast, as the end of a sentence about the model.
         packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
+        tensor_parallel: whether the engine knows how to split each of its layers over several GPUs.
         notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
             sweep, report and plan.
     """
@@ -49,6 +50,7 @@ class ModelInfo:
     shape: ModelShape | None = None
     shape_unknown: str | None = None
     packing: str | None = None
+    tensor_parallel: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -63,9 +65,11 @@ class DeviceFacts:
 
     Attributes:
         compute_capability: of the oldest visible GPU, `None` on a CPU.
+        gpu_memory_mib: of the smallest visible GPU, `None` on a CPU and where it is not known.
     """
 
     device: DeviceType
     device_name: str
     gpu_count: int = 0
     compute_capability: tuple[int, int] | None = None
+    gpu_memory_mib: float | None = None

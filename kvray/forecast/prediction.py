@@ -102,14 +102,14 @@ def forecast(
         cells = profile.cells(candidate.batch_size, rung=rung)
         return [forecast_cell(costs, candidate, cell, device, hardware) for cell in cells]
 
-    return Forecast.of(predicted(1), predicted(0), gpus=candidate.parallelism)
+    return Forecast.of(predicted(1), predicted(0), gpus=_gpus(candidate, device))
 
 
 def forecast_cell(
     costs: CostModel, candidate: Candidate, cell: Cell, device: DeviceType, hardware: Hardware | None
 ) -> CellForecast:
     """The predictions for one `cell`."""
-    need, gpus = costs.memory(candidate, cell, device), candidate.parallelism
+    need, gpus = costs.memory(candidate, cell, device), _gpus(candidate, device)
     resident_mib = hardware.resident_mib if hardware is not None and device is DeviceType.CPU else 0.0
     first_s = step_s = ideal_s = None
     if hardware is not None:
@@ -120,7 +120,7 @@ def forecast_cell(
         cell=cell,
         ttft_ms=None if first_s is None else first_s * 1e3,
         decode_tok_s=None if step_s is None else cell.batch_size / step_s,
-        peak_mib=need.peak_over(gpus) / MIB + resident_mib,
+        peak_mib=need.peak_over(candidate.parallelism) / MIB + candidate.parallelism * resident_mib,
         held_mib=need.held / MIB,
         ideal_decode_tok_s=None if ideal_s is None else cell.batch_size / ideal_s,
     )
@@ -158,9 +158,14 @@ def longest_context(
     def fits(context: int) -> bool:
         cell = Cell(context, output_tokens, candidate.batch_size)
         one = forecast_cell(costs, candidate, cell, device, hardware)
-        return does_not_fit(Forecast.of([one], gpus=candidate.parallelism), hardware, free_mib) is None
+        return does_not_fit(Forecast.of([one], gpus=_gpus(candidate, device)), hardware, free_mib) is None
 
     return _last_true(fits, _LONGEST_CONTEXT)
+
+
+def _gpus(candidate: Candidate, device: DeviceType) -> int:
+    """Over which its memory and its reading are spread. Processes on a CPU share one memory."""
+    return candidate.parallelism if device is DeviceType.CUDA else 1
 
 
 def _last_true(holds: Callable[[int], bool], limit: int) -> int:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kvray.candidate import ParamValue, setting_text
+from kvray.candidate import SINGLE, SPLIT, ParamValue, setting_text
 from kvray.config import TuneConfig
 from kvray.errors import InvalidValueError, did_you_mean
 from kvray.space.axis import UNSET, Axis
 from kvray.space.menu import SHARED_AXES
 
-_OPTIONS: Mapping[str, str] = {**{name: f"--{name}" for name in SHARED_AXES}, "batch_size": "--batch-sizes"}
+_OPTIONS: Mapping[str, str] = {
+    **{name: f"--{name}" for name in SHARED_AXES},
+    "batch_size": "--batch-sizes",
+    "parallelism": "--parallelism",
+}
 """Axes that all engines share have options of their own."""
 
 
@@ -44,15 +48,30 @@ def check_settings(config: TuneConfig, axes: Iterable[Axis]) -> None:
     Raises:
         InvalidValueError
     """
-    own = {axis.name for axis in axes} - set(SHARED_AXES)
+    declared = {axis.name: axis.option for axis in axes if axis.name not in SHARED_AXES}
+    options = {**_OPTIONS, **{name: option for name, option in declared.items() if option}}
+    own = {name for name, option in declared.items() if not option}
     for name in config.settings:
-        if name in _OPTIONS:
-            raise InvalidValueError(f"Axis {name!r} has an option of its own.", hint=f"Use {_OPTIONS[name]}.")
+        if name in options:
+            raise InvalidValueError(f"Axis {name!r} has an option of its own.", hint=f"Use {options[name]}.")
         if name not in own:
             known = f"It has {', '.join(sorted(own))}." if own else "It has none of its own."
             raise InvalidValueError(
                 f"Engine {config.engine} has no axis {name!r}.", hint=f"{did_you_mean(name, own)}{known}"
             )
+
+
+def check_parallelism(config: TuneConfig, axes: Iterable[Axis]) -> None:
+    """Refuse a way to spread a model that none of `axes` (of all engines) knows.
+
+    Raises:
+        InvalidValueError
+    """
+    known = sorted({one.value for axis in axes if axis.name == SPLIT for one in axis.values})
+    for choice in config.parallelism:
+        if choice.split is not None and choice.split not in known:
+            allowed = [SINGLE, *(f"{way}={choice.gpus}" for way in known)] if known else [SINGLE, str(choice.gpus)]
+            raise InvalidValueError.not_one_of(f"parallelism of engine {config.engine}", str(choice), allowed)
 
 
 def _parsed(axis: Axis, values: Sequence[ParamValue | None]) -> tuple[Any, ...]:

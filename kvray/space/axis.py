@@ -78,6 +78,7 @@ class Axis:
         canonical: the value that a candidate gets in place of the one asked for, given the candidate and the workload,
             so that two requests which become one configuration are one candidate; `None`: the axis is not set.
         parser: reads a value as a user writes it, where the kind does not say how.
+        option: of the command line that sets it in place of `--set`.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Axis:
     default: AxisRequest = None
     canonical: Callable[[ParamValue, Candidate, WorkloadProfile], AxisRequest] = _as_given
     parser: Callable[[str], Any] | None = None
+    option: str | None = None
 
     def __post_init__(self) -> None:
         if not is_setting_name(self.name):

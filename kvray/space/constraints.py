@@ -18,11 +18,13 @@ class SpaceFacts:
     Attributes:
         dtypes: what the device computes in.
         gpu_count: GPUs that one trial could be given; `None`: not known before a cluster is joined.
+        cpu_processes: processes over which a trial on a CPU may spread a model.
     """
 
     device: DeviceType
     dtypes: frozenset[DType]
     gpu_count: int | None = 0
+    cpu_processes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,9 @@ def _dtype_on_device(candidate: Candidate, facts: SpaceFacts) -> Verdict:
 def _parallelism_fits(candidate: Candidate, facts: SpaceFacts) -> Verdict:
     if candidate.parallelism == 1 or (facts.gpu_count is None and facts.device is DeviceType.CUDA):
         return None
+    if facts.device is DeviceType.CPU and facts.cpu_processes > 1:
+        most = facts.cpu_processes
+        return f"at most {most} processes share a CPU" if candidate.parallelism > most else None
     if candidate.parallelism > (facts.gpu_count or 0):
         return f"needs {candidate.parallelism} GPUs, {facts.gpu_count or 0} visible"
     return None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from kvray.candidate import SPLIT, ParallelChoice
 from kvray.space.search_space import SpaceBlock
 
 _DTYPE = "dtype"
@@ -27,6 +28,19 @@ def narrowed(blocks: Sequence[SpaceBlock], asked: Mapping[str, Values]) -> tuple
     if len(missing) == len(list(itertools.product(*asked.values()))):
         return (in_dtype[0].having(asked),)
     return (*kept, *(in_dtype[0].having(_singles(asked, one)) for one in missing))
+
+
+def spread(blocks: Sequence[SpaceBlock], choices: Sequence[ParallelChoice]) -> tuple[SpaceBlock, ...]:
+    """`blocks` with every one of `choices` in place of what they say of GPUs."""
+    found: list[SpaceBlock] = []
+    for choice in choices:
+        way = {SPLIT: (choice.split,)} if choice.split is not None else {}
+        for block in blocks:
+            own = {name: values for name, values in block.settings.items() if name != SPLIT}
+            one = replace(block, parallelisms=(choice.gpus,), settings={**own, **way})
+            if one not in found:
+                found.append(one)
+    return tuple(found)
 
 
 def _in_dtypes(block: SpaceBlock, asked: Values) -> SpaceBlock:

@@ -184,4 +184,5 @@ def _device_facts(device: DeviceType, gpus: int, name: str) -> DeviceFacts:
         device_name=name,
         gpu_count=gpus,
         compute_capability=min((gpu.compute_capability for gpu in seen), default=None),
+        gpu_memory_mib=min((gpu.memory_total_mib for gpu in seen), default=None),
     )

@@ -62,6 +62,7 @@ class SweepSettings(_Strict):
     dtypes: tuple[Text, ...] | None = Field(None, description="Dtypes to measure.")
     compiles: tuple[Text, ...] | None = Field(None, description="torch.compile modes to measure.")
     settings: dict[str, tuple[Text, ...]] | None = Field(None, description="Values of the engine's own axes, by name.")
+    parallelism: tuple[Text, ...] | None = Field(None, description="Over how many GPUs: single, device_map=2, tp=2.")
     static_len: Count | None = Field(None, description="Tokens that static caches hold, instead of the cell's.")
     trust_remote_code: bool | None = Field(None, description="Run Python code that the model brings.")
     allow_pickle: bool | None = Field(None, description="Accept pickled weights where there are no safetensors.")

@@ -16,7 +16,7 @@ from kvray.config import TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import EngineError, InvalidValueError, KvrayError, ModelError, NoCandidatesError
-from kvray.space.asked import check_settings
+from kvray.space.asked import check_parallelism, check_settings
 from kvray.sweep.remote_device import NodeFacts
 from kvray.tuning.local_device import detect_device
 from kvray.tuning.preview import Preview, Refusal, preview_sweep
@@ -85,7 +85,8 @@ class SweepEngines:
         answers = [self._asked(one.name, check, one) for one in self.adapters]
         self._check_any_left()
         checked = [answer for answer in answers if answer is not None]
-        check_settings(config, (axis for one in checked for axis in one.axes))
+        check_settings(config, [axis for one in checked for axis in one.axes])
+        check_parallelism(config, [axis for one in checked for axis in one.axes])
         return checked
 
     def resolve(self, checked: Sequence[CheckedRequest]) -> list[Resolved]:

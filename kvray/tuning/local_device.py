@@ -32,6 +32,7 @@ def detect_device(asked: DeviceType | None) -> DeviceFacts:
         device_name=gpus[0].name,
         gpu_count=len(gpus),
         compute_capability=min(gpu.compute_capability for gpu in gpus),
+        gpu_memory_mib=min(gpu.memory_total_mib for gpu in gpus),
     )
 
 

@@ -17,7 +17,7 @@ from kvray.forecast.prediction import Forecast, beside_allocator_mib, does_not_f
 from kvray.space.axis import Axis, canonical_form
 from kvray.space.constraints import ON_ONE_GPU, SpaceFacts
 from kvray.space.menu import available_here, lines_of, menu_of
-from kvray.space.narrowing import narrowed
+from kvray.space.narrowing import narrowed, spread
 from kvray.space.search_space import RejectedCandidate, SearchSpace, SpaceBlock, build_space
 from kvray.space.space_file import load_space
 from kvray.tuning.candidate_list import listed_candidates
@@ -190,6 +190,7 @@ def _space(resolved: Resolved) -> SearchSpace:
             device=device.device,
             dtypes=_available_dtypes(axes),
             gpu_count=device.gpu_count if config.address is None else None,
+            cpu_processes=adapter.cpu_processes,
         ),
         engine_rules=(
             available_here(axes),
@@ -302,6 +303,8 @@ def _blocks(resolved: Resolved) -> tuple[SpaceBlock, ...]:
         asked["cache"] = complete(caches)
     if asked:
         blocks = narrowed(blocks, asked)
+    if config.parallelism:
+        blocks = spread(blocks, config.parallelism)
     if config.static_len is not None:
         blocks = tuple(replace(block, caches=_with_length(block.caches, config.static_len)) for block in blocks)
     return blocks

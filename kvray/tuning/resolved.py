@@ -19,7 +19,7 @@ from kvray.engines.interpreter import EnginePython
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware
-from kvray.space.asked import asked_values, check_settings
+from kvray.space.asked import asked_values, check_parallelism, check_settings
 from kvray.space.axis import Axis
 from kvray.space.menu import check_any_available
 from kvray.space.search_space import SpaceBlock
@@ -108,6 +108,7 @@ def check_request(
     axes = node.axes[adapter.name] if node else tuple(adapter.axes(device))
     if is_only_engine:
         check_settings(config, axes)
+        check_parallelism(config, axes)
     narrowed = asked_values(config, axes)
     check_any_available(narrowed, axes)
     if config.has_space_file:

@@ -35,6 +35,7 @@ from kvray.engines.transformers import (
     snippet,
     spaces,
 )
+from kvray.engines.transformers.arguments import MOST_CPU_RANKS, Split, split_of
 from kvray.engines.transformers.costs import TransformersCosts
 from kvray.engines.transformers.gguf import check_gguf, is_converted
 from kvray.engines.transformers.model_folder import config_path, revision, weights_path
@@ -72,6 +73,8 @@ class TransformersAdapter(EngineAdapter):
     )
     snippet_runner: ClassVar[str | None] = "kvray.engines.transformers.snippet_run"
     measures_hardware: ClassVar[bool] = True
+    is_parallel: ClassVar[bool] = True
+    cpu_processes: ClassVar[int] = MOST_CPU_RANKS
     extra: ClassVar[Extra | None] = Extra.TRANSFORMERS
 
     @override
@@ -172,8 +175,10 @@ class TransformersAdapter(EngineAdapter):
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
         from kvray.engines.transformers.loaded import TransformersModel
+        from kvray.engines.transformers.tensor_parallel import TensorParallelModel
 
-        return TransformersModel(request, candidate, device, profile.cells(candidate.batch_size, rung=2))
+        model = TensorParallelModel if split_of(candidate) is Split.TP else TransformersModel
+        return model(request, candidate, device, profile.cells(candidate.batch_size, rung=2))
 
     def render_snippet(
         self,

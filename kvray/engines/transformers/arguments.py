@@ -3,10 +3,11 @@ two cannot drift apart. Imports no torch."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, ParamValue
+from kvray.candidate import SPLIT, AttentionBackend, CacheStrategy, Candidate, CompileMode, ParamValue
 from kvray.workload import Cell
 
 RANDOM_WEIGHTS_SEED = 2
@@ -18,6 +19,9 @@ PAGED_CLASS = "PagedAttentionCache"
 
 XFORMERS = "xformers"
 """The name under which `xformers_attention` registers itself."""
+
+MOST_CPU_RANKS = 8
+"""Processes among which a CPU is divided, for those who want to see that tensor parallelism works."""
 
 _FORCED_KERNEL = {
     AttentionBackend.SDPA_FLASH: "FLASH_ATTENTION",
@@ -39,6 +43,15 @@ _HQQ_AXES: Mapping[str, ParamValue] = {"axis_key": 1, "axis_value": 1}
 _OFFLOADED = (CacheStrategy.OFFLOADED, CacheStrategy.OFFLOADED_STATIC)
 
 
+class Split(enum.StrEnum):
+    """How a model is spread over several GPUs."""
+
+    DEVICE_MAP = "device_map"
+    """Whole layers on each, one GPU at work at a time (accelerate)."""
+    TP = "tp"
+    """A part of every layer on each, all at work at the same time, one process for each (tensor parallelism)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CallArguments:
     """How to load and call for one candidate.
@@ -55,6 +68,7 @@ class CallArguments:
         compile_mode: passed to `CompileConfig(mode=…)`; `None` disables compilation.
         prefill_chunk_size: passed to `generate`.
         weights_limit_mib: memory of the first GPU in `from_pretrained(max_memory=…)`, `None`: all weights on it.
+        split: how the model is spread over `gpus`, `None`: it is on one.
     """
 
     dtype: str
@@ -68,6 +82,8 @@ class CallArguments:
     compile_mode: str | None
     prefill_chunk_size: int | None
     weights_limit_mib: int | None
+    split: Split | None = None
+    gpus: int = 1
 
     @property
     def generate_options(self) -> dict[str, bool | int | None]:
@@ -123,7 +139,15 @@ def call_arguments(candidate: Candidate) -> CallArguments:
         compile_mode=None if candidate.compile is CompileMode.OFF else candidate.compile.value,
         prefill_chunk_size=candidate.prefill_chunk,
         weights_limit_mib=candidate.weights_limit_mib,
+        split=split_of(candidate),
+        gpus=candidate.parallelism,
     )
+
+
+def split_of(candidate: Candidate) -> Split | None:
+    """How the candidate is spread over its GPUs; `None`: it is on one, or does not say."""
+    way = candidate.setting(SPLIT)
+    return next((one for one in Split if one == way), None) if candidate.parallelism > 1 else None
 
 
 def _attn_implementation(candidate: Candidate) -> str:
@@ -148,8 +172,11 @@ def settings_objection(candidate: Candidate) -> str | None:
 
     The library ignores or misreads some of these without a word, so they are checked here.
     """
-    if candidate.settings:
-        return f"Transformers has no axis {', '.join(name for name, _ in candidate.settings)}"
+    if others := [name for name, _ in candidate.settings if name != SPLIT]:
+        return f"Transformers has no axis {', '.join(others)}"
+    if candidate.parallelism > 1 and candidate.setting(SPLIT) not in list(Split):
+        ways = " or ".join(f"{one}={candidate.parallelism}" for one in Split)
+        return f"{candidate.parallelism} GPUs can be used in several ways: {ways}"
     params = dict(candidate.cache_params)
     known = _KNOWN_PARAMETERS.get(candidate.cache, ())
     if unknown := sorted(set(params) - set(known)):

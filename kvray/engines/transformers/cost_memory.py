@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType
+from kvray.engines.transformers.arguments import Split, split_of
 from kvray.forecast.memory import ITEM_BYTES, MIB, MemoryNeed, kv_bytes, weight_bytes
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.workload import Cell
@@ -33,12 +35,42 @@ _PACKED_BYTES = {1: 1 / 8, 2: 1 / 4, 3: 4 / 10, 4: 1 / 2, 8: 1.0}
 
 def memory_need(shape: ModelShape, candidate: Candidate, cell: Cell, device: DeviceType) -> MemoryNeed:
     """What `candidate` needs on `device` for `cell`."""
-    return MemoryNeed(
-        weights=device_weight_bytes(shape, candidate),
-        cache=device_cache_bytes(shape, candidate, cell),
-        transient=max(_prefill_bytes(shape, candidate, cell, device), _decode_bytes(shape, candidate, cell))
-        + _weights_on_the_way(shape, candidate),
+    gpus, part = candidate.parallelism, part_of(shape, candidate)
+    transient = max(_prefill_bytes(part, candidate, cell, device), _decode_bytes(part, candidate, cell))
+    weights = device_weight_bytes(shape, candidate)
+    if split_of(candidate) is None:
+        cache = device_cache_bytes(shape, candidate, cell)
+        return MemoryNeed(weights=weights, cache=cache, transient=transient + _weights_on_the_way(shape, candidate))
+    # With tp each GPU holds its heads of the cache, all of a latent; with device_map the cache of its layers.
+    is_tp = split_of(candidate) is Split.TP
+    cache = gpus * device_cache_bytes(part, candidate, cell) if is_tp else device_cache_bytes(shape, candidate, cell)
+    beyond = 0 if is_tp else round(_uneven_share(len(shape.layers), gpus) * (weights + cache))
+    return MemoryNeed(weights=weights, cache=cache, transient=0, on_each_gpu=transient + beyond)
+
+
+def part_of(shape: ModelShape, candidate: Candidate) -> ModelShape:
+    """What one GPU works on while a layer runs: with tensor parallelism its share of the heads, of the MLP and of the
+    weights, otherwise the whole layer."""
+    gpus = candidate.parallelism
+    if split_of(candidate) is not Split.TP:
+        return shape
+    return replace(
+        shape,
+        total_parameters=shape.total_parameters // gpus,
+        lookup_parameters=shape.lookup_parameters // gpus,
+        expert_parameters=shape.expert_parameters // gpus,
+        intermediate=shape.intermediate // gpus,
+        heads=max(1, shape.heads // gpus),
+        layers=tuple(
+            layer if layer.is_latent or not layer.kv_heads else replace(layer, kv_heads=max(1, layer.kv_heads // gpus))
+            for layer in shape.layers
+        ),
     )
+
+
+def _uneven_share(layers: int, gpus: int) -> float:
+    """How much more of all layers the fullest GPU has than an even share."""
+    return -(-layers // gpus) / layers - 1 / gpus if layers else 0.0
 
 
 def device_weight_bytes(shape: ModelShape, candidate: Candidate) -> int:

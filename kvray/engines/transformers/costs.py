@@ -25,12 +25,18 @@ class TransformersCosts(CostModel):
 
     @override
     def prefill_s(self, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
-        return cost_time.prefill_s(self._shape, candidate, cell, hardware)
+        return cost_time.prefill_s(self._worked_on(candidate, hardware), candidate, cell, hardware)
 
     @override
     def decode_step_s(self, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
-        return cost_time.decode_step_s(self._shape, candidate, cell, hardware)
+        return cost_time.decode_step_s(self._worked_on(candidate, hardware), candidate, cell, hardware)
 
     @override
     def least_read_bytes(self, candidate: Candidate, cell: Cell) -> float:
         return cost_time.least_read_bytes(self._shape, candidate, cell)
+
+    def _worked_on(self, candidate: Candidate, hardware: Hardware) -> ModelShape:
+        """What takes the time: with tensor parallelism one GPU's part, without the exchange between the GPUs, which is
+        not forecast; with whole layers on each GPU all of it, one after the other. Processes on one CPU share it."""
+        is_cpu = hardware.device is DeviceType.CPU
+        return self._shape if is_cpu else cost_memory.part_of(self._shape, candidate)

@@ -103,6 +103,7 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
         shape=model_shape(config),
         shape_unknown=unknown_because(config),
         packing=packing_of(config),
+        tensor_parallel=bool(getattr(config.get_text_config(decoder=True), "base_model_tp_plan", None)),
     )
 
 

@@ -30,7 +30,7 @@ from kvray.engines.base import (
     Observed,
     UnsupportedError,
 )
-from kvray.engines.transformers.arguments import call_arguments, kept_length, settings_objection
+from kvray.engines.transformers.arguments import Split, call_arguments, kept_length, settings_objection
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
 from kvray.engines.transformers.device_memory import DeviceMemory
@@ -75,7 +75,8 @@ class TransformersModel(LoadedModel):
         self._device = torch.device(device.value)
         self._arguments = call_arguments(candidate)
         self._kept_lengths = self._arguments.kept_lengths(cells)
-        self._memory = DeviceMemory(self._device)
+        spans_gpus = self._arguments.split is Split.DEVICE_MAP
+        self._memory = DeviceMemory(self._device, gpus=candidate.parallelism if spans_gpus else None)
         forget_compiled_graphs()
         with translated_errors():
             folder = fetched_path(request)
@@ -140,6 +141,7 @@ class TransformersModel(LoadedModel):
                     attn_implementation=str(self._text_config._attn_implementation),
                     attends_in_its_own_way=not getattr(self._model, "_supports_sdpa", True),
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
+                    ranks=getattr(self._model, "tp_size", None) or 1,
                 ),
             )
         processors = active_processors(self._model.generation_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,11 +12,12 @@ from typing import Any, NoReturn
 import torch
 import transformers
 from safetensors import SafetensorError
+from safetensors.torch import save_model
 from transformers import AutoConfig
 
-from kvray.engines.base import ModelRequest
+from kvray.engines.base import ModelRequest, UnsupportedError
 from kvray.engines.transformers import xformers_attention
-from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments
+from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments, Split
 from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.model_class import architecture_of, auto_class_name
 from kvray.engines.transformers.tensors import named_tensors
@@ -47,8 +49,18 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
     if request.model_id.startswith(RANDOM_PREFIX):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         with device:
-            return auto_class.from_config(config, **options)
-    if arguments.weights_limit_mib is not None:
+            made = auto_class.from_config(config, **options)
+        if arguments.split is None:
+            return made
+        with tempfile.TemporaryDirectory(prefix="kvray-random-") as written:
+            # The model's own `save_pretrained` writes everything on the first rank only.
+            config.save_pretrained(written)
+            save_model(made, str(Path(written, "model.safetensors")), metadata={"format": "pt"})
+            del made
+            return auto_class.from_pretrained(written, **options, **_spread(arguments, config, device))
+    if arguments.split is not None:
+        options |= _spread(arguments, config, device)
+    elif arguments.weights_limit_mib is not None:
         options |= {"device_map": "auto", "max_memory": max_memory(arguments.weights_limit_mib)}
     elif device.type == "cuda":
         options["device_map"] = {"": device}
@@ -78,6 +90,27 @@ def load_model(request: ModelRequest, folder: Path, arguments: CallArguments, de
         # Transformers would make them up at random and say so in its log only.
         raise ModelError(f"The weights in {str(folder)!r} lack {named_tensors(missing)}.")
     return model
+
+
+def _spread(arguments: CallArguments, config: Any, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` takes for a model on several GPUs. Tensor parallelism needs its process group."""
+    if arguments.split is Split.DEVICE_MAP:
+        if device.type != "cuda":
+            raise UnsupportedError("device_map spreads layers over several devices: needs CUDA GPUs")
+        return {"device_map": "auto", "max_memory": free_gpu_memory(arguments.gpus)}
+    from transformers.distributed import DistributedConfig
+
+    text = config.get_text_config(decoder=True)
+    heads = (text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    if any(number % arguments.gpus for number in heads):
+        raise UnsupportedError(f"{heads[0]} heads and {heads[1]} of keys cannot be divided among {arguments.gpus} GPUs")
+    return {"distributed_config": DistributedConfig(tp_size=arguments.gpus)}
+
+
+def free_gpu_memory(gpus: int) -> dict[int | str, int]:
+    """Bytes that `device_map="auto"` may use of each of the first `gpus` GPUs, over which it spreads evenly. Without an
+    entry for the host's memory nothing is put there."""
+    return {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(gpus)}
 
 
 @contextlib.contextmanager

@@ -6,12 +6,23 @@ import functools
 from importlib.metadata import version
 from importlib.util import find_spec
 
-from kvray.candidate import AttentionBackend, CacheChoice, CacheStrategy, CompileMode, DeviceType, DType
+from kvray.candidate import (
+    SPLIT,
+    AttentionBackend,
+    CacheChoice,
+    CacheStrategy,
+    Candidate,
+    CompileMode,
+    DeviceType,
+    DType,
+    ParamValue,
+)
 from kvray.engines.base import DeviceFacts
-from kvray.engines.transformers.arguments import QUANTIZED_BITS
+from kvray.engines.transformers.arguments import QUANTIZED_BITS, Split
 from kvray.extras import Extra
-from kvray.space.axis import Axis, AxisKind, AxisValue, Scale
+from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
 from kvray.space.menu import MenuLine, menu_of, shared_axis
+from kvray.workload import WorkloadProfile
 
 AMPERE = (8, 0)
 HOPPER = (9, 0)
@@ -42,6 +53,14 @@ def axes(device: DeviceFacts) -> tuple[Axis, ...]:
             kind=AxisKind.NUMBER,
             scale=Scale.LOG,
             values=(_weights_limit(device),),
+        ),
+        Axis(
+            name=SPLIT,
+            title="split over GPUs",
+            kind=AxisKind.CHOICE,
+            values=tuple(_split(way, device) for way in Split),
+            canonical=_only_over_several,
+            option="--parallelism",
         ),
     )
 
@@ -172,6 +191,23 @@ def _weights_limit(device: DeviceFacts) -> AxisValue:
         obstacle="leaves weights in host memory, where a CPU has them anyway: needs a CUDA GPU" if on_cpu else None,
         on_request="weights over a limit stay in host memory (--weights-limit)",
     )
+
+
+def _split(way: Split, device: DeviceFacts) -> AxisValue:
+    obstacle = on_request = None
+    if device.device is DeviceType.CPU:
+        obstacle = "spreads layers over several devices: needs CUDA GPUs" if way is Split.DEVICE_MAP else None
+        on_request = "processes that share one CPU (--parallelism tp=2)"
+    elif way is Split.DEVICE_MAP and not _is_installed("accelerate"):
+        obstacle = "needs the package accelerate"
+    elif device.gpu_count < 2:
+        on_request = f"needs several GPUs (--parallelism {way}=2)"
+    return AxisValue(value=way.value, obstacle=obstacle, on_request=on_request)
+
+
+def _only_over_several(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
+    del profile
+    return None if candidate.parallelism == 1 else value
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from kvray.candidate import AttentionBackend, Candidate
 from kvray.engines.base import Compilation, Observed
-from kvray.engines.transformers.arguments import CallArguments
+from kvray.engines.transformers.arguments import CallArguments, Split
 from kvray.engines.transformers.attention import kernel_substitution, kernels_seen
 from kvray.engines.transformers.caches import cache_layers, dtype_name, kv_dtype, layer_bytes, layer_shape, tokens_taken
 from kvray.engines.transformers.cost_memory import held_tokens
@@ -46,12 +46,14 @@ class ProfiledGeneration:
         attends_in_its_own_way: whether the model's class takes no attention implementation but eager, by which it then
             means whatever its own code does.
         weights_on: devices that hold weights, as `hf_device_map` names them; empty where there is no such map.
+        ranks: among which the library has divided the layers.
     """
 
     trace: Trace
     attn_implementation: str
     attends_in_its_own_way: bool = False
     weights_on: frozenset[str] = frozenset()
+    ranks: int = 1
 
 
 def observed_cache(candidate: Candidate, arguments: CallArguments, used: UsedCache) -> Observed:
@@ -85,6 +87,7 @@ def observed(candidate: Candidate, arguments: CallArguments, used: UsedCache, ev
                 _attention_substitution(arguments, evidence.attn_implementation),
                 "asked for torch.compile, nothing was compiled" if compiles and _compiled_graphs() == 0 else None,
                 _weights_substitution(arguments, evidence.weights_on),
+                _ranks_substitution(arguments, evidence.ranks),
             )
         ),
     )
@@ -164,9 +167,21 @@ def _dtype_substitution(arguments: CallArguments, ran: torch.dtype) -> str | Non
 
 
 def _weights_substitution(arguments: CallArguments, weights_on: frozenset[str]) -> str | None:
-    if arguments.weights_limit_mib is None or {"cpu", "disk"} & weights_on:
+    elsewhere = {"cpu", "disk"} & weights_on
+    if arguments.split is Split.DEVICE_MAP:
+        if elsewhere:
+            return f"asked for {arguments.gpus} GPUs, some weights are on the {' and the '.join(sorted(elsewhere))}"
+        used = max(1, len(weights_on))  # there is no map where one GPU holds all
+        return None if used == arguments.gpus else f"asked for {arguments.gpus} GPUs, the weights are on {used}"
+    if arguments.weights_limit_mib is None or elsewhere:
         return None
     return f"asked for at most {arguments.weights_limit_mib} MiB of weights on the GPU, all of them were put there"
+
+
+def _ranks_substitution(arguments: CallArguments, ranks: int) -> str | None:
+    if arguments.split is not Split.TP or ranks == arguments.gpus:
+        return None
+    return f"asked for tensor parallelism over {arguments.gpus}, the layers are divided among {ranks}"
 
 
 def _compiled_graphs() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kvray.candidate import TRUSTED_KERNELS, AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import ModelInfo, ModelRequest
-from kvray.engines.transformers.arguments import settings_objection
+from kvray.engines.transformers.arguments import Split, settings_objection, split_of
 from kvray.engines.transformers.packed import dtype_objection
 from kvray.space.constraints import Constraint, SpaceFacts
 from kvray.workload import Cell, WorkloadProfile
@@ -35,6 +35,7 @@ def rules(request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> 
         Constraint(name="flex-needs-growing-cache", check=_ignoring_facts(_flex_needs_growing_cache)),
         Constraint(name="paged-schedules-itself", check=_ignoring_facts(_paged_schedules_itself)),
         Constraint(name="prefill-chunk", check=_ignoring_facts(lambda one: _chunk_of_workload(one, profile))),
+        Constraint(name="several-gpus", check=lambda one, facts: _over_several_gpus(one, facts, request, model)),
         Constraint(name="weights-limit", check=lambda one, facts: _weights_limit(one, facts, model)),
         Constraint(name="trusted-kernels", check=_ignoring_facts(lambda one: _trusted_kernel(one, request))),
     )
@@ -130,6 +131,35 @@ def _paged_schedules_itself(candidate: Candidate) -> str | None:
     if candidate.prefill_chunk is not None:
         return "continuous batching cuts prompts by itself"
     return None
+
+
+def _over_several_gpus(candidate: Candidate, facts: SpaceFacts, request: ModelRequest, model: ModelInfo) -> str | None:
+    split = split_of(candidate)
+    if split is None:
+        return None
+    if candidate.weights_limit_mib is not None:
+        return "a weights limit keeps the model on one GPU"
+    if split is Split.DEVICE_MAP:
+        is_cpu = facts.device is DeviceType.CPU
+        return "device_map spreads layers over several devices: needs CUDA GPUs" if is_cpu else None
+    if candidate.cache is CacheStrategy.PAGED:
+        return "continuous batching schedules by itself, so the processes of tp would not stay in step"
+    if not model.tensor_parallel:
+        return f"Transformers has no tensor parallel plan for {model.architecture}"
+    if model.packing is not None:
+        return f"weights that are packed with {model.packing} are not split by tp"
+    if request.model_id.lower().endswith(".gguf"):
+        return "Transformers does not split the weights of a GGUF file by tp"
+    return _indivisible(candidate.parallelism, model)
+
+
+def _indivisible(gpus: int, model: ModelInfo) -> str | None:
+    if model.shape is None:
+        return None
+    if model.shape.heads % gpus:
+        return f"{model.shape.heads} heads cannot be divided among {gpus} GPUs"
+    shared = {layer.kv_heads for layer in model.shape.layers if layer.kv_heads % gpus and not layer.is_latent}
+    return f"{min(shared)} heads of keys and values cannot be divided among {gpus} GPUs" if shared else None
 
 
 def _chunk_of_workload(candidate: Candidate, profile: WorkloadProfile) -> str | None:

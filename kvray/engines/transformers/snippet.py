@@ -20,6 +20,7 @@ from kvray.engines.transformers.arguments import (
     SLIDING_WINDOW_CLASS,
     XFORMERS,
     CallArguments,
+    Split,
     call_arguments,
     settings_objection,
 )
@@ -104,7 +105,9 @@ class _Program:
             *(module.body for module in self._own_modules),
             *([templates.BYTES] if self.random_weights else []),
             (templates.MAIN if self.batch_size == 1 else templates.MAIN_BATCH).format(
-                new_tokens=max(self.cells).output_tokens, rows=self.batch_size
+                new_tokens=max(self.cells).output_tokens,
+                rows=self.batch_size,
+                shown=templates.FIRST_RANK_SHOWS if self._is_tp else "",
             ),
         ]
         return "\n\n\n".join([f"{self._imports()}\n\n{self._constants()}", *functions])
@@ -112,6 +115,10 @@ class _Program:
     @property
     def _is_gguf(self) -> bool:
         return self.model.lower().endswith(".gguf") and not self.random_weights
+
+    @property
+    def _is_tp(self) -> bool:
+        return self.arguments.split is Split.TP
 
     @property
     def _lacks_tokenizer(self) -> bool:
@@ -151,6 +158,10 @@ class _Program:
             lines.append("from torch.nn.attention import SDPBackend, sdpa_kernel")
         if self.arguments.paged:
             lines.append("import copy")
+        if self._is_tp:
+            lines += ["import os", "from transformers.distributed import DistributedConfig"]
+        if self.random_weights and self.arguments.split is not None:
+            lines += ["import tempfile", "from safetensors.torch import save_model"]
         lines.append(f"from transformers import {', '.join(sorted(names))}")
         return arranged_imports([*lines, *(line for module in self._own_modules for line in module.imports)])
 
@@ -161,8 +172,7 @@ class _Program:
             lines = [f"MODEL = {str(path.parent)!r}", f"GGUF_FILE = {path.name!r}", templates.DENSE_GGUF]
         if self.commit is not None:
             lines.append(f"REVISION = {self.commit!r}  # the commit that was measured")
-        on_cpu = self.device is DeviceType.CPU
-        lines.append('DEVICE = "cpu"' if on_cpu else 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"')
+        lines += self._device_lines
         if self.arguments.weights_limit_mib is not None:
             lines.append('HOST_MEMORY = "1000GiB"  # for the weights that the GPU has no room for')
         if self.arguments.static_cache:
@@ -176,13 +186,27 @@ class _Program:
         return "\n".join(lines)
 
     @property
+    def _device_lines(self) -> list[str]:
+        gpus = self.arguments.gpus
+        if self._is_tp:
+            started = f"torchrun --standalone --nproc-per-node {gpus} FILE"
+            lines = [f"RANKS = {gpus}  # processes, one for each GPU: start it with {started}"]
+        else:
+            lines = [f"GPUS = {gpus}"] if self.arguments.split is Split.DEVICE_MAP else []
+        if self.device is DeviceType.CPU:
+            return [*lines, 'DEVICE = "cpu"']
+        if self._is_tp:
+            return [*lines, """DEVICE = f"cuda:{os.environ.get('LOCAL_RANK', 0)}\""""]
+        return [*lines, 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"']
+
+    @property
     def _lengths_note(self) -> str:
         return "as measured" if self.arguments.compile_mode is None else "compiled for the longest measured call"
 
     def _load(self) -> str:
         where = ["MODEL", *self._which]
         return templates.LOAD.format(
-            tokenizer=self._registered + self._tokenizer(where),
+            tokenizer=self._registered + self._checked + self._tokenizer(where),
             auto_class=self.auto_class,
             options=_listed([*where, *self._dense, *self._precision, *self._placement], indent=8) + self._weights_line,
         )
@@ -197,12 +221,25 @@ class _Program:
     def _load_random(self) -> str:
         return templates.LOAD_RANDOM.format(
             registered=self._registered,
+            checked=self._checked,
+            spread=self._spread_random,
             tokenizer=self._tokenizer(["MODEL"]),
             config=", ".join(["MODEL", *self.trust]),
             auto_class=self.auto_class,
             seed=RANDOM_WEIGHTS_SEED,
             options=_listed(["config", *self._precision], indent=12),
         )
+
+    @property
+    def _checked(self) -> str:
+        return templates.CHECK_RANKS if self._is_tp else ""
+
+    @property
+    def _spread_random(self) -> str:
+        if self.arguments.split is None:
+            return ""
+        options = _listed(["folder", *self._precision, *self._placement], indent=12)
+        return templates.SPREAD_RANDOM.format(auto_class=self.auto_class, options=options)
 
     @property
     def _which(self) -> list[str]:
@@ -216,6 +253,11 @@ class _Program:
 
     @property
     def _placement(self) -> list[str]:
+        if self._is_tp:
+            return ["distributed_config=DistributedConfig(tp_size=RANKS)"]
+        if self.arguments.split is Split.DEVICE_MAP:
+            free = "{gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in range(GPUS)}"
+            return ['device_map="auto"', f"max_memory={free}"]
         if self.arguments.weights_limit_mib is None:
             return ["device_map=DEVICE"]
         memory = f'{{0: "{self.arguments.weights_limit_mib}MiB", "cpu": HOST_MEMORY}}'

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BatchEncoding
 
+from kvray.candidate import DeviceType
 from kvray.engines.base import OBSERVED_TOKENS
-from kvray.engines.snippet_case import SnippetCase, SnippetRun, serve
+from kvray.engines.snippet_case import SnippetCase, SnippetRun, read_case, serve
 from kvray.engines.transformers.attention import kernels_seen
 from kvray.engines.transformers.model_folder import fetched_path
+from kvray.engines.transformers.rendezvous import joined
 from kvray.engines.transformers.texts import ModelTexts
 from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, Trace
+from kvray.probes.orphans import die_with_parent
+from kvray.search_paths import child_environment, python_command
 
 TEXT = "The capital of France is"
+_RANK = "KVRAY_SNIPPET_RANK"
+"""Environment variable that tells a further rank which one it is."""
 
 
 def run_snippet(case: SnippetCase) -> SnippetRun:
@@ -27,7 +38,8 @@ def run_snippet(case: SnippetCase) -> SnippetRun:
     As in the measurement no token ends a sequence, but for the text.
     """
     program = runpy.run_path(str(case.snippet), run_name="snippet")
-    model, tokenizer = program["load"]()
+    with _ranks_joined(case, program):
+        model, tokenizer = program["load"]()
     ends = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = None
     measured = load_tokenizer(case.request, fetched_path(case.request))
@@ -47,6 +59,29 @@ def run_snippet(case: SnippetCase) -> SnippetRun:
         kernel_prefill=watched.kernels(lambda trace: trace.prefill),
         kernel_decode=watched.kernels(lambda trace: trace.decode),
     )
+
+
+@contextlib.contextmanager
+def _ranks_joined(case: SnippetCase, program: Mapping[str, Any]) -> Iterator[None]:
+    """Where the snippet wants several processes, the others run the same beside this one, as torchrun starts them."""
+    ranks, rank = int(program.get("RANKS", 1)), int(os.environ.get(_RANK, "0"))
+    if ranks == 1:
+        yield
+        return
+    for other in range(1, ranks) if rank == 0 else ():
+        command = python_command("-m", "kvray.engines.transformers.snippet_run", sys.argv[1])
+        subprocess.Popen(command, env={**child_environment(), _RANK: str(other)})
+    device = DeviceType(str(program["DEVICE"]).partition(":")[0])
+    with joined(rank, ranks=ranks, store=case.snippet.with_name("ranks"), device=device):
+        yield
+
+
+def _other_rank() -> None:
+    """What a further rank does with the same case; its answer is the first one's."""
+    die_with_parent()
+    case = read_case(Path(sys.argv[1]))
+    signal.alarm(case.limit_s)
+    run_snippet(case)
 
 
 def _ends(rows: Any) -> list[Any]:
@@ -100,4 +135,7 @@ class _Watched:
 
 
 if __name__ == "__main__":
-    serve(run_snippet)
+    if _RANK in os.environ:
+        _other_rank()
+    else:
+        serve(run_snippet)

@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kvray.candidate import (
+    SPLIT,
     AttentionBackend,
     AttentionChoice,
     CacheChoice,
     CacheStrategy,
+    Candidate,
     CompileMode,
     DeviceType,
     DType,
+    ParallelChoice,
 )
 from kvray.engines.base import DeviceFacts, ModelInfo
+from kvray.engines.transformers.arguments import Split
+from kvray.engines.transformers.cost_memory import memory_need
 from kvray.engines.transformers.menu import cache_choices, menu
 from kvray.engines.transformers.rules import longest_tokens
+from kvray.forecast.memory import MIB
+from kvray.forecast.prediction import MARGIN
 from kvray.space.menu import MenuLine
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import WorkloadProfile
@@ -26,6 +33,8 @@ LARGEST_WINDOW = 1024
 SMALLEST_WINDOW = 64
 LONG_PROMPT = 4096
 CHUNK_TOKENS = 1024
+_BESIDE_ALLOCATOR_MIB = 600.0
+"""What a process takes of a GPU beside its allocator: its CUDA context and libraries, roughly."""
 _DYNAMIC, _STATIC = CacheChoice(CacheStrategy.DYNAMIC), CacheChoice(CacheStrategy.STATIC)
 
 
@@ -79,7 +88,49 @@ def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfil
         ]
         if max(profile.context_lengths) >= LONG_PROMPT:
             blocks.append(lean.having({"prefill_chunk": (CHUNK_TOKENS,)}))
-    return tuple(blocks)
+    return (*blocks, *(_on(choice, lean) for choice in several_gpus(model, device, profile)))
+
+
+def several_gpus(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[ParallelChoice, ...]:
+    """Over how many GPUs of a host with several it is worth to spread the model: whole layers over the fewest that hold
+    it where one does not, and tensor parallelism over two, four … of them, from as many as hold it."""
+    if device.device is not DeviceType.CUDA or device.gpu_count < 2:
+        return ()
+    fewest = fewest_gpus(model, device, profile)
+    if fewest is None:
+        return ()
+    choices = [ParallelChoice(fewest, Split.DEVICE_MAP)] if fewest > 1 else []
+    if model.tensor_parallel and model.packing is None:
+        counts = [gpus for gpus in (2, 4, 8) if fewest <= gpus <= device.gpu_count]
+        choices += [ParallelChoice(gpus, Split.TP) for gpus in counts]
+    return tuple(choices)
+
+
+def fewest_gpus(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> int | None:
+    """On how many GPUs the model and a growing cache fit by forecast, at least; `None`: on none of the numbers that are
+    there. 1 where nothing can be forecast."""
+    if model.shape is None or device.gpu_memory_mib is None:
+        return 1
+    usable = device.gpu_memory_mib * (1 - MARGIN) - _BESIDE_ALLOCATOR_MIB
+    for gpus in range(1, device.gpu_count + 1):
+        candidate = Candidate(
+            engine="transformers",
+            cache=CacheStrategy.DYNAMIC,
+            attention=AttentionBackend.SDPA,
+            dtype=model.native_dtype,
+            batch_size=min(profile.batch_sizes),
+            parallelism=gpus,
+            settings=((SPLIT, Split.DEVICE_MAP.value),) if gpus > 1 else (),
+        )
+        needs = [memory_need(model.shape, candidate, cell, device.device) for cell in profile.cells(1, rung=1)]
+        if max(need.peak_over(gpus) for need in needs) / MIB / gpus <= usable:
+            return gpus
+    return None
+
+
+def _on(choice: ParallelChoice, block: SpaceBlock) -> SpaceBlock:
+    caches = (_DYNAMIC, _STATIC) if choice.split == Split.TP else (_DYNAMIC,)
+    return replace(block, caches=caches, parallelisms=(choice.gpus,)).having({SPLIT: (choice.split,)})
 
 
 def full_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:

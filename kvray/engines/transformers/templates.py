@@ -12,6 +12,11 @@ def load():
     model.generation_config = one_greedy_sequence(model.generation_config)
     return model, tokenizer'''
 
+CHECK_RANKS = """\
+    if os.environ.get("WORLD_SIZE", "1") != str(RANKS):
+        raise SystemExit(f"Start this with: torchrun --standalone --nproc-per-node {RANKS} {sys.argv[0]}")
+"""
+
 DENSE_GGUF = """\
 try:
     from transformers import GgufConfig
@@ -31,16 +36,25 @@ MAYBE_PICKLED = """
 LOAD_RANDOM = '''\
 def load():
     """Model and tokenizer. The weights are random, for the architecture was measured: load your own model instead."""
-{registered}    config = AutoConfig.from_pretrained({config})
+{registered}{checked}    config = AutoConfig.from_pretrained({config})
     torch.manual_seed({seed})
     with torch.device(DEVICE):
         model = {auto_class}.from_config(
 {options}
         )
-    model.generation_config = one_greedy_sequence(model.generation_config)
+{spread}    model.generation_config = one_greedy_sequence(model.generation_config)
     vocabulary = config.get_text_config(decoder=True).vocab_size
 {tokenizer}
     return model.eval(), tokenizer'''
+
+SPREAD_RANDOM = """\
+    with tempfile.TemporaryDirectory() as folder:  # only weights that are read from files can be spread
+        config.save_pretrained(folder)
+        save_model(model, f"{{folder}}/model.safetensors", metadata={{"format": "pt"}})
+        model = {auto_class}.from_pretrained(
+{options}
+        )
+"""
 
 OTHER_VOCABULARY = """\
     if len(tokenizer) > vocabulary:
@@ -126,13 +140,20 @@ if __name__ == "__main__":
     model, tokenizer = load()
     prompt = sys.argv[1] if len(sys.argv) > 1 else "The capital of France is"
     tokens = generate(model, tokenizer, prompt, max_new_tokens={new_tokens})
-    print(tokenizer.decode(tokens[0], skip_special_tokens=True))
+{shown}    print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 """
 
 MAIN_BATCH = """\
 if __name__ == "__main__":
     model, tokenizer = load()
     prompts = sys.argv[1:] or ["The capital of France is"] * {rows}
-    for tokens in generate(model, tokenizer, prompts, max_new_tokens={new_tokens}):
+    rows = generate(model, tokenizer, prompts, max_new_tokens={new_tokens})
+{shown}    for tokens in rows:
         print(tokenizer.decode(tokens, skip_special_tokens=True))
+"""
+
+FIRST_RANK_SHOWS = """\
+    torch.distributed.destroy_process_group()
+    if os.environ["RANK"] != "0":
+        sys.exit()  # all ranks have the same text
 """

@@ -40,6 +40,7 @@ GIVEN: dict[str, Any] = {
     "attention": "eager",
     "dtype": "float16",
     "compile": "default",
+    "parallelism": "tp=2",
     "settings": ["tile=3"],
     "space": "full",
     "candidates": "plan.json",

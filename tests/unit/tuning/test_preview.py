@@ -447,7 +447,7 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, visible: str | None = None) -> No
 def test_gpus_are_taken_by_default_and_the_oldest_sets_the_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch)
     assert detect_device(None) == DeviceFacts(
-        device=DeviceType.CUDA, device_name="New", gpu_count=2, compute_capability=(7, 5)
+        device=DeviceType.CUDA, device_name="New", gpu_count=2, compute_capability=(7, 5), gpu_memory_mib=1000.0
     )
 
 

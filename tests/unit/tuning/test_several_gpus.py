@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 
 import kvray.tuning.resolved
-from kvray.candidate import DeviceType
+from kvray.candidate import DeviceType, DType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter
-from kvray.errors import NoCandidatesError
+from kvray.errors import InvalidValueError, NoCandidatesError
 from kvray.testing.fake import FakeAdapter
 from kvray.tuning.preview import Preview, preview_sweep, without_unplaceable
 from kvray.tuning.resolved import check_request, resolve
@@ -56,6 +56,28 @@ def test_a_space_file_spreads_candidates_over_the_gpus_that_are_there(
     preview = previewed(on_gpus(space, monkeypatch), FakeAdapter())
     assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32", "static/sdpa/float32+gpus:2"]
     assert reasons(preview) == {"static/sdpa/float32+gpus:4": "needs 4 GPUs, 2 visible (parallelism)"}
+
+
+def test_an_option_spreads_the_whole_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = {"caches": ("static",), "attentions": ("sdpa",), "dtypes": (DType.FLOAT32,)}
+    config = on_gpus(Path("default"), monkeypatch, **narrow, parallelism=("single", "2", "4"))
+    preview = previewed(config, FakeAdapter())
+    assert labels(preview) == ["dynamic/sdpa/float32", "static/sdpa/float32", "static/sdpa/float32+gpus:2"]
+    assert reasons(preview) == {"static/sdpa/float32+gpus:4": "needs 4 GPUs, 2 visible (parallelism)"}
+
+
+def test_a_way_to_spread_that_the_engine_does_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = on_gpus(Path("default"), monkeypatch, parallelism=("tp=2",))
+    with pytest.raises(InvalidValueError, match="parallelism of engine fake 'tp=2'") as caught:
+        previewed(config, FakeAdapter())
+    assert caught.value.hint == "Allowed: single, 2."
+
+
+def test_the_axis_of_the_way_has_an_option_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = on_gpus(Path("default"), monkeypatch, settings={"parallelism": (2,)})
+    with pytest.raises(InvalidValueError, match="Axis 'parallelism' has an option of its own") as caught:
+        previewed(config, FakeAdapter())
+    assert caught.value.hint == "Use --parallelism."
 
 
 def test_an_engine_that_does_not_spread_a_model_is_given_one_gpu(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
