@@ -1,13 +1,16 @@
 """Property tests try the same examples in every run of CI, so that none fails by chance; elsewhere they look on.
 `--hypothesis-profile=deep` feeds each property of `tests/fuzz` as many inputs as `make fuzz` does.
 
-What tests of all kinds share: a second environment."""
+What tests of all kinds share: a second environment, and a count at the end of what was fed to the properties."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from typing import Any
 
+import fed
 import pytest
 from hypothesis import settings
 from second_environment import make_environment
@@ -22,3 +25,29 @@ if os.environ.get("CI"):
 def second_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Python of another virtual environment, in which all that is here can be imported."""
     return make_environment(tmp_path_factory.mktemp("second") / "env", *sys.path)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays. Models are released by collecting garbage, which took a fifth of a second to walk it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes that run tests (pytest-xdist) hands in what it has fed."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["fed"] = fed.counted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The process that reports receives it; one that crashed has handed in nothing."""
+    fed.add(getattr(node, "workeroutput", {}).get("fed", []))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many inputs were fed."""
+    line = fed.summary()
+    if line is not None:
+        terminalreporter.write_line(line)

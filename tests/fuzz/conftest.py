@@ -1,4 +1,4 @@
-"""A place of its own for each module of properties, no network, and a count of what was fed at the end."""
+"""A place of its own for each module of properties, and no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kvray_logger import logger_as_before
-from promises import CELL, RATES, TALLIES, Place, run_line
+from promises import CELL, RATES, Place, run_line
 
 from kvray.engines.offline import offline_environment
 from kvray.engines.transformers import TransformersAdapter, outline
@@ -28,14 +28,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             # What libraries do when they are first imported is no escape, so it happens before anything is watched.
             run_line("tune", f"random:{Path(__file__).parents[1] / 'assets' / 'tiny_llama'}", *CELL)
             yield place
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many inputs were fed."""
-    if TALLIES:
-        fed = (f"{kind} {tally.inputs:,} ({tally.accepted:,})" for kind, tally in sorted(TALLIES.items()))
-        total = sum(tally.inputs for tally in TALLIES.values())
-        terminalreporter.write_line(f"broken and hostile inputs fed: {total:,} (accepted): {', '.join(fed)}")
 
 
 @pytest.fixture(autouse=True, scope="module")

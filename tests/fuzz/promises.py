@@ -17,12 +17,12 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TextIO
 
 import hypothesis
+from fed import TALLIES, Tally
 from hostile_values import CANARY
 from hypothesis import HealthCheck, given, settings
 
@@ -63,18 +63,6 @@ _STARTS = (
 )
 _INSTALLED = (Path(kvray.__file__).parent, Path(hypothesis.__file__).parents[1])
 _CODE = tuple(str(path.resolve()) for path in (*_INSTALLED, *map(Path, sysconfig.get_paths().values())))
-
-
-@dataclass
-class Tally:
-    """The inputs of one kind."""
-
-    inputs: int = 0
-    accepted: int = 0
-    seconds: float = 0.0
-
-
-TALLIES: dict[str, Tally] = {}
 
 
 def fuzzes(kind: str, **inputs: Any) -> Callable[[Callable[..., bool]], Callable[..., None]]:
