@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 _STARTS_WITHIN_S = 60.0
+_PORTS = range(12_000, 32_000)
 
 
 class RayCluster:
@@ -103,6 +105,9 @@ class RayCluster:
 
 
 def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
+    """One below those that the kernel hands out, which another program could be given before Ray opens it."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as bound, contextlib.suppress(OSError):
+            bound.bind(("127.0.0.1", port))
+            return port
