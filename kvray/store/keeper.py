@@ -32,7 +32,7 @@ _QUICK_S = 1.0
 _PATIENCE = 10
 """A place that took longer than `_QUICK_S` to fail is left alone for so many times as long: a service that hangs must
 not keep the sweep from measuring."""
-_WAIT_S = 1.0
+_WAIT_S = 2.0
 """So long a record holds up the sweep in an object store at most; a healthy one has it by then."""
 
 

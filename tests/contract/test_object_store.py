@@ -63,6 +63,7 @@ with claimed_sweep(store, {run_id!r}):
     store.write_manifest(manifest)
     keeper = RecordKeeper(store, manifest)
     keeper.keep(result_of("t-a"))
+    keeper.finish_writing()
     print("kept", flush=True)
     sys.stdin.readline()
     keeper.keep(result_of("t-b", minute=1))
