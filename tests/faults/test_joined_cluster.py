@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hostile_folder import HostileFolder, run
 from ray_cluster import RayCluster
 
 from kvray.record import TrialStatus
+from kvray.store.batch_store import BatchStore
 from kvray.store.parquet import ResultsStore
 
 JOIN = "from pathlib import Path; from kvray.sweep.session import RaySession\n" + (
@@ -71,3 +73,44 @@ def test_without_a_token_one_line_says_so_and_what_ray_says_is_in_the_log(cluste
     assert done.stderr.count("\n") == 1
     (log,) = tmp_path.glob("reports/*/sweep.log")
     assert "InvalidAuthToken" in log.read_text()
+
+
+NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
+BATCH = """\
+defaults: {engine: fake, profiles: [ci-micro], context_lengths: [16], output_lengths: [4], repeats: 1,
+           caches: [dynamic], dtypes: [float32], attentions: [sdpa], search: grid, confirm_rounds: 0}
+models: ["fake:ok", "fake:=oom", "fake:=nonsense"]
+"""
+
+
+@pytest.mark.slow
+def test_a_batch_measures_on_a_joined_cluster_and_retries_there_what_failed(
+    cluster: RayCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "models.yaml").write_text(BATCH, encoding="utf-8")
+    store = BatchStore(tmp_path / "results")
+
+    def batch(*arguments: str) -> tuple[str, dict[str, dt.datetime]]:
+        """The batch's id, and by model when its last trial began."""
+        done = subprocess.run(
+            [sys.executable, "-m", "kvray", "batch", *arguments, "--output", "results", "--address", cluster.address],
+            env={**cluster.environment, "KVRAY_CACHE": str(tmp_path / "cache")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 13, done.stderr
+        (batch_id,) = store.batch_ids()
+        sweeps = store.read_manifest(batch_id).sweeps
+        assert [one.status.value for one in sweeps] == ["ok", "no winner", "failed"], done.stderr
+        found = {one.model_id: ResultsStore(tmp_path / "results").read(one.run_id) for one in sweeps[:2]}
+        assert all(len(results) == 1 for results in found.values())
+        return batch_id, {name: max(one.record.started_at or NEVER for one in of) for name, of in found.items()}
+
+    batch_id, first = batch("models.yaml")
+    assert batch("--resume", batch_id) == (batch_id, first)
+    _, again = batch("--resume", batch_id, "--retry", "failed")
+    assert again["fake:ok"] == first["fake:ok"]
+    assert again["fake:=oom"] > first["fake:=oom"]
