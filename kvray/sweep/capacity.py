@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kvray.errors import SweepError
 
@@ -73,6 +74,10 @@ class Capacity:
         self._known = planned
         self._looked_s = -math.inf
         self._none_since_s: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles the searcher into a state that nobody reads, and a session with Ray does not pickle."""
+        return {}
 
     def __call__(self) -> Room:
         """What all trials together may take."""

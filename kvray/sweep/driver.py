@@ -44,6 +44,7 @@ def run_sweep(
     """
     # Importing Ray takes a second, which a dry run and a refused model do without.
     from ray import tune
+    from ray.exceptions import RayError
     from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from kvray.sweep.progress import ObserverCallback
@@ -93,17 +94,22 @@ def run_sweep(
     except (KeyboardInterrupt, SweepError):
         callback.break_off()
         raise
+    except RayError:  # Tune's own end fails where the servers are gone
+        callback.break_off()
+        ray.look_once_more()
+        raise
 
 
 def _lane(plan: SlotPlan, sweeps: Sequence[QueuedSweep], newcomers: Newcomers | None, ray: RaySession) -> Lane:
     # A private Ray's one machine stays: while it measures nothing is asked of it.
-    room = (lambda: plan.room) if ray.is_private else (lambda: _room_now(plan))
+    room = (lambda: plan.room) if ray.is_private else (lambda: _room_now(plan, ray))
     capacity = Capacity(plan.room, room=room, follows_nodes=plan.follows_nodes)
     batch = SweepBatch([one for one in sweeps if one.gpu_type == plan.gpu_type], newcomers)
     admission = Admission(batch, room=capacity, most_gpus=lambda: batch.most_gpus)
     return Lane(batch=batch, admission=admission, capacity=capacity)
 
 
-def _room_now(plan: SlotPlan) -> Room:
+def _room_now(plan: SlotPlan, ray: RaySession) -> Room:
+    ray.wait_while_silent()
     nodes = living_nodes()
     return plan.room_on(list(nodes.values()), list(nodes))

@@ -27,10 +27,11 @@ from kvray.trial.reaper import Reaper, Told
 GRACE_S = 2.0
 """For Ray's own way out. What dies by itself does so within 1.6 s."""
 _POLL_S = 0.1
-_NOTHING_LEFT, _KEEP_LOGS = "nothing left", "keep logs"
+_NOTHING_LEFT, _KEEP_LOGS, _LAST_WORDS = "nothing left", "keep logs", "last words"
 """What a driver may say before it ends."""
 _FATAL = re.compile(rb"^\[[^\]\n]* [CF] \d+ \d+\] *(.*)", re.MULTILINE)
 """`[2026-01-01 00:00:00,000 C 7 7] file.cc:1: reason`; other lines have another letter, and others follow."""
+_NEW_HEAD = "WrongClusterID"
 _SESSION_TIME = "%Y-%m-%d_%H-%M-%S_%f"
 """Ray's local time in `session_TIME_PID`."""
 
@@ -46,6 +47,7 @@ class DriverReaper:
 
     def __init__(self, folder: Path, *, ray_folder: Path | None = None, standard_error: int | None = None) -> None:
         since = dt.datetime.now().strftime(_SESSION_TIME)
+        self._last_words = ""
         self._reaper = Reaper(clean_up, standard_error=standard_error)
         self._reaper.tell(os.getpid(), str(folder), None if ray_folder is None else str(ray_folder), since)
 
@@ -53,6 +55,12 @@ class DriverReaper:
         """Nothing is left to clean up."""
         self._reaper.tell(_NOTHING_LEFT)
         self._reaper.close()
+
+    def leave_last_words(self, text: str, *, reason: str) -> None:
+        """What to say if Ray's C++ ends this process, with why in place of `reason`."""
+        if text != self._last_words:
+            self._last_words = text
+            self._reaper.tell(_LAST_WORDS, text, reason)
 
     def keep_logs(self) -> None:
         """This process is about to leave a Ray that broke down: all is to be cleaned up but its session's folder."""
@@ -67,7 +75,7 @@ def clean_up(told: Told) -> None:
         return
     keeps_logs = [_KEEP_LOGS] in words
     if not keeps_logs:
-        _say_fatal_words(Path(folder))
+        _say_fatal_words(Path(folder), [text for kind, *text in words if kind == _LAST_WORDS])
     time.sleep(GRACE_S)
     for pid in ray_processes_of(driver):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -76,11 +84,18 @@ def clean_up(told: Told) -> None:
     remove_folders([Path(folder), *sessions], within_s=GRACE_S)
 
 
-def _say_fatal_words(folder: Path) -> None:
-    if (reason := fatal_words(folder)) is not None:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"kvray: Ray has ended the sweep: {reason}\n")
-            sys.stderr.flush()
+def _say_fatal_words(folder: Path, last_words: Sequence[Sequence[str]]) -> None:
+    if (reason := fatal_words(folder)) is None:
+        return
+    if _NEW_HEAD in reason:
+        reason = "its head was started anew and does not know this sweep"
+    text = f"Ray has ended the sweep: {reason}"
+    if last_words:
+        words, place = last_words[-1]
+        text = words.replace(place, reason.rstrip("."))
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"kvray: {text}\n")
+        sys.stderr.flush()
 
 
 def ray_processes_of(driver: int) -> list[int]:

@@ -18,6 +18,8 @@ _QUIET: Mapping[str, str] = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # How many CPUs the cluster has is for Tune's own display only.
+    "TUNE_STATE_REFRESH_PERIOD": "1000000",
     # Ctrl-C must reach us as KeyboardInterrupt; Tune's own handler waits for the running step.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Tune's experiment state is of no use here: a sweep resumes from its records.

@@ -9,6 +9,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ _ROOM_HINT = (
     "$TMPDIR, else /tmp. Set RAY_TMPDIR."
 )
 _LOOK_S = 1.0
+_SILENCE_S = 0.2
+_REASON = "REASON"
+"""Stands in the last words for what is not known yet."""
 _DESPAIR_S = 15.0
 """After the death of a server, until which the main thread must have noticed and ended the session."""
 _HEAD_PATIENCE_S = 40.0
@@ -181,6 +185,28 @@ class RaySession:
         if self._death is not None:
             raise self._breakdown()
 
+    def look_once_more(self) -> None:
+        """Call after Ray has raised an error, which a server's death may explain.
+
+        Raises:
+            SweepError: it does.
+        """
+        if self._death is None and self._liveness is not None:
+            self._death = self._liveness.death()
+        self.check_alive()
+
+    def wait_while_silent(self) -> None:
+        """Call before Ray's servers are asked for something: Ray's C++ ends a process that has asked a head which was
+        started anew meanwhile. Waits for a silent one, as long as it may be silent.
+
+        Raises:
+            SweepError: a server has died.
+        """
+        while self._liveness is not None and self._liveness.is_silent():
+            self.check_alive()
+            time.sleep(_SILENCE_S)
+        self.check_alive()
+
     def _breakdown(self) -> SweepError:
         logs = f" Ray's logs are kept in {self._session}." if self._session is not None else ""
         return SweepError(f"Ray broke down: {self._death}.{logs}")
@@ -194,12 +220,18 @@ class RaySession:
         finally:
             self._connected.set()
         while not self._is_over.wait(_LOOK_S):
+            self._prepare_last_words()
             self._death = self._liveness.death() if self._liveness else None
             if self._death is not None and not self._is_over.wait(_DESPAIR_S):
                 say(f"kvray: {self._last_words(self._breakdown())}")
                 if self._reaper is not None:
                     self._reaper.keep_logs()
                 os._exit(SweepError.exit_code)
+
+    def _prepare_last_words(self) -> None:
+        """Have them said if Ray's C++ ends this process at once."""
+        if self._reaper is not None:
+            self._reaper.leave_last_words(self._last_words(SweepError(f"Ray broke down: {_REASON}.")), reason=_REASON)
 
     def _connect(self) -> None:
         import ray
@@ -268,7 +300,13 @@ def _cluster_servers() -> list[Server]:
 
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    head = Server(what="its head", host=host.strip("[]"), port=int(port), patience_s=_HEAD_PATIENCE_S)
+    head = Server(
+        what="its head",
+        host=host.strip("[]"),
+        port=int(port),
+        patience_s=_HEAD_PATIENCE_S,
+        is_same=_same_cluster(context.gcs_address),
+    )
     nodes = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     return [
         head,
@@ -282,6 +320,23 @@ def _cluster_servers() -> list[Server]:
             for node in nodes
         ),
     ]
+
+
+def _same_cluster(address: str) -> Callable[[], bool]:
+    """Whether the head at `address` leads the cluster that this process is connected to now. A head that is started
+    anew leads another one, unless it keeps its state in a store of its own."""
+    import ray
+    from ray.exceptions import RayError
+
+    known = ray._private.worker.global_worker.node.cluster_id
+
+    def is_same() -> bool:
+        try:
+            return bool(ray._raylet.GcsClient(address=address).cluster_id == known)
+        except (RayError, RuntimeError) as error:
+            raise OSError(str(error)) from error
+
+    return is_same
 
 
 @contextmanager

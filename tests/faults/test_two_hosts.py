@@ -95,16 +95,41 @@ def test_a_driver_that_is_cut_off_from_the_head_ends_and_the_sweep_goes_on_from_
     sweep.wait_for("ok ")
     hosts.cut()
     assert sweep.wait() == 11, sweep.lines
-    last = sweep.lines[-1]
-    assert last.startswith("kvray: Ray broke down"), sweep.lines
-    run_id = ResultsStore(tmp_path / "out").latest_run_id()
-    assert last.endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
-    before = {one.record.candidate_id: one.record for one in recorded(tmp_path / "out").values()}
-    kept = [one for one in before.values() if one.status is TrialStatus.OK]
+    run_id = check_says_how_to_go_on(sweep, tmp_path / "out")
+    kept = [one.record for one in recorded(tmp_path / "out").values() if one.record.status is TrialStatus.OK]
     hosts.mend()
-    resumed = tune(HEAD, *SIX, "--resume", run_id)
-    records = check_complete(resumed, tmp_path / "out", 6)
-    assert starts(resumed) == 6 - len(kept)
+    check_rest_is_measured(tune(HEAD, *SIX, "--resume", run_id), tmp_path / "out", kept, 6)
+
+
+@pytest.mark.slow
+def test_a_head_that_is_started_anew_ends_the_sweep_which_goes_on_on_the_new_one(
+    hosts: TwoHosts, tune: Callable[..., Driver], tmp_path: Path
+) -> None:
+    sweep = tune(OTHER, *TWELVE)
+    sweep.wait_for("ok ")
+    hosts.kill_node(HEAD)
+    hosts.start_node(HEAD)
+    assert sweep.wait() == 11, sweep.lines
+    run_id = check_says_how_to_go_on(sweep, tmp_path / "out")
+    assert "was started anew and does not know this sweep" in sweep.lines[-1]
+    kept = [one.record for one in recorded(tmp_path / "out").values() if one.record.status is TrialStatus.OK]
+    hosts.kill_node(OTHER)  # its Ray knows the old head only
+    hosts.start_node(OTHER)
+    check_rest_is_measured(tune(OTHER, *TWELVE, "--resume", run_id), tmp_path / "out", kept, 12)
+
+
+def check_says_how_to_go_on(sweep: Driver, folder: Path) -> str:
+    """In the last line; returns the sweep's id."""
+    run_id = ResultsStore(folder).latest_run_id()
+    assert sweep.lines[-1].startswith("kvray: Ray broke down: its head at 10.213.0.1:6379"), sweep.lines
+    assert sweep.lines[-1].endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
+    return run_id
+
+
+def check_rest_is_measured(resumed: Driver, folder: Path, kept: list[TrialRecord], candidates: int) -> None:
+    """And nothing of what was `kept`."""
+    records = check_complete(resumed, folder, candidates)
+    assert starts(resumed) == candidates - len(kept)
     assert all(one in records for one in kept)
 
 

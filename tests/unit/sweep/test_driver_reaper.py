@@ -53,6 +53,24 @@ def test_a_driver_that_rays_cpp_has_ended_does_not_vanish_without_a_word(tmp_pat
 
 
 @pytest.mark.spawns
+def test_the_last_words_that_a_driver_has_left_are_said_with_the_reason_in_place(tmp_path: Path) -> None:
+    word = """
+for run in ("r1", "r2"):
+    reaper.leave_last_words(f"Ray broke down: WHY. Repeat with --resume {run}.", reason="WHY")
+"""
+    assert dies(tmp_path / "scratch", word) == (
+        "kvray: Ray broke down: core_worker.cc:1: The raylet is gone. Repeat with --resume r2.\n"
+    )
+
+
+@pytest.mark.spawns
+def test_a_head_that_was_started_anew_is_told_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "LOG", LOG.replace("The raylet is gone.", "Unauthenticated: WrongClusterID: x"))
+    said = dies(tmp_path / "scratch")
+    assert said == "kvray: Ray has ended the sweep: its head was started anew and does not know this sweep\n"
+
+
+@pytest.mark.spawns
 def test_a_driver_that_has_cleaned_up_itself_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     assert dies(folder, "reaper.dismiss()") == ""

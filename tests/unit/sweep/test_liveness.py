@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -39,6 +40,35 @@ def test_a_server_that_comes_back_in_time_lives() -> None:
     assert liveness.death() is None
     with socket.create_server((server.host, server.port)):
         assert liveness.death() is None
+
+
+def test_a_server_that_was_started_anew_is_silent_until_it_can_tell_and_then_dead() -> None:
+    answers: list[bool | OSError] = [OSError("not up yet"), False]
+
+    def is_same() -> bool:
+        if isinstance(answer := answers.pop(0), OSError):
+            raise answer
+        return answer
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = replace(server_at(listening, patience_s=60.0), is_same=is_same)
+        liveness = ClusterServers([server])
+        assert not liveness.is_silent()
+        assert len(answers) == 2, "asked only after a silence"
+    assert liveness.is_silent()
+    with socket.create_server((server.host, server.port)):
+        assert liveness.is_silent(), "it cannot tell yet"
+        assert liveness.death() == f"its head at 127.0.0.1:{server.port} was started anew and does not know this sweep"
+        assert liveness.is_silent(), "nothing may be asked of it"
+
+
+def test_a_server_that_comes_back_as_the_same_is_not_silent_any_more() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = server_at(listening, patience_s=60.0)
+        liveness = ClusterServers([server])
+    assert liveness.is_silent()
+    with socket.create_server((server.host, server.port)):
+        assert not liveness.is_silent()
 
 
 def test_an_own_server_that_was_killed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
