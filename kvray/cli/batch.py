@@ -16,6 +16,7 @@ from kvray.cli.job_events import is_a_job, tell_of_batch
 from kvray.cli.parsing import parse_duration, parse_retry
 from kvray.environment import changed_environment
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
+from kvray.record import short_model_name
 from kvray.report.formats import plural
 from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
@@ -114,8 +115,12 @@ def _retry(text: str | None) -> BatchRetry:
 
 def _without_winners(manifest: BatchManifest, *, overview: str, resume: str) -> BatchFailedError:
     """What to say of a batch in which some sweeps have failed, or wait for another attempt."""
-    failed = [f"{one.model_id} ({one.status})" for one in manifest.sweeps if one.status.is_failure]
-    rest = [one.model_id for one in manifest.sweeps if not (one.status.is_failure or one.status.is_measured)]
+    failed = [f"{short_model_name(one.model_id)} ({one.status})" for one in manifest.sweeps if one.status.is_failure]
+    rest = [
+        short_model_name(one.model_id)
+        for one in manifest.sweeps
+        if not (one.status.is_failure or one.status.is_measured)
+    ]
     told = []
     if failed:
         sweeps = f"{len(failed)} of {plural(len(manifest.sweeps), 'sweep')}"
@@ -148,6 +153,6 @@ def _print_previews(search: BatchSearch) -> None:
             of = plural(len(preview.space.candidates), "candidate")
             left = of if preview.rest is None else f"{len(preview.rest.left)} of {of} not measured yet,"
             told = f"{left} on {preview.device.device_name}"
-        typer.echo(f"{asked.model_id} · {asked.profile.name}: {told}")
+        typer.echo(f"{short_model_name(asked.model_id)} · {asked.profile.name}: {told}")
     if failed:
         raise BatchFailedError(f"{failed} of {plural(len(previews), 'sweep')} cannot be measured.")

@@ -21,7 +21,7 @@ from kvray.tuning.observer import SearchObserver
 def batch_progress(console: Console) -> Iterator[SweepView]:
     """The view of a batch that runs."""
     if not console.is_terminal:
-        yield lambda sweep: _NamedLines(console, _name(sweep))
+        yield lambda sweep: _NamedLines(console, sweep.title)
         return
     rows = _Rows()
     with Live(console=console, get_renderable=rows.render, refresh_per_second=4, transient=True):
@@ -37,7 +37,8 @@ class _NamedLines(LineProgress):
 
     @override
     def _print(self, text: str) -> None:
-        super()._print(f"{self._name}: {text.strip()}")
+        # The line that begins a sweep has the name, too.
+        super()._print(f"{self._name}: {text.strip().replace(f'{self._name} · ', '', 1)}")
 
     @override
     def _print_pulse(self, text: str) -> None:
@@ -71,7 +72,7 @@ class _Rows:
     @contextlib.contextmanager
     def row_of(self, sweep: BatchSweep) -> Iterator[SearchObserver]:
         """A line for `sweep` while it measures."""
-        self._rows[sweep.run_id] = row = _Row(Console(quiet=True), _name(sweep))
+        self._rows[sweep.run_id] = row = _Row(Console(quiet=True), sweep.title)
         try:
             yield row
         finally:
@@ -80,7 +81,3 @@ class _Rows:
     def render(self) -> RenderableType:
         rows = list(self._rows.values())
         return Group(*(Text(row.line, no_wrap=True, overflow="ellipsis") for row in rows))
-
-
-def _name(sweep: BatchSweep) -> str:
-    return f"{sweep.model_id} · {sweep.profile.name}"

@@ -6,20 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.ratios import MISSING, amount_sign, interval_text, speed_sign
+from kvray.record import short_model_name
 from kvray.report import formats
 from kvray.report.html import render_page
 from kvray.report.markdown import render_template
 from kvray.report.verdict import Tone
-from kvray.store.batch_manifest import BatchManifest, BatchStatus
+from kvray.store.batch_manifest import BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_table import BatchRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverviewRow:
-    """One sweep as the page shows it; `report` is the link to its own report, `None` where there is none."""
+    """One sweep as the page shows it.
+
+    Attributes:
+        model: its short name, where no other model of the batch has the same.
+        apart: what tells it from other sweeps of the same model and profile; empty where there are none.
+        report: the link to its own report, `None` where there is none.
+    """
 
     row: BatchRow
     model: str
+    apart: str
     reason: str
     report: str | None
     ttft_gain: str
@@ -47,12 +55,16 @@ class OverviewInfo:
 
 def overview_info(manifest: BatchManifest, rows: Sequence[BatchRow]) -> OverviewInfo:
     """The overview of a batch whose sweeps came to `rows` so far."""
+    sweeps = {one.run_id: one for one in manifest.sweeps}
     return OverviewInfo(
         title=manifest.batch_id,
         subtitle=f"{formats.plural(len(rows), 'sweep')}, begun {formats.timestamp(manifest.created_at)}",
         sentence=_sentence(rows),
         tone=_tone(rows),
-        rows=tuple(_shown(row) for row in rows),
+        rows=tuple(
+            _shown(row, model=_name(row.model_id, rows), apart=_apart(sweeps[row.run_id], manifest.sweeps))
+            for row in rows
+        ),
     )
 
 
@@ -92,11 +104,32 @@ def _tone(rows: Sequence[BatchRow]) -> Tone:
     return Tone.GOOD if all(row.status is BatchStatus.OK for row in rows) else Tone.NEUTRAL
 
 
-def _shown(row: BatchRow) -> OverviewRow:
+def _name(model_id: str, rows: Sequence[BatchRow]) -> str:
+    short = short_model_name(model_id)
+    alike = {row.model_id for row in rows if short_model_name(row.model_id) == short}
+    return short if len(alike) == 1 else model_id
+
+
+def _apart(sweep: BatchSweep, sweeps: Sequence[BatchSweep]) -> str:
+    """E.g. `caches: dynamic, quantized`: the settings in which sweeps of one model and profile differ."""
+    alike = [one for one in sweeps if (one.model_id, one.profile.name) == (sweep.model_id, sweep.profile.name)]
+    names = sorted({name for one in alike for name in one.settings})
+    differing = [name for name in names if any(one.settings.get(name) != sweep.settings.get(name) for one in alike)]
+    return "; ".join(f"{name}: {_setting(sweep.settings.get(name))}" for name in differing)
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "default"
+    return formats.clean_line(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+
+
+def _shown(row: BatchRow, *, model: str, apart: str) -> OverviewRow:
     has_report = row.status.is_measured
     return OverviewRow(
         row=row,
-        model=formats.clean_line(row.model_id),
+        model=formats.clean_line(model),
+        apart=apart,
         reason=formats.clean_line(row.reason or ""),
         report=f"../../reports/{row.run_id}/report" if has_report else None,
         ttft_gain=_gain(row, row.ttft_speedup, row.ttft_speedup_low, row.ttft_speedup_high),

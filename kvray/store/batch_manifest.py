@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kvray.record import short_model_name
 from kvray.store.manifest import Moment
 from kvray.workload import WorkloadProfile
 
@@ -61,6 +62,11 @@ class BatchSweep(BaseModel):
     settings: dict[str, Any] = {}
     status: BatchStatus = BatchStatus.WAITING
     reason: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For lines: model and profile."""
+        return f"{short_model_name(self.model_id)} · {self.profile.name}"
 
 
 class BatchAttempt(BaseModel):

@@ -247,7 +247,7 @@ class BatchSearch:
         return CodeRunner(
             adapters[0],
             others=tuple(adapters[1:]),
-            before=lambda: self._tell(f"{sweep.model_id} · {sweep.profile.name}: the winner's code is run"),
+            before=lambda: self._tell(f"{sweep.title}: the winner's code is run"),
         )
 
     def _config(self, sweep: BatchSweep | AskedSweep, *, resume: str | None = None) -> TuneConfig:
@@ -274,7 +274,7 @@ class BatchSearch:
             place = [one.run_id for one in self._now.sweeps].index(sweep.run_id) + 1
         detail = f"sweep {sweep.run_id}" if status is BatchStatus.MEASURING else row.winner or row.reason
         told = ": ".join(str(part) for part in (row.status, detail) if part)
-        self._tell(f"{place} of {len(self._now.sweeps)}: {sweep.model_id} · {sweep.profile.name}: {told}")
+        self._tell(f"{place} of {len(self._now.sweeps)}: {sweep.title}: {told}")
 
     def _keep_log(self, text: str) -> None:
         if text.strip():

@@ -29,20 +29,23 @@ def batch_row(store: ResultsStore, batch_id: str, sweep: BatchSweep) -> BatchRow
         "status": sweep.status,
         "reason": sweep.reason,
     }
-    if sweep.status in (BatchStatus.WAITING, BatchStatus.FAILED, BatchStatus.ERROR):
+    if sweep.status in (BatchStatus.FAILED, BatchStatus.ERROR):
         return BatchRow(**row)
     try:
+        if sweep.status is BatchStatus.WAITING and not store.has_manifest(sweep.run_id):
+            return BatchRow(**row)
         result = read_result(store, sweep.run_id)
-        return BatchRow(**row | result_columns(result, is_measured=sweep.status.is_measured))
+        return BatchRow(**row | result_columns(result, is_measured=sweep.status.is_measured, reason=sweep.reason))
     except ResultsError:
         return BatchRow(**row)
 
 
-def result_columns(result: TuneResult, *, is_measured: bool) -> dict[str, Any]:
-    """What a row has of the sweep's records. The best of a sweep that has not ended is no winner yet."""
+def result_columns(result: TuneResult, *, is_measured: bool, reason: str | None = None) -> dict[str, Any]:
+    """What a row has of the sweep's records. The best of a sweep that has not ended is no winner yet: it is told with
+    the `reason` why not."""
     if not is_measured:
         best = [f"best so far: {one.label}" for one in _ranked_first(result)]
-        return _counted(result) | ({"reason": best[0]} if best else {})
+        return _counted(result) | {"reason": "; ".join(filter(None, (reason, *best))) or None}
     disturbed = disturbances(result.results)
     found = _counted(result) | {"is_disturbed": disturbed.decides or disturbed.disturbed * 2 > disturbed.runs}
     for one in _ranked_first(result):

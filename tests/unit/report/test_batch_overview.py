@@ -14,7 +14,7 @@ from kvray.report.overview import overview_info, render_overview_html, render_ov
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_table import BatchRow
 from kvray.store.parquet import ResultsStore
-from kvray.tuning.batch_rows import result_columns
+from kvray.tuning.batch_rows import batch_row, result_columns
 from kvray.tuning.result import TuneResult
 
 TWO = (measured(BASELINE), measured(WINNER, speed=1.5))
@@ -80,3 +80,40 @@ def test_a_baseline_that_wins_says_that_nothing_is_gained() -> None:
 def test_what_follows_the_baselines_mark_is_apart_from_it() -> None:
     _, markdown, _ = pages(replace(row(BatchStatus.OK, TWO[:1]), reason="a reason"))
     assert "*baseline* a reason" in markdown
+
+
+def test_models_have_short_names_and_sweeps_of_one_model_say_what_tells_them_apart() -> None:
+    asked = (
+        ("/models/a/tiny.gguf", {"caches": ["dynamic"], "search": "grid"}),
+        ("/models/a/tiny.gguf", {"caches": ["dynamic", "static"], "search": "grid"}),
+        ("/models/b/other.gguf", {}),
+        ("/models/c/other.gguf", {}),
+    )
+    sweeps = tuple(
+        BatchSweep(run_id=f"r{number}", model_id=model, profile=manifest().profile, settings=settings)
+        for number, (model, settings) in enumerate(asked)
+    )
+    attempt = BatchAttempt(started_at=STARTED, kvray_version="0")
+    batch = BatchManifest(batch_id="b", created_at=STARTED, sweeps=sweeps, attempts=(attempt,))
+    rows = [replace(row(BatchStatus.WAITING, model=one.model_id), run_id=one.run_id) for one in sweeps]
+    info = overview_info(batch, rows)
+    assert [(one.model, one.apart) for one in info.rows] == [
+        ("tiny.gguf", "caches: dynamic"),
+        ("tiny.gguf", "caches: dynamic, static"),
+        ("/models/b/other.gguf", ""),
+        ("/models/c/other.gguf", ""),
+    ]
+    assert "(caches: dynamic, static)" in render_overview_markdown(info)
+    assert 'title="/models/a/tiny.gguf"' in render_overview_html(info)
+
+
+def test_a_sweep_that_waits_again_shows_what_it_had(tmp_path: Path) -> None:
+    about, store = manifest(), ResultsStore(tmp_path)
+    store.write_manifest(about)
+    for one in TWO:
+        store.append(one)
+    sweep = BatchSweep(run_id=about.run_id, model_id="m", profile=about.profile, reason="the budget ended")
+    waiting = batch_row(store, "b", sweep)
+    assert (waiting.trials, waiting.reason) == (2, f"the budget ended; best so far: {WINNER.label}")
+    never = batch_row(store, "b", sweep.model_copy(update={"run_id": "other", "reason": None}))
+    assert (never.trials, never.reason) == (0, None)
