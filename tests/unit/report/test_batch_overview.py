@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from report_sweeps import BASELINE, STARTED, WINNER, manifest, measured
 
@@ -83,7 +84,7 @@ def test_what_follows_the_baselines_mark_is_apart_from_it() -> None:
 
 
 def test_models_have_short_names_and_sweeps_of_one_model_say_what_tells_them_apart() -> None:
-    asked = (
+    asked: tuple[tuple[str, dict[str, Any]], ...] = (
         ("/models/a/tiny.gguf", {"caches": ["dynamic"], "search": "grid"}),
         ("/models/a/tiny.gguf", {"caches": ["dynamic", "static"], "search": "grid"}),
         ("/models/b/other.gguf", {}),
