@@ -96,7 +96,7 @@ class MachineOptions:
     ] = None
     gpu_type: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The cluster's GPUs to use, as A100.", rich_help_panel=MACHINE),
+        typer.Option(metavar="NAME", help="Only on these GPUs of the cluster, as A100.", rich_help_panel=MACHINE),
     ] = None
     slots: Annotated[
         int | None, typer.Option(metavar="N", help="Trials at the same time.", min=1, rich_help_panel=MACHINE)

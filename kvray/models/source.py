@@ -68,6 +68,19 @@ def parse_model_id(model_id: str) -> ModelSource:
     return ModelSource(kind=SourceKind.HUB, model_id=model_id)
 
 
+def absolute_id(model_id: str) -> str:
+    """`model_id` with an absolute path in place of a relative one, or of one below `~`, whether or not it is there."""
+    prefix = RANDOM_PREFIX if model_id.startswith(RANDOM_PREFIX) else ""
+    text = model_id.removeprefix(prefix)
+    is_path = prefix or text.startswith((".", "/", "~")) or text.lower().endswith(".gguf")
+    try:
+        path = Path(text).expanduser()
+        is_path = is_path or path.exists()
+    except (OSError, RuntimeError, ValueError):  # no such user, too long, no right to look
+        return model_id
+    return f"{prefix}{path.absolute()}" if is_path else model_id
+
+
 def _as_path(text: str) -> Path:
     """`text` as a path that can be asked whether it exists.
 

@@ -10,17 +10,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import DeviceFacts, EngineAdapter
+from kvray.engines.model_access import ModelAccess
 from kvray.errors import SweepError, sentence_of
 from kvray.probes.cpu import cpu_name
 from kvray.probes.environment import Environment, capture_environment
 from kvray.probes.gpu import visible_gpus
 from kvray.space.axis import Axis
 from kvray.sweep.gpu_types import gpu_type_of, measured_types
+from kvray.sweep.remote_model import NodeModels
 
 _GPU_SHARE = 0.001
 """Of a GPU, so that the question waits only where every GPU of the node is taken as a whole."""
@@ -38,12 +40,14 @@ class NodeFacts:
         gpu_type: Ray's accelerator type of its GPUs, which trials keep to; `None` where Ray knows none, and on a CPU.
         axes: by engine, what it lets one choose there, with what stands in the way of each value.
         environments: by engine, the node's machine and the versions of the engine's libraries there.
+        models: what it and the other nodes of its type have of the model.
     """
 
     device: DeviceFacts
     gpu_type: str | None
     axes: Mapping[str, tuple[Axis, ...]]
     environments: Mapping[str, Environment]
+    models: ModelAccess = field(default_factory=ModelAccess)
 
 
 def ask_nodes(
@@ -72,14 +76,14 @@ def ask_nodes(
         raise SweepError("Ray offers no CPU to run a slot on.")
     with_gpus = [node for node in nodes if node[1].get("GPU", 0.0) >= 1]
     if device is DeviceType.CPU or (device is None and not with_gpus):
-        return _answers([_Question(node=nodes[0], device=DeviceType.CPU)], adapters, check_alive)
+        return _answers([_Question(nodes=nodes, device=DeviceType.CPU)], adapters, check_alive)
     if not with_gpus:
         raise SweepError("The sweep needs 1 GPU, Ray offers 0.", hint="Pass --device cpu to tune on the CPU.")
     questions = []
     for chosen in measured_types([resources for _, resources in with_gpus], gpu_type):
         of_type = [node for node in with_gpus if chosen is None or gpu_type_of(node[1]) == chosen]
-        largest = max(of_type, key=lambda node: node[1]["GPU"])
-        questions.append(_Question(node=largest, device=DeviceType.CUDA, gpu_type=chosen))
+        largest_first = sorted(of_type, key=lambda node: -node[1]["GPU"])
+        questions.append(_Question(nodes=largest_first, device=DeviceType.CUDA, gpu_type=chosen))
     return _answers(questions, adapters, check_alive)
 
 
@@ -97,9 +101,9 @@ def named_on_node(environment: Environment) -> Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class _Question:
-    """What is asked of one node."""
+    """What is asked of the first of some nodes that are taken to be alike."""
 
-    node: tuple[str, Mapping[str, float]]
+    nodes: Sequence[tuple[str, Mapping[str, float]]]
     device: DeviceType
     gpu_type: str | None = None
 
@@ -108,7 +112,7 @@ class _Question:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        node_id, resources = self.node
+        node_id, resources = self.nodes[0]
         gpus = int(resources.get("GPU", 0.0)) if self.device is DeviceType.CUDA else 0
         task = ray.remote(_seen_here).options(
             num_cpus=0,
@@ -137,7 +141,10 @@ def _answers(
         except (SweepError, ray.exceptions.RayError) as error:
             errors.append((question.gpu_type, error))
             continue
-        found.append(NodeFacts(device=facts, gpu_type=question.gpu_type, axes=axes, environments=environments))
+        models = NodeModels([node_id for node_id, _ in question.nodes], check_alive)
+        found.append(
+            NodeFacts(device=facts, gpu_type=question.gpu_type, axes=axes, environments=environments, models=models)
+        )
     if not found:
         first = errors[0][1]
         raise SweepError(f"The node that was to measure could not say what it has: {sentence_of(first)}") from first

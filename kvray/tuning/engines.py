@@ -163,17 +163,13 @@ def ready_parts(engines: SweepEngines, resolved: Sequence[Resolved]) -> tuple[Pr
 
 def _quickly_checked(resolved: Resolved) -> EnginePart:
     part = EnginePart(adapter=resolved.adapter, preview=preview_sweep(resolved), request=resolved.request)
-    resolved.adapter.check_weights(resolved.request, quick=True)
+    resolved.models.check_quickly(resolved.adapter, resolved.request)
     return part
 
 
 def _ready(resolved: Resolved) -> EnginePart:
     adapter, preview = resolved.adapter, preview_sweep(resolved)
-    model = adapter.identify_model(resolved.request, preview.model)
-    # The very version that was described: the hub may get another one while the sweep runs.
-    request = replace(resolved.request, model_id=model.model_id, revision=model.revision)
-    adapter.fetch_weights(request)
-    adapter.check_weights(request)
+    model, request = resolved.models.readied(adapter, resolved.request, preview.model)
     return EnginePart(adapter=adapter, preview=replace(preview, model=model), request=request)
 
 

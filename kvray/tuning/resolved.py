@@ -16,9 +16,11 @@ from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.engines.interpreter import EnginePython
+from kvray.engines.model_access import ModelAccess
 from kvray.engines.offline import is_offline_environment
 from kvray.errors import SweepError
 from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware
+from kvray.models.source import absolute_id
 from kvray.space.asked import asked_values, check_parallelism, check_settings
 from kvray.space.axis import Axis
 from kvray.space.menu import check_any_available
@@ -42,6 +44,7 @@ class CheckedRequest:
         narrowed: the values that an axis is narrowed to, by its name.
         request: the model, with what the user allows.
         pythons: by engine, in which its trials run, where that is not kvray's own.
+        models: reads the model's files where trials run.
     """
 
     config: TuneConfig
@@ -51,6 +54,7 @@ class CheckedRequest:
     narrowed: Mapping[str, tuple[Any, ...]]
     request: ModelRequest
     pythons: Mapping[str, EnginePython]
+    models: ModelAccess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +101,8 @@ def check_request(
     pythons = found_pythons(config, [adapter], recorded=recorded_pythons)
     if adapter.name not in pythons:
         adapter.check_installed()
-    request = requested_model(config)
-    adapter.check_model(request)
+    request, models = requested_model(config), node.models if node else ModelAccess()
+    models.check(adapter, request)
     device = (node.device if node else device) or detect_device(config.device)
     if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:
         raise SweepError(
@@ -121,13 +125,15 @@ def check_request(
         narrowed=narrowed,
         request=request,
         pythons=pythons,
+        models=models,
     )
 
 
 def requested_model(config: TuneConfig) -> ModelRequest:
-    """The model of `config`, with what the user allows; the user's environment may forbid the network as well."""
+    """The model of `config`, with what the user allows; the user's environment may forbid the network as well. To the
+    nodes of a cluster a path means what it means here."""
     return ModelRequest(
-        model_id=config.model_id,
+        model_id=config.model_id if config.address is None else absolute_id(config.model_id),
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         offline=config.offline or is_offline_environment(),
@@ -145,9 +151,8 @@ def resolve(checked: CheckedRequest, *, for_this_device: bool = True) -> Resolve
         InvalidValueError: no context length of the profile fits the model.
     """
     config, adapter = checked.config, checked.adapter
-    model = adapter.describe_model(checked.request)
-    if for_this_device:
-        model = adapter.adapt_to_device(checked.request, model, checked.device if config.address is None else None)
+    device = checked.device if config.address is None else None
+    model = checked.models.described(adapter, checked.request, adapts=for_this_device, device=device)
     profile, dropped = config.profile.fit_to_context_limit(model.max_context)
     if model.random_weights:
         profile = profile.without_quality_limit()

@@ -67,7 +67,7 @@ def _conditions(seen: Seen, config: TuneConfig, before: SweepFingerprint | None)
 
 def _identified(preview: Preview, resolved: Sequence[Resolved]) -> Preview:
     """`preview` with the very weights named, by which a resume compares. What was measured was hashed then."""
-    first, *others = (one.adapter.identify_model(one.request, one.model) for one in resolved)
+    first, *others = (one.models.identified(one.adapter, one.request, one.model) for one in resolved)
     named = (replace(one, model=model) for one, model in zip(preview.others, others, strict=True))
     return replace(preview, model=first, others=tuple(named))
 

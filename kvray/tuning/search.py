@@ -129,11 +129,11 @@ class TuningSearch:
         """
         recorded = self._recorded_pythons(ResultsStore(self._config.output_dir))
         if self._config.address is None:
-            looks = [self._look(recorded)]
-        else:
-            with self._session(passing_log(), self._engines()) as (ray, _):
-                nodes = self._asked_nodes(ray)
-            looks = each_type(nodes, partial(self._look, recorded))
+            return self._previewed([self._look(recorded)])
+        with self._session(passing_log(), self._engines()) as (ray, _):
+            return self._previewed(each_type(self._asked_nodes(ray), partial(self._look, recorded)))
+
+    def _previewed(self, looks: Sequence[_Look]) -> Preview:
         check_search(self._config.search)
         warn_of_quota(self._config)
         previews = each_type(looks, self._preview_of)

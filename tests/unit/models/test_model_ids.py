@@ -12,7 +12,7 @@ from kvray.engines.transformers.gguf import is_converted
 from kvray.engines.transformers.model_folder import fetched_path, weights_path
 from kvray.errors import ModelError
 from kvray.models.hashes import file_sha256
-from kvray.models.source import SourceKind, parse_model_id
+from kvray.models.source import SourceKind, absolute_id, parse_model_id
 from kvray.models.weight_files import WEIGHTS_INDEX
 
 
@@ -153,3 +153,26 @@ def test_a_half_made_conversion_does_not_count(tmp_path: Path) -> None:
     assert not is_converted(gguf)
     staging.rename(staging.with_name(key))
     assert is_converted(gguf)
+
+
+@pytest.mark.parametrize(
+    ("model_id", "absolute"),
+    [
+        ("org/name", "org/name"),
+        ("fake:ok", "fake:ok"),
+        ("./gone", "{here}/gone"),
+        ("there", "{here}/there"),
+        ("gone.gguf", "{here}/gone.gguf"),
+        ("random:there", "random:{here}/there"),
+        ("~/model", "{here}/model"),
+        ("/a/model", "/a/model"),
+        ("~no-such-user/model", "~no-such-user/model"),
+    ],
+)
+def test_another_machine_is_given_a_path_that_does_not_depend_on_the_working_folder(
+    model_id: str, absolute: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute_id(model_id) == absolute.format(here=tmp_path)
