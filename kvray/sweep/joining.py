@@ -7,9 +7,13 @@ for one, and each slot would die. `session` makes the error that a user sees.
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from kvray.errors import SweepError
@@ -18,6 +22,8 @@ from kvray.sweep.loopback import is_loopback
 
 _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
+_NOTED, _NOTED_IN = b"CLUSTER_METADATA", b"cluster"
+"""Where in Ray's store the head notes its versions, as JSON; `ray.init` compares them after it has connected."""
 _COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
 
@@ -29,7 +35,8 @@ def prepare_to_join(address: str) -> str | None:
 
     Raises:
         OSError, ValueError, RuntimeError: nobody listens there, or `address` is none.
-        SweepError: it is the dashboard's address, or the cluster lets nobody in without another token.
+        SweepError: it is the dashboard's address, the cluster lets nobody in without another token, or it runs another
+            version of Ray or Python.
     """
     from ray._private import services
     from ray.exceptions import AuthenticationError
@@ -45,9 +52,11 @@ def prepare_to_join(address: str) -> str | None:
     if address == "auto":
         on_loopback = _knock(found)
     try:
-        _ask_in(found)
+        cluster = _ask_in(found)
     except AuthenticationError as error:
         raise cannot_join(address, found) from error
+    if cluster is not None and (problem := version_problem(address, cluster)) is not None:
+        raise problem
     return None if on_loopback else found
 
 
@@ -69,22 +78,45 @@ def _dashboard_problem(address: str) -> SweepError:
     )
 
 
-def _ask_in(address: str) -> None:
+def version_problem(address: str, cluster: Mapping[str, Any]) -> SweepError | None:
+    """The error for a cluster whose versions differ from those here, told by what its head has noted of itself.
+
+    Ray wants the very same Python, unless its own variable says that the minor version is enough.
+    """
+    import ray
+
+    theirs = {"Ray": str(cluster.get("ray_version")), "Python": str(cluster.get("python_version"))}
+    ours = {"Ray": ray.__version__, "Python": platform.python_version()}
+    level = 2 if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL") == "minor" else 3
+    same_python = theirs["Python"].split(".")[:level] == ours["Python"].split(".")[:level]
+    if theirs["Ray"] == ours["Ray"] and same_python:
+        return None
+    there, here = (" and ".join(f"{name} {version}" for name, version in one.items()) for one in (theirs, ours))
+    return SweepError(
+        f"The Ray cluster at {address!r} cannot be joined: it has {there}, and this machine has {here}.",
+        hint="Use the cluster's versions here, or send the command to it: kvray submit.",
+    )
+
+
+def _ask_in(address: str) -> Mapping[str, Any] | None:
+    """Connect as Ray would, with a token if there must be one; returns what the head has noted of itself."""
     import ray
     from ray.exceptions import AuthenticationError
 
     try:
         from ray._private.authentication import authentication_token_setup as setup
     except ImportError:  # a Ray that knows no tokens
-        return
+        return None
     ray._raylet.Config.initialize("")  # an earlier Ray of this process may have switched tokens on
     setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
     try:
         with c_libraries_write_to(Path(os.devnull)):
-            ray._raylet.GcsClient(address=address)
+            client = ray._raylet.GcsClient(address=address)
     except AuthenticationError:
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-        ray._raylet.GcsClient(address=address)  # with words for the log, where that has changed nothing
+        client = ray._raylet.GcsClient(address=address)  # with words for the log, where that has changed nothing
+    noted = client.internal_kv_get(_NOTED, namespace=_NOTED_IN)
+    return None if noted is None else dict(json.loads(noted))
 
 
 def token_problem(what_failed: str) -> SweepError:

@@ -85,6 +85,7 @@ class RayCluster:
             *("--include-dashboard", "false" if self._dashboard_port is None else "true", "--disable-usage-stats"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port or _free_port())),
             *("--dashboard-agent-listen-port", str(_free_port())),
+            *("--min-worker-port", "0", "--max-worker-port", "0"),  # by default 10002 to 19999, where ours may lie too
             *("--system-config", json.dumps({"metrics_report_interval_ms": 1000})),
         )
         with self._said.open("wb") as said:

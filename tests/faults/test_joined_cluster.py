@@ -56,20 +56,66 @@ def test_a_cluster_is_found_by_itself(cluster: RayCluster, tmp_path: Path) -> No
     assert done.stdout == "1\n", done.stderr
 
 
-def test_without_a_token_one_line_says_so_and_what_ray_says_is_in_the_log(cluster: RayCluster, tmp_path: Path) -> None:
+OF_ANOTHER_RAY = """
+import json, pathlib, ray
+from ray._common.usage import usage_lib
+from ray._private.authentication import authentication_token_setup as setup
+from kvray.errors import SweepError
+from kvray.sweep.joining import prepare_to_join
+setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+client = ray._raylet.GcsClient(address={address!r})
+noted = usage_lib.get_cluster_metadata(client)
+def note(one):
+    client.internal_kv_put(usage_lib.usage_constant.CLUSTER_METADATA_KEY, json.dumps(one).encode(), True, b"cluster")
+note({{**noted, "ray_version": "2.9.9"}})
+try:
+    prepare_to_join({address!r})
+except SweepError as error:
+    print(error)
+finally:
+    note(noted)
+"""
+"""Changes what the head has noted of itself, and asks to join."""
+
+
+def test_a_cluster_of_another_ray_is_refused_before_it_is_joined(cluster: RayCluster) -> None:
+    program = OF_ANOTHER_RAY.format(address=cluster.address)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout.startswith(
+        f"The Ray cluster at '{cluster.address}' cannot be joined: it has Ray 2.9.9 and Python "
+    ), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, "it asks for a token, and there is none here."),
+        pytest.param(
+            {"RAY_AUTH_TOKEN": "f" * 32}, "it does not accept the token in RAY_AUTH_TOKEN.", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_without_its_token_one_line_says_so_and_what_ray_says_is_in_the_log(
+    cluster: RayCluster, tmp_path: Path, wrong: dict[str, str], said: str
+) -> None:
     command = ("tune", "fake:x", *FAKE, "--address", cluster.address, "--output", str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-m", "kvray", *command],
-        env={**cluster.environment, "KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+        env={**cluster.environment, "KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path), **wrong},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
     assert done.returncode == 11
-    assert done.stderr.startswith(
-        f"kvray: The Ray cluster at '{cluster.address}' cannot be joined: it asks for a token"
-    )
+    assert done.stderr.startswith(f"kvray: The Ray cluster at '{cluster.address}' cannot be joined: {said}")
     assert done.stderr.count("\n") == 1
     (log,) = tmp_path.glob("reports/*/sweep.log")
     assert "InvalidAuthToken" in log.read_text()

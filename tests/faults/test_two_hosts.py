@@ -19,7 +19,7 @@ SWEEP = (
     *("--address", RAY_ADDRESS, "--no-check-snippet"),
 )
 SIX = ("fake:/=slow", "--cache", "dynamic")
-TWELVE = ("fake:/=slow,/=slow", "--cache", "dynamic,static")
+TWELVE = ("fake:/=slow,/=slow,/=slow", "--cache", "dynamic,static")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_trials_of_a_host_that_is_cut_off_run_again_and_the_host_is_used_when_it
     hosts.cut()
     sweep.wait_for("lost ")
     hosts.mend()
-    hosts.wait_until_node_ends(OTHER)  # Ray does not take back a node that it has given up
+    hosts.kill_node(OTHER)  # Ray does not take back a node that it has given up
     hosts.start_node(OTHER)
     records = check_complete(sweep, tmp_path / "out", 12)
     assert starts(sweep) == 13

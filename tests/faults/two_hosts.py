@@ -118,10 +118,6 @@ class TwoHosts:
                 process.kill()
         self._nodes[host].wait(30)
 
-    def wait_until_node_ends(self, host: str) -> None:
-        """Until its `ray start --block` returns, because Ray has given the node up."""
-        self._nodes[host].wait(90)
-
     def stop(self) -> None:
         """With all processes on both hosts."""
         for holder in self._holders.values():

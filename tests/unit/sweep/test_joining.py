@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
+import ray
 
 from kvray.errors import SweepError
-from kvray.sweep.joining import cannot_join, prepare_to_join, token_problem
+from kvray.sweep.joining import cannot_join, prepare_to_join, token_problem, version_problem
 
 COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
@@ -65,6 +67,29 @@ def test_of_a_cluster_that_was_found_the_address_is_told_and_how_to_name_another
         f"and there is none here. {COPY} For another cluster give its address: --address HOST:PORT."
     )
     assert str(cannot_join("h:1", "10.0.0.1:1")).startswith("The Ray cluster at 'h:1' cannot be joined: it asks for")
+
+
+HERE = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"ray_version": "2.9.9"}, "it has Ray 2.9.9 and"), ({"python_version": "3.9.1"}, "and Python 3.9.1, and this")],
+)
+def test_a_cluster_of_another_version_is_told_with_both_versions(other: dict[str, str], said: str) -> None:
+    problem = version_problem("h:1", {**HERE, **other})
+    assert problem is not None
+    assert said in str(problem)
+    assert f"this machine has Ray {ray.__version__} and Python {platform.python_version()}. Use the" in str(problem)
+    assert version_problem("h:1", HERE) is None
+
+
+def test_rays_own_variable_says_that_the_minor_version_of_python_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    minor = ".".join(platform.python_version().split(".")[:2])
+    other = {**HERE, "python_version": f"{minor}.99"}
+    assert version_problem("h:1", other) is not None
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    assert version_problem("h:1", other) is None
 
 
 @pytest.mark.parametrize(
