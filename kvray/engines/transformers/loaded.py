@@ -56,6 +56,11 @@ from kvray.probes.cpu import release_heap
 from kvray.workload import Cell
 
 
+def is_divided(weight: Any) -> bool:
+    """Whether the ranks of tensor parallelism each have a part of the weight, whatever the model says of itself."""
+    return hasattr(weight, "device_mesh")
+
+
 class TransformersModel(LoadedModel):
     """Raises what the contract says, with the library's own words inside.
 
@@ -141,7 +146,7 @@ class TransformersModel(LoadedModel):
                     attn_implementation=str(self._text_config._attn_implementation),
                     attends_in_its_own_way=not getattr(self._model, "_supports_sdpa", True),
                     weights_on=frozenset(str(place) for place in getattr(self._model, "hf_device_map", {}).values()),
-                    ranks=getattr(self._model, "tp_size", None) or 1,
+                    ranks=next((one.device_mesh.size() for one in self._model.parameters() if is_divided(one)), 1),
                 ),
             )
         processors = active_processors(self._model.generation_config)

@@ -14,17 +14,20 @@ from kvray.probes.orphans import die_with_parent
 
 
 def main() -> None:
-    """Serve rank 0 over the connection whose descriptor is the first argument, until it says `None` or is gone."""
+    """As a program: the arguments are the connection's descriptor and rank 0's process id."""
+    run(Connection(int(sys.argv[1])), int(sys.argv[2]))
+
+
+def run(connection: Connection, rank_0: int) -> None:
+    """Serve rank 0, the process `rank_0`, until it says `None` or is gone; then end this process."""
     die_with_parent()
-    if os.getppid() != int(sys.argv[2]):
+    if os.getppid() != rank_0:
         os._exit(0)  # it died before the kernel was asked
     # The end of rank 0 closes the connection: nobody listens any more.
-    with (
-        contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
-        Connection(int(sys.argv[1])) as connection,
-    ):
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _serve(connection, connection.recv())
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(0)  # to take the libraries down in order takes seconds
 
 

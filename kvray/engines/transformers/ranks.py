@@ -1,13 +1,12 @@
 """`Ranks`: the further processes of a model that is split over several by tensor parallelism, as rank 0 sees them.
 
-They are fresh interpreters (`rank_program`) that do what rank 0 does, call by call. Rank 0 notices when one dies, and
-when one fails while the others wait for it, and none outlives it.
+They are processes of their own (`rank_process`) that do what rank 0 does, call by call. Rank 0 notices when one dies,
+and when one fails while the others wait for it, and none outlives it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -26,8 +25,8 @@ from typing import Any
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import CrashedError, ModelRequest, OutOfMemoryError, UnsupportedError
 from kvray.engines.failures import give_up
+from kvray.engines.transformers.rank_process import start
 from kvray.errors import KvrayError
-from kvray.search_paths import child_environment, python_command
 from kvray.workload import Cell
 
 IN_STEP_S = 3.0
@@ -77,7 +76,7 @@ def kind_of(error: BaseException) -> str:
 
 
 class Ranks:
-    """Ranks 1 to N-1, started with the tasks given. To be used by the thread that makes it.
+    """Ranks 1 to N-1, started with the tasks given. To be used by the thread that makes it, with which they end.
 
     Raises:
         CrashedError: from any call, when a rank is dead.
@@ -91,7 +90,11 @@ class Ranks:
         self._in_call = False
         self._is_closed = False
         self._lost: KvrayError | None = None
-        self._ranks = [_Rank(task) for task in tasks]
+        self._ranks: list[_Rank] = []
+        for task in tasks:
+            self._ranks.append(_Rank(task, self._ranks))
+        for one in self._ranks:
+            one.listen()
         self._listener = threading.Thread(target=self._listen, name="kvray-ranks", daemon=True)
         self._listener.start()
         try:
@@ -234,26 +237,22 @@ class Ranks:
 class _Rank:
     """One process, and what it said last."""
 
-    def __init__(self, task: RankTask) -> None:
+    def __init__(self, task: RankTask, others: Sequence[_Rank]) -> None:
         self.rank = task.rank
         self.answer: Answer | None = None
         self.is_gone = False
         self.connection, theirs = Pipe()
-        environment = {**child_environment(), **({} if task.threads is None else _threads(task.threads))}
-        self.process = subprocess.Popen(
-            python_command("-c", _program(), str(theirs.fileno()), str(os.getpid())),
-            env=environment,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        held = [self.connection, *(one.connection for one in others)]
+        self.process, self._printed = start(theirs, threads=task.threads, foreign=held)
         theirs.close()
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._reader = threading.Thread(target=self._read, name=f"kvray-rank-{self.rank}", daemon=True)
-        self._reader.start()
         with contextlib.suppress(OSError):
             self.connection.send(task)
+
+    def listen(self) -> None:
+        """Pass on what it prints from now on. Before that this process has no thread beside its first."""
+        self._reader.start()
 
     def begin(self) -> None:
         """Forget what it said before the call that begins."""
@@ -293,19 +292,13 @@ class _Rank:
 
     def _read(self) -> None:
         """Pass on what it prints, with its rank before each line."""
-        assert self.process.stdout is not None
-        with self.process.stdout as printed:
+        with self._printed as printed:
             for line in printed:
                 text = line.decode("utf-8", errors="replace").rstrip()
                 if text:
                     self._lines.append(text)
                     sys.stderr.write(f"[rank {self.rank}] {text}\n")
                     sys.stderr.flush()
-
-
-def _program() -> str:
-    """It imports from where this process does."""
-    return f"import sys; sys.path[:] = {sys.path!r}; from kvray.engines.transformers.rank_program import main; main()"
 
 
 def store_folder() -> Path:
@@ -316,10 +309,6 @@ def store_folder() -> Path:
 def remove_store(folder: Path) -> None:
     """Delete what `store_folder` made."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _threads(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def _error_of(rank: _Rank, failure: tuple[str, str]) -> KvrayError:
