@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import json
 import math
@@ -277,7 +278,7 @@ class Candidate:
         _check_settings(self.settings)
         object.__setattr__(self, "settings", tuple(sorted(self.settings)))
 
-    @property
+    @functools.cached_property
     def candidate_id(self) -> str:
         """Twelve hex digits of a SHA-256 over every field: equal candidates have equal ids on any machine."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
