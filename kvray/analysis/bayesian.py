@@ -109,14 +109,15 @@ class BayesianSampler(Sampler):
             means, variances = one.expected
             self._surprises.append((goodness(metrics) - means) ** 2 / variances)
         earlier = one.latest.first if one.latest else None
-        one.latest = Measured(
+        latest = Measured(
             index=index,
             rung=rung,
             metrics=metrics,
             first=metrics if rung == 0 and not is_disturbed else earlier,
             is_disturbed=is_disturbed,
         )
-        self._posterior = None
+        if latest != one.latest:  # a trial's last rung is told when it is complete, and again when the trial has ended
+            one.latest, self._posterior = latest, None
 
     @override
     def ended(self, candidate_id: str, *, failed: bool, seconds: float | None) -> None:

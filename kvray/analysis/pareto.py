@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from kvray.analysis.aggregate import Metrics
 
@@ -12,16 +16,16 @@ def pareto_front(points: Sequence[Metrics]) -> tuple[bool, ...]:
 
     One dominates another if it is at least as good in TTFT (lower), throughput (higher) and peak memory (lower), and
     better in one. Where either of two points lacks a peak, their memory counts as equal. Equal points are on the front
-    together. Quadratic in the number of points.
+    together.
     """
-    return tuple(not any(_dominates(other, point) for other in points) for point in points)
+    peaks = [math.nan if one.peak_mib is None else one.peak_mib for one in points]
+    costs = np.array([(one.ttft_ms, -one.decode_tok_s, peak) for one, peak in zip(points, peaks, strict=True)])
+    return tuple(not _is_dominated(cost, costs) for cost in costs)
 
 
-def _dominates(one: Metrics, other: Metrics) -> bool:
-    edges = [other.ttft_ms - one.ttft_ms, one.decode_tok_s - other.decode_tok_s]
-    if one.peak_mib is not None and other.peak_mib is not None:
-        edges.append(other.peak_mib - one.peak_mib)
-    return min(edges) >= 0 and max(edges) > 0
+def _is_dominated(cost: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:
+    """Compared column by column, all others at once. A comparison with a peak that is not known (NaN) is false."""
+    return bool((~(others > cost).any(axis=1) & (others < cost).any(axis=1)).any())
 
 
 MEMORY_STEP = 0.02
@@ -40,4 +44,13 @@ def is_beaten_clearly(point: Metrics, other: Metrics) -> bool:
         other.ttft_ms <= point.ttft_ms * (1 + NOISE_TTFT)
         and other.decode_tok_s >= point.decode_tok_s / (1 + NOISE_DECODE)
         and (other.peak_mib is None or point.peak_mib is None or other.peak_mib <= point.peak_mib * (1 + MEMORY_STEP))
+    )
+
+
+def covers(one: Metrics, other: Metrics) -> bool:
+    """Whether every point that `other` beats clearly is beaten so by `one`, too."""
+    return (
+        one.ttft_ms <= other.ttft_ms
+        and one.decode_tok_s >= other.decode_tok_s
+        and (one.peak_mib is None or (other.peak_mib is not None and one.peak_mib <= other.peak_mib))
     )

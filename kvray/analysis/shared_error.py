@@ -24,13 +24,37 @@ def shared_error(records: Iterable[TrialRecord], baseline_id: str) -> TrialRecor
 
 
 def same_error(records: Iterable[TrialRecord], baseline_id: str) -> TrialRecord | None:
-    """The baseline's record, if it ended with an error that need not be its own, and whatever else was launched ended
-    with the same one; else `None`."""
-    searched = _searched(records)
-    baseline = next((one for one in searched if one.candidate_id == baseline_id), None)
-    if baseline is None or not _may_be_shared(baseline):
-        return None
-    return baseline if len({_key(one) for one in searched}) == 1 else None
+    """`SharedErrorWatch.error` after `records`."""
+    watch = SharedErrorWatch(baseline_id)
+    for record in records:
+        watch.ended(record)
+    return watch.error
+
+
+class SharedErrorWatch:
+    """Knows after every trial whether an error may be everybody's, without looking at earlier trials again."""
+
+    def __init__(self, baseline_id: str) -> None:
+        self._baseline_id = baseline_id
+        self._baseline: TrialRecord | None = None
+        self._ends: set[tuple[object, ...]] = set()
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended, now or in an earlier attempt."""
+        if not record.status.was_launched or record.role is Role.CONFIRM:
+            return
+        if record.candidate_id == self._baseline_id and self._baseline is None:
+            self._baseline = record
+        if len(self._ends) < 2:
+            self._ends.add(_key(record))
+
+    @property
+    def error(self) -> TrialRecord | None:
+        """The baseline's record, if it ended with an error that need not be its own, and whatever else was launched
+        ended with the same one; else `None`."""
+        if self._baseline is None or len(self._ends) != 1 or not _may_be_shared(self._baseline):
+            return None
+        return self._baseline
 
 
 def most_unlike(baseline: Candidate, candidates: Sequence[Candidate]) -> Candidate | None:

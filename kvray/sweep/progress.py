@@ -64,6 +64,7 @@ class ObserverCallback(tune.Callback):
         """A trial that was stopped ends with its last rung's result."""
         self._running.pop(trial.trial_id, None)
         self._end(trial.trial_id)
+        _forget_results(trial)
 
     @override
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -108,3 +109,11 @@ class ObserverCallback(tune.Callback):
 
     def _tell(self, trial: TrialSpec | TrialRecord, news: Callable[[SweepObserver], None]) -> None:
         self._lanes.of(trial).batch.tell(trial.run_id, news)
+
+
+def _forget_results(trial: Any) -> None:
+    """Tune keeps every trial until the sweep ends, and then writes all of them into its own state, which nobody reads:
+    an ended trial does not need to hold its runs there."""
+    trial.run_metadata.last_result = {}
+    trial.run_metadata.metric_analysis = {}
+    trial.run_metadata.metric_n_steps = {}

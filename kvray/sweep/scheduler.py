@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics, aggregate
-from kvray.analysis.pareto import is_beaten_clearly
+from kvray.analysis.pareto import covers, is_beaten_clearly
 from kvray.record import Role, TrialResult
 from kvray.sweep.lanes import Lanes
 from kvray.sweep.recording import rung_cells
@@ -70,11 +70,11 @@ class SparingHalving(AsyncHyperBandScheduler):
         self._queue.rung_finished(measured)
         if measured.record.role is Role.CONFIRM:
             return str(TrialScheduler.CONTINUE)
-        # Judged in any case: later trials are compared with this one, whether or not the verdict counts.
-        is_poor = self._is_poor(tune_controller, trial, result)
+        # The baseline is judged too, because later trials are compared with it.
+        is_poor = self._queue.stops_early and self._is_poor(tune_controller, trial, result)
         if measured.record.role is Role.BASELINE:
             return str(TrialScheduler.CONTINUE)
-        stops = self._queue.is_out_of_time() or (is_poor and self._queue.stops_early)
+        stops = self._queue.is_out_of_time() or is_poor
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 
     def _is_poor(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> bool:
@@ -108,15 +108,17 @@ class _Rung:
 
     best: float = -math.inf
     best_within_limits: float = -math.inf
-    _seen: list[Metrics] = field(default_factory=list)
+    _front: list[Metrics] = field(default_factory=list)
+    """Without those that another one covers: whoever they beat, that one beats as well."""
 
     def is_on_front(self, metrics: Metrics) -> bool:
         """Whether no trial so far is better than `metrics` by more than noise in every respect."""
-        return not any(is_beaten_clearly(metrics, other) for other in self._seen)
+        return not any(is_beaten_clearly(metrics, other) for other in self._front)
 
     def add(self, metrics: Metrics, utility: float, *, keeps_limits: bool) -> None:
         """A trial has completed the rung."""
-        self._seen.append(metrics)
+        if not any(covers(other, metrics) for other in self._front):
+            self._front = [*(other for other in self._front if not covers(metrics, other)), metrics]
         self.best = max(self.best, utility)
         if keeps_limits:
             self.best_within_limits = max(self.best_within_limits, utility)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from kvray.analysis.aggregate import aggregate
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.sampler import Sampler
-from kvray.analysis.shared_error import most_unlike, same_error
+from kvray.analysis.shared_error import SharedErrorWatch, most_unlike
 from kvray.candidate import Candidate
 from kvray.judgement import Limits
 from kvray.record import TrialResult
@@ -38,6 +38,7 @@ class SearchPhase:
         self._by_id = {candidate.candidate_id: candidate for candidate in candidates}
         self._witness = most_unlike(candidates[0], candidates)
         """Tells whether an error of the baseline is everybody's: it has the least in common with the baseline."""
+        self._errors = SharedErrorWatch(candidates[0].candidate_id)
         self._sampler = sampler
         self._bounds = bounds
         self._limits = limits
@@ -46,13 +47,10 @@ class SearchPhase:
         self._ended: set[str] = set()
         self._end_reason = "too unlikely to win"
 
-    def next_candidate(
-        self, results: Sequence[TrialResult], *, is_running: bool, left_s: float, launch_s: float
-    ) -> Candidate | None:
+    def next_candidate(self, *, is_running: bool, left_s: float, launch_s: float) -> Candidate | None:
         """The candidate to launch now. Where there is none, `is_over` says whether one may come later.
 
         Args:
-            results: of all trials that have ended.
             is_running: whether a trial runs whose end may change what is launched.
             left_s: to the deadline.
             launch_s: what a launch takes.
@@ -60,12 +58,12 @@ class SearchPhase:
         if self._baseline.candidate_id not in self._launched:
             # Whatever the bounds and the records of an earlier attempt: without it there is no result.
             return self._launch(self._baseline)
-        if (reason := self._final_reason(results)) is not None:
+        if (reason := self._final_reason()) is not None:
             self._end_reason, self.is_over = reason, True
             return None
         candidate = None
         if left_s - self._bounds.kept_for_confirming_s > launch_s / 2:
-            candidate = self._choice(results, is_running=is_running)
+            candidate = self._choice(is_running=is_running)
         else:
             self._end_reason = f"the budget of {self._bounds.budget_s:g} s left no time for another launch"
         if candidate is None:
@@ -99,6 +97,7 @@ class SearchPhase:
         """A trial of the search has ended in whatever way."""
         record = result.record
         self._ended.add(record.candidate_id)
+        self._errors.ended(record)
         self.measured(result)
         self._sampler.ended(record.candidate_id, failed=record.status.is_failure, seconds=record.wall_s)
 
@@ -136,24 +135,21 @@ class SearchPhase:
         self._launched.add(candidate.candidate_id)
         return candidate
 
-    def _final_reason(self, results: Sequence[TrialResult]) -> str | None:
+    def _final_reason(self) -> str | None:
         """Why nothing is launched any more, whatever the running trials bring; `None`: nothing speaks against it."""
         witness = self._witness
-        if self._may_be_everybodys_error(results) and witness is not None and witness.candidate_id in self._ended:
+        if self._errors.error is not None and witness is not None and witness.candidate_id in self._ended:
             return "the same error ended every trial before it"
         if self._bounds.max_trials is not None and len(self._launched) >= self._bounds.max_trials:
             return f"--max-trials {self._bounds.max_trials} was reached"
         return None
 
-    def _choice(self, results: Sequence[TrialResult], *, is_running: bool) -> Candidate | None:
+    def _choice(self, *, is_running: bool) -> Candidate | None:
         """Who is worth a launch now. After an error that may be everybody's, the witness decides before others run."""
-        if self._may_be_everybodys_error(results):
+        if self._errors.error is not None:
             if self._witness is not None and self._witness.candidate_id not in self._launched:
                 return self._witness
             if is_running:
                 return None
         asked = next((key for key in self._first if key not in self._launched), None)
         return self._sampler.proposal() if asked is None else self._by_id[asked]
-
-    def _may_be_everybodys_error(self, results: Sequence[TrialResult]) -> bool:
-        return same_error((one.record for one in results), self._baseline.candidate_id) is not None

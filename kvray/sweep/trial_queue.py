@@ -176,10 +176,7 @@ class SweepQueue(TrialQueue):
             return self._lost.popleft()
         if self._phase is Phase.SEARCHING:
             candidate = self._search.next_candidate(
-                self._results,
-                is_running=bool(self._running),
-                left_s=self._left_s(),
-                launch_s=self._times.launch_s,
+                is_running=bool(self._running), left_s=self._left_s(), launch_s=self._times.launch_s
             )
             if candidate is not None:
                 return self._search_task(candidate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Self
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter
@@ -67,6 +68,14 @@ class TrialTask:
     def largest(self) -> Candidate:
         """The candidate, of all that run in the slot, that is spread over most GPUs."""
         return max((task.spec.candidate for task in (self, *self.then)), key=lambda one: one.parallelism)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself, as nothing in it changes: Tune copies the config of every trial, several times over."""
+        return self
+
+    def __str__(self) -> str:
+        """Short: Tune keeps the text of every trial's config as that trial's name."""
+        return self.spec.trial_id
 
     @property
     def gpus(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
+from bisect import insort
+from collections import defaultdict
 
 from kvray.record import Role, TrialRecord
 
@@ -12,18 +13,21 @@ class TrialTimes:
 
     def __init__(self) -> None:
         self._ended: set[Role] = set()
-        self._timed: list[tuple[Role, float]] = []
+        self._by_role: defaultdict[Role, list[float]] = defaultdict(list)
+        self._all: list[float] = []
+        """Sorted, as those by role are: medians are asked for whenever a trial begins or ends."""
 
     def ended(self, record: TrialRecord) -> None:
         """A trial has ended, now or in an earlier attempt at the sweep."""
         self._ended.add(record.role)
         if record.wall_s is not None:
-            self._timed.append((record.role, record.wall_s))
+            insort(self._by_role[record.role], record.wall_s)
+            insort(self._all, record.wall_s)
 
     @property
     def are_known(self) -> bool:
         """Whether any trial has told how long it took."""
-        return any(seconds for _, seconds in self._timed)
+        return bool(self._all) and self._all[-1] > 0
 
     @property
     def launch_s(self) -> float:
@@ -43,5 +47,12 @@ class TrialTimes:
 
     def _median(self, role: Role) -> float:
         """Median of the trials of `role`; of all trials while none of this role has told its time."""
-        alike = [seconds for its, seconds in self._timed if its is role] or [seconds for _, seconds in self._timed]
-        return statistics.median(alike or [0.0])
+        return _middle(self._by_role[role] or self._all)
+
+
+def _middle(ordered: list[float]) -> float:
+    """The median; 0 of nothing."""
+    place = len(ordered) // 2
+    if not ordered:
+        return 0.0
+    return ordered[place] if len(ordered) % 2 else (ordered[place - 1] + ordered[place]) / 2
