@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import json
 import logging
 from collections import defaultdict
@@ -96,8 +97,8 @@ class ResultsStore:
 
     def _place_for(self, path: Path, kind: type[T], run_id: str) -> Path:
         """`path`, or a name beside it where a file of another sweep lies there, which must not be overwritten."""
-        names = (path, *(path.with_name(f"{path.stem}{BESIDE}{number}.parquet") for number in range(1, 100)))
-        for name in names:
+        beside = (path.with_name(f"{path.stem}{BESIDE}{number}.parquet") for number in range(1, 100))
+        for name in itertools.chain((path,), beside):
             if not self._is_of_another_sweep(name, kind, run_id):
                 return name
         where = self._files.shown(path.parent)
