@@ -22,7 +22,7 @@ from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.sweep import slot as slot_module
 from kvray.sweep.driver import run_sweep
-from kvray.sweep.remote_device import ask_node
+from kvray.sweep.remote_device import ask_nodes
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot import Slot
 from kvray.sweep.slot_plan import plan_slots
@@ -32,6 +32,7 @@ from kvray.tuning.engines import SweepEngines
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.prepared import PreparedSweep, prepare_sweep
 from kvray.tuning.ready_sweep import look_at
+from kvray.tuning.share import Share
 from kvray.workload import WorkloadProfile, create_custom_profile
 
 RUN_ID = "scale-20260101"
@@ -148,29 +149,26 @@ def run_trials(
 ) -> PreparedSweep:
     """What `kvray tune` does between its checks and its reports. An observer may end it by a `KeyboardInterrupt`."""
     store, nodes = ResultsStore(config.output_dir), ray.nodes()
-    adapters = SweepEngines.named(config.engines).adapters
-    node = (
-        ask_node(adapters, device=config.device, gpu_type=None, check_alive=ray.check_alive) if config.address else None
-    )
+    node = None
+    if config.address is not None:
+        adapters = SweepEngines.named(config.engines).adapters
+        node = ask_nodes(adapters, device=config.device, gpu_type=None, check_alive=ray.check_alive)[0]
     ready = look_at(config, store, node=node)
     with claimed_sweep(store, RUN_ID) as claim:
         plan = plan_slots(nodes, device=ready.preview.device.device, slots=slots)
-        prepared = prepare_sweep(
-            store,
-            config,
-            ready.preview,
-            ready.parts,
-            claim=claim,
-            run_id=RUN_ID,
+        share = Share(
+            preview=ready.preview,
+            parts=ready.parts,
             slots=plan,
-            scratch=scratch,
-            started_s=time.monotonic(),
-            observers=[observer],
             environments=node.environments if node else {},
+            observers=[observer],
+        )
+        prepared = prepare_sweep(
+            store, config, [share], claim=claim, run_id=RUN_ID, scratch=scratch, started_s=time.monotonic()
         )
         prepared.start()
         with patch.object(slot_module, "Slot", slot), suppress(KeyboardInterrupt):
-            run_sweep(prepared.queued, ray=ray, slots=plan, scratch=scratch)
+            run_sweep(*prepared.queued, ray=ray, slots=plan, scratch=scratch)
         gc.collect()  # Tune gives the slots back when its controller is collected
     return prepared
 

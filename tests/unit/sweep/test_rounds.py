@@ -69,7 +69,7 @@ class Sweep:
         config = self.searcher.suggest(name)
         assert isinstance(config, dict), "nothing to launch"
         self.task: TrialTask = config[TASK]
-        trial = SimpleNamespace(trial_id=name, config=config)
+        trial = SimpleNamespace(trial_id=name, config=config, run_metadata=SimpleNamespace())
         self.callback.on_trial_start(0, [], trial)
         return trial
 
