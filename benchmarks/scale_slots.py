@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from kvray.candidate import AttentionBackend, CacheStrategy, DeviceType, DType
+from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, DeviceType, DType
 from kvray.config import SearchStrategy, TuneConfig
 from kvray.record import Run, TrialStatus
-from kvray.space.menu import AttentionChoice, CacheChoice
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.sweep import slot as slot_module
@@ -27,6 +26,7 @@ from kvray.sweep.session import RaySession
 from kvray.sweep.slot import Slot
 from kvray.sweep.slot_plan import plan_slots
 from kvray.trial.events import RungFinished, TrialEnded, TrialFacts
+from kvray.trial.process import Launcher
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.engines import SweepEngines
 from kvray.tuning.observer import SearchObserver
@@ -106,7 +106,7 @@ def sleeping_slot(sleep_s: float, real_from: Path | None = None) -> type[Slot]:
 
         def setup(self, config: dict[str, Any]) -> None:
             """As the real one, without a fork server before one is needed."""
-            with patch.object(slot_module.Launcher, "warm"):
+            with patch.object(Launcher, "warm"):
                 super().setup(config)
 
         def _begin(self) -> Any:
