@@ -36,7 +36,8 @@ class RayCluster:
         token.parent.mkdir(parents=True)
         token.write_text(TOKEN)
         # The dashboard's own sockets have longer names, and a socket's path holds 107 bytes.
-        self._folder = Path(tempfile.mkdtemp(prefix="kvray-")) if with_dashboard else root / "ray"
+        self._base = Path(tempfile.mkdtemp(prefix="kvray-")) if with_dashboard else root
+        self._folder = self._base / "ray"  # where Ray looks for the latest cluster, when others run here too
         self._said = root / "said"
         self._port = _free_port()
         self._process = self._start()
@@ -62,7 +63,7 @@ class RayCluster:
         """That of the user who started it, with nothing set for Ray but where it lies."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         path = f"{Path(self._python).parent}{os.pathsep}{plain['PATH']}"
-        return {**plain, "HOME": str(self.home), "RAY_TMPDIR": str(self._folder), "PATH": path}
+        return {**plain, "HOME": str(self.home), "RAY_TMPDIR": str(self._base), "PATH": path}
 
     def said_of(self, job_id: str) -> str:
         """What the job has printed until now."""
@@ -77,7 +78,7 @@ class RayCluster:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._folder if self._dashboard_port is None else self._base, ignore_errors=True)
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = (
