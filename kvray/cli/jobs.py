@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,8 +10,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from kvray.cli.following import follow_job, how_to_go_on, read_log, stop_job, why_it_failed
-from kvray.cli.job_events import BatchState, JobLog
+from kvray.cli.following import follow_job, read_log, stop_job, why_it_failed
+from kvray.cli.job_events import JobLog
+from kvray.cli.job_status import job_json, list_line, status_json, status_lines
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
 from kvray.files.documents import shown_document
@@ -22,17 +23,21 @@ from kvray.jobs.package import mib
 from kvray.report.formats import listed, plural
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, follow, stop and fetch what was submitted.")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job: kvray jobs list.")]
 
 
 @app.command("list")
-def list_(address: Address = None) -> None:
+def list_(address: Address = None, as_json: AsJson = False) -> None:
     """List the jobs that kvray submit has started on the cluster."""
     jobs = _server(address).jobs()
+    if as_json:
+        typer.echo(json.dumps([job_json(job) for job in jobs], indent=2))
+        return
     if not jobs:
         typer.echo("kvray: no jobs yet", err=True)
     for job in jobs:
-        typer.echo(f"{job.job_id}  {job.state.value.lower():<9}  {_date(job.started)}  {job.command}")
+        typer.echo(list_line(job))
 
 
 @app.command()
@@ -51,26 +56,18 @@ def logs(
 
 
 @app.command()
-def status(job: JobId, address: Address = None) -> None:
+def status(job: JobId, address: Address = None, as_json: AsJson = False) -> None:
     """Show on one screen how a job stands."""
     server = _server(address)
     found = server.job(job)
     log, _ = read_log(server, job)
     if found.state.is_over:
         log.freeze()
-    rows = {
-        "job": f"{found.job_id} · {found.state.value.lower()} · started {_date(found.started)}",
-        "command": f"kvray {found.command}",
-        **(_sweep_rows(log) if log.batch is None else _batch_rows(log.batch)),
-        "results": f"{log.output} on the cluster" if log.results_id else "none yet",
-    }
-    if found.state.is_over and log.results_id is None:
-        rows["results"] = "none"
-    if found.state is JobState.FAILED:
-        rows["failed"] = " ".join(filter(None, (why_it_failed(found, log), how_to_go_on(server.address, found, log))))
-    for name, text in rows.items():
-        if text:
-            Console().print(Text(f"{name + ':':<9} {text}"), soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(status_json(found, log, address=server.address), indent=2))
+        return
+    for line in status_lines(found, log, address=server.address):
+        Console().print(Text(line), soft_wrap=True)
 
 
 @app.command()
@@ -154,24 +151,5 @@ def still_runs(job: Job, names: Sequence[str]) -> str:
     return f"{state}{f', and {lacks}' if missing else ''}. Repeat the command when it has ended."
 
 
-def _sweep_rows(log: JobLog) -> dict[str, str]:
-    state = log.state
-    return {
-        "sweep": f"{log.run_id} · {state.title}" if log.run_id else "not begun",
-        "trials": ", ".join(f"{count} {name}" for name, count in state.counts().items()) or "none yet",
-        "best": state.best_line().removeprefix("best: "),
-        "gain": state.gain_line() or "",
-        "time": state.time_line() if log.run_id else "",
-    }
-
-
-def _batch_rows(batch: BatchState) -> dict[str, str]:
-    return {"batch": f"{batch.batch_id} · {batch.progress}", "sweeps": batch.by_status, "now": batch.now}
-
-
 def _server(address: str | None) -> JobServer:
     return JobServer(job_server_address(address))
-
-
-def _date(seconds: float | None) -> str:
-    return "" if seconds is None else f"{dt.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"

@@ -1,0 +1,85 @@
+"""What is wrong with a job server is one line from every command, before it does anything: real answers over HTTP."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from kvray.cli.app import run
+
+pytestmark = pytest.mark.spawns
+COMMANDS = [
+    ["submit", "--address", "ADDRESS", "tune", "fake:x"],
+    ["jobs", "list", "--address", "ADDRESS"],
+    ["jobs", "list", "--json", "--address", "ADDRESS"],
+    *(["jobs", name, "--address", "ADDRESS", "raysubmit_1"] for name in ("status", "logs", "stop", "fetch")),
+    ["jobs", "logs", "--follow", "--address", "ADDRESS", "raysubmit_1"],
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says to every request."""
+
+    status: int = 200
+    body: bytes = b"{}"
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Answer], str]]:
+    """Start a server; returns its address."""
+    servers: list[http.server.HTTPServer] = []
+
+    def start(answer: Answer) -> str:
+        class Answers(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                assert self.path == "/api/version", "nothing else is asked"
+                self.send_response(answer.status)
+                self.end_headers()
+                self.wfile.write(answer.body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Nothing: the test reads what the command says."""
+
+        servers.append(http.server.HTTPServer(("127.0.0.1", 0), Answers))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def only_line(command: list[str], address: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert run([one.replace("ADDRESS", address) for one in command], verbose=False) in (2, 11)
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    return said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_tells_in_one_line_what_is_wrong_with_the_job_server(
+    command: list[str],
+    serve: Callable[[Answer], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    another_ray = Answer(body=json.dumps({"ray_version": "2.9.9"}).encode())
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        assert f"No job server answers at {nobody}: Connection refused." in only_line(command, nobody, capsys)
+    assert "is not the address of a job server. Give that" in only_line(command, "127.0.0.1:6379", capsys)
+    assert "does not accept the token in RAY_AUTH_TOKEN" in only_line(command, serve(Answer(status=403)), capsys)
+    assert "is not a Ray job server. Give the address" in only_line(command, serve(Answer(body=b"<html>")), capsys)
+    assert "is not a Ray job server. Give the address" in only_line(command, serve(Answer(status=404)), capsys)
+    assert "has Ray 2.9.9, and this machine has Ray" in only_line(command, serve(another_ray), capsys)
