@@ -54,7 +54,7 @@ class ObserverCallback(tune.Callback):
             self._running.pop(trial.trial_id, None)
         elif GOES_ON in result:
             left = self._running.pop(trial.trial_id).left_from(result[GOES_ON])
-            self._end(trial.trial_id)
+            self._tell_end(self._latest.pop(trial.trial_id))
             self._begin(trial.trial_id, left)
         else:
             self._tell(measured.record, lambda observer: observer.rung_finished(measured))
@@ -63,7 +63,10 @@ class ObserverCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that was stopped ends with its last rung's result."""
         self._running.pop(trial.trial_id, None)
-        self._end(trial.trial_id)
+        latest = self._latest.pop(trial.trial_id, None)
+        if latest is not None:
+            self._tell_outlook(latest.record)
+            self._tell_end(latest)
         _forget_results(trial)
 
     @override
@@ -93,12 +96,6 @@ class ObserverCallback(tune.Callback):
         self._running[trial_id] = task
         self._tell_outlook(task.spec)
         self._tell(task.spec, lambda observer: observer.trial_started(task.spec))
-
-    def _end(self, trial_id: str) -> None:
-        latest = self._latest.pop(trial_id, None)
-        if latest is not None:
-            self._tell_outlook(latest.record)
-            self._tell_end(latest)
 
     def _tell_outlook(self, trial: TrialSpec | TrialRecord) -> None:
         queue = self._lanes.of(trial).batch.sweep_of(trial.run_id).queue

@@ -153,7 +153,7 @@ class SweepQueue(TrialQueue):
         self._confirmed = 0
         """Confirming trials of this attempt that have ended or were given up."""
         self._in_round: set[str] = set()
-        """Ids of those that were handed out and have not; one of them runs, the others wait in its slot."""
+        """Ids of those that were handed out and have not ended: one of them runs, the others wait in its slot."""
         self._times = TrialTimes()
         self._results: list[TrialResult] = []
         self._running: set[str] = set()

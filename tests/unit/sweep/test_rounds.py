@@ -121,6 +121,7 @@ def test_every_trial_of_a_round_is_told_of_when_it_begins_and_when_it_ends() -> 
     assert said == [f"{what} {one.spec.trial_id}" for one in tasks for what in ("start", "ok")]
     begun = [sweep.observer.heard[place - 1] for place, line in enumerate(sweep.observer.heard) if "start" in line]
     assert begun == [f"{number} of {count}" for number in range(1, count + 1)]
+    assert sweep.observer.heard[:4] == [begun[0], said[0], said[1], begun[1]], "the first ends as number 1"
     assert sweep.waits == count, "before each of them nothing else ran"
     assert sweep.searcher.suggest("more") == "FINISHED"
 
