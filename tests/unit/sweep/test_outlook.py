@@ -96,3 +96,20 @@ def test_confirming_and_slots_change_what_is_expected() -> None:
 
 def test_without_forecast_times_nothing_is_expected() -> None:
     assert expected_seconds(forecast_of(None), [], launches=(1, 1), repeats=1, confirm_rounds=0) is None
+
+
+def test_what_an_earlier_attempt_has_launched_is_not_expected_again() -> None:
+    one_s = 3 + 4 * 2 + 3 * 1.7
+
+    def expected(measured: int) -> float:
+        three = [forecast_of(1000.0)] * 3
+        launches = (4, 4)
+        some = expected_seconds(
+            forecast_of(1000.0), three, launches=launches, repeats=3, confirm_rounds=0, measured=measured
+        )
+        assert some is not None
+        return some[1]
+
+    assert [expected(measured) for measured in (0, 1, 3, 4, 9)] == pytest.approx(
+        [10 + 2 * left * one_s for left in (4, 3, 1, 0, 0)]
+    )
