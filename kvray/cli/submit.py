@@ -15,6 +15,7 @@ from kvray.cli.following import end_of, follow_job, submit_command, wait_until_a
 from kvray.errors import InvalidValueError
 from kvray.extras import Extra
 from kvray.files.redaction import redact
+from kvray.files.remote import is_uri
 from kvray.jobs.batch import batch_argument
 from kvray.jobs.client import JobServer, job_server_address
 from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
@@ -144,7 +145,9 @@ def _check_places(command: Any, name: str, typed: Sequence[str]) -> None:
 
 
 def _check_is_here(name: str, value: str) -> None:
-    """Refuse what neither this machine has nor, by an absolute path, the cluster may have."""
+    """Refuse what neither this machine has nor, by an absolute path or a URI, the cluster may have."""
+    if is_uri(value):
+        return
     path = Path(value)
     is_file_name = path.suffix in (".json", ".yaml", ".yml")
     if path.is_absolute() and is_file_name and not path.exists():
@@ -154,7 +157,7 @@ def _check_is_here(name: str, value: str) -> None:
     elif is_file_name and not path.is_file():
         raise InvalidValueError(
             f"--{name}: {value!r} is not on this machine.",
-            hint="Give a file of this machine, or an absolute path that the cluster has.",
+            hint="Give a file of this machine, or an absolute path or a URI that the cluster has.",
         )
 
 
@@ -173,12 +176,15 @@ def _option(parameter: Any, value: Any) -> list[Argument]:
 
 def _output(value: str) -> Argument:
     """A relative folder is one of the cluster's home folder."""
-    if "://" in value or Path(value).is_absolute():
+    if is_uri(value) or Path(value).is_absolute():
         return Argument(text=value)
     return Argument(home=value.removeprefix("~/").removeprefix("./"))
 
 
 def _batch_file(value: str, *, upload: bool) -> Argument:
+    """One that lies behind a URI is read by the job."""
+    if is_uri(value):
+        return Argument(text=value)
     read_batch_file(value)
     return batch_argument(Path(value), model=lambda one: _model(one, upload=upload and _path_of(one).exists()))
 

@@ -118,3 +118,13 @@ def test_the_results_of_a_batch_are_its_overview_and_its_sweeps(tmp_path: Path) 
         (tmp_path / name).write_text("", encoding="utf-8")
     (tmp_path / "batches/b.json").write_text(json.dumps({"sweeps": [{"run_id": "b1"}, {"run_id": "b2"}]}))
     assert files_of(tmp_path, "b") == mine
+
+
+def test_what_lies_behind_a_uri_is_left_to_the_cluster_to_read() -> None:
+    line = ["tune", "m", "--profile", "s3://b/mine.yaml", "--space", "s3://b/space.yaml", "--output", "s3://b/kv"]
+    arguments, output = prepare_arguments(line, upload_model=False)
+    told = [one.text for one in arguments]
+    assert told == ["tune", "m", "--profile=s3://b/mine.yaml", "--space=s3://b/space.yaml"]
+    assert output.text == "s3://b/kv"
+    batch, _ = prepare_arguments(["batch", "s3://b/models.yaml", "--retry", "failed"], upload_model=False)
+    assert [one.text for one in batch] == ["batch", "s3://b/models.yaml", "--retry=failed"]
