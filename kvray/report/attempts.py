@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
-from kvray.report.repeating import repeat_sentence_with
+from kvray.report.repeating import going_on_with, repeat_sentence_with
 from kvray.store.fingerprint import judgement_differences
 from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.resuming import earlier_session, judged_by_others
@@ -105,9 +105,10 @@ def _attempt(number: int, attempt: SweepAttempt) -> str:
 
 def _incomplete(manifest: SweepManifest) -> Iterator[str]:
     if manifest.is_complete is False:
+        how = going_on_with(formats.clean_line(manifest.run_id))
         yield (
             "The sweep was interrupted or is still running; what was not measured may be better. "
-            f"{repeat_sentence_with(f'--resume {formats.clean_line(manifest.run_id)}')} to measure the rest."
+            f"{how[0].upper()}{how[1:]} to measure the rest."
         )
 
 

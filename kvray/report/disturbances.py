@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from kvray.analysis.confidence import DISTURBED_CELLS_WORTH_A_NOTE
 from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed, without_replaced
+from kvray.config import DISTURBED
 from kvray.record import Run, TrialResult
 from kvray.report import formats
-from kvray.report.repeating import repeat_with
+from kvray.report.repeating import going_on_with
 
 _FIGURE = re.compile(r"\d[\d.]*")
 
@@ -50,8 +51,8 @@ class Disturbances:
         """How to measure again what the sweep `run_id` could measure only while it was disturbed."""
         if not self.candidates:
             return "Measure again when the machine is quiet."
-        again = f"--resume {formats.clean_line(run_id)} --retry disturbed"
-        return f"To measure again when the machine is quiet, {repeat_with(f'{again} --wait-quiet')}."
+        how = going_on_with(formats.clean_line(run_id), DISTURBED, more=" --wait-quiet")
+        return f"To measure again when the machine is quiet, {how}."
 
     @property
     def counted(self) -> str:

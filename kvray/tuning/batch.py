@@ -15,10 +15,12 @@ from typing import Any
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.offline import offline_environment
+from kvray.environment import changed_environment
 from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError
 from kvray.probes.environment import kvray_version
 from kvray.record import TrialStatus
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
+from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_store import BatchStore
 from kvray.store.batch_table import BatchRow
@@ -133,7 +135,8 @@ class BatchSearch:
             SweepInterruptedError: the user pressed Ctrl-C.
         """
         manifest = self._begun()
-        with ExitStack() as claims, offline_environment(enabled=self._options.offline):
+        is_of_this_batch = changed_environment({BATCH: manifest.batch_id})
+        with ExitStack() as claims, offline_environment(enabled=self._options.offline), is_of_this_batch:
             try:
                 self._measure_all(manifest, claims)
                 self._check_codes()

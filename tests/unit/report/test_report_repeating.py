@@ -11,7 +11,7 @@ from kvray.cli import batch as batch_command
 from kvray.errors import SweepError
 from kvray.jobs.doorman import JOB
 from kvray.report.disturbances import Disturbances
-from kvray.report.repeating import BATCH, repeat_sentence_with
+from kvray.report.repeating import BATCH, going_on_with, repeat_sentence_with
 from kvray.tuning.batch import BatchSearch
 
 
@@ -37,6 +37,19 @@ def test_the_command_is_the_one_that_was_typed(
     told = Disturbances(runs=4, disturbed=2, reason=None, share=1.0, candidates=1).advice("r1")
     assert told == f"To measure again when the machine is quiet, {said} --retry disturbed --wait-quiet."
     assert repeat_sentence_with("--resume r1").lower() == said
+
+
+@pytest.mark.parametrize("job", ["", "1"])
+def test_a_sweep_of_a_batch_goes_on_by_the_batch(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB, job)
+    monkeypatch.setenv(BATCH, "batch-7")
+    command = "kvray submit batch" if job else "kvray batch"
+    assert going_on_with("r1") == f"run {command} --resume batch-7 with the same --output"
+    told = Disturbances(runs=4, disturbed=2, reason=None, share=1.0, candidates=1).advice("r1")
+    assert told == (
+        f"To measure again when the machine is quiet, run {command} --resume batch-7 --retry disturbed with the same "
+        "--output."
+    )
 
 
 def test_while_a_batch_runs_its_reports_are_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

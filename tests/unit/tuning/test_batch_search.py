@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from kvray.config import TuneConfig
 from kvray.errors import KvrayError, ModelError, ProfileError, ResultsError, SweepError, SweepInterruptedError
 from kvray.judgement import Limits
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchStatus
 from kvray.store.batch_store import BatchStore
 from kvray.store.claim import claimed_sweep
@@ -187,6 +189,7 @@ def test_a_resume_measures_again_what_is_to_be_retried_and_leaves_what_is_done(
     configs: dict[str, TuneConfig] = {}
 
     def noting(config: TuneConfig, *_: object, **__: object) -> None:
+        assert os.environ[BATCH] == batch_id, "so that what it says of going on is meant for the batch"
         configs[config.model_id] = config
         raise ModelError("Enough.")
 
