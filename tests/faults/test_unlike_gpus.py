@@ -151,6 +151,6 @@ def test_a_type_that_is_named_is_the_one_that_is_asked(cluster: str) -> None:
         assert [axis.name for axis in seen.axes["fake"]] == [axis.name for axis in adapters[0].axes(seen.device)]
         assert set(seen.environments["fake"].engine_versions) == {"numpy", "torch", "transformers"}
         (on_cpu,) = ask_nodes(adapters, device=DeviceType.CPU, gpu_type=None, check_alive=lambda: None)
-        assert dataclasses.astuple(on_cpu.device)[2:] == (0, None)
+        assert (on_cpu.device.gpu_count, on_cpu.device.compute_capability) == (0, None)
         with pytest.raises(SweepError, match="no GPUs of type 'L4'"):
             ask_nodes(adapters, device=DeviceType.CUDA, gpu_type="L4", check_alive=lambda: None)

@@ -36,12 +36,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_batch_file_takes_along_what_it_names_and_names_it_by_its_place_there(folder: Path) -> None:
-    arguments, output = prepare_arguments(["batch", "models.yaml", "--slots", "2"], upload_model=True)
+    arguments, output = prepare_arguments(["batch", "models.yaml", "--slots", "2", "--exclusive"], upload_model=True)
     (sent := folder / "sent-package").mkdir()
     write_package(sent, arguments, output=output, columns=80, with_wheel=False)
 
     written = json.loads((sent / "job.json").read_text(encoding="utf-8"))["arguments"]
-    assert [one["text"] for one in written] == ["batch", "", "--slots=2"]
+    assert [one["text"] for one in written] == ["batch", "", "--slots=2", "--exclusive"]
     file = yaml.safe_load((sent / written[1]["file"]).read_text(encoding="utf-8"))
     defaults, (first, second, third, last) = file["defaults"], file["models"]
     assert (defaults["profiles"][0], defaults["limits"]) == ("chat-agent", {"max_ttft_ms": "off"})
