@@ -46,7 +46,7 @@ class Conditions:
         preview: what would be measured.
         adapters: the engines that take part, the baseline's first.
         threads: with which a trial computes; `None` leaves the choice to the engine's library.
-        slots: trials at the same time.
+        slots: trials at the same time; 1 where each has its machine to itself, however many machines there are.
         gpu_type: Ray's accelerator type, where that is known.
         environments: by engine, what a node of the cluster that measures has; without a cluster there are none.
     """

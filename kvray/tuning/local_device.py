@@ -78,6 +78,6 @@ def _disturbed_line(hardware: Hardware, now: float) -> str:
 
 def _threads(config: TuneConfig) -> int | None:
     """Threads of a trial on a CPU, as `sweep.slot_plan.plan_slots` divides them."""
-    if config.slots is None or config.slots == 1:
+    if config.exclusive or config.slots in (None, 1):
         return wished_threads() or quota_threads()
     return wished_threads() or max(1, available_cpus() // config.slots)

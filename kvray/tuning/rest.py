@@ -59,7 +59,7 @@ def _conditions(seen: Seen, config: TuneConfig, before: SweepFingerprint | None)
         preview=_identified(seen.preview, seen.resolved),
         adapters=tuple(one.adapter for one in seen.resolved),
         threads=before.threads if before else None,
-        slots=config.slots or (before.slots if before else None) or 1,
+        slots=1 if config.exclusive else config.slots or (before.slots if before else None) or 1,
         gpu_type=seen.node.gpu_type if seen.node else None,
         environments=seen.node.environments if seen.node else {},
     )

@@ -37,7 +37,7 @@ class Share:
             preview=self.preview,
             adapters=tuple(part.adapter for part in self.parts),
             threads=self.slots.threads,
-            slots=self.slots.slots,
+            slots=1 if self.slots.exclusive else self.slots.slots,
             gpu_type=self.slots.gpu_type,
             environments=self.environments,
         )
