@@ -25,9 +25,18 @@ from kvray.tuning.preview import Preview, Rest
 def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> None:
     """Show what a sweep of `config` would measure, and how it would search."""
     if as_json:
-        typer.echo(json.dumps(_as_dict(preview, config), indent=2))
+        others = [_as_dict(one, config) for one in preview.other_types]
+        told = _as_dict(preview, config)
+        typer.echo(json.dumps({**told, "other_gpu_types": others} if others else told, indent=2))
         return
     console = Console()
+    for one in (preview, *preview.other_types):
+        _print_one(console, one, config)
+    console.print("Nothing was started.", style="dim")
+
+
+def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
+    """What is measured on one type of GPU."""
     model, device, space = preview.model, preview.device, preview.space
     name = short_model_name(model.model_id)
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
@@ -61,7 +70,6 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
             "Not in this space",
             [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out],
         )
-    console.print("Nothing was started.", style="dim")
 
 
 def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:

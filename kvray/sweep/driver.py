@@ -26,7 +26,7 @@ def run_sweep(
     slots: SlotPlan,
     scratch: Path,
     further_slots: Sequence[SlotPlan] = (),
-    newcomers: Newcomers | None = None,
+    newcomers: Callable[[str | None], Newcomers] | None = None,
     before_launch: Callable[[], None] | None = None,
 ) -> None:
     """Run the trials of one sweep or of several on `ray`; returns when all are over.
@@ -35,7 +35,7 @@ def run_sweep(
         sweeps: those of one `gpu_type` share its slots, the largest first.
         further_slots: slots of further types of GPU, used at the same time.
         scratch: temporary folder for Tune's own state, which nobody reads.
-        newcomers: sweeps that join while these run.
+        newcomers: for a type of GPU, the sweeps that join while these run.
         before_launch: called before a trial starts while no other one runs; it may take its time.
 
     Raises:
@@ -53,7 +53,8 @@ def run_sweep(
     from kvray.sweep.slot import TASK, Slot
 
     plans = {one.gpu_type: one for one in (slots, *further_slots)}
-    lanes = Lanes({key: _lane(plan, sweeps, newcomers, ray) for key, plan in plans.items()})
+    joining = {key: None if newcomers is None else newcomers(key) for key in plans}
+    lanes = Lanes({key: _lane(plan, sweeps, joining[key], ray) for key, plan in plans.items()})
 
     def check() -> None:
         ray.check_alive()

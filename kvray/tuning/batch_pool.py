@@ -7,6 +7,7 @@ Another thread writes up each sweep that has ended.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -21,7 +22,6 @@ from kvray.config import TuneConfig
 from kvray.errors import KvrayError, SweepError
 from kvray.files.redaction import redact
 from kvray.probes.contention import QuietWait
-from kvray.probes.cpu import quota_threads, wished_threads
 from kvray.store.batch_manifest import BatchStatus, BatchSweep
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
@@ -32,17 +32,17 @@ from kvray.sweep.metrics import exports_metrics
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.remote_device import NodeFacts, ask_nodes
 from kvray.sweep.session import RaySession
-from kvray.sweep.slot_plan import SlotPlan, plan_slots
+from kvray.sweep.slot_plan import SlotPlan
 from kvray.tuning.batch_budget import BatchBudget
 from kvray.tuning.batch_words import reason_of
 from kvray.tuning.begun_sweep import BegunSweep, written_up
+from kvray.tuning.each_type import each_type
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off
 from kvray.tuning.prepared import prepare_sweep
-from kvray.tuning.preview import without_unplaceable
 from kvray.tuning.ready_sweep import ReadySweep, engines_first, look_at, named_adapters
 from kvray.tuning.resolved import CheckedRequest
-from kvray.tuning.share import Share
+from kvray.tuning.share import share_of, slots_on
 from kvray.tuning.surroundings import contention_noticed, passing_log
 from kvray.tuning.watching import MetricsObserver
 
@@ -55,14 +55,35 @@ OUT_OF_BUDGET = "the budget ended before its turn"
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where the trials of this round run."""
+    """Where the trials of this round run.
+
+    Attributes:
+        slots: by type of GPU.
+    """
 
     ray: RaySession
     folder: Path
-    slots: SlotPlan
+    slots: Mapping[str | None, SlotPlan]
 
 
-class BatchPool(Newcomers):
+class _NewcomersOfType(Newcomers):
+    """The sweeps of a pool that have something to measure on one type of GPU."""
+
+    def __init__(self, pool: BatchPool, gpu_type: str | None) -> None:
+        self._pool = pool
+        self._gpu_type = gpu_type
+
+    @property
+    @override
+    def is_over(self) -> bool:
+        return self._pool.is_over_on(self._gpu_type)
+
+    @override
+    def next_sweep(self) -> QueuedSweep | None:
+        return self._pool.next_sweep_on(self._gpu_type)
+
+
+class BatchPool:
     """Measures sweeps until each has a status that `keep` is told of, from several threads.
 
     Args:
@@ -100,12 +121,16 @@ class BatchPool(Newcomers):
         self._farewell = farewell
         self._changed = threading.Condition()
         self._seen = 0
-        self._ready: list[tuple[BatchSweep, ReadySweep]] = []
+        self._ready: list[tuple[BatchSweep, tuple[ReadySweep, ...]]] = []
         self._begun: dict[str, BegunSweep] = {}
+        self._joining: list[QueuedSweep] = []
+        """Shares of sweeps that have begun, which the slots of their type have not asked for yet."""
+        self._open_shares: Counter[str] = Counter()
+        self._share_errors: dict[str, Exception] = {}
         self._failure: BaseException | None = None
         self._is_looking = False
         self._is_stopping = False
-        self._nodes: dict[tuple[str, ...], NodeFacts] = {}
+        self._nodes: dict[tuple[str, ...], tuple[NodeFacts, ...]] = {}
         self._place: _Place | None = None
         self._quiet: QuietWait | None = None
         self._surroundings = ExitStack()
@@ -128,25 +153,41 @@ class BatchPool(Newcomers):
             self._is_stopping = True
             self._writer.shutdown()
 
-    @property
-    @override
-    def is_over(self) -> bool:
-        """Whether no further sweep will begin."""
+    def is_over_on(self, gpu_type: str | None) -> bool:
+        """Whether no further sweep will begin on that type of GPU."""
         with self._changed:
-            return self._has_seen_all and not self._ready
+            waits = any(_is_for(gpu_type, ready) for _, ready in self._ready)
+            return self._has_seen_all and not waits and all(one.gpu_type != gpu_type for one in self._joining)
 
-    @override
-    def next_sweep(self) -> QueuedSweep | None:
-        """The largest sweep that is ready; it begins now."""
-        while (one := self._taken()) is not None:
+    def next_sweep_on(self, gpu_type: str | None) -> QueuedSweep | None:
+        """What has begun for that type of GPU and was not asked for, else the largest sweep that is ready: it begins
+        now, on all types."""
+        while (share := self._joining_on(gpu_type)) is None:
+            if (one := self._taken(partial(_is_for, gpu_type))) is None:
+                return None
             sweep, ready = one
             if self._budget.is_spent:
                 self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
             elif (begun := self._guarded(sweep, partial(self._begin, sweep, ready))) is not None:
                 self._begun[sweep.run_id] = begun
-                (queued,) = begun.prepared.queued
-                return replace(queued, ended=partial(self._ended, begun))
-        return None
+                queued = begun.prepared.queued
+                self._open_shares[sweep.run_id] = len(queued)
+                self._joining += [replace(each, ended=partial(self._share_ended, begun)) for each in queued]
+        return share
+
+    def _joining_on(self, gpu_type: str | None) -> QueuedSweep | None:
+        found = next((one for one in self._joining if one.gpu_type == gpu_type), None)
+        if found is not None:
+            self._joining.remove(found)
+        return found
+
+    def _share_ended(self, begun: BegunSweep, error: Exception | None) -> None:
+        run_id = begun.sweep.run_id
+        self._open_shares[run_id] -= 1
+        if error is not None:
+            self._share_errors.setdefault(run_id, error)
+        if not self._open_shares[run_id]:
+            self._ended(begun, self._share_errors.get(run_id))
 
     @property
     def _is_on_cluster(self) -> bool:
@@ -166,7 +207,7 @@ class BatchPool(Newcomers):
         for sweep in self._sweeps:
             if self._is_stopping:
                 return
-            found: ReadySweep | None = None
+            found: tuple[ReadySweep, ...] | None = None
             try:
                 if self._budget.is_spent:
                     self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
@@ -182,16 +223,14 @@ class BatchPool(Newcomers):
             if self._failure is not None:
                 return
 
-    def _looked_at(self, sweep: BatchSweep) -> ReadySweep:
+    def _looked_at(self, sweep: BatchSweep) -> tuple[ReadySweep, ...]:
+        """For each type of GPU."""
         config = self._configs[sweep.run_id]
         with self._changed:
             is_quiet = self._place is None and not self._may_start
-        return look_at(
-            config,
-            self._store,
-            node=self._nodes.get(config.engines),
-            before_rates=self._notice if is_quiet else None,
-        )
+        before_rates = self._notice if is_quiet else None
+        nodes = self._nodes.get(config.engines) or (None,)
+        return tuple(each_type(nodes, lambda node: look_at(config, self._store, node=node, before_rates=before_rates)))
 
     def _notice(self, checked: CheckedRequest) -> None:
         """Look who else uses the device, once, before anything is measured on it."""
@@ -234,10 +273,19 @@ class BatchPool(Newcomers):
 
     def _measure(self, ray: RaySession, folder: Path) -> None:
         self._place = _Place(ray=ray, folder=folder, slots=self._slots(ray))
-        self._budget.slots = self._place.slots.slots
+        first, *others = self._place.slots.values()
+        self._budget.slots = sum(one.slots for one in (first, *others))
+        self._joining.clear()
         before_launch = self._quiet.wait if self._quiet else None
         try:
-            run_sweep(ray=ray, slots=self._place.slots, scratch=folder, newcomers=self, before_launch=before_launch)
+            run_sweep(
+                ray=ray,
+                slots=first,
+                further_slots=others,
+                scratch=folder,
+                newcomers=partial(_NewcomersOfType, self),
+                before_launch=before_launch,
+            )
         finally:
             for begun in self._begun.values():  # while Ray is there
                 begun.watching.close()
@@ -280,74 +328,74 @@ class BatchPool(Newcomers):
         ray.nodes()
         for config in self._configs.values():
             if config.engines not in self._nodes and (adapters := named_adapters([config])):
-                self._nodes[config.engines], *_ = ask_nodes(
+                self._nodes[config.engines] = ask_nodes(
                     adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive
                 )
 
-    def _slots(self, ray: RaySession) -> SlotPlan:
-        _, ready = self._ready[0]
-        node = self._nodes.get(ready.config.engines)
-        return plan_slots(
-            ray.nodes(),
-            device=ready.preview.device.device,
-            slots=ready.config.slots,
-            exclusive=ready.config.exclusive,
-            user_threads=wished_threads(),
-            quota_threads=quota_threads() if node is None else None,
-            gpu_type=node.gpu_type if node else None,
-        )
+    def _slots(self, ray: RaySession) -> dict[str | None, SlotPlan]:
+        """By type of GPU: all sweeps of a batch may use the same ones."""
+        _, (first, *_) = self._ready[0]
+        types = list(dict.fromkeys(one.gpu_type for nodes in self._nodes.values() for one in nodes)) or [None]
+        nodes, device = ray.nodes(), first.preview.device.device
 
-    def _taken(self) -> tuple[BatchSweep, ReadySweep] | None:
+        def slots(gpu_type: str | None) -> SlotPlan:
+            return slots_on(nodes, first.config, device, gpu_type=gpu_type, is_only_type=len(types) == 1)
+
+        return {one.gpu_type: one for one in each_type(types, slots)}
+
+    def _taken(
+        self, fits: Callable[[Sequence[ReadySweep]], bool] = lambda _: True
+    ) -> tuple[BatchSweep, tuple[ReadySweep, ...]] | None:
+        """The largest sweep that is ready and `fits`."""
         if self._failure is not None:
             raise self._failure
         with self._changed:
-            largest = max(self._ready, key=lambda one: one[1].preview.baseline_mib, default=None)
+            found = [one for one in self._ready if fits(one[1])]
+            largest = max(found, key=lambda one: one[1][0].preview.baseline_mib, default=None)
             if largest is not None:
                 self._ready.remove(largest)
             return largest
 
-    def _begin(self, sweep: BatchSweep, ready: ReadySweep) -> BegunSweep:
+    def _begin(self, sweep: BatchSweep, ready: tuple[ReadySweep, ...]) -> BegunSweep:
         place = self._place
         if place is None:
             raise RuntimeError("nothing is there to measure on")
-        own_s, run_id = ready.config.budget_s, sweep.run_id
+        given, run_id = ready[0].config, sweep.run_id
+        own_s = given.budget_s
         share_s = self._budget.left_s(run_id, own_s)
-        config = ready.config if share_s is None else ready.config.model_copy(update={"budget_s": share_s})
-        node = self._nodes.get(config.engines)
+        config = given if share_s is None else given.model_copy(update={"budget_s": share_s})
+        placed = [(one, place.slots[one.gpu_type]) for one in ready if one.gpu_type in place.slots]
         scratch = place.folder / run_id
         scratch.mkdir(exist_ok=True)
         with ExitStack() as claims, ExitStack() as watching:
+            views = [] if self._view is None else [watching.enter_context(self._view(sweep))]
+            shares = each_type(placed, lambda one: share_of(*one))
+            shares = [
+                replace(one, observers=[self._budget, *views, *self._metrics(place, one.slots, watching)])
+                for one in shares
+            ]
             prepared = prepare_sweep(
                 self._store,
                 config,
-                [
-                    Share(
-                        preview=without_unplaceable(ready.preview, place.slots.room.largest),
-                        parts=ready.parts,
-                        slots=place.slots,
-                        environments=node.environments if node else {},
-                        observers=[self._budget, *self._watching(sweep, place, watching)],
-                    )
-                ],
+                shares,
                 claim=claims.enter_context(claimed_sweep(self._store, run_id)),
                 run_id=run_id,
                 scratch=scratch,
                 started_s=0.0,
                 clock=lambda: (share_s or 0.0) - (self._budget.left_s(run_id, own_s) or 0.0),
-                pythons=ready.pythons,
+                pythons={name: python for one in ready for name, python in one.pythons.items()},
             )
             self._keep(sweep, BatchStatus.MEASURING, None)
             prepared.start()
             return BegunSweep(
-                sweep=sweep, ready=ready, prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
+                sweep=sweep, ready=ready[0], prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
             )
 
-    def _watching(self, sweep: BatchSweep, place: _Place, until: ExitStack) -> list[SearchObserver]:
-        """The caller's observer, and Ray's metrics on a cluster that has them."""
-        found = [] if self._view is None else [until.enter_context(self._view(sweep))]
-        if exports_metrics(place.ray):
-            found.append(until.enter_context(MetricsObserver(gpus_per_slot=place.slots.gpus_per_slot)))
-        return found
+    def _metrics(self, place: _Place, slots: SlotPlan, until: ExitStack) -> list[SearchObserver]:
+        """Ray's metrics, on a cluster that has them."""
+        if not exports_metrics(place.ray):
+            return []
+        return [until.enter_context(MetricsObserver(gpus_per_slot=slots.gpus_per_slot, gpu_type=slots.gpu_type))]
 
     def _ended(self, begun: BegunSweep, error: Exception | None, *, interrupted: bool = False) -> None:
         """Has the sweep written up, while others measure."""
@@ -377,3 +425,7 @@ class BatchPool(Newcomers):
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _is_for(gpu_type: str | None, ready: Sequence[ReadySweep]) -> bool:
+    return any(one.gpu_type == gpu_type for one in ready)

@@ -29,12 +29,19 @@ class ReadySweep:
     Attributes:
         parts: what each engine contributes, the baseline's first.
         pythons: by engine, in which its trials run, where that is not kvray's own.
+        node: of the cluster, what one that will measure says of itself; `None` without a cluster.
     """
 
     config: TuneConfig
     preview: Preview
     parts: tuple[EnginePart, ...]
     pythons: dict[str, EnginePython]
+    node: NodeFacts | None = None
+
+    @property
+    def gpu_type(self) -> str | None:
+        """Ray's accelerator type of the GPUs that it is to be measured on, where that is known."""
+        return None if self.node is None else self.node.gpu_type
 
     @property
     def adapters(self) -> tuple[EngineAdapter, ...]:
@@ -68,10 +75,12 @@ def look_at(
     if before_rates is not None:
         before_rates(checked[0])
         resolved = engines.each(resolved, with_rates)
-    return made_ready(config, engines, resolved)
+    return made_ready(config, engines, resolved, node=node)
 
 
-def made_ready(config: TuneConfig, engines: SweepEngines, resolved: Sequence[Resolved]) -> ReadySweep:
+def made_ready(
+    config: TuneConfig, engines: SweepEngines, resolved: Sequence[Resolved], *, node: NodeFacts | None = None
+) -> ReadySweep:
     """Fetch the weights and check them, and warn of what is known to stand in the way.
 
     Raises:
@@ -83,7 +92,7 @@ def made_ready(config: TuneConfig, engines: SweepEngines, resolved: Sequence[Res
         _logger.warning("%s", told)
     warn_of_closed_cache()
     pythons = {name: python for one in resolved for name, python in one.pythons.items()}
-    return ReadySweep(config=config, preview=preview, parts=parts, pythons=pythons)
+    return ReadySweep(config=config, preview=preview, parts=parts, pythons=pythons, node=node)
 
 
 def with_rates(resolved: Resolved, *, before: Callable[[], None] = lambda: None) -> Resolved:

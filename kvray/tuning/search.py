@@ -20,31 +20,29 @@ from kvray.engines.offline import offline_environment
 from kvray.errors import KvrayError, SweepError, SweepInterruptedError
 from kvray.extras import Extra
 from kvray.probes.contention import QuietWait
-from kvray.probes.cpu import quota_threads, wished_threads
 from kvray.store.claim import Claim, claimed_sweep
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.driver import run_sweep
-from kvray.sweep.gpu_types import gpus_of_type
 from kvray.sweep.imports import engine_folders
 from kvray.sweep.metrics import exports_metrics
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.remote_device import NodeFacts, ask_nodes
 from kvray.sweep.samplers import check_search
 from kvray.sweep.session import RaySession
-from kvray.sweep.slot_plan import SlotPlan, plan_slots
+from kvray.sweep.slot_plan import SlotPlan
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.each_type import each_type
 from kvray.tuning.engines import SweepEngines, preview_engines
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.outcome import broken_off, interruption, no_winner, warn_of_disturbance, write_up
 from kvray.tuning.prepared import PreparedSweep, prepare_sweep
-from kvray.tuning.preview import Preview, without_unplaceable
+from kvray.tuning.preview import Preview
 from kvray.tuning.ready_sweep import ReadySweep, made_ready, with_rates
 from kvray.tuning.resolved import CheckedRequest, Resolved
 from kvray.tuning.rest import Seen, with_rest
 from kvray.tuning.result import TuneResult
-from kvray.tuning.share import Share
+from kvray.tuning.share import Share, share_of, slots_on
 from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_log, warn_of_quota
 from kvray.tuning.watching import MetricsObserver
 
@@ -277,14 +275,14 @@ class TuningSearch:
         """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
         config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before a private Ray starts.
-        ready = each_type(resolved, lambda one: (one[0], made_ready(config, one[0].engines, one[1])))
+        ready = each_type(resolved, lambda one: made_ready(config, one[0].engines, one[1], node=one[0].node))
         if cluster is None:
-            engines = ready[0][0].engines
+            engines = resolved[0][0].engines
             ray, folder = while_measuring.enter_context(self._session(log_kept_in(store, run_id), engines))
         else:
             ray, folder = cluster.ray, cluster.folder
         nodes = ray.nodes()
-        shares = each_type(ready, lambda one: self._share(one[1], one[0].node, nodes, is_only=len(ready) == 1))
+        shares = each_type(ready, lambda one: self._share(one, nodes, is_only=len(ready) == 1))
         shares = [replace(share, observers=self._observers(ray, share, while_measuring)) for share in shares]
         prepared = prepare_sweep(
             store,
@@ -295,31 +293,13 @@ class TuningSearch:
             scratch=folder,
             started_s=started_s,
             arguments=self._arguments,
-            pythons={name: python for _, one in ready for name, python in one.pythons.items()},
+            pythons={name: python for one in ready for name, python in one.pythons.items()},
         )
         return prepared.keeper, self._run_trials(prepared, ray, [share.slots for share in shares], folder)
 
-    def _share(
-        self, ready: ReadySweep, node: NodeFacts | None, nodes: Sequence[Mapping[str, float]], *, is_only: bool
-    ) -> Share:
-        most = self._config.slots
-        if most is not None and node is not None and not is_only:  # the types have unlike numbers of GPUs
-            most = min(most, gpus_of_type(nodes, node.gpu_type))
-        slots = plan_slots(
-            nodes,
-            device=ready.preview.device.device,
-            slots=most,
-            exclusive=self._config.exclusive,
-            user_threads=wished_threads(),
-            quota_threads=quota_threads() if self._config.address is None else None,
-            gpu_type=node.gpu_type if node else None,
-        )
-        return Share(
-            preview=without_unplaceable(ready.preview, slots.room.largest),
-            parts=ready.parts,
-            slots=slots,
-            environments=node.environments if node else {},
-        )
+    def _share(self, ready: ReadySweep, nodes: Sequence[Mapping[str, float]], *, is_only: bool) -> Share:
+        device = ready.preview.device.device
+        return share_of(ready, slots_on(nodes, self._config, device, gpu_type=ready.gpu_type, is_only_type=is_only))
 
     def _observers(self, ray: RaySession, share: Share, while_measuring: ExitStack) -> list[SearchObserver]:
         """Whoever is told of the trials: the caller's observer, and Ray's metrics on a cluster that has them."""

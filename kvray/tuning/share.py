@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kvray.candidate import DeviceType
+from kvray.config import TuneConfig
+from kvray.probes.cpu import quota_threads, wished_threads
 from kvray.probes.environment import Environment
-from kvray.sweep.slot_plan import SlotPlan
+from kvray.sweep.gpu_types import gpus_of_type
+from kvray.sweep.slot_plan import SlotPlan, plan_slots
 from kvray.tuning.attempt import Conditions
 from kvray.tuning.engines import EnginePart
 from kvray.tuning.observer import SearchObserver
-from kvray.tuning.preview import Preview
+from kvray.tuning.preview import Preview, without_unplaceable
+from kvray.tuning.ready_sweep import ReadySweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +46,45 @@ class Share:
             gpu_type=self.slots.gpu_type,
             environments=self.environments,
         )
+
+
+def share_of(ready: ReadySweep, slots: SlotPlan, observers: Sequence[SearchObserver] = ()) -> Share:
+    """What of `ready` is measured on `slots`.
+
+    Raises:
+        NoCandidatesError: no machine can hold any of its candidates.
+    """
+    return Share(
+        preview=without_unplaceable(ready.preview, slots.room.largest),
+        parts=ready.parts,
+        slots=slots,
+        environments=ready.node.environments if ready.node else {},
+        observers=observers,
+    )
+
+
+def slots_on(
+    nodes: Sequence[Mapping[str, float]],
+    config: TuneConfig,
+    device: DeviceType,
+    *,
+    gpu_type: str | None,
+    is_only_type: bool,
+) -> SlotPlan:
+    """The slots on GPUs of `gpu_type`; where it is not the only type, `config.slots` are the most on any type.
+
+    Raises:
+        SweepError: there is not enough for a single slot, or not for as many as asked.
+    """
+    most = config.slots
+    if most is not None and not is_only_type:  # they have unlike numbers of GPUs
+        most = min(most, gpus_of_type(nodes, gpu_type))
+    return plan_slots(
+        nodes,
+        device=device,
+        slots=most,
+        user_threads=wished_threads(),
+        quota_threads=quota_threads() if config.address is None else None,
+        gpu_type=gpu_type,
+        exclusive=config.exclusive,
+    )

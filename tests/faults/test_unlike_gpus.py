@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,20 @@ from drivers import FAKE, Driver, recorded
 from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
+from kvray.cli.preview import print_preview
+from kvray.config import TuneConfig
 from kvray.errors import SweepError
 from kvray.plan.plan import load_plan_file
 from kvray.record import Role, TrialRecord, TrialStatus
+from kvray.store.batch_manifest import BatchStatus
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.remote_device import ask_nodes
 from kvray.testing.fake import FakeAdapter
+from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.result import TuneResult, read_result
+from kvray.tuning.search import TuningSearch
+from kvray.workload import create_custom_profile
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +150,21 @@ def test_a_record_says_on_which_hardware_it_was_measured(sweep: Said) -> None:
     assert all(len(digest or "") == 8 for _, digest in digests)
 
 
+def test_a_dry_run_shows_what_is_measured_on_each_type(
+    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = TuneConfig(
+        model_id="fake:ok", profile="ci-micro", engine="fake", address=cluster, output_dir=str(tmp_path / "out")
+    )
+    preview = TuningSearch(config=given).preview()
+    print_preview(preview, given, as_json=False)
+    said = capsys.readouterr().out
+    assert [said.count(f"fake:ok (Fake) on {name} (cuda)") for name in ("A100", "H100")] == [1, 1]
+    print_preview(preview, given, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [told["device"], *(one["device"] for one in told["other_gpu_types"])] == ["A100", "H100"]
+
+
 def test_a_type_that_is_named_is_the_one_that_is_asked(cluster: str) -> None:
     with ray.init(address=cluster, log_to_driver=False):
         adapters = [FakeAdapter()]
@@ -153,3 +176,31 @@ def test_a_type_that_is_named_is_the_one_that_is_asked(cluster: str) -> None:
         assert (on_cpu.device.gpu_count, on_cpu.device.compute_capability) == (0, None)
         with pytest.raises(SweepError, match="no GPUs of type 'L4'"):
             ask_nodes(adapters, device=DeviceType.CUDA, gpu_type="L4", check_alive=lambda: None)
+
+
+@pytest.mark.slow  # whose trial is next on which type is in tests/unit/sweep/test_lanes.py
+def test_each_model_of_a_batch_is_measured_on_every_type(cluster: str, tmp_path: Path) -> None:
+    profile = create_custom_profile(
+        "small",
+        context_lengths=(16,),
+        output_lengths=(4,),
+        repeats=1,
+        weight_ttft=0.4,
+        weight_throughput=0.4,
+        weight_memory=0.2,
+    )
+    settings = {"engine": "fake", "search": "grid", "confirm_rounds": 0, "dtypes": ["float32"], "caches": ["dynamic"]}
+    asked = [AskedSweep(model_id=name, profile=profile, settings=settings) for name in ("fake:ok", "fake:eager=oom")]
+    options = BatchOptions(output_dir=str(tmp_path), device=DeviceType.CUDA, address=cluster)
+    ended = BatchSearch(asked, options).run()
+    assert [one.status for one in ended.sweeps] == [BatchStatus.OK] * 2
+    for sweep in ended.sweeps:
+        records = recorded(tmp_path, sweep.run_id).values()
+        statuses = {
+            name: sorted((one.record.candidate_id, one.record.status) for one in records if one.record.gpu_type == name)
+            for name in ("A100", "H100")
+        }
+        assert statuses["A100"]
+        assert statuses["A100"] == statuses["H100"]
+        result = read_result(ResultsStore(tmp_path), sweep.run_id)
+        assert [one.device_name for one in (result, *result.other_hardware)] == ["A100", "H100"]
