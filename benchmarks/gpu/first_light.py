@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ from kvray.candidate import AttentionBackend, DeviceType, DType
 from kvray.config import TuneConfig
 from kvray.engines.transformers import TransformersAdapter
 from kvray.forecast.prediction import forecast
+from kvray.probes.gpu import visible_gpus
 from kvray.record import TrialStatus
 from kvray.tuning.search import TuningSearch
 from kvray.workload import WorkloadProfile, create_custom_profile
@@ -347,6 +349,25 @@ def energy(light: Light) -> Iterator[Check]:
     yield Check(key="energy_nvml_power_w", found=one.power_w)
 
 
+def several(light: Light) -> Iterator[Check]:
+    """One model over two GPUs: the tokens are those of one GPU but where two logits are nearly the same."""
+    seen = len(visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))) if light.is_gpu else 0
+    if light.is_gpu and seen < 2:
+        yield Check(key="several_status", found=f"needs several GPUs, {seen} is visible")
+        return
+    alone = light.middle.run(candidate(dtype=light.middle.native), usual(light))
+    yield from told("several_single", alone)
+    for way in ("tp", "device_map") if light.is_gpu else ("tp",):
+        what = candidate(dtype=light.middle.native, parallelism=2, settings=(("split", way),))
+        one = light.middle.run(what, usual(light))
+        yield from told(f"several_{way}", one)
+        yield Check(key=f"several_{way}_same_tokens", found=str(one.tokens == alone.tokens))
+        yield Check(key=f"several_{way}_fullest_gpu_mib", found=one.device_peak_gpu_mib)
+        yield Check(
+            key=f"several_{way}_lost_mib", found=light.middle.lost_mib, right=is_released(light.middle.lost_mib)
+        )
+
+
 def told(key: str, one: Outcome) -> Iterator[Check]:
     yield Check(key=key, found=one.text, right=one.is_ok)
 
@@ -371,6 +392,7 @@ STEPS = {
     "freed": Step(title="memory is free after each trial", checks=freed, least_s=0),
     "forecasts": Step(title="forecast over measured", checks=forecasts, least_s=30),
     "bandwidth": Step(title="share of the copy bandwidth that decoding reaches", checks=bandwidth, least_s=60),
+    "several": Step(title="one model over two GPUs", checks=several, least_s=60),
     "energy": Step(title="the energy counter", checks=energy, least_s=10),
 }
 

@@ -114,6 +114,16 @@ class Outcome:
         return self.facts.device_peak_mib if self.facts else None
 
     @property
+    def device_peak_gpu_mib(self) -> float | None:
+        """The same on the fullest GPU."""
+        return self.facts.device_peak_gpu_mib if self.facts else None
+
+    @property
+    def tokens(self) -> tuple[tuple[int, ...], ...] | None:
+        """Those of the sample."""
+        return self.facts.sample.tokens if self.facts and self.facts.sample else None
+
+    @property
     def kv_cache_mib(self) -> float | None:
         """What the cache held."""
         return self.facts.kv_cache_mib if self.facts else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,12 +19,15 @@ from transformers_samples import load, make_candidate
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import CrashedError, ModelRequest, UnsupportedError
+from kvray.engines.snippet_case import SnippetCase, SnippetRun, read_answer
 from kvray.engines.transformers import TransformersAdapter
+from kvray.engines.transformers import ranks as ranks_module
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.loading import _spread
 from kvray.engines.transformers.ranks import Ranks, RankTask
 from kvray.engines.transformers.tensor_parallel import TensorParallelModel
 from kvray.probes.own_processes import OwnProcesses
+from kvray.search_paths import child_environment, python_command
 from kvray.testing.trial_contract import still_alive
 from kvray.trial.quality import compare, summarize
 from kvray.workload import Cell, get_profile
@@ -134,10 +138,10 @@ def test_a_rank_that_dies_ends_the_call_at_once_with_how_it_died(model: TensorPa
     model.prepare(CELL)
     model.generate(4)
     other = model.processes()[1]
-    os.kill(other, signal.SIGSEGV)
+    os.kill(other, signal.SIGKILL)
     started = time.monotonic()
     for _ in range(2):
-        with pytest.raises(CrashedError, match=r"^rank 1 was killed by SIGSEGV"):
+        with pytest.raises(CrashedError, match=r"^rank 1 was killed by SIGKILL"):
             model.generate(4)
     assert time.monotonic() - started < 20
     assert still_alive([other]) == []
@@ -145,8 +149,11 @@ def test_a_rank_that_dies_ends_the_call_at_once_with_how_it_died(model: TensorPa
     assert not torch.distributed.is_initialized()
 
 
-def test_rank_0_gives_up_where_it_hangs_after_another_has_failed(request_: ModelRequest, tmp_path: Path) -> None:
+def test_rank_0_gives_up_where_it_hangs_after_another_has_failed(
+    request_: ModelRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As it would in NCCL: what fails here is a call before the model is loaded."""
+    monkeypatch.setattr(ranks_module, "IN_STEP_S", 0.5)
     task = RankTask(
         rank=1,
         ranks=2,
@@ -173,3 +180,29 @@ def test_rank_0_gives_up_where_it_hangs_after_another_has_failed(request_: Model
     finally:
         ranks.close()
     assert given_up == ["rank 1: RuntimeError: load was not called"]
+
+
+def test_the_code_writes_the_same_tokens_in_as_many_processes(request_: ModelRequest, tmp_path: Path) -> None:
+    alone = load(request_.model_id)
+    alone.prepare(CELL)
+    adapter = TransformersAdapter()
+    source = adapter.render_snippet(
+        request_, loader=None, candidate=spread("static"), device=DeviceType.CPU, cells=(CELL,)
+    )
+    case = SnippetCase(
+        snippet=tmp_path / "code.py", answer=tmp_path / "answer.json", request=request_, cell=CELL, limit_s=120
+    )
+    case.snippet.write_text(source, encoding="utf-8")
+    case.write(tmp_path / "case.json")
+    done = subprocess.run(
+        python_command("-m", str(adapter.snippet_runner), str(tmp_path / "case.json")),
+        cwd=tmp_path,
+        env={**adapter.process_environment(), **child_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answer = read_answer(case.answer)
+    assert isinstance(answer, SnippetRun), (answer, done.stderr)
+    assert answer.tokens == alone.generate(CELL.output_tokens).tokens
+    assert answer.cache_class == "StaticCache"

@@ -120,9 +120,11 @@ class TransformersAdapter(EngineAdapter):
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
         """`from_pretrained` and `generate` with nothing set: the checkpoint's dtype, the attention that its config
-        names or its class picks, a growing cache."""
+        names or its class picks, a growing cache. Weights that one GPU does not hold are spread over the fewest that
+        do, with `device_map="auto"`."""
         attention = spaces.default_attention(model, device)
-        return Candidate(
+        gpus = spaces.fewest_gpus(model, device, [Cell(1, 1, batch_size)]) or 1
+        alone = Candidate(
             engine=self.name,
             cache=CacheStrategy.DYNAMIC,
             attention=attention.backend,
@@ -130,6 +132,7 @@ class TransformersAdapter(EngineAdapter):
             dtype=model.native_dtype,
             batch_size=batch_size,
         )
+        return spaces.spread_by_layers(alone, gpus)
 
     @override
     def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
@@ -195,10 +198,14 @@ class TransformersAdapter(EngineAdapter):
     @override
     def memory_note(self, device: DeviceType) -> str:
         if device is DeviceType.CUDA:
-            return "Peak memory is the highest that PyTorch's CUDA allocator held at once while a cell was measured."
+            return (
+                "Peak memory is the highest that PyTorch's CUDA allocator held at once while a cell was measured; over "
+                "several GPUs the peaks of all are added up."
+            )
         return (
             "Peak memory is the highest resident set of the measuring process while a cell was measured; it includes "
-            "the libraries and the weights, which are the same for every candidate of a dtype."
+            "the libraries and the weights, which are the same for every candidate of a dtype. Over several processes "
+            "the peaks of all are added up, and each has the libraries."
         )
 
 

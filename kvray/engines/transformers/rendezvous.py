@@ -25,8 +25,10 @@ _PATIENCE = timedelta(hours=2)
 def joined(rank: int, *, ranks: int, store: Path, device: DeviceType) -> Iterator[None]:
     """Enter the group of so many `ranks`, which meet by the file `store`. Within the `with` Transformers finds there
     what it needs to load this rank's part of a model; the group stays until `leave`."""
-    with changed_environment({**_loopback(), **_place(rank, ranks)}):
-        is_cuda = device is DeviceType.CUDA
+    is_cuda = device is DeviceType.CUDA
+    # Transformers takes the accelerator wherever there is one.
+    hidden: dict[str, str | None] = {} if is_cuda else {"CUDA_VISIBLE_DEVICES": ""}
+    with changed_environment({**_loopback(), **_place(rank, ranks), **hidden}):
         if is_cuda:
             torch.cuda.set_device(rank)
         dist.init_process_group(
@@ -47,7 +49,7 @@ def is_in_a_group() -> bool:
 
 def meet() -> None:
     """Wait for the other ranks, so that a clock that starts now counts nobody's delay."""
-    if torch.cuda.is_available() and dist.get_backend() == "nccl":
+    if dist.get_backend() == "nccl":
         dist.barrier(device_ids=[torch.cuda.current_device()])
     else:
         dist.barrier()

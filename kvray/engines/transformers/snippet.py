@@ -194,7 +194,9 @@ class _Program:
         else:
             lines = [f"GPUS = {gpus}"] if self.arguments.split is Split.DEVICE_MAP else []
         if self.device is DeviceType.CPU:
-            return [*lines, 'DEVICE = "cpu"']
+            # Transformers takes the accelerator wherever there is one.
+            hidden = ['os.environ["CUDA_VISIBLE_DEVICES"] = ""'] if self._is_tp else []
+            return [*lines, *hidden, 'DEVICE = "cpu"']
         if self._is_tp:
             return [*lines, """DEVICE = f"cuda:{os.environ.get('LOCAL_RANK', 0)}\""""]
         return [*lines, 'DEVICE = "cuda" if torch.cuda.is_available() else "cpu"']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvray.candidate import (
@@ -23,9 +24,10 @@ from kvray.engines.transformers.menu import cache_choices, menu
 from kvray.engines.transformers.rules import longest_tokens
 from kvray.forecast.memory import MIB
 from kvray.forecast.prediction import MARGIN
+from kvray.space.axis import with_settings
 from kvray.space.menu import MenuLine
 from kvray.space.search_space import SpaceBlock
-from kvray.workload import WorkloadProfile
+from kvray.workload import Cell, WorkloadProfile
 
 SINK_TOKENS = 4
 """Attention sinks that a window keeps; four suffice by Xiao et al. 2023 (arXiv:2309.17453), section 3.1."""
@@ -96,7 +98,7 @@ def several_gpus(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile
     it where one does not, and tensor parallelism over two, four … of them, from as many as hold it."""
     if device.device is not DeviceType.CUDA or device.gpu_count < 2:
         return ()
-    fewest = fewest_gpus(model, device, profile)
+    fewest = fewest_gpus(model, device, profile.cells(min(profile.batch_sizes), rung=1))
     if fewest is None:
         return ()
     choices = [ParallelChoice(fewest, Split.DEVICE_MAP)] if fewest > 1 else []
@@ -106,26 +108,33 @@ def several_gpus(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile
     return tuple(choices)
 
 
-def fewest_gpus(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> int | None:
-    """On how many GPUs the model and a growing cache fit by forecast, at least; `None`: on none of the numbers that are
-    there. 1 where nothing can be forecast."""
+def fewest_gpus(model: ModelInfo, device: DeviceFacts, cells: Sequence[Cell]) -> int | None:
+    """On how many GPUs the model and a growing cache for `cells` fit by forecast, at least; `None`: on no number of
+    those that are there. 1 where nothing can be forecast."""
     if model.shape is None or device.gpu_memory_mib is None:
         return 1
     usable = device.gpu_memory_mib * (1 - MARGIN) - _BESIDE_ALLOCATOR_MIB
     for gpus in range(1, device.gpu_count + 1):
-        candidate = Candidate(
-            engine="transformers",
-            cache=CacheStrategy.DYNAMIC,
-            attention=AttentionBackend.SDPA,
-            dtype=model.native_dtype,
-            batch_size=min(profile.batch_sizes),
-            parallelism=gpus,
-            settings=((SPLIT, Split.DEVICE_MAP.value),) if gpus > 1 else (),
+        one = spread_by_layers(
+            Candidate(
+                engine="transformers",
+                cache=CacheStrategy.DYNAMIC,
+                attention=AttentionBackend.SDPA,
+                dtype=model.native_dtype,
+            ),
+            gpus,
         )
-        needs = [memory_need(model.shape, candidate, cell, device.device) for cell in profile.cells(1, rung=1)]
-        if max(need.peak_over(gpus) for need in needs) / MIB / gpus <= usable:
+        needs = [memory_need(model.shape, one, cell, device.device).peak_over(gpus) / gpus for cell in cells]
+        if max(needs) / MIB <= usable:
             return gpus
     return None
+
+
+def spread_by_layers(candidate: Candidate, gpus: int) -> Candidate:
+    """`candidate` with its layers spread over so many GPUs."""
+    if gpus == 1:
+        return candidate
+    return with_settings(replace(candidate, parallelism=gpus), {SPLIT: Split.DEVICE_MAP.value})
 
 
 def _on(choice: ParallelChoice, block: SpaceBlock) -> SpaceBlock:

@@ -198,6 +198,23 @@ def test_the_default_space_spreads_where_that_may_help(device: DeviceFacts, expe
     assert len([block for block in blocks if block.parallelisms != (1,)]) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("device", "count"),
+    [
+        (CPU, 1),
+        (gpus(1, 4_000.0), 1),
+        (gpus(2), 1),
+        (gpus(4, 12_000.0), 2),
+        (gpus(4, 6_000.0), 4),
+        (gpus(2, 2_000.0), 1),
+    ],
+)
+def test_the_baseline_is_spread_where_one_gpu_does_not_hold_the_weights(device: DeviceFacts, count: int) -> None:
+    baseline = ADAPTER.baseline(MODEL, device, batch_size=1)
+    assert baseline.parallelism == count
+    assert baseline.setting("split") == ("device_map" if count > 1 else None)
+
+
 def test_tensor_parallelism_halves_what_a_gpu_holds_and_reads() -> None:
     costs, cell = TransformersCosts(SHAPE), Cell(512, 32, 1)
     one = costs.memory(candidate(1, None), cell, DeviceType.CUDA)
@@ -234,12 +251,12 @@ def test_processes_on_a_cpu_share_its_memory_and_its_speed() -> None:
     assert predicted.peak_mib >= forecast(costs, candidate(1, None), PROFILE, DeviceType.CPU).cells[0].held_mib
 
 
-def code(split: str, **changes: object) -> str:
+def code(split: str, *, device: DeviceType = DeviceType.CUDA, **changes: object) -> str:
     return ADAPTER.render_snippet(
         ModelRequest(model_id=str(changes.pop("model_id", "org/name"))),
         loader=None,
         candidate=candidate(2, split, **changes),
-        device=DeviceType.CUDA,
+        device=device,
         cells=(Cell(512, 64, 1),),
     )
 
@@ -262,6 +279,12 @@ def test_the_code_of_tensor_parallelism_says_how_it_is_started(batch_size: int) 
     assert "distributed_config=DistributedConfig(tp_size=RANKS)," in source
     assert "device_map" not in source
     assert 'os.environ["RANK"] != "0"' in source
+
+
+def test_the_code_of_tensor_parallelism_on_a_cpu_hides_the_gpus_which_the_library_would_take() -> None:
+    hidden = 'os.environ["CUDA_VISIBLE_DEVICES"] = ""'
+    assert hidden in code("tp", device=DeviceType.CPU)
+    assert hidden not in code("tp")
 
 
 @pytest.mark.parametrize("split", list(Split))
