@@ -14,7 +14,7 @@ from rich.text import Text
 
 from kvray.cli.job_events import JobLog
 from kvray.cli.progress import render_state
-from kvray.errors import SweepError, SweepInterruptedError
+from kvray.errors import InvalidValueError, SweepError, SweepInterruptedError
 from kvray.jobs.client import Job, JobServer, JobState
 
 _STOPS_WITHIN_S = 120.0
@@ -34,14 +34,22 @@ def follow_job(server: JobServer, job_id: str) -> None:
 
     Raises:
         SweepInterruptedError: Ctrl-C was pressed; it says how to follow again.
-        SweepError: the job was killed, or could not start.
+        SweepError: the job was killed, or could not start, or the cluster does not know it any more.
         typer.Exit: with the exit code of the command there.
     """
     typer.echo(f"kvray: job {job_id} at {server.address}", err=True)
+    log, job = JobLog(), server.job(job_id)
     try:
         console = Console(stderr=True)
-        is_live = console.is_terminal and not server.job(job_id).command.startswith("batch ")
-        log = _show_live(server, job_id, console) if is_live else _show_lines(server, job_id)
+        if console.is_terminal and not job.command.startswith("batch "):
+            _show_live(server, job_id, console, log)
+        else:
+            _feed(server, job_id, lambda line, _: typer.echo(line), log)
+    except InvalidValueError:  # it knew the job a moment ago
+        raise SweepError(
+            f"The cluster at {server.address} was started anew and does not know job {job_id} any more.",
+            hint=_rest(server.address, job, log),
+        ) from None
     except KeyboardInterrupt:
         raise SweepInterruptedError(
             f"No longer following; job {job_id} goes on.",
@@ -90,7 +98,11 @@ def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
 
     It is `None` where the job ended by itself: its last word says what to do.
     """
-    if log.results_id is None or _ended_itself(job):
+    return None if _ended_itself(job) else _rest(address, job, log)
+
+
+def _rest(address: str, job: Job, log: JobLog) -> str | None:
+    if log.results_id is None:
         return None
     typed = shlex.split(job.command)
     if "--resume" in typed:
@@ -119,24 +131,17 @@ def read_log(server: JobServer, job_id: str) -> tuple[JobLog, list[str]]:
     return log, [line for line, _ in log.feed(server.log(job_id)) if not _is_rays(line)]
 
 
-def _show_lines(server: JobServer, job_id: str) -> JobLog:
-    return _feed(server, job_id, lambda line, _: typer.echo(line))
-
-
-def _show_live(server: JobServer, job_id: str, console: Console) -> JobLog:
-    log = JobLog()
+def _show_live(server: JobServer, job_id: str, console: Console, log: JobLog) -> None:
     with Live(console=console, get_renderable=lambda: render_state(log.state), refresh_per_second=4, transient=True):
         # What the view tells already is not printed beside it.
-        return _feed(server, job_id, lambda line, told: None if told else console.print(Text(line)), log)
+        _feed(server, job_id, lambda line, told: None if told else console.print(Text(line)), log)
 
 
-def _feed(server: JobServer, job_id: str, show: Callable[[str, bool], None], log: JobLog | None = None) -> JobLog:
-    log = log or JobLog()
+def _feed(server: JobServer, job_id: str, show: Callable[[str, bool], None], log: JobLog) -> None:
     for piece in server.follow(job_id):
         for line, told in log.feed(piece):
             if not _is_rays(line):
                 show(line, told)
-    return log
 
 
 def stop_job(server: JobServer, job_id: str) -> Job:

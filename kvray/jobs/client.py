@@ -26,7 +26,8 @@ _OPTIONS = "kvray_options"
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _KNOCK_S = 10.0
 _ANSWER_S = 300.0
-_RECONNECTS = 5
+_RECONNECTS = 8
+"""With a pause that grows by a second each time: about half a minute, in which a head can be started anew."""
 _UPLOAD_LIMIT = 512 * 2**20
 _LIMIT_VARIABLE = "RAY_max_grpc_message_size"
 
@@ -165,12 +166,18 @@ class JobServer:
         return str(self._ask(self._client.get_job_logs, job_id, job_id=job_id))
 
     def follow(self, job_id: str) -> Iterator[str]:
-        """What the job prints, in pieces, from its first line until it ends. A lost connection is taken up again."""
+        """What the job prints, in pieces, from its first line until it ends. A lost connection is taken up again.
+
+        Raises:
+            SweepError: the connection is lost for good.
+            InvalidValueError: the cluster does not know the job.
+        """
         lost: tuple[type[Exception], ...] = (OSError, RuntimeError, *_client_errors())
         seen, failures = 0, 0
         with asyncio.Runner() as runner:
             while True:
                 pieces, skip = self._client.tail_job_logs(job_id), seen
+                failure: Exception | None = None
                 try:
                     while (piece := runner.run(_next(pieces))) is not None:
                         failures = 0
@@ -179,20 +186,16 @@ class JobServer:
                         if new:
                             yield new
                 except lost as error:
-                    failures += 1
-                    if failures > _RECONNECTS:
-                        raise lost_connection(self.address, job_id, error) from error
-                    time.sleep(failures)
-                    continue
-                if self._is_over(job_id):
-                    return
-                time.sleep(1.0)
-
-    def _is_over(self, job_id: str) -> bool:
-        try:
-            return self.job(job_id).state.is_over
-        except SweepError as error:
-            raise lost_connection(self.address, job_id, error) from error
+                    failure = error
+                try:
+                    if self.job(job_id).state.is_over and failure is None:
+                        return
+                except SweepError as error:
+                    failure = error
+                failures += failure is not None
+                if failure is not None and failures > _RECONNECTS:
+                    raise lost_connection(self.address, job_id, failure) from failure
+                time.sleep(max(1, failures))
 
     def stop(self, job_id: str) -> bool:
         """Ask the job to end; returns whether it was running. It ends some seconds later."""

@@ -70,6 +70,12 @@ class RayCluster:
         log = self._folder / "session_latest" / "logs" / f"job-driver-{job_id}.log"
         return log.read_text(encoding="utf-8") if log.exists() else ""
 
+    def kill_and_start_anew(self) -> None:
+        """As when the head's machine is switched off and on: at the same address, with the memory of nothing."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = self._start()
+
     def stop(self) -> None:
         """With all that it has started."""
         self._process.send_signal(signal.SIGTERM)

@@ -100,6 +100,8 @@ def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster
     assert "\x1e" not in done.stdout
 
     job_id = kvray(cluster, "jobs", "list").stdout.split()[0]
+    again = kvray(cluster, "jobs", "logs", "--follow", job_id)
+    assert (again.returncode, again.stdout) == (0, done.stdout), "from its first line, though it has ended"
     status = kvray(cluster, "jobs", "status", job_id).stdout
     assert "trials:   2 ok" in status
 
@@ -201,6 +203,33 @@ def test_a_job_whose_driver_was_killed_is_fetched_and_resumed_with_the_model_tha
     results = ResultsStore(cluster.home / "kvray_results").read(first.run_id)
     assert first in [one.record for one in results], "measured once"
     assert [one.record.status for one in results] == [TrialStatus.OK] * 2
+
+
+@pytest.mark.slow
+def test_a_head_that_is_started_anew_has_lost_its_jobs_and_their_rest_is_measured_there(tmp_path: Path) -> None:
+    cluster = RayCluster(tmp_path, with_dashboard=True)
+    try:
+        following = subprocess.Popen(
+            [sys.executable, "-m", "kvray", "submit", "tune", "fake:static=slow", *SWEEP, "--cache", "dynamic,static"],
+            env={**cluster.environment, "RAY_ADDRESS": cluster.job_server},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert following.stdout is not None
+        assert any(line.startswith("start   static") for line in following.stdout)
+        cluster.kill_and_start_anew()
+        _, said = following.communicate(timeout=60)
+        last = said.splitlines()[-1]
+        assert following.returncode == 11, said
+        assert "was started anew and does not know job raysubmit_" in last
+        command = last.partition("Measure the rest with: ")[2]
+        resumed = kvray(cluster, *shlex.split(command)[1:])
+    finally:
+        cluster.stop()
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "start   static" in resumed.stdout
+    assert "start   dynamic" not in resumed.stdout, "it was measured before"
 
 
 def test_a_fetch_that_was_cut_goes_on_and_what_comes_is_whole(cluster: RayCluster, tmp_path: Path) -> None:

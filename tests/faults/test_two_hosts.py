@@ -98,6 +98,8 @@ def test_a_driver_that_is_cut_off_from_the_head_ends_and_the_sweep_goes_on_from_
     run_id = check_says_how_to_go_on(sweep, tmp_path / "out")
     kept = [one.record for one in recorded(tmp_path / "out").values() if one.record.status is TrialStatus.OK]
     hosts.mend()
+    hosts.kill_node(OTHER)  # Ray does not take back a node that it has given up
+    hosts.start_node(OTHER)
     check_rest_is_measured(tune(HEAD, *SIX, "--resume", run_id), tmp_path / "out", kept, 6)
 
 

@@ -113,9 +113,10 @@ class TwoHosts:
 
     def kill_node(self, host: str) -> None:
         """All of its Ray at once, as when the host is switched off."""
-        for process in psutil.Process(self._nodes[host].pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray may have ended it already
+            for process in psutil.Process(self._nodes[host].pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self._nodes[host].wait(30)
 
     def stop(self) -> None:
