@@ -51,7 +51,7 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     for told in preview.unreachable_limits:
         console.print(Padding(Text(told, style="yellow"), (0, 0, 0, 2), expand=False))
     if preview.rest is not None:
-        console.print(Text(_rest_text(preview.rest), style="bold"))
+        console.print(Text(_rest_text(preview.rest, max_trials=config.max_trials), style="bold"))
     strategy = strategy_text(
         config.search, len(space.candidates), max_trials=config.max_trials, budget_s=config.budget_s
     )
@@ -97,7 +97,7 @@ def _too_long(preview: Preview) -> str:
     return f", which is too long: while this device's rates were measured, {told}" if told else ""
 
 
-def _rest_text(rest: Rest) -> str:
+def _rest_text(rest: Rest, *, max_trials: int | None) -> str:
     """What is left of a sweep that is resumed."""
     known = f"{rest.measured} of {plural(rest.measured + len(rest.left), 'candidate')}"
     confirmed = f", and {plural(rest.confirming, 'confirming trial')}" if rest.confirming else ""
@@ -106,6 +106,8 @@ def _rest_text(rest: Rest) -> str:
         return f"{begin}; nothing new is asked, so nothing is left to measure"
     if not rest.left:
         return f"{begin}; what is left is confirming"
+    if max_trials is not None and rest.measured >= max_trials:
+        return f"{begin}; --max-trials {max_trials} is reached, so what is left is confirming"
     again = f", {len(rest.again)} of them again" if rest.again else ""
     return f"{begin}; the search may launch the other {len(rest.left)}{again}"
 

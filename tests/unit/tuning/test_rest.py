@@ -96,6 +96,14 @@ def test_what_was_measured_is_not_shown_again(tmp_path: Path, capsys: pytest.Cap
     assert sorted(tmp_path.rglob("*")) == files
 
 
+def test_where_no_further_launch_is_allowed_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path, TrialStatus.OK, TrialStatus.OK)
+    given = config(tmp_path, resume=RUN_ID, max_trials=2)
+    print_preview(TuningSearch(config=given).preview(), given, as_json=False)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "2 of 6 candidates measured before; --max-trials 2 is reached, so what is left is confirming" in text
+
+
 def test_what_failed_is_left_where_it_is_to_be_retried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = begun(tmp_path, TrialStatus.OK, TrialStatus.CRASHED)
     failed = before.space.candidates[1]
