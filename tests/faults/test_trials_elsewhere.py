@@ -118,7 +118,8 @@ def test_a_trial_runs_there_and_records_what_is_there(launcher: Launcher, second
 def test_every_end_has_the_status_that_it_has_here(
     launcher: Launcher, tmp_path: Path, commands: str, status: TrialStatus, message: str
 ) -> None:
-    process = TrialProcess(launcher, spec_of(commands, timeout_s=1.0), tmp_path / "trial.log")
+    limit_s = 2.0 if status is TrialStatus.TIMEOUT else 30.0
+    process = TrialProcess(launcher, spec_of(commands, timeout_s=limit_s), tmp_path / "trial.log")
     end = ended(process)
     process.close()
     assert end.status is status
