@@ -36,19 +36,24 @@ class OverviewRow:
 
     @property
     def tone(self) -> str:
-        """Class of the status's badge."""
-        if self.row.status.is_failure or self.row.is_disturbed:
+        """Class of the status's badge; what was disturbed has one of its own beside it."""
+        if self.row.status.is_failure:
             return "failure"
-        return "winner" if self.row.status is BatchStatus.OK else ""
+        return "winner" if self.row.status is BatchStatus.OK and not self.row.is_disturbed else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverviewInfo:
-    """What the overview shows."""
+    """What the overview shows.
+
+    Attributes:
+        advice: how to measure again what was disturbed; empty where nothing was.
+    """
 
     title: str
     subtitle: str
     sentence: str
+    advice: str
     tone: Tone
     rows: tuple[OverviewRow, ...]
 
@@ -60,6 +65,7 @@ def overview_info(manifest: BatchManifest, rows: Sequence[BatchRow]) -> Overview
         title=manifest.batch_id,
         subtitle=f"{formats.plural(len(rows), 'sweep')}, begun {formats.timestamp(manifest.created_at)}",
         sentence=_sentence(rows),
+        advice=_advice(manifest.batch_id, rows),
         tone=_tone(rows),
         rows=tuple(
             _shown(row, model=_name(row.model_id, rows), apart=_apart(sweeps[row.run_id], manifest.sweeps))
@@ -96,6 +102,15 @@ def _sentence(rows: Sequence[BatchRow]) -> str:
     if not disturbed:
         return told_parts
     return f"{told_parts} {disturbed} {'was' if disturbed == 1 else 'were'} disturbed too much to be trusted."
+
+
+def _advice(batch_id: str, rows: Sequence[BatchRow]) -> str:
+    if not any(row.is_disturbed for row in rows):
+        return ""
+    return (
+        f"When the machine is quiet, kvray batch --resume {batch_id} --retry disturbed, with the same --output and "
+        "other options, measures them again."
+    )
 
 
 def _tone(rows: Sequence[BatchRow]) -> Tone:

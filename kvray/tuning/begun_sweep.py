@@ -48,7 +48,7 @@ def written_up(begun: BegunSweep, error: Exception | None, *, interrupted: bool)
             raise prepared.keeper.moved()
         if error is not None:
             raise error
-        warn_of_disturbance(result)
+        warn_of_disturbance(result, name=begun.sweep.title)
     if interrupted:
         return BatchStatus.INTERRUPTED, None
     if result.analysis.ranking.entries:

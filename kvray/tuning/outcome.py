@@ -108,10 +108,14 @@ def _shown(keeper: RecordKeeper) -> str:
     return f"{shlex.quote(keeper.place.display_name)} --run {keeper.run_id}"
 
 
-def warn_of_disturbance(result: TuneResult) -> None:
-    """Say on stderr how much of a finished sweep was disturbed, where that may have changed its result."""
+def warn_of_disturbance(result: TuneResult, *, name: str = "") -> None:
+    """Say on stderr how much of a finished sweep was disturbed, where that may have changed its result.
+
+    Args:
+        name: of the sweep, where others run beside it.
+    """
     if warning := disturbances(result.results).warning(result.manifest.run_id):
-        _logger.warning("%s", warning)
+        _logger.warning("%s%s", f"{name}: " if name else "", warning)
 
 
 def no_winner(result: TuneResult) -> KvrayError:

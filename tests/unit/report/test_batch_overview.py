@@ -69,6 +69,9 @@ def test_a_sweep_whose_runs_were_disturbed_is_marked_and_not_green() -> None:
     assert sentence == "1 sweep: 1 with a winner. 1 was disturbed too much to be trusted."
     assert "| ok, disturbed |" in markdown
     assert 'badge winner">ok' not in html
+    told = "When the machine is quiet, kvray batch --resume b --retry disturbed"
+    assert told in markdown
+    assert told in html.replace("<wbr>", "")
     assert 'badge failure">disturbed' in html
 
 
