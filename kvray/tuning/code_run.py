@@ -94,6 +94,9 @@ class CodeRunner:
 
     def _ran(self, result: TuneResult, adapter: EngineAdapter, trials: list[TrialRecord]) -> tuple[CodeOutcome, str]:
         record, limit_s = trials[0], _limit_s(trials)
+        request = _request(result.manifest, record.engine)
+        if record.hardware is not None:  # a node of a cluster has its own cache, even one on this very machine
+            adapter.fetch_weights(request)
         python = result.manifest.engine_pythons.get(adapter.name)
         tokens = len(sample_tokens(record)[0])
         with tempfile.TemporaryDirectory(prefix="kvray-code-") as name:
@@ -101,7 +104,7 @@ class CodeRunner:
             case = SnippetCase(
                 snippet=folder / "optimized_config.py",
                 answer=folder / "answer.json",
-                request=_request(result.manifest, record.engine),
+                request=request,
                 cell=Cell(record.sample_context_tokens or 1, tokens, record.batch_size),
                 limit_s=limit_s + 5,
             )

@@ -18,6 +18,7 @@ from transformers_samples import change_config, give_own_code, make_candidate, p
 from kvray.candidate import Candidate
 from kvray.engines.base import ModelRequest
 from kvray.engines.transformers import TransformersAdapter
+from kvray.errors import ModelError
 from kvray.record import TrialResult
 from kvray.store.manifest import CodeCheck, CodeOutcome
 from kvray.testing.fake import FakeAdapter
@@ -30,6 +31,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 class UnwellAdapter(TransformersAdapter):
     snippet_runner = "unwell_runner"
+
+
+class WeightlessAdapter(TransformersAdapter):
+    def fetch_weights(self, request: ModelRequest) -> None:
+        raise ModelError("They are not here.")
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +176,11 @@ def test_code_that_cannot_be_run_here_is_left_with_the_reason(
     values: dict[str, object], why: str, changed: Callable[..., TuneResult]
 ) -> None:
     assert check(changed(**values)) == (CodeOutcome.NOT_RUN, f"The winner's code was not run: {why}.")
+
+
+def test_code_of_a_cluster_whose_weights_are_on_its_nodes_alone_is_not_run(changed: Callable[..., TuneResult]) -> None:
+    found = check(changed(hardware="aaaa0000"), CodeRunner(WeightlessAdapter()))
+    assert found == (CodeOutcome.NOT_RUN, "The winner's code was not run: They are not here.")
 
 
 def test_an_engine_without_code_is_left_in_peace(changed: Callable[..., TuneResult]) -> None:
