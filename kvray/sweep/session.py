@@ -18,11 +18,12 @@ from typing import Any, Self
 from kvray.errors import SweepError, sentence_of
 from kvray.probes.cpu import available_cpus
 from kvray.standard_error import own_descriptor, say
+from kvray.sweep.cluster_servers import cluster_servers
 from kvray.sweep.driver_reaper import DriverReaper, remove_folders
 from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.joining import prepare_to_join, token_problem
 from kvray.sweep.lean_ray import NO_WORKERS_AHEAD, lean_ray
-from kvray.sweep.liveness import ClusterServers, Liveness, OwnServers, Server
+from kvray.sweep.liveness import ClusterServers, Liveness, OwnServers
 from kvray.sweep.loopback import check_loopback, forget_token, loopback_ray, token_of_its_own, warn_of_open_cluster
 
 _PRIVATE_RAY: Mapping[str, int] = {
@@ -45,10 +46,6 @@ _REASON = "REASON"
 """Stands in the last words for what is not known yet."""
 _DESPAIR_S = 15.0
 """After the death of a server, until which the main thread must have noticed and ended the session."""
-_HEAD_PATIENCE_S = 40.0
-"""For a cluster's head, which may be started anew: Ray's C++ ends this process 60 s after the last word (2.60)."""
-_NODE_PATIENCE_S = 10.0
-"""For the raylet that this process is attached to: no other takes its place."""
 _LONGEST_REASON = 500
 """Characters."""
 _LAST_LOGS_S = 2.0
@@ -249,7 +246,7 @@ class RaySession:
                 warn_of_open_cluster(answered)
             with only_imports_from(self._imports) as imports, _own_sigterm():
                 ray.init(address=self._address, **imports, **quiet)
-            self._liveness = ClusterServers(_cluster_servers())
+            self._liveness = ClusterServers(cluster_servers())
         else:
             # "local" never joins another cluster, whatever files an earlier Ray has left behind. Workers run at nice
             # 15 by default; a measurement must not lose to every other process on the machine.
@@ -292,51 +289,6 @@ def _group_of_its_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = plain
-
-
-def _cluster_servers() -> list[Server]:
-    """What this process needs of the cluster that it is connected to: its head, and the node that it is attached to."""
-    import ray
-
-    context = ray.get_runtime_context()
-    host, _, port = context.gcs_address.rpartition(":")
-    head = Server(
-        what="its head",
-        host=host.strip("[]"),
-        port=int(port),
-        patience_s=_HEAD_PATIENCE_S,
-        is_same=_same_cluster(context.gcs_address),
-    )
-    nodes = (node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    return [
-        head,
-        *(
-            Server(
-                what="this machine's node",
-                host=node["NodeManagerAddress"],
-                port=node["NodeManagerPort"],
-                patience_s=_NODE_PATIENCE_S,
-            )
-            for node in nodes
-        ),
-    ]
-
-
-def _same_cluster(address: str) -> Callable[[], bool]:
-    """Whether the head at `address` leads the cluster that this process is connected to now. A head that is started
-    anew leads another one, unless it keeps its state in a store of its own."""
-    import ray
-    from ray.exceptions import RayError
-
-    known = ray._private.worker.global_worker.node.cluster_id
-
-    def is_same() -> bool:
-        try:
-            return bool(ray._raylet.GcsClient(address=address).cluster_id == known)
-        except (RayError, RuntimeError) as error:
-            raise OSError(str(error)) from error
-
-    return is_same
 
 
 @contextmanager
