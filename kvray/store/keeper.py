@@ -188,7 +188,8 @@ class RecordKeeper:
                     self._first.store.display_name,
                 )
                 self._first.lacks = set(self._held)
-            self._first.write(self._manifest)
+                self._first.lacks_manifest = True
+            self._first.write(self._manifest, is_known_to_be_there=True)
         except (OutputError, ResultsError) as error:
             took_s = time.monotonic() - begun
             self._try_again_at = time.monotonic() + _PATIENCE * took_s if took_s >= _QUICK_S else 0.0
@@ -245,13 +246,13 @@ class _Place:
         """Whether it holds such a sweep (still)."""
         return self.store.has_manifest(manifest.run_id)
 
-    def write(self, manifest: SweepManifest) -> None:
+    def write(self, manifest: SweepManifest, *, is_known_to_be_there: bool = False) -> None:
         """Write what it lacks.
 
         Raises:
             OutputError, ResultsError
         """
-        if self.lacks_manifest or not self.holds(manifest):
+        if self.lacks_manifest or not (is_known_to_be_there or self.holds(manifest)):
             self.store.write_manifest(manifest)
             self.lacks_manifest = False
         unlaunched = [name for name in self.lacks if not self._held[name].record.status.was_launched]

@@ -76,6 +76,22 @@ def test_without_results_of_its_own_nothing_is_fetched(state: JobState, log: Job
     assert raised.value.exit_code != 0
 
 
+@pytest.mark.parametrize(
+    ("log", "where"),
+    [
+        (JobLog(output="s3://b/r", run_id="r1"), "kvray rank s3://b/r --run r1."),
+        (
+            JobLog(output="s3://b/r", batch=BatchState(batch_id="b1", statuses={}, now="")),
+            "s3://b/r/batches/b1/overview",
+        ),
+    ],
+)
+def test_results_that_lie_in_a_bucket_are_named_instead_of_fetched(log: JobLog, where: str) -> None:
+    with pytest.raises(ResultsError, match="are in s3://b/r, which needs no fetching") as raised:
+        results_of(failed("tune m", exit_code=0), log)
+    assert where in str(raised.value)
+
+
 def test_the_results_of_a_sweep_or_batch_are_its_own() -> None:
     job = failed("tune m", exit_code=-9)
     assert results_of(job, JobLog(output="/r", run_id="r1")) == ("/r", "r1")
