@@ -46,10 +46,7 @@ def _same_cluster(address: str) -> Callable[[], bool]:
     import ray
     from ray.exceptions import RayError
 
-    node = ray._private.worker.global_worker.node
-    if node is None:  # a client of Ray's client server, which keeps the connection
-        return lambda: True
-    known = node.cluster_id
+    known = ray._private.worker.global_worker.node.cluster_id
 
     def is_same() -> bool:
         try:

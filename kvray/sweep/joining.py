@@ -35,16 +35,17 @@ def prepare_to_join(address: str) -> str | None:
 
     Raises:
         OSError, ValueError, RuntimeError: nobody listens there, or `address` is none.
-        SweepError: it is the dashboard's address, the cluster lets nobody in without another token, or it runs another
-            version of Ray or Python.
+        SweepError: it is the address of the dashboard or of Ray's client server, the cluster lets nobody in without
+            another token, or it runs another version of Ray or Python.
     """
     from ray._private import services
     from ray.exceptions import AuthenticationError
 
     if address.startswith(("http://", "https://")):
         raise _dashboard_problem(address)
-    if "://" in address:  # of Ray's client server, which has ways of its own
-        return None if _knock(address.partition("://")[2]) else address
+    if "://" in address:
+        _knock(address.partition("://")[2])
+        raise _client_problem(address)
     on_loopback = address != "auto" and _knock(address)
     found = services.canonicalize_bootstrap_address(address)
     if found is None:  # RAY_ADDRESS=local
@@ -73,9 +74,23 @@ def _dashboard_problem(address: str) -> SweepError:
     host = urlsplit(address).hostname or "HOST"
     return SweepError(
         f"The Ray cluster at {address!r} cannot be reached: that is a dashboard's address.",
-        hint=f"Give --address {f'[{host}]' if ':' in host else host}:6379 here, or send the command to it: "
+        hint=f"Give --address {_bracketed(host)}:6379 here, or send the command to it: "
         f"kvray submit --address {address} …",
     )
+
+
+def _client_problem(address: str) -> SweepError:
+    """Through its client server Ray Tune runs on the cluster, where a sweep's records and views are not."""
+    host = urlsplit(address).hostname or "HOST"
+    return SweepError(
+        f"The Ray cluster at {address!r} cannot be used: no sweep can run through Ray's client server.",
+        hint=f"On a machine of the cluster give --address {_bracketed(host)}:6379; from any other send the command to "
+        f"its dashboard: kvray submit --address http://{_bracketed(host)}:8265 …",
+    )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def version_problem(address: str, cluster: Mapping[str, Any]) -> SweepError | None:

@@ -73,7 +73,7 @@ def check_loopback() -> None:
 
 def warn_of_open_cluster(address: str) -> None:
     """Say what it means to use the cluster at `address`, unless that is this very machine's loopback."""
-    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]")
+    host = address.rpartition(":")[0].strip("[]")
     if host and not is_loopback(host):
         _logger.warning(
             "Ray at %s listens on a network: whoever reaches its ports can run code as you, on every node. Keep them "

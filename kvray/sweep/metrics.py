@@ -103,9 +103,6 @@ def exports_metrics(ray_session: RaySession) -> bool:
     if ray_session.is_private:
         return False
     import ray
-    from ray.util.client import ray as client
 
-    if client.is_connected():  # through ray://: this process is on no node
-        return False
     node_id = ray.get_runtime_context().get_node_id()
     return any(node["NodeID"] == node_id and node.get("MetricsExportPort", 0) > 0 for node in ray.nodes())

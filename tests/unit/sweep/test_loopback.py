@@ -8,7 +8,7 @@ import pytest
 from kvray.sweep.loopback import is_loopback, loopback_ray, warn_of_open_cluster
 
 
-@pytest.mark.parametrize("address", ["10.0.0.7:6379", "ray://head.example:10001", "[fd00::7]:6379", "0.0.0.0:6379"])
+@pytest.mark.parametrize("address", ["10.0.0.7:6379", "head.example:6379", "[fd00::7]:6379", "0.0.0.0:6379"])
 def test_a_cluster_on_a_network_comes_with_one_line_of_warning(
     address: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -20,7 +20,7 @@ def test_a_cluster_on_a_network_comes_with_one_line_of_warning(
     assert "\n" not in record.getMessage()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://localhost:10001", "[::1]:6379", "auto", "nonsense"])
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "localhost:6379", "[::1]:6379", "auto", "nonsense"])
 def test_a_cluster_on_this_machines_loopback_comes_with_none(address: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "kvray.sweep"):
         warn_of_open_cluster(address)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from kvray.errors import SweepError
-from kvray.sweep.joining import prepare_to_join
 from kvray.sweep.session import RaySession
 
 pytestmark = pytest.mark.spawns
@@ -60,10 +59,16 @@ def test_of_an_address_at_which_nobody_listens_no_open_ports_are_told(
     assert caplog.messages == []
 
 
-def test_a_name_of_this_machines_loopback_is_known_by_who_answers() -> None:
+def test_rays_client_server_is_refused_with_the_ways_that_work(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert prepare_to_join(f"ray://localhost:{port}") is None
+        address = f"ray://localhost:{server.getsockname()[1]}"
+        with pytest.raises(SweepError) as raised:
+            connect(address, tmp_path)
+    assert str(raised.value) == (
+        f"The Ray cluster at '{address}' cannot be used: no sweep can run through Ray's client server. On a machine of "
+        "the cluster give --address localhost:6379; from any other send the command to its dashboard: kvray submit "
+        "--address http://localhost:8265 …"
+    )
 
 
 def test_a_dashboards_address_is_refused_at_once(tmp_path: Path) -> None:
