@@ -91,6 +91,7 @@ def test_as_json_search_and_forecasts_are_there_too(capsys: pytest.CaptureFixtur
         "max_trials": 3,
         "confirm_rounds": CONFIRM_ROUNDS,
         "seed": 5,
+        "exclusive": False,
     }
     assert told["candidates"][0]["forecast"]["highest_peak_mib"] == 731.0
 
