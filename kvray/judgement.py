@@ -94,6 +94,11 @@ class Limits(BaseModel):
     max_peak_mib: Annotated[float, Field(gt=0)] | None = None
     max_quality_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = MAX_QUALITY_LOSS
 
+    @property
+    def bound_cells(self) -> bool:
+        """Whether there is a limit that every cell has to keep."""
+        return any(one is not None for name, one in self if name != "max_quality_loss")
+
     def allow_loss(self, kl_mean: float | None, kl_decode: float | None) -> bool:
         """Whether a loss of quality keeps the limit, over all tokens and over those decoded one by one (nats per
         token); one that was not measured does. Asked with the lower bounds of a loss that is known within bounds: what

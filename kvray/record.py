@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType, ParamValue
 from kvray.workload import Cell
+
+if TYPE_CHECKING:
+    from kvray.run_columns import RunColumns
 
 RANDOM_PREFIX = "random:"
 """Begins the id of a model whose architecture is real and whose weights are random."""
@@ -431,7 +435,20 @@ class TrialResult:
     """A trial's record together with its raw runs, as it travels from a slot to the store."""
 
     record: TrialRecord
-    runs: tuple[Run, ...] = field(default_factory=tuple)
+    runs: Sequence[Run] = field(default_factory=tuple)
+
+    @cached_property
+    def columns(self) -> RunColumns:
+        """`runs` as arrays: records that were read have them so, and make objects only of those that are asked for."""
+        from kvray.run_columns import RunColumns  # numpy takes a tenth of a second, which `kvray --help` does without
+
+        known = getattr(self.runs, "columns", None)
+        return known if isinstance(known, RunColumns) else RunColumns.of(self.runs)
+
+    @cached_property
+    def full_length(self) -> dict[Cell, RunColumns]:
+        """The runs of each full-length cell."""
+        return self.columns.by_cell(full_length=True)
 
     @property
     def has_lost_its_runs(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvray.analysis.aggregate import runs_at_rung, undisturbed
 from kvray.analysis.bimodality import Bimodality, find_bimodality
 from kvray.analysis.choice import Choice, better_than_baseline, choose, complexity
 from kvray.analysis.disturbed import disturbed_share
@@ -16,6 +15,7 @@ from kvray.analysis.ranking import Ranking
 from kvray.analysis.score import utility_weights
 from kvray.analysis.utility_posterior import UtilityPosterior, draw_utilities
 from kvray.record import TrialResult
+from kvray.run_columns import joined
 from kvray.workload import WorkloadProfile
 
 DISTURBED_CELLS_WORTH_A_NOTE = 0.2
@@ -116,14 +116,13 @@ def _choice(ranking: Ranking, posterior: UtilityPosterior) -> Choice:
 
 
 def _processes(evidence: Evidence, candidate_id: str) -> int:
-    return int((evidence.owner == evidence.ids.index(candidate_id)).sum())
+    return int((evidence.owner == evidence.place_of[candidate_id]).sum())
 
 
 def _fewest_runs(results: Sequence[TrialResult], profile: WorkloadProfile, ids: Iterable[str]) -> int:
     pools = pool_complete_trials(results, profile)
-    runs = {key: [run for trial in pools[key] for run in runs_at_rung(trial.runs, FULL_RUNG)] for key in ids}
     return min(
-        len(undisturbed([run for run in runs[key] if run.cell == cell]))
-        for key in runs
+        len(joined([trial.full_length[cell] for trial in pools[key]]).calm)
+        for key in ids
         for cell in profile.cells(pools[key][0].record.batch_size, rung=FULL_RUNG)
     )

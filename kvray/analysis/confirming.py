@@ -94,7 +94,7 @@ def _worth_a_process(
 
 
 def _is_disturbed(evidence: Evidence, candidate_id: str) -> bool:
-    return bool(evidence.disturbed[evidence.owner == evidence.ids.index(candidate_id)].all())
+    return bool(evidence.disturbed[evidence.owner == evidence.place_of[candidate_id]].all())
 
 
 def _may_be_kept(evidence: Evidence, candidate_id: str, miss: Miss) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from kvray.analysis.aggregate import runs_at_rung
-from kvray.record import Run, TrialResult
+from kvray.record import TrialResult
+from kvray.run_columns import RunColumns
 from kvray.workload import Cell
 
 
@@ -43,15 +43,16 @@ def disturbed_share(results: Sequence[TrialResult]) -> float:
 
 
 def _cells(pool: Sequence[TrialResult]) -> set[Cell]:
-    return {run.cell for run in _runs_that_count(pool)}
+    return {cell for cell, _ in _columns_that_count(pool)}
 
 
 def _disturbed_cells(pool: Sequence[TrialResult]) -> set[Cell]:
     """The cells without an undisturbed run, among those that one candidate's trials are judged by."""
-    return _cells(pool) - {run.cell for run in _runs_that_count(pool) if not run.disturbed}
+    found = _columns_that_count(pool)
+    return {cell for cell, _ in found} - {cell for cell, runs in found if not runs.disturbed.all()}
 
 
-def _runs_that_count(pool: Sequence[TrialResult]) -> list[Run]:
+def _columns_that_count(pool: Sequence[TrialResult]) -> list[tuple[Cell, RunColumns]]:
     """The full-length cells, or those of rung 0 where no trial came further."""
-    full = [run for result in pool for run in runs_at_rung(result.runs, 2)]
-    return full or [run for result in pool for run in result.runs]
+    full = [one for result in pool for one in result.full_length.items()]
+    return full or [one for result in pool for one in result.columns.by_cell(full_length=False).items()]

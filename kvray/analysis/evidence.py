@@ -7,21 +7,22 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from kvray.analysis.aggregate import runs_at_rung, undisturbed
 from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pooling import (
     FULL_RUNG,
     full_length_cells,
     missing_cells,
     pool_complete_trials,
-    quality_record,
+    quality_records,
     with_quality_of,
 )
-from kvray.record import Role, Run, TrialRecord, TrialResult, gpus_of
+from kvray.record import Role, TrialRecord, TrialResult, gpus_of
+from kvray.run_columns import RunColumns
 from kvray.workload import Cell, WorkloadProfile
 
 METRICS = TTFT, DECODE, PEAK = range(3)
@@ -62,10 +63,16 @@ class Evidence:
     disturbed: Flags
     misses: Mapping[str, tuple[Miss, ...]] = field(default_factory=dict)
 
+    @cached_property
+    def place_of(self) -> Mapping[str, int]:
+        """By candidate id, its index in `ids`."""
+        return {key: place for place, key in enumerate(self.ids)}
+
     def restricted(self, ids: Iterable[str]) -> Evidence:
         """The evidence about the candidates in `ids` alone."""
-        kept = tuple(key for key in self.ids if key in frozenset(ids))
-        places = {self.ids.index(key): place for place, key in enumerate(kept)}
+        wanted = frozenset(ids)
+        kept = tuple(key for key in self.ids if key in wanted)
+        places = {self.place_of[key]: place for place, key in enumerate(kept)}
         rows = np.isin(self.owner, list(places))
         return Evidence(
             ids=kept,
@@ -105,7 +112,9 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
     rows = [(place, trial) for place, pool in enumerate(kept.values()) for trial in pool]
     measured = [_Process.of(trial, profile) for _, trial in rows]
     per_run = _variance_per_run(measured)
-    misses = {key: missed for key, pool in pools.items() if (missed := _missed_limits(pool, results, profile))}
+    qualities = quality_records(results)
+    misses = {key: _missed_limits(pool, qualities.get(key), profile) for key, pool in pools.items()}
+    misses = {key: missed for key, missed in misses.items() if missed}
     return Evidence(
         ids=tuple(kept),
         contenders=frozenset(kept) - misses.keys(),
@@ -164,7 +173,7 @@ class _Process:
 
     @classmethod
     def of(cls, trial: TrialResult, profile: WorkloadProfile) -> _Process:
-        cells = [_run_logs(_calm_runs(trial, cell)) for cell in _cells(trial, profile)]
+        cells = [_run_logs(trial.full_length[cell].calm) for cell in _cells(trial, profile)]
         return cls(
             logs=np.mean([np.median(cell, axis=0) for cell in cells], axis=0),
             run_share=math.fsum(_median_variance(len(cell)) for cell in cells) / len(cells) ** 2,
@@ -186,8 +195,9 @@ def _median_variance(runs: int) -> float:
     return 1 / runs if runs < 3 else math.pi / 2 / runs
 
 
-def _run_logs(runs: Sequence[Run]) -> Array:
-    return np.log([[run.ttft_ms, run.decode_tok_s, run.peak_mib or 1.0] for run in runs])
+def _run_logs(runs: RunColumns) -> Array:
+    peaks = np.where(np.isnan(runs.peak_mib), 1.0, runs.peak_mib)
+    return np.asarray(np.log(np.column_stack([runs.ttft_ms, runs.decode_tok_s, peaks])))
 
 
 def _calm(pool: tuple[TrialResult, ...], profile: WorkloadProfile) -> tuple[TrialResult, ...]:
@@ -195,15 +205,7 @@ def _calm(pool: tuple[TrialResult, ...], profile: WorkloadProfile) -> tuple[Tria
 
 
 def _is_calm(trial: TrialResult, profile: WorkloadProfile) -> bool:
-    return all(any(not run.disturbed for run in _runs(trial, cell)) for cell in _cells(trial, profile))
-
-
-def _calm_runs(trial: TrialResult, cell: Cell) -> Sequence[Run]:
-    return undisturbed(_runs(trial, cell))
-
-
-def _runs(trial: TrialResult, cell: Cell) -> list[Run]:
-    return [run for run in runs_at_rung(trial.runs, FULL_RUNG) if run.cell == cell]
+    return not any(trial.full_length[cell].disturbed.all() for cell in _cells(trial, profile))
 
 
 def _cells(trial: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
@@ -230,7 +232,8 @@ def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> M
 
 
 def _missed_limits(
-    pool: Sequence[TrialResult], results: Sequence[TrialResult], profile: WorkloadProfile
+    pool: Sequence[TrialResult], quality_of: TrialRecord | None, profile: WorkloadProfile
 ) -> tuple[Miss, ...]:
-    record = with_quality_of(quality_record(results, pool[0].record.candidate_id), pool[0].record)
-    return missed_limits(record, full_length_cells(pool, profile), profile.limits)
+    record = with_quality_of(quality_of, pool[0].record)
+    cells = full_length_cells(pool, profile) if profile.limits.bound_cells else ()
+    return missed_limits(record, cells, profile.limits)

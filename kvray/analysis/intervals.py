@@ -44,7 +44,7 @@ class LogInterval:
 
 def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogInterval:
     """Where the mean over many fresh processes of the candidate lies."""
-    rows = evidence.owner == evidence.ids.index(candidate_id)
+    rows = evidence.owner == evidence.place_of[candidate_id]
     variances = process_variances(evidence, _axis(metric), paired=False).own
     return _weighted(evidence, rows / rows.sum(), metric, variances)
 
@@ -69,7 +69,7 @@ def gain_intervals(
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
     """Confirming rounds that measured both on the same device."""
     ours, theirs = (
-        set(evidence.rounds[evidence.owner == evidence.ids.index(key)].tolist()) for key in (candidate_id, baseline_id)
+        set(evidence.rounds[evidence.owner == evidence.place_of[key]].tolist()) for key in (candidate_id, baseline_id)
     )
     return sorted((ours & theirs) - {SEARCH_ROUND})
 
@@ -77,7 +77,7 @@ def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> li
 def _gain(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int, variances: Array) -> LogInterval:
     if candidate_id == baseline_id:
         return LogInterval(value=0.0, half_width=0.0)
-    ours, theirs = (evidence.owner == evidence.ids.index(key) for key in (candidate_id, baseline_id))
+    ours, theirs = (evidence.owner == evidence.place_of[key] for key in (candidate_id, baseline_id))
     if pairs := paired_rounds(evidence, candidate_id, baseline_id):
         ours, theirs = (rows & np.isin(evidence.rounds, pairs) for rows in (ours, theirs))
     return _weighted(evidence, ours / ours.sum() - theirs / theirs.sum(), metric, variances)
@@ -85,10 +85,12 @@ def _gain(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int, 
 
 def _weighted(evidence: Evidence, share: Array, metric: int, variances: Array) -> LogInterval:
     """The interval of a weighted sum of processes, each with its candidate's noise (a column of `variances`)."""
-    between = variances[:, evidence.owner] @ share**2
+    rows = np.flatnonzero(share)
+    own = share[rows]
+    between = variances[:, evidence.owner[rows]] @ own**2
     return LogInterval(
-        value=float(share @ evidence.logs[:, metric]),
-        half_width=half_width_95(between + float(share**2 @ evidence.within[:, metric])),
+        value=float(own @ evidence.logs[rows, metric]),
+        half_width=half_width_95(between + float(own**2 @ evidence.within[rows, metric])),
     )
 
 

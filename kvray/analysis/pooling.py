@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from kvray.analysis.aggregate import CellMetrics, aggregate_cells, runs_at_rung
+from kvray.analysis.aggregate import CellMetrics, cells_of_columns
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
+from kvray.run_columns import joined
 from kvray.workload import Cell, WorkloadProfile
 
 FULL_RUNG = 2
@@ -38,10 +39,13 @@ def pool_complete_trials(
     }
 
 
-def quality_record(results: Iterable[TrialResult], candidate_id: str) -> TrialRecord | None:
-    """The record that has a candidate's loss of quality: confirming trials do not measure it."""
-    records = (one.record for one in results if one.record.candidate_id == candidate_id)
-    return next((record for record in records if record.kl_mean is not None), None)
+def quality_records(results: Iterable[TrialResult]) -> dict[str, TrialRecord]:
+    """By candidate id, the record that has the loss of quality: confirming trials do not measure it."""
+    found: dict[str, TrialRecord] = {}
+    for result in results:
+        if result.record.kl_mean is not None:
+            found.setdefault(result.record.candidate_id, result.record)
+    return found
 
 
 def with_quality_of(other: TrialRecord | None, record: TrialRecord) -> TrialRecord:
@@ -53,16 +57,15 @@ def with_quality_of(other: TrialRecord | None, record: TrialRecord) -> TrialReco
 
 def missing_cells(result: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
     """Full-length cells of `profile` that the trial did not measure."""
-    measured = {run.cell for run in runs_at_rung(result.runs, FULL_RUNG)}
-    return tuple(cell for cell in _cells(result.record, profile) if cell not in measured)
+    return tuple(cell for cell in _cells(result.record, profile) if cell not in result.full_length)
 
 
 def full_length_cells(pool: Iterable[TrialResult], profile: WorkloadProfile) -> tuple[CellMetrics, ...]:
     """Metrics of the profile's full-length cells over the runs of all trials in `pool` (one candidate's)."""
     trials = tuple(pool)
-    wanted = frozenset(cell for trial in trials for cell in _cells(trial.record, profile))
-    runs = (run for trial in trials for run in runs_at_rung(trial.runs, FULL_RUNG))
-    return aggregate_cells(run for run in runs if run.cell in wanted)
+    wanted = dict.fromkeys(cell for trial in trials for cell in _cells(trial.record, profile))
+    measured = {cell: [trial.full_length[cell] for trial in trials if cell in trial.full_length] for cell in wanted}
+    return cells_of_columns({cell: joined(columns) for cell, columns in measured.items() if columns})
 
 
 def _cells(record: TrialRecord, profile: WorkloadProfile) -> tuple[Cell, ...]:

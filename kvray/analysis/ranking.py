@@ -15,7 +15,7 @@ from kvray.analysis.pooling import (
     full_length_cells,
     missing_cells,
     pool_complete_trials,
-    quality_record,
+    quality_records,
     with_quality_of,
 )
 from kvray.analysis.reasons import allowed_now_reason, status_reason
@@ -147,9 +147,9 @@ def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
     Ranked are candidates with a trial that ended ok, measured every full-length cell of `profile` for their batch size,
     and keeps its limits. Several such trials of one candidate are pooled. The order of `results` does not matter.
     """
-    pools = pool_complete_trials(results, profile)
+    pools, qualities = pool_complete_trials(results, profile), quality_records(results)
     measured = {
-        candidate_id: _Measured.of(pool, profile, quality_of=quality_record(results, candidate_id))
+        candidate_id: _Measured.of(pool, profile, quality_of=qualities.get(candidate_id))
         for candidate_id, pool in pools.items()
     }
     misses = {key: missed_limits(one.record, one.cells, profile.limits) for key, one in measured.items()}

@@ -18,8 +18,9 @@ Source: Gelman et al. 2013, "Bayesian Data Analysis", third edition, sections 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,7 +52,11 @@ class UtilityPosterior:
         """The best on average."""
         return self.ids[int(np.argmax(self.utilities.mean(axis=1)))]
 
-    @property
+    @cached_property
+    def _place_of(self) -> Mapping[str, int]:
+        return {key: place for place, key in enumerate(self.ids)}
+
+    @cached_property
     def lead_shares(self) -> dict[str, float]:
         """Share of the draws in which each is the best."""
         leaders = np.bincount(np.argmax(self.utilities, axis=0), minlength=len(self.ids))
@@ -64,21 +69,21 @@ class UtilityPosterior:
 
     def near_share(self, candidate_id: str) -> float:
         """Share of the draws in which nothing is better than it by more than 2 %."""
-        behind = self.utilities.max(axis=0) - self.utilities[self.ids.index(candidate_id)]
+        behind = self.utilities.max(axis=0) - self.utilities[self._place_of[candidate_id]]
         return float((behind <= NEAR).mean())
 
     def worse_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is more than 2 % worse than another."""
-        behind = self.utilities[self.ids.index(than)] - self.utilities[self.ids.index(candidate_id)]
+        behind = self.utilities[self._place_of[than]] - self.utilities[self._place_of[candidate_id]]
         return float((behind > NEAR).mean())
 
     def better_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is better than another."""
-        return float((self.utilities[self.ids.index(candidate_id)] > self.utilities[self.ids.index(than)]).mean())
+        return float((self.utilities[self._place_of[candidate_id]] > self.utilities[self._place_of[than]]).mean())
 
     def score_ratio(self, candidate_id: str, to: str) -> Interval:
         """95 % interval of its score as a multiple of another's."""
-        ahead = self.utilities[self.ids.index(candidate_id)] - self.utilities[self.ids.index(to)]
+        ahead = self.utilities[self._place_of[candidate_id]] - self.utilities[self._place_of[to]]
         low, high = np.exp(np.quantile(ahead, (0.025, 0.975))).tolist()
         return Interval(value=float(np.exp(ahead.mean())), low=low, high=high)
 
@@ -99,7 +104,7 @@ def draw_utilities(
     """
     own = evidence.restricted(ids)
     variances = process_variances(evidence, weights)
-    rows = np.array([evidence.ids.index(key) for key in own.ids])[own.owner]
+    rows = np.array([evidence.place_of[key] for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
     each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`

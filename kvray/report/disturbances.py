@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kvray.analysis.confidence import DISTURBED_CELLS_WORTH_A_NOTE
 from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed, without_replaced
 from kvray.config import DISTURBED
-from kvray.record import Run, TrialResult
+from kvray.record import TrialResult
 from kvray.report import formats
 from kvray.report.repeating import going_on_with
 
@@ -62,21 +62,21 @@ class Disturbances:
 
 def disturbances(results: Sequence[TrialResult]) -> Disturbances:
     """Count the disturbed runs of a sweep."""
-    runs = [run for result in without_replaced(results) for run in result.runs]
+    counted = [result.columns for result in without_replaced(results)]
     return Disturbances(
-        runs=len(runs),
-        disturbed=sum(run.disturbed for run in runs),
-        reason=_most_frequent(runs),
+        runs=sum(map(len, counted)),
+        disturbed=sum(int(runs.disturbed.sum()) for runs in counted),
+        reason=_most_frequent(reason for runs in counted for reason in runs.reasons),
         share=disturbed_share(results),
         candidates=len(resting_on_disturbed(results)),
     )
 
 
-def _most_frequent(runs: Iterable[Run]) -> str | None:
+def _most_frequent(disturbances: Iterable[str]) -> str | None:
     """Reasons that differ only in their figures are one; of equally frequent ones the first."""
     seen: defaultdict[str, list[str]] = defaultdict(list)
-    for run in runs:
-        for reason in (run.disturbance or "").split("; "):
+    for one in disturbances:
+        for reason in one.split("; "):
             seen[_FIGURE.sub("#", reason)].append(reason)
     seen.pop("", None)
     return formats.clean_line(max(seen.values(), key=len)[0]) if seen else None

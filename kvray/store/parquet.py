@@ -10,8 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +26,17 @@ from kvray.store.manifest_file import ManifestKind
 from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
 from kvray.store.ranking_table import RankingRow, ranking_table
 from kvray.store.schema import encode, to_table
-from kvray.store.tables import UNREADABLE, ForeignSweepError, RecordsFile, in_order, read_records
+from kvray.store.stored_runs import runs_by_trial
+from kvray.store.tables import (
+    UNREADABLE,
+    ForeignSweepError,
+    RawFile,
+    RecordsFile,
+    checked,
+    checked_together,
+    in_order,
+    read_raw,
+)
 
 logger = logging.getLogger("kvray.store")
 
@@ -35,6 +44,7 @@ T = TypeVar("T", Run, TrialRecord)
 SWEEP_MANIFEST = ManifestKind(what="sweep", model=SweepManifest, id_field="run_id", version_field="manifest_version")
 
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
+_FILES_AT_ONCE = 512
 _READ_ATTEMPTS = 5
 """A reader that meets a compaction finds listed files gone and lists again; only one compaction ends a sweep."""
 
@@ -123,7 +133,7 @@ class ResultsStore:
             except FileNotFoundError:
                 return path, []
             if held is not None:
-                return path, held.items
+                return path, list(held.items)
         where = self._files.shown(paths.trials)
         raise ResultsError(f"Too many unreadable files in {where!r}.", hint="Move them elsewhere.")
 
@@ -217,12 +227,11 @@ class ResultsStore:
         """
         paths = self.paths(run_id)
         # In this order: the runs of every trial row that is seen are there already.
-        records = without_overtaken(self._items(paths.trials, TrialRecord, run_id))
-        runs = defaultdict[str, list[Run]](list)
-        for run in self._items(paths.runs, Run, run_id):
-            runs[run.trial_id].append(run)
+        files = self._read_folder(paths.trials, TrialRecord, run_id)
+        records = without_overtaken([item for file in files for item in file.counted_items])
+        runs = runs_by_trial([file.counted_table for file in self._read_folder(paths.runs, Run, run_id)])
         records.sort(key=lambda record: (record.started_at or _NEVER, record.trial_id))
-        return [TrialResult(record=record, runs=tuple(runs[record.trial_id])) for record in records]
+        return [TrialResult(record=record, runs=runs.get(record.trial_id, ())) for record in records]
 
     def read_text(self, path: Path) -> str:
         """The text (UTF-8) at one of `paths(run_id)`.
@@ -232,36 +241,39 @@ class ResultsStore:
         """
         return self._files.read(path).decode()
 
-    def records_sha256(self, run_id: str) -> str:
-        """Hash of the content of all trials and their runs: the same before and after `compact`, and after a later
-        kvray has added columns (fields at their default are left out)."""
-        results = self.read(run_id)
-        items: list[TrialRecord | Run] = [result.record for result in results]
-        items.extend(run for result in results for run in result.runs)
-        lines = sorted(f"{type(item).__name__} {_canonical(item)}" for item in items)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def _items(self, folder: Path, kind: type[T], run_id: str) -> list[T]:
-        return [item for file in self._read_folder(folder, kind, run_id) for item in file.counted_items]
-
     def _read_folder(self, folder: Path, kind: type[T], run_id: str) -> list[RecordsFile[T]]:
         """The files of `folder` that can be read, those first that have the say."""
         for _ in range(_READ_ATTEMPTS):
             paths = self._files.list(folder, ".parquet")
             try:
-                files = self._files.each(lambda path: self._read_file(path, kind, run_id), paths)
+                files = self._read_files(paths, kind, run_id)
             except FileNotFoundError:
                 continue
-            ordered = in_order(file for file in files if file is not None)
+            ordered = in_order(files)
             for file in ordered:
                 self._warn_of_copies(file)
             return ordered
         raise ResultsError(f"The files in {self._files.shown(folder)!r} change while they are read.", hint="Try again.")
 
+    def _read_files(self, paths: Sequence[Path], kind: type[T], run_id: str) -> list[RecordsFile[T]]:
+        """Many at a time, because a file holds few rows and every look at a table costs the same for many."""
+        found: list[RecordsFile[T]] = []
+        for first in range(0, len(paths), _FILES_AT_ONCE):
+            read = self._files.each(self._read_raw, paths[first : first + _FILES_AT_ONCE])
+            raw = [file for file in read if file is not None]
+            together = checked_together(raw, kind, run_id) if len(raw) > 1 else None
+            one_by_one = (self._checked(file, kind, run_id) for file in raw) if together is None else together
+            found.extend(file for file in one_by_one if file is not None)
+        return found
+
     def _read_file(self, path: Path, kind: type[T], run_id: str) -> RecordsFile[T] | None:
+        raw = self._read_raw(path)
+        return None if raw is None else self._checked(raw, kind, run_id)
+
+    def _read_raw(self, path: Path) -> RawFile | None:
         try:
             with self._files.open(path) as source:
-                return read_records(source, path, kind, run_id)
+                return read_raw(source, path)
         except FileNotFoundError:
             raise
         except ResultsError as error:
@@ -272,10 +284,17 @@ class ResultsStore:
             self._warn_of(path, f"{reason(error)}.")
         return None
 
+    def _checked(self, file: RawFile, kind: type[T], run_id: str) -> RecordsFile[T] | None:
+        try:
+            return checked(file, kind, run_id)
+        except UNREADABLE as error:
+            self._warn_of(file.path, f"{reason(error)}.")
+        return None
+
     def _is_of_another_sweep(self, path: Path, kind: type[T], run_id: str) -> bool:
         try:
             with self._files.open(path) as source:
-                read_records(source, path, kind, run_id)
+                checked(read_raw(source, path), kind, run_id)
         except ForeignSweepError:
             return True
         except (ResultsError, *UNREADABLE):
@@ -283,9 +302,9 @@ class ResultsStore:
         return False
 
     def _warn_of_copies(self, file: RecordsFile[T]) -> None:
-        copied = {item.trial_id for item in file.items} - {item.trial_id for item in file.counted_items}
+        copied = file.copied_trials
         if copied and not file.is_own:
-            told = f"{len(copied)} of its trials lie in the sweep's own files too, which are used."
+            told = f"{copied} of its trials lie in the sweep's own files too, which are used."
             self._warn_of(file.path, told)
 
     def _warn_of(self, path: Path, why: str) -> None:
@@ -311,6 +330,14 @@ class ResultsStore:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True)
         self._files.write(path, sink.getvalue().to_pybytes())
+
+
+def records_sha256(results: Iterable[TrialResult]) -> str:
+    """Hash of the content of all trials of a sweep and their runs: the same before and after `compact`, and after a
+    later kvray has added columns (fields at their default are left out)."""
+    items: list[TrialRecord | Run] = [item for result in results for item in (result.record, *result.runs)]
+    lines = sorted(f"{type(item).__name__} {_canonical(item)}" for item in items)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def without_overtaken(records: Sequence[TrialRecord]) -> list[TrialRecord]:

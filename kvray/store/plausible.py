@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from kvray.errors import InvalidValueError
 from kvray.record import Run, TrialRecord
 
@@ -28,6 +33,35 @@ def check_plausible(item: Run | TrialRecord) -> None:
             raise ValueError(f"{name} {getattr(item, name)} is not a positive number")
     for value in item.itl_ms:
         _check("itl_ms", value, may_be_zero=True)
+
+
+def are_plain_runs(table: pa.Table) -> bool:
+    """Whether `check_plausible` passes every run in `table`, which has the columns of `Run`. It may say no where that
+    passes too: rows that are out of the ordinary are to be looked at one by one.
+
+    Raises:
+        ArrowInvalid: the table is damaged.
+    """
+    required = [one.name for one in fields(Run) if one.default is MISSING]
+    gaps = pc.list_flatten(table.column("itl_ms"))
+    table.validate(full=True)  # text that is not UTF-8, offsets that lead nowhere
+    return (
+        not any(table.column(name).null_count for name in required)
+        and not gaps.null_count
+        and all(_all_within(table.column(name), LEAST) for name in _METRICS)
+        and _all_within(table.column("energy_j"), LEAST, may_be_zero=True)
+        and _all_within(gaps, LEAST, may_be_zero=True)
+        and all(_all_within(table.column(name), 1) for name in _COUNTS)
+        and _all_within(pc.year(table.column("started_at")), 1, 9999)
+    )
+
+
+def _all_within(values: pa.ChunkedArray, least: float, most: float = MOST, *, may_be_zero: bool = False) -> bool:
+    """Nulls are; NaN is not."""
+    is_within = pc.and_(pc.greater_equal(values, least), pc.less_equal(values, most))
+    if may_be_zero:
+        is_within = pc.or_(is_within, pc.equal(values, 0.0))
+    return pc.all(is_within).as_py() is not False
 
 
 def _check_candidate(record: TrialRecord) -> None:

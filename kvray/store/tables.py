@@ -8,24 +8,25 @@ from __future__ import annotations
 import base64
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kvray.record import Run, TrialRecord
 from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART
-from kvray.store.plausible import check_plausible
-from kvray.store.schema import RUN_KEY, SchemaError, conform, from_table
+from kvray.store.plausible import are_plain_runs, check_plausible
+from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table
 
 T = TypeVar("T", Run, TrialRecord)
 
 UNREADABLE = (ValueError, OverflowError, pa.ArrowException, OSError)
-"""What `read_records` raises for damaged files, beside its own errors."""
+"""What reading a damaged file raises."""
 
 _MAGIC = b"PAR1"
 _TAIL = 8
@@ -50,21 +51,38 @@ class ForeignSweepError(SchemaError):
 
 
 @dataclass(frozen=True)
-class RecordsFile(Generic[T]):
-    """A file that was read.
+class RawFile:
+    """A whole Parquet file, of which nobody has looked yet what its rows say.
 
     Attributes:
-        table: its rows as Arrow has them, unknown columns included.
-        items: the same rows as objects.
-        is_of_the_sweep: whether the file names its sweep; older files do not, and without rows they replace nothing.
-        counted: for each row, whether it counts: false where a file that comes before this one holds the same trial.
+        told: the sweep that it names; empty in older files.
     """
 
     path: Path
     table: pa.Table
-    items: list[T]
+    told: str
+
+
+@dataclass(frozen=True)
+class RecordsFile(Generic[T]):
+    """A file that was read and checked.
+
+    Attributes:
+        table: its rows as Arrow has them, unknown columns included.
+        is_of_the_sweep: whether the file names its sweep; older files do not, and without rows they replace nothing.
+        row_ids: the trials of its rows, each once.
+        counted: for each row, whether it counts: false where a file that comes before this one holds the same trial.
+            `None` where all do.
+        made: its rows as objects, where the check has made them.
+    """
+
+    path: Path
+    table: pa.Table
+    kind: type[T]
     is_of_the_sweep: bool
-    counted: tuple[bool, ...] = ()
+    row_ids: frozenset[str]
+    counted: tuple[bool, ...] | None = None
+    made: Sequence[T] | None = None
 
     @property
     def is_own(self) -> bool:
@@ -72,21 +90,33 @@ class RecordsFile(Generic[T]):
         return self._origin is not _Origin.FOREIGN
 
     @property
-    def counted_items(self) -> list[T]:
+    def items(self) -> Sequence[T]:
+        """Its rows as objects."""
+        return from_table(self.table, self.kind) if self.made is None else self.made
+
+    @property
+    def counted_items(self) -> Sequence[T]:
         """The rows that count."""
-        return list(compress(self.items, self.counted))
+        return self.items if self.counted is None else list(compress(self.items, self.counted))
 
     @property
     def counted_table(self) -> pa.Table:
         """The rows that count, as Arrow has them."""
-        return self.table.filter(pa.array(self.counted, pa.bool_()))
+        return self.table if self.counted is None else self.table.filter(pa.array(self.counted, pa.bool_()))
 
     @property
     def trial_ids(self) -> frozenset[str]:
         """The trials that it holds; a trial without runs has a file without rows."""
-        if not self.items and self.is_of_the_sweep:
+        if not self.row_ids and self.is_of_the_sweep:
             return frozenset({_trial_id_of(self.path)})
-        return frozenset(item.trial_id for item in self.items)
+        return self.row_ids
+
+    @property
+    def copied_trials(self) -> int:
+        """How many of its trials another file holds too, which counts instead."""
+        if self.counted is None:
+            return 0
+        return len(self.row_ids) - len(set(compress(self.table.column("trial_id").to_pylist(), self.counted)))
 
     @property
     def _origin(self) -> _Origin:
@@ -102,44 +132,101 @@ class RecordsFile(Generic[T]):
         return self._origin, self.path.name
 
 
-def read_records(source: pa.NativeFile, path: Path, kind: type[T], run_id: str) -> RecordsFile[T]:
-    """The records in `source`, which lies at `path` in the folder of `run_id`. Only the part that its footer describes
-    is read, however large the file is.
+def read_raw(source: pa.NativeFile, path: Path) -> RawFile:
+    """What `source` holds, which lies at `path`. Only the part that its footer describes is read, however large the
+    file is.
 
     Raises:
-        ForeignSweepError: they belong to another sweep.
-        SchemaError: newer, not kvray's, or not plausible.
+        SchemaError: it is no Parquet file, or its footer is damaged.
         ValueError, OverflowError, ArrowException, OSError: damaged, see `UNREADABLE`.
     """
     _check_ends(source)
     file = pq.ParquetFile(source, page_checksum_verification=True)
     _check_footer(file)
-    table = conform(file.read(), kind)
+    told = (file.schema_arrow.metadata or {}).get(RUN_KEY, b"").decode()
+    return RawFile(path, file.read(use_threads=False), told)
+
+
+def checked(file: RawFile, kind: type[T], run_id: str) -> RecordsFile[T]:
+    """The records in a file that lies in the folder of `run_id`, looked at one by one.
+
+    Raises:
+        ForeignSweepError: they belong to another sweep.
+        SchemaError: newer, not kvray's, or not plausible.
+        ValueError, OverflowError, ArrowException: damaged, see `UNREADABLE`.
+    """
+    table = conform(file.table, kind)
     items = from_table(table, kind)
     for item in items:
         check_plausible(item)
-    told = (file.schema_arrow.metadata or {}).get(RUN_KEY, b"").decode()
-    if others := sorted(({told or run_id} | {item.run_id for item in items}) - {run_id}):
+    if others := sorted(({file.told or run_id} | {item.run_id for item in items}) - {run_id}):
         raise ForeignSweepError(f"it holds records of another sweep, {others[0][:80]!r}")
-    return RecordsFile(path, table, items, is_of_the_sweep=bool(told))
+    ids = frozenset(item.trial_id for item in items)
+    return RecordsFile(file.path, table, kind, bool(file.told), ids, made=items if kind is TrialRecord else None)
+
+
+def checked_together(files: Sequence[RawFile], kind: type[T], run_id: str) -> list[RecordsFile[T]] | None:
+    """What `checked` says of each of `files`, at the price of one; `None` where it may refuse one of them, or say
+    something else of it than of the others."""
+    first = files[0]
+    if any(file.told not in ("", run_id) or not _is_alike(file.table.schema, first.table.schema) for file in files):
+        return None
+    try:
+        table = conform(pa.concat_tables([file.table for file in files]), kind).combine_chunks()
+        if not set(pc.unique(table.column("run_id")).to_pylist()) <= {run_id}:
+            return None
+        items = _made_together(table, kind)
+    except UNREADABLE:
+        return None
+    return None if items is False else _apart(files, table, kind, items)
 
 
 def in_order(files: Iterable[RecordsFile[T]]) -> list[RecordsFile[T]]:
     """The files in the order in which they count, with the rows that count marked: each trial counts in one file."""
     ordered, seen = [], set[str]()
     for file in sorted(files, key=lambda one: one.sort_key):
-        ordered.append(replace(file, counted=_counted(file.items, seen)))
+        ordered.append(replace(file, counted=_counted(file, seen)))
         seen |= file.trial_ids
     return ordered
 
 
-def _counted(items: Iterable[T], seen: Iterable[str]) -> tuple[bool, ...]:
-    """Which rows are the first of their trial. Among the runs, all rows of a trial in one file count."""
-    before, counted = set(seen), []
+def _is_alike(schema: pa.Schema, other: pa.Schema) -> bool:
+    versions = [(one.metadata or {}).get(VERSION_KEY) for one in (schema, other)]
+    return versions[0] == versions[1] and schema.equals(other)
+
+
+def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[False] | None:
+    """The rows as objects, or `None` for runs, which are left as they are; `False` where a row may not be plausible."""
+    if kind is Run:
+        return None if are_plain_runs(table) else False
+    items = from_table(table, kind)
     for item in items:
-        counted.append(item.trial_id not in before)
-        if isinstance(item, TrialRecord):
-            before.add(item.trial_id)
+        check_plausible(item)
+    return items
+
+
+def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequence[T] | None) -> list[RecordsFile[T]]:
+    found, start = [], 0
+    for file in files:
+        rows = file.table.num_rows
+        own = table.slice(start, rows)
+        made = None if items is None else items[start : start + rows]
+        ids = frozenset(pc.unique(own.column("trial_id")).to_pylist())
+        found.append(RecordsFile(file.path, own, kind, bool(file.told), ids, made=made))
+        start += rows
+    return found
+
+
+def _counted(file: RecordsFile[T], seen: set[str]) -> tuple[bool, ...] | None:
+    """Which rows are the first of their trial. Among the runs, all rows of a trial in one file count."""
+    is_once = file.kind is Run or len(file.row_ids) == file.table.num_rows
+    if is_once and file.row_ids.isdisjoint(seen):
+        return None
+    before, counted = set(seen), []
+    for trial_id in file.table.column("trial_id").to_pylist():
+        counted.append(trial_id not in before)
+        if file.kind is TrialRecord:
+            before.add(trial_id)
     return tuple(counted)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from kvray.analysis import Analysis, analyse
 from kvray.analysis.hardware import best_first, by_hardware, device_name_of, gpu_type_of
@@ -21,7 +22,7 @@ from kvray.report.markdown import render_markdown
 from kvray.report.other_hardware import hardware_note, with_notes
 from kvray.report.ranking_file import ranking_file_rows
 from kvray.store.manifest import SweepManifest
-from kvray.store.parquet import ResultsStore
+from kvray.store.parquet import ResultsStore, records_sha256
 from kvray.store.paths import ResultsPaths
 from kvray.store.resuming import current_results
 
@@ -39,6 +40,7 @@ class TuneResult:
         manifest: as it was written, but for the weights and limits of the profile: `analysis` judges by these.
         results: trials of the last attempt's fingerprint, and of one hardware; `analysis` rests on them.
         set_aside: trials of other fingerprints, which cannot be compared with those.
+        records: all trials that lie there.
         hardware: digest of what measured them (see `TrialRecord`).
         other_hardware: the same sweep on each further hardware of a cluster. Ranked first is the one that measured the
             baseline and ranks most candidates.
@@ -48,10 +50,15 @@ class TuneResult:
     results: tuple[TrialResult, ...]
     set_aside: tuple[TrialResult, ...] = ()
     analysis: Analysis
-    records_sha256: str
+    records: Sequence[TrialResult]
     paths: ResultsPaths
     hardware: str | None = None
     other_hardware: tuple[TuneResult, ...] = ()
+
+    @cached_property
+    def records_sha256(self) -> str:
+        """Hash of the content of all `records`."""
+        return records_sha256(self.records)
 
     @property
     def device_name(self) -> str:
@@ -69,7 +76,8 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
         ProfileError: weights or limits are not allowed.
     """
     manifest = store.read_manifest(run_id).judged_by(judging)
-    results, set_aside = current_results(manifest, store.read(run_id))
+    records = store.read(run_id)
+    results, set_aside = current_results(manifest, records)
     groups = by_hardware(results)
     analyses = {key: analyse(group, manifest.profile, seed=manifest.seed) for key, group in groups.items()}
     names = {key: device_name_of(group) for key, group in groups.items()}
@@ -79,7 +87,7 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
         results=groups[first],
         set_aside=set_aside,
         analysis=analyses[first],
-        records_sha256=store.records_sha256(run_id),
+        records=records,
         paths=store.paths(run_id),
         hardware=first,
     )

@@ -18,7 +18,7 @@ from kvray_logger import logger_as_before
 from ray.cluster_utils import Cluster
 
 from kvray.cli.app import run
-from kvray.store.parquet import ResultsStore
+from kvray.store.parquet import ResultsStore, records_sha256
 
 Done = subprocess.CompletedProcess[str]
 Kvray = Callable[..., Done]
@@ -366,7 +366,7 @@ def test_a_sweep_is_not_resumed_with_other_arguments(
 ) -> None:
     folder, _ = all_failed
     (run_id,) = ResultsStore(folder).run_ids()
-    before = ResultsStore(folder).records_sha256(run_id)
+    before = records_sha256(ResultsStore(folder).read(run_id))
     model, *rest = arguments
     done = kvray("tune", model, *FAKE[2:], *rest, "--address", cluster, "--output", folder, "--resume", run_id)
     assert (done.returncode, done.stdout) == (10, "")
@@ -375,7 +375,7 @@ def test_a_sweep_is_not_resumed_with_other_arguments(
         f"now: {what}. Undo that, start a new sweep without --resume, or pass --force to measure everything anew "
         "beside it."
     )
-    assert ResultsStore(folder).records_sha256(run_id) == before
+    assert records_sha256(ResultsStore(folder).read(run_id)) == before
 
 
 def test_verbose_shows_where_an_error_came_from(kvray: Kvray) -> None:

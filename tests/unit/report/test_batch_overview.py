@@ -27,7 +27,7 @@ def row(status: BatchStatus, results: Sequence[TrialResult] = (), *, model: str 
         manifest=about,
         results=tuple(results),
         analysis=analyse(results, about.profile, seed=about.seed),
-        records_sha256="",
+        records=(),
         paths=ResultsStore(Path("results")).paths("r"),
     )
     columns = result_columns(result, is_measured=status.is_measured)

@@ -26,7 +26,7 @@ def error_of(tmp_path: Path, *results: TrialResult) -> KvrayError:
             manifest=about,
             results=results,
             analysis=analyse(results, about.profile),
-            records_sha256="ab",
+            records=(),
             paths=ResultsStore(tmp_path).paths(about.run_id),
         )
     )

@@ -45,7 +45,7 @@ def result() -> TuneResult:
         manifest=about,
         results=results,
         analysis=analyse(results, about.profile),
-        records_sha256="ab" * 32,
+        records=(),
         paths=ResultsPaths(root=Path("results"), run_id=about.run_id),
     )
 

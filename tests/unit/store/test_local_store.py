@@ -25,7 +25,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import InvalidValueError, OutputError, ResultsError
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.files import ResultsFiles
-from kvray.store.parquet import ResultsStore
+from kvray.store.parquet import ResultsStore, records_sha256
 from kvray.store.schema import VERSION_KEY
 
 pytestmark = pytest.mark.spawns
@@ -119,12 +119,12 @@ def test_a_kill_within_a_compaction_leaves_duplicates_that_read_drops_and_compac
     results = [result_of("t-1"), result_of("t-2")]
     for result in results:
         store.append(result)
-    digest = store.records_sha256(RUN_ID)
+    digest = records_sha256(store.read(RUN_ID))
     run_killed(tmp_path, at="ResultsFiles.delete", action="store.compact(RUN_ID)")
     assert f"runs/run_id={RUN_ID}/part-0.parquet" in visible_files(tmp_path)
     assert f"runs/run_id={RUN_ID}/t-1.parquet" in visible_files(tmp_path)
     assert store.read(RUN_ID) == results
-    assert store.records_sha256(RUN_ID) == digest
+    assert records_sha256(store.read(RUN_ID)) == digest
     store.compact(RUN_ID)
     assert visible_files(tmp_path) == [f"{table}/run_id={RUN_ID}/part-0.parquet" for table in ("runs", "trials")]
     assert store.read(RUN_ID) == results
@@ -474,7 +474,7 @@ def test_a_results_folder_of_schema_version_1_with_fewer_columns_is_read() -> No
     assert first.record.candidate.cache_params == (("window", 256),)
     assert [(run.itl_ms, run.disturbed, run.started_at) for run in first.runs] == [((10.0, 30.0), False, NOON)]
     assert (second.record.status, second.record.message, second.runs) == (TrialStatus.OOM, "no memory", ())
-    assert store.records_sha256(run_id) == "61fa4ec37672e5e174fb45f1fc73e9a6b0a18aa71c4803c3f45669cbdeeb4c8a"
+    assert records_sha256(store.read(run_id)) == "61fa4ec37672e5e174fb45f1fc73e9a6b0a18aa71c4803c3f45669cbdeeb4c8a"
 
 
 # Errors that a user meets

@@ -1,0 +1,117 @@
+"""The runs of trials as they lie in a table: read as columns, made objects when somebody asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from typing_extensions import override
+
+from kvray.record import Run
+from kvray.run_columns import RunColumns
+from kvray.store.schema import from_table
+
+
+class StoredRuns(Sequence[Run]):
+    """Like a tuple of the runs in `table`, and equal to one."""
+
+    def __init__(self, table: pa.Table, columns: RunColumns) -> None:
+        self._table = table
+        self.columns = columns
+
+    @cached_property
+    def _objects(self) -> tuple[Run, ...]:
+        return tuple(from_table(self._table, Run))
+
+    @overload
+    def __getitem__(self, place: int) -> Run: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Run, ...]: ...
+
+    @override
+    def __getitem__(self, place: int | slice) -> Run | tuple[Run, ...]:
+        return self._objects[place]
+
+    @override
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @override
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._objects)
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._objects == tuple(other)
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self._objects)
+
+    @override
+    def __repr__(self) -> str:
+        return repr(self._objects)
+
+
+def runs_by_trial(tables: Sequence[pa.Table]) -> dict[str, StoredRuns]:
+    """The runs in `tables`, all of which were checked, by trial; each trial's in the order in which they lie there."""
+    if not tables:
+        return {}
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    codes, names = _trials(table)
+    if not (np.diff(codes) >= 0).all():  # the rows of a trial do not lie together
+        order = np.argsort(codes, kind="stable")
+        table, codes = table.take(pa.array(order)).combine_chunks(), codes[order]
+    columns, starts = _columns(table), np.searchsorted(codes, np.arange(len(names) + 1)).tolist()
+    reasons = _reasons(table)
+    return {
+        name: StoredRuns(table.slice(start, stop - start), _with_reasons(columns.between(start, stop), reasons, start))
+        for name, start, stop in zip(names, starts, starts[1:], strict=False)
+    }
+
+
+def _trials(table: pa.Table) -> tuple[np.ndarray, list[str]]:
+    """For each row the number of its trial, by first appearance; and the ids."""
+    encoded = pc.dictionary_encode(_whole(table, "trial_id"))
+    return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+
+
+def _columns(table: pa.Table) -> RunColumns:
+    gaps = _whole(table, "itl_ms")
+    plain = {name: _whole(table, name).to_numpy(zero_copy_only=False) for name in _INTEGERS + _FLOATS}
+    return RunColumns(
+        **{name: plain[name] for name in _INTEGERS},
+        **{name: plain[name].astype(np.float64, copy=False) for name in _FLOATS},
+        disturbed=pc.fill_null(_whole(table, "disturbed"), False).to_numpy(zero_copy_only=False),
+        gaps_ms=gaps.values.to_numpy(zero_copy_only=False),
+        gap_ends=gaps.offsets.to_numpy().astype(np.int64),
+    )
+
+
+_INTEGERS = ("context_tokens", "output_tokens", "batch_size", "rung")
+_FLOATS = ("ttft_ms", "decode_tok_s", "peak_mib", "energy_j")
+
+
+def _whole(table: pa.Table, name: str) -> pa.Array:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _reasons(table: pa.Table) -> dict[int, str]:
+    """By row, why it was disturbed, where that is recorded."""
+    column = _whole(table, "disturbance")
+    places = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+    return dict(zip(places.tolist(), column.take(pa.array(places)).to_pylist(), strict=True))
+
+
+def _with_reasons(columns: RunColumns, reasons: dict[int, str], start: int) -> RunColumns:
+    if not reasons:
+        return columns
+    own = tuple(reasons[row] for row in range(start, start + len(columns)) if row in reasons)
+    return replace(columns, reasons=own) if own else columns
