@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.analysis.confidence import Confidence, estimate_confidence
+from kvray.analysis.evidence import gather_evidence
 from kvray.analysis.fallback import Fallback, fallback_chain
 from kvray.analysis.ranking import Ranking, rank
 from kvray.record import TrialResult
@@ -28,8 +29,9 @@ def analyse(results: Sequence[TrialResult], profile: WorkloadProfile, *, seed: i
     in the ranking rest on all processes alike; those of the confirming rounds are in `confidence`. `seed` is that of
     the draws; the order of `results` does not matter.
     """
-    ranking = rank(results, profile)
-    confidence = estimate_confidence(ranking, results, profile, seed=seed)
+    evidence = gather_evidence(results, profile)
+    ranking = rank(results, profile, evidence)
+    confidence = estimate_confidence(ranking, results, profile, seed=seed, evidence=evidence)
     if confidence is not None:
         ranking = ranking.led_by(confidence.choice.candidate_id)
     return Analysis(ranking=ranking, confidence=confidence, fallbacks=fallback_chain(ranking))

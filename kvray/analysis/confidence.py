@@ -67,15 +67,19 @@ def estimate_confidence(
     *,
     seed: int,
     replicates: int = 2000,
+    evidence: Evidence | None = None,
 ) -> Confidence | None:
     """Choose among the ranked candidates, and say how sure that is (the model is in `draw_utilities`).
+
+    Args:
+        evidence: what `gather_evidence` makes of `results`, where the caller has it.
 
     Returns:
         `None` when nothing is ranked. The same `seed` gives the same answer, for any order of `results`.
     """
     if not ranking.entries:
         return None
-    evidence = gather_evidence(results, profile)
+    evidence = evidence or gather_evidence(results, profile)
     ids = [entry.record.candidate_id for entry in ranking.entries]
     posterior = draw_utilities(evidence, ids, utility_weights(profile), seed=seed, draws=replicates)
     choice = _choice(ranking, posterior)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -35,7 +34,6 @@ _REFITS = 10
 """Enough for the variances to settle where one process took twice as long as the others."""
 _DISTURBED_VARIANCE = 25.0
 """Variance of a disturbed process over that of others, when the rounds are first fitted."""
-_NORMAL = NormalDist()
 _TINY = 1e-12
 
 
@@ -72,10 +70,11 @@ def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True
 def half_width_95(variances: Array) -> float:
     """Half the interval that holds 95 % of a normal error whose variance is any of `variances`, equally likely."""
     deviations = [max(math.sqrt(one), _TINY) for one in variances]
+    widths = [math.sqrt(2) * one for one in deviations]
     low, high = 0.0, 2.0 * max(deviations)  # the widest alone would need 1.96
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
-        held = 2 * math.fsum(_NORMAL.cdf(middle / one) for one in deviations) / len(deviations) - 1
+        held = math.fsum(map(math.erf, [middle / one for one in widths])) / len(widths)
         low, high = (middle, high) if held < 0.95 else (low, middle)
     return (low + high) / 2
 

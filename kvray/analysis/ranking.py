@@ -141,11 +141,14 @@ class Ranking:
         return None
 
 
-def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
+def rank(results: Sequence[TrialResult], profile: WorkloadProfile, evidence: Evidence | None = None) -> Ranking:
     """Rank the candidates of a sweep by utility; equal ones by lower memory, then by label.
 
     Ranked are candidates with a trial that ended ok, measured every full-length cell of `profile` for their batch size,
     and keeps its limits. Several such trials of one candidate are pooled. The order of `results` does not matter.
+
+    Args:
+        evidence: what `gather_evidence` makes of `results`, where the caller has it.
     """
     pools, qualities = pool_complete_trials(results, profile), quality_records(results)
     measured = {
@@ -156,7 +159,7 @@ def rank(results: Sequence[TrialResult], profile: WorkloadProfile) -> Ranking:
     obstacles = _obstacles(measured, misses)
     baseline = _find_baseline(results, measured)
     return Ranking(
-        entries=_entries(measured, obstacles, baseline, gather_evidence(results, profile), profile),
+        entries=_entries(measured, obstacles, baseline, evidence or gather_evidence(results, profile), profile),
         unranked=_sorted_unranked(
             (
                 *(one.unranked(obstacles[key], misses[key]) for key, one in measured.items() if key in obstacles),

@@ -22,6 +22,8 @@ MISSED_TITLE = "Measured, misses a limit (figures are means over the cells; the 
 MISS_MARK = " ✗"
 MAX_LISTED = 3
 """Failures shown per status; the files have them all."""
+MAX_RANKED = 200
+"""Rows of the ranking that are shown, and the baseline's."""
 _TONES = {Tone.GOOD: "bold green", Tone.NEUTRAL: "bold", Tone.DOUBTFUL: "bold yellow", Tone.FAILED: "bold yellow"}
 
 
@@ -42,6 +44,8 @@ def _parts(info: ReportInfo) -> Iterator[RenderableType]:
     if info.rows:
         yield Text()
         yield _ranking(info)
+        if hidden := len(info.rows) - len(_shown(info.rows)):
+            yield Text(f"and {formats.count(hidden)} more, which ranking.parquet and the report have", style="dim")
     if info.missed:
         yield Text(f"\n{MISSED_TITLE}", style="bold")
         yield _missed(info.missed)
@@ -64,7 +68,7 @@ def _ranking(info: ReportInfo) -> Table:
     if more:
         table.caption = _legend(info.rows)
         table.caption_justify = "left"
-    for row in info.rows:
+    for row in _shown(info.rows):
         gains = _gain(row.ttft_gain, row.ttft_mark), _gain(row.throughput_gain, row.throughput_mark)
         cells = (*gains, row.break_even)[: len(more)]
         table.add_row(
@@ -78,6 +82,10 @@ def _ranking(info: ReportInfo) -> Table:
             style="bold" if row.is_winner else "",
         )
     return table
+
+
+def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row.rank <= MAX_RANKED or row.is_baseline)
 
 
 def _legend(rows: tuple[Row, ...]) -> str:

@@ -92,7 +92,7 @@ def test_without_confirming_rounds_nothing_is_marked(result: TuneResult) -> None
             manifest=result.manifest,
             results=searched,
             analysis=analyse(searched, result.manifest.profile),
-            records_sha256=result.records_sha256,
+            records=(),
             paths=result.paths,
         )
     ).rows

@@ -7,6 +7,7 @@ from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, limits_mi
 from rich.console import Console, RenderableType
 
 from kvray.record import Role, TrialStatus
+from kvray.report import terminal
 from kvray.report.info import ReportInfo
 from kvray.report.terminal import render_terminal
 
@@ -46,6 +47,17 @@ def test_many_failures_are_cut_short() -> None:
     assert "reason 2" in text
     assert "reason 3" not in text
     assert "and 2 more reasons" in text
+
+
+def test_of_many_candidates_the_best_and_the_baseline_are_shown(
+    realistic: ReportInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "MAX_RANKED", 1)
+    shown = [row for row in realistic.rows if row.rank == 1 or row.is_baseline]
+    text = printed(render_terminal(realistic))
+    assert f"and {len(realistic.rows) - len(shown)} more, which ranking.parquet and the report have" in text
+    found = [row.rank for row in realistic.rows if f"\n{row.rank:>2} {row.label[:12]}" in f"\n{text}"]
+    assert found == [row.rank for row in shown]
 
 
 @pytest.mark.parametrize("message", ["[bold]not markup[/bold]", "\x1b[31mred"])
