@@ -335,7 +335,9 @@ class ResultsStore:
 def records_sha256(results: Iterable[TrialResult]) -> str:
     """Hash of the content of all trials of a sweep and their runs: the same before and after `compact`, and after a
     later kvray has added columns (fields at their default are left out)."""
-    items: list[TrialRecord | Run] = [item for result in results for item in (result.record, *result.runs)]
+    items: list[TrialRecord | Run] = []
+    for result in results:
+        items += [result.record, *result.runs]
     lines = sorted(f"{type(item).__name__} {_canonical(item)}" for item in items)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

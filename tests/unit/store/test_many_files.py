@@ -18,7 +18,7 @@ from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.run_columns import RunColumns
 from kvray.store import stored_runs, tables
 from kvray.store.parquet import ResultsStore
-from kvray.store.schema import to_table
+from kvray.store.schema import conform, to_table
 from kvray.workload import create_custom_profile
 
 RUN_ID = "20260101-120000-abcd"
@@ -89,11 +89,10 @@ def test_reading_and_ranking_makes_no_object_of_a_run_and_checks_few_tables(
     store: ResultsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conformed = []
-    plain = tables.conform
 
     def counting(table: pa.Table, kind: type[Run] | type[TrialRecord]) -> pa.Table:
         conformed.append(table.num_rows)
-        return plain(table, kind)
+        return conform(table, kind)
 
     monkeypatch.setattr(tables, "conform", counting)
     monkeypatch.setattr(stored_runs, "from_table", lambda *_: pytest.fail("somebody asked for a run"))
