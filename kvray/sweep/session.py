@@ -42,8 +42,9 @@ _ROOM_HINT = (
 )
 _LOOK_S = 1.0
 _SILENCE_S = 0.2
-_REASON = "REASON"
-"""Stands in the last words for what is not known yet."""
+_TOLD_AFTER_S = 5.0
+_REASON = "\0"
+"""Stands in the last words for what is not known yet: no path or id holds it."""
 _DESPAIR_S = 15.0
 """After the death of a server, until which the main thread must have noticed and ended the session."""
 _LONGEST_REASON = 500
@@ -52,6 +53,8 @@ _LAST_LOGS_S = 2.0
 """In which what Ray has ended writes its last."""
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Bytes that a folder for temporary files may have: a Unix socket's path holds 107 (unix(7))."""
+
+_logger = logging.getLogger("kvray.sweep")
 
 
 class RaySession:
@@ -199,9 +202,13 @@ class RaySession:
         Raises:
             SweepError: a server has died.
         """
+        since, is_told = time.monotonic(), False
         while self._liveness is not None and self._liveness.is_silent():
             self.check_alive()
             time.sleep(_SILENCE_S)
+            if not is_told and time.monotonic() - since > _TOLD_AFTER_S:
+                is_told = True
+                _logger.warning("The Ray cluster does not answer; nothing is started until it does, or is given up.")
         self.check_alive()
 
     def _breakdown(self) -> SweepError:
