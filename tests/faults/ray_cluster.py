@@ -17,7 +17,8 @@ from pathlib import Path
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 _STARTS_WITHIN_S = 60.0
-_PORTS = range(12_000, 32_000)
+_PORTS = range(20_000, 32_000)
+"""Ray keeps those from 10002 to 19999 for its workers."""
 
 
 class RayCluster:
@@ -113,7 +114,7 @@ class RayCluster:
 
 
 def _free_port() -> int:
-    """One below those that the kernel hands out, which another program could be given before Ray opens it."""
+    """A port below those that the kernel hands out: another program could be given one of those before Ray opens it."""
     while True:
         port = secrets.choice(_PORTS)
         with socket.socket() as bound, contextlib.suppress(OSError):
