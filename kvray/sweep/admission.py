@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -71,6 +72,10 @@ class Admission:
         self._room = room
         self._most_gpus = most_gpus
         self._out: list[_Placed] = []
+        self._held: Counter[str] = Counter()
+        """GPUs that trials hold, by id of their node."""
+        self._trials: Counter[str] = Counter()
+        """How many there are, by id of their node."""
         self._line: list[_Waiting] = []
         self._nodes: tuple[NodeRoom, ...] = ()
         self._are_nodes_chosen = False
@@ -104,6 +109,10 @@ class Admission:
 
     def ended(self, task: TrialTask) -> None:
         """A trial holds its GPUs no more."""
+        for one in self._out:
+            if one.task is task:
+                self._held[one.node] -= task.gpus
+                self._trials[one.node] -= 1
         for placed in (self._out, *(one.passed for one in self._line)):
             placed[:] = [one for one in placed if one.task is not task]
 
@@ -170,15 +179,17 @@ class Admission:
 
     def _free(self, node: NodeRoom) -> tuple[int, int]:
         """GPUs and slots of `node` that no trial holds. One of which only Ray knows the node may be on any."""
-        either = (node.node_id, _ANYWHERE)
-        there = [one for one in self._out if one.node in either or node.node_id == _ANYWHERE]
-        return node.gpus - sum(one.task.gpus for one in there), node.slots - len(there)
+        there = set(self._held) if node.node_id == _ANYWHERE else {node.node_id, _ANYWHERE}
+        held, trials = (sum(counted[one] for one in there) for counted in (self._held, self._trials))
+        return node.gpus - held, node.slots - trials
 
     def _placed(self, task: TrialTask, node: NodeRoom) -> TrialTask:
         placed = _Placed(task=replace(task, node=node.node_id or None), node=node.node_id)
         if (other := self._gathered().get(node.node_id)) is not None:
             other.passed.append(placed)
         self._out.append(placed)
+        self._held[placed.node] += task.gpus
+        self._trials[placed.node] += 1
         return placed.task
 
 

@@ -57,6 +57,7 @@ class Capacity:
         planned: the room when the sweep started.
         room: what the living machines have room for now.
         follows_nodes: whether machines that join or leave change the answer.
+        gpu_type: Ray's accelerator type of the machines that count, where that is one of several.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Capacity:
         *,
         room: Callable[[], Room],
         follows_nodes: bool,
+        gpu_type: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._planned = planned
         self._room = room
         self._follows_nodes = follows_nodes
+        self._node = "node" if gpu_type is None else f"node with GPUs of type {gpu_type}"
         self._clock = clock
         self._known = planned
         self._looked_s = -math.inf
@@ -99,9 +102,11 @@ class Capacity:
         elif self._none_since_s is None:
             self._none_since_s = self._clock()
             what = f"a trial of {needed_gpus} GPUs" if needed_gpus > 1 else "a trial"
-            _logger.warning("No node is left that has room for %s; waiting %g minutes for one.", what, NODELESS_S / 60)
+            _logger.warning(
+                "No %s is left that has room for %s; waiting %g minutes for one.", self._node, what, NODELESS_S / 60
+            )
         elif self._clock() - self._none_since_s > NODELESS_S:
-            raise SweepError(f"No node has had room for a trial for {NODELESS_S / 60:g} minutes.")
+            raise SweepError(f"No {self._node} has had room for a trial for {NODELESS_S / 60:g} minutes.")
 
     def _look(self) -> None:
         now = self._clock()

@@ -104,7 +104,7 @@ def run_sweep(
 def _lane(plan: SlotPlan, sweeps: Sequence[QueuedSweep], newcomers: Newcomers | None, ray: RaySession) -> Lane:
     # A private Ray's one machine stays: while it measures nothing is asked of it.
     room = (lambda: plan.room) if ray.is_private else (lambda: _room_now(plan, ray))
-    capacity = Capacity(plan.room, room=room, follows_nodes=plan.follows_nodes)
+    capacity = Capacity(plan.room, room=room, follows_nodes=plan.follows_nodes, gpu_type=plan.gpu_type)
     batch = SweepBatch([one for one in sweeps if one.gpu_type == plan.gpu_type], newcomers)
     admission = Admission(batch, room=capacity, most_gpus=lambda: batch.most_gpus)
     return Lane(batch=batch, admission=admission, capacity=capacity)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kvray.analysis import analyse
+from kvray.analysis.hardware import by_hardware
 from kvray.analysis.misses import nearest_misses
 from kvray.analysis.shared_error import shared_error
 from kvray.errors import (
@@ -42,8 +43,9 @@ def write_up(keeper: RecordKeeper, profile: WorkloadProfile, check_code: CodeTes
     try:
         store = keeper.settle()
     except OutputError as error:
-        ranked = analyse(keeper.results, profile).ranking.entries
-        best = f" The best measured was {ranked[0].record.candidate.label}." if ranked else ""
+        rankings = [analyse(group, profile).ranking.entries for group in by_hardware(keeper.results).values()]
+        winners = dict.fromkeys(entries[0].record.candidate.label for entries in rankings if entries)
+        best = f" The best measured was {', or on other hardware '.join(winners)}." if winners else ""
         raise OutputError(f"{error.message}{best}", hint=error.hint) from error
     try:
         return _written_to(store, keeper.run_id, check_code)
