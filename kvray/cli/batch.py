@@ -25,6 +25,7 @@ from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import EXAMPLE, read_batch_file
 from kvray.tuning.batch_retry import FAILED, BatchRetry
 from kvray.tuning.batch_words import in_file_words
+from kvray.tuning.preview import Preview
 
 app = typer.Typer(add_completion=False)
 
@@ -142,6 +143,14 @@ def _write_example(path: Path) -> None:
     typer.echo(f"Wrote {path}. Edit it, then run: kvray batch {path}")
 
 
+def _to_measure(preview: Preview) -> str:
+    of, rest = plural(len(preview.space.candidates), "candidate"), preview.rest
+    if rest is None:
+        return of
+    again = f", {len(rest.again)} again" if rest.again else ""
+    return "nothing new" if rest.is_answered else f"{len(rest.left)} of {of} left{again},"
+
+
 def _print_previews(search: BatchSearch) -> None:
     """Raises `BatchFailedError` if some cannot be measured."""
     failed, previews = 0, search.previews()
@@ -150,9 +159,7 @@ def _print_previews(search: BatchSearch) -> None:
             failed += 1
             told = f"cannot be measured: {in_file_words(str(preview))}"
         else:
-            of = plural(len(preview.space.candidates), "candidate")
-            left = of if preview.rest is None else f"{len(preview.rest.left)} of {of} not measured yet,"
-            told = f"{left} on {preview.device.device_name}"
+            told = f"{_to_measure(preview)} on {preview.device.device_name}"
         typer.echo(f"{short_model_name(asked.model_id)} · {asked.profile.name}: {told}")
     if failed:
         raise BatchFailedError(f"{failed} of {plural(len(previews), 'sweep')} cannot be measured.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from kvray.cli import batch as command
 from kvray.cli.app import run
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.tuning.batch_budget import excess_of
+from kvray.tuning.preview import Rest
 from kvray.workload import get_profile
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
@@ -76,3 +79,18 @@ def test_what_cannot_be_retried_is_said_in_one_line(
 ) -> None:
     assert run(["batch", *typed], verbose=False) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rest", "told"),
+    [
+        (None, "3 candidates"),
+        ({"left": "bc", "measured": 1}, "2 of 3 candidates left,"),
+        ({"left": "bc", "measured": 1, "again": ("b",)}, "2 of 3 candidates left, 1 again,"),
+        ({"left": "bc", "measured": 1, "is_answered": True}, "nothing new"),
+    ],
+)
+def test_a_dry_run_of_a_resumed_batch_says_what_is_left_of_a_sweep(rest: dict[str, Any] | None, told: str) -> None:
+    left = None if rest is None else Rest(run_id="r", **rest)
+    preview: Any = SimpleNamespace(space=SimpleNamespace(candidates="abc"), rest=left)
+    assert command._to_measure(preview) == told
