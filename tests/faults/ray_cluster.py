@@ -36,8 +36,7 @@ class RayCluster:
         token = self.home / ".ray" / "auth_token"
         token.parent.mkdir(parents=True)
         token.write_text(TOKEN)
-        # The dashboard's own sockets have longer names, and a socket's path holds 107 bytes.
-        self._base = Path(tempfile.mkdtemp(prefix="kvray-")) if with_dashboard else root
+        self._base = Path(tempfile.mkdtemp(prefix="kvray-"))  # a socket's path holds 107 bytes
         self._folder = self._base / "ray"  # where Ray looks for the latest cluster, when others run here too
         self._said = root / "said"
         self._port = _free_port()
@@ -85,7 +84,7 @@ class RayCluster:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            shutil.rmtree(self._folder if self._dashboard_port is None else self._base, ignore_errors=True)
+            shutil.rmtree(self._base, ignore_errors=True)
 
     def _start(self) -> subprocess.Popen[bytes]:
         options = (

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from busy_machine import other_lines
 
 from kvray.record import TrialRecord, TrialStatus
 from kvray.store.parquet import ResultsStore
@@ -73,8 +74,7 @@ def check_swept(folder: Path) -> TrialRecord:
 
 
 def only_line(done: Done) -> str:
-    said = done.stderr.decode().splitlines()
-    (line,) = (one for one in said if not one.startswith("kvray: warning: Other programs keep "))
+    (line,) = other_lines(done.stderr.decode())
     assert done.stdout == b""
     return line
 
@@ -96,12 +96,12 @@ def decimal_comma(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...]]:
+def closed() -> Iterator[tuple[Path, tuple[str, ...]]]:
     """A folder, and what makes it read-only and leaves no space in /dev/shm for the command behind it."""
     if os.getuid() != 0 or not works("unshare", "-m", "true"):
         pytest.skip("mount namespaces need root")
-    folder = tmp_path_factory.mktemp("closed")
-    return folder, ("unshare", "-m", "bash", "-c", CLOSED, "bash", str(folder))
+    with tempfile.TemporaryDirectory(prefix="kv-") as folder:  # in a long one Ray's sockets would not be
+        yield Path(folder), ("unshare", "-m", "bash", "-c", CLOSED, "bash", folder)
 
 
 def test_a_sweep_works_with_decimal_commas_a_read_only_home_and_no_shared_memory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _SAID = re.compile(
-    r"(kvray: warning: )?(Other programs keep |While this device's rates were measured, other programs "
+    r"(kvray: warning: )?(Other programs keep |Another sweep, |While this device's rates were measured, other programs "
     r"|[\d,]+ of [\d,]+ runs were disturbed)"
 )
 
