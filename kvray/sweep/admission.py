@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,10 @@ from typing import Protocol
 from kvray.sweep.capacity import NodeRoom, Room
 from kvray.sweep.trial_task import TrialTask
 
+WAITS_S = 120.0
+"""How long a trial waits for a node whose GPUs programs outside the sweep hold, before it is placed on another one."""
+_AVOIDED_S = 600.0
+"""How long such a node comes last."""
 _ANYWHERE = ""
 """Stands for all nodes together, where Ray chooses one of them for each trial."""
 
@@ -66,11 +71,20 @@ class Admission:
     """
 
     def __init__(
-        self, source: TrialSource, *, room: Callable[[], Room], most_gpus: Callable[[], int] = lambda: 1
+        self,
+        source: TrialSource,
+        *,
+        room: Callable[[], Room],
+        most_gpus: Callable[[], int] = lambda: 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._room = room
         self._most_gpus = most_gpus
+        self._clock = clock
+        self._placed_s: dict[int, float] = {}
+        """When each trial that is out was placed, by `id` of its task."""
+        self._taken_until_s: dict[str, float] = {}
         self._out: list[_Placed] = []
         self._held: Counter[str] = Counter()
         """GPUs that trials hold, by id of their node."""
@@ -109,6 +123,7 @@ class Admission:
 
     def ended(self, task: TrialTask) -> None:
         """A trial holds its GPUs no more."""
+        self._placed_s.pop(id(task), None)
         for one in self._out:
             if one.task is task:
                 self._held[one.node] -= task.gpus
@@ -117,8 +132,18 @@ class Admission:
             placed[:] = [one for one in placed if one.task is not task]
 
     def is_stranded(self, task: TrialTask) -> bool:
-        """Whether the node that was chosen for `task` is there no more."""
-        return task.node is not None and all(node.node_id != task.node for node in self._nodes)
+        """Whether `task`, which is out and has not begun, had better be placed anew: the node that was chosen for it is
+        there no more, or others hold its GPUs and there is a further node.
+        """
+        if task.node is None:
+            return False
+        now = self._clock()
+        if all(node.node_id != task.node for node in self._nodes):
+            return True
+        if now - self._placed_s.get(id(task), now) <= WAITS_S:
+            return False
+        self._taken_until_s[task.node] = now + _AVOIDED_S
+        return any(node.gpus >= task.gpus and not self._is_taken(node) for node in self._nodes)
 
     def _first_of_the_line(self) -> TrialTask | None:
         for waiting in self._line:
@@ -150,7 +175,7 @@ class Admission:
             if waiting.node not in there:
                 free = self._gathered()
                 large = [one for one in self._nodes if one.gpus >= waiting.task.gpus and one.node_id not in free]
-                best = max(large, key=lambda one: self._free(one)[0], default=None)
+                best = max(large, key=lambda one: (not self._is_taken(one), self._free(one)[0]), default=None)
                 waiting.node, waiting.passed = (None if best is None else best.node_id), []
 
     def _gathered(self) -> dict[str, _Waiting]:
@@ -160,7 +185,10 @@ class Admission:
     def _place_of(self, task: TrialTask, waiting: _Waiting | None = None) -> NodeRoom | None:
         """The node that `task` leaves with the fewest free GPUs; `None` where it fits nowhere."""
         found = [one for one in self._nodes if _fits(task, self._left_for(waiting, one))]
-        return min(found, key=lambda one: (self._free(one)[0], one.node_id), default=None)
+        return min(found, key=lambda one: (self._is_taken(one), self._free(one)[0], one.node_id), default=None)
+
+    def _is_taken(self, node: NodeRoom) -> bool:
+        return self._clock() < self._taken_until_s.get(node.node_id, 0.0)
 
     def _has_any_room(self) -> bool:
         return any(slots >= 1 and (gpus >= 1 or not one.gpus) for one, (gpus, slots) in self._left_of_each())
@@ -188,6 +216,7 @@ class Admission:
         if (other := self._gathered().get(node.node_id)) is not None:
             other.passed.append(placed)
         self._out.append(placed)
+        self._placed_s[id(placed.task)] = self._clock()
         self._held[placed.node] += task.gpus
         self._trials[placed.node] += 1
         return placed.task

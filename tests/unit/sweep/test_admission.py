@@ -13,7 +13,7 @@ from queue_samples import BASELINE, make_queue
 
 from kvray.candidate import DeviceType
 from kvray.record import TrialResult
-from kvray.sweep.admission import Admission
+from kvray.sweep.admission import WAITS_S, Admission
 from kvray.sweep.capacity import NodeRoom, Room
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.trial_queue import TrialQueue
@@ -255,6 +255,30 @@ def test_slots_of_a_node_bound_its_trials_whatever_gpus_it_has() -> None:
     one = machines([2, 1, 4], room)
     assert one.start() == [2, 1]
     assert one.end(0) == [4]
+
+
+def test_a_trial_whose_node_others_hold_is_placed_on_another_one_that_is_not_taken() -> None:
+    now = [0.0]
+    queue = InOrder([1, 2, 1])
+    two = Machines(
+        Admission(queue, room=lambda: on_nodes(a=1, b=2), most_gpus=lambda: 2, clock=lambda: now[0]), queue, []
+    )
+    two.start()
+    assert placed(two) == [("a", 1), ("b", 2)]
+    small, large = two.running
+    now[0] = WAITS_S
+    assert not two.admission.is_stranded(small)
+    now[0] += 1.0
+    assert not two.admission.is_stranded(large), "there is no other node that is large enough"
+    now[0] += 2 * WAITS_S + 600.0
+    assert two.admission.is_stranded(small)
+    two.running.remove(small)
+    two.admission.ended(small)
+    queue.left.insert(0, small)
+    assert two.start() == [1]
+    assert placed(two)[-1] == ("a", 1), "the only one with a free GPU is taken when nothing else is left"
+    two.end(0)
+    assert placed(two)[-1] == ("b", 1)
 
 
 NODES = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 8), min_size=1)
