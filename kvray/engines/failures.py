@@ -8,8 +8,8 @@ from typing import NoReturn
 
 from kvray.errors import KvrayError
 
-LAST_WORDS = "kvray: this process gives up: "
-"""Begins the line that `give_up` prints; what follows in it becomes the message of the trial."""
+LAST_WORDS = "kvray: crashed: "
+"""Begins the line that `tell_crash` prints. If the process dies, what follows becomes the message of the trial."""
 
 
 class UnsupportedError(KvrayError):
@@ -28,9 +28,14 @@ class OutOfMemoryError(KvrayError):
     """The engine ran out of device or host memory. Only allocating less helps."""
 
 
+def tell_crash(reason: str) -> None:
+    """Print why this process can no longer be used, in case a library hangs or ends it before it can say so."""
+    sys.stderr.write(f"{LAST_WORDS}{' '.join(reason.split())}\n")
+    sys.stderr.flush()
+
+
 def give_up(reason: str) -> NoReturn:
     """End this process at once, from any thread, because another one hangs in a library and will not return. The trial
     has crashed then, with `reason` as its message."""
-    sys.stderr.write(f"{LAST_WORDS}{' '.join(reason.split())}\n")
-    sys.stderr.flush()
+    tell_crash(reason)
     os._exit(1)

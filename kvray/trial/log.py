@@ -50,7 +50,7 @@ class TrialLog:
         return None
 
     def last_words(self) -> str | None:
-        """Why the process gave up (`failures.give_up`), if it did."""
+        """What the process told of its crash (`failures.tell_crash`), if it did."""
         lines = (self.tail() or "").splitlines()
         return next((line.removeprefix(LAST_WORDS) for line in reversed(lines) if line.startswith(LAST_WORDS)), None)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig
-from transformers_samples import load, make_candidate
+from transformers_samples import VOCABULARY, load, make_candidate, save_tiny_model
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import CrashedError, ModelRequest, UnsupportedError
@@ -43,8 +43,8 @@ def spread(cache: str = "dynamic", **more: Any) -> Candidate:
 
 
 @pytest.fixture(scope="module")
-def request_(tiny_model: str) -> ModelRequest:
-    return ModelRequest(model_id=tiny_model)
+def request_(tmp_path_factory: pytest.TempPathFactory) -> ModelRequest:
+    return ModelRequest(model_id=str(save_tiny_model(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def model(request_: ModelRequest) -> Iterator[TensorParallelModel]:
     assert still_alive(pids) == []
 
 
-def test_two_ranks_write_what_one_process_writes(model: TensorParallelModel, tiny_model: str) -> None:
+def test_two_ranks_write_what_one_process_writes(model: TensorParallelModel, request_: ModelRequest) -> None:
     for cell in (CELL, Cell(30, 5, 3)):
-        alone = load(tiny_model, make_candidate(batch_size=cell.batch_size))
+        alone = load(request_.model_id, make_candidate(batch_size=cell.batch_size))
         alone.prepare(cell)
         model.prepare(cell)
         told = model.generate(cell.output_tokens)
@@ -97,9 +97,9 @@ def test_memory_is_that_of_all_ranks(model: TensorParallelModel) -> None:
 
 
 def test_quality_is_that_of_one_process_also_after_a_reader_who_stops(
-    model: TensorParallelModel, tiny_model: str
+    model: TensorParallelModel, request_: ModelRequest
 ) -> None:
-    alone = load(tiny_model)
+    alone = load(request_.model_id)
     alone.prepare(CELL)
     model.prepare(CELL)
     text = alone.forced_text(FORCED)
@@ -112,17 +112,22 @@ def test_quality_is_that_of_one_process_also_after_a_reader_who_stops(
     assert loss.top1_agreement == 1.0
 
 
+def test_a_session_is_answered_as_by_one_process(model: TensorParallelModel, request_: ModelRequest) -> None:
+    assert model.complete("The capital of", 6) == load(request_.model_id).complete("The capital of", 6)
+    assert model.count_tokens("abc") == load(request_.model_id).count_tokens("abc")
+
+
 def test_what_every_rank_refuses_leaves_them_in_step(model: TensorParallelModel) -> None:
     model.prepare(CELL)
     before = model.generate(4).tokens
     text = model.forced_text(FORCED)
-    with pytest.raises(UnsupportedError, match="this model knows 256 tokens"):
+    with pytest.raises(UnsupportedError, match=rf"this model knows {len(VOCABULARY)} tokens"):
         list(model.forced_log_probabilities(replace(text, ids=(*text.ids[:-1], 9999))))
     assert model.generate(4).tokens == before
 
 
 def test_what_cannot_be_divided_is_refused(request_: ModelRequest) -> None:
-    config = AutoConfig.from_pretrained(request_.model_id.removeprefix("random:"))
+    config = AutoConfig.from_pretrained(request_.model_id)
     with pytest.raises(UnsupportedError, match="4 heads and 2 of keys cannot be divided among 4 GPUs"):
         _spread(replace(call_arguments(spread()), gpus=4), config, torch.device("cpu"))
 
@@ -182,6 +187,7 @@ def test_rank_0_gives_up_where_it_hangs_after_another_has_failed(
     assert given_up == ["rank 1: RuntimeError: load was not called"]
 
 
+@pytest.mark.slow  # two interpreters; the unit tests show the source, and a sweep runs it as well
 def test_the_code_writes_the_same_tokens_in_as_many_processes(request_: ModelRequest, tmp_path: Path) -> None:
     alone = load(request_.model_id)
     alone.prepare(CELL)

@@ -24,7 +24,7 @@ from typing import Any
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import CrashedError, ModelRequest, OutOfMemoryError, UnsupportedError
-from kvray.engines.failures import give_up
+from kvray.engines.failures import give_up, tell_crash
 from kvray.engines.transformers.rank_process import start
 from kvray.errors import KvrayError
 from kvray.workload import Cell
@@ -217,6 +217,7 @@ class Ranks:
                 time.sleep(_LOOK_S)
 
     def _note_lost(self, error: KvrayError) -> None:
+        tell_crash(error.message)
         with self._changed:
             self._lost = self._lost or error
             self._changed.notify_all()
