@@ -26,7 +26,7 @@ from kvray.store.manifest_file import ManifestKind
 from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
 from kvray.store.ranking_table import RankingRow, ranking_table
 from kvray.store.schema import encode, to_table
-from kvray.store.stored_runs import runs_by_trial
+from kvray.store.stored_runs import StoredRuns
 from kvray.store.tables import (
     UNREADABLE,
     ForeignSweepError,
@@ -229,7 +229,9 @@ class ResultsStore:
         # In this order: the runs of every trial row that is seen are there already.
         files = self._read_folder(paths.trials, TrialRecord, run_id)
         records = without_overtaken([item for file in files for item in file.counted_items])
-        runs = runs_by_trial([file.counted_table for file in self._read_folder(paths.runs, Run, run_id)])
+        runs: dict[str, StoredRuns] = {}
+        for file in self._read_folder(paths.runs, Run, run_id):
+            runs.update(file.counted_runs)
         records.sort(key=lambda record: (record.started_at or _NEVER, record.trial_id))
         return [TrialResult(record=record, runs=runs.get(record.trial_id, ())) for record in records]
 
@@ -261,7 +263,7 @@ class ResultsStore:
         for first in range(0, len(paths), _FILES_AT_ONCE):
             read = self._files.each(self._read_raw, paths[first : first + _FILES_AT_ONCE])
             raw = [file for file in read if file is not None]
-            together = checked_together(raw, kind, run_id) if len(raw) > 1 else None
+            together = checked_together(raw, kind, run_id) if raw else None
             one_by_one = (self._checked(file, kind, run_id) for file in raw) if together is None else together
             found.extend(file for file in one_by_one if file is not None)
         return found

@@ -59,21 +59,30 @@ class StoredRuns(Sequence[Run]):
         return repr(self._objects)
 
 
-def runs_by_trial(tables: Sequence[pa.Table]) -> dict[str, StoredRuns]:
-    """The runs in `tables`, all of which were checked, by trial; each trial's in the order in which they lie there."""
-    if not tables:
-        return {}
-    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+def runs_by_trial(table: pa.Table, columns: RunColumns | None = None) -> dict[str, StoredRuns]:
+    """The runs in `table`, which were checked, by trial; each trial's in the order in which they lie there.
+
+    Args:
+        columns: of the table, where the caller has them.
+    """
     codes, names = _trials(table)
     if not (np.diff(codes) >= 0).all():  # the rows of a trial do not lie together
         order = np.argsort(codes, kind="stable")
-        table, codes = table.take(pa.array(order)).combine_chunks(), codes[order]
-    columns, starts = _columns(table), np.searchsorted(codes, np.arange(len(names) + 1)).tolist()
-    reasons = _reasons(table)
+        table, codes, columns = table.take(pa.array(order)), codes[order], None
+    columns = columns or columns_of(table)
+    starts = np.searchsorted(codes, np.arange(len(names) + 1)).tolist()
     return {
-        name: StoredRuns(table.slice(start, stop - start), _with_reasons(columns.between(start, stop), reasons, start))
+        name: stored(table.slice(start, stop - start), columns.between(start, stop))
         for name, start, stop in zip(names, starts, starts[1:], strict=False)
     }
+
+
+def stored(table: pa.Table, columns: RunColumns) -> StoredRuns:
+    """The runs in `table`, which are one trial's; with why they were disturbed, where that is recorded."""
+    noted = table.column("disturbance")
+    if noted.null_count < len(noted):
+        columns = replace(columns, reasons=tuple(noted.drop_null().to_pylist()))
+    return StoredRuns(table, columns)
 
 
 def _trials(table: pa.Table) -> tuple[np.ndarray, list[str]]:
@@ -82,7 +91,8 @@ def _trials(table: pa.Table) -> tuple[np.ndarray, list[str]]:
     return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
 
 
-def _columns(table: pa.Table) -> RunColumns:
+def columns_of(table: pa.Table) -> RunColumns:
+    """What analysis reads of the runs in `table`."""
     gaps = _whole(table, "itl_ms")
     plain = {name: _whole(table, name).to_numpy(zero_copy_only=False) for name in _INTEGERS + _FLOATS}
     return RunColumns(
@@ -101,17 +111,3 @@ _FLOATS = ("ttft_ms", "decode_tok_s", "peak_mib", "energy_j")
 def _whole(table: pa.Table, name: str) -> pa.Array:
     column = table.column(name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _reasons(table: pa.Table) -> dict[int, str]:
-    """By row, why it was disturbed, where that is recorded."""
-    column = _whole(table, "disturbance")
-    places = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    return dict(zip(places.tolist(), column.take(pa.array(places)).to_pylist(), strict=True))
-
-
-def _with_reasons(columns: RunColumns, reasons: dict[int, str], start: int) -> RunColumns:
-    if not reasons:
-        return columns
-    own = tuple(reasons[row] for row in range(start, start + len(columns)) if row in reasons)
-    return replace(columns, reasons=own) if own else columns

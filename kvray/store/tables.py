@@ -19,9 +19,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kvray.record import Run, TrialRecord
+from kvray.run_columns import RunColumns
 from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART
 from kvray.store.plausible import are_plain_runs, check_plausible
 from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table
+from kvray.store.stored_runs import StoredRuns, columns_of, runs_by_trial, stored
 
 T = TypeVar("T", Run, TrialRecord)
 
@@ -74,6 +76,7 @@ class RecordsFile(Generic[T]):
         counted: for each row, whether it counts: false where a file that comes before this one holds the same trial.
             `None` where all do.
         made: its rows as objects, where the check has made them.
+        columns: its runs as arrays, where the check has made them.
     """
 
     path: Path
@@ -83,6 +86,7 @@ class RecordsFile(Generic[T]):
     row_ids: frozenset[str]
     counted: tuple[bool, ...] | None = None
     made: Sequence[T] | None = None
+    columns: RunColumns | None = None
 
     @property
     def is_own(self) -> bool:
@@ -110,6 +114,14 @@ class RecordsFile(Generic[T]):
         if not self.row_ids and self.is_of_the_sweep:
             return frozenset({_trial_id_of(self.path)})
         return self.row_ids
+
+    @property
+    def counted_runs(self) -> dict[str, StoredRuns]:
+        """The runs that count, by trial."""
+        if self.counted is None and self.columns is not None and len(self.row_ids) == 1:
+            (trial_id,) = self.row_ids
+            return {trial_id: stored(self.table, self.columns)}
+        return runs_by_trial(self.counted_table, self.columns if self.counted is None else None)
 
     @property
     def copied_trials(self) -> int:
@@ -207,12 +219,14 @@ def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[Fals
 
 def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequence[T] | None) -> list[RecordsFile[T]]:
     found, start = [], 0
+    columns = columns_of(table) if kind is Run else None
     for file in files:
         rows = file.table.num_rows
         own = table.slice(start, rows)
         made = None if items is None else items[start : start + rows]
         ids = frozenset(pc.unique(own.column("trial_id")).to_pylist())
-        found.append(RecordsFile(file.path, own, kind, bool(file.told), ids, made=made))
+        runs = None if columns is None else columns.between(start, start + rows)
+        found.append(RecordsFile(file.path, own, kind, bool(file.told), ids, made=made, columns=runs))
         start += rows
     return found
 
