@@ -38,6 +38,7 @@ from kvray.workload import WorkloadProfile, create_custom_profile
 RUN_ID = "scale-20260101"
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 LONGEST_TILE = 2500
+LOOK_S = 0.1
 PROFILE = create_custom_profile(
     "scale",
     context_lengths=(LONGEST_TILE,),
@@ -52,18 +53,21 @@ PROFILE = create_custom_profile(
 class Sleeper:
     """What a slot holds in place of a measuring process: it sleeps, and makes its runs up."""
 
-    def __init__(self, spec: TrialSpec, sleep_s: float) -> None:
+    def __init__(self, spec: TrialSpec, sleep_s: float, awaited: Path | None) -> None:
         self.spec = spec
         self.runs: list[Run] = []
         self.pids: tuple[int, ...] = ()
         self._rungs = list(spec.rungs)
         self._sleep_s = sleep_s / len(spec.rungs)
+        self._awaited = awaited
         self._facts = TrialFacts(pid=1, host="made up", niceness=0, cpus=1)
 
     def advance(self) -> RungFinished | TrialEnded:
         """One rung, then the end."""
         if not self._rungs:
             return TrialEnded(status=TrialStatus.OK, phase=None, message=None, facts=self._facts)
+        while self._awaited is not None and not self._awaited.exists():
+            time.sleep(LOOK_S)
         if self._sleep_s:
             time.sleep(self._sleep_s)
         rung = self._rungs.pop(0)
@@ -98,8 +102,14 @@ def _run(spec: TrialSpec, rung: int, context_tokens: int, output_tokens: int, ba
     )
 
 
-def sleeping_slot(sleep_s: float, real_from: Path | None = None) -> type[Slot]:
-    """A slot whose trials sleep `sleep_s`, until the file `real_from` is there: later ones start processes."""
+def sleeping_slot(sleep_s: float, *, all_up: Path | None = None, real_from: Path | None = None) -> type[Slot]:
+    """A slot whose trials sleep `sleep_s`.
+
+    Args:
+        all_up: a file before which no trial ends: a slot that takes longer to start than a trial of another one lasts
+            is given up by Tune, which gives its trial to that other one.
+        real_from: a file after which trials start processes.
+    """
 
     class SleepingSlot(Slot):
         """As the function says."""
@@ -115,7 +125,7 @@ def sleeping_slot(sleep_s: float, real_from: Path | None = None) -> type[Slot]:
             self._rung, self._facts = None, None
             self._environment = slot_module._environment(self._task)
             self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
-            self._process = Sleeper(self._task.spec, sleep_s)  # type: ignore[assignment]
+            self._process = Sleeper(self._task.spec, sleep_s, all_up)  # type: ignore[assignment]
             return self._process
 
     return SleepingSlot

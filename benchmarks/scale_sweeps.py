@@ -123,11 +123,11 @@ def _cluster(nodes: int, gpus: int) -> Iterator[tuple[str, Path]]:
 def _watched(slots: int, window_s: float, address: str, log: Path) -> Watch:
     """A sweep on `slots`, until both kinds of trials were watched for `window_s`."""
     with tempfile.TemporaryDirectory(dir=log.parent, ignore_cleanup_errors=True) as folder:
-        real_from = Path(folder) / "real"
-        watch = Watch(slots, window_s, real_from)
+        all_up, real_from = Path(folder) / "all_up", Path(folder) / "real"
+        watch = Watch(slots, window_s, all_up=all_up, real_from=real_from)
         config = config_for(10_000, TRIAL, PROFILE, DeviceType.CUDA, address=address, folder=Path(folder))
         with RaySession(address=address, scratch=Path(folder)) as session:
-            slot = sleeping_slot(SLEEP_S, real_from)
+            slot = sleeping_slot(SLEEP_S, all_up=all_up, real_from=real_from)
             run_trials(config, session, slots=slots, slot=slot, observer=watch, scratch=Path(folder))
     return watch
 
@@ -140,11 +140,12 @@ class Watch(Ear):
         spans: start and end of every trial, by stage.
     """
 
-    def __init__(self, slots: int, window_s: float, real_from: Path) -> None:
+    def __init__(self, slots: int, window_s: float, *, all_up: Path, real_from: Path) -> None:
         self.up_s = 0.0
         self.spans: list[list[tuple[float, float]]] = [[], []]
         self._slots = slots
         self._window_s = window_s
+        self._all_up = all_up
         self._real_from = real_from
         self._running: set[str] = set()
         self._windows: list[tuple[float, float]] = []
@@ -162,14 +163,17 @@ class Watch(Ear):
         return statistics.median(end - start for start, end in self.spans[stage])
 
     def trial_started(self, spec: TrialSpec) -> None:
-        """Begins the window of a stage when all slots are at work."""
+        """Begins the window of a stage when every slot is at work on its second trial of it."""
         now = time.time()
         self._first_s = self._first_s or now
         self._running.add(spec.trial_id)
-        is_ready = not self._windows or len(self.spans[1]) >= self._slots
-        if self._begin_s is None and self._awaited is None and is_ready and len(self._running) >= self._slots:
+        if len(self._running) < self._slots:
+            return
+        if not self._all_up.exists():
+            self._all_up.touch()
+            self.up_s = now - self._first_s
+        if self._begin_s is None and self._awaited is None and len(self.spans[len(self._windows)]) >= self._slots:
             self._begin_s = now
-            self.up_s = self.up_s or now - self._first_s
 
     def trial_finished(self, result: TrialResult) -> None:
         """Ends the window once it is long enough, and waits for what ran at that moment."""
