@@ -31,6 +31,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _REQUESTS_AT_ONCE = 16
+_THREADS_HERE = min(4, os.cpu_count() or 1)
+_WORTH_A_THREAD = 32
+"""Files that make up for the start of another thread."""
 _LARGEST_WHOLE = 256 * 2**20
 """Bytes. Manifests and reports are read whole; records, which may be more, are not."""
 
@@ -72,11 +75,13 @@ class ResultsFiles:
 
     def each(self, do: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """What `do` returns for each of `items`, in their order. In an object store, where each waits for an answer,
-        several are asked at once."""
-        if self.is_local:
-            return [do(item) for item in items]
-        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
-            return list(threads.map(do, items))
+        several are asked at once; here, where Arrow computes beside Python, many are shared among a few threads."""
+        listed = list(items)
+        at_once = min(_THREADS_HERE, len(listed) // _WORTH_A_THREAD) if self.is_local else _REQUESTS_AT_ONCE
+        if at_once < 2:
+            return [do(item) for item in listed]
+        with ThreadPoolExecutor(at_once) as threads:
+            return list(threads.map(do, listed))
 
     def check_writable(self) -> None:
         """Make the folder, write a probe file into it and remove it; warn of what the file system cannot do."""
