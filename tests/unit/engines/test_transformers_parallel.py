@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.accelerate import _get_device_map
 
 from kvray.candidate import (
     AttentionBackend,
@@ -15,10 +19,12 @@ from kvray.candidate import (
     DType,
     ParallelChoice,
 )
-from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
+from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest, UnsupportedError
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import Split, call_arguments
 from kvray.engines.transformers.costs import TransformersCosts
+from kvray.engines.transformers.loading import _spread
+from kvray.engines.transformers.observed import _ranks_substitution, _weights_substitution
 from kvray.engines.transformers.spaces import several_gpus
 from kvray.errors import InvalidValueError
 from kvray.forecast.memory import MIB
@@ -29,6 +35,7 @@ from kvray.space.constraints import RULES, SpaceFacts, first_objection
 from kvray.space.menu import available_here
 from kvray.workload import Cell, get_profile
 
+TINY = Path(__file__).parents[2] / "assets" / "tiny_llama"
 ADAPTER = TransformersAdapter()
 PROFILE = get_profile("ci-micro")
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="a CPU")
@@ -292,3 +299,39 @@ def test_random_weights_are_written_once_so_that_they_can_be_spread(split: Split
     source = code(split, model_id="random:org/name")
     ast.parse(source)
     assert "save_model(model," in source
+
+
+def test_the_library_divides_whole_layers_over_the_gpus_that_are_named() -> None:
+    """What it does with the memory of two GPUs, here without any."""
+    config = AutoConfig.from_pretrained(TINY, num_hidden_layers=6)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(config)
+    places = _get_device_map(made, "auto", {0: 10**9, 1: 10**9}, None)
+    layers = [places[f"model.layers.{number}"] for number in range(6)]
+    assert layers == sorted(layers)
+    assert set(places.values()) == {0, 1}, "and nothing in host memory"
+
+
+@pytest.mark.parametrize(
+    ("weights_on", "told"),
+    [
+        ({"0", "1"}, None),
+        ({"0"}, "asked for 2 GPUs, the weights are on 1"),
+        (set[str](), "asked for 2 GPUs, the weights are on 1"),
+        ({"0", "1", "cpu"}, "asked for 2 GPUs, some weights are on the cpu"),
+    ],
+)
+def test_weights_that_are_elsewhere_than_asked_are_a_substitution(weights_on: set[str], told: str | None) -> None:
+    asked = call_arguments(candidate(2, "device_map"))
+    assert _weights_substitution(asked, frozenset(weights_on)) == told
+
+
+def test_layers_that_were_not_divided_are_a_substitution() -> None:
+    asked = call_arguments(candidate(2, "tp"))
+    assert _ranks_substitution(asked, 2) is None
+    assert _ranks_substitution(asked, 1) == "asked for tensor parallelism over 2, the layers are divided among 1"
+
+
+def test_whole_layers_on_a_cpu_are_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UnsupportedError, match="device_map spreads layers over several devices: needs CUDA GPUs"):
+        _spread(call_arguments(candidate(2, "device_map")), None, torch.device("cpu"))
