@@ -47,8 +47,8 @@ class RunColumns:
 
     Attributes:
         peak_mib, energy_j: NaN where not known.
-        gaps_ms: `itl_ms` of all runs, one after the other.
-        gap_ends: N + 1 places in `gaps_ms`: run n has those from `gap_ends[n]` to `gap_ends[n + 1]`.
+        gaps_ms: `itl_ms` of these runs and perhaps of others, so that parts of a table need no copy of it.
+        gap_starts, gap_stops: run n has the gaps from `gap_starts[n]` to before `gap_stops[n]`.
         reasons: every `disturbance` that there is, in the order of the runs.
     """
 
@@ -62,7 +62,8 @@ class RunColumns:
     energy_j: Floats
     disturbed: npt.NDArray[np.bool_]
     gaps_ms: Floats
-    gap_ends: Integers
+    gap_starts: Integers
+    gap_stops: Integers
     reasons: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -75,6 +76,7 @@ class RunColumns:
         def integers(values: Sequence[int]) -> Integers:
             return np.array(values, dtype=np.int64)
 
+        stops = np.cumsum([0, *(len(run.itl_ms) for run in runs)])
         return cls(
             context_tokens=integers([run.cell.context_tokens for run in runs]),
             output_tokens=integers([run.cell.output_tokens for run in runs]),
@@ -86,7 +88,8 @@ class RunColumns:
             energy_j=floats([run.energy_j for run in runs]),
             disturbed=np.array([run.disturbed for run in runs], dtype=np.bool_),
             gaps_ms=floats([gap for run in runs for gap in run.itl_ms]),
-            gap_ends=np.cumsum([0, *(len(run.itl_ms) for run in runs)]),
+            gap_starts=stops[:-1],
+            gap_stops=stops[1:],
             reasons=tuple(run.disturbance for run in runs if run.disturbance is not None),
         )
 
@@ -96,23 +99,19 @@ class RunColumns:
     def between(self, start: int, stop: int) -> RunColumns:
         """The runs from `start` to before `stop`, without reasons; nothing is copied."""
         plain: dict[str, Any] = {name: getattr(self, name)[start:stop] for name in _PLAIN}
-        return RunColumns(
-            **plain,
-            gaps_ms=self.gaps_ms,
-            gap_ends=self.gap_ends[start : stop + 1],
-        )
+        return RunColumns(**plain, gaps_ms=self.gaps_ms)
 
     def at(self, places: Sequence[int]) -> RunColumns:
         """The runs at `places`, without reasons."""
         chosen = np.asarray(places, dtype=np.int64)
-        ends = self.gap_ends.tolist()
-        gaps = [self.gaps_ms[ends[place] : ends[place + 1]] for place in chosen.tolist()]
         plain: dict[str, Any] = {name: getattr(self, name)[chosen] for name in _PLAIN}
-        return RunColumns(
-            **plain,
-            gaps_ms=np.concatenate(gaps) if gaps else self.gaps_ms[:0],
-            gap_ends=np.cumsum([0, *map(len, gaps)]),
-        )
+        return RunColumns(**plain, gaps_ms=self.gaps_ms)
+
+    @property
+    def own_gaps_ms(self) -> Floats:
+        """`itl_ms` of these runs, one after the other."""
+        spans = zip(self.gap_starts.tolist(), self.gap_stops.tolist(), strict=True)
+        return np.concatenate([self.gaps_ms[:0], *(self.gaps_ms[start:stop] for start, stop in spans)])
 
     @property
     def calm(self) -> RunColumns:
@@ -138,6 +137,7 @@ class RunColumns:
 _PLAIN = (
     *("context_tokens", "output_tokens", "batch_size", "rung"),
     *("ttft_ms", "decode_tok_s", "peak_mib", "energy_j", "disturbed"),
+    *("gap_starts", "gap_stops"),
 )
 
 
@@ -145,10 +145,9 @@ def joined(columns: Sequence[RunColumns]) -> RunColumns:
     """All runs of several, without reasons."""
     if len(columns) == 1:
         return columns[0]
-    lengths = np.concatenate([np.diff(one.gap_ends) for one in columns])
-    plain: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in columns]) for name in _PLAIN}
+    gaps = [one.own_gaps_ms for one in columns]
+    stops = np.cumsum(np.concatenate([one.gap_stops - one.gap_starts for one in columns]))
+    plain: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in columns]) for name in _PLAIN[:-2]}
     return RunColumns(
-        **plain,
-        gaps_ms=np.concatenate([one.gaps_ms[one.gap_ends[0] : one.gap_ends[-1]] for one in columns]),
-        gap_ends=np.concatenate([[0], np.cumsum(lengths)]),
+        **plain, gaps_ms=np.concatenate(gaps), gap_starts=np.concatenate([[0], stops[:-1]]), gap_stops=stops
     )

@@ -83,7 +83,7 @@ def aggregate_columns(runs: RunColumns) -> Metrics:
         raise ValueError("a cell without runs has no metrics")
     used = runs.calm
     energy_j_per_tok = used.energy_j / (used.output_tokens * used.batch_size)
-    p50, p95, p99 = _percentiles(used.gaps_ms[used.gap_ends[0] : used.gap_ends[-1]])
+    p50, p95, p99 = _percentiles(used.own_gaps_ms)
     return Metrics(
         ttft_ms=statistics.median(used.ttft_ms.tolist()),
         itl_p50_ms=p50,

@@ -100,7 +100,8 @@ def columns_of(table: pa.Table) -> RunColumns:
         **{name: plain[name].astype(np.float64, copy=False) for name in _FLOATS},
         disturbed=pc.fill_null(_whole(table, "disturbed"), False).to_numpy(zero_copy_only=False),
         gaps_ms=gaps.values.to_numpy(zero_copy_only=False),
-        gap_ends=gaps.offsets.to_numpy().astype(np.int64),
+        gap_starts=gaps.offsets.to_numpy()[:-1],
+        gap_stops=gaps.offsets.to_numpy()[1:],
     )
 
 

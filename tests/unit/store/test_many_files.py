@@ -113,7 +113,7 @@ def test_what_is_read_is_what_was_appended_as_objects_and_as_columns(store: Resu
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
         assert ours.reasons == theirs.reasons
         for cell, columns in theirs.by_cell(full_length=True).items():
-            np.testing.assert_array_equal(one.full_length[cell].gaps_ms, columns.gaps_ms)
+            np.testing.assert_array_equal(one.full_length[cell].own_gaps_ms, columns.own_gaps_ms)
     assert analyse(read, PROFILE) == analyse(RESULTS, PROFILE)
 
 
