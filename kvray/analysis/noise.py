@@ -61,10 +61,15 @@ def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True
         paired: take out what all processes of a confirming round have in common, because comparisons within rounds do.
     """
     rounds = evidence.rounds if paired else np.full_like(evidence.rounds, SEARCH_ROUND)
-    typical = max(float(weights**2 @ PROCESS_SD**2), _TINY)
+    typical = typical_variance(weights)
     seen = _seen(evidence, evidence.logs @ weights, evidence.within @ weights**2, rounds, typical)
     machine, own = _joint_draws(_believe(seen, typical), seen, len(evidence.ids))
     return ProcessVariances(machine=typical * np.exp(2 * machine), own=typical * np.exp(2 * own))
+
+
+def typical_variance(weights: Array) -> float:
+    """The variance between processes of `logs @ weights` that is expected before anything is measured."""
+    return max(float(weights**2 @ PROCESS_SD**2), _TINY)
 
 
 def half_width_95(variances: Array) -> float:

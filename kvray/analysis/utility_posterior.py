@@ -8,9 +8,10 @@ In words: the candidate's true utility u_c; what all processes of the confirming
 search, whose processes are no round); and the process's own noise e_p. Its variance is v_c, by which processes of this
 candidate differ, plus w_p, which comes of the few runs within the process. v is the v_c of an ordinary candidate.
 
-v and v_c are drawn from what is believed of them (`noise.process_variances`). m and s² are fitted to the measurements
-(empirical Bayes), which takes back the luck of those that were measured best of many. Given these, u and b are normal,
-and are drawn from their joint posterior.
+v and v_c are drawn from what is believed of them (`noise.process_variances`). m is fitted to the measurements, and s is
+drawn from what is believed beforehand and what they show of it, which takes back the luck of those that were measured
+best of many, and leaves two candidates as far apart as they may be. Given these, u and b are normal, and are drawn from
+their joint posterior.
 
 Source: Gelman et al. 2013, "Bayesian Data Analysis", third edition, sections 5.4 and 5.5 (normal hierarchical model).
 """
@@ -26,13 +27,19 @@ import numpy as np
 
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence
 from kvray.analysis.intervals import Interval
-from kvray.analysis.noise import process_variances
+from kvray.analysis.noise import EQUALLY_LIKELY, process_variances, typical_variance
 
 TIE_SHARE = 0.05
 NEAR = math.log(1.02)
 """In utility: 2 % is what nobody would change a configuration for."""
-_LEAST_SPREAD = 0.05
-"""What candidates are believed to differ by at least, as a share of the variance of the machine's noise."""
+SPREAD = 1.5
+"""Standard deviation s between candidates over that between fresh processes of one (`noise.PROCESS_SD`), which is as
+likely too high as too low before anything is measured. In recorded sweeps and in the landscapes of
+`benchmarks/calibration.py` it is a third of that process deviation to seven times as much."""
+SPREAD_SD = 1.0
+"""Standard deviation of the logarithm of s, beforehand."""
+_SPREADS = np.exp(np.arange(-4.0, 4.01, 0.1))
+"""Standard deviations s that are weighed, over the one that is most likely beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +115,13 @@ def draw_utilities(
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
     each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
-    drawn = [
-        _draw(own, values, within + one[rows], float(machine), each, generator)
-        for machine, one in zip(variances.machine, variances.own, strict=True)
-    ]
+    expected = SPREAD**2 * typical_variance(weights)
+    levels = np.random.default_rng(0).permutation((np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY)
+    drawn = []
+    for machine, one, level in zip(variances.machine, variances.own, levels, strict=True):
+        noise = within + one[rows]
+        population = _population(own, values, noise, expected, float(level))
+        drawn.append(_draw(own, values, noise, float(machine), population, each, generator))
     return UtilityPosterior(ids=own.ids, utilities=np.concatenate(drawn, axis=1)[:, :draws])
 
 
@@ -120,6 +130,7 @@ def _draw(
     values: Array,
     variances: Array,
     typical: float,
+    population: tuple[float, float],
     draws: int,
     generator: np.random.Generator,
 ) -> Array:
@@ -138,9 +149,10 @@ def _draw(
     Args:
         variances: v_c + w_p of every process.
         typical: v.
+        population: m and s².
     """
     owner, count, weights = evidence.owner, len(evidence.ids), 1 / variances
-    mean, spread = _population(evidence, values, variances, typical)
+    mean, spread = population
     precision = 1 / spread + np.bincount(owner, weights, count)
     pull = mean / spread + np.bincount(owner, weights * values, count)
     noise = _mirrored(count, draws, generator) / np.sqrt(precision)[:, None]
@@ -164,11 +176,30 @@ def _mirrored(rows: int, draws: int, generator: np.random.Generator) -> Array:
     return np.concatenate([half, -half], axis=1)
 
 
-def _population(evidence: Evidence, values: Array, variances: Array, typical: float) -> tuple[float, float]:
-    """Mean m and variance s² of the true utilities, from the search alone: it confirms good candidates, not any."""
+def _population(
+    evidence: Evidence, values: Array, variances: Array, expected: float, level: float
+) -> tuple[float, float]:
+    """Mean m and variance s² of the true utilities, from the search alone: it confirms good candidates, not any.
+
+    With precision a_p(s) = 1 / (s² + v_c + w_p) and m̂ the mean of the values weighted by it, what is believed of s is
+
+        log p(s) = −(log(s / ŝ) / SPREAD_SD)² / 2 + Σ log(a_p) / 2 − log(Σ a_p) / 2 − Σ a_p (y_p − m̂)² / 2
+
+    up to a constant: the prior times the likelihood with m integrated out (Gelman et al., equation 5.21).
+
+    Args:
+        expected: ŝ², beforehand.
+        level: which quantile of that belief is taken.
+    """
     searched = evidence.rounds == SEARCH_ROUND
     if searched.sum() > 1:
         values, variances = values[searched], variances[searched]
-    noise = float(variances.mean())
-    spread = float(values.var(ddof=1)) - noise if len(values) > 1 else 0.0
-    return float(values.mean()), max(spread, _LEAST_SPREAD * typical)
+    spreads = expected * _SPREADS**2
+    precision = 1 / (spreads[:, None] + variances)
+    total = precision.sum(axis=1)
+    means = precision @ values / total
+    misfit = (precision * (values - means[:, None]) ** 2).sum(axis=1)
+    logs = -((np.log(_SPREADS) / SPREAD_SD) ** 2) / 2 + (np.log(precision).sum(axis=1) - np.log(total) - misfit) / 2
+    mass = np.exp(logs - logs.max())
+    place = int(np.searchsorted(np.cumsum(mass) / mass.sum(), level))
+    return float(means[place]), float(spreads[place])

@@ -206,7 +206,10 @@ def test_analyse_gathers_ranking_confidence_and_fallbacks() -> None:
 
 
 def test_a_leaner_tie_goes_first_although_another_measured_better() -> None:
-    results = [make_result(RIVAL, PROFILE, ttft_ms=92.0), make_result(WINNER, PROFILE, peak_mib=900.0)]
+    results = [
+        *[make_result(RIVAL, PROFILE, ttft_ms=92.0)] * 3,
+        *[make_result(WINNER, PROFILE, peak_mib=900.0)] * 3,
+    ]
     assert rank(results, PROFILE).winner.record.candidate_id == RIVAL.candidate_id
 
     analysis = analyse(results, PROFILE)

@@ -87,7 +87,7 @@ def test_a_lone_winner_has_only_the_default_rule() -> None:
 
 
 def test_ties_are_in_the_table_of_candidates() -> None:
-    plan = plan_of(make_result(1, PROFILE), make_result(2, PROFILE, peak_mib=900.0))
+    plan = plan_of(*[make_result(1, PROFILE)] * 3, *[make_result(2, PROFILE, peak_mib=900.0)] * 3)
 
     assert plan.winner.candidate == LEANER
     assert plan.winner.ties == (WINNER.candidate_id,)
