@@ -4,11 +4,11 @@ interpreter elsewhere. A fork is ready at once; an interpreter imports torch for
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -76,13 +76,14 @@ class _Forked:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._code: int | None = None
+        self._waiting = threading.Lock()
 
     def poll(self) -> int | None:
-        if self._code is None:
-            with contextlib.suppress(ChildProcessError):
+        with self._waiting:  # a process can be waited for once only
+            if self._code is None:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
                 self._code = os.waitstatus_to_exitcode(status) if pid else None
-        return self._code
+            return self._code
 
     def wait(self, timeout: float | None = None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout

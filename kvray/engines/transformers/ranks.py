@@ -150,9 +150,9 @@ class Ranks:
         with self._changed:
             if self._lost is not None:
                 raise self._lost
+            for one in self._ranks:
+                one.begin()
             self._calls, self._in_call = self._calls + 1, True
-        for one in self._ranks:
-            one.begin()
         for one in self._ranks:
             with contextlib.suppress(OSError):  # it is dead, which the listener tells
                 one.connection.send((name, arguments))
