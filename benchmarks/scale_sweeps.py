@@ -74,7 +74,7 @@ class Ear:
 def measure_efficiency(quick: bool) -> dict[str, Figure]:
     """The part `efficiency`: sleeping and real trials on the same slots, one number of slots after the other."""
     counts = (1, 4) if quick else SLOT_COUNTS
-    window_s = 8.0 if quick else 15.0
+    window_s = 8.0 if quick else 10.0
     nodes, known_slots = _layout(max(counts))
     figures: dict[str, Figure] = {"efficiency_nodes": nodes, "efficiency_gpus_per_node": max(counts) // nodes}
     begun = time.monotonic()
@@ -198,7 +198,7 @@ class Watch(Ear):
 
 def measure_driver(quick: bool) -> dict[str, Figure]:
     """The part `driver`: kvray's driver on slots that do not even sleep, then bare Tune on as many."""
-    trials, bare_trials = (500, 500) if quick else (10_000, 3_000)
+    trials, bare_trials = (500, 500) if quick else (10_000, 2_000)
     with (
         tempfile.TemporaryDirectory(prefix="kvray-scale-", ignore_cleanup_errors=True) as folder,
         changed_environment({"KVRAY_CACHE": f"{folder}/cache"}),
