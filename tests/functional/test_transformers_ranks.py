@@ -24,7 +24,8 @@ from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers import ranks as ranks_module
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.loading import _spread
-from kvray.engines.transformers.ranks import Ranks, RankTask
+from kvray.engines.transformers.rank import RankTask
+from kvray.engines.transformers.ranks import Ranks
 from kvray.engines.transformers.tensor_parallel import TensorParallelModel
 from kvray.probes.own_processes import OwnProcesses
 from kvray.search_paths import child_environment, python_command

@@ -8,7 +8,8 @@ import sys
 import traceback
 from multiprocessing.connection import Connection
 
-from kvray.engines.transformers.ranks import Answer, RankTask, kind_of
+from kvray.engines.transformers.rank import Answer, RankTask
+from kvray.engines.transformers.ranks import kind_of
 from kvray.errors import sentence_of
 from kvray.probes.orphans import die_with_parent
 

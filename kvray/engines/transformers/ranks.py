@@ -1,73 +1,29 @@
 """`Ranks`: the further processes of a model that is split over several by tensor parallelism, as rank 0 sees them.
 
-They are processes of their own (`rank_process`) that do what rank 0 does, call by call. Rank 0 notices when one dies,
-and when one fails while the others wait for it, and none outlives it.
+They are processes of their own (`rank`) that do what rank 0 does, call by call. Rank 0 notices when one dies, and when
+one fails while the others wait for it, and none outlives it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
-from kvray.candidate import Candidate, DeviceType
-from kvray.engines.base import CrashedError, ModelRequest, OutOfMemoryError, UnsupportedError
+from kvray.engines.base import CrashedError, OutOfMemoryError, UnsupportedError
 from kvray.engines.failures import give_up, tell_crash
-from kvray.engines.transformers.rank_process import start
+from kvray.engines.transformers.rank import Rank, RankTask
 from kvray.errors import KvrayError
-from kvray.workload import Cell
 
 IN_STEP_S = 3.0
 """In which all ranks end a call after one of them has failed in it, if they are still in step; in which rank 0 comes
 back from the library after another rank has died."""
 _LOOK_S = 0.5
 _CLOSE_S = 3.0
-_LAST_LINES = 5
 _KINDS: dict[str, type[KvrayError]] = {"memory": OutOfMemoryError, "unsupported": UnsupportedError}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankTask:
-    """What a rank is told when it starts.
-
-    Attributes:
-        store: file through which the ranks find each other.
-        threads: intra-op threads of each rank; `None`: the library's own choice.
-    """
-
-    rank: int
-    ranks: int
-    store: Path
-    request: ModelRequest
-    candidate: Candidate
-    device: DeviceType
-    cells: tuple[Cell, ...]
-    threads: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a rank says at the end of a call.
-
-    Attributes:
-        value: what the call gave.
-        failure: kind and text of the error that the call raised instead; `None`: it raised none.
-    """
-
-    value: Any = None
-    failure: tuple[str, str] | None = None
 
 
 def kind_of(error: BaseException) -> str:
@@ -90,9 +46,9 @@ class Ranks:
         self._in_call = False
         self._is_closed = False
         self._lost: KvrayError | None = None
-        self._ranks: list[_Rank] = []
+        self._ranks: list[Rank] = []
         for task in tasks:
-            self._ranks.append(_Rank(task, self._ranks))
+            self._ranks.append(Rank(task, self._ranks))
         for one in self._ranks:
             one.listen()
         self._listener = threading.Thread(target=self._listen, name="kvray-ranks", daemon=True)
@@ -235,92 +191,6 @@ class Ranks:
             self._leave(str(self._lost))
 
 
-class _Rank:
-    """One process, and what it said last."""
-
-    def __init__(self, task: RankTask, others: Sequence[_Rank]) -> None:
-        self.rank = task.rank
-        self.answer: Answer | None = None
-        self.is_gone = False
-        self.connection, theirs = Pipe()
-        held = [self.connection, *(one.connection for one in others)]
-        self.process, self._printed = start(theirs, threads=task.threads, foreign=held)
-        theirs.close()
-        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._reader = threading.Thread(target=self._read, name=f"kvray-rank-{self.rank}", daemon=True)
-        with contextlib.suppress(OSError):
-            self.connection.send(task)
-
-    def listen(self) -> None:
-        """Pass on what it prints from now on. Before that this process has no thread beside its first."""
-        self._reader.start()
-
-    def begin(self) -> None:
-        """Forget what it said before the call that begins."""
-        self.answer = None
-        self._lines.clear()
-
-    def receive(self) -> None:
-        """Take what it says."""
-        try:
-            self.answer = self.connection.recv()
-        except (EOFError, OSError):
-            self.is_gone = True
-
-    def has_ended(self) -> bool:
-        """Whether nothing more will come from it."""
-        return self.is_gone or self.process.poll() is not None
-
-    def death(self) -> CrashedError:
-        """How it ended, in its own last words."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(IN_STEP_S)
-        self._reader.join(_LOOK_S)
-        said = f": {self._lines[-1]}" if self._lines else ""
-        return CrashedError(f"rank {self.rank} {_how(self.process.poll())}{said}")
-
-    def end(self, *, politely: bool) -> None:
-        """Have it end, and wait for that."""
-        if politely:
-            with contextlib.suppress(OSError):
-                self.connection.send(None)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_CLOSE_S)
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join(_LOOK_S)
-
-    def _read(self) -> None:
-        """Pass on what it prints, with its rank before each line."""
-        with self._printed as printed:
-            for line in printed:
-                text = line.decode("utf-8", errors="replace").rstrip()
-                if text:
-                    self._lines.append(text)
-                    sys.stderr.write(f"[rank {self.rank}] {text}\n")
-                    sys.stderr.flush()
-
-
-def store_folder() -> Path:
-    """A new folder for the file through which ranks find each other; `remove_store` deletes it."""
-    return Path(tempfile.mkdtemp(prefix="kvray-ranks-"))
-
-
-def remove_store(folder: Path) -> None:
-    """Delete what `store_folder` made."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _error_of(rank: _Rank, failure: tuple[str, str]) -> KvrayError:
+def _error_of(rank: Rank, failure: tuple[str, str]) -> KvrayError:
     kind, text = failure
     return _KINDS.get(kind, CrashedError)(f"rank {rank.rank}: {text}")
-
-
-def _how(code: int | None) -> str:
-    if code is None:
-        return "closed its connection and did not end"
-    if code < 0:
-        number = -code
-        return f"was killed by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"
-    return f"ended with exit code {code}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,8 @@ from kvray.engines.base import (
     UnsupportedError,
 )
 from kvray.engines.transformers.loaded import TransformersModel
-from kvray.engines.transformers.ranks import Ranks, RankTask, remove_store, store_folder
+from kvray.engines.transformers.rank import RankTask
+from kvray.engines.transformers.ranks import Ranks
 from kvray.engines.transformers.rendezvous import is_in_a_group, joined, leave, meet
 from kvray.errors import KvrayError
 from kvray.workload import Cell
@@ -44,7 +47,7 @@ class TensorParallelModel(LoadedModel):
         if is_in_a_group():
             raise UnsupportedError("this process is already in a group of torch.distributed")
         self._threads_before = torch.get_num_threads()
-        self._folder = store_folder()
+        self._folder = tempfile.mkdtemp(prefix="kvray-ranks-")  # of the file by which they find each other
         self._device = device
         self._model: TransformersModel | None = None
         ranks = candidate.parallelism
@@ -174,7 +177,7 @@ class TensorParallelModel(LoadedModel):
             ranks.close()
         leave(politely=False)
         torch.set_num_threads(self._threads_before)
-        remove_store(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class RankModel:
