@@ -18,15 +18,16 @@ from kvray.store.schema import from_table
 
 
 class StoredRuns(Sequence[Run]):
-    """Like a tuple of the runs in `table`, and equal to one."""
+    """Like a tuple of the runs in `table` that begin at row `start`, and equal to one."""
 
-    def __init__(self, table: pa.Table, columns: RunColumns) -> None:
+    def __init__(self, table: pa.Table, start: int, columns: RunColumns) -> None:
         self._table = table
+        self._start = start
         self.columns = columns
 
     @cached_property
     def _objects(self) -> tuple[Run, ...]:
-        return tuple(from_table(self._table, Run))
+        return tuple(from_table(self._table.slice(self._start, len(self.columns)), Run))
 
     @overload
     def __getitem__(self, place: int) -> Run: ...
@@ -72,17 +73,19 @@ def runs_by_trial(table: pa.Table, columns: RunColumns | None = None) -> dict[st
     columns = columns or columns_of(table)
     starts = np.searchsorted(codes, np.arange(len(names) + 1)).tolist()
     return {
-        name: stored(table.slice(start, stop - start), columns.between(start, stop))
+        name: stored(table, start, columns.between(start, stop))
         for name, start, stop in zip(names, starts, starts[1:], strict=False)
     }
 
 
-def stored(table: pa.Table, columns: RunColumns) -> StoredRuns:
-    """The runs in `table`, which are one trial's; with why they were disturbed, where that is recorded."""
+def stored(table: pa.Table, start: int, columns: RunColumns) -> StoredRuns:
+    """The runs in `table` from row `start` on, which are one trial's; with why they were disturbed, where that is
+    recorded."""
     noted = table.column("disturbance")
     if noted.null_count < len(noted):
-        columns = replace(columns, reasons=tuple(noted.drop_null().to_pylist()))
-    return StoredRuns(table, columns)
+        reasons = noted.slice(start, len(columns)).drop_null().to_pylist()
+        columns = replace(columns, reasons=tuple(reasons))
+    return StoredRuns(table, start, columns)
 
 
 def _trials(table: pa.Table) -> tuple[np.ndarray, list[str]]:

@@ -70,7 +70,8 @@ class RecordsFile(Generic[T]):
     """A file that was read and checked.
 
     Attributes:
-        table: its rows as Arrow has them, unknown columns included.
+        checked: the table in which its rows were checked, perhaps with those of other files.
+        start, rows: where in it they lie.
         is_of_the_sweep: whether the file names its sweep; older files do not, and without rows they replace nothing.
         row_ids: the trials of its rows, each once.
         counted: for each row, whether it counts: false where a file that comes before this one holds the same trial.
@@ -80,7 +81,9 @@ class RecordsFile(Generic[T]):
     """
 
     path: Path
-    table: pa.Table
+    checked: pa.Table
+    start: int
+    rows: int
     kind: type[T]
     is_of_the_sweep: bool
     row_ids: frozenset[str]
@@ -92,6 +95,11 @@ class RecordsFile(Generic[T]):
     def is_own(self) -> bool:
         """Whether kvray named it. Any other file is read, and never merged or deleted."""
         return self._origin is not _Origin.FOREIGN
+
+    @property
+    def table(self) -> pa.Table:
+        """Its rows as Arrow has them, unknown columns included."""
+        return self.checked.slice(self.start, self.rows)
 
     @property
     def items(self) -> Sequence[T]:
@@ -120,7 +128,7 @@ class RecordsFile(Generic[T]):
         """The runs that count, by trial."""
         if self.counted is None and self.columns is not None and len(self.row_ids) == 1:
             (trial_id,) = self.row_ids
-            return {trial_id: stored(self.table, self.columns)}
+            return {trial_id: stored(self.checked, self.start, self.columns)}
         return runs_by_trial(self.counted_table, self.columns if self.counted is None else None)
 
     @property
@@ -174,7 +182,8 @@ def checked(file: RawFile, kind: type[T], run_id: str) -> RecordsFile[T]:
     if others := sorted(({file.told or run_id} | {item.run_id for item in items}) - {run_id}):
         raise ForeignSweepError(f"it holds records of another sweep, {others[0][:80]!r}")
     ids = frozenset(item.trial_id for item in items)
-    return RecordsFile(file.path, table, kind, bool(file.told), ids, made=items if kind is TrialRecord else None)
+    made = items if kind is TrialRecord else None
+    return RecordsFile(file.path, table, 0, table.num_rows, kind, bool(file.told), ids, made=made)
 
 
 def checked_together(files: Sequence[RawFile], kind: type[T], run_id: str) -> list[RecordsFile[T]] | None:
@@ -220,20 +229,29 @@ def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[Fals
 def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequence[T] | None) -> list[RecordsFile[T]]:
     found, start = [], 0
     columns = columns_of(table) if kind is Run else None
+    ids = table.column("trial_id").to_pylist()
     for file in files:
-        rows = file.table.num_rows
-        own = table.slice(start, rows)
-        made = None if items is None else items[start : start + rows]
-        ids = frozenset(pc.unique(own.column("trial_id")).to_pylist())
-        runs = None if columns is None else columns.between(start, start + rows)
-        found.append(RecordsFile(file.path, own, kind, bool(file.told), ids, made=made, columns=runs))
-        start += rows
+        stop = start + file.table.num_rows
+        found.append(
+            RecordsFile(
+                file.path,
+                table,
+                start,
+                stop - start,
+                kind,
+                bool(file.told),
+                frozenset(ids[start:stop]),
+                made=None if items is None else items[start:stop],
+                columns=None if columns is None else columns.between(start, stop),
+            )
+        )
+        start = stop
     return found
 
 
 def _counted(file: RecordsFile[T], seen: set[str]) -> tuple[bool, ...] | None:
     """Which rows are the first of their trial. Among the runs, all rows of a trial in one file count."""
-    is_once = file.kind is Run or len(file.row_ids) == file.table.num_rows
+    is_once = file.kind is Run or len(file.row_ids) == file.rows
     if is_once and file.row_ids.isdisjoint(seen):
         return None
     before, counted = set(seen), []
