@@ -17,3 +17,13 @@ def logger_as_before() -> Iterator[None]:
     finally:
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@contextmanager
+def untouched_logger() -> Iterator[None]:
+    """Meanwhile kvray's logger is as in a program that has not run its command line, whatever ran before."""
+    logger = logging.getLogger("kvray")
+    with logger_as_before():
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
+        yield

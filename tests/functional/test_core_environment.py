@@ -168,6 +168,9 @@ def test_a_models_files_are_found_and_told_apart_without_any_engine(core: Core) 
 
 
 def test_the_code_of_every_kind_of_candidate_can_be_printed(core: Core) -> None:
-    known = json.loads((ASSETS / "candidate_ids.json").read_text(encoding="utf-8"))
+    every = json.loads((ASSETS / "candidate_ids.json").read_text(encoding="utf-8"))
+    # Those over several GPUs do not say how the model is split, and were never measured.
+    known = [one for one in every if one["candidate"].get("parallelism", 1) == 1]
+    assert len(known) > 100
     done = core("-c", RENDERED, given=json.dumps(known))
     assert done.stdout == f"{len(known)}\n", done.stderr
