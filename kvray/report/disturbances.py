@@ -25,6 +25,7 @@ class Disturbances:
         reason: the most frequent one, with the figures of its first run; `None` where none is recorded.
         share: of the measured cells, those whose figures rest on disturbed runs alone.
         candidates: whose figures rest on disturbed runs alone in some cell, over all their trials.
+        on_cluster: whether nodes of a cluster measured.
     """
 
     runs: int
@@ -32,6 +33,7 @@ class Disturbances:
     reason: str | None
     share: float = 0.0
     candidates: int = 0
+    on_cluster: bool = False
 
     @property
     def decides(self) -> bool:
@@ -51,7 +53,9 @@ class Disturbances:
         """How to measure again what the sweep `run_id` could measure only while it was disturbed."""
         if not self.candidates:
             return "Measure again when the machine is quiet."
-        how = going_on_with(formats.clean_line(run_id), DISTURBED, more=" --wait-quiet")
+        # The option watches the machine that the command runs on, so a sweep on a cluster does not take it.
+        wait = "" if self.on_cluster else " --wait-quiet"
+        how = going_on_with(formats.clean_line(run_id), DISTURBED, more=wait)
         return f"To measure again when the machine is quiet, {how}."
 
     @property
@@ -69,6 +73,7 @@ def disturbances(results: Sequence[TrialResult]) -> Disturbances:
         reason=_most_frequent(reason for runs in counted for reason in runs.reasons),
         share=disturbed_share(results),
         candidates=len(resting_on_disturbed(results)),
+        on_cluster=any(result.record.hardware is not None for result in results),
     )
 
 

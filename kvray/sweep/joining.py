@@ -31,7 +31,8 @@ def prepare_to_join(address: str) -> str | None:
     """Knock, and have Ray send a token if the cluster asks for one.
 
     Returns:
-        The address at which a cluster answered; `None` where that is this machine's loopback, or no cluster.
+        The address at which a cluster answered that lets in who comes; `None` where that is this machine's loopback,
+        where the cluster has asked for a token, or where there is none.
 
     Raises:
         OSError, ValueError, RuntimeError: nobody listens there, or `address` is none.
@@ -53,12 +54,12 @@ def prepare_to_join(address: str) -> str | None:
     if address == "auto":
         on_loopback = _knock(found)
     try:
-        cluster = _ask_in(found)
+        cluster, asked_for_token = _ask_in(found)
     except AuthenticationError as error:
         raise cannot_join(address, found) from error
     if cluster is not None and (problem := version_problem(address, cluster)) is not None:
         raise problem
-    return None if on_loopback else found
+    return None if on_loopback or asked_for_token else found
 
 
 def cannot_join(address: str, found: str) -> SweepError:
@@ -113,25 +114,32 @@ def version_problem(address: str, cluster: Mapping[str, Any]) -> SweepError | No
     )
 
 
-def _ask_in(address: str) -> Mapping[str, Any] | None:
-    """Connect as Ray would, with a token if there must be one; returns what the head has noted of itself."""
+def _ask_in(address: str) -> tuple[Mapping[str, Any] | None, bool]:
+    """Connect as Ray would, with a token if there must be one.
+
+    Returns:
+        What the head has noted of itself, and whether it let nobody in without a token. That is not known, and taken to
+        be no, where RAY_AUTH_MODE has Ray send one unasked.
+    """
     import ray
     from ray.exceptions import AuthenticationError
 
     try:
         from ray._private.authentication import authentication_token_setup as setup
     except ImportError:  # a Ray that knows no tokens
-        return None
+        return None, False
+    asked_for_token = False
     ray._raylet.Config.initialize("")  # an earlier Ray of this process may have switched tokens on
     setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
     try:
         with c_libraries_write_to(Path(os.devnull)):
             client = ray._raylet.GcsClient(address=address)
     except AuthenticationError:
+        asked_for_token = True
         setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         client = ray._raylet.GcsClient(address=address)  # with words for the log, where that has changed nothing
     noted = client.internal_kv_get(_NOTED, namespace=_NOTED_IN)
-    return None if noted is None else dict(json.loads(noted))
+    return None if noted is None else dict(json.loads(noted)), asked_for_token
 
 
 def token_problem(what_failed: str) -> SweepError:

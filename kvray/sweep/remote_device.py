@@ -75,7 +75,7 @@ def ask_nodes(
     if not nodes:
         raise SweepError("Ray offers no CPU to run a slot on.")
     with_gpus = [node for node in nodes if node[1].get("GPU", 0.0) >= 1]
-    if device is DeviceType.CPU or (device is None and not with_gpus):
+    if device is DeviceType.CPU or (device is None and gpu_type is None and not with_gpus):
         return _answers([_Question(nodes=nodes, device=DeviceType.CPU)], adapters, check_alive)
     if not with_gpus:
         raise SweepError("The sweep needs 1 GPU, Ray offers 0.", hint="Pass --device cpu to tune on the CPU.")

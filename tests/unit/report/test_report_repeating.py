@@ -39,6 +39,11 @@ def test_the_command_is_the_one_that_was_typed(
     assert repeat_sentence_with("--resume r1").lower() == said
 
 
+def test_a_sweep_on_a_cluster_is_not_told_to_watch_this_machine() -> None:
+    told = Disturbances(runs=4, disturbed=2, reason=None, share=1.0, candidates=1, on_cluster=True).advice("r1")
+    assert told.endswith("--resume r1 --retry disturbed.")
+
+
 @pytest.mark.parametrize("job", ["", "1"])
 def test_a_sweep_of_a_batch_goes_on_by_the_batch(job: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOB, job)
