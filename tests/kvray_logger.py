@@ -21,9 +21,13 @@ def logger_as_before() -> Iterator[None]:
 
 @contextmanager
 def untouched_logger() -> Iterator[None]:
-    """Meanwhile kvray's logger is as in a program that has not run its command line, whatever ran before."""
-    logger = logging.getLogger("kvray")
+    """Meanwhile kvray's loggers are as in a program that has not run its command line, whatever ran before: a library
+    that sets up logging silences those that it finds."""
+    known = logging.root.manager.loggerDict
+    ours = [logging.getLogger(name) for name in known if name == "kvray" or name.startswith("kvray.")]
+    logging.disable(logging.NOTSET)
     with logger_as_before():
-        logger.handlers, logger.propagate = [], True
-        logger.setLevel(logging.NOTSET)
+        for logger in ours:
+            logger.handlers, logger.propagate, logger.disabled = [], True, False
+            logger.setLevel(logging.NOTSET)
         yield
