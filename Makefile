@@ -11,11 +11,8 @@ DEMO_RESULTS ?= kvray_results
 demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
 
-# Two processes run tests: whole files, in their order, because a file's tests share a sweep. Unit tests run by themselves:
-# libraries that other tests load set up logging for the whole process.
 test: lint
-	CI=1 $(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/unit
-	CI=1 $(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder --ignore=tests/unit
+	CI=1 $(BIN)/pytest -m "not slow"
 
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest
