@@ -11,8 +11,9 @@ DEMO_RESULTS ?= kvray_results
 demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
 
+# Two processes run tests: whole files, in their order, because a file's tests share a sweep. The long ones come first.
 test: lint
-	CI=1 $(BIN)/pytest -m "not slow"
+	CI=1 $(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest

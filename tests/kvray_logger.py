@@ -17,17 +17,3 @@ def logger_as_before() -> Iterator[None]:
     finally:
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
-
-
-@contextmanager
-def untouched_logger() -> Iterator[None]:
-    """Meanwhile kvray's loggers are as in a program that has not run its command line, whatever ran before: a library
-    that sets up logging silences those that it finds."""
-    known = logging.root.manager.loggerDict
-    ours = [logging.getLogger(name) for name in known if name == "kvray" or name.startswith("kvray.")]
-    logging.disable(logging.NOTSET)
-    with logger_as_before():
-        for logger in ours:
-            logger.handlers, logger.propagate, logger.disabled = [], True, False
-            logger.setLevel(logging.NOTSET)
-        yield

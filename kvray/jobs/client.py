@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from kvray.environment import changed_environment
 from kvray.errors import InvalidValueError, SweepError, sentence_of
 from kvray.extras import Extra
 from kvray.sweep.joining import token_problem
+from kvray.sweep.quiet import mute_handlers_of_ray
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_WAIT_S = 600
@@ -108,8 +108,7 @@ class JobServer:
         self.address = address
         import ray
 
-        for handler in logging.getLogger("ray").handlers:
-            handler.setLevel(logging.CRITICAL)  # what Ray would say is raised as well
+        mute_handlers_of_ray()
         theirs = self._server_version()
         if theirs != ray.__version__:
             raise SweepError(

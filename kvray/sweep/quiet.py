@@ -49,6 +49,14 @@ def quiet_ray(log: Path) -> Iterator[None]:
         logger.propagate = propagated
 
 
+def mute_handlers_of_ray() -> None:
+    """Keep Ray's own handlers from writing to stderr: an error that Ray meets is raised as well, and told once."""
+    for handler in logging.getLogger("ray").handlers:
+        # Others, such as those of a program that collects logs, are not Ray's.
+        if type(handler).__module__.startswith("ray."):
+            handler.setLevel(logging.CRITICAL)
+
+
 class _RayLog(logging.FileHandler):
     """Loses what a full disk has no room for."""
 

@@ -25,6 +25,7 @@ from kvray.sweep.joining import prepare_to_join, token_problem
 from kvray.sweep.lean_ray import NO_WORKERS_AHEAD, lean_ray
 from kvray.sweep.liveness import ClusterServers, Liveness, OwnServers
 from kvray.sweep.loopback import check_loopback, forget_token, loopback_ray, token_of_its_own, warn_of_open_cluster
+from kvray.sweep.quiet import mute_handlers_of_ray
 
 _PRIVATE_RAY: Mapping[str, int] = {
     **NO_WORKERS_AHEAD,
@@ -243,7 +244,8 @@ class RaySession:
         if ray.is_initialized():
             self._is_ours = False
             return
-        _mute(logging.getLogger("ray"))
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        mute_handlers_of_ray()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         folder = None if self._address else _ray_folder()
         self._reaper = DriverReaper(self._scratch, ray_folder=folder, standard_error=own_descriptor())
@@ -324,12 +326,3 @@ def living_nodes() -> dict[str, Mapping[str, float]]:
     import ray
 
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-
-
-def _mute(logger: logging.Logger) -> None:
-    """Keep Ray's own handlers from writing to stderr: an error that it meets is raised as well, and told once."""
-    logger.setLevel(logging.ERROR)
-    for handler in logger.handlers:
-        # Others, such as those of a program that collects logs, are not Ray's.
-        if type(handler).__module__.startswith("ray."):
-            handler.setLevel(logging.CRITICAL)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
-from kvray_logger import untouched_logger
+from kvray_logger import logger_as_before
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,6 @@ def _guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(autouse=True)
 def _logger() -> Iterator[None]:
-    """A command line that another test runs must not change what this one hears."""
-    with untouched_logger():
+    """A command line that one test runs must not change what the next one hears."""
+    with logger_as_before():
         yield

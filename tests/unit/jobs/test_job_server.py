@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -83,3 +84,15 @@ def test_every_command_tells_in_one_line_what_is_wrong_with_the_job_server(
     assert "is not a Ray job server. Give the address" in only_line(command, serve(Answer(body=b"<html>")), capsys)
     assert "is not a Ray job server. Give the address" in only_line(command, serve(Answer(status=404)), capsys)
     assert "has Ray 2.9.9, and this machine has Ray" in only_line(command, serve(another_ray), capsys)
+
+
+def test_what_a_program_collects_of_rays_log_is_left_alone(
+    serve: Callable[[Answer], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    collecting = logging.NullHandler(level=logging.WARNING)
+    logging.getLogger("ray").addHandler(collecting)
+    try:
+        only_line(["jobs", "list", "--address", "ADDRESS"], serve(Answer(status=404)), capsys)
+        assert collecting.level == logging.WARNING
+    finally:
+        logging.getLogger("ray").removeHandler(collecting)
