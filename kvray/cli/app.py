@@ -154,14 +154,16 @@ def _usage_message(error: Any, arguments: Sequence[str]) -> str:
         # typer from 0.26 on has pydantic convert values, and its messages do not repeat the value.
         message += f" (got {problems[0]['input']!r})"
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    return f"{message}. {suggestion}See kvray {f'{command} ' if command in COMMANDS else ''}--help."
+    known = f"kvray {command}" if command in COMMANDS else "kvray"
+    read_on = known if error.ctx is None else error.ctx.command_path
+    return f"{message}. {suggestion}See {read_on} --help."
 
 
 def _told(error: Any) -> tuple[str, str]:
     """What is wrong, and which command or option may have been meant, in place of click's lists."""
     from kvray.errors import did_you_mean
 
-    message = str(error.format_message()).rstrip(".")
+    message = str(error.format_message()).rstrip(".") or "A command is missing"
     if hasattr(error, "possibilities"):
         return f"No such option: {error.option_name}", did_you_mean(error.option_name, error.possibilities or ())
     if match := re.match(r"No such command '(.*?)'", message, re.DOTALL):

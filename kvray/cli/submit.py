@@ -105,7 +105,7 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
     command = submit_command(name)
     _check_places(command, name, typed[1:])
     given: dict[str, Any] = {}
-    with command.make_context(name, list(typed[1:])) as context:
+    with command.make_context(f"kvray submit {name}", list(typed[1:])) as context:
         for parameter in command.params:
             source = context.get_parameter_source(parameter.name)
             if source is not None and source.name == "COMMANDLINE":

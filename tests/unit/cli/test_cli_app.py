@@ -87,6 +87,11 @@ def test_an_option_that_may_stand_alone_gets_its_value(line: str, given: str) ->
     assert app._with_optional_values(line.split()) == given.split()
 
 
+def test_jobs_alone_says_that_a_command_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs"], verbose=False) == 2
+    assert capsys.readouterr().err.endswith("kvray: A command is missing. See kvray jobs --help.\n")
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -100,6 +105,12 @@ def test_an_option_that_may_stand_alone_gets_its_value(line: str, given: str) ->
         ("tune x --timeout nan", "kvray: Invalid value for '--timeout': *1*nan*. See kvray tune --help."),
         ("tune x --contxt 5", "kvray: No such option: --contxt. Did you mean '--context'? See kvray tune --help."),
         ("tun x", "kvray: No such command 'tun'. Did you mean 'tune'? See kvray --help."),
+        ("jobs lists", "kvray: No such command 'lists'. See kvray jobs --help."),
+        ("jobs status", "kvray: Missing argument 'JOB'. See kvray jobs status --help."),
+        (
+            "submit tune x --profil a",
+            "kvray: No such option: --profil. Did you mean '--profile'? See kvray submit tune --help.",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_read_is_answered_with_one(
