@@ -177,6 +177,12 @@ def _run_code(adapter: EngineAdapter, spec: TrialSpec, sample: Sample, folder: P
         device=spec.device,
         cells=spec.profile.cells(spec.candidate.batch_size, rung=ALL_RUNGS[-1]),
     )
+    return run_code(adapter, case, source)
+
+
+def run_code(adapter: EngineAdapter, case: SnippetCase, source: str) -> SnippetRun:
+    """Run the code `source` as a sweep does, in a process of its own, with its files beside `case.snippet`."""
+    folder = case.snippet.parent
     case.snippet.write_text(source, encoding="utf-8")
     case.write(folder / "case.json")
     done = subprocess.run(

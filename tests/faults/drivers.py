@@ -17,8 +17,19 @@ import psutil
 
 from kvray.record import TrialResult
 from kvray.store.parquet import ResultsStore
+from kvray.workload import create_custom_profile
 
 FAKE = ("--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--repeats", "1")
+SMALL = create_custom_profile(
+    "small",
+    context_lengths=(16,),
+    output_lengths=(4,),
+    repeats=1,
+    weight_ttft=0.4,
+    weight_throughput=0.4,
+    weight_memory=0.2,
+)
+"""The workload that `FAKE` asks for."""
 _MARK = "KVRAY_TEST_SWEEP"
 _HEARD_WITHIN_S = 90.0
 _RAY_FOLDER = Path("/tmp/ray")

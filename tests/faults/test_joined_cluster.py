@@ -56,6 +56,20 @@ def test_a_cluster_is_found_by_itself(cluster: RayCluster, tmp_path: Path) -> No
     assert done.stdout == "1\n", done.stderr
 
 
+def test_a_type_of_gpu_is_not_looked_for_on_a_cpu_in_its_place(cluster: RayCluster, tmp_path: Path) -> None:
+    where = ("--address", cluster.address, "--output", str(tmp_path / "results"))
+    done = subprocess.run(
+        [sys.executable, "-m", "kvray", "tune", "fake:x", "--engine", "fake", "--gpu-type", "A100", *where],
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "The sweep needs 1 GPU, Ray offers 0." in done.stderr
+
+
 OF_ANOTHER_RAY = """
 import json, pathlib, ray
 from ray._common.usage import usage_lib

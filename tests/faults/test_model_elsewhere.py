@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drivers import recorded
+from drivers import SMALL, recorded
 from homebound_engine import HOME, HomeboundAdapter
 from ray.cluster_utils import Cluster
 
@@ -16,17 +16,6 @@ from kvray.errors import ModelError
 from kvray.record import TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.search import TuningSearch
-from kvray.workload import create_custom_profile
-
-PROFILE = create_custom_profile(
-    "small",
-    context_lengths=(16,),
-    output_lengths=(4,),
-    repeats=1,
-    weight_ttft=0.4,
-    weight_throughput=0.4,
-    weight_memory=0.2,
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +33,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
 
 def config(cluster: Cluster, folder: Path, **values: object) -> TuneConfig:
     return TuneConfig(
-        profile=PROFILE,
+        profile=SMALL,
         device=DeviceType.CUDA,
         engine="fake",
         address=str(cluster.address),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from drivers import recorded
+from drivers import SMALL, recorded
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from typing_extensions import override
@@ -24,21 +24,11 @@ from kvray.sweep.trial_task import TrialTask
 from kvray.testing.fake import FakeAdapter
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.search import TuningSearch
-from kvray.workload import create_custom_profile
 
 SPACE = """
 - {cache: [dynamic], dtype: [float32], attention: [sdpa, eager], parallelism: [1, 2]}
 - {cache: [dynamic], dtype: [bfloat16], attention: [sdpa, eager], parallelism: [1]}
 """
-PROFILE = create_custom_profile(
-    "small",
-    context_lengths=(16,),
-    output_lengths=(4,),
-    repeats=1,
-    weight_ttft=0.4,
-    weight_throughput=0.4,
-    weight_memory=0.2,
-)
 GHOST = "0" * 56
 """Sorts before every node of Ray's, so that the first trial is given to it."""
 
@@ -99,7 +89,7 @@ def test_large_trials_get_a_node_each_and_run_again_when_theirs_is_lost(
         _, victim = (cluster.add_node(num_cpus=2, num_gpus=2) for _ in range(2))
         config = TuneConfig(
             model_id="fake:gpus:2=slow",
-            profile=PROFILE,
+            profile=SMALL,
             device=DeviceType.CUDA,
             engine="fake",
             address=str(cluster.address),

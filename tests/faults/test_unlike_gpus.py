@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from drivers import FAKE, Driver, recorded
+from drivers import FAKE, SMALL, Driver, recorded
 from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
@@ -27,7 +27,6 @@ from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
-from kvray.workload import create_custom_profile
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +179,8 @@ def test_a_type_that_is_named_is_the_one_that_is_asked(cluster: str) -> None:
 
 @pytest.mark.slow  # whose trial is next on which type is in tests/unit/sweep/test_lanes.py
 def test_each_model_of_a_batch_is_measured_on_every_type(cluster: str, tmp_path: Path) -> None:
-    profile = create_custom_profile(
-        "small",
-        context_lengths=(16,),
-        output_lengths=(4,),
-        repeats=1,
-        weight_ttft=0.4,
-        weight_throughput=0.4,
-        weight_memory=0.2,
-    )
     settings = {"engine": "fake", "search": "grid", "confirm_rounds": 0, "dtypes": ["float32"], "caches": ["dynamic"]}
-    asked = [AskedSweep(model_id=name, profile=profile, settings=settings) for name in ("fake:ok", "fake:eager=oom")]
+    asked = [AskedSweep(model_id=name, profile=SMALL, settings=settings) for name in ("fake:ok", "fake:eager=oom")]
     options = BatchOptions(output_dir=str(tmp_path), device=DeviceType.CUDA, address=cluster)
     ended = BatchSearch(asked, options).run()
     assert [one.status for one in ended.sweeps] == [BatchStatus.OK] * 2

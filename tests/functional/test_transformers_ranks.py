@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +18,7 @@ from transformers_samples import VOCABULARY, load, make_candidate, save_tiny_mod
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import CrashedError, ModelRequest, UnsupportedError
-from kvray.engines.snippet_case import SnippetCase, SnippetRun, read_answer
+from kvray.engines.snippet_case import SnippetCase
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers import ranks as ranks_module
 from kvray.engines.transformers.arguments import call_arguments
@@ -28,8 +27,7 @@ from kvray.engines.transformers.rank import RankTask
 from kvray.engines.transformers.ranks import Ranks
 from kvray.engines.transformers.tensor_parallel import TensorParallelModel
 from kvray.probes.own_processes import OwnProcesses
-from kvray.search_paths import child_environment, python_command
-from kvray.testing.trial_contract import still_alive
+from kvray.testing.trial_contract import run_code, still_alive
 from kvray.trial.quality import compare, summarize
 from kvray.workload import Cell, get_profile
 
@@ -199,17 +197,6 @@ def test_the_code_writes_the_same_tokens_in_as_many_processes(request_: ModelReq
     case = SnippetCase(
         snippet=tmp_path / "code.py", answer=tmp_path / "answer.json", request=request_, cell=CELL, limit_s=120
     )
-    case.snippet.write_text(source, encoding="utf-8")
-    case.write(tmp_path / "case.json")
-    done = subprocess.run(
-        python_command("-m", str(adapter.snippet_runner), str(tmp_path / "case.json")),
-        cwd=tmp_path,
-        env={**adapter.process_environment(), **child_environment()},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    answer = read_answer(case.answer)
-    assert isinstance(answer, SnippetRun), (answer, done.stderr)
+    answer = run_code(adapter, case, source)
     assert answer.tokens == alone.generate(CELL.output_tokens).tokens
     assert answer.cache_class == "StaticCache"
