@@ -1,4 +1,4 @@
-"""`kvray apply`: the code that applies a plan."""
+"""`kvray apply`: the code and the command line that apply a plan."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from kvray.errors import OutputError
+from kvray.errors import OutputError, PlanError
 from kvray.files.documents import shown_document, write_document
 from kvray.plan.plan import load_plan_file
+from kvray.plan.serving import serving_command
 from kvray.plan.snippet import render_snippet
 
 _logger = logging.getLogger("kvray.cli")
@@ -25,10 +26,19 @@ def apply(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the code to this file, a path or a URI.")
     ] = None,
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="Print the command line that serves the winner to stdout.")
+    ] = False,
 ) -> None:
-    """Say what a plan decides, and print or save the code that applies it: torch and transformers alone."""
+    """Say what a plan decides, and print what applies it: the code, which needs the engine's library alone, and the
+    command line of the engine's server, where it has one."""
     loaded = load_plan_file(plan)
-    snippet = render_snippet(loaded)
+    snippet, command = render_snippet(loaded), serving_command(loaded)
+    if print_command and command is None:
+        raise PlanError(
+            f"The engine {loaded.engine} has no server of its own, so there is no command line.",
+            hint="Add --print-snippet for the code.",
+        )
     if loaded.foreign_code:
         _logger.warning("The code runs %s: run it only if you trust its authors.", " and ".join(loaded.foreign_code))
     if out is not None:
@@ -39,8 +49,11 @@ def apply(
             raise OutputError(
                 f"Cannot write {shown_document(out)!r}: {why.rstrip('.')}.", hint="Name a file in a folder that exists."
             ) from error
+    if print_command:
+        typer.echo(command)
     if print_snippet:
         typer.echo(snippet, nl=False)
+    if print_command or print_snippet:
         return
     console = Console()
     console.print(Text(f"model    {loaded.model_id}"), soft_wrap=True)
@@ -52,6 +65,8 @@ def apply(
     for rule in loaded.rules:
         use = loaded.candidates[rule.use].candidate.label
         console.print(Text(f"rule     {rule.when.describe()}: {use}. {rule.evidence}"), soft_wrap=True)
+    if command is not None:
+        console.print(Text(f"serve    {command}"), soft_wrap=True)
     if out is not None:
         console.print(Text(f"snippet  {shown_document(out)}"), soft_wrap=True)
     else:

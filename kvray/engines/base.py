@@ -352,6 +352,22 @@ class EngineAdapter(ABC):
             cells: what was measured, with the candidate's batch size; caches of fixed size are made for these.
         """
 
+    def serving_command(
+        self, request: ModelRequest, *, candidate: Candidate, device: DeviceType, cells: Sequence[Cell]
+    ) -> Sequence[str] | None:
+        """The command line, program first, that serves the very weights of `request` with `candidate` applied. Every
+        default is pinned that the server and the library do not share.
+
+        Args:
+            device: what was measured on.
+            cells: what was measured, with the candidate's batch size; the server must hold each of them.
+
+        Returns:
+            `None` where the engine has no server.
+        """
+        del request, candidate, device, cells
+        return None
+
     @abstractmethod
     def memory_note(self, device: DeviceType) -> str:
         """One sentence: what `peak_memory_mib` means on `device`."""

@@ -25,12 +25,7 @@ def render_snippet(plan: Plan) -> str:
     """
     winner = plan.winner.candidate
     body = get_engine(plan.engine).render_snippet(
-        ModelRequest(
-            model_id=plan.model_id,
-            revision=plan.model_revision,
-            trust_remote_code=plan.trust_remote_code,
-            allow_pickle=plan.allow_pickle,
-        ),
+        winner_request(plan),
         loader=plan.loader,
         candidate=winner,
         device=plan.device,
@@ -40,6 +35,16 @@ def render_snippet(plan: Plan) -> str:
     if any(map(is_sent_model_note, plan.notes)):
         body = _MODEL_LINE.sub(_comment_line(_SENT_MODEL) + r"\g<0>", body, count=1)
     return f"{header}\n{body.strip()}\n"
+
+
+def winner_request(plan: Plan) -> ModelRequest:
+    """The model as the winner's engine names it, in the version that was measured."""
+    return ModelRequest(
+        model_id=plan.model_id,
+        revision=plan.model_revision,
+        trust_remote_code=plan.trust_remote_code,
+        allow_pickle=plan.allow_pickle,
+    )
 
 
 def _evidence(plan: Plan) -> tuple[str, ...]:
