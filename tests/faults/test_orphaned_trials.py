@@ -173,20 +173,25 @@ def test_a_reaper_that_was_killed_is_replaced_before_the_next_trial(
                     found.append(process)
         return found
 
+    def reapers() -> list[psutil.Process]:
+        return [one for one in below() if "kvray.trial.trial_reaper" in one.cmdline()]
+
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     ) as owner:
         assert owner.stdout is not None
         assert owner.stdin is not None
         assert owner.stdout.readline() == b"one has ended\n"
-        (reaper,) = (one for one in below() if "kvray.trial.trial_reaper" in one.cmdline())
+        (reaper,) = reapers()
         reaper.kill()
+        psutil.wait_procs([reaper], timeout=30)  # until then its pipe takes what it is told
         owner.stdin.write(b"\n")
         owner.stdin.flush()
         deadline = time.monotonic() + 30
         while not (tmp_path / "tmp" / "daemon.pid").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert len(below()) >= 5, "owner, reaper, the trial's process, its child, its daemon"
+        assert len(reapers()) == 1
         owner.kill()
         owner.wait()
     deadline = time.monotonic() + GONE_WITHIN_S
