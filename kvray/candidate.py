@@ -108,6 +108,8 @@ class AttentionBackend(Choice):
     FLASH_ATTENTION_3 = "flash_attention_3"
     FLEX_ATTENTION = "flex_attention"
     XFORMERS = "xformers"
+    FLASH = "flash"
+    """The engine's own fused kernel, which never writes the scores to memory."""
     HUB_KERNEL = "hub_kernel"
     """A kernel from a model hub; its name is in `Candidate.hub_kernel`."""
 

@@ -16,6 +16,7 @@ class Extra(enum.StrEnum):
 
     TUNE = "tune"
     TRANSFORMERS = "transformers"
+    LLAMA_CPP = "llama-cpp"
     QUANTIZED = "quantized"
     OPTUNA = "optuna"
     CLUSTER = "cluster"
@@ -51,6 +52,7 @@ class Extra(enum.StrEnum):
 _MODULES = {
     Extra.TUNE: ("ray", "scipy"),
     Extra.TRANSFORMERS: ("accelerate", "gguf", "huggingface_hub", "safetensors", "torch", "transformers"),
+    Extra.LLAMA_CPP: ("gguf", "llama_cpp"),
     Extra.QUANTIZED: ("hqq", "optimum"),
     Extra.OPTUNA: ("optuna",),
     Extra.CLUSTER: ("aiohttp", "ray", "requests"),

@@ -7,6 +7,7 @@ Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -24,8 +25,44 @@ _STRING, _ARRAY = 8, 9
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
-def check_gguf_file(path: Path) -> None:
-    """Refuse what cannot be converted.
+@dataclass(frozen=True, kw_only=True)
+class GgufTensor:
+    """Shape (innermost dimension first), kind of numbers by GGUF's table, and bytes from the begin of the data."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+    @property
+    def kind_name(self) -> str:
+        """E.g. `Q4_1`."""
+        return _kinds().get(self.kind, (f"type {self.kind}", 1, 0))[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufHeader:
+    """What a file says of itself.
+
+    Attributes:
+        fields: by key; arrays of at most `MOST_LAYERS` numbers as tuples, others as `None`.
+        tensors: by name.
+    """
+
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, GgufTensor]
+
+    @property
+    def architecture(self) -> str:
+        """The family by the name that llama.cpp has for it."""
+        return str(self.fields.get("general.architecture"))
+
+    def own(self, key: str) -> Any:
+        """The value of one of the architecture's own keys, such as `block_count`; `None` where it is not there."""
+        return self.fields.get(f"{self.architecture}.{key}")
+
+
+def check_gguf_file(path: Path) -> GgufHeader:
+    """Refuse what is no whole model by its header, and return the header.
 
     Raises:
         ModelError: it is no whole model, its header is torn, or does not describe the file. A fragment of a sentence.
@@ -39,9 +76,10 @@ def check_gguf_file(path: Path) -> None:
     _check_is_model(fields, tensors, path)
     _check_sizes(fields, {name: tensor.shape for name, tensor in tensors.items()})
     _check_whole(tensors, data_bytes=header.left)
+    return GgufHeader(fields=fields, tensors=tensors)
 
 
-def _check_is_model(fields: Mapping[str, Any], tensors: Mapping[str, _Tensor], path: Path) -> None:
+def _check_is_model(fields: Mapping[str, Any], tensors: Mapping[str, GgufTensor], path: Path) -> None:
     architecture = str(fields.get("general.architecture"))
     parts, part = fields.get("split.count"), fields.get("split.no")
     if isinstance(parts, int) and parts > 1:
@@ -82,15 +120,9 @@ def _check_sizes(fields: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         raise ModelError(f"its feed_forward_length {inner} is that of none of its tensors")
 
 
-def _check_whole(tensors: Mapping[str, _Tensor], *, data_bytes: int) -> None:
+def _check_whole(tensors: Mapping[str, GgufTensor], *, data_bytes: int) -> None:
     """Refuse a file that ends before its tensors do; `data_bytes` are behind the header, padding included."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    sizes = {kind.value: size for kind, size in GGML_QUANT_SIZES.items() if isinstance(kind, GGMLQuantizationType)}
-    needed = 0
-    for tensor in tensors.values():
-        block, block_bytes = sizes.get(tensor.kind, (1, 0))
-        needed = max(needed, tensor.offset + math.prod(tensor.shape) // block * block_bytes)
+    needed = max(tensor.offset + tensor_bytes(tensor) for tensor in tensors.values())
     if needed > data_bytes:
         raise ModelError(
             f"it is cut off: its tensors end {needed:,} bytes behind its header, and {data_bytes:,} are there.",
@@ -98,17 +130,26 @@ def _check_whole(tensors: Mapping[str, _Tensor], *, data_bytes: int) -> None:
         )
 
 
+def tensor_bytes(tensor: GgufTensor) -> int:
+    """Bytes of a tensor's data; 0 where its kind of numbers is not known."""
+    block, block_bytes = _kinds().get(tensor.kind, ("", 1, 0))[1:]
+    return math.prod(tensor.shape) // block * block_bytes
+
+
+@functools.cache
+def _kinds() -> Mapping[int, tuple[str, int, int]]:
+    """Name, elements of a block and its bytes, by the number that a header has for a kind."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    return {
+        kind.value: (kind.name, *size)
+        for kind, size in GGML_QUANT_SIZES.items()
+        if isinstance(kind, GGMLQuantizationType)
+    }
+
+
 def _shown(value: object) -> str:
     return repr(value)[:40]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tensor:
-    """Shape (innermost dimension first), kind of numbers by GGUF's table, and bytes from the begin of the data."""
-
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
 
 
 class _Header:
@@ -118,8 +159,8 @@ class _Header:
         self._file = file
         self.left = size
 
-    def read(self) -> tuple[Mapping[str, Any], Mapping[str, _Tensor]]:
-        """Fields (`None` for arrays) and tensors; afterwards `left` bytes of the file are not read."""
+    def read(self) -> tuple[Mapping[str, Any], Mapping[str, GgufTensor]]:
+        """Fields (as `GgufHeader` has them) and tensors; afterwards `left` bytes of the file are not read."""
         if self._take(4) != b"GGUF":
             raise ModelError("it does not begin with GGUF")
         version = self._number("I")
@@ -131,21 +172,22 @@ class _Header:
         read = {self._string(): self._value(self._number("I")) for _ in range(fields)}
         return read, dict(self._tensor() for _ in range(tensors))
 
-    def _tensor(self) -> tuple[str, _Tensor]:
+    def _tensor(self) -> tuple[str, GgufTensor]:
         name, dimensions = self._string(), self._number("I")
         if dimensions > MOST_DIMENSIONS:
             raise ModelError(f"its tensor {name[:80]!r} has {dimensions} dimensions")
         shape = tuple(self._number("Q") for _ in range(dimensions))
-        return name, _Tensor(shape=shape, kind=self._number("I"), offset=self._number("Q"))
+        return name, GgufTensor(shape=shape, kind=self._number("I"), offset=self._number("Q"))
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            return self._skip_array()
+            return self._array()
         return self._number(self._format(kind))
 
-    def _skip_array(self) -> None:
+    def _array(self) -> tuple[Any, ...] | None:
+        """Numbers, where there are no more than layers; anything else is skipped."""
         kind, length = self._number("I"), int(self._number("Q"))
         if kind == _STRING:
             self._check(8 * length)
@@ -154,7 +196,10 @@ class _Header:
         elif kind == _ARRAY:
             raise ModelError("it holds arrays of arrays")
         else:
-            self._take(length * struct.calcsize(self._format(kind)))
+            form = self._format(kind)
+            data = self._take(length * struct.calcsize(form))
+            return struct.unpack(f"<{length}{form}", data) if length <= MOST_LAYERS else None
+        return None
 
     def _string(self) -> str:
         return self._take(int(self._number("Q"))).decode("utf-8", errors="replace")

@@ -56,6 +56,10 @@ class AxisValue:
     on_request: str | None = None
 
 
+def _as_it_is(candidate: Candidate) -> Candidate:
+    return candidate
+
+
 def _as_given(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
     del candidate, profile
     return value
@@ -77,6 +81,8 @@ class Axis:
             known.
         canonical: the value that a candidate gets in place of the one asked for, given the candidate and the workload,
             so that two requests which become one configuration are one candidate; `None`: the axis is not set.
+        follows: of a shared axis, the candidate with the value that its own axes come to, such as a `quantized` cache
+            where one of them is a type of few bits.
         parser: reads a value as a user writes it, where the kind does not say how.
         option: of the command line that sets it in place of `--set`.
     """
@@ -92,6 +98,7 @@ class Axis:
     aliases: Mapping[str, AxisRequest] = field(default_factory=dict)
     default: AxisRequest = None
     canonical: Callable[[ParamValue, Candidate, WorkloadProfile], AxisRequest] = _as_given
+    follows: Callable[[Candidate], Candidate] = _as_it_is
     parser: Callable[[str], Any] | None = None
     option: str | None = None
 
@@ -161,13 +168,16 @@ class Axis:
 
 
 def canonical_form(candidate: Candidate, axes: Sequence[Axis], profile: WorkloadProfile) -> Candidate:
-    """`candidate` with the settings that it comes to: those that change nothing are not set."""
+    """`candidate` with the settings that it comes to: those that change nothing are not set, and shared axes agree with
+    them."""
     for axis in axes:
         value = candidate.setting(axis.name)
         if value is None:
             continue
         canonical = axis.canonical(value, candidate, profile)
         candidate = with_settings(candidate, {axis.name: None if canonical == axis.default else canonical})
+    for axis in axes:
+        candidate = axis.follows(candidate)
     return candidate
 
 

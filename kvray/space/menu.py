@@ -5,7 +5,7 @@ Four axes are columns that all engines share; an engine declares only which of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvray.candidate import (
@@ -42,10 +42,13 @@ class MenuLine:
     on_request: str | None = None
 
 
-def shared_axis(name: str, values: Iterable[AxisValue]) -> Axis:
-    """The axis of `SHARED_AXES` called `name`, with the values that an engine has."""
+def shared_axis(
+    name: str, values: Iterable[AxisValue], *, follows: Callable[[Candidate], Candidate] | None = None
+) -> Axis:
+    """The axis of `SHARED_AXES` called `name`, with the values that an engine has and `Axis.follows`."""
     title, parser = _PARSERS[name]
-    return Axis(name=name, title=title, kind=AxisKind.CHOICE, values=tuple(values), parser=parser)
+    axis = Axis(name=name, title=title, kind=AxisKind.CHOICE, values=tuple(values), parser=parser)
+    return axis if follows is None else replace(axis, follows=follows)
 
 
 def menu_of(axes: Sequence[Axis]) -> tuple[MenuLine, ...]:

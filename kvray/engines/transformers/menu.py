@@ -137,6 +137,8 @@ def _attention(attention: AttentionBackend, device: DeviceFacts) -> AxisValue:
                 on_request = "compiles for half a minute first"
         case AttentionBackend.XFORMERS:
             obstacle = _needs(device, package="xformers", module="xformers", capability=None)
+        case AttentionBackend.FLASH:
+            obstacle = "Transformers has no fused kernel of its own: take sdpa_flash or flash_attention_2"
         case AttentionBackend.HUB_KERNEL:
             obstacle = _needs(device, package="kernels", module="kernels", capability=None)
             on_request = "by its name, e.g. kernels-community/flash-attn2"

@@ -1,0 +1,118 @@
+"""`LlamaCppAdapter`: what llama.cpp offers on a device, and the way into a measurement process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import ClassVar
+
+from typing_extensions import override
+
+from kvray.candidate import CacheStrategy, Candidate, DeviceType
+from kvray.engines.base import (
+    UNKNOWN_REVISION,
+    DeviceFacts,
+    EngineAdapter,
+    LoadedModel,
+    ModelInfo,
+    ModelRequest,
+)
+from kvray.engines.llama_cpp import axes, description, rules, spaces
+from kvray.extras import Extra
+from kvray.models.revision import check_unchanged, revision_of
+from kvray.models.source import parse_model_id
+from kvray.space.axis import Axis
+from kvray.space.constraints import Constraint
+from kvray.space.search_space import SpaceBlock
+from kvray.workload import Cell, WorkloadProfile
+
+
+class LlamaCppAdapter(EngineAdapter):
+    """The engine `llama_cpp`."""
+
+    name: ClassVar[str] = "llama_cpp"
+    libraries: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
+    preload: ClassVar[tuple[str, ...]] = ("kvray.engines.llama_cpp.loaded",)
+    extra: ClassVar[Extra | None] = Extra.LLAMA_CPP
+
+    @override
+    def check_model(self, request: ModelRequest) -> None:
+        description.read_model(request)
+
+    @override
+    def describe_model(self, request: ModelRequest) -> ModelInfo:
+        return description.describe(request)
+
+    @override
+    def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
+        """The file is hashed, and again only when it changes."""
+        if info.revision != UNKNOWN_REVISION:
+            return info
+        source = parse_model_id(request.model_id)
+        return replace(info, revision=revision_of(request, source, source.local_path.parent))
+
+    @override
+    def fetch_weights(self, request: ModelRequest) -> None:
+        """They are on this machine; only their version is checked."""
+        check_unchanged(request, description.gguf_path(request).parent)
+
+    @override
+    def check_weights(self, request: ModelRequest, *, quick: bool = False) -> None:
+        description.read_model(request)
+
+    def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
+        """`llama-server` with nothing set but how many sequences there are."""
+        del device
+        return Candidate(
+            engine=self.name,
+            cache=CacheStrategy.STATIC,
+            attention=model.default_attention.backend,
+            dtype=model.native_dtype,
+            batch_size=batch_size,
+        )
+
+    @override
+    def axes(self, device: DeviceFacts) -> tuple[Axis, ...]:
+        return axes.axes(device)
+
+    @override
+    def default_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
+        return spaces.default_space(model, device, profile)
+
+    @override
+    def full_space(self, model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) -> tuple[SpaceBlock, ...]:
+        return spaces.full_space(model, device, profile)
+
+    @override
+    def rules(self, request: ModelRequest, model: ModelInfo, profile: WorkloadProfile) -> Sequence[Constraint]:
+        return rules.rules(model)
+
+    @override
+    def load(
+        self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
+    ) -> LoadedModel:
+        loaded: LoadedModel = import_module("kvray.engines.llama_cpp.loaded").load_model(
+            request, candidate, device, profile
+        )
+        return loaded
+
+    def render_snippet(
+        self,
+        request: ModelRequest,
+        *,
+        loader: str | None,
+        candidate: Candidate,
+        device: DeviceType,
+        cells: Sequence[Cell],
+    ) -> str:
+        """A program with `load()` and `generate(…)`."""
+        raise NotImplementedError
+
+    @override
+    def memory_note(self, device: DeviceType) -> str:
+        """Weights are mapped from their file, whose pages count as they are touched."""
+        return (
+            "Peak memory of llama.cpp is the highest resident set of the measuring process while a cell was measured; "
+            "weights are mapped from their file, and count as far as they were read."
+        )

@@ -1,0 +1,271 @@
+"""What can be chosen in llama.cpp, and what stands in the way of it on this machine and in this build."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from kvray.candidate import (
+    AttentionBackend,
+    CacheStrategy,
+    Candidate,
+    CompileMode,
+    DeviceType,
+    DType,
+    ParamValue,
+    setting_text,
+)
+from kvray.engines.base import DeviceFacts
+from kvray.engines.llama_cpp.build import Build, installed_build
+from kvray.engines.llama_cpp.settings import (
+    ALL_LAYERS,
+    CACHE_TYPES,
+    DEFAULT_BATCH,
+    DEFAULT_POLL,
+    DEFAULT_TYPE,
+    DEFAULT_UBATCH,
+    PLAIN_TYPES,
+    SplitMode,
+    context_tokens,
+)
+from kvray.engines.llama_cpp.threads import default_threads
+from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
+from kvray.space.menu import shared_axis
+from kvray.workload import WorkloadProfile
+
+GPU_AXES = ("n_gpu_layers", "offload_kqv", "split_mode", "n_cpu_moe")
+_MOST_THREADS = 512
+"""`GGML_MAX_N_THREADS`."""
+
+
+def axes(device: DeviceFacts) -> tuple[Axis, ...]:
+    """Every axis on `device`, with the default of llama.cpp's command line tools."""
+    build = installed_build()
+    return (*_shared_axes(), *_own_axes(default_threads(), build), *_gpu_axes(_gpu_obstacle(device, build), device))
+
+
+def cache_of_types(candidate: Candidate) -> CacheStrategy:
+    """`quantized` where keys or values are kept in blocks with a scale, else `static`."""
+    types = {str(candidate.setting(name) or DEFAULT_TYPE) for name in ("type_k", "type_v")}
+    return CacheStrategy.STATIC if types <= set(PLAIN_TYPES) else CacheStrategy.QUANTIZED
+
+
+def _shared_axes() -> tuple[Axis, ...]:
+    return (
+        shared_axis(
+            "cache",
+            (AxisValue(value=one.value) for one in (CacheStrategy.STATIC, CacheStrategy.QUANTIZED)),
+            follows=_cache_follows_types,
+        ),
+        shared_axis(
+            "attention", (AxisValue(value=one.value) for one in (AttentionBackend.FLASH, AttentionBackend.EAGER))
+        ),
+        shared_axis("dtype", (AxisValue(value=DType.FLOAT32.value),)),
+        shared_axis("compile", (AxisValue(value=CompileMode.OFF.value),)),
+    )
+
+
+def _own_axes(threads: int, build: Build | None) -> tuple[Axis, ...]:
+    has_openmp = build is not None and build.has_openmp
+    return (
+        Axis(
+            name="type_k",
+            title="type of keys",
+            kind=AxisKind.CHOICE,
+            values=tuple(map(_cache_type, CACHE_TYPES)),
+            default=DEFAULT_TYPE,
+        ),
+        Axis(
+            name="type_v",
+            title="type of values",
+            kind=AxisKind.CHOICE,
+            values=tuple(map(_cache_type, CACHE_TYPES)),
+            default=DEFAULT_TYPE,
+        ),
+        _number("n_ubatch", "tokens worked on at once", DEFAULT_UBATCH, canonical=_ubatch_within_batch),
+        _number(
+            "n_batch",
+            "tokens handed over at once",
+            DEFAULT_BATCH,
+            canonical=_batch_within_context,
+            on_request="matters for prompts of several sequences or beyond 2,048 tokens",
+        ),
+        _number("threads", "threads while generating", threads, most=_MOST_THREADS, on_request=None),
+        _number(
+            "threads_batch",
+            "threads while reading a prompt",
+            None,
+            most=_MOST_THREADS,
+            canonical=partial(_unlike_threads, default=threads),
+            on_request="as many as while generating, unless set",
+        ),
+        Axis(
+            name="poll",
+            title="how busily threads wait",
+            kind=AxisKind.NUMBER,
+            scale=Scale.LINEAR,
+            least=0,
+            most=100,
+            default=None if has_openmp else DEFAULT_POLL,
+            values=(
+                AxisValue(
+                    value="level",
+                    obstacle="this build computes with OpenMP, whose threads wait in their own way (OMP_WAIT_POLICY)"
+                    if has_openmp
+                    else None,
+                    on_request="50 unless set",
+                ),
+            ),
+        ),
+        _flag("swa_full", "keep all tokens in layers with a window", default=False, on_request="only takes memory"),
+        _flag("repack", "rearrange weights for this CPU", default=True, on_request="loads faster, computes slower"),
+        _flag(
+            "kv_unified",
+            "one buffer for all sequences",
+            default=False,
+            canonical=_only_of_several,
+            on_request="worth it where sequences share a long beginning",
+        ),
+    )
+
+
+def _gpu_axes(obstacle: str | None, device: DeviceFacts) -> tuple[Axis, ...]:
+    # What cannot be had has no default either: a candidate that leaves it alone would be said to have it.
+    here = obstacle is None
+    several = obstacle or ("needs several GPUs" if device.gpu_count < 2 else None)
+    return (
+        _number(
+            "n_gpu_layers",
+            "layers on the GPU",
+            None,
+            least=0,
+            canonical=_all_layers_unset,
+            obstacle=obstacle,
+            on_request="all unless set",
+        ),
+        _flag(
+            "offload_kqv",
+            "keys and values on the GPU",
+            default=True if here else None,
+            obstacle=obstacle,
+            on_request="saves GPU memory, slower",
+        ),
+        Axis(
+            name="split_mode",
+            title="split over GPUs",
+            kind=AxisKind.CHOICE,
+            values=tuple(
+                AxisValue(value=one.value, obstacle=several, on_request="layer unless set") for one in SplitMode
+            ),
+            default=SplitMode.LAYER.value if several is None else None,
+        ),
+        _number(
+            "n_cpu_moe",
+            "layers whose experts stay in host memory",
+            0 if here else None,
+            least=0,
+            obstacle=obstacle,
+            on_request="for models with experts that the GPU does not hold",
+        ),
+    )
+
+
+def _gpu_obstacle(device: DeviceFacts, build: Build | None) -> str | None:
+    if device.device is DeviceType.CPU:
+        return "needs a GPU and llama-cpp-python built for it"
+    if build is not None and not build.has_gpu:
+        return (
+            "this llama-cpp-python was built for the CPU alone: "
+            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python"
+        )
+    return None
+
+
+def _cache_type(name: str) -> AxisValue:
+    default_space = (DEFAULT_TYPE, "q8_0", "q4_0")
+    return AxisValue(value=name, on_request=None if name in default_space else "measured with --set or --space full")
+
+
+def _number(
+    name: str,
+    title: str,
+    default: int | None,
+    *,
+    least: int = 1,
+    most: float = 2**31 - 1,
+    canonical: object = None,
+    obstacle: str | None = None,
+    on_request: str | None = None,
+) -> Axis:
+    given = {} if canonical is None else {"canonical": canonical}
+    return Axis(
+        name=name,
+        title=title,
+        kind=AxisKind.NUMBER,
+        scale=Scale.LOG,
+        least=least,
+        most=most,
+        default=default,
+        values=(AxisValue(value="N", obstacle=obstacle, on_request=on_request),),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def _flag(
+    name: str,
+    title: str,
+    *,
+    default: bool | None,
+    canonical: object = None,
+    obstacle: str | None = None,
+    on_request: str | None = None,
+) -> Axis:
+    given = {} if canonical is None else {"canonical": canonical}
+    return Axis(
+        name=name,
+        title=title,
+        kind=AxisKind.FLAG,
+        default=default,
+        values=tuple(
+            AxisValue(value=setting_text(one), obstacle=obstacle, on_request=on_request if one != default else None)
+            for one in (False, True)
+        ),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def _cache_follows_types(candidate: Candidate) -> Candidate:
+    """A bare `quantized` cache is left as it is: a rule says what is missing."""
+    fitting = cache_of_types(candidate)
+    return replace(candidate, cache=fitting) if fitting is CacheStrategy.QUANTIZED else candidate
+
+
+def _most_tokens(candidate: Candidate, profile: WorkloadProfile) -> int:
+    """Tokens of the largest context that the workload needs."""
+    unified = bool(candidate.setting("kv_unified"))
+    return max(context_tokens(cell, unified=unified) for cell in profile.cells(candidate.batch_size, rung=2))
+
+
+def _batch_within_context(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
+    most = _most_tokens(candidate, profile)
+    return DEFAULT_BATCH if min(int(value), most) == min(DEFAULT_BATCH, most) else min(int(value), most)
+
+
+def _ubatch_within_batch(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
+    most = min(_most_tokens(candidate, profile), int(candidate.setting("n_batch") or DEFAULT_BATCH))
+    return DEFAULT_UBATCH if min(int(value), most) == min(DEFAULT_UBATCH, most) else min(int(value), most)
+
+
+def _unlike_threads(value: ParamValue, candidate: Candidate, profile: WorkloadProfile, *, default: int) -> AxisRequest:
+    del profile
+    return None if value == int(candidate.setting("threads") or default) else value
+
+
+def _only_of_several(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
+    del profile
+    return None if candidate.batch_size == 1 else value
+
+
+def _all_layers_unset(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
+    del candidate, profile
+    return None if value == ALL_LAYERS else value
