@@ -36,8 +36,8 @@ from pairs import Pair, Sample, collect, middle
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.config import cache_dir
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.model_folder import weights_path
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.model_folder import weights_path
 from kvray.record import Role, TrialStatus
 from kvray.trial.events import RungFinished
 from kvray.trial.process import Launcher, TrialProcess

@@ -54,6 +54,15 @@ def pickle_files(folder: Path) -> tuple[str, ...]:
     return _indexed_files(folder, PICKLED_WEIGHTS, PICKLED_WEIGHTS_INDEX, ".bin")
 
 
+def named_tensors(names: Sequence[str]) -> str:
+    """E.g. `2 tensors of the model, such as lm_head.weight`."""
+    return (
+        f"1 tensor of the model, {names[0]}"
+        if len(names) == 1
+        else f"{len(names)} tensors of the model, such as {names[0]}"
+    )
+
+
 def absent(names: Iterable[str], folder: Path) -> list[str]:
     """The `names` that are no files of `folder`."""
     return [name for name in names if not (folder / name).is_file()]

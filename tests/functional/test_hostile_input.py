@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from transformers_samples import make_candidate, save_tiny_model, write_tiny_gguf
 
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.gguf import converted_gguf
+from kvray.engines.hugging_face.model_folder import weights_path
+from kvray.engines.hugging_face.tokenizer import load_tokenizer
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import call_arguments
-from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.loading import load_model
-from kvray.engines.transformers.model_folder import weights_path
-from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.errors import KvrayError, ModelError
 from kvray.models.gguf_header import check_gguf_file
 
@@ -179,7 +179,7 @@ def test_an_architecture_that_the_library_does_not_read_is_named_before_the_file
 ) -> None:
     """`general.architecture` and the prefix of its fields."""
     gguf.write_bytes(gguf.read_bytes().replace(b"llama", b"grokk"))
-    monkeypatch.setattr("kvray.engines.transformers.gguf.file_sha256", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr("kvray.engines.hugging_face.gguf.file_sha256", lambda path: pytest.fail("hashed"))
     with pytest.raises(
         ModelError, match=r"Transformers [\d.]+ does not read its architecture \(.*grokk.*original model"
     ):

@@ -23,9 +23,9 @@ from transformers_samples import (
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.engines.transformers import TransformersAdapter
 from kvray.engines.transformers.arguments import call_arguments
-from kvray.engines.transformers.gguf import converted_gguf
 from kvray.workload import Cell
 
 PROMPT = "It was the best of times, it was the worst of times, it was"

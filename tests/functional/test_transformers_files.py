@@ -16,9 +16,10 @@ from transformers_samples import load, make_candidate, save_tiny_model, write_ti
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import TransformersAdapter, adapter
-from kvray.engines.transformers import gguf as gguf_module
-from kvray.engines.transformers.gguf import converted_gguf, is_converted
+from kvray.engines.hugging_face import conversion
+from kvray.engines.hugging_face import gguf as gguf_module
+from kvray.engines.hugging_face.gguf import converted_gguf, is_converted
+from kvray.engines.transformers import TransformersAdapter
 from kvray.errors import ModelError
 from kvray.models import revision
 from kvray.record import Role, TrialStatus
@@ -188,7 +189,7 @@ def test_a_broken_gguf_is_a_model_error(how: str, gguf: Path, cache: Path) -> No
 
 
 def test_a_killed_conversion_leaves_nothing_that_passes_for_complete(gguf: Path, cache: Path) -> None:
-    command = [sys.executable, "-m", "kvray.engines.transformers.gguf", str(gguf)]
+    command = [sys.executable, "-m", "kvray.engines.hugging_face.gguf", str(gguf)]
     process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
     wait_for_staging(cache / "gguf")
     process.send_signal(signal.SIGKILL)
@@ -214,7 +215,7 @@ def test_a_file_is_converted_once_in_a_process_of_its_own_and_then_found_at_once
     gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = describe(gguf)
-    monkeypatch.setattr(adapter, "_convert_apart", lambda path: pytest.fail("converted again"))
+    monkeypatch.setattr(conversion, "_convert_apart", lambda path: pytest.fail("converted again"))
     started = time.monotonic()
     assert describe(gguf) == first
     assert time.monotonic() - started < 1.0

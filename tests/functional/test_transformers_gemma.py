@@ -12,8 +12,8 @@ from transformers_samples import load, make_candidate
 
 from kvray.candidate import DeviceType, DType
 from kvray.engines.base import ForcedToken, ModelRequest
+from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.gguf import converted_gguf
 from kvray.space.constraints import SpaceFacts, first_objection
 from kvray.trial.quality import QualityLoss, compare, summarize
 from kvray.workload import MAX_QUALITY_LOSS, Cell, get_profile

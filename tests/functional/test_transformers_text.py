@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers_samples import BOS, EOS, load, make_candidate, save_tiny_model
 
 from kvray.engines.base import UnsupportedError
+from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.workload import Cell
 

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 from transformers_samples import BOS, EOS, HEAD_DIM, KV_HEADS, LAYERS, load, make_candidate, save_tiny_model
 
 from kvray.candidate import Candidate
+from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.engines.prompts import prompt_text
 from kvray.engines.transformers import loaded
-from kvray.engines.transformers.gguf import converted_gguf
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.record import TrialStatus
 from kvray.trial.events import TrialEnded

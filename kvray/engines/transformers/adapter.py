@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +23,8 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
+from kvray.engines.hugging_face.conversion import convert_if_gguf
+from kvray.engines.hugging_face.model_folder import config_path, revision, weights_path
 from kvray.engines.transformers import (
     description,
     device_rates,
@@ -37,24 +37,18 @@ from kvray.engines.transformers import (
 )
 from kvray.engines.transformers.arguments import MOST_CPU_RANKS, Split, split_of
 from kvray.engines.transformers.costs import TransformersCosts
-from kvray.engines.transformers.gguf import check_gguf, is_converted
-from kvray.engines.transformers.model_folder import config_path, revision, weights_path
 from kvray.engines.transformers.packed import told_of_packing
 from kvray.environment import changed_environment
-from kvray.errors import ModelError
 from kvray.extras import Extra
 from kvray.files.file_systems import has_locks
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
 from kvray.models.revision import check_unchanged
-from kvray.models.source import SourceKind, parse_model_id
-from kvray.search_paths import child_environment, python_command
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
 
-_logger = logging.getLogger("kvray.engines")
 _INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -84,7 +78,7 @@ class TransformersAdapter(EngineAdapter):
     @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """A GGUF file is converted first. Torch is imported only for a model that has to be tried."""
-        _convert_if_gguf(request)
+        convert_if_gguf(request)
         if "torch" not in sys.modules and (outlined := outline.outline_model(request)) is not None:
             return outlined
         # torch notes in the environment where it would keep what it compiles; trials, which inherit it, have a place.
@@ -111,7 +105,7 @@ class TransformersAdapter(EngineAdapter):
 
     @override
     def fetch_weights(self, request: ModelRequest) -> None:
-        _convert_if_gguf(request)
+        convert_if_gguf(request)
         check_unchanged(request, weights_path(request))
 
     @override
@@ -220,23 +214,3 @@ def _compiler_caches(folder: Path) -> Mapping[str, str]:
     except OSError:
         usable = False
     return {} if not usable else {name: str(cache) for name, cache in caches.items()}
-
-
-def _convert_if_gguf(request: ModelRequest) -> None:
-    """Convert in a process of its own, so that neither the driver nor a measurement holds the weights a second time."""
-    source = parse_model_id(request.model_id)
-    if source.kind is SourceKind.GGUF and not is_converted(source.local_path):
-        check_gguf(source.local_path)
-        size_gib = source.local_path.stat().st_size / (1 << 30)
-        _logger.info("reading %s (%.1f GiB) once, to convert it to safetensors", source.local_path, size_gib)
-        _convert_apart(source.local_path)
-
-
-def _convert_apart(gguf: Path) -> None:
-    command = python_command("-m", "kvray.engines.transformers.gguf", str(gguf))
-    # On a GPU for which it has kernels Transformers would keep the weights packed.
-    environment = {**child_environment(), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ModelError(lines[-1])

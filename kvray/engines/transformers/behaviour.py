@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kvray.engines.transformers.ordinary_ids import ordinary_ids
-from kvray.engines.transformers.quiet import quiet_library
+from kvray.engines.hugging_face.ordinary_ids import ordinary_ids
+from kvray.engines.hugging_face.quiet import quiet_library
 from kvray.engines.transformers.small_config import small_config
 from kvray.errors import sentence_of
 

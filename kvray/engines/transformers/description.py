@@ -10,6 +10,9 @@ from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
+from kvray.engines.hugging_face.model_folder import config_path
+from kvray.engines.hugging_face.quiet import quiet_library
+from kvray.engines.hugging_face.tokenizer import text_note
 from kvray.engines.transformers.architecture import check_behaviour, not_tunable, refuse_other_kinds
 from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.context_limit import context_limit
@@ -20,11 +23,8 @@ from kvray.engines.transformers.model_class import (
     model_class,
     named_attention,
 )
-from kvray.engines.transformers.model_folder import config_path
 from kvray.engines.transformers.packed import packing_of
-from kvray.engines.transformers.quiet import quiet_library
 from kvray.engines.transformers.shapes import model_shape, unknown_because
-from kvray.engines.transformers.tokenizer import text_note
 from kvray.errors import ModelError, sentence_of
 from kvray.models import hub
 from kvray.models.config_file import check_config_file

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.gguf import check_gguf
 from kvray.engines.transformers import description
-from kvray.engines.transformers.gguf import check_gguf
 from kvray.engines.transformers.model_class import model_class
 from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.tensors import check_tensors

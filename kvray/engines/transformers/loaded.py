@@ -30,6 +30,9 @@ from kvray.engines.base import (
     Observed,
     UnsupportedError,
 )
+from kvray.engines.hugging_face.model_folder import fetched_path
+from kvray.engines.hugging_face.texts import ModelTexts
+from kvray.engines.hugging_face.tokenizer import encoded, load_tokenizer
 from kvray.engines.transformers.arguments import Split, call_arguments, kept_length, settings_objection
 from kvray.engines.transformers.attention import forced_kernel
 from kvray.engines.transformers.caches import cache_bytes, make_cache
@@ -37,7 +40,6 @@ from kvray.engines.transformers.device_memory import DeviceMemory
 from kvray.engines.transformers.forced import ForcedPlan, force
 from kvray.engines.transformers.generation_settings import bare_settings, exact_settings, measured_settings
 from kvray.engines.transformers.loading import load_model
-from kvray.engines.transformers.model_folder import fetched_path
 from kvray.engines.transformers.observed import (
     ProfiledGeneration,
     UsedCache,
@@ -48,8 +50,6 @@ from kvray.engines.transformers.observed import (
 )
 from kvray.engines.transformers.paged import PagedSession
 from kvray.engines.transformers.processors import active_processors, processor_share, timed_processors
-from kvray.engines.transformers.texts import ModelTexts
-from kvray.engines.transformers.tokenizer import encoded, load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, StampingStreamer, trace_whole
 from kvray.engines.transformers.translation import translated_errors
 from kvray.probes.cpu import release_heap

@@ -20,9 +20,8 @@ from kvray.engines.transformers import xformers_attention
 from kvray.engines.transformers.arguments import RANDOM_WEIGHTS_SEED, XFORMERS, CallArguments, Split
 from kvray.engines.transformers.code_source import check_code_source
 from kvray.engines.transformers.model_class import architecture_of, auto_class_name
-from kvray.engines.transformers.tensors import named_tensors
 from kvray.errors import ModelError, sentence_of
-from kvray.models.weight_files import safetensors_files
+from kvray.models.weight_files import named_tensors, safetensors_files
 from kvray.probes.cpu import total_memory_mib
 from kvray.record import RANDOM_PREFIX
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.hugging_face.model_folder import config_path
 from kvray.engines.transformers import description
 from kvray.engines.transformers.architecture import OtherKindError, is_known_decoder
 from kvray.engines.transformers.class_source import declared_attentions
-from kvray.engines.transformers.model_folder import config_path
 from kvray.engines.transformers.shapes import layer_kinds
 from kvray.errors import ModelError
 from kvray.forecast.shape import LayerShape, ModelShape

@@ -15,7 +15,7 @@ from typing import Any
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
-from kvray.engines.transformers.quiet import quiet_library
+from kvray.engines.hugging_face.quiet import quiet_library
 from kvray.errors import ModelError, sentence_of
 from kvray.probes.gpu import visible_gpus
 from kvray.search_paths import child_environment, python_command

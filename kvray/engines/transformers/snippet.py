@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.tokenizer import has_tokenizer
 from kvray.engines.transformers import templates
 from kvray.engines.transformers.arguments import (
     LENGTH_STEP,
@@ -26,7 +27,6 @@ from kvray.engines.transformers.arguments import (
 )
 from kvray.engines.transformers.embedded import EmbeddedModule, arranged_imports, embedded_module
 from kvray.engines.transformers.model_class import CAUSAL_LM, LOADERS
-from kvray.engines.transformers.tokenizer import has_tokenizer
 from kvray.errors import InvalidValueError
 from kvray.models.revision import is_commit
 from kvray.record import RANDOM_PREFIX

@@ -17,12 +17,12 @@ from transformers import BatchEncoding
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import OBSERVED_TOKENS
+from kvray.engines.hugging_face.model_folder import fetched_path
+from kvray.engines.hugging_face.texts import ModelTexts
+from kvray.engines.hugging_face.tokenizer import load_tokenizer
 from kvray.engines.snippet_case import SnippetCase, SnippetRun, read_case, serve
 from kvray.engines.transformers.attention import kernels_seen
-from kvray.engines.transformers.model_folder import fetched_path
 from kvray.engines.transformers.rendezvous import joined
-from kvray.engines.transformers.texts import ModelTexts
-from kvray.engines.transformers.tokenizer import load_tokenizer
 from kvray.engines.transformers.tracing import ProfilingStreamer, Trace
 from kvray.probes.orphans import die_with_parent
 from kvray.search_paths import child_environment, python_command

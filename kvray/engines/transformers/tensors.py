@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvray.engines.transformers.quiet import quiet_library
+from kvray.engines.hugging_face.quiet import quiet_library
 from kvray.errors import ModelError
 from kvray.models.foreign_files import MERGE
 from kvray.models.headers import StoredTensor, read_header
-from kvray.models.weight_files import WEIGHTS_INDEX, index_names, safetensors_files
+from kvray.models.weight_files import WEIGHTS_INDEX, index_names, named_tensors, safetensors_files
 
 MOST_IN_A_SECOND = 5_000
 """Tensors that the library matches with a model's in about a second."""
@@ -97,15 +97,6 @@ def unmatched(stored: Mapping[str, StoredTensor], config: Any, model_class: Any)
         left_over=tuple(sorted(told["unexpected_keys"])),
         resized=tuple((str(name), tuple(there), tuple(here)) for name, there, here in sorted(told["mismatched_keys"])),
         head=head,
-    )
-
-
-def named_tensors(names: Sequence[str]) -> str:
-    """E.g. `2 tensors of the model, such as lm_head.weight`."""
-    return (
-        f"1 tensor of the model, {names[0]}"
-        if len(names) == 1
-        else f"{len(names)} tensors of the model, such as {names[0]}"
     )
 
 

@@ -11,9 +11,9 @@ from tokenizers.models import BPE, WordLevel
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 from kvray.engines.base import ModelRequest, UnsupportedError
-from kvray.engines.transformers.ordinary_ids import ordinary_ids
-from kvray.engines.transformers.texts import ModelTexts
-from kvray.engines.transformers.tokenizer import choose_texts, encoded, has_tokenizer, load_tokenizer
+from kvray.engines.hugging_face.ordinary_ids import ordinary_ids
+from kvray.engines.hugging_face.texts import ModelTexts
+from kvray.engines.hugging_face.tokenizer import choose_texts, encoded, has_tokenizer, load_tokenizer
 from kvray.errors import ModelError
 from kvray.workload import Cell
 

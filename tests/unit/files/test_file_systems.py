@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvray.engines.transformers.gguf import _publish
+from kvray.engines.hugging_face.gguf import _publish
 from kvray.files.file_systems import Weakness, has_locks, write_whole
 
 

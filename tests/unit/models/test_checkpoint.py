@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save
 
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.model_folder import weights_path
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.model_folder import weights_path
 from kvray.errors import ModelError
 from kvray.models.headers import StoredTensor, read_header
 from kvray.models.weight_files import WEIGHTS_INDEX, weight_files

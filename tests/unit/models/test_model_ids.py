@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers.gguf import is_converted
-from kvray.engines.transformers.model_folder import fetched_path, weights_path
+from kvray.engines.hugging_face.gguf import is_converted
+from kvray.engines.hugging_face.model_folder import fetched_path, weights_path
 from kvray.errors import ModelError
 from kvray.models.hashes import file_sha256
 from kvray.models.source import SourceKind, absolute_id, parse_model_id

@@ -1,6 +1,6 @@
 """GGUF files: dequantised once into a safetensors folder in the cache, keyed by the file's hash.
 
-`python -m kvray.engines.transformers.gguf FILE` does it in a process of its own.
+`python -m kvray.engines.hugging_face.gguf FILE` does it in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from kvray.config import cache_dir
-from kvray.engines.transformers.tensors import named_tensors
 from kvray.errors import KvrayError, ModelError, sentence_of
 from kvray.files.file_systems import NO_RENAME
 from kvray.models.gguf_header import check_gguf_file
 from kvray.models.hashes import file_sha256, known_sha256
+from kvray.models.weight_files import named_tensors
 from kvray.probes.holds import exclusively
 
 _LAST = "config.json"

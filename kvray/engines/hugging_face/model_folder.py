@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvray.engines.transformers.gguf import converted_gguf
+from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.models.folders import check_complete, config_folder, fetched_folder, weights_folder
 from kvray.models.request import ModelRequest
 from kvray.models.revision import revision_of

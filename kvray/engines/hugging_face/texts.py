@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from kvray.engines.base import ModelRequest
+from kvray.engines.hugging_face.ordinary_ids import ordinary_ids
+from kvray.engines.hugging_face.tokenizer import WrittenTexts, choose_texts
 from kvray.engines.prompts import tile_tokens
-from kvray.engines.transformers.ordinary_ids import ordinary_ids
-from kvray.engines.transformers.tokenizer import WrittenTexts, choose_texts
 from kvray.workload import Cell
 
 _RANDOM_SEED = 1

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kvray.engines.base import ModelRequest, UnsupportedError
+from kvray.engines.hugging_face.quiet import quiet_library
 from kvray.engines.prompts import forced_text, prompt_text
-from kvray.engines.transformers.quiet import quiet_library
 from kvray.errors import ModelError, sentence_of
 from kvray.record import RANDOM_PREFIX
 
