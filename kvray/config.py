@@ -21,7 +21,7 @@ from kvray.candidate import (
     ParallelChoice,
     ParamValue,
 )
-from kvray.errors import InvalidValueError, describe_problems
+from kvray.errors import InvalidValueError, describe_problems, did_you_mean
 from kvray.files.file_systems import has_locks
 from kvray.record import TrialStatus
 from kvray.workload import WorkloadProfile, get_profile
@@ -53,6 +53,7 @@ class TuneConfig(BaseModel):
 
     Attributes:
         model_id: a hub id, a local folder, a `.gguf` file, or `random:<folder or config.json>`.
+        models_for: by engine, a file or id of the same model that this engine takes in place of `model_id`.
         profile: the workload, or the name of a built-in one.
         device: where to run; `None` takes CUDA where the machine has it, else the CPU.
         engine: name of the engine, or of several with commas between them; the first one's default is the baseline.
@@ -100,6 +101,7 @@ class TuneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     model_id: Annotated[str, Field(min_length=1)]
+    models_for: Mapping[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
     profile: WorkloadProfile
     device: DeviceType | None = None
     engine: str = "transformers"
@@ -214,10 +216,24 @@ class TuneConfig(BaseModel):
             raise ValueError(f"{value!r} is not a list of different engines; an example: transformers,vllm")
         return ",".join(names)
 
+    @model_validator(mode="after")
+    def _models_for_engines_that_take_part(self) -> Self:
+        for name in self.models_for:
+            if name not in self.engines:
+                raise ValueError(
+                    f"--model-for names the engine {name!r}, which is not in --engine {self.engine}. "
+                    f"{did_you_mean(name, self.engines)}".rstrip()
+                )
+        return self
+
     @property
     def engines(self) -> tuple[str, ...]:
         """Names of the engines, the baseline's first."""
         return tuple(self.engine.split(","))
+
+    def model_for(self, engine: str) -> str:
+        """The model as `engine` is to take it."""
+        return self.models_for.get(engine, self.model_id)
 
     @property
     def has_space_file(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 from kvray.cli.following import end_of, follow_job, submit_command, wait_until_accepted
+from kvray.cli.parsing import parse_assignments
 from kvray.errors import InvalidValueError
 from kvray.extras import Extra
 from kvray.files.redaction import redact
@@ -19,6 +21,7 @@ from kvray.files.remote import is_uri
 from kvray.jobs.batch import batch_argument
 from kvray.jobs.client import JobServer, job_server_address
 from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
+from kvray.models.source import is_absent_path
 from kvray.tuning.batch_file import read_batch_file
 from kvray.workload import get_profile
 
@@ -126,7 +129,11 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
             output = _output(str(value))
         elif parameter.param_type_name == "argument":
             named = _batch_file if parameter.name == "file" else _model
-            arguments.append(named(str(value), upload=upload_model))
+            # With a file for one engine there is something to send where the model itself is a hub id.
+            is_sent = upload_model and not ("model_for" in given and not _path_of(str(value)).exists())
+            arguments.append(named(str(value), upload=is_sent))
+        elif parameter.name == "model_for":
+            arguments += [_model_for(max(parameter.opts, key=len), one, upload=upload_model) for one in value]
         else:
             arguments += _option(parameter, value)
     return arguments, output
@@ -187,6 +194,13 @@ def _batch_file(value: str, *, upload: bool) -> Argument:
         return Argument(text=value)
     read_batch_file(value)
     return batch_argument(Path(value), model=lambda one: _model(one, upload=upload and _path_of(one).exists()))
+
+
+def _model_for(flag: str, value: str, *, upload: bool) -> Argument:
+    """A hub id goes as it is, also where models are sent."""
+    ((engine, model),) = parse_assignments([value], option=flag).items()
+    is_sent = upload and (_path_of(model).exists() or is_absent_path(model))
+    return replace(_model(model, upload=is_sent), option=f"{flag}={engine}=")
 
 
 def _path_of(model: str) -> Path:

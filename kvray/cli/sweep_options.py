@@ -84,6 +84,7 @@ class LoadingOptions:
     trust_remote_code: options.TrustRemoteCode = False
     allow_pickle: options.AllowPickle = False
     engine: options.Engine = "transformers"
+    model_for: options.ModelFor = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +218,7 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
     retried, retry_disturbed = parse_retry(resuming.retry, option="--retry")
     return TuneConfig(
         model_id=model,
+        models_for=parse_assignments(loading.model_for or (), option="--model-for"),
         profile=sweep.workload.profile_of(sweep.judging.judging(), repeats=search.repeats),
         device=None if loading.device is None else DeviceType.parse(loading.device),
         engine=loading.engine,

@@ -49,6 +49,8 @@ def batch_argument(path: Path, *, model: Callable[[str], Argument]) -> Argument:
             found["profiles"] = [file(one) for one in found["profiles"]]
         if "model" in found:
             found["model"] = named_model(found["model"])
+        if "models_for" in found:
+            found["models_for"] = {engine: named_model(one) for engine, one in found["models_for"].items()}
         return found
 
     content = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)

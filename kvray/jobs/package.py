@@ -27,11 +27,13 @@ class Argument:
     """One argument of a command: its text, then the path of what it names, here or in the cluster's home folder.
 
     Attributes:
+        option: what stands before that and is no part of a model's name, such as `--model-for=llama_cpp=`.
         content: what the file `local` holds there, where that is not what it holds here.
         beside: by its place in the package, what else goes along.
         models: of models that go along, how they are called there and how the user named them. `""` is `local`.
     """
 
+    option: str = ""
     text: str = ""
     local: Path | None = None
     home: str | None = None
@@ -51,7 +53,7 @@ def write_package(
     shutil.copyfile(doorman.__file__, folder / "kvray_job.py")
     packed = [_packed(one, folder, place) for place, one in enumerate(arguments)]
     models = [
-        {**({"text": name} if name else there), "typed": redact(typed)}
+        {**({"text": name} if name else {**there, "text": one.text}), "typed": redact(typed)}
         for one, there in zip(arguments, packed, strict=True)
         for name, typed in one.models.items()
     ]
@@ -97,7 +99,7 @@ def mib(size: int) -> str:
 
 
 def _packed(argument: Argument, folder: Path, place: int) -> dict[str, str]:
-    packed = {"text": argument.text}
+    packed = {"text": f"{argument.option}{argument.text}"}
     if argument.home is not None:
         packed["home"] = argument.home
     if argument.local is not None:

@@ -68,17 +68,31 @@ def parse_model_id(model_id: str) -> ModelSource:
     return ModelSource(kind=SourceKind.HUB, model_id=model_id)
 
 
+def is_absent_path(model_id: str) -> bool:
+    """Whether `model_id` can only be a path, and nothing is there."""
+    text = model_id.removeprefix(RANDOM_PREFIX)
+    try:
+        return _is_path(model_id) and not Path(text).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # no such user, too long, no right to look
+        return True
+
+
 def absolute_id(model_id: str) -> str:
     """`model_id` with an absolute path in place of a relative one, or of one below `~`, whether or not it is there."""
     prefix = RANDOM_PREFIX if model_id.startswith(RANDOM_PREFIX) else ""
     text = model_id.removeprefix(prefix)
-    is_path = prefix or text.startswith((".", "/", "~")) or text.lower().endswith(".gguf")
+    is_path = _is_path(model_id)
     try:
         path = Path(text).expanduser()
         is_path = is_path or path.exists()
     except (OSError, RuntimeError, ValueError):  # no such user, too long, no right to look
         return model_id
     return f"{prefix}{path.absolute()}" if is_path else model_id
+
+
+def _is_path(model_id: str) -> bool:
+    """Whether `model_id` has a form that no hub id has."""
+    return model_id.startswith((RANDOM_PREFIX, ".", "/", "~")) or model_id.lower().endswith(".gguf")
 
 
 def _as_path(text: str) -> Path:

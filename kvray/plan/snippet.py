@@ -32,7 +32,7 @@ def render_snippet(plan: Plan) -> str:
         cells=plan.profile.cells(winner.batch_size, rung=2),
     )
     header = "".join(_comment_line(line) for line in (*_OPENING, *_evidence(plan)))
-    if any(map(is_sent_model_note, plan.notes)):
+    if any(is_sent_model_note(note) and plan.model_id in note for note in plan.notes):
         body = _MODEL_LINE.sub(_comment_line(_SENT_MODEL) + r"\g<0>", body, count=1)
     return f"{header}\n{body.strip()}\n"
 

@@ -154,11 +154,14 @@ def fingerprint_of(config: TuneConfig, share: Conditions, pythons: Mapping[str, 
         preview.device.device, libraries=adapters[0].libraries
     )
     python = pythons.get(adapters[0].name)
-    model = replace(preview.model, model_id=sent_model_name(config.model_id) or preview.model.model_id)
+    own_model = config.model_for(adapters[0].name)
+    model = replace(preview.model, model_id=sent_model_name(own_model) or preview.model.model_id)
     return SweepFingerprint.of(
         engine=adapters[0].name,
         other_engines={
-            adapter.name: "; ".join((one.model.revision, *_libraries(adapter, pythons, environments)))
+            adapter.name: "; ".join(
+                (*_own_file(config, adapter, one), one.model.revision, *_libraries(adapter, pythons, environments))
+            )
             for adapter, one in zip(adapters[1:], preview.others, strict=True)
         },
         model=model,
@@ -170,6 +173,11 @@ def fingerprint_of(config: TuneConfig, share: Conditions, pythons: Mapping[str, 
         on_cluster=config.address is not None,
         environment=environment if python is None else python.applied_to(environment),
     )
+
+
+def _own_file(config: TuneConfig, adapter: EngineAdapter, preview: Preview) -> tuple[str, ...]:
+    """The name of the file that a further engine takes in place of the model, where there is one."""
+    return (preview.model.name,) if adapter.name in config.models_for else ()
 
 
 def _manifest(
@@ -215,9 +223,9 @@ def _manifest(
 
 
 def _model_notes(config: TuneConfig, preview: Preview) -> tuple[str, ...]:
-    sent = sent_model_note(config.model_id)
+    sent = [sent_model_note(config.model_for(engine)) for engine in preview.engines]
     notes = [note for one in (preview, *preview.others) for note in one.model.notes]
-    return tuple(dict.fromkeys([*([sent] if sent else []), *notes]))
+    return tuple(dict.fromkeys([*filter(None, sent), *notes]))
 
 
 def _libraries(

@@ -54,6 +54,7 @@ class SweepSettings(_Strict):
         None, description=f"Limits that a candidate must keep: {', '.join(Limits.model_fields)}; off lifts one."
     )
     engine: Text | None = Field(None, description="Inference engine, or several with commas between them.")
+    models_for: dict[str, Text] | None = Field(None, description="By engine, a file or id of the same model.")
     engine_pythons: dict[str, Text] | None = Field(None, description="By engine, a Python of its own.")
     space: Text | None = Field(None, description="default, full, or a YAML file of blocks.")
     candidates: Text | None = Field(None, description="JSON file: a plan, or a list of candidates.")
@@ -288,8 +289,9 @@ def _keys_at_fault(settings: Mapping[str, Any]) -> list[str]:
     """Those that are not allowed by themselves; none where only some of them together are."""
     found = []
     for key, value in settings.items():
+        alone = {key: value, **({"engine": settings["engine"]} if key == "models_for" and "engine" in settings else {})}
         try:
-            TuneConfig(model_id="any", profile=get_profile(DEFAULT_PROFILES[0]), **{key: value})
+            TuneConfig(model_id="any", profile=get_profile(DEFAULT_PROFILES[0]), **alone)
         except InvalidValueError:
             found.append(key)
     return found

@@ -21,6 +21,7 @@ KEYS = {
     "--max-quality-loss": "limits.max_quality_loss",
     "--engine": "engine",
     "--engine-python": "engine_pythons",
+    "--model-for": "models_for",
     "--space": "space",
     "--candidates": "candidates",
     "--cache": "caches",

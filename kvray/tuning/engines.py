@@ -16,6 +16,7 @@ from kvray.config import TuneConfig
 from kvray.engines.base import EngineAdapter, ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.errors import EngineError, InvalidValueError, KvrayError, ModelError, NoCandidatesError
+from kvray.models.source import is_absent_path
 from kvray.space.asked import check_parallelism, check_settings
 from kvray.sweep.remote_device import NodeFacts
 from kvray.tuning.local_device import detect_device
@@ -73,6 +74,7 @@ class SweepEngines:
         Raises:
             KvrayError: the error of the first engine, where it fails for all.
         """
+        _check_models_for(config)
         is_only = len(self.adapters) == 1
         check = partial(
             check_request,
@@ -123,13 +125,27 @@ class SweepEngines:
             return ask(of)
         except _OWN_ERRORS as error:
             self.adapters = tuple(adapter for adapter in self.adapters if adapter.name != name)
-            self.refused += (Refusal(engine=name, reason=error.message),)
+            self.refused += (Refusal(engine=name, reason=str(error)),)
             self._first_error = self._first_error or error
             return None
 
     def _check_any_left(self) -> None:
         if self._first_error is not None and not self.adapters:
             raise self._first_error
+
+
+def _check_models_for(config: TuneConfig) -> None:
+    """Refuse a path that is not there: an engine that is left out for a typing error would be missed too late. The
+    paths of a cluster are asked for there.
+
+    Raises:
+        ModelError
+    """
+    for engine, model_id in config.models_for.items():
+        if config.address is None and is_absent_path(model_id):
+            raise ModelError(
+                f"--model-for {engine}: {model_id!r} does not exist.", hint="Give a file or folder, or a hub id."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

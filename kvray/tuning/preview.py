@@ -29,7 +29,7 @@ _logger = logging.getLogger("kvray.tuning.preview")
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """An engine that was asked for and takes no part in the sweep."""
+    """An engine that was asked for and takes no part in the sweep: why, and what would help."""
 
     engine: str
     reason: str

@@ -101,7 +101,7 @@ def check_request(
     pythons = found_pythons(config, [adapter], recorded=recorded_pythons)
     if adapter.name not in pythons:
         adapter.check_installed()
-    request, models = requested_model(config), node.models if node else ModelAccess()
+    request, models = requested_model(config, adapter.name), node.models if node else ModelAccess()
     models.check(adapter, request)
     device = (node.device if node else device) or detect_device(config.device)
     if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:
@@ -129,11 +129,12 @@ def check_request(
     )
 
 
-def requested_model(config: TuneConfig) -> ModelRequest:
-    """The model of `config`, with what the user allows; the user's environment may forbid the network as well. To the
-    nodes of a cluster a path means what it means here."""
+def requested_model(config: TuneConfig, engine: str) -> ModelRequest:
+    """The model of `config` for `engine`, with what the user allows; the user's environment may forbid the network as
+    well. To the nodes of a cluster a path means what it means here."""
+    model_id = config.model_for(engine)
     return ModelRequest(
-        model_id=config.model_id if config.address is None else absolute_id(config.model_id),
+        model_id=model_id if config.address is None else absolute_id(model_id),
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         offline=config.offline or is_offline_environment(),

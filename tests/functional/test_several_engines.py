@@ -74,7 +74,8 @@ def test_every_engine_contributes_its_candidates_and_what_it_refuses_is_one_line
     assert [one.label for one in preview.defaults] == ["second:dynamic/sdpa/float32"]
     assert [one.engine for one in preview.space.candidates] == ["fake"] * 4 + ["second"] * 4
     assert (preview.profile.context_lengths, preview.dropped_contexts) == ((256,), (3000,)), "what all engines hold"
-    assert ("engine", "gone", "Unknown engine 'gone'.") in preview.left_out
+    (why,) = (reason for axis, value, reason in preview.left_out if (axis, value) == ("engine", "gone"))
+    assert why.startswith("Unknown engine 'gone'. Allowed: "), "the reason and the cure"
 
 
 def test_without_the_first_engine_the_next_one_gives_the_baseline(tmp_path: Path) -> None:
@@ -83,6 +84,17 @@ def test_without_the_first_engine_the_next_one_gives_the_baseline(tmp_path: Path
         TuningSearch(config=config_of(tmp_path, engine="gone,away")).preview()
     with pytest.raises(ModelError, match="knows no model 'other'"):
         TuningSearch(config=config_of(tmp_path, engine="fake,second", model_id="other")).preview()
+
+
+def test_an_engine_may_have_a_file_of_its_own_of_the_model(tmp_path: Path) -> None:
+    preview = TuningSearch(config=config_of(tmp_path, models_for={"second": "fake:own"})).preview()
+    assert [one.model.model_id for one in (preview, *preview.others)] == ["fake:second:=topk", "fake:own"]
+
+    wrong = config_of(tmp_path, models_for={"second": "other"})
+    refused = {one.engine: one.reason for one in TuningSearch(config=wrong).preview().refused}
+    assert refused["second"] == "The fake engine knows no model 'other'. Use fake:ok."
+    with pytest.raises(ModelError, match=r"--model-for second: '\./gone\.gguf' does not exist\."):
+        TuningSearch(config=config_of(tmp_path, models_for={"second": "./gone.gguf"})).preview()
 
 
 def test_a_sweep_follows_each_candidates_engine_from_the_records_to_the_plan(tmp_path: Path, one_ray: None) -> None:

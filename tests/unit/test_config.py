@@ -50,6 +50,25 @@ def test_an_unknown_profile_name_lists_the_known_ones() -> None:
         config(profile="nope")
 
 
+def test_an_engine_may_have_a_file_of_its_own_of_the_model() -> None:
+    asked = config(engine="transformers,llama_cpp", models_for={"llama_cpp": "model.gguf"})
+    assert [asked.model_for(name) for name in asked.engines] == ["org/model", "model.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("transformers", "--model-for names the engine 'llama_cp', which is not in --engine transformers."),
+        ("transformers,llama_cpp", "in --engine transformers,llama_cpp. Did you mean 'llama_cpp'?"),
+    ],
+)
+def test_a_file_for_an_engine_that_takes_no_part_is_refused_in_one_line(engine: str, told: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        config(engine=engine, models_for={"llama_cp": "model.gguf"})
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_results_folder_may_be_a_path(tmp_path: Path) -> None:
     assert config(output_dir=tmp_path).output_dir == str(tmp_path)
 

@@ -60,6 +60,7 @@ GIVEN: dict[str, Any] = {
     "timeout": 5.0,
     "engine": "fake",
     "engine_python": ["fake=/a/python"],
+    "model_for": ["transformers=model.gguf"],
     "budget": "20m",
     "search": "grid",
     "max_trials": 4,

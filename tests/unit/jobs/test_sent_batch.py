@@ -72,6 +72,36 @@ def test_a_model_that_was_sent_is_told_with_its_path_here(folder: Path, monkeypa
     assert sent_model_note("org/name") is None
 
 
+def test_the_file_of_one_engine_is_sent_beside_a_hub_id(folder: Path) -> None:
+    asked = ["tune", "org/name", "--engine", "fake,second", "--model-for", "second=./tiny", "--model-for=fake=org/b"]
+    arguments, output = prepare_arguments(asked, upload_model=True)
+    (sent := folder / "sent-package").mkdir()
+    write_package(sent, arguments, output=output, columns=80, with_wheel=False)
+    job = json.loads((sent / "job.json").read_text(encoding="utf-8"))
+    there = command_line(job["arguments"], "/there")
+    (place,) = (one for one in there if one.startswith("--model-for=second="))
+    assert (sent / place.removeprefix("--model-for=second=/there/") / "config.json").is_file()
+    assert [one for one in there if one in ("org/name", "--model-for=fake=org/b")] == ["org/name", "--model-for=fake=org/b"]
+    told = json.loads(driver_environment(job, "/there")[SENT_MODELS])
+    assert told == {place.removeprefix("--model-for=second="): "./tiny"}
+
+    with pytest.raises(InvalidValueError, match=r"'\./gone' is neither a folder nor a file of this machine"):
+        prepare_arguments(["tune", "org/name", "--model-for", "transformers=./gone"], upload_model=True)
+    with pytest.raises(InvalidValueError, match=r"'\./tiny' is on this machine .*--upload-model"):
+        prepare_arguments(["tune", "org/name", "--model-for", "transformers=./tiny"], upload_model=False)
+
+
+def test_the_files_of_engines_in_a_batch_are_sent(folder: Path) -> None:
+    text = "models: [{model: org/name, engine: 'fake,second', models_for: {second: ./tiny, fake: org/b}}]"
+    (folder / "models.yaml").write_text(text, encoding="utf-8")
+    (_, sent), _ = prepare_arguments(["batch", "models.yaml"], upload_model=True)
+    assert sent.content is not None
+    (model,) = yaml.safe_load(sent.content)["models"]
+    place = model["models_for"]["second"]
+    assert (model["models_for"]["fake"], sent.beside[place]) == ("org/b", folder / "tiny")
+    assert sent.models == {place: "./tiny"}
+
+
 def test_a_model_that_was_sent_has_the_same_name_in_each_job(monkeypatch: pytest.MonkeyPatch) -> None:
     models = ["/tmp/pkg_1/files/1/tiny", "random:/tmp/pkg_2/files/1/tiny", "sent/0/tiny.gguf"]
     monkeypatch.setenv(SENT_MODELS, json.dumps(dict.fromkeys([*models, "/tmp/pkg_3/files/1/tiny"], "./tiny")))

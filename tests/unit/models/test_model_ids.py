@@ -12,7 +12,7 @@ from kvray.engines.hugging_face.gguf import is_converted
 from kvray.engines.hugging_face.model_folder import fetched_path, weights_path
 from kvray.errors import ModelError
 from kvray.models.hashes import file_sha256
-from kvray.models.source import SourceKind, absolute_id, parse_model_id
+from kvray.models.source import SourceKind, absolute_id, is_absent_path, parse_model_id
 from kvray.models.weight_files import WEIGHTS_INDEX
 
 
@@ -43,6 +43,18 @@ def test_a_name_that_is_not_on_disk_is_a_hub_id(model_id: str) -> None:
 def test_a_hub_id_may_begin_like_a_file_of_this_folder() -> None:
     Path("org").write_text("a file")
     assert parse_model_id("org/name").kind is SourceKind.HUB
+
+
+@pytest.mark.parametrize("model_id", ["./gone", "/gone", "~/gone", "gone.gguf", "random:gone", "~nobody-of-this-name/x"])
+def test_a_path_that_is_not_there_is_told_from_a_hub_id(model_id: str) -> None:
+    assert is_absent_path(model_id)
+
+
+@pytest.mark.parametrize("model_id", ["org/name", "gpt2", "./here", "here", "here.gguf", "random:here"])
+def test_a_path_that_is_there_and_a_hub_id_are_not_absent(model_id: str) -> None:
+    Path("here").mkdir()
+    Path("here.gguf").touch()
+    assert not is_absent_path(model_id)
 
 
 def test_a_folder_wins_over_a_hub_id_of_the_same_name() -> None:
