@@ -263,7 +263,8 @@ class TrialRecord:
         kl_upper, kl_decode_upper, nll_delta_upper: upper bounds of `kl_mean`, `kl_decode` and `nll_delta`, which are
             lower bounds then, because the engine told the most probable tokens only; `None` where these are exact.
         quality_s: seconds of measuring quality, without making the reference.
-        quality_note: why quality was not measured, where that was tried.
+        quality_note: why quality was not measured, where that was tried; or what its engine's tokenizer does otherwise
+            than the reference's.
         fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
             those with the same one are ranked together. `None` in older records, which have the sweep's first one.
         hardware: digest of the node that measured: its device, driver, CPUs, memory and libraries. Only trials with the

@@ -248,19 +248,24 @@ def _entries(
 
 
 def _gains(measured: Sequence[_Measured], baseline: _Measured, evidence: Evidence) -> list[Gain]:
-    """The gains as processes show them: those of the same confirming round where there are any."""
-    other = baseline.record.candidate_id
-    ids = [one.record.candidate_id for one in measured]
-    ttft, throughput = (gain_intervals(evidence, ids, other, metric) for metric in (TTFT, DECODE))
-    return [
-        _gain(
-            gain_over(baseline.metrics, one.metrics),
+    metrics = {one.record.candidate_id: one.metrics for one in (*measured, baseline)}
+    gains = measured_gains(metrics, baseline.record.candidate_id, evidence)
+    return [gains[one.record.candidate_id] for one in measured]
+
+
+def measured_gains(metrics: Mapping[str, Metrics], other_id: str, evidence: Evidence) -> dict[str, Gain]:
+    """By candidate id, the gains over `other_id`, one of them, as processes show them: those of the same confirming
+    round where there are any."""
+    ttft, throughput = (gain_intervals(evidence, metrics, other_id, metric) for metric in (TTFT, DECODE))
+    return {
+        key: _gain(
+            gain_over(metrics[other_id], one),
             ttft[key].negated().as_gain(),
             throughput[key].as_gain(),
-            pairs=0 if key == other else len(paired_rounds(evidence, key, other)),
+            pairs=0 if key == other_id else len(paired_rounds(evidence, key, other_id)),
         )
-        for key, one in zip(ids, measured, strict=True)
-    ]
+        for key, one in metrics.items()
+    }
 
 
 def _gain(of_figures: Gain, ttft: Interval, throughput: Interval, *, pairs: int) -> Gain:

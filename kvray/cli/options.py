@@ -105,9 +105,7 @@ Device = Annotated[
 Engine = Annotated[str, typer.Option(metavar="LIST", help="Inference engines.", rich_help_panel=RARE)]
 ModelFor = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="ENGINE=FILE", help="The same model as one engine takes it: llama_cpp=model.gguf.", rich_help_panel=RARE
-    ),
+    typer.Option(metavar="NAME=FILE", help="A file of the model for one engine.", rich_help_panel=RARE),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=MACHINE)

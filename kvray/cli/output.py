@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.engine_best import EngineBest, unlike_weights
 from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
@@ -61,7 +62,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
         "weights": profile.weights._asdict(),
         "limits": profile.limits.model_dump(),
         "device": result.device_name,
-        "notes": list(result.manifest.model_notes),
+        "notes": [*result.manifest.model_notes, *filter(None, [unlike_weights(result.manifest, ranking)])],
         "wall_s": None if wall_s is None else round(wall_s, 3),
         "busy_s": round(sum(one.record.busy_s or 0.0 for one in result.results), 3),
         "trials": {status: statuses.count(status) for status in sorted(set(statuses))},
@@ -81,6 +82,7 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "runs": confidence.runs,
             "ties": list(confidence.ties),
         },
+        **({"engines": [_engine(one) for one in analysis.engines]} if analysis.engines else {}),
         "code_check": _code_check(result),
         "is_complete": result.manifest.is_complete,
         "trials_set_aside": sum(one.record.status.was_launched for one in result.set_aside),
@@ -123,6 +125,16 @@ def _entry(entry: RankedCandidate) -> dict[str, Any]:
         **vars(metrics),
         "gain": None if entry.gain is None else dataclasses.asdict(entry.gain),
         "break_even_tokens": entry.break_even_tokens,
+    }
+
+
+def _engine(one: EngineBest) -> dict[str, Any]:
+    """The best candidate of an engine; its `own_gain` is over the engine's own default."""
+    return {
+        "engine": one.engine,
+        "best": _entry(one.best),
+        "own_default": None if one.default is None else one.default.record.candidate_id,
+        "own_gain": None if one.gain is None else dataclasses.asdict(one.gain),
     }
 
 

@@ -89,8 +89,9 @@ class LoadedModel(ABC):
     def forced_text(self, forced: int) -> ForcedText:  # noqa: ARG002  (an engine may not)
         """A text for `forced_log_probabilities`, as long as the prepared cell, whose last `forced` tokens may be told.
 
-        Only the engine that makes a model's reference is asked. The text depends on the tokenizer, the cell's length
-        and `forced` alone.
+        The engine that makes a model's reference is asked for the text that all are fed. Others are asked so that one
+        sees whether their tokenizers write the same. The text depends on the tokenizer, the cell's length and `forced`
+        alone, and begins as the prompts of the cell do.
 
         Raises:
             UnsupportedError: this engine writes no text.
@@ -366,6 +367,12 @@ class EngineAdapter(ABC):
             `None` where the engine has no server.
         """
         del request, candidate, device, cells
+        return None
+
+    def measured_note(self, device: DeviceType) -> str | None:
+        """What a reader must know of how this engine is measured on `device` and others are not, in a sentence or two:
+        by which call, what a token's time stamp stands for, and what a user cannot avoid."""
+        del device
         return None
 
     @abstractmethod

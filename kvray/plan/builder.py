@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvray.analysis import Analysis
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
+from kvray.analysis.engine_best import EngineBest, unlike_weights
 from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import nearest_misses
-from kvray.analysis.ranking import Gain, Ranking
+from kvray.analysis.ranking import Gain, RankedCandidate, Ranking, UnrankedTrial
 from kvray.candidate import DeviceType
 from kvray.errors import AllTrialsFailedError, LimitsMissedError
 from kvray.plan.plan import (
     GainInterval,
     Plan,
     PlanFingerprint,
+    PlannedBest,
     PlannedCandidate,
     PlannedConfidence,
     PlannedEngine,
@@ -79,22 +81,23 @@ class PlanBuilder:
             created_at=dt.datetime.now(dt.UTC),
             measured_at=manifest.measured_since,
             run_id=manifest.run_id,
-            **dict(manifest.model_of(engine)),
+            **_model_of(manifest, engine),
             engine=engine,
             other_engines={
-                name: PlannedEngine(**dict(manifest.model_of(name)))
+                name: PlannedEngine(**_model_of(manifest, name))
                 for name in manifest.engines
                 if name != engine and any(one.candidate.engine == name for one in table.values())
             },
+            engines={one.engine: _best(one) for one in self._result.analysis.engines},
             device=device,
             trust_remote_code=manifest.trust_remote_code,
             allow_pickle=manifest.allow_pickle,
-            notes=manifest.model_notes,
+            notes=(*manifest.model_notes, *filter(None, [unlike_weights(manifest, ranking)])),
             is_partial=manifest.is_complete is False,
             code_check=manifest.code_check_of(winner.candidate.candidate_id),
             profile=manifest.profile,
             winner=winner,
-            baseline=_baseline(ranking),
+            baseline=_planned(ranking.baseline),
             candidates=table,
             rules=rules,
             fingerprint=_fingerprint(ranking.winner.record, manifest),
@@ -108,6 +111,11 @@ class PlanBuilder:
             AllTrialsFailedError, LimitsMissedError: as `build`.
         """
         return render_snippet(self.build())
+
+
+def _model_of(manifest: SweepManifest, engine: str) -> dict[str, Any]:
+    """The model as `engine` has it, as far as a plan tells it."""
+    return {name: getattr(manifest.model_of(engine), name) for name in PlannedEngine.model_fields}
 
 
 def _winner(analysis: Analysis) -> PlannedWinner:
@@ -147,11 +155,20 @@ def _interval(interval: Interval | None) -> GainInterval | None:
     return None if interval is None else GainInterval(low=interval.low, high=interval.high)
 
 
-def _baseline(ranking: Ranking) -> PlannedCandidate | None:
-    baseline = ranking.baseline
-    if baseline is None or baseline.metrics is None:
+def _planned(one: RankedCandidate | UnrankedTrial | None) -> PlannedCandidate | None:
+    """`None` for what was not measured completely."""
+    if one is None or one.metrics is None:
         return None
-    return PlannedCandidate(candidate=baseline.record.candidate, metrics=_metrics(baseline.metrics, baseline.cells))
+    return PlannedCandidate(candidate=one.record.candidate, metrics=_metrics(one.metrics, one.cells))
+
+
+def _best(one: EngineBest) -> PlannedBest:
+    return PlannedBest(
+        candidate=one.best.record.candidate,
+        metrics=_metrics(one.best.metrics, one.best.cells),
+        default=_planned(one.default),
+        gain=_gain(one.gain) if one.gain else None,
+    )
 
 
 def _table(ranking: Ranking, used: Iterable[str]) -> dict[str, PlannedCandidate]:

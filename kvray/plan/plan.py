@@ -215,6 +215,18 @@ class PlanFingerprint(_PlanPart):
         return known_versions(self, self.engine_versions)
 
 
+class PlannedBest(PlannedCandidate):
+    """The best ranked candidate of one engine, against that engine's own default.
+
+    Attributes:
+        default: what the engine does with nothing set; `None` where that was not measured completely.
+        gain: over `default`; `None` without one.
+    """
+
+    default: PlannedCandidate | None = None
+    gain: PlannedGain | None = None
+
+
 class PlannedEngine(_PlanPart):
     """The model as a further engine has it; fields as in `Plan`."""
 
@@ -234,6 +246,7 @@ class Plan(_PlanPart):
         loader: what of the engine's library loads the model, where there is a choice.
         engine: of the winner; `model_id`, `model_revision`, `architecture` and `loader` are what it says.
         other_engines: by name, of candidates that have another one than the winner.
+        engines: by name, the best that each engine of the sweep can do; empty where there was one.
         device: the kind of device that was measured.
         notes: what a reader of the figures must know of the model, one sentence each.
         allow_pickle: whether weights might come from pickle files, where there were no safetensors.
@@ -256,6 +269,7 @@ class Plan(_PlanPart):
     loader: str | None = None
     engine: Annotated[str, Field(min_length=1)]
     other_engines: dict[str, PlannedEngine] = {}
+    engines: dict[str, PlannedBest] = {}
     device: DeviceType
     trust_remote_code: bool = False
     allow_pickle: bool = False

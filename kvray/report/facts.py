@@ -50,6 +50,7 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
         ),
         ("Between tokens (ITL)", "Time between successive tokens of a sequence; the end-of-text token is suppressed."),
         ("Throughput", "(output tokens − 1) × batch size / seconds of decoding."),
+        ("Engines", _measured_notes(manifest)),
         ("Peak memory", formats.clean_line(manifest.memory_note)),
         ("Memory of several GPUs", _memory_of_several_gpus(records)),
         ("Energy", _energy(records)),
@@ -66,6 +67,12 @@ def method_facts(manifest: SweepManifest, results: Sequence[TrialResult], winner
     return tuple(Fact(name=name, text=text) for name, text in facts if text)
 
 
+def _measured_notes(manifest: SweepManifest) -> str:
+    """What differs by nature between the engines of a sweep."""
+    told = {name: note for name, note in manifest.measured_notes.items() if len(manifest.engines) > 1}
+    return " ".join(formats.clean_line(f"{name}: {note}") for name, note in told.items())
+
+
 def _code(manifest: SweepManifest, winner_id: str | None) -> str:
     if winner_id is None:
         return ""
@@ -80,6 +87,7 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Model", formats.clean_line(manifest.model_id)),
         ("Revision", formats.clean_line(manifest.model_revision)),
         ("Architecture", formats.clean_line(manifest.architecture)),
+        ("Models of other engines", _other_models(manifest)),
         ("Engine", formats.clean_line(", ".join(manifest.engines))),
         ("Engine's Python", _engine_pythons(manifest)),
         ("Device", f"{formats.clean_line(manifest.device_name)} ({formats.clean_line(manifest.device)})"),
@@ -92,6 +100,14 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Repeat it with", formats.clean_line(shlex.join(("kvray", "tune", *repeating_arguments(manifest.arguments))))),
     ]
     return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def _other_models(manifest: SweepManifest) -> str:
+    """The model as each further engine has it, where that is another file; empty where all have the same."""
+    others = {name: one for name, one in manifest.other_engines.items() if one.model_id != manifest.model_id}
+    return formats.clean_line(
+        ", ".join(f"{one.model_id} ({name}, revision {one.model_revision})" for name, one in others.items())
+    )
 
 
 def _engine_pythons(manifest: SweepManifest) -> str:
@@ -120,6 +136,7 @@ def comparable_facts(manifest: SweepManifest, results: Sequence[TrialResult]) ->
     facts = [
         ("model", formats.clean_line(manifest.model_id)),
         ("model revision", formats.clean_line(manifest.model_revision)),
+        ("models of other engines", _other_models(manifest)),
         ("engine", formats.clean_line(", ".join(manifest.engines))),
         ("profile", f"{formats.clean_line(manifest.profile.name)}: {workload_text(manifest.profile)}"),
         ("limits", limits_text(manifest.profile.limits)),
@@ -200,12 +217,24 @@ def _quality(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
         limit = manifest.profile.limits.max_quality_loss
         told = "no limit" if limit is None else f"limit {formats.quantity(limit)} nats per token"
         text = f"A fixed text is teacher-forced through the candidate's cache and compared with the baseline; {told}."
-        text += _doubtful(manifest.profile.limits, records)
+        text += f"{_doubtful(manifest.profile.limits, records)}{_of_other_engines(manifest, records)}"
         return f"{text} {formats.clean_line(manifest.quality_note)}" if manifest.quality_note else text
     reasons = _values(record.quality_note for record in records)
     if reasons:
         return f"Not measured: {reasons}."
     return formats.clean_line(manifest.quality_note or "Not measured.")
+
+
+def _of_other_engines(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
+    """Whether the further engines were fed the prompts of the first one, and what stands in the way of comparing."""
+    told = []
+    for name in manifest.other_engines:
+        own = [record for record in records if record.candidate.engine == name]
+        for note in dict.fromkeys(record.quality_note for record in own if record.quality_note):
+            told.append(f"{name}: {note}.")
+        if any(record.kl_mean is not None and not record.quality_note for record in own):
+            told.append(f"{name} was fed the same tokens as {manifest.engine}.")
+    return "".join(f" {formats.clean_line(one)}" for one in told)
 
 
 def _doubtful(limits: Limits, records: Sequence[TrialRecord]) -> str:

@@ -6,7 +6,7 @@ Backgrounds are transparent and colours stand on light and dark; the stylesheet 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from kvray.report.info import ReportInfo
 from kvray.report.rows import Row
 
 WINNER, BASELINE, FRONT, OTHER = "#0f9d8a", "#d98324", "#5b7fd1", "#98a3b3"
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
+"""Of the engines in the scatter, in the order of the ranking; further ones have the last."""
 MAX_BARS = 16
 _LINE = "rgba(128,136,148,0.22)"
 _ALIKE = 0.02
@@ -65,12 +67,19 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         ("winner", WINNER, [row for row in info.rows if _colour(row) == WINNER]),
     ]
     peaks = [row.peak_mib for row in info.rows]
-    size = _marker_size(peaks)
-    data = [_front_line(info.front), *(_points(*kind, size=size) for kind in kinds if kind[2])]
+    size, symbols = _marker_size(peaks), _symbols(info)
+    data = [
+        _front_line(info.front),
+        *(_points(*kind, size=size, symbols=symbols) for kind in kinds if kind[2]),
+        *(_legend_entry(name, symbol) for name, symbol in symbols.items()),
+    ]
     layout = {
         **_layout(height_px=440),
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "showlegend": False,
+        "showlegend": bool(symbols),
+        **(
+            {"legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "itemclick": False}} if symbols else {}
+        ),
         "xaxis": _axis("first token, ms (left is better)", [row.ttft_ms for row in info.rows]),
         "yaxis": _axis("throughput, tok/s (up is better)", [row.decode_tok_s for row in info.rows]),
     }
@@ -78,8 +87,9 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         name="pareto",
         title="Trade-offs",
         caption=(
-            f"Each point is a candidate, numbered by rank{_size_text(peaks)}. The Pareto front is over "
-            "first token, throughput and memory; the dotted line joins those that nothing beats in the first two."
+            f"Each point is a candidate, numbered by rank{_size_text(peaks)}.{_symbol_text(symbols)}"
+            " The Pareto front is over first token, throughput and memory; the dotted line joins those that nothing "
+            "beats in the first two."
         ),
         height_px=440,
         plot={"data": data, "layout": layout},
@@ -141,7 +151,36 @@ def _bar_label(place: int, row: Row) -> dict[str, Any]:
     }
 
 
-def _points(name: str, colour: str, rows: Sequence[Row], *, size: Callable[[float | None], float]) -> dict[str, Any]:
+def _symbols(info: ReportInfo) -> dict[str, str]:
+    """The symbol of each engine; empty where there is one engine."""
+    return {name: SYMBOLS[min(place, len(SYMBOLS) - 1)] for place, name in enumerate(info.ranked_engines)}
+
+
+def _symbol_text(symbols: Mapping[str, str]) -> str:
+    return " The shape of a point is its engine." if symbols else ""
+
+
+def _legend_entry(engine: str, symbol: str) -> dict[str, Any]:
+    """A point that is nowhere, for the legend."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": _escape(engine),
+        "x": [None],
+        "y": [None],
+        "marker": {"symbol": symbol, "color": OTHER, "size": 11},
+        "hoverinfo": "skip",
+    }
+
+
+def _points(
+    name: str,
+    colour: str,
+    rows: Sequence[Row],
+    *,
+    size: Callable[[float | None], float],
+    symbols: Mapping[str, str],
+) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -152,7 +191,9 @@ def _points(name: str, colour: str, rows: Sequence[Row], *, size: Callable[[floa
         "textposition": ["top center" if row.rank % 2 else "bottom center" for row in rows],
         "textfont": {"size": 11},
         "cliponaxis": False,
+        "showlegend": False,
         "marker": {
+            **({"symbol": [symbols[row.engine] for row in rows]} if symbols else {}),
             "color": colour,
             "size": [size(row.peak_mib) for row in rows],
             "opacity": 0.85,
@@ -173,6 +214,7 @@ def _front_line(front: Iterable[tuple[float, float]]) -> dict[str, Any]:
         "y": [tok_s for _, tok_s in points],
         "line": {"color": FRONT, "width": 1.5, "dash": "dot", "shape": "hv"},
         "hoverinfo": "skip",
+        "showlegend": False,
     }
 
 

@@ -10,6 +10,7 @@ from kvray.analysis import Analysis
 from kvray.record import Role, TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
+from kvray.report.engines import EngineRow, engine_rows
 from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
 from kvray.report.headline import Headline, headline
 from kvray.report.listing import (
@@ -94,6 +95,7 @@ class ReportInfo:
     Attributes:
         subtitle: profile, device and time.
         rows: the ranking, best first.
+        engines: the best of each engine, where the sweep has several.
         gains_note: what the gains in `rows` are against and what they rest on; empty without a baseline.
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
         grids: first token and throughput, cell by cell.
@@ -111,6 +113,7 @@ class ReportInfo:
     headline: Headline
     counts: Counts
     rows: tuple[Row, ...]
+    engines: tuple[EngineRow, ...]
     gains_note: str
     front: tuple[tuple[float, float], ...]
     grids: tuple[CellGrid, ...]
@@ -131,6 +134,12 @@ class ReportInfo:
     def break_even_note(self) -> str:
         """What the column “break-even” means; empty where it has no figures."""
         return BREAK_EVEN if any(row.gain is not None for row in self.rows) else ""
+
+    @property
+    def ranked_engines(self) -> tuple[str, ...]:
+        """Names of the engines in the ranking, the best one's first, where there are several; else empty."""
+        names = tuple(dict.fromkeys(row.engine for row in self.rows))
+        return names if len(names) > 1 else ()
 
     @property
     def winner(self) -> Row | None:
@@ -162,6 +171,7 @@ def report_info(
         headline=headline(manifest, results, analysis, rows, near, set_aside),
         counts=_counts(results, ranked=len(rows)),
         rows=rows,
+        engines=engine_rows(analysis.engines),
         gains_note=_gains_note(rows),
         front=_front(rows),
         grids=cell_grids(analysis.ranking),

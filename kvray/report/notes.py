@@ -8,6 +8,7 @@ from kvray.analysis import Analysis
 from kvray.analysis.bimodality import Bimodality
 from kvray.analysis.choice import Reason
 from kvray.analysis.confidence import Confidence
+from kvray.analysis.engine_best import unlike_weights
 from kvray.analysis.evidence import TTFT
 from kvray.analysis.limits import is_loss_in_doubt, kept_limits
 from kvray.analysis.pareto import MEMORY_STEP
@@ -44,6 +45,7 @@ def notes(
     return (
         *attempt_notes(manifest, results, set_aside),
         *map(formats.clean_line, manifest.model_notes),
+        *map(formats.clean_line, filter(None, [unlike_weights(manifest, ranking)])),
         *_processors_note(results),
         *_disturbance_note(results, manifest.run_id, has_figures=bool(rows or nearest)),
         *(_winner_notes(manifest, results, analysis, rows) if rows else ()),

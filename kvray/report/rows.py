@@ -41,6 +41,7 @@ class Row:
 
     rank: int
     candidate_id: str
+    engine: str
     label: str
     score: float
     score_ratio: Interval | None
@@ -187,6 +188,7 @@ def ranking_rows(
             Row(
                 rank=entry.rank,
                 candidate_id=candidate_id,
+                engine=clean_line(entry.record.candidate.engine),
                 label=label_of(entry.record),
                 score=entry.score,
                 score_ratio=score_ratios.get(candidate_id),

@@ -46,6 +46,9 @@ def _parts(info: ReportInfo) -> Iterator[RenderableType]:
         yield _ranking(info)
         if hidden := len(info.rows) - len(_shown(info.rows)):
             yield Text(f"and {formats.count(hidden)} more, which ranking.parquet and the report have", style="dim")
+    if info.engines:
+        yield Text("\nBest of each engine", style="bold")
+        yield from (Padding(Text(f"{one.engine}: {one.sentence}"), (0, 0, 0, 2)) for one in info.engines)
     if info.missed:
         yield Text(f"\n{MISSED_TITLE}", style="bold")
         yield _missed(info.missed)
@@ -57,6 +60,8 @@ def _ranking(info: ReportInfo) -> Table:
     table = new_table()
     table.padding = 0  # one blank between columns: in 80 of them a label takes what is left
     table.add_column("#", justify="right")
+    if info.ranked_engines:
+        table.add_column("engine", no_wrap=True)
     table.add_column("candidate", overflow="fold", ratio=1)
     for name in ("score", "TTFT\nms", "tok/s", "peak\nMiB"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -73,7 +78,8 @@ def _ranking(info: ReportInfo) -> Table:
         cells = (*gains, row.break_even)[: len(more)]
         table.add_row(
             str(row.rank),
-            _label(row),
+            *([row.engine] if info.ranked_engines else []),
+            _label(row, has_engine=bool(info.ranked_engines)),
             formats.score(row.score),
             formats.quantity(row.ttft_ms),
             formats.quantity(row.decode_tok_s),
@@ -104,8 +110,9 @@ def new_table() -> Table:
     return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, expand=True)
 
 
-def _label(row: Row) -> Text:
-    label = Text(row.label)
+def _label(row: Row, *, has_engine: bool) -> Text:
+    """Without the engine's name where that has a column."""
+    label = Text(row.label.removeprefix(f"{row.engine}:") if has_engine else row.label)
     if row.is_baseline:
         label.append(" baseline", style="yellow")
     if row.is_tied and not row.is_winner:

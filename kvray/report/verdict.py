@@ -12,6 +12,7 @@ from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
 from kvray.report.attempts import incomplete_prefix
 from kvray.report.disturbances import disturbances
+from kvray.report.engines import engine_sentence
 from kvray.report.listing import NearestMiss
 from kvray.report.rows import Row, label_of
 from kvray.report.stats import gain_phrases, in_noise
@@ -64,7 +65,7 @@ def _verdict(
         return _nothing_ranked(analysis.ranking, results)
     if rows[0].is_baseline:
         return _baseline_verdict(analysis, rows, profile)
-    return _winner_verdict(analysis, rows, profile)
+    return f"{_winner_verdict(analysis, rows, profile)}{engine_sentence(analysis.engines, manifest.engine)}"
 
 
 def _baseline_verdict(analysis: Analysis, rows: Sequence[Row], profile: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from kvray.candidate import DeviceType
+from kvray.candidate import DeviceType, DType
 from kvray.judgement import Judging
 from kvray.record import RANDOM_PREFIX
 from kvray.store.fingerprint import SweepFingerprint
@@ -99,6 +99,13 @@ class EngineModel(BaseModel):
     model_revision: str
     architecture: str
     loader: str | None = None
+    packing: str | None = None
+    native_dtype: DType | None = None
+
+    @property
+    def weights(self) -> str | None:
+        """How its weights are stored, e.g. `Q4_1` or `bfloat16`; `None` in sweeps that do not tell it."""
+        return self.packing or self.native_dtype
 
 
 class MeasuredType(BaseModel):
@@ -113,6 +120,7 @@ class MeasuredType(BaseModel):
     gpu_type: str
     device_name: str
     baseline_id: str
+    defaults: dict[str, str] = {}
     left_out: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -126,11 +134,14 @@ class SweepManifest(BaseModel):
         loader: `ModelInfo.loader`.
         profile: as measured, after overrides and after contexts beyond the model's limit were dropped.
         dropped_contexts: context lengths (tokens) that the model cannot hold.
-        engine: of the baseline; `model_id`, `model_revision`, `architecture` and `loader` are what it says.
+        packing, native_dtype: as in `ModelInfo`.
+        engine: of the baseline; `model_id`, `model_revision`, `architecture` and what follows it are what it says.
         other_engines: by name, what each further engine says.
+        defaults: by engine, the id of the candidate that it is with nothing set; empty in older sweeps.
         device_name: of the device that was measured, on a cluster with several types of GPU of the first one.
         gpu_types: what differs by type where the sweep measures on several, the first one included.
         memory_note: what `peak_mib` means on that device.
+        measured_notes: by engine, what its measuring has of its own.
         quality_note: why quality is not measured, if so.
         model_notes: `ModelInfo.notes`, what a reader of the figures must know of the model.
         left_out: (axis, value, reason) of what the engine knows and this sweep did not try.
@@ -156,6 +167,8 @@ class SweepManifest(BaseModel):
     model_revision: str
     architecture: str
     loader: str | None = None
+    packing: str | None = None
+    native_dtype: DType | None = None
     engine: str
     other_engines: dict[str, EngineModel] = {}
     device: DeviceType
@@ -163,7 +176,9 @@ class SweepManifest(BaseModel):
     profile: WorkloadProfile
     dropped_contexts: tuple[int, ...] = ()
     baseline_id: str
+    defaults: dict[str, str] = {}
     memory_note: str
+    measured_notes: dict[str, str] = {}
     quality_note: str | None = None
     model_notes: tuple[str, ...] = ()
     trust_remote_code: bool = False

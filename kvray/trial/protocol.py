@@ -38,6 +38,7 @@ from kvray.trial.reference import load_reference, reference_path
 from kvray.trial.reference_process import ensure_reference
 from kvray.trial.repeats import ExtraRuns
 from kvray.trial.spec import LAST_RUNG, ReferenceSpec, TrialSpec
+from kvray.trial.written_text import writing_note
 from kvray.workload import Cell
 
 WARMUP_TOKENS = 8
@@ -166,6 +167,9 @@ class TrialProtocol:
         try:
             with self._busy():
                 made = load_reference(path)
+                if reference.candidate.engine != self._spec.candidate.engine:
+                    note = writing_note(model, made, maker=reference.candidate.engine)
+                    self.facts = replace(self.facts, quality_note=note)
                 loss = compare(made, model.forced_log_probabilities(made.forced_text))
         except (UnsupportedError, OutOfMemoryError, IncomparableError) as error:
             self.facts = replace(self.facts, quality_note=sentence_of(error))

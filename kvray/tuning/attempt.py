@@ -131,6 +131,7 @@ def _gpu_types(shares: Sequence[Conditions]) -> tuple[MeasuredType, ...]:
             gpu_type=share.gpu_type or "",
             device_name=share.preview.device.device_name,
             baseline_id=share.preview.space.baseline.candidate_id,
+            defaults=_defaults(share.preview),
             left_out=share.preview.left_out,
         )
         for share in shares
@@ -198,6 +199,8 @@ def _manifest(
         model_revision=model.revision,
         architecture=model.architecture,
         loader=model.loader,
+        packing=model.packing,
+        native_dtype=model.native_dtype,
         engine=adapters[0].name,
         other_engines={one.space.baseline.engine: _engine_model(one.model) for one in preview.others},
         device=device.device.value,
@@ -205,7 +208,9 @@ def _manifest(
         profile=preview.profile,
         dropped_contexts=preview.dropped_contexts,
         baseline_id=preview.space.baseline.candidate_id,
+        defaults=_defaults(preview),
         memory_note=_memory_note(adapters, device.device),
+        measured_notes={one.name: note for one in adapters if (note := one.measured_note(device.device))},
         quality_note=RANDOM_WEIGHTS_NOTE if model.random_weights else None,
         model_notes=_model_notes(config, preview),
         trust_remote_code=config.trust_remote_code,
@@ -243,7 +248,13 @@ def _engine_model(model: ModelInfo) -> EngineModel:
         model_revision=model.revision,
         architecture=model.architecture,
         loader=model.loader,
+        packing=model.packing,
+        native_dtype=model.native_dtype,
     )
+
+
+def _defaults(preview: Preview) -> dict[str, str]:
+    return {one.space.baseline.engine: one.space.baseline.candidate_id for one in (preview, *preview.others)}
 
 
 def _memory_note(adapters: Sequence[EngineAdapter], device: DeviceType) -> str:

@@ -79,7 +79,7 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
     records = store.read(run_id)
     results, set_aside = current_results(manifest, records)
     groups = by_hardware(results)
-    analyses = {key: analyse(group, manifest.profile, seed=manifest.seed) for key, group in groups.items()}
+    analyses = {key: _analysed(manifest, group) for key, group in groups.items()}
     names = {key: device_name_of(group) for key, group in groups.items()}
     first, *others = best_first(analyses, names, manifest.device_name)
     result = TuneResult(
@@ -92,6 +92,11 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
         hardware=first,
     )
     return replace(result, other_hardware=tuple(_on(key, result, groups[key], analyses[key]) for key in others))
+
+
+def _analysed(manifest: SweepManifest, results: Sequence[TrialResult]) -> Analysis:
+    defaults = manifest.on_type(gpu_type_of(results)).defaults
+    return analyse(results, manifest.profile, seed=manifest.seed, defaults=defaults)
 
 
 def _on(hardware: str | None, result: TuneResult, results: tuple[TrialResult, ...], analysis: Analysis) -> TuneResult:

@@ -28,7 +28,8 @@ class SecondAdapter(FakeAdapter):
 
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """As of another file format."""
-        return replace(super().describe_model(request), revision="second-1", architecture="Second", max_context=2048)
+        info = super().describe_model(request)
+        return replace(info, revision="second-1", architecture="Second", max_context=2048, packing="Q4_1")
 
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile

@@ -12,7 +12,8 @@ import second_engine
 
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
-from kvray.errors import EngineError, ModelError
+from kvray.errors import EngineError, ModelError, ResultsError
+from kvray.plan.plan import Plan
 from kvray.plan.session import load_plan
 from kvray.record import TrialStatus
 from kvray.tuning.result import TuneResult
@@ -97,13 +98,17 @@ def test_an_engine_may_have_a_file_of_its_own_of_the_model(tmp_path: Path) -> No
         TuningSearch(config=config_of(tmp_path, models_for={"second": "./gone.gguf"})).preview()
 
 
+OWN_FILE = {"second": "fake:own,=topk"}
+
+
 def test_a_sweep_follows_each_candidates_engine_from_the_records_to_the_plan(tmp_path: Path, one_ray: None) -> None:
     # The second engine joins when the sweep is resumed, so what the first one measured must stay.
     profile = PROFILE.model_copy(update={"context_lengths": (256,)})
     alone = TuningSearch(config=config_of(tmp_path, engine="fake", profile=profile)).run()
     (reference,) = (tmp_path / "cache" / "reference").glob("*.npz")
     made_at = reference.stat().st_mtime_ns
-    result = TuningSearch(config=config_of(tmp_path, resume=alone.manifest.run_id)).run()
+    resumed = {"resume": alone.manifest.run_id, "models_for": OWN_FILE}
+    result = TuningSearch(config=config_of(tmp_path, **resumed)).run()
     check_records(result)
     before, after = ({one.record.trial_id: one.record for one in sweep.results} for sweep in (alone, result))
     assert {key: after[key].started_at for key in before} == {key: one.started_at for key, one in before.items()}
@@ -116,6 +121,10 @@ def test_a_sweep_follows_each_candidates_engine_from_the_records_to_the_plan(tmp
     assert "**Engine**: fake, second" in report
     assert "`second:static/sdpa/float32`" in report
     assert "Unknown engine 'gone'" in report
+    assert "second was fed the same tokens as fake." in report
+    assert manifest.model_of("second").model_id == OWN_FILE["second"]
+    with pytest.raises(ResultsError, match=r"Different now: engine second: fake:own,=topk; .* → fake:other; "):
+        TuningSearch(config=config_of(tmp_path, **{**resumed, "models_for": {"second": "fake:other"}})).run()
 
     winner = result.analysis.ranking.winner.record
     assert winner.engine == "second"
@@ -125,9 +134,29 @@ def test_a_sweep_follows_each_candidates_engine_from_the_records_to_the_plan(tmp
         "second-1",
         "Second",
     )
+    assert loaded.plan.model_id == OWN_FILE["second"]
+    check_what_is_told_of_each_engine(result, loaded.plan, report)
     session = loaded.load()
     assert session.generate("a b c", max_new_tokens=2) == "fake fake"
     assert session.candidate.engine == "second"
+
+
+def check_what_is_told_of_each_engine(result: TuneResult, plan: Plan, report: str) -> None:
+    """Which weights each ran, and its best against its own default, in report, plan and snippet."""
+    unlike = "The engines ran unlike weights: fake float32, second Q4_1; their quality (KL) counts what that costs."
+    snippet = result.paths.optimized_config.read_text(encoding="utf-8")
+    assert unlike in plan.notes
+    assert unlike.replace("_", r"\_") in report
+    assert f"# Note: {unlike}" in snippet
+    assert "## Best of each engine" in report
+    assert result.manifest.defaults.keys() == plan.engines.keys() == {"fake", "second"}
+    for engine, one in plan.engines.items():
+        assert one.default is not None
+        assert one.default.candidate.candidate_id == result.manifest.defaults[engine]
+        assert one.gain is not None
+        assert one.default.metrics.peak_mib is not None
+        assert one.metrics.peak_mib is not None
+        assert one.gain.memory == pytest.approx(one.default.metrics.peak_mib / one.metrics.peak_mib - 1)
 
 
 def check_records(result: TuneResult) -> None:

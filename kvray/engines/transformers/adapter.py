@@ -190,6 +190,10 @@ class TransformersAdapter(EngineAdapter):
         return snippet.render(request, loader=loader, candidate=candidate, device=device, cells=cells)
 
     @override
+    def measured_note(self, device: DeviceType) -> str | None:
+        return "By generate() in the measuring process; a token counts when its id is on the host."
+
+    @override
     def memory_note(self, device: DeviceType) -> str:
         if device is DeviceType.CUDA:
             return (

@@ -1,4 +1,4 @@
-// Draws the charts from the page's JSON and makes tables sortable. Without it the page still carries every figure.
+// Draws the charts from the page's JSON, makes tables sortable and shows the ranking of one engine alone. Without it the page still carries every figure.
 "use strict";
 
 function drawCharts() {
@@ -42,7 +42,16 @@ function makeSortable(table) {
   });
 }
 
+function showEngine(name) {
+  document.querySelectorAll("tr[data-engine]").forEach((row) => {
+    row.hidden = name !== "" && row.dataset.engine !== name;
+  });
+}
+
 document.documentElement.classList.add("js");
+document.querySelectorAll(".filter input").forEach((input) => {
+  input.addEventListener("change", () => showEngine(input.value));
+});
 document.querySelectorAll("table.sortable").forEach(makeSortable);
 drawCharts();
 window.addEventListener("beforeprint", () => {

@@ -64,5 +64,5 @@ def test_option_and_environment_each_forbid_the_network(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", environment)
     config = TuneConfig(model_id="fake:ok", profile="ci-micro", offline=option)
-    assert requested_model(config).offline is (option or environment == "1")
+    assert requested_model(config, "fake").offline is (option or environment == "1")
     assert is_offline_environment() is (environment == "1")

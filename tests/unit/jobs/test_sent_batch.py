@@ -81,11 +81,14 @@ def test_the_file_of_one_engine_is_sent_beside_a_hub_id(folder: Path) -> None:
     there = command_line(job["arguments"], "/there")
     (place,) = (one for one in there if one.startswith("--model-for=second="))
     assert (sent / place.removeprefix("--model-for=second=/there/") / "config.json").is_file()
-    assert [one for one in there if one in ("org/name", "--model-for=fake=org/b")] == ["org/name", "--model-for=fake=org/b"]
+    assert [one for one in there if one in ("org/name", "--model-for=fake=org/b")] == [
+        "org/name",
+        "--model-for=fake=org/b",
+    ]
     told = json.loads(driver_environment(job, "/there")[SENT_MODELS])
     assert told == {place.removeprefix("--model-for=second="): "./tiny"}
 
-    with pytest.raises(InvalidValueError, match=r"'\./gone' is neither a folder nor a file of this machine"):
+    with pytest.raises(InvalidValueError, match=r"'gone' is neither a folder nor a file of this machine"):
         prepare_arguments(["tune", "org/name", "--model-for", "transformers=./gone"], upload_model=True)
     with pytest.raises(InvalidValueError, match=r"'\./tiny' is on this machine .*--upload-model"):
         prepare_arguments(["tune", "org/name", "--model-for", "transformers=./tiny"], upload_model=False)

@@ -45,7 +45,9 @@ def test_a_hub_id_may_begin_like_a_file_of_this_folder() -> None:
     assert parse_model_id("org/name").kind is SourceKind.HUB
 
 
-@pytest.mark.parametrize("model_id", ["./gone", "/gone", "~/gone", "gone.gguf", "random:gone", "~nobody-of-this-name/x"])
+@pytest.mark.parametrize(
+    "model_id", ["./gone", "/gone", "~/gone", "gone.gguf", "random:gone", "~nobody-of-this-name/x"]
+)
 def test_a_path_that_is_not_there_is_told_from_a_hub_id(model_id: str) -> None:
     assert is_absent_path(model_id)
 

@@ -1,0 +1,98 @@
+"""What is told of each engine where a sweep has several: its best candidate against what it does with nothing set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kvray.analysis.engine_best import EngineBest
+from kvray.analysis.intervals import Interval
+from kvray.ratios import MISSING, amount_sign
+from kvray.report import formats
+from kvray.report.rows import label_of
+from kvray.report.stats import gain_interval_text, gain_phrases
+
+OWN_DEFAULT = "own default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRow:
+    """The best ranked candidate of one engine.
+
+    Attributes:
+        is_default: whether it is what the engine does with nothing set.
+        default: the label of that; `None` where it was not measured completely.
+        ttft_gain, throughput_gain, memory: over `default`, the first two with their 95 % intervals.
+        sentence: the same gains in words.
+    """
+
+    engine: str
+    label: str
+    is_winner: bool
+    is_default: bool
+    default: str | None
+    ttft_ms: float
+    decode_tok_s: float
+    peak_mib: float | None
+    ttft_gain: str
+    throughput_gain: str
+    memory: str
+    sentence: str
+
+
+def engine_rows(engines: Sequence[EngineBest]) -> tuple[EngineRow, ...]:
+    """One for each engine that is ranked; empty where one engine was asked alone."""
+    return tuple(map(_row, engines))
+
+
+def engine_sentence(engines: Sequence[EngineBest], first: str) -> str:
+    """Which engine won where that is not the `first` one, and what the best of the first is."""
+    winner = next((one.engine for one in engines if one.best.rank == 1), first)
+    own = next((one for one in engines if one.engine == first), None)
+    if winner == first:
+        return ""
+    if own is None:
+        return f" The engine {winner} wins; nothing of {first} is ranked."
+    return f" The engine {winner} wins; the best of {first} is {label_of(own.best.record)}{_against_default(own)}."
+
+
+def _against_default(one: EngineBest, *, with_intervals: bool = False) -> str:
+    if one.is_default:
+        return ", its own default"
+    if one.gain is None or one.default is None:
+        return ""
+    gains = formats.listed(gain_phrases(one.gain, with_intervals=with_intervals))
+    return f": {gains} compared with its own default {label_of(one.default.record)}"
+
+
+def _row(one: EngineBest) -> EngineRow:
+    ttft, throughput, memory = _gains(one)
+    return EngineRow(
+        engine=formats.clean_line(one.engine),
+        label=label_of(one.best.record),
+        is_winner=one.best.rank == 1,
+        is_default=one.is_default,
+        default=None if one.default is None else label_of(one.default.record),
+        ttft_ms=one.best.metrics.ttft_ms,
+        decode_tok_s=one.best.metrics.decode_tok_s,
+        peak_mib=one.best.metrics.peak_mib,
+        ttft_gain=ttft,
+        throughput_gain=throughput,
+        memory=memory,
+        sentence=f"{label_of(one.best.record)}{_against_default(one, with_intervals=True)}",
+    )
+
+
+def _gains(one: EngineBest) -> Iterator[str]:
+    """Of first token, tok/s and memory."""
+    gain = one.gain
+    if gain is None or one.is_default:
+        yield from [OWN_DEFAULT if one.is_default else MISSING] * 3
+        return
+    yield f"{formats.speed_gain(gain.ttft)}{_interval(gain.ttft_interval)}"
+    yield f"{formats.speed_gain(gain.throughput)}{_interval(gain.throughput_interval)}"
+    yield amount_sign(gain.memory_factor)
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({gain_interval_text(interval)})"
