@@ -6,7 +6,7 @@ Backgrounds are transparent and colours stand on light and dark; the stylesheet 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +67,10 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         ("winner", WINNER, [row for row in info.rows if _colour(row) == WINNER]),
     ]
     peaks = [row.peak_mib for row in info.rows]
+    has_line = len(info.front) > 1
     size, symbols = _marker_size(peaks), _symbols(info)
     data = [
-        _front_line(info.front),
+        *_front_line(info.front),
         *(_points(*kind, size=size, symbols=symbols) for kind in kinds if kind[2]),
         *(_legend_entry(name, symbol) for name, symbol in symbols.items()),
     ]
@@ -88,8 +89,8 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         title="Trade-offs",
         caption=(
             f"Each point is a candidate, numbered by rank{_size_text(peaks)}.{_symbol_text(symbols)}"
-            " The Pareto front is over first token, throughput and memory; the dotted line joins those that nothing "
-            "beats in the first two."
+            " The Pareto front is over first token, throughput and memory"
+            f"{'; the dotted line joins those that nothing beats in the first two' if has_line else ''}."
         ),
         height_px=440,
         plot={"data": data, "layout": layout},
@@ -204,14 +205,16 @@ def _points(
     }
 
 
-def _front_line(front: Iterable[tuple[float, float]]) -> dict[str, Any]:
-    points = list(front)
-    return {
+def _front_line(front: Sequence[tuple[float, float]]) -> Iterator[dict[str, Any]]:
+    """The dotted line, where there are two points to join."""
+    if len(front) < 2:
+        return
+    yield {
         "type": "scatter",
         "mode": "lines",
         "name": "best of both axes",
-        "x": [ttft_ms for ttft_ms, _ in points],
-        "y": [tok_s for _, tok_s in points],
+        "x": [ttft_ms for ttft_ms, _ in front],
+        "y": [tok_s for _, tok_s in front],
         "line": {"color": FRONT, "width": 1.5, "dash": "dot", "shape": "hv"},
         "hoverinfo": "skip",
         "showlegend": False,
@@ -253,8 +256,26 @@ def _axis(title: str, values: Sequence[float]) -> dict[str, Any]:
         "nticks": 7,
     }
     if max(values) > _LOG_FROM * min(values):
-        return {**axis, "type": "log"}
+        ticks = _log_ticks(min(values), max(values))
+        return {**axis, "type": "log", "tickvals": ticks, "ticktext": [_round_number(tick) for tick in ticks]}
     return axis
+
+
+def _log_ticks(least: float, most: float) -> list[float]:
+    """1, 2 and 5 of each power of ten, from below `least` to above `most`; only 1 where the values span thousands.
+
+    Plotly's own labels between the powers are single digits, of which nobody can tell how much they stand for.
+    """
+    steps = (1, 2, 5) if most < 1000 * least else (1,)
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    first = max(place for place, tick in enumerate(ticks) if tick <= least)
+    last = min(place for place, tick in enumerate(ticks) if tick >= most)
+    return ticks[first : last + 1]
+
+
+def _round_number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _layout(*, height_px: int) -> dict[str, Any]:

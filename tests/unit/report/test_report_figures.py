@@ -76,3 +76,30 @@ def test_points_differ_in_size_only_where_memory_differs_by_more_than_a_trifle(
     drawn = {size for one in scatter.plot["data"] for size in one.get("marker", {}).get("size", ())}
     assert len(drawn) == sizes
     assert told in scatter.caption
+
+
+def test_a_logarithmic_axis_is_labelled_with_whole_numbers() -> None:
+    results = [measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=0.05)]
+    info = info_of(results)
+    scatter = scatter_figure(info)
+    assert scatter is not None
+    for name, values in (
+        ("xaxis", [row.ttft_ms for row in info.rows]),
+        ("yaxis", [row.decode_tok_s for row in info.rows]),
+    ):
+        axis = scatter.plot["layout"][name]
+        assert axis["tickvals"][0] <= min(values)
+        assert axis["tickvals"][-1] >= max(values)
+        assert len([tick for tick in axis["tickvals"] if min(values) <= tick <= max(values)]) >= 2
+        assert [float(text.replace(",", "")) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
+
+
+@pytest.mark.parametrize(("prefill", "points"), [(1.0, 1), (0.3, 2)])
+def test_the_dotted_line_is_named_only_where_it_is_drawn(prefill: float, points: int) -> None:
+    results = [measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=2.0, prefill=prefill * 2)]
+    info = info_of(results)
+    assert len(info.front) == points
+    scatter = scatter_figure(info)
+    assert scatter is not None
+    assert any(one.get("mode") == "lines" for one in scatter.plot["data"]) is (points > 1)
+    assert ("dotted line" in scatter.caption) is (points > 1)
