@@ -20,6 +20,7 @@ from kvray.analysis.pooling import (
 )
 from kvray.analysis.reasons import allowed_now_reason, status_reason
 from kvray.analysis.score import ideal_utility, score, utility
+from kvray.ratios import SAME_WITHIN
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.resuming import is_allowed_now
 from kvray.workload import WorkloadProfile
@@ -56,6 +57,11 @@ class Gain:
         return self.memory_factor is not None and self.memory_factor <= 1 - MEMORY_STEP
 
     @property
+    def is_better_in_something(self) -> bool:
+        """Whether a figure of it reads better than the baseline's, be it by chance."""
+        return self.saves_memory or max(self.ttft, self.throughput) >= SAME_WITHIN
+
+    @property
     def is_measurable(self) -> bool:
         """Whether it is better in something by more than chance: an interval that excludes no change, or memory."""
         intervals = (self.ttft_interval, self.throughput_interval)
@@ -76,6 +82,7 @@ class RankedCandidate:
         on_pareto_front: no other ranked candidate is at least as good in TTFT, throughput and memory and better in one.
         break_even_tokens: generated tokens after which cold costs beyond the baseline's are earned back;
             0 if there are none, `None` if they never are or cannot be told.
+        extra_cold_s: these cold costs, in seconds; negative where the baseline's are higher, `None` where not known.
     """
 
     rank: int
@@ -87,6 +94,7 @@ class RankedCandidate:
     gain: Gain | None
     on_pareto_front: bool
     break_even_tokens: float | None
+    extra_cold_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +250,7 @@ def _entries(
             gain=gain,
             on_pareto_front=on_front,
             break_even_tokens=_break_even_tokens(one, baseline, gain),
+            extra_cold_s=_extra_cold_s(one, baseline),
         )
         for place, (one, on_front, gain) in enumerate(zip(ranked, front, gains, strict=True), start=1)
     )
@@ -315,13 +324,19 @@ def _break_even_tokens(one: _Measured, baseline: _Measured | None, gain: Gain | 
         return None
     if one.record.candidate_id == baseline.record.candidate_id:
         return 0.0
-    if one.cold_s is None or baseline.cold_s is None:
+    extra_s = _extra_cold_s(one, baseline)
+    if extra_s is None:
         return None
-    extra_s = one.cold_s - baseline.cold_s
     if extra_s <= 0:
         return 0.0
     saved_s = (1 - 1 / (1 + gain.throughput)) / baseline.metrics.decode_tok_s
     return extra_s / saved_s if saved_s > 0 else None
+
+
+def _extra_cold_s(one: _Measured, baseline: _Measured | None) -> float | None:
+    if baseline is None or one.cold_s is None or baseline.cold_s is None:
+        return None
+    return one.cold_s - baseline.cold_s
 
 
 def _obstacles(measured: Mapping[str, _Measured], misses: Mapping[str, Sequence[Miss]]) -> dict[str, str]:

@@ -40,8 +40,9 @@ from kvray.report.rows import (
 from kvray.store.manifest import SweepManifest
 
 BREAK_EVEN = (
-    "Break-even: how many generated tokens make up for a slower start, by tok/s alone: what a faster first token saves "
-    "is not counted. A dash stands where there is nothing to make up or it cannot be told."
+    "Break-even: how many generated tokens make up for a longer load, compilation and warm-up than the baseline's, "
+    "by tok/s alone: what a faster first token saves is not counted. A dash stands where there is nothing to make up "
+    "for or it cannot be told."
 )
 
 
@@ -142,6 +143,21 @@ class ReportInfo:
         return names if len(names) > 1 else ()
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether the speeds in `rows` are of confirming rounds."""
+        return any(row.gain is not None and row.gain.pairs for row in self.rows)
+
+    @property
+    def cells_note(self) -> str:
+        """What the figures cell by cell rest on, where the ranking's speeds rest on something else."""
+        if not self.has_pairs:
+            return ""
+        return (
+            "Figures and speeds are of all processes here, so they may differ from the ranking's speeds, which are of "
+            "the confirming rounds alone."
+        )
+
+    @property
     def winner(self) -> Row | None:
         """The first row, `None` when nothing is ranked."""
         return self.rows[0] if self.rows else None
@@ -216,17 +232,18 @@ def _gains_note(rows: Sequence[Row]) -> str:
     mark = f" {UNPAIRED} marks candidates that were in none; all their processes count instead."
     return (
         f"{note} Speeds come from the confirming rounds, in which a candidate and the baseline ran one after the other."
-        f"{mark if any(row.is_unpaired for row in rows) else ''} TTFT and tok/s are of all processes, so dividing them "
-        f"gives slightly different values.{_apart_note(rows)}"
+        f"{mark if any(row.is_unpaired for row in rows) else ''} Score, TTFT and tok/s are of all processes, so "
+        f"dividing them gives other values.{_apart_note(rows)}"
     )
 
 
 def _apart_note(rows: Sequence[Row]) -> str:
-    if not any(row.ttft_is_apart or row.throughput_is_apart for row in rows):
+    if not any(row.score_is_apart or row.ttft_is_apart or row.throughput_is_apart for row in rows):
         return ""
     return (
-        f" {APART} marks speeds that differ from these by more than 2 %: the machine was faster or slower in other "
-        "processes. Trust the speeds, which compare what ran under the same conditions."
+        f" {APART} marks speeds that differ from these by more than 2 %, and scores to which the speeds would not "
+        "lead: the machine was faster or slower in other processes. Trust the speeds, which compare what ran under the "
+        "same conditions."
     )
 
 

@@ -63,6 +63,7 @@ def _winner_notes(
     yield from _doubtful_loss_note(winner.record, manifest.profile.limits)
     if confidence is not None:
         yield from _no_gain_note(rows, confidence)
+        yield from _order_note(rows, confidence)
         yield from _tie_note(rows, confidence)
         yield from _surer_note(rows, confidence)
         yield from _modes_notes(rows, confidence.modes)
@@ -141,9 +142,33 @@ def _no_gain_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
     led = _row(rows, confidence.choice.over)
     if confidence.choice.reason is not Reason.NO_GAIN or led is None or led.gain is None:
         return
-    if led.score > rows[0].score:
-        gains = formats.listed(gain_phrases(led.gain, with_intervals=True))
-        yield f"{led.label} measured best: {gains}. Taken together that may be chance."
+    if led.score <= rows[0].score:
+        return
+    gains = formats.listed(gain_phrases(led.gain, with_intervals=True))
+    if led.gain.is_better_in_something:
+        yield f"{led.label} {_measured_best(led, rows)}: {gains}. Taken together that may be chance."
+    else:
+        rounds = "in the confirming rounds, side by side with it, " if led.gain.pairs else ""
+        yield (
+            f"{led.label} has a higher score than the baseline, which counts all processes. But {rounds}nothing of it "
+            f"was better: {gains}."
+        )
+
+
+def _measured_best(led: Row, rows: Sequence[Row]) -> str:
+    """What the one that leads in the resamplings may be called beside the printed scores."""
+    return "measured best" if led.score >= max(row.score for row in rows) else "led in the resamplings"
+
+
+def _order_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
+    """A winner by the resamplings that has not the highest score in the table."""
+    higher = max(rows, key=lambda row: row.score)
+    if confidence.choice.reason is not Reason.BEST or formats.score(higher.score) == formats.score(rows[0].score):
+        return
+    yield (
+        f"{higher.label} has the highest score, which counts all processes alike. {rows[0].label} comes first because "
+        "it led in the resamplings, which compare what ran in the same confirming round."
+    )
 
 
 def _tie_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
@@ -156,16 +181,17 @@ def _tie_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
     told = f": {scores} times as high as {chosen.label} (95 % interval)" if ratios else ""
     yield (
         f"{names} cannot be told apart here{told}."
-        f"{_preference(tied, _row(rows, confidence.choice.over), confidence.choice.reason)}"
+        f"{_preference(rows, _row(rows, confidence.choice.over), confidence.choice.reason)}"
     )
 
 
-def _preference(tied: Sequence[Row], led: Row | None, reason: Reason) -> str:
-    """Why the first of `tied` is recommended although another one `led`; else which of them needs the least memory."""
+def _preference(rows: Sequence[Row], led: Row | None, reason: Reason) -> str:
+    """Why the first is recommended although another one `led`; else which of the ties needs the least memory."""
+    tied = [row for row in rows if row.is_tied]
     chosen = tied[0]
     if led is None or reason not in (Reason.SIMPLER, Reason.LEANER):
         return _leanest(tied)
-    than = f"{led.label}, which measured best" if len(tied) > 2 else led.label
+    than = f"{led.label}, which {_measured_best(led, rows)}" if len(tied) > 2 else led.label
     if reason is Reason.SIMPLER or not chosen.peak_mib or not led.peak_mib:
         return f" {chosen.label} is recommended because it is simpler than {than}."
     less = leaner_text(chosen.peak_mib / led.peak_mib)
@@ -185,7 +211,7 @@ def _leanest(tied: Sequence[Row]) -> str:
 def _surer_note(rows: Sequence[Row], confidence: Confidence) -> Iterator[str]:
     led = _row(rows, confidence.choice.over)
     if confidence.choice.reason is Reason.SURER and led is not None:
-        yield f"{led.label} measured best, but its gain over the baseline may be chance."
+        yield f"{led.label} {_measured_best(led, rows)}, but its gain over the baseline may be chance."
 
 
 def _modes_notes(rows: Sequence[Row], modes: Sequence[Bimodality]) -> Iterator[str]:
@@ -207,7 +233,7 @@ def _break_even_note(winner: Row) -> Iterator[str]:
     if winner.is_baseline or tokens in (NEVER, MISSING):
         return
     yield (
-        f"It starts slower than the baseline; the slower start is made up after {tokens} generated "
+        f"It takes longer to load and warm up than the baseline; that is made up for after {tokens} generated "
         f"{'token' if tokens == '1' else 'tokens'}."
     )
 

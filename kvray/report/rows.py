@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from kvray.workload import WorkloadProfile
 NEVER = "never"
 UNPAIRED = "*"
 APART = "†"
-APART_TEXT = "in the confirming rounds, in turn; TTFT and tok/s are of all processes, under other conditions too"
+APART_TEXT = "all processes (score, TTFT, tok/s) and the confirming rounds (speed) differ by more than 2 %"
 _APART_FROM = 0.02
 """Relative difference from which a reader who divides the shown figures wonders why the gain is another one."""
 _NEVER_TOKENS = 1e18
@@ -34,7 +35,9 @@ class Row:
         gain: against the baseline; `None` without one.
         is_tied: cannot be told apart from the winner (the winner itself included, when anything ties with it).
         figures_gain: the same from the shown figures alone, which are of all processes; `gain` may rest on fewer.
+        score_is_apart: whether the gains lead to clearly another score, compared with the baseline's, than the figures.
         is_unpaired: others were compared with the baseline in confirming rounds, this one was not.
+        extra_cold_s: seconds of loading, compiling and warming up beyond the baseline's; `None` where not known.
         processes: fresh processes that measured it.
         runs: timed runs behind its metrics.
     """
@@ -54,8 +57,10 @@ class Row:
     kv_cache_mib: float | None
     gain: Gain | None
     figures_gain: Gain | None
+    score_is_apart: bool
     on_pareto_front: bool
     break_even_tokens: float | None
+    extra_cold_s: float | None
     energy_j_per_tok: float | None
     is_winner: bool
     is_baseline: bool
@@ -90,6 +95,11 @@ class Row:
         return self.figures_gain is not None and self._is_apart(self.throughput_gain, self.figures_gain.throughput)
 
     @property
+    def score_mark(self) -> str:
+        """Follows a score that the gains would not lead to."""
+        return APART if self.score_is_apart else ""
+
+    @property
     def ttft_mark(self) -> str:
         """Follows a gain that no confirming round measured, where others were, or that is apart from the figures."""
         return UNPAIRED if self.is_unpaired else APART if self.ttft_is_apart else ""
@@ -106,9 +116,9 @@ class Row:
 
     @property
     def break_even(self) -> str:
-        """Generated tokens after which a slower start is made up, or `never`. A dash where there is nothing to make up
-        (the baseline, and what starts no slower) and where it cannot be told."""
-        if self.is_baseline or self.throughput_gain is None or self.break_even_tokens == 0:
+        """Generated tokens after which a longer load and warm-up are made up for, or `never`. A dash where there is
+        nothing to make up for and where it cannot be told."""
+        if self.is_baseline or self.throughput_gain is None or self.extra_cold_s is None or self.extra_cold_s <= 0:
             return MISSING
         if self.throughput_gain <= 0:
             return NEVER
@@ -184,6 +194,7 @@ def ranking_rows(
     rows = []
     for entry in analysis.ranking.entries:
         candidate_id, metrics, gain = entry.record.candidate_id, entry.metrics, entry.gain
+        of_figures = None if before is None else gain_over(before, metrics)
         rows.append(
             Row(
                 rank=entry.rank,
@@ -200,9 +211,11 @@ def ranking_rows(
                 peak_mib=metrics.peak_mib,
                 kv_cache_mib=entry.record.kv_cache_mib,
                 gain=gain,
-                figures_gain=None if before is None else gain_over(before, metrics),
+                figures_gain=of_figures,
+                score_is_apart=_is_score_apart(gain, of_figures, profile),
                 on_pareto_front=entry.on_pareto_front,
                 break_even_tokens=entry.break_even_tokens,
+                extra_cold_s=entry.extra_cold_s,
                 energy_j_per_tok=metrics.energy_j_per_tok,
                 is_winner=entry.rank == 1,
                 is_baseline=candidate_id == baseline_id,
@@ -213,6 +226,14 @@ def ranking_rows(
             )
         )
     return tuple(rows)
+
+
+def _is_score_apart(gain: Gain | None, of_figures: Gain | None, profile: WorkloadProfile) -> bool:
+    if gain is None or of_figures is None or not gain.pairs:
+        return False
+    apart = profile.weight_ttft * math.log((1 + gain.ttft) / (1 + of_figures.ttft))
+    apart += profile.weight_throughput * math.log((1 + gain.throughput) / (1 + of_figures.throughput))
+    return abs(math.exp(apart) - 1) > _APART_FROM
 
 
 def cold_costs(analysis: Analysis) -> tuple[ColdCost, ...]:

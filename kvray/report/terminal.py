@@ -80,7 +80,7 @@ def _ranking(info: ReportInfo) -> Table:
             str(row.rank),
             *([row.engine] if info.ranked_engines else []),
             _label(row, has_engine=bool(info.ranked_engines)),
-            formats.score(row.score),
+            f"{formats.score(row.score)}{row.score_mark}",
             formats.quantity(row.ttft_ms),
             formats.quantity(row.decode_tok_s),
             formats.quantity(row.peak_mib),
@@ -96,12 +96,14 @@ def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def _legend(rows: tuple[Row, ...]) -> str:
     lines = ["speed: compared with the baseline; 1/3 takes three times as long"]
+    if any(row.gain is not None and row.gain.pairs for row in rows):
+        lines.append("score, TTFT, tok/s: of all processes; speed: of the confirming rounds alone")
     if any(row.is_unpaired for row in rows):
         lines.append(f"{UNPAIRED} in no confirming round, so compared by all its processes")
-    if any(row.ttft_is_apart or row.throughput_is_apart for row in rows):
+    if any(row.score_is_apart or row.ttft_is_apart or row.throughput_is_apart for row in rows):
         lines.append(f"{APART} {APART_TEXT}")
     if any(row.break_even_order is not None for row in rows):
-        lines.append("break-even: generated tokens that make up for a slower start, by tok/s alone")
+        lines.append("break-even: generated tokens that make up for a longer load and warm-up")
     return "\n".join(lines)
 
 

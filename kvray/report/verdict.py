@@ -93,14 +93,19 @@ def _winner_verdict(analysis: Analysis, rows: Sequence[Row], profile: str) -> st
 def _place(rows: Sequence[Row], profile: str) -> str:
     if len(rows) == 1:
         return "the only candidate that could be ranked"
-    winner = rows[0]
-    is_fastest = winner.ttft_ms <= min(row.ttft_ms for row in rows) and winner.decode_tok_s >= max(
-        row.decode_tok_s for row in rows
-    )
-    gain = winner.gain
+    winner, gain = rows[0], rows[0].gain
+    is_fastest = all(_is_as_fast(winner, row) for row in rows)
     is_clear = gain is None or not (in_noise(gain.ttft_interval) or in_noise(gain.throughput_interval))
     place = "fastest here" if is_fastest and is_clear else f"best here for {profile}"
     return f"among the {place}" if any(row.is_tied for row in rows) else place
+
+
+def _is_as_fast(one: Row, other: Row) -> bool:
+    """By the figures of all processes and by the speeds of the confirming rounds, in the first token and in tok/s."""
+    by_figures = one.ttft_ms <= other.ttft_ms and one.decode_tok_s >= other.decode_tok_s
+    if one.gain is None or other.gain is None:
+        return by_figures
+    return by_figures and one.gain.ttft >= other.gain.ttft and one.gain.throughput >= other.gain.throughput
 
 
 def _is_cut_short(ranking: Ranking) -> bool:

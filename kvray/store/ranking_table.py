@@ -61,7 +61,7 @@ class RankingRow:
         peak_ratio: peak memory over the baseline's: 0.5 is half of it.
         pairs: confirming rounds in which both ran, one after the other on the same device. Without any, ratios
             rest on all processes.
-        break_even_tokens: generated tokens after which a slower start is made up for; null where it never is.
+        break_even_tokens: generated tokens that make up for a longer load and warm-up; null where they never do.
         on_pareto_front: whether no ranked candidate is at least as good in first token, throughput and memory and
             better in one. Null where it is not ranked.
         confidence: share of resamplings of the measurements in which the recommended candidate is the best; null for

@@ -208,7 +208,7 @@ def test_break_even_is_told_for_a_slow_starter() -> None:
     compiled = measured(WINNER, speed=1.5, load_s=0.2, warmup_s=60.0)
     info = info_of([baseline(), compiled])
     (note,) = info.headline.notes
-    assert note.startswith("It starts slower than the baseline; the slower start is made up after ")
+    assert note.startswith("It takes longer to load and warm up than the baseline; that is made up for after ")
     assert info.rows[0].break_even in note
 
 
