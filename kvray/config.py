@@ -227,6 +227,11 @@ class TuneConfig(BaseModel):
         return self
 
     @property
+    def slots_beside(self) -> int:
+        """Among how many trials a machine's CPUs are divided."""
+        return 1 if self.exclusive or self.slots is None else self.slots
+
+    @property
     def engines(self) -> tuple[str, ...]:
         """Names of the engines, the baseline's first."""
         return tuple(self.engine.split(","))

@@ -61,7 +61,7 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
         console.print(Text("exclusive: one trial at a time on each machine"))
     if (expected := _expected_seconds(preview, config)) is not None:
         console.print(Text(f"expected to take {duration_range(*expected)}, by forecast{_too_long(preview)}"))
-    _print_candidates(console, preview)
+    _print_candidates(console, preview, config)
     if space.rejected:
         _print_rejected(console, preview)
     if preview.left_out:
@@ -118,20 +118,20 @@ def print_notes(console: Console, preview: Preview) -> None:
         console.print(Text(f"note: {clean_line(note)}"))
 
 
-def _print_candidates(console: Console, preview: Preview) -> None:
+def _print_candidates(console: Console, preview: Preview, config: TuneConfig) -> None:
     shown = _to_launch(preview)
     if not shown:
         return
     title = "Candidates" if preview.rest is None else "Not measured yet"
     console.print(Text(f"\n{title} ({len(shown)})", style="bold"))
     if preview.forecasts:
-        _print_forecasts(console, preview)
+        _print_forecasts(console, preview, config)
         return
     for candidate in shown:
         console.print(Text(f"  {candidate.candidate_id}  {candidate.label}{_mark(candidate, preview)}"), soft_wrap=True)
 
 
-def _print_forecasts(console: Console, preview: Preview) -> None:
+def _print_forecasts(console: Console, preview: Preview, config: TuneConfig) -> None:
     """Predicted means over the cells, and the highest peak of any."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("  id", no_wrap=True)
@@ -149,9 +149,11 @@ def _print_forecasts(console: Console, preview: Preview) -> None:
     console.print(table)
     unmeasured = [one.space.baseline.engine for one in (preview, *preview.others) if one.hardware is None]
     if unmeasured:
+        where = ", run on the node" if config.address else ""
         by = f" by {listed(unmeasured)}" if preview.others else ""
         console.print(
-            f"No times are forecast because this device was not measured{by} yet; kvray forecast measures it.",
+            f"No times are forecast, and peaks lack what the engine's library holds itself, because this device was not "
+            f"measured{by} yet. kvray forecast measures it{where}.",
             style="dim",
         )
 

@@ -66,6 +66,12 @@ def wished_threads() -> int | None:
     return None if threads_are_rays() else openmp_threads()
 
 
+def trial_threads(wished: int | None, slots: int) -> int | None:
+    """Threads of a trial on a CPU of this machine, as `sweep.slot_plan.plan_slots` divides it among `slots`; `None` for
+    the library's own choice. What the user has `wished` for counts first."""
+    return wished or (quota_threads() if slots == 1 else max(1, available_cpus() // slots))
+
+
 def threads_are_rays() -> bool:
     """Whether Ray, and not the user, has set the thread count for OpenMP programs in this process."""
     job = os.environ.get(_RAY_JOB)

@@ -17,7 +17,8 @@ from kvray.candidate import DeviceType
 from kvray.engines.base import DeviceFacts, EngineAdapter
 from kvray.engines.model_access import ModelAccess
 from kvray.errors import SweepError, sentence_of
-from kvray.probes.cpu import cpu_name
+from kvray.forecast.hardware import Hardware, HardwareKey, load_hardware
+from kvray.probes.cpu import cpu_name, trial_threads, wished_threads
 from kvray.probes.environment import Environment, capture_environment
 from kvray.probes.gpu import visible_gpus
 from kvray.space.axis import Axis
@@ -40,13 +41,15 @@ class NodeFacts:
         gpu_type: Ray's accelerator type of its GPUs, which trials keep to; `None` where Ray knows none, and on a CPU.
         axes: by engine, what it lets one choose there, with what stands in the way of each value.
         environments: by engine, the node's machine and the versions of the engine's libraries there.
+        rates: by engine, what kvray's cache on that node has of its rates.
         models: what it and the other nodes of its type have of the model.
     """
 
     device: DeviceFacts
-    gpu_type: str | None
+    gpu_type: str | None = None
     axes: Mapping[str, tuple[Axis, ...]]
     environments: Mapping[str, Environment]
+    rates: Mapping[str, Hardware] = field(default_factory=dict)
     models: ModelAccess = field(default_factory=ModelAccess)
 
 
@@ -56,6 +59,7 @@ def ask_nodes(
     device: DeviceType | None,
     gpu_type: str | None,
     check_alive: Callable[[], None],
+    slots: int = 1,
 ) -> tuple[NodeFacts, ...]:
     """Ask a node of the connected Ray, for each type of GPU one: those with GPUs where there are any and `device` is
     not the CPU. The type that the cluster has most GPUs of comes first.
@@ -64,6 +68,7 @@ def ask_nodes(
         device: what was asked for; `None` takes GPUs where there are any.
         gpu_type: Ray's accelerator type that was asked for; `None`: all.
         check_alive: called while the answers are waited for; what it raises ends the wait.
+        slots: among which a machine's CPUs are divided.
 
     Raises:
         SweepError: no node has what was asked for, or none could answer.
@@ -76,7 +81,7 @@ def ask_nodes(
         raise SweepError("Ray offers no CPU to run a slot on.")
     with_gpus = [node for node in nodes if node[1].get("GPU", 0.0) >= 1]
     if device is DeviceType.CPU or (device is None and gpu_type is None and not with_gpus):
-        return _answers([_Question(nodes=nodes, device=DeviceType.CPU)], adapters, check_alive)
+        return _answers([_Question(nodes=nodes, device=DeviceType.CPU, slots=slots)], adapters, check_alive)
     if not with_gpus:
         raise SweepError("The sweep needs 1 GPU, Ray offers 0.", hint="Pass --device cpu to tune on the CPU.")
     questions = []
@@ -106,6 +111,7 @@ class _Question:
     nodes: Sequence[tuple[str, Mapping[str, float]]]
     device: DeviceType
     gpu_type: str | None = None
+    slots: int = 1
 
     def ask(self, adapters: Sequence[EngineAdapter]) -> Any:
         """Ray's reference to the answer."""
@@ -120,7 +126,7 @@ class _Question:
             max_retries=1,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
-        return task.remote(tuple(adapters), self.device, gpus)
+        return task.remote(tuple(adapters), self.device, gpus, wished_threads(), self.slots)
 
 
 def _answers(
@@ -137,14 +143,12 @@ def _answers(
             if answer not in answered:
                 ray.cancel(answer, force=True)
                 raise SweepError(f"the node that was asked did not answer within {_LATEST_S:g} s of the others.")
-            facts, axes, environments = ray.get(answer)
+            seen = ray.get(answer)
         except (SweepError, ray.exceptions.RayError) as error:
             errors.append((question.gpu_type, error))
             continue
         models = NodeModels([node_id for node_id, _ in question.nodes], check_alive)
-        found.append(
-            NodeFacts(device=facts, gpu_type=question.gpu_type, axes=axes, environments=environments, models=models)
-        )
+        found.append(replace(seen, gpu_type=question.gpu_type, models=models))
     if not found:
         first = errors[0][1]
         raise SweepError(f"The node that was to measure could not say what it has: {sentence_of(first)}") from first
@@ -173,13 +177,26 @@ def _wait_for(answers: Sequence[Any], check_alive: Callable[[], None]) -> set[An
 
 
 def _seen_here(
-    adapters: Sequence[EngineAdapter], device: DeviceType, gpus: int
-) -> tuple[DeviceFacts, dict[str, tuple[Axis, ...]], dict[str, Environment]]:
-    """Runs on the node."""
+    adapters: Sequence[EngineAdapter], device: DeviceType, gpus: int, wished: int | None, slots: int
+) -> NodeFacts:
+    """Runs on the node. `wished` are the threads that the user of the driver has asked for."""
     seen = [(one.name, capture_environment(device, libraries=one.libraries)) for one in adapters]
     environments = {name: one if device is DeviceType.CPU else named_on_node(one) for name, one in seen}
     facts = _device_facts(device, gpus, environments[adapters[0].name].device_name)
-    return facts, {one.name: tuple(one.axes(facts)) for one in adapters}, environments
+    return NodeFacts(
+        device=facts,
+        axes={one.name: tuple(one.axes(facts)) for one in adapters},
+        environments=environments,
+        rates=_known_rates(adapters, device, trial_threads(wished, slots)),
+    )
+
+
+def _known_rates(adapters: Sequence[EngineAdapter], device: DeviceType, threads: int | None) -> dict[str, Hardware]:
+    """What was measured of this machine when it was the driver's own."""
+    measured = [one for one in adapters if one.measures_hardware]
+    keys = {one.name: HardwareKey.here(one.name, device, threads, libraries=one.libraries) for one in measured}
+    known = {name: load_hardware(key) for name, key in keys.items()}
+    return {name: rates for name, rates in known.items() if rates is not None}
 
 
 def _device_facts(device: DeviceType, gpus: int, name: str) -> DeviceFacts:

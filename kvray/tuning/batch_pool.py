@@ -329,7 +329,11 @@ class BatchPool:
         for config in self._configs.values():
             if config.engines not in self._nodes and (adapters := named_adapters([config])):
                 self._nodes[config.engines] = ask_nodes(
-                    adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive
+                    adapters,
+                    device=config.device,
+                    gpu_type=config.gpu_type,
+                    check_alive=ray.check_alive,
+                    slots=config.slots_beside,
                 )
 
     def _slots(self, ray: RaySession) -> dict[str | None, SlotPlan]:

@@ -13,7 +13,7 @@ from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter
 from kvray.forecast.hardware import Hardware, HardwareKey, save_hardware
-from kvray.probes.cpu import available_cpus, cpu_name, quota_threads, wished_threads
+from kvray.probes.cpu import cpu_name, trial_threads, wished_threads
 from kvray.probes.gpu import visible_gpus
 
 _logger = logging.getLogger("kvray.tuning.local_device")
@@ -41,7 +41,8 @@ def rates_key(config: TuneConfig, adapter: EngineAdapter, device: DeviceFacts) -
     is_here = config.address is None and (device.device is DeviceType.CPU or device.gpu_count > 0)
     if not (config.forecast and adapter.measures_hardware and is_here):
         return None
-    return HardwareKey.here(adapter.name, device.device, _threads(config), libraries=adapter.libraries)
+    threads = trial_threads(wished_threads(), config.slots_beside)
+    return HardwareKey.here(adapter.name, device.device, threads, libraries=adapter.libraries)
 
 
 def measured_hardware(
@@ -74,10 +75,3 @@ def _disturbed_line(hardware: Hardware, now: float) -> str:
         f"While this device's rates were measured, {hardware.disturbance}, so forecast times are too long. The rates "
         f"are measured again {again}."
     )
-
-
-def _threads(config: TuneConfig) -> int | None:
-    """Threads of a trial on a CPU, as `sweep.slot_plan.plan_slots` divides them."""
-    if config.exclusive or config.slots in (None, 1):
-        return wished_threads() or quota_threads()
-    return wished_threads() or max(1, available_cpus() // config.slots)

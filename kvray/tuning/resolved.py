@@ -45,6 +45,8 @@ class CheckedRequest:
         request: the model, with what the user allows.
         pythons: by engine, in which its trials run, where that is not kvray's own.
         models: reads the model's files where trials run.
+        node_rates: the rates that a node of the cluster knows of itself; `None` without a cluster, or where it was
+            never measured.
     """
 
     config: TuneConfig
@@ -55,6 +57,7 @@ class CheckedRequest:
     request: ModelRequest
     pythons: Mapping[str, EnginePython]
     models: ModelAccess
+    node_rates: Hardware | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,7 @@ def check_request(
         request=request,
         pythons=pythons,
         models=models,
+        node_rates=None if node is None else node.rates.get(adapter.name),
     )
 
 
@@ -166,7 +170,7 @@ def resolve(checked: CheckedRequest, *, for_this_device: bool = True) -> Resolve
         profile=profile,
         dropped_contexts=dropped,
         rates_key=key,
-        hardware=None if key is None else load_hardware(key),
+        hardware=checked.node_rates if key is None else load_hardware(key),
     )
 
 
@@ -179,8 +183,8 @@ def with_measured_rates(
     """`resolved` with the rates of the device, measured now if they never were, or hours ago while other programs ran;
     `before_measuring` is called then.
 
-    They stay `None` where nothing is to be forecast, where the engine does not measure, and on a cluster, whose nodes
-    may differ from this machine.
+    They stay as they are where nothing is to be forecast, where the engine does not measure, and on a cluster, whose
+    nodes may differ from this machine.
     """
     if resolved.rates_key is None:
         return resolved

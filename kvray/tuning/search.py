@@ -344,7 +344,13 @@ class TuningSearch:
         """What nodes that will measure say of themselves."""
         ray.nodes()
         config, adapters = self._config, self._engines().adapters
-        return ask_nodes(adapters, device=config.device, gpu_type=config.gpu_type, check_alive=ray.check_alive)
+        return ask_nodes(
+            adapters,
+            device=config.device,
+            gpu_type=config.gpu_type,
+            check_alive=ray.check_alive,
+            slots=config.slots_beside,
+        )
 
     @contextmanager
     def _session(self, log: AbstractContextManager[Path], engines: SweepEngines) -> Iterator[tuple[RaySession, Path]]:

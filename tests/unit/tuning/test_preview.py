@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import kvray.probes.cpu
 import kvray.tuning.local_device
 import kvray.tuning.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
@@ -426,7 +427,7 @@ def test_a_device_is_measured_once_after_saying_so_and_only_then_are_seconds_for
 
 
 def test_threads_that_a_trial_will_have_are_measured(engine: MeasuringAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvray.tuning.local_device, "available_cpus", lambda: 8)
+    monkeypatch.setattr(kvray.probes.cpu, "available_cpus", lambda: 8)
     known_hardware(config(slots=4), engine)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     known_hardware(config(), engine)

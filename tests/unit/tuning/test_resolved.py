@@ -17,7 +17,9 @@ from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.errors import ModelError
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.shape import LayerShape, ModelShape
+from kvray.probes.cpu import wished_threads
 from kvray.space.axis import Axis
+from kvray.sweep.remote_device import _seen_here
 from kvray.testing.fake import FakeAdapter
 from kvray.tuning.preview import preview_sweep
 from kvray.tuning.resolved import check_request, resolve
@@ -110,3 +112,15 @@ def test_rates_that_were_measured_go_into_the_forecast_without_being_read_again(
     assert {one.decode_tok_s for one in preview_sweep(resolved).forecasts.values()} == {None}
     assert all(one.decode_tok_s for one in preview_sweep(measured).forecasts.values())
     assert asked["load_hardware"] == 1
+
+
+def test_a_node_that_was_measured_gives_the_forecast_that_it_gives_as_a_machine_of_its_own(
+    asked: Counter[str], tmp_path: Path
+) -> None:
+    adapter, here = CountingAdapter(asked), config(tmp_path)
+    kvray.tuning.resolved.with_measured_rates(resolve(check_request(here, adapter)))
+    local = preview_sweep(resolve(check_request(here, adapter)))
+    there = here.model_copy(update={"address": "127.0.0.1:6379"})
+    node = _seen_here([adapter], DeviceType.CPU, 0, wished_threads(), there.slots_beside)
+    assert preview_sweep(resolve(check_request(there, adapter, node=node))).forecasts == local.forecasts
+    assert all(one.decode_tok_s for one in local.forecasts.values())
