@@ -94,11 +94,13 @@ def _ended_itself(job: Job) -> bool:
 
 
 def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
-    """The command that measures the rest of a sweep or batch that was broken off.
+    """The command that measures the rest of a sweep or batch that was broken off or stopped.
 
-    It is `None` where the job ended by itself: its last word says what to do.
+    It is `None` where the job failed by itself: its last word says what to do.
     """
-    return None if _ended_itself(job) else _rest(address, job, log)
+    if job.state is JobState.FAILED and _ended_itself(job):
+        return None
+    return _rest(address, job, log)
 
 
 def _rest(address: str, job: Job, log: JobLog) -> str | None:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
+from kvray.tuning.result import TuneResult, info_of, on_each_hardware
 from kvray.tuning.standing import BROKEN_OFF, SweepState, TrialState
 
 _SAID = "kvray: "
@@ -47,6 +49,13 @@ def tell_of_batch(manifest: BatchManifest) -> None:
         "now": ", ".join(f"{one.model_id} · {one.profile.name}" for one in measuring),
     }
     sys.stderr.write(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\n")
+    sys.stderr.flush()
+
+
+def tell_of_result(result: TuneResult) -> None:
+    """Tell whoever follows the job what its sweep comes to, in the words of the report."""
+    verdicts = [info_of(one).headline.sentence for one in on_each_hardware(result)]
+    sys.stderr.write(f"{MARK}{json.dumps({'verdicts': verdicts, 'at': time.time(), 'lines': 0})}\n")
     sys.stderr.flush()
 
 
@@ -119,7 +128,8 @@ class JobProgress(LineProgress):
     def _send_with(self, event: dict[str, Any], lines: Sequence[str]) -> None:
         """In one write, so that nobody's line comes between."""
         state = self._state
-        told = {"finished": state.finished, "passed_s": state.clock() - state.started if state.title else 0.0}
+        passed_s = state.clock() - state.started if state.title else 0.0
+        told = {"finished": state.finished, "passed_s": passed_s, "at": time.time()}
         outlook = dataclasses.asdict(state.outlook)
         text = json.dumps({**event, **told, "outlook": {**outlook, "left_s": state.left_s()}, "lines": len(lines)})
         self._console.file.write("".join(f"{line}\n" for line in (MARK + text, *lines)))
@@ -164,6 +174,8 @@ class JobLog:
 
     Attributes:
         last_word: what kvray said last; for a job that failed that is the reason.
+        told_at: Unix time on the cluster's head when the sweep told last how it stands.
+        verdicts: what an ended sweep comes to, of each hardware one sentence.
     """
 
     state: SweepState = dataclasses.field(default_factory=SweepState)
@@ -171,6 +183,8 @@ class JobLog:
     run_id: str | None = None
     batch: BatchState | None = None
     last_word: str | None = None
+    told_at: float | None = None
+    verdicts: Sequence[str] = ()
     _rest: str = ""
     _hidden: int = 0
 
@@ -207,6 +221,8 @@ class JobLog:
     def _apply(self, event: dict[str, Any]) -> None:
         self.output = event.get("output", self.output)
         self.run_id = event.get("run_id", self.run_id)
+        self.told_at = event.get("at", self.told_at)
+        self.verdicts = event.get("verdicts", self.verdicts)
         if "batch" in event:
             self.batch = BatchState(**event["batch"])
         state = self.state

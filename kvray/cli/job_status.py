@@ -41,7 +41,8 @@ def status_lines(job: Job, log: JobLog, *, address: str) -> Iterator[str]:
         "command": _shortened(f"kvray {job.command}", _SHOWN_COMMAND),
         **(_sweep_rows(log) if log.batch is None else _batch_rows(log.batch)),
         "results": _results(job, log),
-        "failed": " ".join(filter(None, (_failure(job, log), _to_go_on(job, log, address)))),
+        "failed": _failure(job, log) or "",
+        "go on": _to_go_on(job, log, address) or "",
     }
     return (f"{name + ':':<9} {text}" for name, text in rows.items() if text)
 
@@ -64,10 +65,23 @@ def _sweep_rows(log: JobLog) -> dict[str, str]:
         "sweep": f"{log.run_id} · {state.title}" if log.run_id else "not begun",
         "trials": ", ".join(f"{count} {name}" for name, count in state.counts().items()) or "none yet",
         "now": _running_text(log),
-        "best": state.best_line().removeprefix("best: "),
-        "gain": state.gain_line() or "",
-        "time": state.time_line() if log.run_id else "",
+        **_best_rows(log),
+        "time": f"{state.time_line()}{_as_of(log)}" if log.run_id else "",
     }
+
+
+def _best_rows(log: JobLog) -> dict[str, str]:
+    """The verdict of a sweep that has ended; before that, what is best so far by all processes."""
+    if log.verdicts:
+        return {"result": "; ".join(log.verdicts)}
+    return {"best": log.state.best_line().removeprefix("best: "), "gain": log.state.gain_line() or ""}
+
+
+def _as_of(log: JobLog) -> str:
+    """A running sweep tells how it stands when something happens, and at least once a minute."""
+    if log.told_at is None or log.verdicts:
+        return ""
+    return f" · as of {dt.datetime.fromtimestamp(log.told_at):%H:%M:%S}"
 
 
 def _running_text(log: JobLog) -> str:
@@ -95,6 +109,8 @@ def _sweep_json(log: JobLog) -> dict[str, Any]:
         "baseline": _figures(state.baseline()),
         "gain": None if gain is None else {"ttft": gain.ttft, "throughput": gain.throughput},
         "left_s": None if left_s is None else list(left_s),
+        "as_of": _iso(log.told_at),
+        "verdicts": list(log.verdicts),
     }
 
 
@@ -107,6 +123,7 @@ def _figures(standing: TrialState | None) -> dict[str, Any] | None:
         "ttft_ms": metrics.ttft_ms,
         "decode_tok_s": metrics.decode_tok_s,
         "peak_mib": metrics.peak_mib,
+        "rests_on_disturbed": standing.rests_on_disturbed,
     }
 
 
@@ -125,7 +142,7 @@ def _failure(job: Job, log: JobLog) -> str | None:
 
 
 def _to_go_on(job: Job, log: JobLog, address: str) -> str | None:
-    return how_to_go_on(address, job, log) if job.state is JobState.FAILED else None
+    return how_to_go_on(address, job, log) if job.state in (JobState.FAILED, JobState.STOPPED) else None
 
 
 def _shortened(text: str, most: int) -> str:

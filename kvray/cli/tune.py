@@ -14,7 +14,7 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.interrupts import patient_interrupts
-from kvray.cli.job_events import JobProgress, is_a_job
+from kvray.cli.job_events import JobProgress, is_a_job, tell_of_result
 from kvray.cli.output import print_report, summary
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
@@ -54,6 +54,8 @@ def _tune(config: TuneConfig, *, as_json: bool) -> None:
         search = TuningSearch(config=config, observer=progress, arguments=_typed_arguments())
         with patient_interrupts(lambda: str(search.interrupted())):
             result = search.outcome()
+    if is_a_job():
+        tell_of_result(result)
     if as_json:
         typer.echo(json.dumps(summary(result, wall_s=time.monotonic() - started), indent=2))
     else:

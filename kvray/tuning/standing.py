@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvray.analysis.aggregate import Metrics
+from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import Gain, gain_over
 from kvray.analysis.score import utility
@@ -38,6 +39,8 @@ _DOING = {
 }
 BROKEN_OFF = "broken off"
 """State of a trial that ran when its sweep ended."""
+DISTURBED = " · measured while other programs disturbed it"
+DISTURBED_BASELINE = ", which was measured while other programs disturbed it"
 STATES = (RUNNING, LOST, *(one.value for one in TrialStatus if one.was_launched), BROKEN_OFF)
 """In which a launched trial can be."""
 
@@ -51,6 +54,7 @@ class TrialState:
         parallelism: GPUs that it holds on a device of GPUs.
         gpu_type: Ray's accelerator type of these, where that is known.
         wall_s: seconds that it took, once it has ended.
+        rests_on_disturbed: whether it has a cell without an undisturbed run.
     """
 
     label: str
@@ -66,6 +70,7 @@ class TrialState:
     parallelism: int = 1
     gpu_type: str | None = None
     wall_s: float = 0.0
+    rests_on_disturbed: bool = False
 
     @property
     def rung_text(self) -> str:
@@ -135,6 +140,7 @@ class SweepState:
         standing = self.standings.setdefault(record.trial_id, self._standing(record))
         standing.rung = record.rung
         standing.metrics = rung_metrics(result.runs, record.rung)
+        standing.rests_on_disturbed = bool(resting_on_disturbed([result]))
         if standing.metrics is not None:
             standing.utility = utility(standing.metrics, profile_of.profile)
             cells = rung_cells(result.runs, record.rung)
@@ -176,10 +182,10 @@ class SweepState:
         """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
         if self.gpu_types:
             found = [(one, self._on_type(one).best()) for one in self.gpu_types]
-            texts = (f"none yet on {name}" if best is None else figures_text(best) for name, best in found)
+            texts = (f"none yet on {name}" if best is None else _best_text(best) for name, best in found)
             return f"best: {'; '.join(texts)}"
         best = self.best()
-        return f"best: {'none yet' if best is None else figures_text(best)}"
+        return f"best: {'none yet' if best is None else _best_text(best)}"
 
     def baseline(self) -> TrialState | None:
         """The baseline, by all its processes; `None` before one of them has ended well."""
@@ -203,7 +209,9 @@ class SweepState:
             return None
         if best.is_baseline:
             return "this is the baseline"
-        return f"over the baseline: first token {speed_text(1 + over.ttft)}, {tok_s_text(1 + over.throughput)}"
+        baseline = self.baseline()
+        doubt = DISTURBED_BASELINE if baseline is not None and baseline.rests_on_disturbed else ""
+        return f"over the baseline: first token {speed_text(1 + over.ttft)}, {tok_s_text(1 + over.throughput)}{doubt}"
 
     def best_labels(self) -> set[str]:
         """The label of the best candidate on each type of GPU."""
@@ -294,6 +302,7 @@ def _pooled(processes: Sequence[TrialState]) -> TrialState:
     return replace(
         first,
         is_baseline=any(one.is_baseline for one in processes),
+        rests_on_disturbed=all(one.rests_on_disturbed for one in processes),
         utility=_utility(processes),
         metrics=replace(
             metrics[0],
@@ -305,6 +314,10 @@ def _pooled(processes: Sequence[TrialState]) -> TrialState:
 
 def _utility(processes: Sequence[TrialState]) -> float:
     return statistics.median(one.utility or 0.0 for one in processes)
+
+
+def _best_text(best: TrialState) -> str:
+    return f"{figures_text(best)}{DISTURBED if best.rests_on_disturbed else ''}"
 
 
 def figures_text(standing: TrialState) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 import math
 from typing import Any
@@ -77,8 +78,22 @@ def test_the_json_of_a_running_sweep_tells_what_a_program_wants_to_know() -> Non
             "running": ["c2"],
             "candidates": 200,
             "tried": 2,
-            "best": {"label": "c1", "ttft_ms": 10.0, "decode_tok_s": 100.0, "peak_mib": 50.0},
-            "baseline": {"label": "c0", "ttft_ms": 20.0, "decode_tok_s": 100.0, "peak_mib": 50.0},
+            "as_of": None,
+            "verdicts": [],
+            "best": {
+                "label": "c1",
+                "ttft_ms": 10.0,
+                "decode_tok_s": 100.0,
+                "peak_mib": 50.0,
+                "rests_on_disturbed": False,
+            },
+            "baseline": {
+                "label": "c0",
+                "ttft_ms": 20.0,
+                "decode_tok_s": 100.0,
+                "peak_mib": 50.0,
+                "rests_on_disturbed": False,
+            },
         },
     }
 
@@ -96,6 +111,45 @@ def test_the_json_of_a_batch_has_its_sweeps_by_status() -> None:
     found = status_json(running("batch m.yaml"), log, address=ADDRESS)
     assert (found["sweep"], found["results"]) == (None, None)
     assert found["batch"] == {"batch_id": "b1", "sweeps": {"ok": 1, "measuring": 1}, "now": "m · p"}
+
+
+def stopped() -> Job:
+    return dataclasses.replace(failed("tune m", exit_code=None), state=JobState.STOPPED)
+
+
+def test_a_stopped_job_says_how_to_go_on() -> None:
+    log = log_of([measured("c0", "ok", 20.0)])
+    log.freeze()
+    (line,) = [one for one in status_lines(stopped(), log, address=ADDRESS) if one.startswith("go on:")]
+    assert line.endswith(f"kvray submit --address {ADDRESS} tune m --resume 20260101-000000-abcd")
+    assert status_json(stopped(), log, address=ADDRESS)["to_go_on"] is not None
+    assert status_json(stopped(), JobLog(), address=ADDRESS)["to_go_on"] is None, "nothing was measured"
+
+
+def test_a_best_that_was_disturbed_is_told_as_such() -> None:
+    trials = [measured("c0", "ok", 20.0), {**measured("c1", "ok", 10.0), "rests_on_disturbed": True}]
+    lines = list(status_lines(running(), log_of(trials), address=ADDRESS))
+    assert "best:     c1 · TTFT 10.0 ms · 100 tok/s · measured while other programs disturbed it" in lines
+    trials[0]["rests_on_disturbed"] = True
+    gain = next(one for one in status_lines(running(), log_of(trials), address=ADDRESS) if one.startswith("gain:"))
+    assert gain.endswith(", which was measured while other programs disturbed it")
+
+
+def test_the_status_says_when_the_sweep_told_it() -> None:
+    log = log_of([measured("c0", "ok", 20.0)])
+    at = dt.datetime(2026, 1, 1, 12, 34, 56).astimezone()
+    log.feed(f"{MARK}{json.dumps({'at': at.timestamp(), 'lines': 0})}\n")
+    (line,) = [one for one in status_lines(running(), log, address=ADDRESS) if one.startswith("time:")]
+    assert line.endswith(" · as of 12:34:56")
+
+
+def test_an_ended_sweep_shows_the_verdict_of_its_report() -> None:
+    log = log_of([measured("c0", "ok", 20.0), measured("c1", "ok", 10.0)])
+    verdict = "Uncertain, 9 of 9 runs disturbed: c1 is best here for chat."
+    log.feed(f"{MARK}{json.dumps({'verdicts': [verdict], 'at': 1767225600.0, 'lines': 0})}\n")
+    lines = list(status_lines(running(), log, address=ADDRESS))
+    assert f"result:   {verdict}" in lines
+    assert not any(line.startswith(("best:", "gain:")) for line in lines), "they count otherwise than the report"
 
 
 @pytest.mark.parametrize("job", [running(COMMAND), failed(COMMAND[:420], exit_code=-9)])
