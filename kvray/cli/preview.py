@@ -152,8 +152,8 @@ def _print_forecasts(console: Console, preview: Preview, config: TuneConfig) -> 
         where = ", run on the node" if config.address else ""
         by = f" by {listed(unmeasured)}" if preview.others else ""
         console.print(
-            f"No times are forecast, and peaks lack what the engine's library holds itself, because this device was not "
-            f"measured{by} yet. kvray forecast measures it{where}.",
+            "No times are forecast, and peaks lack what the engine's library holds itself, because this device was "
+            f"not measured{by} yet. kvray forecast measures it{where}.",
             style="dim",
         )
 
