@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kvray.analysis.engine_best import EngineBest
 from kvray.analysis.intervals import Interval
+from kvray.analysis.ranking import RankedCandidate, UnrankedTrial
 from kvray.ratios import MISSING, amount_sign
 from kvray.report import formats
 from kvray.report.rows import label_of
@@ -23,7 +24,7 @@ class EngineRow:
         is_default: whether it is what the engine does with nothing set.
         default: the label of that; `None` where it was not measured completely.
         ttft_gain, throughput_gain, memory: over `default`, the first two with their 95 % intervals.
-        sentence: the same gains in words.
+        sentence: the same gains in words, for a place that is headed by the engine's name.
     """
 
     engine: str
@@ -62,7 +63,12 @@ def _against_default(one: EngineBest, *, with_intervals: bool = False) -> str:
     if one.gain is None or one.default is None:
         return ""
     gains = formats.listed(gain_phrases(one.gain, with_intervals=with_intervals))
-    return f": {gains} compared with its own default {label_of(one.default.record)}"
+    return f": {gains} compared with its own default {_bare(one, one.default)}"
+
+
+def _bare(one: EngineBest, what: RankedCandidate | UnrankedTrial) -> str:
+    """The label without the engine's name, which is told beside it."""
+    return label_of(what.record).removeprefix(f"{formats.clean_line(one.engine)}:")
 
 
 def _row(one: EngineBest) -> EngineRow:
@@ -79,7 +85,7 @@ def _row(one: EngineBest) -> EngineRow:
         ttft_gain=ttft,
         throughput_gain=throughput,
         memory=memory,
-        sentence=f"{label_of(one.best.record)}{_against_default(one, with_intervals=True)}",
+        sentence=f"{_bare(one, one.best)}{_against_default(one, with_intervals=True)}",
     )
 
 

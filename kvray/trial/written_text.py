@@ -27,7 +27,9 @@ def writing_note(model: LoadedModel, reference: Reference, *, maker: str) -> str
     try:
         own = model.forced_text(fed.forced).ids
     except UnsupportedError:
-        return f"the engine does not tell how its tokenizer writes the prompts, so they may be others than {maker}'s"
+        return (
+            f"the engine does not tell how its tokenizer writes the prompts; they may be others than those of {maker}"
+        )
     return writing_difference(own, fed.ids, maker=maker)
 
 
@@ -42,10 +44,10 @@ def writing_difference(own: Sequence[int], fed: Sequence[int], *, maker: str) ->
     shared = (Counter(own) & Counter(fed)).total()
     if shared < SAME_VOCABULARY * len(fed):
         raise IncomparableError(
-            f"its tokenizer has another vocabulary than {maker}'s: of the text's {len(fed)} tokens they share {shared}"
+            f"its tokenizer has another vocabulary than that of {maker}: of {len(fed)} tokens they share {shared}"
         )
     place = next((place for place, (one, two) in enumerate(zip(own, fed, strict=False)) if one != two), len(fed))
     return (
-        f"its tokenizer writes the prompts otherwise than {maker}'s, from token {place + 1} on: prompts have as many "
-        "tokens, and not the same ones"
+        f"its tokenizer writes the prompts otherwise than that of {maker}, from token {place + 1} on: prompts have as "
+        "many tokens, and not the same ones"
     )

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engine_sweeps import analysis_of, manifest_of_two, two_engines
 from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, limits_missed, measured
 
 from kvray.record import Role, TrialStatus
 from kvray.report.cells import CellValue
 from kvray.report.html import breakable, content_security_policy, heat, render_html
-from kvray.report.info import ReportInfo
+from kvray.report.info import ReportInfo, report_info
 
 pytestmark = pytest.mark.spawns
 
@@ -50,6 +51,16 @@ def test_a_browser_draws_every_chart_under_the_policy_without_an_error(realistic
         plot = dom.split(f'id="plot-{name}"')[1][:3000]
         assert 'class="main-svg"' in plot, name
     assert dom.count("Sort by this column") > 10
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
+def test_the_ranking_of_one_engine_can_be_shown_alone(tmp_path: Path) -> None:
+    about = manifest_of_two()
+    page = render_html(report_info(about, results := two_engines(), analysis_of(results, about)))
+    clicked = "<script>document.querySelector('.filter input[value=transformers]').click()</script></body>"
+    dom, _ = browse(re.sub("<meta http-equiv.*?>", "", page).replace("</body>", clicked), tmp_path)
+    rows = re.findall(r'<tr class="[^"]*" data-engine="(\w+)"( hidden="")?>', dom)
+    assert sorted(rows) == [("llama_cpp", ' hidden=""')] * 2 + [("transformers", "")] * 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
