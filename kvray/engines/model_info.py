@@ -32,6 +32,7 @@ class ModelInfo:
         shape: what bytes and FLOPs depend on, for the engine's `cost_model`; `None`: unknown.
         shape_unknown: why nothing can be forecast, as the end of a sentence about the model.
         packing: what the checkpoint's weights are packed with, such as GPTQ; `None`: they are plain numbers of a dtype.
+        weight_bytes: of all weights as their file has them, where a dtype does not tell; `None`: it does.
         tensor_parallel: whether the engine knows how to split each of its layers over several GPUs.
         notes: what a reader of the figures must know of this model, one sentence each; shown by dry run, forecast,
             sweep, report and plan.
@@ -50,6 +51,7 @@ class ModelInfo:
     shape: ModelShape | None = None
     shape_unknown: str | None = None
     packing: str | None = None
+    weight_bytes: int | None = None
     tensor_parallel: bool = False
     notes: tuple[str, ...] = ()
 

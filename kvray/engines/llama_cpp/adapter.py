@@ -18,8 +18,12 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
-from kvray.engines.llama_cpp import axes, description, rules, spaces
+from kvray.engines.llama_cpp import axes, description, device_rates, rules, serving, snippet, spaces
+from kvray.engines.llama_cpp.costs import LlamaCppCosts
+from kvray.engines.llama_cpp.threads import default_threads
 from kvray.extras import Extra
+from kvray.forecast.cost_model import CostModel
+from kvray.forecast.hardware import Hardware
 from kvray.models.revision import check_unchanged, revision_of
 from kvray.models.source import parse_model_id
 from kvray.space.axis import Axis
@@ -34,6 +38,7 @@ class LlamaCppAdapter(EngineAdapter):
     name: ClassVar[str] = "llama_cpp"
     libraries: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     preload: ClassVar[tuple[str, ...]] = ("kvray.engines.llama_cpp.loaded",)
+    measures_hardware: ClassVar[bool] = True
     extra: ClassVar[Extra | None] = Extra.LLAMA_CPP
 
     @override
@@ -43,6 +48,18 @@ class LlamaCppAdapter(EngineAdapter):
     @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         return description.describe(request)
+
+    @override
+    def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
+        if device is not DeviceType.CPU:
+            return None
+        return device_rates.measure_apart(threads or default_threads(), self.process_environment())
+
+    @override
+    def cost_model(self, model: ModelInfo) -> CostModel | None:
+        if model.shape is None or model.weight_bytes is None:
+            return None
+        return LlamaCppCosts(model.shape, weight_bytes=model.weight_bytes, threads=default_threads())
 
     @override
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:
@@ -106,8 +123,15 @@ class LlamaCppAdapter(EngineAdapter):
         device: DeviceType,
         cells: Sequence[Cell],
     ) -> str:
-        """A program with `load()` and `generate(…)`."""
-        raise NotImplementedError
+        """A program with `load()` and `generate(…)`, see `snippet.render`."""
+        del loader
+        return snippet.render(request.model_id, candidate, device, cells)
+
+    @override
+    def serving_command(
+        self, request: ModelRequest, *, candidate: Candidate, device: DeviceType, cells: Sequence[Cell]
+    ) -> Sequence[str] | None:
+        return serving.command(request.model_id, candidate, device, cells)
 
     @override
     def memory_note(self, device: DeviceType) -> str:

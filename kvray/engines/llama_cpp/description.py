@@ -72,6 +72,7 @@ def describe(request: ModelRequest) -> ModelInfo:
         shape=shape,
         shape_unknown=None if shape is not None else "its header does not tell the sizes of its keys and values",
         packing=packing_of(header),
+        weight_bytes=sum(_bytes_by_kind(header).values()),
     )
 
 

@@ -1,0 +1,157 @@
+"""`LlamaCppCosts`: what a candidate costs in llama.cpp, for forecasts. Imports no library of the engine.
+
+Sizes of caches are llama.cpp's own arithmetic: tokens rounded up, layers with a window kept shorter, types in blocks.
+What is alive beside them is counted from its graphs as they are computed; nothing is fitted.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from kvray.candidate import Candidate, DeviceType, DType
+from kvray.engines.llama_cpp.settings import PLAIN_TYPES, ContextSettings, context_settings, padded
+from kvray.forecast.cost_model import CostModel
+from kvray.forecast.hardware import Hardware
+from kvray.forecast.memory import MemoryNeed
+from kvray.forecast.roofline import attention_flops, prompt_flops, roofline_s, step_flops
+from kvray.forecast.shape import LayerShape, ModelShape
+from kvray.workload import Cell
+
+TYPE_BYTES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    **{name: size / 32 for name, size in (("q8_0", 34), ("q4_0", 18), ("q4_1", 20), ("iq4_nl", 18))},
+    **{name: size / 32 for name, size in (("q5_0", 22), ("q5_1", 24))},
+}
+"""Bytes of a cached element: blocks have 32 of them. Source: `type_traits` of ggml."""
+_FLOAT_BYTES = 4
+_SCORE_PASSES = 5
+"""Over the scores without flash attention: written, masked and softmax in one (2), read by the values, copied (1)."""
+_HIDDEN_ALIVE, _INNER_ALIVE = 4, 3
+"""Tensors of a token as wide as the residual stream, and as the MLP, that are alive together."""
+_UNPACK = 2.0
+"""How much longer attention takes over keys and values in blocks, which are unpacked for every query."""
+
+
+class LlamaCppCosts(CostModel):
+    """The costs of a model.
+
+    Args:
+        weight_bytes: of all weights as the file has them.
+        threads: with which a candidate computes that sets none.
+    """
+
+    def __init__(self, shape: ModelShape, *, weight_bytes: int, threads: int) -> None:
+        self._shape = shape
+        self._weight_bytes = weight_bytes
+        self._threads = threads
+
+    @override
+    def memory(self, candidate: Candidate, cell: Cell, device: DeviceType) -> MemoryNeed:
+        settings = self._settings(candidate, cell, device)
+        return MemoryNeed(
+            weights=self._weight_bytes,
+            cache=cache_bytes(self._shape, settings),
+            transient=_transient_bytes(self._shape, settings, cell),
+        )
+
+    @override
+    def prefill_s(self, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
+        settings = self._settings(candidate, cell, hardware.device)
+        tokens = cell.batch_size * cell.context_tokens
+        pieces = -(-tokens // settings.n_ubatch)
+        is_whole = not settings.flash_attention
+        attention = sum(attention_flops(self._shape, layer, cell, is_whole=is_whole) for layer in self._shape.layers)
+        slowed = _UNPACK if _has_blocks(settings) else 1.0
+        work = roofline_s(
+            flops=prompt_flops(self._shape, cell) + slowed * attention,
+            read_bytes=pieces * self._read_bytes(tokens=min(tokens, settings.n_ubatch)),
+            dtype=DType.FLOAT32,
+            hardware=hardware,
+        )
+        if work is None:
+            return None
+        scores = 0.0
+        if not settings.flash_attention:
+            pairs = tokens * cell.context_tokens / 2
+            scores = _SCORE_PASSES * len(self._shape.layers) * self._shape.heads * pairs * _FLOAT_BYTES
+        own = pieces * len(self._shape.layers) * hardware.layer_s
+        return self._slower(settings.threads_batch, hardware) * (work + scores / hardware.copy_bytes_s) + own
+
+    @override
+    def decode_step_s(self, candidate: Candidate, cell: Cell, hardware: Hardware) -> float | None:
+        settings = self._settings(candidate, cell, hardware.device)
+        work = roofline_s(
+            flops=step_flops(self._shape, cell),
+            read_bytes=self._read_bytes(tokens=cell.batch_size),
+            dtype=DType.FLOAT32,
+            hardware=hardware,
+        )
+        if work is None:
+            return None
+        slowed = _UNPACK if _has_blocks(settings) else 1.0
+        cache = slowed * _attended_bytes(self._shape, settings, cell) / hardware.copy_bytes_s
+        own = len(self._shape.layers) * hardware.layer_s + hardware.step_s
+        return self._slower(settings.threads, hardware) * (work + cache) + own
+
+    @override
+    def least_read_bytes(self, candidate: Candidate, cell: Cell) -> float:
+        settings = self._settings(candidate, cell, DeviceType.CPU)
+        return self._read_bytes(tokens=cell.batch_size) + _attended_bytes(self._shape, settings, cell)
+
+    def _settings(self, candidate: Candidate, cell: Cell, device: DeviceType) -> ContextSettings:
+        return context_settings(candidate, cell, device=device, threads=self._threads)
+
+    def _read_bytes(self, *, tokens: int) -> float:
+        """Bytes of the weights that are read to work on `tokens` at once."""
+        share = self._shape.multiplied_parameters(tokens=tokens) / self._shape.total_parameters
+        return share * self._weight_bytes
+
+    def _slower(self, threads: int, hardware: Hardware) -> float:
+        """How much longer it takes with fewer threads than the device was measured with; more make nothing faster."""
+        return 1.0 if hardware.device is DeviceType.CUDA else max(1.0, self._threads / threads)
+
+
+def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:
+    """Bytes of the buffers for keys and values, as llama.cpp makes them."""
+    return round(sum(_layer_bytes(layer, settings, _cells(layer, settings)) for layer in shape.layers))
+
+
+def _cells(layer: LayerShape, settings: ContextSettings) -> int:
+    """Tokens for which a layer has room, of all sequences together. Source: `llama_kv_cache_iswa`."""
+    streams = 1 if settings.kv_unified else settings.n_seq_max
+    each = settings.n_ctx // streams
+    if layer.window is None or settings.swa_full:
+        return streams * each
+    sharing = settings.n_seq_max if settings.kv_unified else 1
+    return streams * padded(min(each, layer.window * sharing + settings.n_ubatch))
+
+
+def _layer_bytes(layer: LayerShape, settings: ContextSettings, tokens: float) -> float:
+    keys = layer.key_dim * TYPE_BYTES[settings.type_k]
+    return tokens * layer.kv_heads * (keys + layer.value_dim * TYPE_BYTES[settings.type_v])
+
+
+def _attended_bytes(shape: ModelShape, settings: ContextSettings, cell: Cell) -> float:
+    """Bytes of keys and values that a step reads in the middle of the answer: whole steps of rounded tokens."""
+    fed = cell.context_tokens + cell.output_tokens // 2
+    return sum(
+        _layer_bytes(layer, settings, min(cell.batch_size * padded(fed), _cells(layer, settings)))
+        for layer in shape.layers
+    )
+
+
+def _transient_bytes(shape: ModelShape, settings: ContextSettings, cell: Cell) -> int:
+    """While a piece of a prompt is worked on: activations, a mask, scores without flash attention; and all logits."""
+    tokens = min(settings.n_ubatch, cell.batch_size * cell.context_tokens)
+    attended = settings.n_ctx if settings.kv_unified else settings.n_ctx // settings.n_seq_max
+    activations = tokens * (_HIDDEN_ALIVE * shape.hidden + _INNER_ALIVE * shape.intermediate) * _FLOAT_BYTES
+    mask = tokens * attended * _FLOAT_BYTES
+    scores = 0 if settings.flash_attention else 2 * shape.heads * tokens * attended * _FLOAT_BYTES
+    logits = 2 * settings.n_seq_max * shape.vocab * _FLOAT_BYTES
+    return activations + mask + scores + logits
+
+
+def _has_blocks(settings: ContextSettings) -> bool:
+    return not {settings.type_k, settings.type_v} <= set(PLAIN_TYPES)
