@@ -18,14 +18,14 @@ from kvray.engines.base import (
     ModelInfo,
     ModelRequest,
 )
-from kvray.engines.llama_cpp import axes, description, device_rates, rules, serving, snippet, spaces
+from kvray.engines.llama_cpp import axes, description, device_rates, model_file, rules, serving, snippet, spaces
 from kvray.engines.llama_cpp.costs import LlamaCppCosts
 from kvray.engines.llama_cpp.threads import default_threads
 from kvray.extras import Extra
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
-from kvray.models.revision import check_unchanged, revision_of
-from kvray.models.source import parse_model_id
+from kvray.models.hashes import file_sha256
+from kvray.models.revision import check_unchanged
 from kvray.space.axis import Axis
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import SpaceBlock
@@ -43,7 +43,7 @@ class LlamaCppAdapter(EngineAdapter):
 
     @override
     def check_model(self, request: ModelRequest) -> None:
-        description.read_model(request)
+        model_file.read_model(request)
 
     @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
@@ -66,17 +66,16 @@ class LlamaCppAdapter(EngineAdapter):
         """The file is hashed, and again only when it changes."""
         if info.revision != UNKNOWN_REVISION:
             return info
-        source = parse_model_id(request.model_id)
-        return replace(info, revision=revision_of(request, source, source.local_path.parent))
+        return replace(info, revision=f"sha256:{file_sha256(model_file.gguf_path(request))}")
 
     @override
     def fetch_weights(self, request: ModelRequest) -> None:
         """They are on this machine; only their version is checked."""
-        check_unchanged(request, description.gguf_path(request).parent)
+        check_unchanged(request, model_file.gguf_path(request).parent)
 
     @override
     def check_weights(self, request: ModelRequest, *, quick: bool = False) -> None:
-        description.read_model(request)
+        model_file.read_model(request)
 
     def baseline(self, model: ModelInfo, device: DeviceFacts, *, batch_size: int) -> Candidate:
         """`llama-server` with nothing set but how many sequences there are."""
@@ -132,6 +131,13 @@ class LlamaCppAdapter(EngineAdapter):
         self, request: ModelRequest, *, candidate: Candidate, device: DeviceType, cells: Sequence[Cell]
     ) -> Sequence[str] | None:
         return serving.command(request.model_id, candidate, device, cells)
+
+    @override
+    def measured_note(self, device: DeviceType) -> str | None:
+        return (
+            "By llama_decode in the measuring process, with nothing kept of earlier prompts; a token counts when it is "
+            "chosen from logits on the host."
+        )
 
     @override
     def memory_note(self, device: DeviceType) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+TRIED_VERSIONS = ("0.3.36",)
+"""Versions of llama-cpp-python that kvray was tried with; its structures change from one to the next."""
 _GPU_BACKENDS = ("cuda", "hip", "vulkan", "sycl", "metal", "musa", "cann", "opencl")
 
 
@@ -26,15 +29,40 @@ class Build:
 @functools.cache
 def installed_build() -> Build | None:
     """The build of this interpreter's package; `None` where it is not installed."""
-    spec = find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
+    libraries = [path for path in _libraries() if "ggml" in path.name]
+    if not libraries:
         return None
-    folders = [Path(place) / "lib" for place in spec.submodule_search_locations]
-    libraries = [path for folder in folders for path in folder.glob("*ggml*")]
     return Build(
         has_gpu=any(backend in path.name for path in libraries for backend in _GPU_BACKENDS),
         has_openmp=any(_needs_openmp(path) for path in libraries if "cpu" in path.name),
     )
+
+
+def knows_architecture(name: str) -> bool | None:
+    """Whether the library has a model called `name` among its texts; `None` where it is not installed. It may take
+    another text for a model's name, and then says so itself when it loads the file."""
+    libraries = [path for path in _libraries() if "llama" in path.name]
+    if not libraries:
+        return None
+    return any(f"{name}\0".encode() in path.read_bytes() for path in libraries)
+
+
+def untried_note() -> str | None:
+    """What to say of a version that kvray was not tried with; `None`: it was, or none is installed."""
+    try:
+        installed = version("llama-cpp-python")
+    except PackageNotFoundError:
+        return None
+    if installed in TRIED_VERSIONS:
+        return None
+    return f"kvray was not tried with llama-cpp-python {installed}, only with {', '.join(TRIED_VERSIONS)}."
+
+
+def _libraries() -> list[Path]:
+    """Files of the package's compiled code."""
+    spec = find_spec("llama_cpp")
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return [path for place in places for path in sorted((Path(place) / "lib").glob("*")) if path.is_file()]
 
 
 def _needs_openmp(library: Path) -> bool:

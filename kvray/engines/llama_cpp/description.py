@@ -4,50 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
+from kvray.engines.llama_cpp.build import untried_note
+from kvray.engines.llama_cpp.model_file import gguf_path, read_model
 from kvray.engines.llama_cpp.shapes import layer_kinds, shape_of
-from kvray.errors import ModelError, sentence_of
-from kvray.models.gguf_header import GgufHeader, check_gguf_file, tensor_bytes
-from kvray.models.source import SourceKind, parse_model_id
+from kvray.models.gguf_header import GgufHeader, tensor_bytes
 
-PLAIN_KINDS = ("F32", "F16", "BF16")
 _EAGER_ONLY = ("grok",)
 """Architectures for which llama.cpp turns flash attention off by itself. Source: `llama_init_from_model`."""
-
-
-def gguf_path(request: ModelRequest) -> Path:
-    """The GGUF file of `request`.
-
-    Raises:
-        ModelError: the model is something else.
-    """
-    source = parse_model_id(request.model_id)
-    if source.kind is not SourceKind.GGUF:
-        raise ModelError(
-            f"llama.cpp reads GGUF files, and model {request.model_id!r} is none.",
-            hint="Name one for this engine with --model-for llama_cpp=FILE.gguf, or make one with llama.cpp's "
-            "convert_hf_to_gguf.py.",
-        )
-    return source.local_path
-
-
-def read_model(request: ModelRequest) -> GgufHeader:
-    """The header of the model's file, checked.
-
-    Raises:
-        ModelError: the file is no whole model, or cannot be read.
-    """
-    path = gguf_path(request)
-    try:
-        return check_gguf_file(path)
-    except (OSError, ModelError) as error:
-        raise ModelError(
-            f"GGUF file {str(path)!r} cannot be loaded: {sentence_of(error)}",
-        ) from error
 
 
 def describe(request: ModelRequest) -> ModelInfo:
@@ -56,12 +23,12 @@ def describe(request: ModelRequest) -> ModelInfo:
     Raises:
         ModelError: the file is no whole model, or cannot be read.
     """
-    header = read_model(request)
+    path, header = gguf_path(request), read_model(request)
     context = header.own("context_length")
     attention = AttentionBackend.EAGER if header.architecture in _EAGER_ONLY else AttentionBackend.FLASH
     shape = shape_of(header)
     return ModelInfo(
-        model_id=parse_model_id(request.model_id).portable_id,
+        model_id=str(path.resolve()),
         revision=UNKNOWN_REVISION,
         architecture=header.architecture,
         max_context=context if isinstance(context, int) and context > 0 else None,
@@ -73,14 +40,24 @@ def describe(request: ModelRequest) -> ModelInfo:
         shape_unknown=None if shape is not None else "its header does not tell the sizes of its keys and values",
         packing=packing_of(header),
         weight_bytes=sum(_bytes_by_kind(header).values()),
+        notes=() if (note := untried_note()) is None else (note,),
     )
 
 
 def packing_of(header: GgufHeader) -> str | None:
-    """The type in which most bytes of the weights are kept, e.g. `GGUF Q4_1`; `None`: they are plain numbers."""
-    by_kind: Mapping[str, Any] = _bytes_by_kind(header)
-    most = max(by_kind, key=lambda kind: by_kind[kind])
-    return None if most in PLAIN_KINDS else f"GGUF {most}"
+    """How the file says that it keeps its weights, e.g. `Q4_K_M`, or else the type of most of their bytes; `None`: in
+    float32."""
+    by_kind = _bytes_by_kind(header)
+    named = _file_types().get(header.fields.get("general.file_type"))
+    most = named or max(by_kind, key=lambda kind: by_kind[kind])
+    return None if most == "F32" else most
+
+
+def _file_types() -> Mapping[Any, str]:
+    """Names by the number that a file has for its type."""
+    from gguf.constants import LlamaFileType
+
+    return {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
 
 
 def _bytes_by_kind(header: GgufHeader) -> Counter[str]:

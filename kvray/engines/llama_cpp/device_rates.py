@@ -20,7 +20,7 @@ from kvray.search_paths import child_environment, python_command
 
 TIMEOUT_S = 60.0
 LAYER_S = 2e-5
-"""Seconds in which llama.cpp's threads meet between the twenty or so operations of a layer: about a microsecond each."""
+"""Seconds for which threads meet between the twenty or so operations of a layer: about a microsecond each."""
 _MIB = 2**20
 _COPIED_BYTES = 256 * _MIB
 _SQUARE = 1024
