@@ -26,7 +26,7 @@ RATES = Hardware(
     layer_s=1e-5,
     step_s=0.0,
 )
-QUANTIZED = {"type_k": "q8_0", "type_v": "q8_0"}
+QUANTIZED: dict[str, Any] = {"type_k": "q8_0", "type_v": "q8_0"}
 
 
 def costs(*layers: LayerShape, threads: int = 2) -> LlamaCppCosts:

@@ -89,7 +89,7 @@ def test_the_settings_of_a_canonical_candidate_are_those_that_were_asked_for(ask
 
 
 @pytest.mark.parametrize("types", [{"type_k": "q8_0"}, {"type_v": "q4_0"}, {"type_k": "q5_1", "type_v": "q5_1"}])
-def test_a_type_in_blocks_makes_a_quantized_cache_whatever_was_asked_for(types: dict[str, str]) -> None:
+def test_a_type_in_blocks_makes_a_quantized_cache_whatever_was_asked_for(types: dict[str, Any]) -> None:
     assert canonical(candidate(**types), 512) == candidate(cache=CacheStrategy.QUANTIZED, **types)
 
 
