@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from kvray.analysis.evidence import Evidence
 from kvray.analysis.ranking import Gain, RankedCandidate, Ranking, UnrankedTrial, measured_gains
 from kvray.record import short_model_name
-from kvray.store.manifest import EngineModel, SweepManifest
+from kvray.store.manifest import SweepManifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +67,18 @@ def unlike_weights(manifest: SweepManifest, ranking: Ranking) -> str | None:
     models = {name: manifest.model_of(name) for name in manifest.engines if name in ranked}
     if len({one.model_id for one in models.values()}) < 2:
         return None
-    told = ", ".join(f"{name} {_weights(one, models)}" for name, one in models.items())
-    first = next(iter(models))
+    names = {name: short_model_name(one.model_id) for name, one in models.items()}
+    kinds = {name: one.weights for name, one in models.items()}
     is_counted = any(
-        entry.record.kl_mean is not None for entry in ranking.entries if entry.record.candidate.engine != first
+        entry.record.kl_mean is not None and entry.record.candidate.engine != next(iter(models))
+        for entry in ranking.entries
     )
+    if len(set(kinds.values())) == 1:
+        told = ", ".join(f"{name} {file}" for name, file in names.items())
+        cost = (
+            "their quality (KL) shows how far these differ" if is_counted else "whether these differ was not measured"
+        )
+        return f"The engines ran weights of different files: {told}; {cost}."
+    told = ", ".join(f"{name} {kind or names[name]}" for name, kind in kinds.items())
     cost = "their quality (KL) counts what that costs" if is_counted else "what that costs was not measured"
     return f"The engines ran unlike weights: {told}; {cost}."
-
-
-def _weights(model: EngineModel, models: Mapping[str, EngineModel]) -> str:
-    """E.g. `Q4_1`, with the file's name where that does not tell it from the others."""
-    name, kinds = short_model_name(model.model_id), [one.weights for one in models.values()]
-    if model.weights is None:
-        return f"those of {name}"
-    return model.weights if kinds.count(model.weights) == 1 else f"{model.weights} of {name}"

@@ -42,6 +42,7 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
     if preview.others:
         console.print(Text(f"engines: {', '.join(preview.engines)}; the baseline is the first one's default"))
+        _print_models(console, preview)
     print_notes(console, preview)
     cells = sorted({cell for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
     runs, labels = plural(preview.profile.repeats, "run"), ", ".join(cell.label for cell in cells)
@@ -112,9 +113,17 @@ def _rest_text(rest: Rest, *, max_trials: int | None) -> str:
     return f"{begin}; the search may launch the other {len(rest.left)}{again}"
 
 
+def _print_models(console: Console, preview: Preview) -> None:
+    """Which file each engine takes, where they are not the same."""
+    models = {one.space.baseline.engine: one.model for one in (preview, *preview.others)}
+    if len({one.model_id for one in models.values()}) > 1:
+        told = (f"{engine} {one.name} ({one.weights})" for engine, one in models.items())
+        console.print(Text(clean_line(f"models: {', '.join(told)}")))
+
+
 def print_notes(console: Console, preview: Preview) -> None:
-    """What a reader of the figures must know of the model."""
-    for note in preview.model.notes:
+    """What a reader of the figures must know of the model, as any engine has it."""
+    for note in dict.fromkeys(note for one in (preview, *preview.others) for note in one.model.notes):
         console.print(Text(f"note: {clean_line(note)}"))
 
 
@@ -166,7 +175,8 @@ def _to_launch(preview: Preview) -> tuple[Candidate, ...]:
 
 def _mark(candidate: Candidate, preview: Preview) -> str:
     again = preview.rest is not None and candidate.candidate_id in preview.rest.again
-    return ("  baseline" if candidate == preview.space.baseline else "") + ("  again" if again else "")
+    default = "  its engine's default" if candidate in preview.defaults else ""
+    return ("  baseline" if candidate == preview.space.baseline else default) + ("  again" if again else "")
 
 
 def _print_rejected(console: Console, preview: Preview) -> None:
@@ -193,6 +203,11 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
     return {
         "model": dataclasses.asdict(preview.model),
         **({"engines": list(preview.engines)} if len(preview.engines) > 1 else {}),
+        **(
+            {"other_models": {one.space.baseline.engine: dataclasses.asdict(one.model) for one in preview.others}}
+            if preview.others
+            else {}
+        ),
         "device": preview.device.device_name,
         "profile": profile.model_dump(),
         "dropped_contexts": list(preview.dropped_contexts),

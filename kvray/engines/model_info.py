@@ -10,6 +10,8 @@ from kvray.record import short_model_name
 
 UNKNOWN_REVISION = "unknown"
 
+_PLAIN = {"F32": DType.FLOAT32, "F16": DType.FLOAT16, "BF16": DType.BFLOAT16}
+"""What GGUF files call plain numbers."""
 _SDPA = AttentionChoice(AttentionBackend.SDPA)
 
 
@@ -54,6 +56,11 @@ class ModelInfo:
     weight_bytes: int | None = None
     tensor_parallel: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> str:
+        """How the weights are stored, e.g. `GPTQ` or `bfloat16`."""
+        return self.native_dtype if self.packing is None else _PLAIN.get(self.packing, self.packing)
 
     @property
     def name(self) -> str:

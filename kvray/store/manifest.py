@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
-from kvray.candidate import DeviceType, DType
+from kvray.candidate import DeviceType
 from kvray.judgement import Judging
 from kvray.record import RANDOM_PREFIX
 from kvray.store.fingerprint import SweepFingerprint
@@ -99,13 +99,7 @@ class EngineModel(BaseModel):
     model_revision: str
     architecture: str
     loader: str | None = None
-    packing: str | None = None
-    native_dtype: DType | None = None
-
-    @property
-    def weights(self) -> str | None:
-        """How its weights are stored, e.g. `Q4_1` or `bfloat16`; `None` in sweeps that do not tell it."""
-        return self.packing or self.native_dtype
+    weights: str | None = None
 
 
 class MeasuredType(BaseModel):
@@ -134,7 +128,7 @@ class SweepManifest(BaseModel):
         loader: `ModelInfo.loader`.
         profile: as measured, after overrides and after contexts beyond the model's limit were dropped.
         dropped_contexts: context lengths (tokens) that the model cannot hold.
-        packing, native_dtype: as in `ModelInfo`.
+        weights: how they are stored, see `ModelInfo`; `None` in older sweeps.
         engine: of the baseline; `model_id`, `model_revision`, `architecture` and what follows it are what it says.
         other_engines: by name, what each further engine says.
         defaults: by engine, the id of the candidate that it is with nothing set; empty in older sweeps.
@@ -167,8 +161,7 @@ class SweepManifest(BaseModel):
     model_revision: str
     architecture: str
     loader: str | None = None
-    packing: str | None = None
-    native_dtype: DType | None = None
+    weights: str | None = None
     engine: str
     other_engines: dict[str, EngineModel] = {}
     device: DeviceType

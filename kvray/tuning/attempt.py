@@ -199,8 +199,7 @@ def _manifest(
         model_revision=model.revision,
         architecture=model.architecture,
         loader=model.loader,
-        packing=model.packing,
-        native_dtype=model.native_dtype,
+        weights=model.weights,
         engine=adapters[0].name,
         other_engines={one.space.baseline.engine: _engine_model(one.model) for one in preview.others},
         device=device.device.value,
@@ -248,8 +247,7 @@ def _engine_model(model: ModelInfo) -> EngineModel:
         model_revision=model.revision,
         architecture=model.architecture,
         loader=model.loader,
-        packing=model.packing,
-        native_dtype=model.native_dtype,
+        weights=model.weights,
     )
 
 

@@ -11,6 +11,7 @@ import ray
 import second_engine
 
 from kvray.candidate import DeviceType
+from kvray.cli.preview import print_preview
 from kvray.config import TuneConfig
 from kvray.errors import EngineError, ModelError, ResultsError
 from kvray.plan.plan import Plan
@@ -87,9 +88,13 @@ def test_without_the_first_engine_the_next_one_gives_the_baseline(tmp_path: Path
         TuningSearch(config=config_of(tmp_path, engine="fake,second", model_id="other")).preview()
 
 
-def test_an_engine_may_have_a_file_of_its_own_of_the_model(tmp_path: Path) -> None:
+def test_an_engine_may_have_a_file_of_its_own_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preview = TuningSearch(config=config_of(tmp_path, models_for={"second": "fake:own"})).preview()
     assert [one.model.model_id for one in (preview, *preview.others)] == ["fake:second:=topk", "fake:own"]
+    print_preview(preview, config_of(tmp_path), as_json=False)
+    shown = capsys.readouterr().out
+    assert "models: fake fake:second:=topk (float32), second fake:own (Q4_1)" in shown
+    assert "second:dynamic/sdpa/float32  its engine's default" in shown
 
     wrong = config_of(tmp_path, models_for={"second": "other"})
     refused = {one.engine: one.reason for one in TuningSearch(config=wrong).preview().refused}

@@ -19,8 +19,7 @@ OTHER_FILE = EngineModel(
     model_id="/models/SmolLM2-Q4_1.gguf",
     model_revision="5a",
     architecture="llama",
-    packing="Q4_1",
-    native_dtype="float32",
+    weights="Q4_1",
 )
 
 
@@ -50,7 +49,7 @@ def two_engines(*, speed: float = 3.0, **values: Any) -> list[TrialResult]:
 
 def manifest_of_two(**values: Any) -> SweepManifest:
     settings: dict[str, Any] = {
-        "native_dtype": "bfloat16",
+        "weights": "bfloat16",
         "other_engines": {"llama_cpp": OTHER_FILE},
         "defaults": DEFAULTS,
         **values,

@@ -88,15 +88,16 @@ def test_unlike_weights_are_said_under_the_verdict_with_what_counts_their_cost(t
 
 
 def test_weights_of_the_same_dtype_in_another_file_are_told_by_the_files() -> None:
-    plain = OTHER_FILE.model_copy(update={"packing": None, "native_dtype": "bfloat16"})
+    plain = OTHER_FILE.model_copy(update={"weights": "bfloat16"})
     notes = info_of_two(manifest_of_two(other_engines={"llama_cpp": plain})).headline.notes
-    assert any(
-        "transformers bfloat16 of HuggingFaceTB/SmolLM2-135M, llama_cpp bfloat16 of SmolLM2" in one for one in notes
-    )
+    assert (
+        "The engines ran weights of different files: transformers HuggingFaceTB/SmolLM2-135M, llama_cpp "
+        "SmolLM2-Q4_1.gguf; their quality (KL) shows how far these differ."
+    ) in notes
 
 
 def test_weights_that_another_engine_unpacks_from_the_same_file_are_no_unlike_weights() -> None:
-    about = manifest_of_two(model_id=OTHER_FILE.model_id, native_dtype="float32")
+    about = manifest_of_two(model_id=OTHER_FILE.model_id, weights="float32")
     assert not any("unlike" in one for one in info_of_two(about).headline.notes)
 
 
