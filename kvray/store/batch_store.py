@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from kvray.store.batch_manifest import BatchManifest
 from kvray.store.batch_table import BatchRow, batch_table
+from kvray.store.encoding import many_rows
 from kvray.store.files import ResultsFiles
 from kvray.store.manifest_file import ManifestKind
 from kvray.store.paths import BATCHES, check_id
@@ -104,9 +102,7 @@ class BatchStore:
     def write_overview(self, batch_id: str, *, html: str, markdown: str, rows: Sequence[BatchRow]) -> None:
         """Put the overview beside the manifest, in place of an earlier one."""
         paths = self.paths(batch_id)
-        sink = pa.BufferOutputStream()
-        pq.write_table(batch_table(rows), sink, write_page_checksum=True)
-        self._files.write(paths.table, sink.getvalue().to_pybytes())
+        self._files.write(paths.table, many_rows(batch_table(rows)))
         self._files.write(paths.overview_markdown, markdown.encode())
         self._files.write(paths.overview_html, html.encode())
 

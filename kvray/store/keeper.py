@@ -24,6 +24,7 @@ from kvray.record import TrialRecord, TrialResult
 from kvray.store.behind import WriteBehind
 from kvray.store.claim import Claim
 from kvray.store.manifest import SweepManifest
+from kvray.store.merging import Merger
 from kvray.store.parquet import ResultsStore, without_overtaken
 
 _logger = logging.getLogger("kvray.store")
@@ -50,7 +51,8 @@ class RecordKeeper:
         self._claim = claim
         self._manifest = manifest
         self._held = {one.record.trial_id: one for one in store.read(manifest.run_id)}
-        self._first = _Place(store, self._held)
+        merger = Merger(store, manifest.run_id, self._held) if store.is_local else None
+        self._first = _Place(store, self._held, merger)
         self._second: _Place | None = None
         self._trouble: KvrayError | None = None
         self._try_again_at = 0.0
@@ -236,8 +238,9 @@ class _Place:
         lacks: ids of trials in `held`.
     """
 
-    def __init__(self, store: ResultsStore, held: dict[str, TrialResult]) -> None:
+    def __init__(self, store: ResultsStore, held: dict[str, TrialResult], merger: Merger | None = None) -> None:
         self.store = store
+        self._merger = merger
         self.lacks: set[str] = set()
         self.lacks_manifest = False
         self._held = held
@@ -257,8 +260,10 @@ class _Place:
             self.lacks_manifest = False
         unlaunched = [name for name in self.lacks if not self._held[name].record.status.was_launched]
         for name in sorted(self.lacks.difference(unlaunched)):
-            self.store.append(self._held[name])
+            files = self.store.append(self._held[name])
             self.lacks.discard(name)
+            if self._merger is not None:
+                self._merger.appended(files, self._held[name])
         self.store.append_many([self._held[name].record for name in unlaunched])
         self.lacks.difference_update(unlaunched)
 

@@ -10,20 +10,20 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kvray.errors import OutputError, ResultsError
 from kvray.record import Run, TrialRecord, TrialResult
+from kvray.store.encoding import few_rows, many_rows
 from kvray.store.files import ResultsFiles, reason
 from kvray.store.manifest import SweepManifest
 from kvray.store.manifest_file import ManifestKind
-from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files
+from kvray.store.paths import BESIDE, PART, SWEEPS, ResultsPaths, not_launched_files, part_file, part_number
 from kvray.store.ranking_table import RankingRow, ranking_table
 from kvray.store.schema import encode, to_table
 from kvray.store.stored_runs import StoredRuns
@@ -46,7 +46,14 @@ SWEEP_MANIFEST = ManifestKind(what="sweep", model=SweepManifest, id_field="run_i
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 _FILES_AT_ONCE = 512
 _READ_ATTEMPTS = 5
-"""A reader that meets a compaction finds listed files gone and lists again; only one compaction ends a sweep."""
+"""A reader that meets a merge finds listed files gone and lists again. Merges of a running sweep are seconds apart."""
+
+
+class TrialFiles(NamedTuple):
+    """Where `ResultsStore.append` has put a trial."""
+
+    runs: Path
+    trial: Path
 
 
 class ResultsStore:
@@ -93,7 +100,7 @@ class ResultsStore:
 
     # Writing
 
-    def append(self, result: TrialResult) -> None:
+    def append(self, result: TrialResult) -> TrialFiles:
         """Keep one launched trial, durably, before returning. Runs go first: a trial row implies that its runs exist.
 
         A trial without runs gets an empty runs file, so that the `runs` table exists whatever happened.
@@ -101,9 +108,10 @@ class ResultsStore:
         run_id, trial_id = result.record.run_id, result.record.trial_id
         paths = self.paths(run_id)
         runs_file, trial_file = paths.runs_file(trial_id), paths.trial_file(trial_id)
-        self._write_table(self._place_for(runs_file, Run, run_id), to_table(result.runs, Run, run_id=run_id))
-        record = to_table([result.record], TrialRecord, run_id=run_id)
-        self._write_table(self._place_for(trial_file, TrialRecord, run_id), record)
+        files = TrialFiles(self._place_for(runs_file, Run, run_id), self._place_for(trial_file, TrialRecord, run_id))
+        self._files.write(files.runs, few_rows(to_table(result.runs, Run, run_id=run_id)))
+        self._files.write(files.trial, few_rows(to_table([result.record], TrialRecord, run_id=run_id)))
+        return files
 
     def _place_for(self, path: Path, kind: type[T], run_id: str) -> Path:
         """`path`, or a name beside it where a file of another sweep lies there, which must not be overwritten."""
@@ -122,7 +130,7 @@ class ResultsStore:
         (run_id,) = run_ids
         path, held = self._never_launched(self.paths(run_id))
         distinct = {record.trial_id: record for record in (*held, *records)}
-        self._write_table(path, to_table(distinct.values(), TrialRecord))
+        self._files.write(path, many_rows(to_table(distinct.values(), TrialRecord)))
 
     def _never_launched(self, paths: ResultsPaths) -> tuple[Path, list[TrialRecord]]:
         """The file for them and what it holds: the first of its kind that can be read or is not there yet, so that one
@@ -147,16 +155,36 @@ class ResultsStore:
 
     def write_ranking(self, run_id: str, rows: Sequence[RankingRow]) -> None:
         """Put the ranking of the sweep `run_id` beside its reports, in place of an earlier one."""
-        self._write_table(self.paths(run_id).ranking, ranking_table(rows))
+        self._files.write(self.paths(run_id).ranking, many_rows(ranking_table(rows)))
 
     def delete(self, path: Path) -> None:
         """Remove what lies at one of `paths(run_id)`; nothing happens where nothing does."""
         self._files.delete(path)
 
-    def compact(self, run_id: str) -> None:
-        """Merge the run's small files into one per table.
+    def merge(self, run_id: str, appended: Mapping[TrialFiles, TrialResult]) -> None:
+        """Put trials that `append` has kept into one file per table, in place of their own files.
 
-        The merged file is whole before the small ones go; killed in between, `read` drops the duplicates and the next
+        None of them may lie in an earlier merged file. Killed in between, this leaves what a killed `compact` leaves.
+        """
+        paths = self.paths(run_id)
+        number = 1 + max((self._last_part(folder) for folder in (paths.runs, paths.trials)), default=0)
+        runs = to_table([run for result in appended.values() for run in result.runs], Run, run_id=run_id)
+        records = to_table([result.record for result in appended.values()], TrialRecord, run_id=run_id)
+        self._files.write(part_file(paths.runs, number), many_rows(runs))
+        self._files.write(part_file(paths.trials, number), many_rows(records))
+        self._files.each(self._files.delete, [path for files in appended for path in files])
+
+    def _last_part(self, folder: Path) -> int:
+        return max((part_number(path) or 0 for path in self._files.list(folder, ".parquet")), default=0)
+
+    def has_runs(self, run_id: str) -> bool:
+        """Whether any file of runs of `run_id` lies here, readable or not."""
+        return bool(self._files.list(self.paths(run_id).runs, ".parquet"))
+
+    def compact(self, run_id: str) -> None:
+        """Merge all the run's files into one per table.
+
+        The merged file is whole before the others go; killed in between, `read` drops the duplicates and the next
         `compact` cleans up. Files that cannot be read here, that are of another sweep, or that somebody else named are
         left as they are.
         """
@@ -165,16 +193,19 @@ class ResultsStore:
         self._compact(paths.trials, TrialRecord, run_id)
 
     def _compact(self, folder: Path, kind: type[T], run_id: str) -> None:
+        """Earlier merged files go first, oldest first: what counts before others must not go before them."""
         self._files.delete_leftovers(folder)
         files = [file for file in self._read_folder(folder, kind, run_id) if file.is_own]
-        small = [file.path for file in files if file.path.name != PART]
-        unreadable_part = len(small) == len(files) and folder / PART in self._files.list(folder, PART)
-        if not small or unreadable_part:
+        others = [file.path for file in files if file.path.name != PART]
+        unreadable_part = len(others) == len(files) and folder / PART in self._files.list(folder, PART)
+        if not others or unreadable_part:
             return
-        self._write_table(
-            folder / PART, pa.concat_tables([file.counted_table for file in files], promote_options="permissive")
-        )
-        self._files.each(self._files.delete, small)
+        merged = pa.concat_tables([file.counted_table for file in files], promote_options="permissive")
+        self._files.write(folder / PART, many_rows(merged))
+        parts = {number: path for path in others if (number := part_number(path)) is not None}
+        for number in sorted(parts):
+            self._files.delete(parts[number])
+        self._files.each(self._files.delete, [path for path in others if path not in parts.values()])
 
     # Reading
 
@@ -327,11 +358,6 @@ class ResultsStore:
         except ResultsError as error:
             self._warn_of(path, error.message)
             return None
-
-    def _write_table(self, path: Path, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True)
-        self._files.write(path, sink.getvalue().to_pybytes())
 
 
 def records_sha256(results: Iterable[TrialResult]) -> str:

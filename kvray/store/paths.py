@@ -13,12 +13,15 @@ BATCHES = "batches"
 PARTIAL = ".partial"
 """Folder of what is being written, and of locks. It is hidden because readers of Parquet scan folders."""
 PART = "part-0.parquet"
+"""What a sweep is merged into when it ends. While it runs, the files of its trials are merged into `part-1.parquet` and
+so on."""
 NOT_LAUNCHED = "not_launched"
 BESIDE = "+"
 """Parts a trial's id from a number, where a file of another sweep lies under the name that is this trial's."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_RESERVED = re.compile(rf"{PART.removesuffix('.parquet')}|{NOT_LAUNCHED}(-\d+)?")
+_RESERVED = re.compile(rf"part-\d+|{NOT_LAUNCHED}(-\d+)?")
+_PART_FILE = re.compile(r"part-(\d{1,9})\.parquet")
 
 
 def check_id(value: str, *, what: str = "run id") -> str:
@@ -35,6 +38,17 @@ def check_id(value: str, *, what: str = "run id") -> str:
             hint="Use up to 80 letters, digits, '.', '_' or '-', starting with a letter or digit, not digits alone.",
         )
     return value
+
+
+def part_number(path: Path) -> int | None:
+    """The number of a merged file; `None` for others."""
+    match = _PART_FILE.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """The merged file with that number."""
+    return folder / f"part-{number}.parquet"
 
 
 def not_launched_files(folder: Path) -> list[Path]:
@@ -70,7 +84,7 @@ class ResultsPaths:
 
     @property
     def trials(self) -> Path:
-        """Folder of the trial rows: one Parquet file a trial until the sweep is compacted."""
+        """Folder of the trial rows: one Parquet file a trial, merged now and then and when the sweep ends."""
         return self.root / "trials" / f"run_id={self.run_id}"
 
     @property

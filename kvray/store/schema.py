@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -183,15 +183,12 @@ def to_table(items: Iterable[T], kind: type[T], *, run_id: str | None = None) ->
     """A table of `items`, in order; its metadata name the sweep `run_id`, if given.
 
     Raises:
-        KeyError: a field of `kind` has no column.
         ValueError: a datetime has no time zone.
     """
-    rows = [encode(item) for item in items]
-    names = [field.name for field in dataclasses.fields(kind)]
+    rows = list(items)
     schema = schema_of(kind)
-    columns = {name: pa.array([row[name] for row in rows], schema.field(name).type) for name in names}
     metadata = METADATA if run_id is None else {**METADATA, RUN_KEY: run_id.encode()}
-    return pa.table(columns).select(schema.names).replace_schema_metadata(metadata)
+    return pa.Table.from_arrays([_array(rows, one) for one in schema], schema=schema.with_metadata(metadata))
 
 
 def from_table(table: pa.Table, kind: type[T]) -> list[T]:
@@ -298,6 +295,17 @@ def _decode(row: Mapping[str, Any], kind: type[T]) -> T:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _array(rows: Sequence[DataclassInstance], field: pa.Field) -> pa.Array:
+    """One column of `rows`. Most of a trial's hundred columns are numbers, or were not measured."""
+    values = [getattr(row, field.name) for row in rows]
+    if field.type not in _NUMBERS:
+        values = [None if value is None else _plain(field.name, value) for value in values]
+    return pa.array(values, field.type)
+
+
+_NUMBERS = (INT, FLOAT, BOOL)
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

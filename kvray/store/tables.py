@@ -10,6 +10,7 @@ import enum
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import compress
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from kvray.record import Run, TrialRecord
 from kvray.run_columns import RunColumns
-from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART
+from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART, part_number
 from kvray.store.plausible import are_plain_runs, check_plausible
 from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table
 from kvray.store.stored_runs import StoredRuns, columns_of, runs_by_trial, stored
@@ -39,11 +40,12 @@ _NEVER_LAUNCHED = re.compile(rf"{NOT_LAUNCHED}(-\d+)?")
 
 
 class _Origin(enum.IntEnum):
-    """What a file's name says of its making. Where several files hold the same trial, the lowest number counts."""
+    """What a file's name says of its making. Where several files hold the same trial, the lowest number counts; of
+    several merged ones, the latest."""
 
     ONE_TRIAL = 0
     NOT_LAUNCHED = 1
-    COMPACTED = 2
+    MERGED = 2
     FOREIGN = 3
     """Somebody else named it: it is read, and never merged or deleted."""
 
@@ -140,16 +142,17 @@ class RecordsFile(Generic[T]):
 
     @property
     def _origin(self) -> _Origin:
-        if self.path.name == PART:
-            return _Origin.COMPACTED
+        if self.path.name == PART or (part_number(self.path) is not None and self.is_of_the_sweep):
+            return _Origin.MERGED
         if _NEVER_LAUNCHED.fullmatch(self.path.stem):
             return _Origin.NOT_LAUNCHED
         return _Origin.ONE_TRIAL if self.trial_ids <= {_trial_id_of(self.path)} else _Origin.FOREIGN
 
     @property
-    def sort_key(self) -> tuple[int, str]:
+    def sort_key(self) -> tuple[int, int, str]:
         """Puts first the files that count before others."""
-        return self._origin, self.path.name
+        origin = self._origin
+        return origin, -(part_number(self.path) or 0) if origin is _Origin.MERGED else 0, self.path.name
 
 
 def read_raw(source: pa.NativeFile, path: Path) -> RawFile:
@@ -296,7 +299,14 @@ def _check_footer(file: pq.ParquetFile) -> None:
     encoded = (file.metadata.metadata or {}).get(b"ARROW:schema")
     if encoded is None:
         return
-    written = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names
-    if written != file.schema_arrow.names:
-        wrong = sorted(set(written) ^ set(file.schema_arrow.names))
+    written, found = _names_in(encoded), file.schema_arrow.names
+    if written != found:
+        wrong = sorted(set(written) ^ set(found))
         raise SchemaError(f"its footer is damaged: columns {', '.join(wrong[:4])}")
+
+
+@lru_cache(maxsize=16)
+def _names_in(encoded: bytes) -> list[str]:
+    """Remembered, because the files of a sweep are alike."""
+    names: list[str] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(encoded))).names
+    return names

@@ -1,0 +1,23 @@
+"""Tables as the bytes of a Parquet file, which any reader of Parquet can open."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def many_rows(table: pa.Table) -> bytes:
+    """Compressed, and with what readers skip rows by."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def few_rows(table: pa.Table) -> bytes:
+    """Without what pays for many rows only. For one row of a hundred columns that is most of the work, of whoever
+    writes and of whoever reads it."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, write_page_checksum=True, use_dictionary=False, compression="none", write_statistics=False
+    )
+    return bytes(sink.getvalue())
