@@ -123,7 +123,7 @@ def _print_models(console: Console, preview: Preview) -> None:
 
 def print_notes(console: Console, preview: Preview) -> None:
     """What a reader of the figures must know of the model, as any engine has it."""
-    for note in dict.fromkeys(note for one in (preview, *preview.others) for note in one.model.notes):
+    for note in preview.notes:
         console.print(Text(f"note: {clean_line(note)}"))
 
 

@@ -228,8 +228,7 @@ def _manifest(
 
 def _model_notes(config: TuneConfig, preview: Preview) -> tuple[str, ...]:
     sent = [sent_model_note(config.model_for(engine)) for engine in preview.engines]
-    notes = [note for one in (preview, *preview.others) for note in one.model.notes]
-    return tuple(dict.fromkeys([*filter(None, sent), *notes]))
+    return tuple(dict.fromkeys([*filter(None, sent), *preview.notes]))
 
 
 def _libraries(

@@ -106,6 +106,15 @@ class Preview:
         return tuple(one.space.baseline for one in self.others)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know of the model; where engines differ in it, by the engine's name."""
+        each = [(one.space.baseline.engine, note) for one in (self, *self.others) for note in one.model.notes]
+        told = [note for _, note in each]
+        return tuple(
+            dict.fromkeys(note if told.count(note) > len(self.others) else f"{name}: {note}" for name, note in each)
+        )
+
+    @property
     def unreachable_limits(self) -> tuple[str, ...]:
         """A sentence for each limit that no candidate is forecast to keep."""
         known = {

@@ -29,7 +29,14 @@ class SecondAdapter(FakeAdapter):
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         """As of another file format."""
         info = super().describe_model(request)
-        return replace(info, revision="second-1", architecture="Second", max_context=2048, packing="Q4_1")
+        return replace(
+            info,
+            revision="second-1",
+            architecture="Second",
+            max_context=2048,
+            packing="Q4_1",
+            notes=("The weights are packed.",),
+        )
 
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile

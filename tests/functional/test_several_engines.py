@@ -94,6 +94,7 @@ def test_an_engine_may_have_a_file_of_its_own_of_the_model(tmp_path: Path, capsy
     print_preview(preview, config_of(tmp_path), as_json=False)
     shown = capsys.readouterr().out
     assert "models: fake fake:second:=topk (float32), second fake:own (Q4_1)" in shown
+    assert "note: second: The weights are packed." in shown, "it is that engine's note alone"
     assert "second:dynamic/sdpa/float32  its engine's default" in shown
 
     wrong = config_of(tmp_path, models_for={"second": "other"})
