@@ -7,7 +7,7 @@ import re
 from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.jobs.sent_model import is_sent_model_note
-from kvray.plan.plan import GainInterval, Plan
+from kvray.plan.plan import GainInterval, Plan, PlannedGain
 from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
 
 # The first two lines are fixed text: a `coding:` in a model's name there would change how Python reads the file.
@@ -70,11 +70,24 @@ def _gain_lines(plan: Plan) -> tuple[str, ...]:
         return ("Gain: unknown, the baseline was not measured completely",)
     if _is_baseline(plan):
         return ("Gain: none, this is the baseline; nothing measured here is clearly better",)
+    return (f"Gain over {plan.baseline.candidate.label}: {_gain_text(gain)}", *_own_gain_lines(plan))
+
+
+def _own_gain_lines(plan: Plan) -> tuple[str, ...]:
+    """The gain over what the winner's engine does with nothing set, where the baseline is another engine's."""
+    own = plan.engines.get(plan.engine)
+    if own is None or own.default is None or own.gain is None or plan.baseline is None:
+        return ()
+    if own.default.candidate in (plan.baseline.candidate, plan.winner.candidate):
+        return ()
+    return (f"Gain over its engine's own default {own.default.candidate.label}: {_gain_text(own.gain)}",)
+
+
+def _gain_text(gain: PlannedGain) -> str:
     memory = "" if gain.memory is None else f", {memory_text(1 / (1 + gain.memory))}"
     return (
-        f"Gain over {plan.baseline.candidate.label}: first token {speed_text(1 + gain.ttft)}"
-        f"{_interval(gain.ttft_interval)}, {tok_s_text(1 + gain.throughput)}"
-        f"{_interval(gain.throughput_interval)}{memory}",
+        f"first token {speed_text(1 + gain.ttft)}{_interval(gain.ttft_interval)}, "
+        f"{tok_s_text(1 + gain.throughput)}{_interval(gain.throughput_interval)}{memory}"
     )
 
 

@@ -42,9 +42,9 @@ def make_profile(**changes: Any) -> WorkloadProfile:
     return WorkloadProfile(**{**values, **changes})
 
 
-def make_candidate(name: int = 0, *, batch_size: int = 1) -> Candidate:
+def make_candidate(name: int = 0, *, batch_size: int = 1, engine: str = "fake") -> Candidate:
     return Candidate(
-        engine="fake",
+        engine=engine,
         cache=CacheStrategy.DYNAMIC,
         attention=AttentionBackend.SDPA,
         dtype=DType.FLOAT32,
@@ -62,12 +62,13 @@ def make_result(
     peak_mib: float | None = 1000.0,
     batch_size: int = 1,
     role: Role = Role.SEARCH,
+    engine: str = "fake",
     **values: Any,
 ) -> TrialResult:
     """An ok trial with two runs per cell; `ttft_ms` can differ by context."""
     trial_id = f"p{next(_numbers):05d}"
     record = TrialRecord.of(
-        make_candidate(name, batch_size=batch_size),
+        make_candidate(name, batch_size=batch_size, engine=engine),
         run_id="r1",
         trial_id=trial_id,
         role=role,
@@ -113,11 +114,8 @@ def make_sweep(*results: TrialResult, profile: WorkloadProfile, **manifest: Any)
         "baseline_id": make_candidate(0).candidate_id,
         "memory_note": "note",
     }
-    return Sweep(
-        results=results,
-        manifest=SweepManifest(**{**values, **manifest}),
-        analysis=analyse(results, profile),
-    )
+    about = SweepManifest(**{**values, **manifest})
+    return Sweep(results=results, manifest=about, analysis=analyse(results, profile, defaults=about.defaults))
 
 
 def make_plan(**manifest: Any) -> Plan:
