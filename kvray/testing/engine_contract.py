@@ -6,6 +6,8 @@ import os
 import pickle
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,10 +65,12 @@ class EngineContract(AxesContract, CostContract, TrialContract):
     Attributes:
         engine: its name, as the entry point in the group `kvray.engines` has it.
         missing_model: a model id that the engine takes for one of its own, and that leads to nothing.
+        cache_step: tokens by which its cache grows at once.
     """
 
     engine: str
     missing_model: str
+    cache_step: int = 16
 
     @pytest.fixture
     def model_id(self) -> str:
@@ -229,6 +233,24 @@ class EngineContract(AxesContract, CostContract, TrialContract):
         _, told = told_of(loaded, 12)
         assert {(rows.logs if isinstance(rows, TopLogs) else rows).shape[0] for _, _, rows in told} == {2}
 
+    def test_proof_and_quality_leave_the_prepared_cell_as_it_was(self, loaded: LoadedModel) -> None:
+        loaded.prepare(Cell(24, 6, 1))
+        first, held = loaded.generate(6), loaded.kv_cache_bytes()
+        loaded.observe()
+        with suppress(UnsupportedError):
+            list(loaded.forced_log_probabilities(loaded.forced_text(12)))
+        assert loaded.generate(6).tokens == first.tokens
+        assert loaded.kv_cache_bytes() == held
+        used = loaded.last_used()
+        assert used is None or used.substitutions == ()
+
+    @pytest.mark.parametrize("stranger", [-1, 2**30])
+    def test_a_text_with_ids_that_the_model_does_not_know_is_refused(self, loaded: LoadedModel, stranger: int) -> None:
+        loaded.prepare(Cell(24, 6, 1))
+        text, _ = told_of(loaded, 12)
+        with pytest.raises(UnsupportedError):
+            list(loaded.forced_log_probabilities(replace(text, ids=(*text.ids[:-5], stranger, *text.ids[-4:]))))
+
     def test_the_processes_of_a_model_live_until_it_is_closed(
         self, adapter: EngineAdapter, request_: ModelRequest, space: SearchSpace, profile: WorkloadProfile
     ) -> None:
@@ -242,7 +264,7 @@ class EngineContract(AxesContract, CostContract, TrialContract):
 
     def test_the_cache_holds_more_for_a_longer_cell(self, loaded: LoadedModel) -> None:
         held = []
-        for cell in (Cell(24, 4, 1), Cell(40, 4, 1)):
+        for cell in (Cell(24, 4, 1), Cell(24 + self.cache_step, 4, 1)):
             loaded.prepare(cell)
             loaded.generate(4)
             held.append(loaded.kv_cache_bytes())

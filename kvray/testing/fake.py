@@ -240,6 +240,8 @@ class FakeModel(LoadedModel):
     def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
         """What it thinks of a token depends on the token before it."""
         self.misbehave("quality")
+        if not set(text.ids) <= set(range(VOCABULARY)):
+            raise UnsupportedError(f"the reference's text has tokens beyond the {VOCABULARY} that there are")
         noise, begin = np.random.default_rng(2), len(text.ids) - text.forced
         for place, token in enumerate(text.ids[begin:]):
             logits = np.random.default_rng([1, place, text.ids[begin + place - 1]]).normal(size=VOCABULARY)

@@ -37,7 +37,7 @@ class LlamaCppAdapter(EngineAdapter):
 
     name: ClassVar[str] = "llama_cpp"
     libraries: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
-    preload: ClassVar[tuple[str, ...]] = ("kvray.engines.llama_cpp.loaded",)
+    preload: ClassVar[tuple[str, ...]] = ("llama_cpp.llama_cpp", "kvray.engines.llama_cpp.loaded")
     measures_hardware: ClassVar[bool] = True
     extra: ClassVar[Extra | None] = Extra.LLAMA_CPP
 
