@@ -59,6 +59,19 @@ def forget_token() -> None:
         loader.instance().reset_cache()
 
 
+def recall_auth_mode(mode: str | None) -> None:
+    """Have Ray, which has switched tokens on for a Ray that has ended, do as it did before: it would send a token to
+    the next cluster of this process, also where that asks for none, and each worker there would be refused.
+
+    Args:
+        mode: RAY_AUTH_MODE as it was before.
+    """
+    import ray
+
+    with changed_environment({"RAY_AUTH_MODE": mode}):
+        ray._raylet.Config.initialize("")
+
+
 def check_loopback() -> None:
     """Say so where the private Ray that was started listens on more than loopback."""
     import ray

@@ -24,7 +24,14 @@ from kvray.sweep.imports import check_imports, only_imports_from
 from kvray.sweep.joining import prepare_to_join, token_problem
 from kvray.sweep.lean_ray import NO_WORKERS_AHEAD, lean_ray
 from kvray.sweep.liveness import ClusterServers, Liveness, OwnServers
-from kvray.sweep.loopback import check_loopback, forget_token, loopback_ray, token_of_its_own, warn_of_open_cluster
+from kvray.sweep.loopback import (
+    check_loopback,
+    forget_token,
+    loopback_ray,
+    recall_auth_mode,
+    token_of_its_own,
+    warn_of_open_cluster,
+)
 from kvray.sweep.quiet import mute_handlers_of_ray
 
 _PRIVATE_RAY: Mapping[str, int] = {
@@ -96,6 +103,7 @@ class RaySession:
         self._error: BaseException | None = None
         self._end_error: BaseException | None = None
         self._is_ours = True
+        self._auth_mode: str | None = None
 
     def __enter__(self) -> Self:
         self._holder.start()
@@ -136,6 +144,7 @@ class RaySession:
                 with _own_sigterm():  # the next sweep of a batch needs it
                     ray.shutdown()
                 forget_token()
+                recall_auth_mode(self._auth_mode)
             else:
                 # Of a sweep that was interrupted, Tune gives CPUs and GPUs back when its controller, which refers to
                 # itself, is collected; until then the next sweep on this Ray would wait for them.
@@ -174,7 +183,10 @@ class RaySession:
             return token_problem(what)
         if self._address:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]  # two versions that do not match take six lines
-            return SweepError(f"The Ray cluster at {self._address!r} cannot be reached: {reason}")
+            return SweepError(
+                f"The Ray cluster at {self._address!r} cannot be reached: {reason.rstrip('.')}.",
+                hint=_address_hint(self._address),
+            )
         return SweepError(f"Ray cannot start: {sentence_of(error).rstrip('.')}.", hint=_ROOM_HINT)
 
     def check_alive(self) -> None:
@@ -244,6 +256,7 @@ class RaySession:
         if ray.is_initialized():
             self._is_ours = False
             return
+        self._auth_mode = os.environ.get("RAY_AUTH_MODE")
         logging.getLogger("ray").setLevel(logging.ERROR)
         mute_handlers_of_ray()
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -280,6 +293,15 @@ class RaySession:
             check_loopback()
             self._liveness = OwnServers()
         check_imports(self._imports)
+
+
+def _address_hint(address: str) -> str:
+    """What to do where no Ray answers at `address`."""
+    if address == "auto":
+        return "Start Ray on this machine with ray start --head, or name a cluster: --address HOST:6379."
+    if "://" not in address and not address.rpartition(":")[2].isdecimal():
+        return f"An address has a port, 6379 unless ray start was given another: --address {address}:6379."
+    return "ray status, run on the cluster's head, shows whether Ray runs there; ray start has said its address."
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray as ray_module
 
 from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
@@ -167,3 +168,9 @@ def test_a_ray_that_is_handed_in_outlives_the_sweep(batch: Batch) -> None:
 
 def test_a_ray_that_has_ended_leaves_sigterm_to_this_program(batch: Batch) -> None:
     assert batch.sigterm_after == batch.sigterm_before is not None
+
+
+@pytest.mark.usefixtures("batch")
+def test_a_private_ray_leaves_no_tokens_switched_on() -> None:
+    """Ray keeps this for the whole process: the next cluster's slots would ask their workers for a token."""
+    assert ray_module._raylet.get_authentication_mode() == ray_module._raylet.AuthenticationMode.DISABLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import ray
 
 from kvray.errors import SweepError
 from kvray.sweep.joining import cannot_join, prepare_to_join, token_problem, version_problem
+from kvray.sweep.loopback import recall_auth_mode
 
 COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
@@ -107,3 +109,14 @@ def test_a_dashboards_address_is_told_from_a_clusters(address: str, instead: str
         f"The Ray cluster at {address!r} cannot be reached: that is a dashboard's address. "
         f"Give --address {instead} here, or send the command to it: kvray submit --address {address} …"
     )
+
+
+def test_tokens_that_ray_switched_on_for_one_cluster_are_off_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a program that joins another cluster by itself sends a token there, and that cluster's slots die."""
+    asked_for = ray._raylet.get_authentication_mode
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    ray._raylet.Config.initialize("")
+    assert asked_for() == ray._raylet.AuthenticationMode.TOKEN
+    recall_auth_mode(None)
+    assert asked_for() == ray._raylet.AuthenticationMode.DISABLED
+    assert os.environ["RAY_AUTH_MODE"] == "token", "who calls it sets the environment"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvray.errors import SweepError
-from kvray.sweep.session import RaySession
+from kvray.sweep.session import RaySession, _address_hint
 
 pytestmark = pytest.mark.spawns
 
@@ -74,3 +74,25 @@ def test_rays_client_server_is_refused_with_the_ways_that_work(tmp_path: Path) -
 def test_a_dashboards_address_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SweepError, match="that is a dashboard's address"):
         connect("http://127.0.0.1:8265", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [
+        ("localhost", "An address has a port, 6379 unless ray start was given another: --address localhost:6379."),
+        ("127.0.0.1:{}", "ray status, run on the cluster's head, shows whether Ray runs there; ray start has said its"),
+    ],
+)
+def test_every_address_that_does_not_work_comes_with_a_next_step(
+    address: str, hint: str, closed_port: int, tmp_path: Path
+) -> None:
+    with pytest.raises(SweepError) as raised:
+        connect(address.format(closed_port), tmp_path)
+    assert str(raised.value.hint).startswith(hint)
+    assert "\n" not in str(raised.value)
+
+
+def test_where_auto_finds_nothing_the_ways_on_are_told() -> None:
+    assert _address_hint("auto") == (
+        "Start Ray on this machine with ray start --head, or name a cluster: --address HOST:6379."
+    )
