@@ -6,6 +6,7 @@ A new option of sweeps is a field of a group here and a line in `tune_config`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ from kvray.cli.parsing import (
     parse_settings,
 )
 from kvray.config import CONFIRM_ROUNDS, DEFAULT_SPACE, SearchStrategy, TuneConfig
+from kvray.errors import InvalidValueError
 from kvray.judgement import Judging
 from kvray.workload import WorkloadProfile, get_profile, override_profile
 
@@ -207,12 +209,21 @@ class SweepOptions:
     machine: MachineOptions = field(default_factory=MachineOptions)
 
 
+def _check_is_a_model(model: str) -> None:
+    if PurePath(model).suffix.lower() in (".yaml", ".yml"):
+        raise InvalidValueError(
+            f"{model!r} is a YAML file, not a model.",
+            hint=f"A file of many models is for kvray batch: kvray batch {model}",
+        )
+
+
 def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None = None) -> TuneConfig:
     """The configuration of a sweep of `model`.
 
     Raises:
         InvalidValueError: an option has a value that is not allowed, or two exclude each other.
     """
+    _check_is_a_model(model)
     space, loading, machine, search = sweep.space, sweep.loading, sweep.machine, sweep.search
     resuming = resuming or ResumeOptions()
     retried, retry_disturbed = parse_retry(resuming.retry, option="--retry")

@@ -22,6 +22,7 @@ from kvray.cli.sweep_options import (
 )
 from kvray.cli.tune import app
 from kvray.config import TuneConfig
+from kvray.errors import InvalidValueError
 
 GIVEN: dict[str, Any] = {
     "profile": "rag",
@@ -132,3 +133,9 @@ def test_a_group_becomes_options_that_are_sorted_by_panel_and_comes_back_whole()
     assert [one.name for one in made.params if one.name != "help"] == ["often", "name", "last", "rare"]
     made.main(["--rare", "7", "--name", "y"], standalone_mode=False)
     assert called == [(Outer(inner=Inner(rare=7)), "y")]
+
+
+def test_a_file_of_models_is_sent_to_the_command_for_it() -> None:
+    with pytest.raises(InvalidValueError, match="is a YAML file, not a model") as raised:
+        tune_config("models.yaml", SweepOptions())
+    assert "kvray batch models.yaml" in str(raised.value)
