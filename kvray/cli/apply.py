@@ -56,7 +56,7 @@ def apply(
     if print_command or print_snippet:
         return
     console = Console()
-    console.print(Text(f"model    {loaded.model_id}"), soft_wrap=True)
+    console.print(Text(f"model    {loaded.shown_model}"), soft_wrap=True)
     console.print(Text(f"use      {loaded.winner.candidate.label}", style="bold"), soft_wrap=True)
     if loaded.winner.confidence is not None and loaded.winner.confidence.is_disturbed:
         console.print(Text("note     too many runs were disturbed for its figures to be trusted: measure again"))

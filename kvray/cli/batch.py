@@ -16,6 +16,7 @@ from kvray.cli.job_events import is_a_job, tell_of_batch
 from kvray.cli.parsing import parse_duration, parse_retry
 from kvray.environment import changed_environment
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
+from kvray.jobs.sent_model import as_typed
 from kvray.record import short_model_name
 from kvray.report.formats import plural
 from kvray.report.repeating import BATCH
@@ -116,9 +117,9 @@ def _retry(text: str | None) -> BatchRetry:
 
 def _without_winners(manifest: BatchManifest, *, overview: str, resume: str) -> BatchFailedError:
     """What to say of a batch in which some sweeps have failed, or wait for another attempt."""
-    failed = [f"{short_model_name(one.model_id)} ({one.status})" for one in manifest.sweeps if one.status.is_failure]
+    failed = [f"{short_model_name(one.shown_model)} ({one.status})" for one in manifest.sweeps if one.status.is_failure]
     rest = [
-        short_model_name(one.model_id)
+        short_model_name(one.shown_model)
         for one in manifest.sweeps
         if not (one.status.is_failure or one.status.is_measured)
     ]
@@ -160,6 +161,6 @@ def _print_previews(search: BatchSearch) -> None:
             told = f"cannot be measured: {in_file_words(str(preview))}"
         else:
             told = f"{_to_measure(preview)} on {preview.device.device_name}"
-        typer.echo(f"{short_model_name(asked.model_id)} · {asked.profile.name}: {told}")
+        typer.echo(f"{short_model_name(as_typed(asked.model_id))} · {asked.profile.name}: {told}")
     if failed:
         raise BatchFailedError(f"{failed} of {plural(len(previews), 'sweep')} cannot be measured.")

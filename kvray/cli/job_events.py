@@ -46,7 +46,7 @@ def tell_of_batch(manifest: BatchManifest) -> None:
     told = {
         "batch_id": manifest.batch_id,
         "statuses": Counter(one.status.value for one in manifest.sweeps),
-        "now": ", ".join(f"{one.model_id} · {one.profile.name}" for one in measuring),
+        "now": ", ".join(f"{one.shown_model} · {one.profile.name}" for one in measuring),
     }
     sys.stderr.write(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\n")
     sys.stderr.flush()

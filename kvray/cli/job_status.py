@@ -41,8 +41,7 @@ def status_lines(job: Job, log: JobLog, *, address: str) -> Iterator[str]:
         "command": _shortened(f"kvray {job.command}", _SHOWN_COMMAND),
         **(_sweep_rows(log) if log.batch is None else _batch_rows(log.batch)),
         "results": _results(job, log),
-        "failed": _failure(job, log) or "",
-        "go on": _to_go_on(job, log, address) or "",
+        **_ended_rows(job, log, address),
     }
     return (f"{name + ':':<9} {text}" for name, text in rows.items() if text)
 
@@ -68,6 +67,11 @@ def _sweep_rows(log: JobLog) -> dict[str, str]:
         **_best_rows(log),
         "time": f"{state.time_line()}{_as_of(log)}" if log.run_id else "",
     }
+
+
+def _ended_rows(job: Job, log: JobLog, address: str) -> dict[str, str]:
+    failure, to_go_on = _failure(job, log), _to_go_on(job, log, address)
+    return {"go on" if failure is None else "failed": " ".join(filter(None, (failure, to_go_on)))}
 
 
 def _best_rows(log: JobLog) -> dict[str, str]:

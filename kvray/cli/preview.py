@@ -14,6 +14,7 @@ from rich.text import Text
 from kvray.candidate import Candidate
 from kvray.config import TuneConfig
 from kvray.forecast.prediction import Forecast
+from kvray.jobs.sent_model import as_typed, is_sent
 from kvray.record import short_model_name
 from kvray.report.facts import limits_text, weights_text
 from kvray.report.formats import clean_line, duration_range, listed, plural, quantity
@@ -38,7 +39,7 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
 def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     """What is measured on one type of GPU."""
     model, device, space = preview.model, preview.device, preview.space
-    name = short_model_name(model.model_id)
+    name = short_model_name(as_typed(config.model_id) if is_sent(config.model_id) else model.model_id)
     console.print(Text(f"{name} ({model.architecture}) on {device.device_name} ({device.device})", style="bold"))
     if preview.others:
         console.print(Text(f"engines: {', '.join(preview.engines)}; the baseline is the first one's default"))

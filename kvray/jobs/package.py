@@ -57,6 +57,11 @@ def write_package(
         for one, there in zip(arguments, packed, strict=True)
         for name, typed in one.models.items()
     ]
+    files = [
+        {"file": there["file"], "typed": redact(str(one.local))}
+        for one, there in zip(arguments, packed, strict=True)
+        if one.local is not None and not one.models
+    ]
     job = {
         "kvray": version("kvray"),
         "ray": version("ray"),
@@ -64,7 +69,7 @@ def write_package(
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "columns": str(columns),
         "arguments": packed,
-        "models": json.dumps(models),
+        "models": json.dumps([*models, *files]),
         "output": _packed(output, folder, len(arguments)),
     }
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")

@@ -1,14 +1,18 @@
-"""What is said of a model that came with a job: its path on the cluster is a temporary copy of a path elsewhere."""
+"""What is said of models and files that came with a job: on the cluster they have paths of temporary copies, and a
+person reads the paths that the user typed."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import PurePath
 
-from kvray.jobs.doorman import SENT_MODELS
+from kvray.jobs.doorman import JOB, SENT_MODELS
 from kvray.record import RANDOM_PREFIX
 
+_ADDED = "--address="
+"""The doorman puts it into every command."""
 _OPENING = "The model was sent with kvray submit --upload-model: "
 
 
@@ -32,12 +36,43 @@ def sent_model_name(model_id: str) -> str | None:
     return f"{prefix}{PurePath(model_id.removeprefix(prefix)).name}, sent with the job"
 
 
+def is_sent(name: str) -> bool:
+    """Whether a model or file came with this job."""
+    return name in _sent()
+
+
+def as_typed(name: str) -> str:
+    """How the user named a model or file that was sent with this job; any other name as it is."""
+    return _sent().get(name, name)
+
+
+def typed_arguments(arguments: Iterable[str]) -> tuple[str, ...]:
+    """The arguments of `kvray tune` in this job as the user typed them for `kvray submit tune`."""
+    if not os.environ.get(JOB):
+        return tuple(arguments)
+    return tuple(_as_typed(one) for one in arguments if not one.startswith(_ADDED))
+
+
+def repeating_command(*, sends_model: bool) -> str:
+    """What `typed_arguments` follow."""
+    if not os.environ.get(JOB):
+        return "kvray tune"
+    return "kvray submit --upload-model tune" if sends_model else "kvray submit tune"
+
+
+def _as_typed(argument: str) -> str:
+    for there, typed in sorted(_sent().items(), key=lambda pair: -len(pair[0])):
+        if argument == there or argument.endswith(f"={there}"):
+            return f"{argument.removesuffix(there)}{typed}"
+    return argument
+
+
 def is_sent_model_note(note: str) -> bool:
     """Whether `sent_model_note` has written this one of a plan's notes."""
     return note.startswith(_OPENING)
 
 
 def _sent() -> dict[str, str]:
-    """The models of this job's package: how they are called here, and how the user named them."""
+    """The models and files of this job's package: how they are called here, and how the user named them."""
     found: dict[str, str] = json.loads(os.environ.get(SENT_MODELS) or "{}")
     return found

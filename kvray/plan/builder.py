@@ -93,6 +93,7 @@ class PlanBuilder:
             trust_remote_code=manifest.trust_remote_code,
             allow_pickle=manifest.allow_pickle,
             notes=(*manifest.model_notes, *filter(None, [unlike_weights(manifest, ranking)])),
+            sent_models=manifest.sent_models,
             is_partial=manifest.is_complete is False,
             code_check=manifest.code_check_of(winner.candidate.candidate_id),
             profile=manifest.profile,

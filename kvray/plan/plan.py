@@ -249,6 +249,7 @@ class Plan(_PlanPart):
         engines: by name, the best that each engine of the sweep can do; empty where there was one.
         device: the kind of device that was measured.
         notes: what a reader of the figures must know of the model, one sentence each.
+        sent_models: of models that were sent to a cluster, by the path of their temporary copy how the user named them.
         allow_pickle: whether weights might come from pickle files, where there were no safetensors.
         is_partial: whether the sweep was interrupted, so that what it did not measure may be better than the winner.
         code_check: whether the generated code does what was measured; `None` where that was not tried.
@@ -274,6 +275,7 @@ class Plan(_PlanPart):
     trust_remote_code: bool = False
     allow_pickle: bool = False
     notes: tuple[str, ...] = ()
+    sent_models: dict[str, str] = {}
     is_partial: bool = False
     code_check: CodeCheck | None = None
     profile: WorkloadProfile
@@ -302,6 +304,11 @@ class Plan(_PlanPart):
     def engine_of(self, candidate: Candidate) -> str:
         """Name of the engine that runs `candidate`."""
         return candidate.engine if candidate.engine in self.other_engines else self.engine
+
+    @property
+    def shown_model(self) -> str:
+        """How the user named the model."""
+        return self.sent_models.get(self.model_id, self.model_id)
 
     def model_of(self, engine: str) -> PlannedEngine:
         """The model as `engine` has it."""

@@ -17,6 +17,7 @@ from kvray.errors import ModelError, PlanError
 from kvray.plan.plan import Plan, PlanFingerprint, load_plan_file
 from kvray.probes.environment import capture_environment
 from kvray.probes.gpu import used_memory_mib, visible_gpus
+from kvray.record import RANDOM_PREFIX
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class PlanLoader:
             )
         target = device or self.plan.device
         consent = ModelRequest(
-            model_id=self.plan.model_id,
+            model_id=self.plan.shown_model,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
             offline=is_offline_environment(),
@@ -164,9 +165,15 @@ def _found(plan: Plan, name: str, consent: ModelRequest) -> FoundEngine:
     """
     adapter, model = get_engine(name), plan.model_of(name)
     adapter.check_installed()
-    request = replace(consent, model_id=model.model_id, revision=model.model_revision)
+    request = replace(consent, model_id=_id_here(plan, model.model_id), revision=model.model_revision)
     here = adapter.identify_model(request, adapter.describe_model(request)).revision
     return FoundEngine(adapter=adapter, request=replace(request, revision=here))
+
+
+def _id_here(plan: Plan, model_id: str) -> str:
+    """The path of the user's own, where the model was sent to a cluster and its copy there is not here."""
+    own = plan.sent_models.get(model_id)
+    return model_id if own is None or Path(model_id.removeprefix(RANDOM_PREFIX)).exists() else own
 
 
 def _differences(fingerprint: PlanFingerprint, device: DeviceType) -> list[str]:

@@ -14,11 +14,13 @@ from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
 _OPENING = ("Written by kvray from measurements. It stands alone: it needs the engine's library, not kvray.", "")
 
 _MODEL_LINE = re.compile(r"^MODEL = ", re.MULTILINE)
+_SENT_FROM = "This is the path from which the model was sent to the cluster with --upload-model."
 _SENT_MODEL = "This path is the cluster's temporary copy. Put your own path of the model here; the note above names it."
 
 
 def render_snippet(plan: Plan) -> str:
-    """Standalone Python source that applies the plan's winner, with caches sized for its profile's cells.
+    """Standalone Python source that applies the plan's winner, with caches sized for its profile's cells. It names the
+    model as the user did.
 
     Raises:
         EngineError: the plan's engine is unknown, or what it needs is not installed.
@@ -32,15 +34,17 @@ def render_snippet(plan: Plan) -> str:
         cells=plan.profile.cells(winner.batch_size, rung=2),
     )
     header = "".join(_comment_line(line) for line in (*_OPENING, *_evidence(plan)))
-    if any(is_sent_model_note(note) and plan.model_id in note for note in plan.notes):
+    if plan.shown_model != plan.model_id:
+        body = _MODEL_LINE.sub(_comment_line(_SENT_FROM) + r"\g<0>", body, count=1)
+    elif any(is_sent_model_note(note) and plan.model_id in note for note in plan.notes):
         body = _MODEL_LINE.sub(_comment_line(_SENT_MODEL) + r"\g<0>", body, count=1)
     return f"{header}\n{body.strip()}\n"
 
 
 def winner_request(plan: Plan) -> ModelRequest:
-    """The model as the winner's engine names it, in the version that was measured."""
+    """The model as the user named it for the winner's engine, in the version that was measured."""
     return ModelRequest(
-        model_id=plan.model_id,
+        model_id=plan.shown_model,
         revision=plan.model_revision,
         trust_remote_code=plan.trust_remote_code,
         allow_pickle=plan.allow_pickle,
@@ -51,7 +55,7 @@ def _evidence(plan: Plan) -> tuple[str, ...]:
     metrics = plan.winner.metrics
     peak = "" if metrics.peak_mib is None else f", peak {metrics.peak_mib:,.0f} MiB"
     return (
-        f"Model: {plan.model_id} ({plan.architecture})",
+        f"Model: {plan.shown_model} ({plan.architecture})",
         f"Winner: {plan.winner.candidate.label}",
         f"Workload: {plan.profile.name}",
         f"Measured: TTFT {metrics.ttft_ms:,.1f} ms, {metrics.decode_tok_s:,.1f} tok/s{peak}",
@@ -59,7 +63,7 @@ def _evidence(plan: Plan) -> tuple[str, ...]:
         *_confidence_lines(plan),
         *_incomplete_lines(plan),
         *([f"Checked: {plan.code_check.text}"] if plan.code_check else []),
-        *(f"Note: {note}" for note in plan.notes),
+        *(f"Note: {note}" for note in plan.notes if not (plan.sent_models and is_sent_model_note(note))),
         f"Where: {plan.fingerprint.device_name or 'unknown device'}, {plan.measured_at:%Y-%m-%d}, run {plan.run_id}",
     )
 

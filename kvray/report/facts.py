@@ -84,7 +84,7 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
     """Model, machine, versions, and the command that repeats the sweep."""
     records = _launched(results)
     facts = [
-        ("Model", formats.clean_line(manifest.model_id)),
+        ("Model", formats.clean_line(manifest.shown_model())),
         ("Revision", formats.clean_line(manifest.model_revision)),
         ("Architecture", formats.clean_line(manifest.architecture)),
         ("Models of other engines", _other_models(manifest)),
@@ -97,17 +97,22 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
         ("Started", formats.timestamp(manifest.measured_since)),
         ("Attempts", attempts_text(manifest)),
         ("Seed", str(manifest.seed)),
-        ("Repeat it with", formats.clean_line(shlex.join(("kvray", "tune", *repeating_arguments(manifest.arguments))))),
+        ("Repeat it with", _repeating(manifest)),
     ]
     return tuple(Fact(name=name, text=text) for name, text in facts if text)
+
+
+def _repeating(manifest: SweepManifest) -> str:
+    return formats.clean_line(f"{manifest.command} {shlex.join(repeating_arguments(manifest.arguments))}".strip())
 
 
 def _other_models(manifest: SweepManifest) -> str:
     """The model as each further engine has it, where that is another file; empty where all have the same."""
     others = {name: one for name, one in manifest.other_engines.items() if one.model_id != manifest.model_id}
-    return formats.clean_line(
-        ", ".join(f"{one.model_id} ({name}, revision {one.model_revision})" for name, one in others.items())
+    told = (
+        f"{manifest.shown_model(one.model_id)} ({name}, revision {one.model_revision})" for name, one in others.items()
     )
+    return formats.clean_line(", ".join(told))
 
 
 def _engine_pythons(manifest: SweepManifest) -> str:
@@ -134,7 +139,7 @@ def comparable_facts(manifest: SweepManifest, results: Sequence[TrialResult]) ->
     """What must be equal for two sweeps to be compared fairly."""
     records = _launched(results)
     facts = [
-        ("model", formats.clean_line(manifest.model_id)),
+        ("model", formats.clean_line(manifest.shown_model())),
         ("model revision", formats.clean_line(manifest.model_revision)),
         ("models of other engines", _other_models(manifest)),
         ("engine", formats.clean_line(", ".join(manifest.engines))),

@@ -179,7 +179,8 @@ def report_info(
     rows = ranking_rows(analysis, results, manifest.profile, baseline_id)
     near = nearest(analysis.ranking, manifest.profile.limits)
     since = formats.timestamp(manifest.measured_since)
-    model, profile = short_model_name(formats.clean_line(manifest.model_id)), formats.clean_line(manifest.profile.name)
+    model = short_model_name(formats.clean_line(manifest.shown_model()))
+    profile = formats.clean_line(manifest.profile.name)
     return ReportInfo(
         title=f"KV cache of {model}",
         subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {since}",

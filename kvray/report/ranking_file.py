@@ -56,7 +56,7 @@ class _Table:
         record = one.record
         return RankingRow(
             run_id=self.manifest.run_id,
-            model_id=self.manifest.model_id,
+            model_id=self.manifest.shown_model(),
             profile=self.manifest.profile.name,
             device_name=self.manifest.device_name,
             is_baseline=record.candidate_id == (self.analysis.ranking.baseline_id or self.manifest.baseline_id),

@@ -50,6 +50,7 @@ class BatchSweep(BaseModel):
     Attributes:
         run_id: id of the sweep in the same results folder.
         profile: as asked; the sweep's own manifest has what the model can hold of it.
+        sent_from: how the user named a model that was sent with a job; `None` for any other.
         settings: what the batch file asks of this sweep beside model and profile, defaults included.
         reason: why it failed, one line; `None` where it did not.
     """
@@ -58,15 +59,21 @@ class BatchSweep(BaseModel):
 
     run_id: str
     model_id: Annotated[str, Field(min_length=1)]
+    sent_from: str | None = None
     profile: WorkloadProfile
     settings: dict[str, Any] = {}
     status: BatchStatus = BatchStatus.WAITING
     reason: str | None = None
 
     @property
+    def shown_model(self) -> str:
+        """How the user named the model."""
+        return self.sent_from or self.model_id
+
+    @property
     def title(self) -> str:
         """For lines: model and profile."""
-        return f"{short_model_name(self.model_id)} · {self.profile.name}"
+        return f"{short_model_name(self.shown_model)} · {self.profile.name}"
 
 
 class BatchAttempt(BaseModel):

@@ -147,6 +147,8 @@ class SweepManifest(BaseModel):
         exclusive: whether each trial had its machine to itself, as far as the sweep's other trials go.
         seed: of the search and of the confidence's draws.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume` and without secrets.
+        command: what they follow, e.g. `kvray submit tune`.
+        sent_models: of models that were sent with a job, by the path of their temporary copy how the user named them.
         code_check: of the code of the candidate that won by the sweep's own limits; `None` where it was not tried.
         attempts: all of them, the last one last; empty in sweeps of version 1.
     """
@@ -186,6 +188,8 @@ class SweepManifest(BaseModel):
     exclusive: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     arguments: tuple[str, ...] = ()
+    command: str = "kvray tune"
+    sent_models: dict[str, str] = Field(default_factory=dict)
     code_check: CodeCheck | None = None
     attempts: tuple[SweepAttempt, ...] = ()
 
@@ -209,6 +213,11 @@ class SweepManifest(BaseModel):
         """The model as `engine` has it; where the sweep does not know that, as the baseline's engine has it."""
         own = {name: getattr(self, name) for name in EngineModel.model_fields}
         return self.other_engines.get(engine) or EngineModel(**own)
+
+    def shown_model(self, model_id: str | None = None) -> str:
+        """How the user named the model, or another one of the sweep."""
+        real = model_id or self.model_id
+        return self.sent_models.get(real, real)
 
     @property
     def fingerprint_id(self) -> str | None:

@@ -14,7 +14,7 @@ from kvray.config import SearchStrategy, TuneConfig
 from kvray.engines.base import EngineAdapter, ModelInfo
 from kvray.engines.interpreter import EnginePython
 from kvray.files.redaction import redact
-from kvray.jobs.sent_model import sent_model_name, sent_model_note
+from kvray.jobs.sent_model import as_typed, repeating_command, sent_model_name, sent_model_note, typed_arguments
 from kvray.probes.environment import Environment, capture_environment, kvray_version, library_versions
 from kvray.record import TrialResult
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
@@ -222,8 +222,16 @@ def _manifest(
         confirm_rounds=config.confirm_rounds,
         exclusive=config.exclusive,
         seed=config.seed,
-        arguments=tuple(redact(argument) for argument in arguments),
+        arguments=tuple(redact(argument) for argument in typed_arguments(arguments)),
+        command=repeating_command(sends_model=bool(sent := _sent_models(config, preview))),
+        sent_models=sent,
     )
+
+
+def _sent_models(config: TuneConfig, preview: Preview) -> dict[str, str]:
+    """How the user named each model that came with this job, by its name here."""
+    named = {one.model.model_id: config.model_for(one.space.baseline.engine) for one in (preview, *preview.others)}
+    return {real: redact(as_typed(name)) for real, name in named.items() if as_typed(name) != name}
 
 
 def _model_notes(config: TuneConfig, preview: Preview) -> tuple[str, ...]:

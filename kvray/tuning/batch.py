@@ -17,6 +17,7 @@ from kvray.config import TuneConfig
 from kvray.engines.offline import offline_environment
 from kvray.environment import changed_environment
 from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError
+from kvray.jobs.sent_model import as_typed, is_sent
 from kvray.probes.environment import kvray_version
 from kvray.record import TrialStatus
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
@@ -172,7 +173,11 @@ class BatchSearch:
             return before.continued(attempt, again=self._again(before))
         batch_id = f"batch-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         sweeps = tuple(
-            BatchSweep(run_id=f"{batch_id.removeprefix('batch-')}-{number:02d}", **dict(one))
+            BatchSweep(
+                run_id=f"{batch_id.removeprefix('batch-')}-{number:02d}",
+                sent_from=as_typed(one.model_id) if is_sent(one.model_id) else None,
+                **dict(one),
+            )
             for number, one in enumerate(self._asked, 1)
         )
         return BatchManifest(batch_id=batch_id, created_at=now, sweeps=sweeps, attempts=(attempt,))

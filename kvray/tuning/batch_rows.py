@@ -24,7 +24,7 @@ def batch_row(store: ResultsStore, batch_id: str, sweep: BatchSweep) -> BatchRow
     row: dict[str, Any] = {
         "batch_id": batch_id,
         "run_id": sweep.run_id,
-        "model_id": sweep.model_id,
+        "model_id": sweep.shown_model,
         "profile": sweep.profile.name,
         "status": sweep.status,
         "reason": sweep.reason,

@@ -108,7 +108,8 @@ class CodeRunner:
                 cell=Cell(record.sample_context_tokens or 1, tokens, record.batch_size),
                 limit_s=limit_s + 5,
             )
-            case.snippet.write_text(render_snippet(PlanBuilder(result).build()), encoding="utf-8")
+            plan = PlanBuilder(result).build().model_copy(update={"sent_models": {}})  # the copies that are here
+            case.snippet.write_text(render_snippet(plan), encoding="utf-8")
             case.write(folder / "case.json")
             try:
                 code = self._run(adapter, folder, limit_s, record.threads, python)

@@ -14,7 +14,7 @@ from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import Gain, gain_over
 from kvray.analysis.score import utility
 from kvray.ratios import speed_text, tok_s_text
-from kvray.record import Phase, Role, TrialRecord, TrialResult, TrialStatus
+from kvray.record import Phase, Role, TrialRecord, TrialResult, TrialStatus, short_model_name
 from kvray.report.attempts import session_text
 from kvray.report.formats import clean_line, duration_range, plural, quantity
 from kvray.store.manifest import SweepManifest
@@ -124,7 +124,8 @@ class SweepState:
         self.notes = tuple(f"note: {clean_line(note)}" for note in manifest.model_notes)
         model, device = preview.model, preview.device
         names = " + ".join(one.device_name for one in manifest.gpu_types) or device.device_name
-        self.title = f"{model.name} · {preview.profile.name} · {names} ({device.device})"
+        name = short_model_name(manifest.shown_model()) if manifest.sent_models else model.name
+        self.title = f"{name} · {preview.profile.name} · {names} ({device.device})"
 
     def begin(self, spec: TrialSpec) -> None:
         """A trial was taken by a slot."""

@@ -11,10 +11,16 @@ import yaml
 from kvray.cli.job_events import JobLog
 from kvray.cli.submit import prepare_arguments
 from kvray.errors import InvalidValueError
-from kvray.jobs.doorman import MARK, SENT_MODELS, command_line, driver_environment
+from kvray.jobs.doorman import JOB, MARK, SENT_MODELS, command_line, driver_environment
 from kvray.jobs.package import Argument, write_package
 from kvray.jobs.sender import files_of
-from kvray.jobs.sent_model import is_sent_model_note, sent_model_name, sent_model_note
+from kvray.jobs.sent_model import (
+    is_sent_model_note,
+    repeating_command,
+    sent_model_name,
+    sent_model_note,
+    typed_arguments,
+)
 from kvray.workload import get_profile
 
 BATCH = """\
@@ -161,3 +167,26 @@ def test_what_lies_behind_a_uri_is_left_to_the_cluster_to_read() -> None:
     assert output.text == "s3://b/kv"
     batch, _ = prepare_arguments(["batch", "s3://b/models.yaml", "--retry", "failed"], upload_model=False)
     assert [one.text for one in batch] == ["batch", "s3://b/models.yaml", "--retry=failed"]
+
+
+def test_a_command_of_a_job_is_repeated_as_the_user_typed_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["tune", "random:./tiny", "--profile", "mine.json", "--dtype", "float32"]
+    arguments, output = prepare_arguments(typed, upload_model=True)
+    (sent := folder / "sent-package").mkdir()
+    write_package(sent, arguments, output=output, columns=80, with_wheel=False)
+    job = json.loads((sent / "job.json").read_text(encoding="utf-8"))
+    _, *there = command_line(job["arguments"], "/there")
+    ran = ["--output=/home/me/kvray_results", "--address=10.0.0.1:6379", *there]
+    assert typed_arguments(ran) == tuple(ran), "outside of a job"
+    assert repeating_command(sends_model=False) == "kvray tune"
+
+    for variable, value in driver_environment(job, "/there").items():
+        if variable in (SENT_MODELS, JOB):
+            monkeypatch.setenv(variable, value)
+    assert set(typed_arguments(ran)) == {
+        "--output=/home/me/kvray_results",
+        "random:./tiny",
+        f"--profile={folder / 'mine.json'}",
+        "--dtype=float32",
+    }
+    assert repeating_command(sends_model=True) == "kvray submit --upload-model tune"

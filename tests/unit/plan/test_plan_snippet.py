@@ -193,3 +193,21 @@ def test_the_line_of_a_sent_model_says_that_its_path_is_the_clusters(monkeypatch
     assert f"# Note: {note}" in lines
     place = lines.index("MODEL = '/there/files/1/tiny'")
     assert lines[place - 1].startswith("# This path is the cluster's temporary copy.")
+
+
+def test_the_code_of_a_sent_model_names_it_as_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithModel(StubEngine):
+        def render_snippet(self, request: ModelRequest, **options: Any) -> str:
+            return f"import sys\nMODEL = {request.model_id!r}\n"
+
+    monkeypatch.setattr(snippet, "get_engine", lambda name: WithModel())
+    monkeypatch.setenv(SENT_MODELS, '{"/there/files/1/tiny": "./tiny"}')
+    note = sent_model_note("/there/files/1/tiny")
+    plan = make_plan(model_id="/there/files/1/tiny").model_copy(
+        update={"notes": (note,), "sent_models": {"/there/files/1/tiny": "./tiny"}}
+    )
+    source = render_snippet(plan)
+    assert "/there" not in source
+    lines = source.splitlines()
+    place = lines.index("MODEL = './tiny'")
+    assert lines[place - 1].endswith("the path from which the model was sent to the cluster with --upload-model.")

@@ -11,6 +11,7 @@ from report_sweeps import BASELINE, STARTED, WINNER, manifest, measured
 
 from kvray.analysis import analyse
 from kvray.record import TrialResult
+from kvray.report.info import report_info
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_table import BatchRow
@@ -121,3 +122,22 @@ def test_a_sweep_that_waits_again_shows_what_it_had(tmp_path: Path) -> None:
     assert (waiting.trials, waiting.reason) == (2, f"the budget ended; best so far: {WINNER.label}")
     never = batch_row(store, "b", sweep.model_copy(update={"run_id": "other", "reason": None}))
     assert (never.trials, never.reason) == (0, None)
+
+
+def test_a_model_that_was_sent_has_its_users_path_in_every_row() -> None:
+    there = "/tmp/ray/session/files/1"
+    about = manifest(
+        model_id=there,
+        sent_models={there: "./my-model"},
+        command="kvray submit --upload-model tune",
+        arguments=("./my-model", "--profile=mine.json"),
+    )
+    info = report_info(about, TWO, analyse(TWO, about.profile))
+    facts = {fact.name: fact.text for fact in (*info.environment, *info.comparable)}
+    assert info.title == "KV cache of ./my-model"
+    assert (facts["Model"], facts["model"]) == ("./my-model", "./my-model")
+    assert facts["Repeat it with"] == "kvray submit --upload-model tune ./my-model --profile=mine.json"
+    sweep = BatchSweep(run_id="r", model_id="sent/0/my-model", sent_from="./my-model", profile=about.profile)
+    assert sweep.title == "./my-model · chat-agent"
+    row_of = batch_row(ResultsStore("unread"), "b", sweep.model_copy(update={"status": BatchStatus.FAILED}))
+    assert row_of.model_id == "./my-model"

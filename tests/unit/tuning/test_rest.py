@@ -13,12 +13,14 @@ from kvray.candidate import Candidate, DeviceType
 from kvray.cli.preview import print_preview
 from kvray.config import TuneConfig
 from kvray.errors import ResultsError
+from kvray.jobs.doorman import JOB, SENT_MODELS
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.store.parquet import ResultsStore
 from kvray.testing.fake import FakeAdapter
 from kvray.tuning.attempt import Conditions, prepare_attempt
 from kvray.tuning.preview import Preview
 from kvray.tuning.search import TuningSearch
+from kvray.tuning.standing import SweepState
 
 RUN_ID = "20260101-120000-abcd"
 
@@ -133,3 +135,19 @@ def test_a_sweep_that_cannot_be_resumed_is_refused_before_anything_starts(tmp_pa
     begun(tmp_path, TrialStatus.OK)
     with pytest.raises(ResultsError, match="cannot be resumed, because new measurements could not be compared"):
         TuningSearch(config=config(tmp_path, resume=RUN_ID, profile="chat-agent")).preview()
+
+
+def test_a_model_that_came_with_a_job_is_named_as_its_user_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SENT_MODELS, '{"fake:ok": "./my-model"}')
+    monkeypatch.setenv(JOB, "1")
+    given = config(tmp_path)
+    conditions = Conditions(
+        preview=TuningSearch(config=given).preview(), adapters=[FakeAdapter()], threads=None, slots=1
+    )
+    arguments = ("--address=10.0.0.1:6379", "fake:ok", "--engine=fake")
+    about = prepare_attempt(ResultsStore(tmp_path), given, [conditions], run_id=RUN_ID, arguments=arguments).manifest
+    assert (about.model_id, about.shown_model()) == ("fake:ok", "./my-model")
+    assert (about.command, about.arguments) == ("kvray submit --upload-model tune", ("./my-model", "--engine=fake"))
+    state = SweepState()
+    state.start(conditions.preview, about, ())
+    assert state.title.startswith("./my-model · ci-micro")
