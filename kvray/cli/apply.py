@@ -11,9 +11,9 @@ from rich.text import Text
 
 from kvray.errors import OutputError, PlanError
 from kvray.files.documents import shown_document, write_document
-from kvray.plan.plan import load_plan_file
+from kvray.plan.plan import PlannedBest, load_plan_file
 from kvray.plan.serving import serving_command
-from kvray.plan.snippet import render_snippet
+from kvray.plan.snippet import gain_text, render_snippet
 
 _logger = logging.getLogger("kvray.cli")
 app = typer.Typer(add_completion=False)
@@ -65,9 +65,22 @@ def apply(
     for rule in loaded.rules:
         use = loaded.candidates[rule.use].candidate.label
         console.print(Text(f"rule     {rule.when.describe()}: {use}. {rule.evidence}"), soft_wrap=True)
+    for name, best in loaded.engines.items():
+        console.print(Text(f"engine   {name}: {_best_text(name, best)}"), soft_wrap=True)
     if command is not None:
         console.print(Text(f"serve    {command}"), soft_wrap=True)
     if out is not None:
         console.print(Text(f"snippet  {shown_document(out)}"), soft_wrap=True)
     else:
         console.print("Add --print-snippet or --out FILE for the code.", style="dim")
+
+
+def _best_text(engine: str, best: PlannedBest) -> str:
+    """The best that an engine can do, against what it does with nothing set."""
+    label = best.candidate.label.removeprefix(f"{engine}:")
+    if best.default is None or best.gain is None:
+        return label
+    if best.default.candidate == best.candidate:
+        return f"{label}, its own default"
+    default = best.default.candidate.label.removeprefix(f"{engine}:")
+    return f"{label}. Over its own default {default}: {gain_text(best.gain)}"

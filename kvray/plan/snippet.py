@@ -51,6 +51,15 @@ def winner_request(plan: Plan) -> ModelRequest:
     )
 
 
+def gain_text(gain: PlannedGain) -> str:
+    """E.g. `first token 2.00× as fast (95 %: 1.80× to 2.20×), 12 % more tok/s, the same memory`."""
+    memory = "" if gain.memory is None else f", {memory_text(1 / (1 + gain.memory))}"
+    return (
+        f"first token {speed_text(1 + gain.ttft)}{_interval(gain.ttft_interval)}, "
+        f"{tok_s_text(1 + gain.throughput)}{_interval(gain.throughput_interval)}{memory}"
+    )
+
+
 def _evidence(plan: Plan) -> tuple[str, ...]:
     metrics = plan.winner.metrics
     peak = "" if metrics.peak_mib is None else f", peak {metrics.peak_mib:,.0f} MiB"
@@ -74,7 +83,7 @@ def _gain_lines(plan: Plan) -> tuple[str, ...]:
         return ("Gain: unknown, the baseline was not measured completely",)
     if _is_baseline(plan):
         return ("Gain: none, this is the baseline; nothing measured here is clearly better",)
-    return (f"Gain over {plan.baseline.candidate.label}: {_gain_text(gain)}", *_own_gain_lines(plan))
+    return (f"Gain over {plan.baseline.candidate.label}: {gain_text(gain)}", *_own_gain_lines(plan))
 
 
 def _own_gain_lines(plan: Plan) -> tuple[str, ...]:
@@ -84,15 +93,7 @@ def _own_gain_lines(plan: Plan) -> tuple[str, ...]:
         return ()
     if own.default.candidate in (plan.baseline.candidate, plan.winner.candidate):
         return ()
-    return (f"Gain over its engine's own default {own.default.candidate.label}: {_gain_text(own.gain)}",)
-
-
-def _gain_text(gain: PlannedGain) -> str:
-    memory = "" if gain.memory is None else f", {memory_text(1 / (1 + gain.memory))}"
-    return (
-        f"first token {speed_text(1 + gain.ttft)}{_interval(gain.ttft_interval)}, "
-        f"{tok_s_text(1 + gain.throughput)}{_interval(gain.throughput_interval)}{memory}"
-    )
+    return (f"Gain over its engine's own default {own.default.candidate.label}: {gain_text(own.gain)}",)
 
 
 def _is_baseline(plan: Plan) -> bool:

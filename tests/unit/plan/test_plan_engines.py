@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plan_samples import make_candidate, make_plan, make_profile, make_result, make_sweep
 
+from kvray.cli.apply import apply
 from kvray.engines.registry import get_engine
-from kvray.plan import snippet
+from kvray.plan import serving, snippet
 from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import Plan
 from kvray.plan.snippet import render_snippet
@@ -70,6 +72,19 @@ def test_the_code_says_what_the_winner_gains_over_its_engines_own_default(monkey
     assert f"# Gain over {make_candidate(0).label}: first token 5.00× as fast" in code
     assert f"# Gain over its engine's own default {default}: first token 4.00× as fast" in code
     assert "own default" not in render_snippet(make_plan())
+
+
+def test_kvray_apply_tells_what_each_engine_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (snippet, serving):
+        monkeypatch.setattr(module, "get_engine", lambda _: get_engine("fake"))
+    (path := tmp_path / "plan.json").write_text(plan_of_two().to_json(), encoding="utf-8")
+    apply(str(path))
+    shown = capsys.readouterr().out
+    best, default = (make_candidate(number, engine="second").label.removeprefix("second:") for number in (3, 2))
+    assert f"engine   fake: {make_candidate(0).label}, its own default" in shown
+    assert f"engine   second: {best}. Over its own default {default}: first token 4.00× as fast" in shown
 
 
 def test_a_plan_of_one_engine_and_an_older_one_tell_nothing_of_engines() -> None:
