@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_RESULTS ?= kvray_results
 VLLM := .venv-vllm
 
-.PHONY: demo test test-all fuzz lint vllm-env clean
+.PHONY: demo test test-all fuzz lint vllm-env llama-tools clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --profile ci-micro --output $(DEMO_RESULTS)
@@ -65,5 +65,10 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/pip install --quiet -c constraints-vllm.txt -r $(VLLM)/requirements.txt -e .
 	touch $@
 
+# llama-bench, llama-server and llama-perplexity, from the sources of the binding that is installed: about 8 minutes. The
+# benchmarks hold kvray against them, and a slow test starts the server.
+llama-tools: $(VENV)/.installed
+	sh benchmarks/llama_tools.sh $(BIN)/python .llama-tools
+
 clean:
-	rm -rf $(VENV) $(VLLM) kvray_results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .llama-tools kvray_results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,11 +2,13 @@
 
 The default limit (`kvray.workload.MAX_QUALITY_LOSS`) was chosen from this table. Quantised caches need the packages
 optimum-quanto and hqq; a row that cannot be had says why. Then what measuring quality takes of a ci-micro trial.
-`--quick` leaves all but three rows out.
+`--quick` leaves all but three rows out. `--engine llama_cpp` measures every type of llama.cpp's cache instead
+(`kv_types.py`).
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -110,13 +112,22 @@ class CaseModel(TransformersModel):
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "models", nargs="*", default=[demo_model()], help="GGUF files or folders; by default the demo's"
-    )
-    parser.add_argument("--context", type=int, default=512, help="tokens of context")
+    parser.add_argument("models", nargs="*", help="GGUF files or folders; by default the demo's")
+    parser.add_argument("--context", type=int, default=512, help="tokens of context (Transformers)")
+    parser.add_argument("--engine", choices=("transformers", "llama_cpp"), default="transformers")
     arguments = parser.parse_args()
-    cell, figures = Cell(arguments.context, 16, 1), dict[str, Figure]()
-    for model in arguments.models:
+    if arguments.engine == "llama_cpp":
+        from kv_types import measure_types
+
+        measure_types(arguments)
+    else:
+        measure_cases(arguments)
+
+
+def measure_cases(arguments: argparse.Namespace) -> None:
+    """The tables of Transformers, and their figures."""
+    cell, figures, models = Cell(arguments.context, 16, 1), dict[str, Figure](), arguments.models or [demo_model()]
+    for model in models:
         name = Path(model).stem
         losses = measure(model, cell, CASES[:QUICK] if arguments.quick else CASES)
         print_table(
@@ -128,8 +139,8 @@ def main() -> None:
             key = f"{name}_{case}".replace(":", "").replace(",", "").replace(" ", "_").lower()
             values = {} if isinstance(loss, str) else vars(loss)
             figures |= {f"{key}_{field}": value for field, value in values.items()}
-    share = share_of_trial(arguments.models[0])
-    print(f"\nmeasuring quality took {share * 100:.1f} % of a ci-micro trial of {Path(arguments.models[0]).name}")
+    share = share_of_trial(models[0])
+    print(f"\nmeasuring quality took {share * 100:.1f} % of a ci-micro trial of {Path(models[0]).name}")
     figures["quality_share_of_trial"] = share
     write_figures(arguments.json, figures, quick=arguments.quick)
 

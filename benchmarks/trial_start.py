@@ -2,6 +2,10 @@
 
 A new interpreter, a new Ray Tune actor that imports them, and kvray's fork from a server that has imported them
 already. Each way ends with the same first tensor operation.
+
+Then llama.cpp, whose process needs no torch: a new interpreter that imports the binding and starts its backend, and
+kvray's fork until the same is done and the weights would be read next. Last a whole trial of the demo's model on
+ci-micro, from its start to its end with quality: of the search (every cell once) and of the baseline (all repeats).
 """
 
 from __future__ import annotations
@@ -11,31 +15,52 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from output import parse_arguments, print_table, write_figures
+from overhead import demo_model
 from ray import tune
 from ray.tune.search import Searcher
 from ready_adapter import READY, ReadyAdapter
+from ready_llama import READY_LLAMA, ReadyLlamaAdapter
+from whole_trial import run_trial, trial_spec
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
+from kvray.engines.llama_cpp import LlamaCppAdapter
 from kvray.record import Phase, Role
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.session import RaySession
 from kvray.trial.channel import EventReader
 from kvray.trial.events import Event, PhaseStarted, TrialEnded
 from kvray.trial.process import Launcher
-from kvray.trial.spec import TrialSpec
+from kvray.trial.spec import ALL_RUNGS, SEARCH_RUNGS, ReferenceSpec, TrialSpec
+from kvray.tuning.local_device import detect_device
 from kvray.workload import get_profile
 
 NAMES = {"new_interpreter_s": "new interpreter", "tune_actor_s": "new Ray Tune actor", "fork_s": "kvray's fork"}
+LLAMA_NAMES = {
+    "llama_cpp_new_interpreter_s": "new interpreter",
+    "llama_cpp_fork_s": "kvray's fork",
+    "llama_cpp_trial_s": "a whole trial of the search",
+    "llama_cpp_baseline_trial_s": "a whole trial of the baseline",
+}
 
 
 def main() -> None:
     arguments = parse_arguments(__doc__)
     repeats = 2 if arguments.quick else 5
+    medians = measure_torch(repeats)
+    if find_spec("llama_cpp") is not None:
+        medians |= measure_llama(repeats)
+    ratio = medians["new_interpreter_s"] / medians["fork_s"]
+    write_figures(arguments.json, {**medians, "interpreter_over_fork": ratio}, quick=arguments.quick)
+
+
+def measure_torch(repeats: int) -> dict[str, float]:
+    """Medians, and their table."""
     measured: dict[str, list[float]] = {way: [] for way in NAMES}
     launcher = Launcher(ReadyAdapter())
     with (
@@ -46,7 +71,7 @@ def main() -> None:
         ray.nodes()
         fork_s(launcher, Path(folder))  # the first one waits for the server's own imports
         for _ in range(repeats):
-            measured["new_interpreter_s"].append(new_interpreter_s())
+            measured["new_interpreter_s"].append(new_interpreter_s(READY))
             measured["fork_s"].append(fork_s(launcher, Path(folder)))
             measured["tune_actor_s"].append(tune_actor_s(folder))
     medians = {way: statistics.median(seconds) for way, seconds in measured.items()}
@@ -58,21 +83,60 @@ def main() -> None:
             for way, seconds in measured.items()
         ],
     )
-    ratio = medians["new_interpreter_s"] / medians["fork_s"]
-    write_figures(arguments.json, {**medians, "interpreter_over_fork": ratio}, quick=arguments.quick)
+    return medians
 
 
-def new_interpreter_s() -> float:
+def measure_llama(repeats: int) -> dict[str, float]:
+    """The same of llama.cpp, and whole trials."""
+    measured: dict[str, list[float]] = {way: [] for way in LLAMA_NAMES}
+    ready, launcher = Launcher(ReadyLlamaAdapter()), Launcher(LlamaCppAdapter())
+    search, baseline = llama_specs()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fork_s(ready, folder)  # the first ones wait for the servers' own imports, and for the reference of quality
+        run_trial(launcher, search, folder)
+        for _ in range(repeats):
+            measured["llama_cpp_new_interpreter_s"].append(new_interpreter_s(READY_LLAMA))
+            measured["llama_cpp_fork_s"].append(fork_s(ready, folder))
+            for way, spec in (("llama_cpp_trial_s", search), ("llama_cpp_baseline_trial_s", baseline)):
+                started = time.perf_counter()
+                run_trial(launcher, spec, folder)
+                measured[way].append(time.perf_counter() - started)
+    print_table(
+        f"llama.cpp: seconds from 'start trial' until the weights would be read, and of whole trials, {repeats} times",
+        ("what", "median", "min", "max"),
+        [
+            (LLAMA_NAMES[way], statistics.median(seconds), min(seconds), max(seconds))
+            for way, seconds in measured.items()
+        ],
+    )
+    return {way: statistics.median(seconds) for way, seconds in measured.items()}
+
+
+def llama_specs() -> tuple[TrialSpec, TrialSpec]:
+    """Trials of what llama.cpp does with nothing set: as one of the search, and as the baseline."""
+    adapter, request = LlamaCppAdapter(), ModelRequest(model_id=demo_model())
+    model = adapter.identify_model(request, adapter.describe_model(request))
+    candidate = adapter.baseline(model, detect_device(DeviceType.CPU), batch_size=1)
+    reference = ReferenceSpec(candidate=candidate, model_revision=model.revision)
+    search, baseline = (
+        trial_spec(request.model_id, candidate, get_profile("ci-micro"), role=role, rungs=rungs, reference=reference)
+        for role, rungs in ((Role.SEARCH, SEARCH_RUNGS), (Role.BASELINE, ALL_RUNGS))
+    )
+    return search, baseline
+
+
+def new_interpreter_s(program: str) -> float:
     """A bare `python -c`."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", READY], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True)
     return time.perf_counter() - started
 
 
 def fork_s(launcher: Launcher, folder: Path) -> float:
     """A measurement process as a slot starts it, until it has done its first tensor operation."""
     candidate = Candidate(
-        engine=ReadyAdapter.name, cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
+        engine=launcher.adapter.name, cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
     )
     spec = TrialSpec(
         run_id="benchmark",
