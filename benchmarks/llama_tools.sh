@@ -22,7 +22,8 @@ tar -xzf "$folder"/llama_cpp_python-*.tar.gz --strip-components 1 -C "$folder/so
 
 # The server's web pages would be downloaded or built with npm, and nothing here talks to other machines. Without a
 # commit of its own CMake would take that of the repository around it. CMAKE_ARGS is what the binding was built with.
-export CXXFLAGS="${CXXFLAGS:-} -include $(cd "$(dirname "$0")/.." && pwd)/kvray/engines/llama_cpp/amx_tiles.h"
+header=$(cd "$(dirname "$0")/.." && pwd)/kvray/engines/llama_cpp/amx_tiles.h
+export CXXFLAGS="${CXXFLAGS:-} -include $header"
 # shellcheck disable=SC2086
 cmake -S "$folder/source/vendor/llama.cpp" -B "$folder" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
   -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON \
