@@ -66,7 +66,7 @@ def report(result: TuneResult, wall_s: float) -> dict[str, Figure]:
     print_table(
         "Best found of each engine ÷ what it does with nothing set, by score",
         ("engine", "best found", "ratio"),
-        [(one.engine, one.best.record.label, ratios.get(one.engine, "–")) for one in result.analysis.engines],
+        [(one.engine, one.best.record.candidate.label, ratios.get(one.engine, "–")) for one in result.analysis.engines],
     )
     launched = [one.record for one in result.results if one.record.status.was_launched]
     busy_s = sum(one.busy_s or 0.0 for one in launched)
@@ -78,9 +78,9 @@ def report(result: TuneResult, wall_s: float) -> dict[str, Figure]:
         "own_share": 1 - busy_s / wall_s,
         "trials": len(launched),
         "ranked": len(ranked),
-        "winner": ranked[0].record.label,
+        "winner": ranked[0].record.candidate.label,
         **{f"best_over_default_{engine}": ratio for engine, ratio in ratios.items()},
-        **{f"best_{one.engine}": one.best.record.label for one in result.analysis.engines},
+        **{f"best_{one.engine}": one.best.record.candidate.label for one in result.analysis.engines},
         **{f"trials_{name}": sum(one.engine == name for one in launched) for name in result.manifest.engines},
     }
 
@@ -89,7 +89,7 @@ def _row(entry: RankedCandidate) -> tuple[object, ...]:
     metrics, kl = entry.metrics, entry.record.kl_mean
     kl_text = "–" if kl is None else f"{kl:.2g}"
     figures = (entry.score, metrics.ttft_ms, metrics.decode_tok_s, metrics.peak_mib or 0.0)
-    return (entry.rank, entry.record.label, *figures, kl_text)
+    return (entry.rank, entry.record.candidate.label, *figures, kl_text)
 
 
 if __name__ == "__main__":
