@@ -42,7 +42,7 @@ def test_every_extra_is_known_and_full_has_them_all() -> None:
     assert "kvray[full]" in EXTRAS["dev"]
     assert not packages(EXTRAS["full"])
     (inside,) = EXTRAS["full"]
-    assert set(re.findall(r"[\w-]+", inside)) == {"kvray", *Extra} - {"tune", "vllm"}  # one comes with the others, one pins its own torch
+    assert set(re.findall(r"[\w-]+", inside)) == {"kvray", *Extra} - {"tune", "vllm"}  # comes with others; pins torch
 
 
 def test_what_an_engine_needs_is_no_part_of_the_core() -> None:
