@@ -55,7 +55,7 @@ def engine_arguments(
     if (objection := settings_objection(candidate)) is not None:
         raise UnsupportedError(objection)
     settings = dict(candidate.settings)
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": model,
         "dtype": candidate.dtype.value,
         "max_model_len": longest_tokens(cells),

@@ -10,7 +10,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileM
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.engines.vllm import VllmAdapter, axes
 from kvray.engines.vllm.rules import rules
-from kvray.space.axis import canonical_form, with_settings
+from kvray.space.axis import AxisRequest, canonical_form, with_settings
 from kvray.space.constraints import SpaceFacts, first_objection
 from kvray.workload import create_custom_profile
 
@@ -92,7 +92,7 @@ def test_8_bit_keys_and_values_need_what_the_kernels_use(monkeypatch: pytest.Mon
 
 
 def test_what_changes_nothing_is_not_set() -> None:
-    asked = {
+    asked: dict[str, AxisRequest] = {
         "kv_cache_dtype": "auto",
         "block_size": 128,
         "attention_backend": "CPU_ATTN",
