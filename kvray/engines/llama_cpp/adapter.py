@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import ClassVar
@@ -54,6 +54,11 @@ class LlamaCppAdapter(EngineAdapter):
         if device is not DeviceType.CPU:
             return None
         return device_rates.measure_apart(threads or default_threads(), self.process_environment())
+
+    @override
+    def process_environment(self) -> Mapping[str, str]:
+        """Where an assertion of the library fails, its own sentence is enough: no debugger is called."""
+        return {"GGML_NO_BACKTRACE": "1"}
 
     @override
     def cost_model(self, model: ModelInfo) -> CostModel | None:

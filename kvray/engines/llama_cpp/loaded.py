@@ -33,10 +33,10 @@ from kvray.engines.llama_cpp.context import NativeContext
 from kvray.engines.llama_cpp.forced import check_text, force
 from kvray.engines.llama_cpp.graph import GraphRecorder, Step
 from kvray.engines.llama_cpp.greedy import Prompt, choices, generate
+from kvray.engines.llama_cpp.model_file import gguf_path
 from kvray.engines.llama_cpp.native_model import NativeModel
 from kvray.engines.llama_cpp.settings import ContextSettings, context_settings
 from kvray.engines.llama_cpp.texts import ModelTexts
-from kvray.models.source import SourceKind, parse_model_id
 from kvray.probes.cpu import PeakRss, available_memory_mib, release_heap
 from kvray.workload import Cell, WorkloadProfile
 
@@ -53,10 +53,7 @@ def load_model(
         UnsupportedError, OutOfMemoryError, ModelError
     """
     check_candidate(candidate)
-    source = parse_model_id(request.model_id)
-    if source.kind is not SourceKind.GGUF:
-        raise UnsupportedError(f"llama.cpp reads GGUF files, {request.model_id!r} is none")
-    return LlamaCppModel(source.local_path, candidate, device, profile.cells(candidate.batch_size, rung=0)[0])
+    return LlamaCppModel(gguf_path(request), candidate, device, profile.cells(candidate.batch_size, rung=0)[0])
 
 
 class LlamaCppModel(LoadedModel):

@@ -1,0 +1,114 @@
+"""What llama.cpp says is read rightly, and the text for quality is fed in the right order. No library is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvray.engines.base import DECODED_TOKENS, ForcedText, OutOfMemoryError, UnsupportedError
+from kvray.engines.llama_cpp.binding import Build, EngineLog, left_out_instructions
+from kvray.engines.llama_cpp.failed import context_error, decode_error, load_error
+from kvray.engines.llama_cpp.forced import check_text, feed_plan, log_probabilities
+from kvray.errors import ModelError
+
+NATIVE = (
+    "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 1 | AMX_INT8 = 1 | OPENMP = 1 | REPACK = 1 | "
+)
+PORTABLE = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 0 | OPENMP = 1 | "
+FLAGS = frozenset(["avx", "avx2", "f16c", "fma", "avx512f", "amx_int8", "amx_tile", "sse4_2"])
+
+
+def test_lines_are_joined_and_errors_told_without_the_names_of_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    log = EngineLog()
+    log.add(2, "load: one\n")
+    mark = log.mark
+    log.add(1, "load: for developers\n")
+    log.add(2, "load: tw")
+    log.add(5, "o\n.")
+    log.add(5, ".\n")
+    log.add(4, "llama_model_load: error loading model: torn\nllama_model_load: error loading model: torn\n")
+    assert log.since(mark)[:2] == ("load: two", "..")
+    assert log.errors_since(mark) == ("error loading model: torn",)
+    assert log.errors_since(log.mark) == ()
+    assert capsys.readouterr().err.splitlines() == ["llama_model_load: error loading model: torn"] * 2
+
+
+def test_a_portable_build_is_told_by_what_it_leaves_out() -> None:
+    assert left_out_instructions(NATIVE, FLAGS) == ()
+    assert left_out_instructions(PORTABLE, FLAGS) == ("AVX512", "AMX_INT8")
+    assert left_out_instructions("CPU : NEON = 1 | ", frozenset({"asimddp", "sve"})) == ("DOTPROD", "SVE")
+    note = Build(version="b1", system_info=PORTABLE, left_out=("AVX512", "AMX_INT8")).note
+    assert note is not None
+    assert note.startswith("llama.cpp is a portable build: it does not use AVX512, AMX_INT8, which this CPU has.")
+    assert Build(version="b1", system_info=NATIVE, left_out=()).note is None
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "told"),
+    [
+        (("unable to allocate CUDA0 buffer", "failed to load model"), OutOfMemoryError, "unable to allocate CUDA0"),
+        (("error loading model: unknown model architecture: 'x'",), UnsupportedError, "architecture: 'x'"),
+        (("error loading model: tensor data is torn", "failed to load model"), ModelError, "tensor data is torn$"),
+        ((), ModelError, "does not say why"),
+    ],
+)
+def test_why_a_file_was_not_loaded(words: tuple[str, ...], kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        raise load_error(Path("model.gguf"), words)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("failed to initialize the context: failed to allocate buffer for kv cache", OutOfMemoryError),
+        ("failed to initialize the context: failed to allocate compute pp buffers", OutOfMemoryError),
+        ("failed to initialize the context: std::bad_alloc", OutOfMemoryError),
+        ("ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory", OutOfMemoryError),
+        ("quantized V cache requires flash_attn to be enabled", UnsupportedError),
+    ],
+)
+def test_why_no_context_was_made(words: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match=words):
+        raise context_error((words,))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [
+        (1, UnsupportedError, "no room in the cache"),
+        (-1, UnsupportedError, "does not accept the tokens"),
+        (-2, OutOfMemoryError, "while it computed"),
+        (-3, UnsupportedError, r"code -3\): it could not compute"),
+    ],
+)
+def test_why_nothing_was_decoded(code: int, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        raise decode_error(code, ("failed to decode",))
+
+
+@pytest.mark.parametrize(("length", "forced"), [(544, 256), (48, 16), (30, 1), (30, 2), (30, 5), (200, 64 + 4)])
+def test_a_text_is_fed_whole_but_for_its_last_token(length: int, forced: int) -> None:
+    parts = feed_plan(length, forced, chunk=64)
+    assert parts[0] == (0, length - forced)
+    assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])]
+    assert parts[-1][1] == length - 1
+    singles = parts[1:DECODED_TOKENS]
+    assert all(end - begin == 1 for begin, end in singles)
+    assert len(singles) == min(DECODED_TOKENS, forced) - 1
+    assert all(0 < end - begin <= 64 for begin, end in parts[1:])
+
+
+def test_log_probabilities_sum_to_one_however_large_the_logits() -> None:
+    rows = log_probabilities(np.array([[1e4, 1e4 - 1.0, -1e4], [0.0, 0.0, 0.0]], dtype=np.float32))
+    assert rows.dtype == np.float32
+    assert np.exp(rows.astype(np.float64)).sum(axis=1) == pytest.approx([1.0, 1.0])
+    assert rows[0, 1] - rows[0, 0] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("stranger", [-1, 100])
+def test_a_text_of_another_vocabulary_is_refused(stranger: int) -> None:
+    check_text(ForcedText(ids=(0, 99), forced=1), 100)
+    with pytest.raises(UnsupportedError, match="this model knows 100 tokens"):
+        check_text(ForcedText(ids=(0, stranger), forced=1), 100)
