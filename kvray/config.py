@@ -220,10 +220,8 @@ class TuneConfig(BaseModel):
     def _models_for_engines_that_take_part(self) -> Self:
         for name in self.models_for:
             if name not in self.engines:
-                raise ValueError(
-                    f"--model-for names the engine {name!r}, which is not in --engine {self.engine}. "
-                    f"{did_you_mean(name, self.engines)}".rstrip()
-                )
+                allowed = f"Allowed by --engine: {', '.join(self.engines)}"
+                raise ValueError(f"--model-for names the engine {name!r}. {did_you_mean(name, self.engines)}{allowed}")
         return self
 
     @property

@@ -59,6 +59,7 @@ def _winner_notes(
     winner, confidence = analysis.ranking.winner, analysis.confidence
     yield from _code_note(manifest.code_check_of(winner.record.candidate_id))
     yield from _limits_note(winner, manifest.profile.limits)
+    yield from _uncompared_note(manifest, winner.record)
     yield from _loss_note(winner.record)
     yield from _doubtful_loss_note(winner.record, manifest.profile.limits)
     if confidence is not None:
@@ -105,6 +106,14 @@ def _processors_note(results: Sequence[TrialResult]) -> Iterator[str]:
         f"The model's generation_config.json sets {names}: that takes up to {share} of "
         "the time of every token, in a plain generate() as in every candidate."
     )
+
+
+def _uncompared_note(manifest: SweepManifest, record: TrialRecord) -> Iterator[str]:
+    """Another engine may have been given another model."""
+    if record.candidate.engine == manifest.engine or record.kl_mean is not None:
+        return
+    why = formats.clean_line(record.quality_note or "its engine tells nothing").rstrip(".")
+    yield f"Its output was not compared with that of {manifest.engine}: {why}."
 
 
 def _loss_note(record: TrialRecord) -> Iterator[str]:

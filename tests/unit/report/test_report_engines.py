@@ -87,6 +87,17 @@ def test_unlike_weights_are_said_under_the_verdict_with_what_counts_their_cost(t
     assert f"{UNLIKE}what that costs was not measured." in unmeasured.headline.notes
 
 
+def test_a_winner_of_another_engine_whose_output_was_not_compared_is_marked(two: ReportInfo) -> None:
+    unlike: dict[str, Any] = {
+        "kl_mean": None,
+        "top1_agreement": None,
+        "quality_note": "its tokenizer has another vocabulary",
+    }
+    told = "Its output was not compared with that of transformers: its tokenizer has another vocabulary."
+    assert told in info_of_two(**unlike).headline.notes
+    assert not any("not compared" in one for one in two.headline.notes)
+
+
 def test_weights_of_the_same_dtype_in_another_file_are_told_by_the_files() -> None:
     plain = OTHER_FILE.model_copy(update={"weights": "bfloat16"})
     notes = info_of_two(manifest_of_two(other_engines={"llama_cpp": plain})).headline.notes

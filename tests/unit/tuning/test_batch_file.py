@@ -63,7 +63,7 @@ def test_the_example_is_valid(tmp_path: Path) -> None:
         ("models: &x [*x]\n", r"too many"),
         (
             "models:\n- model: a\n  engine: a,b\n  models_for: {c: x.gguf}\n",
-            r"line 4: models_for names the engine 'c', which is not in engine a,b",
+            r"line 4: models_for names the engine 'c'. Allowed by engine: a, b\.$",
         ),
         ("models: [\n", r"not valid YAML: .*line 2"),
         ("", r"is empty"),
