@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kvray.candidate import DeviceType
 from kvray.cli import options
+from kvray.cli.batch_preview import sweep_lines
 from kvray.cli.batch_progress import batch_progress
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.job_events import is_a_job, tell_of_batch
@@ -26,7 +27,6 @@ from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import EXAMPLE, read_batch_file
 from kvray.tuning.batch_retry import FAILED, BatchRetry
 from kvray.tuning.batch_words import in_file_words
-from kvray.tuning.preview import Preview
 
 app = typer.Typer(add_completion=False)
 
@@ -87,7 +87,7 @@ def batch(
             common,
             resume=resume,
             tell=lambda line: typer.echo(f"kvray: {line}", err=True),
-            kept=tell_of_batch if is_a_job() else lambda _: None,
+            kept=tell_of_batch if is_a_job() else lambda _, __: None,
             view=view,
         )
         with changed_environment({BATCH: "1"}), patient_interrupts(lambda: str(search.interrupted())):
@@ -144,23 +144,16 @@ def _write_example(path: Path) -> None:
     typer.echo(f"Wrote {path}. Edit it, then run: kvray batch {path}")
 
 
-def _to_measure(preview: Preview) -> str:
-    of, rest = plural(len(preview.space.candidates), "candidate"), preview.rest
-    if rest is None:
-        return of
-    again = f", {len(rest.again)} again" if rest.again else ""
-    return "nothing new" if rest.is_answered else f"{len(rest.left)} of {of} left{again},"
-
-
 def _print_previews(search: BatchSearch) -> None:
     """Raises `BatchFailedError` if some cannot be measured."""
     failed, previews = 0, search.previews()
     for asked, preview in previews:
         if isinstance(preview, KvrayError):
             failed += 1
-            told = f"cannot be measured: {in_file_words(str(preview))}"
+            lines = [f"cannot be measured: {in_file_words(str(preview))}"]
         else:
-            told = f"{_to_measure(preview)} on {preview.device.device_name}"
-        typer.echo(f"{short_model_name(as_typed(asked.model_id))} · {asked.profile.name}: {told}")
+            lines = list(sweep_lines(preview, search.config_of(asked)))
+        name = f"{short_model_name(as_typed(asked.model_id))} · {asked.profile.name}"
+        typer.echo("\n  ".join((f"{name}: {lines[0]}", *lines[1:])))
     if failed:
         raise BatchFailedError(f"{failed} of {plural(len(previews), 'sweep')} cannot be measured.")

@@ -23,6 +23,7 @@ from kvray.cli.progress import QUIET_S, LineProgress
 from kvray.jobs.doorman import JOB, MARK
 from kvray.record import TrialResult
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
+from kvray.store.batch_table import BatchRow
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
@@ -40,12 +41,13 @@ def is_a_job() -> bool:
     return bool(os.environ.get(JOB))
 
 
-def tell_of_batch(manifest: BatchManifest) -> None:
+def tell_of_batch(manifest: BatchManifest, rows: Sequence[BatchRow] = ()) -> None:
     """Tell whoever follows the job how far its batch is."""
     measuring = [one for one in manifest.sweeps if one.status is BatchStatus.MEASURING]
     told = {
         "batch_id": manifest.batch_id,
         "statuses": Counter(one.status.value for one in manifest.sweeps),
+        "disturbed": sum(bool(one.is_disturbed) for one in rows),
         "now": ", ".join(f"{one.shown_model} · {one.profile.name}" for one in measuring),
     }
     sys.stderr.write(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\n")
@@ -86,6 +88,7 @@ class JobProgress(LineProgress):
         state = self._state
         about = {"title": state.title, "total": state.total, "budget_s": state.budget_s, "recalled": state.recalled}
         about["gpu_types"] = list(state.gpu_types)
+        about["launches"] = state.launches
         standings = [dataclasses.asdict(one) for one in state.standings.values()]
         self._send({"run_id": manifest.run_id, "sweep": about, "notes": state.notes, "trials": standings})
 
@@ -143,11 +146,13 @@ class BatchState:
     Attributes:
         statuses: how many sweeps there are of each `BatchStatus`.
         now: models and profiles that are measured.
+        disturbed: sweeps that ended, whose figures are not to be trusted.
     """
 
     batch_id: str
     statuses: Mapping[str, int]
     now: str
+    disturbed: int = 0
 
     @property
     def progress(self) -> str:
@@ -160,12 +165,13 @@ class BatchState:
     def by_status(self) -> str:
         """E.g. `1 ok, 1 measuring`."""
         order = [*BatchStatus, BROKEN_OFF]
-        return ", ".join(f"{self.statuses[one]} {one}" for one in order if self.statuses.get(one))
+        told = ", ".join(f"{self.statuses[one]} {one}" for one in order if self.statuses.get(one))
+        return f"{told}; {self.disturbed} disturbed too much to be trusted" if self.disturbed else told
 
     def frozen(self) -> BatchState:
         """As it stays when the job has ended."""
         statuses = {BROKEN_OFF if one == BatchStatus.MEASURING else one: n for one, n in self.statuses.items()}
-        return BatchState(batch_id=self.batch_id, statuses=statuses, now="")
+        return dataclasses.replace(self, statuses=statuses, now="")
 
 
 @dataclasses.dataclass

@@ -36,6 +36,25 @@ def print_preview(preview: Preview, config: TuneConfig, *, as_json: bool) -> Non
     console.print("Nothing was started.", style="dim")
 
 
+def expected_time(preview: Preview, config: TuneConfig) -> Range | None:
+    """What the sweep will take by forecast, within the budget; `None` where no times are forecast."""
+    space, forecasts = preview.space, preview.forecasts
+    if not forecasts or (preview.rest is not None and preview.rest.is_answered):
+        return None
+    expected = expected_seconds(
+        forecasts[space.baseline.candidate_id],
+        [forecasts[one.candidate_id] for one in space.candidates if one != space.baseline],
+        launches=expected_launches(config.search, len(space.candidates), most=config.max_trials),
+        repeats=preview.profile.repeats,
+        confirm_rounds=config.confirm_rounds,
+        slots=1 if config.exclusive else config.slots or max(1, preview.device.gpu_count),
+        measured=0 if preview.rest is None else preview.rest.measured,
+    )
+    if expected is None or config.budget_s is None:
+        return expected
+    return min(expected[0], config.budget_s), min(expected[1], config.budget_s)
+
+
 def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     """What is measured on one type of GPU."""
     model, device, space = preview.model, preview.device, preview.space
@@ -61,7 +80,7 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     console.print(Text(f"confirming: {confirming_text(config.confirm_rounds)}"))
     if config.exclusive:
         console.print(Text("exclusive: one trial at a time on each machine"))
-    if (expected := _expected_seconds(preview, config)) is not None:
+    if (expected := expected_time(preview, config)) is not None:
         console.print(Text(f"expected to take {duration_range(*expected)}, by forecast{_too_long(preview)}"))
     _print_candidates(console, preview, config)
     if space.rejected:
@@ -72,25 +91,6 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
             "Not in this space",
             [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out],
         )
-
-
-def _expected_seconds(preview: Preview, config: TuneConfig) -> Range | None:
-    """What the sweep will take by forecast, within the budget; `None` where no times are forecast."""
-    space, forecasts = preview.space, preview.forecasts
-    if not forecasts or (preview.rest is not None and preview.rest.is_answered):
-        return None
-    expected = expected_seconds(
-        forecasts[space.baseline.candidate_id],
-        [forecasts[one.candidate_id] for one in space.candidates if one != space.baseline],
-        launches=expected_launches(config.search, len(space.candidates), most=config.max_trials),
-        repeats=preview.profile.repeats,
-        confirm_rounds=config.confirm_rounds,
-        slots=1 if config.exclusive else config.slots or max(1, preview.device.gpu_count),
-        measured=0 if preview.rest is None else preview.rest.measured,
-    )
-    if expected is None or config.budget_s is None:
-        return expected
-    return min(expected[0], config.budget_s), min(expected[1], config.budget_s)
 
 
 def _too_long(preview: Preview) -> str:
@@ -111,6 +111,9 @@ def _rest_text(rest: Rest, *, max_trials: int | None) -> str:
     if max_trials is not None and rest.measured >= max_trials:
         return f"{begin}; --max-trials {max_trials} is reached, so what is left is confirming"
     again = f", {len(rest.again)} of them again" if rest.again else ""
+    most = len(rest.left) if max_trials is None else max_trials - rest.measured
+    if most < len(rest.left):
+        return f"{begin}; --max-trials {max_trials} lets the search launch {most} of the other {len(rest.left)}{again}"
     return f"{begin}; the search may launch the other {len(rest.left)}{again}"
 
 
@@ -223,7 +226,7 @@ def _as_dict(preview: Preview, config: TuneConfig) -> dict[str, object]:
             "exclusive": config.exclusive,
         },
         **({} if preview.rest is None else {"resumes": _rest_as_dict(preview.rest)}),
-        "expected_s": _expected_seconds(preview, config),
+        "expected_s": expected_time(preview, config),
         "baseline": space.baseline.candidate_id,
         "candidates": [
             {

@@ -12,7 +12,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from kvray.record import Role, TrialResult, TrialStatus
-from kvray.report.formats import clean_line, plural, quantity
+from kvray.report.formats import clean_line, quantity
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.outlook import Outlook
 from kvray.trial.position import PositionBoard
@@ -67,7 +67,7 @@ class LineProgress(SearchObserver):
     ) -> None:
         self._preview = preview
         self._state.start(preview, manifest, recorded, positions)
-        self._print(f"sweep {manifest.run_id}: {self._state.title} · {plural(self._state.total, 'candidate')}")
+        self._print(f"sweep {manifest.run_id}: {self._state.title} · {self._state.total_text}")
         for note in self._state.notes:
             self._print(note)
         if self._state.recalled:

@@ -24,6 +24,8 @@ def incomplete_prefix(manifest: SweepManifest, results: Sequence[TrialResult]) -
     if manifest.is_complete is not False:
         return ""
     candidates = manifest.attempts[-1].candidates or 0
+    if manifest.max_trials is not None:
+        candidates = min(candidates, manifest.max_trials)
     ended = (one.record for one in results if one.record.status is not TrialStatus.INTERRUPTED)
     left = candidates - len({record.candidate_id for record in ended if record.status.was_launched})
     if left <= 0:

@@ -92,7 +92,7 @@ def _sentence(rows: Sequence[BatchRow]) -> str:
         BatchStatus.FAILED: "failed",
         BatchStatus.ERROR: "ended by an unexpected error",
         BatchStatus.INTERRUPTED: "interrupted",
-        BatchStatus.MEASURING: "still measuring",
+        BatchStatus.MEASURING: "measuring when this page was written",
         BatchStatus.WAITING: "waiting",
     }
     counts = [(sum(row.status is status for row in rows), status) for status in told]

@@ -32,7 +32,7 @@ from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.batch_pool import BatchPool, SweepView
 from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_rows import batch_row
-from kvray.tuning.batch_words import in_file_words, reason_of
+from kvray.tuning.batch_words import in_file_words, reason_of, unlike_sweeps
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
 from kvray.tuning.outcome import check_code_of
@@ -84,7 +84,7 @@ class BatchSearch:
         asked: sweeps of a new batch, or what the batch file of the one to be resumed says now; empty: as it was.
         resume: id of a batch in the results folder. Its measured sweeps are not measured again.
         tell: is given one line as each sweep begins and ends.
-        kept: is given the manifest whenever it was written.
+        kept: is given the manifest whenever it was written, and the rows of the overview.
         view: makes an observer of each sweep as it begins.
     """
 
@@ -95,7 +95,7 @@ class BatchSearch:
         *,
         resume: str | None = None,
         tell: Callable[[str], None] = lambda _: None,
-        kept: Callable[[BatchManifest], None] = lambda _: None,
+        kept: Callable[[BatchManifest, Sequence[BatchRow]], None] = lambda _, __: None,
         view: SweepView | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -126,6 +126,10 @@ class BatchSearch:
             again = self._again(before)
             sweeps = [one for one in before.sweeps if not one.status.is_measured or one.run_id in again]
         return [(one, self._preview(one)) for one in sweeps]
+
+    def config_of(self, sweep: AskedSweep | BatchSweep) -> TuneConfig:
+        """What one of the sweeps is asked, with the options of the batch."""
+        return self._config(sweep)
 
     def run(self) -> BatchManifest:
         """Measure what is not measured yet. The overview is written as each sweep ends.
@@ -193,7 +197,8 @@ class BatchSearch:
         now = [(one.model_id, one.profile, one.settings) for one in self._asked]
         if now and now != known:
             raise ResultsError(
-                f"The batch file asks for other sweeps than batch {before.batch_id!r}.",
+                f"The batch file asks for other sweeps than batch {before.batch_id!r}: "
+                f"{unlike_sweeps(before.sweeps, self._asked)}.",
                 hint="Leave the file out to go on with the batch, or start a new one without --resume.",
             )
 
@@ -305,4 +310,4 @@ class BatchSearch:
             self._batches.write_manifest(manifest)
         except OutputError as error:  # the sweeps' own records have a second place; the night goes on
             self._tell(f"warning: {error}")
-        self._kept(manifest)
+        self._kept(manifest, rows)

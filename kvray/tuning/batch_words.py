@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from kvray.errors import sentence_of
 from kvray.files.redaction import redact
+from kvray.jobs.sent_model import as_typed
+from kvray.record import short_model_name
+from kvray.workload import WorkloadProfile
+
+
+class AskedLike(Protocol):
+    """A sweep as a batch file asks for it, or as a batch has it."""
+
+    @property
+    def model_id(self) -> str:
+        """The model, as the file names it."""
+
+    @property
+    def profile(self) -> WorkloadProfile:
+        """What is generated."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What is asked beside these."""
+
 
 KEYS = {
     "--profile": "profiles",
@@ -54,3 +76,31 @@ def in_file_words(text: str) -> str:
 def reason_of(error: BaseException) -> str:
     """Why a sweep failed, in one line that may be kept."""
     return in_file_words(redact(sentence_of(error)))
+
+
+def unlike_sweeps(known: Sequence[AskedLike], asked: Sequence[AskedLike]) -> str:
+    """What a batch file asks for otherwise than the batch `known`, e.g. `new: b · rag; org/m · chat: caches`."""
+    before, now = _by_name(known), _by_name(asked)
+    changed = [(name, _unlike_settings(before[name], now[name])) for name in now if name in before]
+    told = (
+        ("not in the file any more", ", ".join(name for name in before if name not in now)),
+        ("new in the file", ", ".join(name for name in now if name not in before)),
+        ("changed", ", ".join(f"{name} ({names})" for name, names in changed if names)),
+    )
+    return "; ".join(f"{what}: {names}" for what, names in told if names) or "the order of its sweeps"
+
+
+def _by_name(sweeps: Sequence[AskedLike]) -> dict[str, AskedLike]:
+    """Sweeps of one model and profile are numbered."""
+    found: dict[str, AskedLike] = {}
+    for one in sweeps:
+        name = f"{short_model_name(as_typed(one.model_id))} · {one.profile.name}"
+        number = sum(key == name or key.startswith(f"{name} #") for key in found) + 1
+        found[name if number == 1 else f"{name} #{number}"] = one
+    return found
+
+
+def _unlike_settings(before: AskedLike, now: AskedLike) -> str:
+    names = sorted(before.settings.keys() | now.settings.keys())
+    unlike = [name for name in names if before.settings.get(name) != now.settings.get(name)]
+    return ", ".join([*unlike, *(["what its profile asks"] if before.profile != now.profile else [])])

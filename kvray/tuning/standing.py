@@ -85,12 +85,14 @@ class SweepState:
     """How a sweep stands; updated by events, read by whoever shows it. Seconds by `clock`.
 
     Attributes:
+        launches: how many of the `total` candidates the search may launch.
         gpu_types: where trials run on several types of GPU, those types; each has a best candidate of its own.
     """
 
     clock: Callable[[], float] = time.monotonic
     title: str = ""
     total: int = 0
+    launches: int | None = None
     finished: int = 0
     budget_s: float | None = None
     standings: dict[str, TrialState] = field(default_factory=dict)
@@ -113,7 +115,10 @@ class SweepState:
         is_further_type = bool(self.title and manifest.gpu_types)
         self.started = self.clock()
         self.positions = positions
-        self.total = len(preview.space.candidates) + (self.total if is_further_type else 0)
+        candidates = len(preview.space.candidates)
+        launches = min(candidates, manifest.max_trials or candidates)
+        total_before, launches_before = (self.total, self.launches or 0) if is_further_type else (0, 0)
+        self.total, self.launches = total_before + candidates, launches_before + launches
         self.gpu_types = tuple(one.gpu_type for one in manifest.gpu_types)
         self.budget_s = manifest.budget_s
         for result in recorded:
@@ -273,9 +278,17 @@ class SweepState:
         cell = "" if position.cell is None else f" {position.cell.label}"
         return f"{_DOING[position.phase]}{cell}"
 
+    @property
+    def total_text(self) -> str:
+        """E.g. `11 candidates`, or `at most 4 of 11 candidates` with `--max-trials 4`."""
+        candidates = plural(self.total, "candidate")
+        if self.launches is None or self.launches >= self.total:
+            return candidates
+        return f"at most {self.launches} of {candidates}"
+
     def time_line(self) -> str:
         """Candidates tried, confirming trials, time passed and, roughly, time left."""
-        text = f"{self.finished} of {plural(self.total, 'candidate')} tried"
+        text = f"{self.finished} of {self.total_text} tried"
         if self.outlook.confirming:
             text += f" · confirming {self.outlook.confirming} of {self.outlook.confirming_most}"
         bound = "" if self.budget_s is None else f" of {_clock(self.budget_s)}"

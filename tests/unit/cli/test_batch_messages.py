@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvray.cli import batch as command
+from kvray.cli import batch_preview
 from kvray.cli.app import run
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.tuning.batch_budget import excess_of
@@ -93,4 +94,10 @@ def test_what_cannot_be_retried_is_said_in_one_line(
 def test_a_dry_run_of_a_resumed_batch_says_what_is_left_of_a_sweep(rest: dict[str, Any] | None, told: str) -> None:
     left = None if rest is None else Rest(run_id="r", **rest)
     preview: Any = SimpleNamespace(space=SimpleNamespace(candidates="abc"), rest=left)
-    assert command._to_measure(preview) == told
+    assert batch_preview._to_measure(preview) == told
+
+
+def test_a_dry_run_says_how_many_candidates_a_bound_leaves() -> None:
+    preview: Any = SimpleNamespace(space=SimpleNamespace(candidates="abc"), rest=None)
+    assert batch_preview._to_measure(preview, 2) == "at most 2 of 3 candidates"
+    assert batch_preview._to_measure(preview, 3) == "3 candidates"

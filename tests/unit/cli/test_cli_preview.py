@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kvray.candidate import DeviceType
+from kvray.cli.batch_preview import sweep_lines
 from kvray.cli.preview import print_preview
 from kvray.config import CONFIRM_ROUNDS, TuneConfig
 from kvray.forecast.prediction import CellForecast, Forecast
+from kvray.space.search_space import RejectedCandidate
 from kvray.testing.fake import FakeAdapter
-from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.preview import Preview, Refusal, preview_sweep
 from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import Cell, Limits, create_custom_profile
 
@@ -125,3 +128,26 @@ def test_a_limit_that_nothing_is_forecast_to_keep_is_told_and_cells_are_in_order
     assert told in text
     print_preview(preview, given, as_json=True)
     assert json.loads(capsys.readouterr().out)["unreachable_limits"][0].startswith(told)
+
+
+def test_a_batch_tells_of_each_model_what_is_forecast_and_what_stands_in_its_way() -> None:
+    given = config(max_trials=4)
+    preview = previewed(given)
+    reasons = ["too large", "too large", "no such kernel", "odd", "rare"]
+    pairs = zip(preview.space.candidates, reasons, strict=False)
+    rejected = [RejectedCandidate(candidate=one, reason=reason) for one, reason in pairs]
+    preview = replace(
+        with_forecasts(preview, 512.0),
+        space=replace(preview.space, rejected=tuple(rejected)),
+        refused=(Refusal(engine="other", reason="It is not installed."),),
+    )
+    first, forecast, *rest = sweep_lines(preview, given)
+    assert first.startswith(f"at most 4 of {len(preview.space.candidates)} candidates on ")
+    assert re.fullmatch(r"forecast: about .*; peak 731 MiB; without the library's own memory .*", forecast)
+    assert rest == [
+        "engine other is left out: It is not installed.",
+        "2 candidates rejected: too large",
+        "1 candidate rejected: no such kernel",
+        "1 candidate rejected: odd",
+        "1 candidate rejected for 1 other reason",
+    ]

@@ -220,6 +220,12 @@ def test_how_many_candidates_were_tried_and_how_long_that_took_is_told(preview: 
     assert state.time_line() == "1 of 12 candidates tried · 1:00 min passed"
 
 
+def test_a_bound_on_launches_is_told_beside_the_candidates(preview: Preview) -> None:
+    state = SweepState(clock=Clock())
+    state.start(preview, manifest_of(preview).model_copy(update={"max_trials": 4}), [])
+    assert state.time_line() == "0 of at most 4 of 12 candidates tried · 0 s passed"
+
+
 def test_a_budget_is_told_beside_the_time_passed(preview: Preview) -> None:
     clock = Clock()
     state = state_of(preview, clock=clock, budget_s=1200.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,18 @@ def test_a_model_that_was_sent_has_its_users_path_in_every_row() -> None:
     assert sweep.title == "./my-model · chat-agent"
     row_of = batch_row(ResultsStore("unread"), "b", sweep.model_copy(update={"status": BatchStatus.FAILED}))
     assert row_of.model_id == "./my-model"
+
+
+def test_a_page_that_a_killed_batch_left_claims_nothing_of_now() -> None:
+    sentence, markdown, _ = pages(row(BatchStatus.MEASURING, TWO))
+    assert sentence == "1 sweep: 1 measuring when this page was written."
+    assert sentence in markdown
+
+
+def test_a_failure_has_another_colour_than_a_winner_and_a_baseline() -> None:
+    style = (resources.files("kvray.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    rules = dict(re.findall(r"^\.badge\.(\w+) (\{.*\})$", style, re.MULTILINE))
+    assert len({rules[name] for name in ("winner", "baseline", "failure")}) == 3
+    html = pages(row(BatchStatus.OK, TWO), row(BatchStatus.FAILED))[2]
+    assert '<span class="badge winner">ok</span>' in html
+    assert '<span class="badge failure">failed</span>' in html

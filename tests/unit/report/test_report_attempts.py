@@ -55,6 +55,11 @@ def test_an_interrupted_sweep_begins_with_how_much_is_not_measured_yet() -> None
     assert "**Incomplete (3 of 5 candidates not measured yet): " in render_markdown(info)
 
 
+def test_what_a_bound_leaves_out_is_not_told_as_not_measured_yet() -> None:
+    info = report(begun(candidates=11, max_trials=4), RESULTS)
+    assert info.headline.sentence.startswith("Incomplete (2 of 4 candidates not measured yet): ")
+
+
 def test_an_interrupted_sweep_tells_of_all_candidates_that_it_chose_from() -> None:
     facts = {fact.name: fact.text for fact in report(begun(candidates=5, search="grid"), RESULTS).method}
     assert facts["Search"].endswith("Launched: 2 of 5 candidates.")

@@ -101,6 +101,14 @@ def test_a_batch_that_is_measured_elsewhere_or_asks_for_others_is_refused(tmp_pa
         BatchSearch((), options(tmp_path), resume=batch_id).run()
     with pytest.raises(ResultsError, match="asks for other sweeps"):
         BatchSearch(asked("odd"), options(tmp_path), resume=batch_id).run()
+    narrowed = asked("gated")[0].model_copy(update={"settings": {"caches": ["static"]}})
+    for other, told in (
+        (asked("odd"), "not in the file any more: gated · ci-micro; new in the file: odd · ci-micro."),
+        (asked("gated", "gated"), "new in the file: gated · ci-micro #2."),
+        ([narrowed], r"changed: gated · ci-micro \(caches\)."),
+    ):
+        with pytest.raises(ResultsError, match=rf"'{batch_id}': {told}"):
+            BatchSearch(other, options(tmp_path), resume=batch_id).run()
     with pytest.raises(KvrayError, match=f"It holds: {batch_id}"):
         BatchSearch((), options(tmp_path), resume="none").run()
 

@@ -106,6 +106,14 @@ def test_where_no_further_launch_is_allowed_that_is_said(tmp_path: Path, capsys:
     assert "2 of 6 candidates measured before; --max-trials 2 is reached, so what is left is confirming" in text
 
 
+def test_a_rest_that_a_bound_cuts_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(tmp_path, TrialStatus.OK)
+    given = config(tmp_path, resume=RUN_ID, max_trials=3)
+    print_preview(TuningSearch(config=given).preview(), given, as_json=False)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1 of 6 candidates measured before; --max-trials 3 lets the search launch 2 of the other 5" in text
+
+
 def test_what_failed_is_left_where_it_is_to_be_retried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = begun(tmp_path, TrialStatus.OK, TrialStatus.CRASHED)
     failed = before.space.candidates[1]
