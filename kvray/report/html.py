@@ -21,7 +21,7 @@ from kvray.report.cells import CellValue
 from kvray.report.figures import bar_figures, scatter_figure
 from kvray.report.info import ReportInfo
 
-_BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?<!\d/)(?=[^\W_])|(?=\+[a-z])")
+_BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?<!\d/)(?=[^\W_])|(?<=[,(])(?=[a-z])|(?=\+[a-z])")
 _UNIT = re.compile(r"(?<=\d) (?=%|ms\b|MiB\b|tok/s)")
 
 
