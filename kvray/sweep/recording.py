@@ -154,4 +154,5 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         recompiles=compiled.recompiles if compiled else None,
         compile_cold=compiled.is_cold if compiled else None,
         kv_dtype=observed.kv_dtype,
+        resolved=json.dumps(dict(sorted(observed.resolved.items()))) if observed.resolved else None,
     )

@@ -53,14 +53,14 @@ def force(session: Session, forcing: Forcing) -> Iterator[ForcedToken]:
     decoded = min(DECODED_TOKENS, forcing.text.forced)
     for place in range(decoded):
         told = _decoded(session, forcing, begin + place)
-        yield place, ids[begin + place], _rows(told, ids[begin + place], forcing.vocabulary)
+        yield place, ids[begin + place], rows_of(told, vocabulary=forcing.vocabulary)
     if decoded == forcing.text.forced:
         return
     prompts = _read(session, forcing)
     for place in range(decoded, forcing.text.forced):
         # A prompt's first token has no log-probabilities, so row n is of token n + 1.
         told = [(one_ids[begin + place - 1], logs[begin + place - 1]) for one_ids, logs in prompts]
-        yield place, ids[begin + place], _rows(told, ids[begin + place], forcing.vocabulary)
+        yield place, ids[begin + place], rows_of(told, vocabulary=forcing.vocabulary)
 
 
 def _decoded(session: Session, forcing: Forcing, position: int) -> list[Told]:
@@ -98,7 +98,7 @@ def _read(session: Session, forcing: Forcing) -> list[Told]:
     return [next(one.prompt for one in outputs[row] if one.prompt is not None) for row in forcing.asked_rows]
 
 
-def _rows(told: list[Told], token: int, vocabulary: int) -> NDArray[np.float32] | TopLogs:
+def rows_of(told: list[Told], *, vocabulary: int) -> NDArray[np.float32] | TopLogs:
     """Rows of one place: of the whole vocabulary where all of it was told. vLLM puts the fed token first, whether or
     not it is among the most probable, and then these, so it comes twice."""
     if all(len(ids) > vocabulary for ids, _ in told):
@@ -106,7 +106,6 @@ def _rows(told: list[Told], token: int, vocabulary: int) -> NDArray[np.float32] 
         for row, (ids, logs) in zip(whole, told, strict=True):
             row[ids] = logs
         return whole
-    del token
     return TopLogs(
         ids=np.stack([ids[1:] for ids, _ in told]).astype(np.int64),
         logs=np.stack([logs[1:] for _, logs in told]).astype(np.float32),

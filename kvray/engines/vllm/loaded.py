@@ -83,6 +83,7 @@ class VllmModel(LoadedModel):
     def observe(self, output_tokens: int = OBSERVED_TOKENS) -> Observed:
         """The workers say what they have loaded; nothing slows the generation, so it counts as any other."""
         seen = self._workers_say()
+        came_to = resolved(self._session.config, seen)
         generation = self.generate(output_tokens)
         backend = " | ".join(sorted(set(seen.backends))) or None
         return Observed(
@@ -92,8 +93,9 @@ class VllmModel(LoadedModel):
             kernel_decode=backend,
             kv_dtype=kv_types(seen),
             threads=seen.threads if self._device is DeviceType.CPU else None,
-            substitutions=substitutions(self._candidate, self._arguments, resolved(self._session.config, seen)),
+            substitutions=substitutions(self._candidate, self._arguments, came_to),
             processors=None if self._penalty == 1.0 else "repetition_penalty",
+            resolved=came_to,
             generation=generation,
         )
 

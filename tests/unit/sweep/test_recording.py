@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
-from kvray.engines.base import ModelRequest
+from kvray.engines.base import ModelRequest, Observed
 from kvray.forecast.prediction import CellForecast, Forecast
 from kvray.probes.disturbance import DeviceState
 from kvray.probes.environment import capture_environment
@@ -130,3 +130,9 @@ def test_versions_are_those_of_the_process_that_measured() -> None:
     assert (made.torch_version, made.transformers_version) == ("2.12.0", None)
     assert made.versions == {"torch": "2.12.0", "vllm": "0.9.1"}
     assert made.with_(engine_versions=()).versions == {"torch": "2.12.0"}, "as in older records"
+
+
+def test_a_record_keeps_what_the_engine_made_of_the_candidate() -> None:
+    seen = Observed(resolved={"block_size": 128}).joined(Observed(resolved={"async": True, "backend": "CPU_ATTN"}))
+    assert record_of(run_of(), observed=seen).resolved == '{"async": true, "backend": "CPU_ATTN", "block_size": 128}'
+    assert record_of(run_of()).resolved is None

@@ -1,0 +1,137 @@
+"""vLLM through the kit of all engines. It lives in a Python of its own (`make vllm-env`): from here trials are measured
+there, and `make vllm-test` runs in that Python what the kit loads in the test's own process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvray.candidate import Candidate, CompileMode, DeviceType, DType
+from kvray.engines.base import EngineAdapter, ModelRequest, Observed
+from kvray.engines.registry import get_engine
+from kvray.engines.vllm import VllmAdapter
+from kvray.space.constraints import SpaceFacts
+from kvray.space.search_space import SearchSpace, build_space
+from kvray.testing.engine_contract import EngineContract
+from kvray.testing.trial_contract import CPU, TrialContract
+from kvray.trial.process import Launcher
+from kvray.trial.spec import TrialSpec
+from kvray.workload import WorkloadProfile, create_custom_profile
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+ROOT = Path(__file__).parents[2]
+PHASE_S = 900.0
+IS_HERE = importlib.util.find_spec("vllm") is not None
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "vocab_size": 256,
+}
+
+
+def vllm_python() -> str | None:
+    paths = (os.environ.get("KVRAY_VLLM_PYTHON"), ROOT / ".venv-vllm" / "bin" / "python")
+    return next((str(path) for path in paths if path and Path(path).exists()), None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights whose heads vLLM's CPU kernels take."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    return f"random:{folder}"
+
+
+@pytest.mark.skipif(IS_HERE or vllm_python() is None, reason="vLLM has no Python of its own here (make vllm-env)")
+class TestVllmTrials(TrialContract):
+    """From kvray's own Python."""
+
+    missing_model = "random:nowhere"
+
+    @pytest.fixture
+    def adapter(self) -> EngineAdapter:
+        return VllmAdapter()
+
+    @pytest.fixture
+    def request_(self, model: str) -> ModelRequest:
+        return ModelRequest(model_id=model)
+
+    @pytest.fixture
+    def profile(self) -> WorkloadProfile:
+        return create_custom_profile(
+            "contract",
+            context_lengths=(24, 40),
+            output_lengths=(4, 6),
+            weight_ttft=0.4,
+            weight_throughput=0.4,
+            weight_memory=0.2,
+        )
+
+    def _spec_of(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> TrialSpec:
+        """Its baseline compiles, which takes minutes on a busy machine."""
+        return replace(super()._spec_of(adapter, request_, profile), timeout_s=PHASE_S)
+
+    @pytest.fixture
+    def launcher(
+        self, adapter: EngineAdapter, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> Launcher:
+        monkeypatch.setenv("KVRAY_CACHE", str(tmp_path_factory.getbasetemp() / "kvray-cache"))
+        return Launcher(adapter, python=vllm_python())
+
+
+@pytest.mark.skipif(not IS_HERE, reason="vLLM is not installed in this Python")
+class TestVllmEngine(EngineContract):
+    """In vLLM's Python."""
+
+    engine = "vllm"
+    missing_model = "random:nowhere"
+
+    @pytest.fixture
+    def model_id(self, model: str) -> str:
+        return model
+
+    @pytest.fixture
+    def adapter(self) -> EngineAdapter:
+        adapter = get_engine(self.engine)
+        os.environ.update(adapter.process_environment())
+        return adapter
+
+    @pytest.fixture
+    def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
+        """A start of vLLM takes half a minute, so three candidates stand for all: eager, with 8 bits, with threads that
+        are bound to no CPU."""
+        model = adapter.describe_model(request_)
+        eager, *each = [
+            block.having({"compile": (CompileMode.OFF,)}) for block in adapter.default_space(model, CPU, profile)
+        ]
+        some = [block for block in each if {"kv_cache_dtype", "omp_threads_bind"} & set(block.settings)]
+        baseline = adapter.baseline(model, CPU, batch_size=1)
+        space = build_space(
+            [eager, *some],
+            baseline=baseline,
+            facts=SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType)),
+            engine_rules=adapter.rules(request_, model, profile),
+            canonical=adapter.axes(CPU)[0].follows,
+        )
+        without = tuple(one for one in space.candidates if one.compile is CompileMode.OFF)
+        return SearchSpace(baseline=without[0], candidates=without, rejected=space.rejected, asked_for=len(without))
+
+    def check_observed(self, candidate: Candidate, observed: object) -> None:
+        assert isinstance(observed, Observed)
+        assert observed.kernel_prefill == observed.kernel_decode == "CPU_ATTN"
+        assert observed.cache_layers == "2 layers"
+        assert observed.kv_dtype == (candidate.setting("kv_cache_dtype") or "bfloat16")
+        assert observed.threads
