@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import DeviceFacts, EngineAdapter
+from kvray.engines.interpreter import chosen_python, inspect_python
 from kvray.engines.registry import get_engine, list_engines
 from kvray.errors import EngineError
 from kvray.probes.cgroups import cpu_quota
@@ -54,7 +55,7 @@ def print_menu(console: Console, engine: EngineAdapter, facts: DeviceFacts) -> N
     """Every value of every axis of `engine`, and how its own axes are set."""
     console.print(Text(f"\nEngine {engine.name}", style="bold"))
     try:
-        engine.check_installed()
+        _check_installed(console, engine)
     except EngineError as error:
         console.print(Text(str(error), style="yellow"), soft_wrap=True)
         return
@@ -72,6 +73,21 @@ def print_menu(console: Console, engine: EngineAdapter, facts: DeviceFacts) -> N
     own = [axis for axis in engine.axes(facts) if axis.name not in SHARED_AXES]
     for axis in own:
         console.print(Text(f"--set {axis.name}=…  {axis.describe()}"), soft_wrap=True)
+
+
+def _check_installed(console: Console, engine: EngineAdapter) -> None:
+    """In the Python that the engine has of its own, where a variable names one.
+
+    Raises:
+        EngineError: the engine cannot run there.
+    """
+    path = chosen_python(engine.name, {}, {})
+    if path is None:
+        engine.check_installed()
+        return
+    found = inspect_python(path, engine)
+    versions = ", ".join(f"{name} {version}" for name, version in found.engine_versions.items())
+    console.print(Text(f"in a Python of its own, {path}: {versions}"), soft_wrap=True)
 
 
 def _quota() -> str | None:

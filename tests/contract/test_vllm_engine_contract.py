@@ -15,6 +15,7 @@ from kvray.candidate import Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import EngineAdapter, ModelRequest, Observed
 from kvray.engines.registry import get_engine
 from kvray.engines.vllm import VllmAdapter
+from kvray.engines.vllm.arguments import DEFAULT_BLOCKS
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
 from kvray.testing.engine_contract import EngineContract
@@ -98,6 +99,19 @@ class TestVllmEngine(EngineContract):
 
     engine = "vllm"
     missing_model = "random:nowhere"
+    cache_step = DEFAULT_BLOCKS[DeviceType.CPU]
+
+    @pytest.fixture
+    def profile(self) -> WorkloadProfile:
+        """The engine is started for its longest cell, so it is one that fills two blocks."""
+        return create_custom_profile(
+            "contract",
+            context_lengths=(24, 200),
+            output_lengths=(4, 6),
+            weight_ttft=0.4,
+            weight_throughput=0.4,
+            weight_memory=0.2,
+        )
 
     @pytest.fixture
     def model_id(self, model: str) -> str:

@@ -139,6 +139,15 @@ class VllmAdapter(EngineAdapter):
         return serving.serving_command(request, candidate, device, cells)
 
     @override
+    def measured_note(self, device: DeviceType) -> str:
+        threads = "" if device is DeviceType.CUDA else " By itself vLLM computes on all physical cores but one."
+        return (
+            "vLLM is measured through its own step loop, in which `vllm.LLM` submits prompts to the engine's process, "
+            "with the defaults of `vllm serve`. A token's time stamp is when its id is back in the process that asked. "
+            f"The prefix cache is on, and every prompt is new to it.{threads}"
+        )
+
+    @override
     def memory_note(self, device: DeviceType) -> str:
         if device is DeviceType.CUDA:
             return (

@@ -106,10 +106,8 @@ class VllmModel(LoadedModel):
     @override
     def forced_log_probabilities(self, text: ForcedText) -> Iterator[ForcedToken]:
         vocabulary, limit = int(self._model_config.get_vocab_size()), int(self._model_config.max_model_len)
-        if max(text.ids) >= vocabulary:
-            raise UnsupportedError(
-                f"the reference's text has the token {max(text.ids)}, this model knows {vocabulary} tokens"
-            )
+        if unknown := sorted({one for one in text.ids if not 0 <= one < vocabulary}):
+            raise UnsupportedError(f"the reference's text has the token {unknown[-1]}, this model knows {vocabulary}")
         if len(text.ids) > limit:
             raise UnsupportedError(f"the reference's text has {len(text.ids)} tokens, the engine is made for {limit}")
         yield from force(self._session, Forcing(text=text, rows=self._prepared_cell.batch_size, vocabulary=vocabulary))
