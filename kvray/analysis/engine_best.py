@@ -73,7 +73,7 @@ def unlike_weights(manifest: SweepManifest, ranking: Ranking) -> str | None:
         entry.record.kl_mean is not None and entry.record.candidate.engine != next(iter(models))
         for entry in ranking.entries
     )
-    if len(set(kinds.values())) == 1:
+    if len({(kind or "").casefold() for kind in kinds.values()}) == 1:  # engines write GPTQ in their own way
         told = ", ".join(f"{name} {file}" for name, file in names.items())
         cost = (
             "their quality (KL) shows how far these differ" if is_counted else "whether these differ was not measured"

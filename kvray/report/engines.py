@@ -14,6 +14,10 @@ from kvray.report.rows import label_of
 from kvray.report.stats import gain_interval_text, gain_phrases
 
 OWN_DEFAULT = "own default"
+NOTE = (
+    "The best candidate of each engine, compared with what the same engine does with nothing set: by the confirming "
+    "rounds that had both in them, else by all processes. In brackets: 95 % intervals."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +25,7 @@ class EngineRow:
     """The best ranked candidate of one engine.
 
     Attributes:
-        is_default: whether it is what the engine does with nothing set.
-        default: the label of that; `None` where it was not measured completely.
+        default: the label of what the engine does with nothing set; `None` where it was not measured completely.
         ttft_gain, throughput_gain, memory: over `default`, the first two with their 95 % intervals.
         sentence: the same gains in words, for a place that is headed by the engine's name.
     """
@@ -30,7 +33,6 @@ class EngineRow:
     engine: str
     label: str
     is_winner: bool
-    is_default: bool
     default: str | None
     ttft_ms: float
     decode_tok_s: float
@@ -52,9 +54,10 @@ def engine_sentence(engines: Sequence[EngineBest], first: str) -> str:
     own = next((one for one in engines if one.engine == first), None)
     if winner == first:
         return ""
+    won = f" The engine {formats.clean_line(winner)} wins"
     if own is None:
-        return f" The engine {winner} wins; nothing of {first} is ranked."
-    return f" The engine {winner} wins; the best of {first} is {label_of(own.best.record)}{_against_default(own)}."
+        return f"{won}; nothing of {formats.clean_line(first)} is ranked."
+    return f"{won}; the best of {formats.clean_line(first)} is {label_of(own.best.record)}{_against_default(own)}."
 
 
 def _against_default(one: EngineBest, *, with_intervals: bool = False) -> str:
@@ -77,7 +80,6 @@ def _row(one: EngineBest) -> EngineRow:
         engine=formats.clean_line(one.engine),
         label=label_of(one.best.record),
         is_winner=one.best.rank == 1,
-        is_default=one.is_default,
         default=None if one.default is None else label_of(one.default.record),
         ttft_ms=one.best.metrics.ttft_ms,
         decode_tok_s=one.best.metrics.decode_tok_s,

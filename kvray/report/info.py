@@ -10,7 +10,7 @@ from kvray.analysis import Analysis
 from kvray.record import Role, TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
-from kvray.report.engines import EngineRow, engine_rows
+from kvray.report.engines import NOTE, EngineRow, engine_rows
 from kvray.report.facts import Fact, comparable_facts, environment_facts, method_facts
 from kvray.report.headline import Headline, headline
 from kvray.report.listing import (
@@ -135,6 +135,11 @@ class ReportInfo:
     def break_even_note(self) -> str:
         """What the column “break-even” means; empty where it has no figures."""
         return BREAK_EVEN if any(row.gain is not None for row in self.rows) else ""
+
+    @property
+    def engines_note(self) -> str:
+        """What the table of the engines compares; empty where there is one engine."""
+        return NOTE if self.engines else ""
 
     @property
     def ranked_engines(self) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def test_the_ranking_shows_the_engine_in_every_format(two: ReportInfo) -> None:
     assert "3 transformers dynamic/sdpa_flash/bfloat16 " in text
     assert page.count('data-engine="llama_cpp"') == 2
     assert 'name="engine" value="transformers"' in page
-    assert "## Best of each engine" in markdown
+    assert "## Best of each engine\n\nThe best candidate of each engine, compared with what the same engine" in markdown
     assert "  transformers: dynamic/sdpa_flash/bfloat16: first token 31 % faster" in text
 
 
