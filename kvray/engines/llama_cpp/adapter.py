@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import ClassVar
 
 from typing_extensions import override
@@ -38,6 +37,7 @@ class LlamaCppAdapter(EngineAdapter):
     name: ClassVar[str] = "llama_cpp"
     libraries: ClassVar[tuple[str, ...]] = ("llama-cpp-python",)
     preload: ClassVar[tuple[str, ...]] = ("llama_cpp.llama_cpp", "kvray.engines.llama_cpp.loaded")
+    snippet_runner: ClassVar[str | None] = "kvray.engines.llama_cpp.snippet_run"
     measures_hardware: ClassVar[bool] = True
     extra: ClassVar[Extra | None] = Extra.LLAMA_CPP
 
@@ -113,10 +113,9 @@ class LlamaCppAdapter(EngineAdapter):
     def load(
         self, request: ModelRequest, candidate: Candidate, device: DeviceType, profile: WorkloadProfile
     ) -> LoadedModel:
-        loaded: LoadedModel = import_module("kvray.engines.llama_cpp.loaded").load_model(
-            request, candidate, device, profile
-        )
-        return loaded
+        from kvray.engines.llama_cpp.loaded import load_model
+
+        return load_model(request, candidate, device, profile)
 
     def render_snippet(
         self,

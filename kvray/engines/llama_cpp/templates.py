@@ -79,9 +79,9 @@ def keep_threads(context, threads, threads_batch):
     attach(context, pool(threads, unlike), for_prompts)'''
 
 GENERATE = '''\
-def generate(model, context, prompts, max_new_tokens, stop=True):
+def generate(model, context, prompts, max_new_tokens, endless=False):
     """Continue each prompt, a list of token ids, greedily; the ids returned begin with the prompt's. An answer stops at
-    a token that ends it, unless `stop` is False."""
+    a token that ends it; an endless one never chooses such a token."""
     each = llama_cpp.llama_n_ctx_seq(context)
     if len(prompts) > llama_cpp.llama_n_seq_max(context) or max(map(len, prompts)) + max_new_tokens > each:
         raise ValueError("the context is too small for these prompts: raise n_ctx or n_seq_max in load()")
@@ -89,19 +89,21 @@ def generate(model, context, prompts, max_new_tokens, stop=True):
     size = llama_cpp.llama_vocab_n_tokens(vocab)
     count = ctypes.c_int32(0)
     found = llama_cpp.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(count))
-    suppressed = list(found[: count.value]) if found else []
+    never = list(found[: count.value]) if found else []
+    ends = {token for token in range(size) if llama_cpp.llama_vocab_is_eog(vocab, token)}
+    never += ends if endless else ()
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
     rows, going_on = [list(prompt) for prompt in prompts], set(range(len(prompts)))
     # Tokens to feed: id, place in its sequence, sequence, whether the next token is wanted.
     feed = [
         (token, place, row, place == len(ids) - 1) for row, ids in enumerate(rows) for place, token in enumerate(ids)
     ]
-    for step in range(max_new_tokens):
+    for _ in range(max_new_tokens):
         for row, logits in decoded(context, feed, size):
-            logits[suppressed] = -np.inf
+            logits[never] = -np.inf
             token = int(logits.argmax())
             rows[row].append(token)
-            if stop and llama_cpp.llama_vocab_is_eog(vocab, token):
+            if token in ends:
                 going_on.discard(row)
         if not going_on:
             break
