@@ -65,12 +65,13 @@ class PoolParams(ctypes.Structure):
 
 def keep_threads(context, threads, threads_batch):
     """Threads that stay from token to token, as llama.cpp's own tools have them."""
-    new, attach = llama_cpp._lib.ggml_threadpool_new, llama_cpp._lib.llama_attach_threadpool
+    library = ctypes.CDLL(llama_cpp._lib._name)  # the binding declares none of these functions
+    new, attach = library.ggml_threadpool_new, library.llama_attach_threadpool
     new.restype, attach.argtypes = ctypes.c_void_p, (ctypes.c_void_p,) * 3
 
     def pool(count, paused):
         params = PoolParams()
-        llama_cpp._lib.ggml_threadpool_params_init(ctypes.byref(params), count)
+        library.ggml_threadpool_params_init(ctypes.byref(params), count)
         params.poll, params.paused = {poll}, paused
         return new(ctypes.byref(params))
 
