@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from kvray.analysis.engine_noise import engine_codes, run_variances
 from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pooling import (
     FULL_RUNG,
@@ -52,6 +53,7 @@ class Evidence:
         within: N × 3 variances that `logs` have because a process's runs differ, as far as that was seen.
         disturbed: N: whether the process lacks an undisturbed run of some cell. It is here because its candidate has no
             better one, and tells nothing about the noise of others.
+        engines: the engine of each candidate in `ids`; empty where all have the same.
     """
 
     ids: tuple[str, ...]
@@ -62,6 +64,12 @@ class Evidence:
     within: Array
     disturbed: Flags
     misses: Mapping[str, tuple[Miss, ...]] = field(default_factory=dict)
+    engines: tuple[str, ...] = ()
+
+    @cached_property
+    def engine_of(self) -> Indices:
+        """For each candidate in `ids`, the number of its engine, from 0."""
+        return engine_codes(self.engines) if self.engines else np.zeros(len(self.ids), dtype=np.int64)
 
     @cached_property
     def place_of(self) -> Mapping[str, int]:
@@ -83,6 +91,7 @@ class Evidence:
             within=self.within[rows],
             disturbed=self.disturbed[rows],
             misses={key: self.misses[key] for key in kept if key in self.misses},
+            engines=tuple(self.engines[self.place_of[key]] for key in kept) if self.engines else (),
         )
 
 
@@ -111,7 +120,9 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
     kept = {key: _calm(pool, profile) for key, pool in sorted(pools.items())}
     rows = [(place, trial) for place, pool in enumerate(kept.values()) for trial in pool]
     measured = [_Process.of(trial, profile) for _, trial in rows]
-    per_run = _variance_per_run(measured)
+    engines = tuple(pool[0].record.engine for pool in kept.values())
+    engine_of = engine_codes(engines)[[place for place, _ in rows]]
+    per_run = _variances_per_run(measured, engine_of)
     qualities = quality_records(results)
     misses = {key: _missed_limits(pool, qualities.get(key), profile) for key, pool in pools.items()}
     misses = {key: missed for key, missed in misses.items() if missed}
@@ -128,8 +139,11 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) ->
             dtype=np.int64,
         ),
         logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
-        within=np.array([one.run_share * per_run for one in measured]).reshape(-1, len(METRICS)),
+        within=np.array(
+            [one.run_share * per_run[engine] for one, engine in zip(measured, engine_of, strict=True)]
+        ).reshape(-1, len(METRICS)),
         disturbed=np.array([not _is_calm(trial, profile) for _, trial in rows], dtype=np.bool_),
+        engines=engines,
     )
 
 
@@ -182,12 +196,17 @@ class _Process:
         )
 
 
-def _variance_per_run(processes: Sequence[_Process]) -> Array:
-    """Per metric, of a run around its cell's mean, over all processes; 0 where no cell has two runs."""
-    freedom = sum(one.freedom for one in processes)
-    if not freedom:
-        return np.zeros(len(METRICS))
-    return np.asarray(sum((one.deviations**2).sum(axis=0) for one in processes) / freedom)
+def _variances_per_run(processes: Sequence[_Process], engine_of: Indices) -> Array:
+    """Engines × metrics: of a run around its cell's mean.
+
+    Args:
+        engine_of: of each process, the number of its engine.
+    """
+    squares, freedom = np.zeros((engine_of.max(initial=-1) + 1, len(METRICS))), np.zeros(engine_of.max(initial=-1) + 1)
+    for one, engine in zip(processes, engine_of, strict=True):
+        squares[engine] += (one.deviations**2).sum(axis=0)
+        freedom[engine] += one.freedom
+    return run_variances(squares, freedom)
 
 
 def _median_variance(runs: int) -> float:

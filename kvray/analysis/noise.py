@@ -1,8 +1,12 @@
 """How much fresh processes of one configuration differ: what is known beforehand, corrected by what was seen.
 
-Every candidate has a noise of its own. Its logarithm is that of the machine, which all candidates tell about, plus what
-is special about the candidate. That is little for most and much for a few, so one candidate with an outlying process
-is believed to be noisy itself and hardly changes what is believed of the others.
+Every candidate has a noise of its own. Its logarithm is that of its engine on this machine, which all candidates of
+the engine tell about, plus what is special about the candidate. That is little for most and much for a few, so one
+candidate with an outlying process is believed to be noisy itself and hardly changes what is believed of the others.
+
+Where a sweep has several engines, the logarithm of an engine's noise is that of the machine plus what is special about
+the engine (`engine_noise.ENGINE_SD`). An engine of which little was seen is believed to be about as noisy as the
+others.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvray.analysis.engine_noise import ENGINE_SD
 from kvray.analysis.evidence import DECODE, PEAK, SEARCH_ROUND, TTFT, Array, Evidence, Flags, Indices
 
 PROCESS_SD = np.zeros(3)
@@ -39,11 +44,11 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessVariances:
-    """`EQUALLY_LIKELY` draws from the belief about the variances between processes, of the machine and all candidates
-    together.
+    """`EQUALLY_LIKELY` draws from the belief about the variances between processes, of the machine, its engines and all
+    candidates together.
 
     Attributes:
-        machine: one per draw: of an ordinary candidate.
+        machine: one per draw: of an ordinary candidate of an ordinary engine.
         own: draws × candidates, in the order of the evidence's ids.
     """
 
@@ -63,7 +68,7 @@ def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True
     rounds = evidence.rounds if paired else np.full_like(evidence.rounds, SEARCH_ROUND)
     typical = typical_variance(weights)
     seen = _seen(evidence, evidence.logs @ weights, evidence.within @ weights**2, rounds, typical)
-    machine, own = _joint_draws(_believe(seen, typical), seen, len(evidence.ids))
+    machine, own = _joint_draws(_believe(seen, typical, evidence.engine_of), seen, evidence.engine_of)
     return ProcessVariances(machine=typical * np.exp(2 * machine), own=typical * np.exp(2 * own))
 
 
@@ -104,19 +109,26 @@ class _Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class _Belief:
-    """Probabilities on `_GRID`.
+    """What is believed on `_GRID`.
 
     Attributes:
-        machine: of the machine's noise.
+        machine: probabilities of the machine's noise; of a single engine it is the engine's own.
+        engines: engines × grid probabilities of each engine's noise.
+        told: engines × grid logarithms of its likelihood, by the engine's own candidates alone.
         own: C × grid likelihoods of each candidate's noise, by its own processes alone.
+        engine_of: C numbers of engines.
     """
 
     machine: Array
+    engines: Array
+    told: Array
     own: Array
+    engine_of: Indices
 
     def typical_variances(self, typical: float) -> Array:
         """One variance per candidate: the mean of its logarithm's belief."""
-        mass = (self.machine @ _OWN_PART) * self.own
+        ordinary = np.array([engine @ _OWN_PART for engine in self.engines])
+        mass = ordinary[self.engine_of] * self.own
         return np.asarray(typical * np.exp(2 * (mass @ _GRID) / mass.sum(axis=1)))
 
 
@@ -132,6 +144,15 @@ def _own_part() -> Array:
 _OWN_PART = _own_part()
 
 
+def _engine_part() -> Array:
+    """Grid × grid: the probability of an engine's noise (column), given that of its machine (row)."""
+    mass = np.exp(-(((_GRID[None, :] - _GRID[:, None]) / ENGINE_SD) ** 2) / 2)
+    return np.asarray(mass / mass.sum(axis=1, keepdims=True))
+
+
+_ENGINE_PART = _engine_part()
+
+
 def _seen(evidence: Evidence, values: Array, within: Array, rounds: Indices, typical: float) -> _Seen:
     """Fit candidates and rounds by weighted least squares, and again with the variances that the fit shows: else the
     outlier of one candidate would shift its round, and so stand in the residuals of all others."""
@@ -144,7 +165,7 @@ def _seen(evidence: Evidence, values: Array, within: Array, rounds: Indices, typ
     variances = np.where(disturbed, _DISTURBED_VARIANCE, 1.0) * typical
     seen = _summed(values, within, disturbed, owner, places, effects.astype(float), variances)
     for _ in range(_REFITS if len(confirming) and len(places) > 1 else 0):
-        variances = _believe(seen, typical).typical_variances(typical)[owner] + within
+        variances = _believe(seen, typical, evidence.engine_of).typical_variances(typical)[owner] + within
         seen = _summed(values, within, disturbed, owner, places, effects.astype(float), variances)
     return seen
 
@@ -172,28 +193,70 @@ def _per_candidate(owner: Indices, values: Array, count: int) -> Array:
     return np.asarray(np.bincount(owner, values, count), dtype=np.float64)
 
 
-def _believe(seen: _Seen, typical: float) -> _Belief:
+def _believe(seen: _Seen, typical: float, engine_of: Indices) -> _Belief:
     variances = typical * np.exp(2 * _GRID)[None, :] + seen.within[:, None]
     logs = -(seen.freedom[:, None] * np.log(variances) + seen.squares[:, None] / variances) / 2
     own = np.exp(logs - logs.max(axis=1, keepdims=True))
-    told = np.log((own @ _OWN_PART.T)[~seen.disturbed] + 1e-300).sum(axis=0)
-    posterior = -((_GRID / MACHINE_SD) ** 2) / 2 + told
-    mass = np.exp(posterior - posterior.max())
-    return _Belief(machine=mass / mass.sum(), own=own)
+    owners = engine_of[seen.places]
+    likelihoods = np.log(own @ _OWN_PART.T + 1e-300)
+    told = np.array(
+        [likelihoods[~seen.disturbed & (owners == engine)].sum(axis=0) for engine in range(engine_of.max() + 1)]
+    )
+    machine, engines = _engines_belief(told)
+    return _Belief(machine=machine, engines=engines, told=told, own=own, engine_of=owners)
 
 
-def _joint_draws(posterior: _Belief, seen: _Seen, candidates: int) -> tuple[Array, Array]:
-    """Points of the grid's axis: the machine's noise by its quantiles, and given each, every candidate's by a quantile
-    in an order of its own."""
+def _engines_belief(told: Array) -> tuple[Array, Array]:
+    """Probabilities on `_GRID` of the machine's noise, and of each engine's.
+
+    Args:
+        told: logarithms of each engine's likelihood.
+    """
+    prior = -((_GRID / MACHINE_SD) ** 2) / 2
+    if len(told) == 1:
+        machine = _probabilities(prior + told[0])
+        return machine, machine[None]
+    through = np.log(np.exp(told - told.max(axis=1, keepdims=True)) @ _ENGINE_PART.T + 1e-300)
+    others = prior + through.sum(axis=0) - through
+    pairs = zip(others, told, strict=True)
+    engines = [_probabilities(np.log(_probabilities(one) @ _ENGINE_PART) + own) for one, own in pairs]
+    return _probabilities(prior + through.sum(axis=0)), np.array(engines)
+
+
+def _probabilities(logs: Array) -> Array:
+    mass = np.exp(logs - logs.max())
+    return np.asarray(mass / mass.sum())
+
+
+def _joint_draws(posterior: _Belief, seen: _Seen, engine_of: Indices) -> tuple[Array, Array]:
+    """Points of the grid's axis: the machine's noise by its quantiles, and given each, every engine's and then every
+    candidate's by a quantile in an order of its own."""
     levels = (np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY
     machines = np.searchsorted(np.cumsum(posterior.machine), levels).clip(max=len(_GRID) - 1)
-    shuffled = np.random.default_rng(0).permuted(np.tile(levels, (candidates, 1)), axis=1).T
-    draws = np.empty((EQUALLY_LIKELY, candidates))
-    for row, machine in enumerate(machines):
-        draws[row] = _quantiles(_OWN_PART[machine], shuffled[row])
+    generator = np.random.default_rng(0)
+    shuffled = generator.permuted(np.tile(levels, (len(engine_of), 1)), axis=1).T
+    engines = _engine_draws(posterior, machines, generator)
+    draws = np.empty(shuffled.shape)
+    for row, centres in enumerate(engines):
+        for engine, centre in enumerate(centres):
+            its = engine_of == engine
+            draws[row, its] = _quantiles(_OWN_PART[centre], shuffled[row, its])
         for place, own in zip(seen.places, posterior.own, strict=True):
-            draws[row, place] = _quantiles(_OWN_PART[machine] * own, shuffled[row, place])
+            draws[row, place] = _quantiles(_OWN_PART[centres[engine_of[place]]] * own, shuffled[row, place])
     return _GRID[machines], draws
+
+
+def _engine_draws(posterior: _Belief, machines: Indices, generator: np.random.Generator) -> Indices:
+    """Draws × engines: places on `_GRID` of each engine's noise, given that of the machine."""
+    if len(posterior.told) == 1:
+        return machines[:, None]
+    levels = (np.arange(len(machines)) + 0.5) / len(machines)
+    drawn = []
+    for told in posterior.told:
+        mass = _ENGINE_PART[machines] * np.exp(told - told.max())
+        sums = np.cumsum(mass, axis=1) / mass.sum(axis=1, keepdims=True)
+        drawn.append((sums < generator.permuted(levels)[:, None]).sum(axis=1))
+    return np.stack(drawn, axis=1).clip(max=len(_GRID) - 1)
 
 
 def _quantiles(mass: Array, levels: Array) -> Array:

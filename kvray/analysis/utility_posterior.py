@@ -1,17 +1,21 @@
 """Which candidate leads, and how surely: plausible true utilities of all contenders, given what was measured.
 
-A process p of candidate c, run in round k, measures the utility
+A process p of candidate c of engine e, run in round k, measures the utility
 
-    y_p = u_c + b_k + e_p    with   u_c ~ N(m, s²),   b_k ~ N(0, v),   e_p ~ N(0, v_c + w_p)
+    y_p = u_c + b_k + e_p    with   u_c ~ N(m_e, s²),   b_k ~ N(0, v),   e_p ~ N(0, v_c + w_p)
 
-In words: the candidate's true utility u_c; what all processes of the confirming round have in common, b_k (0 in the
-search, whose processes are no round); and the process's own noise e_p. Its variance is v_c, by which processes of this
-candidate differ, plus w_p, which comes of the few runs within the process. v is the v_c of an ordinary candidate.
+In words: the candidate's true utility u_c, which lies around the mean m_e of its engine; what all processes of the
+confirming round have in common, b_k (0 in the search, whose processes are no round); and the process's own noise e_p.
+Its variance is v_c, by which processes of this candidate differ, plus w_p, which comes of the few runs within the
+process. v is the v_c of an ordinary candidate of an ordinary engine.
 
-v and v_c are drawn from what is believed of them (`noise.process_variances`). m is fitted to the measurements, and s is
-drawn from what is believed beforehand and what they show of it, which takes back the luck of those that were measured
-best of many, and leaves two candidates as far apart as they may be. Given these, u and b are normal, and are drawn from
-their joint posterior.
+v and v_c are drawn from what is believed of them (`noise.process_variances`). m_e is fitted to the measurements, and s
+is drawn from what is believed beforehand and what they show of it, which takes back the luck of those that were
+measured best of many, and leaves two candidates as far apart as they may be. Given these, u and b are normal, and are
+drawn from their joint posterior.
+
+With several engines each m_e is drawn as well. One that rests on few candidates is hardly known, so the only candidate
+of an engine is believed to be as good as it measured. With a single engine, m is what fits best.
 
 Source: Gelman et al. 2013, "Bayesian Data Analysis", third edition, sections 5.4 and 5.5 (normal hierarchical model).
 """
@@ -22,10 +26,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 
-from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence
+from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Flags
 from kvray.analysis.intervals import Interval
 from kvray.analysis.noise import EQUALLY_LIKELY, process_variances, typical_variance
 
@@ -40,6 +45,8 @@ SPREAD_SD = 1.0
 """Standard deviation of the logarithm of s, beforehand."""
 _SPREADS = np.exp(np.arange(-4.0, 4.01, 0.1))
 """Standard deviations s that are weighed, over the one that is most likely beforehand."""
+
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +123,10 @@ def draw_utilities(
     generator = np.random.default_rng(seed)
     each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
     expected = SPREAD**2 * typical_variance(weights)
-    levels = np.random.default_rng(0).permutation((np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY)
     drawn = []
-    for machine, one, level in zip(variances.machine, variances.own, levels, strict=True):
+    for machine, one, level in zip(variances.machine, variances.own, _levels(own), strict=True):
         noise = within + one[rows]
-        population = _population(own, values, noise, expected, float(level))
+        population = _population(own, values, noise, expected, level)
         drawn.append(_draw(own, values, noise, float(machine), population, each, generator))
     return UtilityPosterior(ids=own.ids, utilities=np.concatenate(drawn, axis=1)[:, :draws])
 
@@ -130,7 +136,7 @@ def _draw(
     values: Array,
     variances: Array,
     typical: float,
-    population: tuple[float, float],
+    population: tuple[Array, float],
     draws: int,
     generator: np.random.Generator,
 ) -> Array:
@@ -138,18 +144,18 @@ def _draw(
 
     With weight a_p = 1 / (v_c + w_p) and P_c = 1/s² + Σ a_p over the processes of c, the utility given all b is
 
-        u_c ~ N((m/s² + Σ a_p (y_p − b_k)) / P_c, 1 / P_c)
+        u_c ~ N((m_e/s² + Σ a_p (y_p − b_k)) / P_c, 1 / P_c)
 
     Averaged over u, the vector b is normal with the inverse covariance
 
         J_kl = [k = l] (1/v + Σ_{p in k} a_p) − Σ_c S_ck S_cl / P_c    with   S_ck = Σ a_p over the processes of c in k
 
-    and the mean J⁻¹ h, where h_k = Σ_{p in k} a_p y_p − Σ_c S_ck (m/s² + Σ a_p y_p) / P_c.
+    and the mean J⁻¹ h, where h_k = Σ_{p in k} a_p y_p − Σ_c S_ck (m_e/s² + Σ a_p y_p) / P_c.
 
     Args:
         variances: v_c + w_p of every process.
         typical: v.
-        population: m and s².
+        population: m_e of every candidate's engine, and s².
     """
     owner, count, weights = evidence.owner, len(evidence.ids), 1 / variances
     mean, spread = population
@@ -176,30 +182,65 @@ def _mirrored(rows: int, draws: int, generator: np.random.Generator) -> Array:
     return np.concatenate([half, -half], axis=1)
 
 
+def _levels(evidence: Evidence) -> Array:
+    """For each draw of the noise, the quantile of s and that of each engine's m_e."""
+    levels, generator = (np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY, np.random.default_rng(0)
+    return np.stack([generator.permutation(levels) for _ in range(2 + evidence.engine_of.max())], axis=1)
+
+
 def _population(
-    evidence: Evidence, values: Array, variances: Array, expected: float, level: float
-) -> tuple[float, float]:
-    """Mean m and variance s² of the true utilities, from the search alone: it confirms good candidates, not any.
+    evidence: Evidence, values: Array, variances: Array, expected: float, levels: Array
+) -> tuple[Array, float]:
+    """Mean m_e of every candidate's engine, and variance s² of the true utilities around it.
 
-    With precision a_p(s) = 1 / (s² + v_c + w_p) and m̂ the mean of the values weighted by it, what is believed of s is
+    They rest on the search alone: it confirms good candidates, not any. With precision a_p(s) = 1 / (s² + v_c + w_p)
+    and m̂_e the mean of an engine's values weighted by it, what is believed of s is
 
-        log p(s) = −(log(s / ŝ) / SPREAD_SD)² / 2 + Σ log(a_p) / 2 − log(Σ a_p) / 2 − Σ a_p (y_p − m̂)² / 2
+        log p(s) = −(log(s / ŝ) / SPREAD_SD)² / 2 + Σ_e [Σ log(a_p) − log(Σ a_p) − Σ a_p (y_p − m̂_e)²] / 2
 
-    up to a constant: the prior times the likelihood with m integrated out (Gelman et al., equation 5.21).
+    up to a constant: the prior times the likelihood with all m_e integrated out (Gelman et al., equation 5.21).
 
     Args:
         expected: ŝ², beforehand.
-        level: which quantile of that belief is taken.
+        levels: which quantiles of the beliefs about s and each m_e are taken.
     """
-    searched = evidence.rounds == SEARCH_ROUND
-    if searched.sum() > 1:
-        values, variances = values[searched], variances[searched]
     spreads = expected * _SPREADS**2
-    precision = 1 / (spreads[:, None] + variances)
-    total = precision.sum(axis=1)
-    means = precision @ values / total
-    misfit = (precision * (values - means[:, None]) ** 2).sum(axis=1)
-    logs = -((np.log(_SPREADS) / SPREAD_SD) ** 2) / 2 + (np.log(precision).sum(axis=1) - np.log(total) - misfit) / 2
+    fits = [_Engine.of(values[rows], variances[rows], spreads) for rows in _searched(evidence)]
+    logs = -((np.log(_SPREADS) / SPREAD_SD) ** 2) / 2 + sum(one.logs for one in fits) / 2
     mass = np.exp(logs - logs.max())
-    place = int(np.searchsorted(np.cumsum(mass) / mass.sum(), level))
-    return float(means[place]), float(spreads[place])
+    place = int(np.searchsorted(np.cumsum(mass) / mass.sum(), levels[0]))
+    means = np.array([one.means[place] for one in fits])
+    if len(fits) > 1:
+        errors = np.sqrt([1 / one.precision[place] for one in fits])
+        means += errors * [_NORMAL.inv_cdf(level) for level in levels[1:]]
+    return means[evidence.engine_of], float(spreads[place])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Engine:
+    """What the processes of one engine tell, for each spread between candidates.
+
+    Attributes:
+        means: m̂_e.
+        precision: of m̂_e.
+        logs: twice the logarithm of their likelihood.
+    """
+
+    means: Array
+    precision: Array
+    logs: Array
+
+    @classmethod
+    def of(cls, values: Array, variances: Array, spreads: Array) -> _Engine:
+        precision = 1 / (spreads[:, None] + variances)
+        total = precision.sum(axis=1)
+        means = precision @ values / total
+        misfit = (precision * (values - means[:, None]) ** 2).sum(axis=1)
+        return cls(means=means, precision=total, logs=np.log(precision).sum(axis=1) - np.log(total) - misfit)
+
+
+def _searched(evidence: Evidence) -> list[Flags]:
+    """For each engine, its processes that the search started; all that it has where those are fewer than two."""
+    engines, is_searched = evidence.engine_of[evidence.owner], evidence.rounds == SEARCH_ROUND
+    every = [engines == engine for engine in range(evidence.engine_of.max() + 1)]
+    return [its & is_searched if (its & is_searched).sum() > 1 else its for its in every]

@@ -22,8 +22,13 @@ def make_evidence(
     within: float = 0.0,
     disturbed: Iterable[str] = (),
     misses: Mapping[str, tuple[Miss, ...]] = MappingProxyType({}),
+    engines: Mapping[str, str] | None = None,
 ) -> Evidence:
-    """All processes of the candidates in `disturbed` were; those in `misses` are no contenders."""
+    """All processes of the candidates in `disturbed` were; those in `misses` are no contenders.
+
+    Args:
+        engines: by candidate; `None` where there is one engine.
+    """
     rows = [(place, *one) for place, of in enumerate(processes.values()) for one in of]
     logs = np.log([row[2:] for row in rows])
     return Evidence(
@@ -35,14 +40,18 @@ def make_evidence(
         logs=logs,
         within=np.full_like(logs, within),
         disturbed=np.isin([row[0] for row in rows], [list(processes).index(key) for key in disturbed]),
+        engines=() if engines is None else tuple(engines[key] for key in processes),
     )
 
 
-def of_throughputs(processes: Mapping[str, Iterable[float]], *, confirmed: bool = True) -> Evidence:
+def of_throughputs(
+    processes: Mapping[str, Iterable[float]], *, confirmed: bool = True, engines: Mapping[str, str] | None = None
+) -> Evidence:
     """The first value of each is the search's, the others are of rounds 1, 2, …"""
     return make_evidence(
         {
             key: [(place if confirmed else 0, 100.0, value, 1000.0) for place, value in enumerate(values)]
             for key, values in processes.items()
-        }
+        },
+        engines=engines,
     )
