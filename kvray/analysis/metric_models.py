@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.axis_values import Array, NumberAxis
+from kvray.analysis.engine_noise import engine_codes
 from kvray.analysis.score import utility_weights
 from kvray.analysis.surrogate import PRIORS, AxisModel, Observations, Posterior
 from kvray.candidate import Candidate
@@ -92,7 +93,7 @@ class MetricPosterior:
     def expected_measurement(self, index: int) -> tuple[Array, Array]:
         """Means and variances of the three logarithms that a first rung of a candidate should show."""
         means = [one.mean[index] for one in self.plain]
-        return np.array(means), np.array([one.covariance[index, index] + one.noise for one in self.plain])
+        return np.array(means), np.array([one.covariance[index, index] + one.noise[index] for one in self.plain])
 
     def draw(self, among: Sequence[int], generator: np.random.Generator) -> Array:
         """Samples × candidates: utilities, `-inf` where a limit is missed for certain."""
@@ -123,6 +124,7 @@ class MetricModels:
         ]
         self._starts: list[Array | None] = [None] * len(PRIORS)
         self._weights = goodness_weights(profile)
+        self._engine_of = engine_codes([candidate.engine for candidate in candidates])
         self._batch_sizes = np.array([float(candidate.batch_size) for candidate in candidates])
         self._gpus = np.array([float(candidate.parallelism) for candidate in candidates])
         self._limits = profile.limits
@@ -134,8 +136,8 @@ class MetricModels:
 
     def believe(self, seen: Sequence[Measured], surprises: Sequence[Array]) -> MetricPosterior:
         """What follows from `seen` (at least one); `surprises` are as in `widening`."""
-        logs = _full_length_logs(seen)
         at = np.array([one.index for one in seen])
+        logs = _full_length_logs(seen, self._engine_of[at])
         is_first = np.array([one.rung == 0 for one in seen])
         is_disturbed = np.array([one.is_disturbed for one in seen], dtype=float)
         plain = tuple(
@@ -189,16 +191,21 @@ def widening(surprises: Sequence[Array]) -> Array:
     return np.asarray(MODESTY * np.maximum(1.0, excess))
 
 
-def _full_length_logs(seen: Sequence[Measured]) -> Array:
-    """Measurements as k × 3 logarithms; those of rung 0 moved by what lies between rung 0 and full length."""
+def _full_length_logs(seen: Sequence[Measured], engines: npt.NDArray[np.int64]) -> Array:
+    """Measurements as k × 3 logarithms; those of rung 0 moved by what lies between rung 0 and full length, for the same
+    engine where that was seen."""
     logs = np.array([goodness(one.metrics) for one in seen])
-    moves = [
-        goodness(one.metrics) - goodness(one.first)
-        for one in seen
+    moves = {
+        place: goodness(one.metrics) - goodness(one.first)
+        for place, one in enumerate(seen)
         if one.rung and one.first is not None and not one.is_disturbed
-    ]
-    if moves:
-        logs[[one.rung == 0 for one in seen]] += np.median(moves, axis=0)
+    }
+    if not moves:
+        return logs
+    is_first = np.array([one.rung == 0 for one in seen])
+    for engine in np.unique(engines):
+        own = [move for place, move in moves.items() if engines[place] == engine]
+        logs[is_first & (engines == engine)] += np.median(own or list(moves.values()), axis=0)
     return logs
 
 

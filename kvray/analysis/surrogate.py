@@ -2,8 +2,8 @@
 
 Each metric has a model of its own (ln 1/TTFT, ln tok/s, ln 1/peak). Its true values are f + g, where f is the forecast
 and g is normal around a common level with the covariance that `axis_kernel` writes down. A measurement adds noise
-between processes. How large each effect is, and how far a number's effect reaches, is fitted to the measurements by
-marginal likelihood under weak priors.
+between processes, and each engine has a noise of its own. How large each effect and each noise is, and how far a
+number's effect reaches, is fitted to the measurements by marginal likelihood under weak priors.
 
 Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", sections 2.2 and 5.4.
 """
@@ -22,8 +22,10 @@ from scipy.optimize import minimize
 
 from kvray.analysis.axis_kernel import CONSTANT_VARIANCE, AxisKernel, stacked
 from kvray.analysis.axis_values import Array, NumberAxis, axis_points
+from kvray.analysis.engine_noise import ENGINE_SD, engine_codes
 from kvray.candidate import Candidate
 
+Indices = npt.NDArray[np.int64]
 _JITTER = 1e-9
 _MAX_ITERATIONS = 30
 
@@ -75,7 +77,7 @@ class Observations:
         known_noise: variance of each that comes on top of the noise that is fitted.
     """
 
-    at: npt.NDArray[np.int64]
+    at: Indices
     values: Array
     is_first_rung: npt.NDArray[np.bool_]
     known_noise: Array
@@ -86,13 +88,13 @@ class Posterior:
     """What is known of one metric of every candidate: n means, and their n × n covariance (noise not included).
 
     Attributes:
-        noise: variance of what a first rung would measure around the truth.
+        noise: n variances of what a first rung would measure around the truth.
         scales: logarithms of the fitted scales, a start for the next fit.
     """
 
     mean: Array
     covariance: Array
-    noise: float
+    noise: Array
     scales: Array
 
     def widened(self, factor: float) -> Posterior:
@@ -118,6 +120,7 @@ class AxisModel:
     ) -> None:
         size = len(candidates)
         self.shared = shared_values(candidates)
+        self._engine_of = engine_codes([candidate.engine for candidate in candidates])
         distances = [axis.distances for axis in numbers]
         is_ordered = [any(np.array_equal(equal, one == 0) for one in distances) for equal in self.shared]
         names = [equal for equal, ordered in zip(self.shared, is_ordered, strict=True) if not ordered]
@@ -139,8 +142,14 @@ class AxisModel:
         count = len(distances)
         medians += [prior.main] * count + [prior.pair] * self._kernel.has_pairs
         spreads += [_SPREAD["effect"]] * (count + self._kernel.has_pairs)
-        self._medians = np.log([*medians, *[_LENGTH] * count, prior.noise, prior.first_rung])
-        self._spreads = np.array([*spreads, *[_SPREAD["length"]] * count, *[_SPREAD["noise"]] * 2])
+        engines = int(self._engine_of.max()) + 1
+        # Each engine's noise over that which the engines have in common; a single engine's is no other than that.
+        self._factors = engines if engines > 1 else 0
+        factors, noises = [1.0] * self._factors, [prior.noise, prior.first_rung]
+        self._medians = np.log([*medians, *[_LENGTH] * count, *factors, *noises])
+        self._spreads = np.array(
+            [*spreads, *[_SPREAD["length"]] * count, *[ENGINE_SD] * self._factors, *[_SPREAD["noise"]] * 2]
+        )
         self._smooth_start = self._medians.copy()
         self._smooth_start[: len(self.shared)][is_ordered] -= _LEANING
         self._smooth_start[len(fixed) : len(fixed) + count] += _LEANING
@@ -151,7 +160,7 @@ class AxisModel:
         level = float(np.mean(beyond))
         values = beyond - level
         inner = self._kernel.among(seen.at)
-        arguments = (inner, values, seen.is_first_rung.astype(float), seen.known_noise)
+        arguments = (inner, values, seen.is_first_rung.astype(float), seen.known_noise, self._engine_of[seen.at])
         starts = [self._medians if start is None else start]
         if len(inner.distances):
             starts.append(self._smooth_start)
@@ -174,22 +183,25 @@ class AxisModel:
     def _prior_terms(self) -> list[tuple[float, float]]:
         return list(zip(self._medians.tolist(), self._spreads.tolist(), strict=True))
 
-    def _split(self, scales: Array) -> tuple[Array, Array, Array]:
-        """Variances of the kernel's terms, lengths, and variances of the noise (always, and of a first rung)."""
-        terms = self._kernel.terms
-        return np.exp(2 * scales[:terms]), np.exp(scales[terms:-2]), np.exp(2 * scales[-2:])
+    def _split(self, scales: Array) -> tuple[Array, Array, Array, Array]:
+        """Variances of the kernel's terms, lengths, each engine's factor on the variance between processes, and
+        variances of the noise (between processes, and of a first rung)."""
+        terms, factors = self._kernel.terms, len(scales) - 2 - self._factors
+        by_engine = np.exp(2 * scales[factors:-2]) if self._factors else np.ones(1)
+        return np.exp(2 * scales[:terms]), np.exp(scales[terms:factors]), by_engine, np.exp(2 * scales[-2:])
 
     def _cost(
-        self, scales: Array, inner: AxisKernel, values: Array, is_first: Array, known_noise: Array
+        self, scales: Array, inner: AxisKernel, values: Array, is_first: Array, known_noise: Array, engines: Indices
     ) -> tuple[float, Array]:
         """Negative log of marginal likelihood times prior, and its gradient in `scales` (logarithms).
 
         Source: Rasmussen and Williams 2006, equations 2.30 and 5.9.
         """
-        variances, lengths, noise = self._split(scales)
+        variances, lengths, by_engine, noise = self._split(scales)
+        factors = by_engine[engines]
         likenesses = inner.likenesses(lengths)
         covariance = np.tensordot(variances, likenesses.terms, axes=1) + CONSTANT_VARIANCE
-        covariance[np.diag_indices_from(covariance)] += noise[0] + noise[1] * is_first + known_noise + _JITTER
+        covariance[np.diag_indices_from(covariance)] += noise[0] * factors + noise[1] * is_first + known_noise + _JITTER
         lower = cholesky(covariance, lower=True, check_finite=False)
         inverse = cho_solve((lower, True), np.eye(len(values)), check_finite=False)
         weights = inverse @ values
@@ -199,7 +211,8 @@ class AxisModel:
             [
                 np.tensordot(likenesses.terms, excess, axes=([1, 2], [0, 1])) * variances,
                 likenesses.length_slopes(variances, excess) / 2,
-                np.array([diagonal.sum(), diagonal @ is_first]) * noise,
+                np.bincount(engines, diagonal * factors, self._factors)[: self._factors] * noise[0],
+                np.array([(diagonal * factors).sum(), diagonal @ is_first]) * noise,
             ]
         )
         distance = (scales - self._medians) / self._spreads
@@ -208,9 +221,10 @@ class AxisModel:
 
     def _predict(self, scales: Array, inner: AxisKernel, values: Array, level: float, seen: Observations) -> Posterior:
         """Source: Rasmussen and Williams 2006, equations 2.25 and 2.26."""
-        variances, lengths, (process, first_rung) = self._split(scales)
+        variances, lengths, by_engine, (process, first_rung) = self._split(scales)
+        between = process * by_engine[self._engine_of]
         everything = np.tensordot(variances, self._kernel.likenesses(lengths).terms, axes=1) + CONSTANT_VARIANCE
-        noise = process + first_rung * seen.is_first_rung + seen.known_noise + _JITTER
+        noise = between[seen.at] + first_rung * seen.is_first_rung + seen.known_noise + _JITTER
         covariance = (
             np.tensordot(variances, inner.likenesses(lengths).terms, axes=1) + CONSTANT_VARIANCE + np.diag(noise)
         )
@@ -220,7 +234,7 @@ class AxisModel:
         return Posterior(
             mean=level + self._expected + across @ (inverse @ values),
             covariance=everything - across @ inverse @ across.T,
-            noise=float(process + first_rung),
+            noise=between + first_rung,
             scales=scales,
         )
 

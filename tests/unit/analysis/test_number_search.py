@@ -106,10 +106,11 @@ def test_the_gradient_of_the_fit_is_that_of_its_cost() -> None:
     inner, values = model._kernel.among(at), np.sin(at)
     is_first, known_noise = (at % 2).astype(float), 0.01 * (at % 3).astype(float)
     scales = model._medians + 0.1 * np.sin(np.arange(len(model._medians)))
-    _, slopes = model._cost(scales, inner, values, is_first, known_noise)
+    measured = inner, values, is_first, known_noise, model._engine_of[at]
+    _, slopes = model._cost(scales, *measured)
     for place in range(len(scales)):
         step = 1e-5 * np.eye(len(scales))[place]
-        upper, lower = (model._cost(scales + sign * step, inner, values, is_first, known_noise)[0] for sign in (1, -1))
+        upper, lower = (model._cost(scales + sign * step, *measured)[0] for sign in (1, -1))
         assert slopes[place] == pytest.approx((upper - lower) / 2e-5, rel=1e-3, abs=1e-4)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from search_samples import ATTENTION_EFFECT, CACHE_EFFECT, DTYPE_EFFECT, POINTS, SPACE
@@ -11,6 +13,7 @@ from kvray.candidate import Candidate, CompileMode
 ADDITIVE = np.array([CACHE_EFFECT[c] + ATTENTION_EFFECT[a] + DTYPE_EFFECT[d] for c, a, d in POINTS])
 L_SHAPED = [index for index, (c, a, d) in enumerate(POINTS) if (c > 0) + (a > 0) + (d > 0) <= 1]
 PRIOR = PRIORS[1]
+TWO_ENGINES = [replace(one, engine=("quiet", "noisy")[place % 2]) for place, one in enumerate(SPACE)]
 
 
 def seen(at: list[int], values: Array, *, first_rung: bool = False) -> Observations:
@@ -52,18 +55,20 @@ def test_the_first_rung_is_trusted_less_than_full_length() -> None:
     assert np.trace(short.covariance) > np.trace(full.covariance)
 
 
-def test_the_gradient_of_the_fit_is_that_of_its_cost() -> None:
-    model = AxisModel(SPACE, PRIOR, forecast=ADDITIVE)
+@pytest.mark.parametrize("space", [SPACE, TWO_ENGINES])
+def test_the_gradient_of_the_fit_is_that_of_its_cost(space: list[Candidate]) -> None:
+    model = AxisModel(space, PRIOR, forecast=ADDITIVE)
     at = np.array(L_SHAPED)
     values = ADDITIVE[at] - ADDITIVE[at].mean()
     inner = model._kernel.among(at)
     is_first, known_noise = (at % 2).astype(float), 0.01 * (at % 3)
     scales = model._medians + 0.1
-    _, slopes = model._cost(scales, inner, values, is_first, known_noise)
+    measured = inner, values, is_first, known_noise, model._engine_of[at]
+    _, slopes = model._cost(scales, *measured)
     for place in range(len(scales)):
         step = np.zeros(len(scales))
         step[place] = 1e-5
-        upper, lower = (model._cost(scales + sign * step, inner, values, is_first, known_noise)[0] for sign in (1, -1))
+        upper, lower = (model._cost(scales + sign * step, *measured)[0] for sign in (1, -1))
         assert slopes[place] == pytest.approx((upper - lower) / 2e-5, rel=1e-3, abs=1e-4)
 
 
@@ -92,3 +97,33 @@ def test_what_is_known_to_be_noisy_weighs_less() -> None:
         return float(AxisModel(SPACE, PRIOR).fit(measured).mean[L_SHAPED[0]])
 
     assert abs(mean(1.0) - ADDITIVE[L_SHAPED[0]]) < 0.3 < abs(mean(0.0) - ADDITIVE[L_SHAPED[0]])
+
+
+def test_each_engine_has_a_noise_of_its_own() -> None:
+    is_noisy = np.arange(len(POINTS)) % 2 == 1
+    everything = list(range(len(POINTS))) * 3
+    deviations = np.where(is_noisy, 0.1, 0.005)[everything]
+    values = ADDITIVE[everything] + deviations * np.random.default_rng(3).standard_normal(len(everything))
+    measured = replace(seen(everything, ADDITIVE), values=values)
+
+    def fitted(space: list[Candidate]) -> tuple[Array, Array]:
+        posterior = AxisModel(space, PRIOR).fit(measured)
+        return np.sqrt(posterior.noise), np.sqrt(np.diagonal(posterior.covariance))
+
+    (apart, spread), (together, _) = fitted(TWO_ENGINES), fitted(SPACE)
+
+    assert np.median(apart[is_noisy]) == pytest.approx(0.1, rel=0.3)
+    assert np.ptp(together) == 0
+    assert together[0] > 2 * apart[~is_noisy].max()
+    assert 5 * spread[~is_noisy].max() < spread[is_noisy].min()
+
+
+@pytest.mark.parametrize("sd", [0.001, 0.1])
+def test_an_engine_measured_once_is_believed_to_be_about_as_noisy_as_the_other(sd: float) -> None:
+    known = [place for place in range(len(POINTS)) if place % 2 == 0] * 3
+    values = ADDITIVE[known] + sd * np.random.default_rng(3).standard_normal(len(known))
+    measured = replace(seen([*known, 1], ADDITIVE), values=np.array([*values, ADDITIVE[1]]))
+    posterior = AxisModel(TWO_ENGINES, PRIOR).fit(measured)
+    often, once = np.sqrt(posterior.noise[:2] - np.exp(2 * posterior.scales[-1]))
+    assert often == pytest.approx(sd, rel=0.3)
+    assert min(sd, PRIOR.noise) < once < max(sd, PRIOR.noise), "between the other's and what is believed beforehand"
