@@ -117,7 +117,8 @@ class SweepQueue(TrialQueue):
         stops_early: whether a trial may be stopped between rungs because it is poor.
         expected_launches: how many the search will make in all; by default every candidate.
         repeats_apart: whether a searched candidate measures every cell once, and again only in the confirm phase, in
-            processes of its own: a second process tells more than a second run. The baseline's trial has all repeats.
+            processes of its own: a second process tells more than a second run. The baseline's trial and those of
+            `defaults` have all repeats, which show how much the runs of each engine differ.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class SweepQueue(TrialQueue):
         make_task: MakeTask,
         bounds: Bounds,
         recorded: Iterable[TrialResult] = (),
-        defaults: Iterable[str] = (),
+        defaults: Sequence[str] = (),
         retry: Iterable[str] = (),
         stops_early: bool = True,
         repeats_apart: bool = False,
@@ -139,6 +140,7 @@ class SweepQueue(TrialQueue):
         self.stops_early = stops_early
         self._search_rungs = SEARCH_RUNGS if repeats_apart and bounds.confirm_rounds else ALL_RUNGS
         self._baseline_id = candidates[0].candidate_id
+        self._with_repeats = {self._baseline_id, *defaults}
         self._by_id = {candidate.candidate_id: candidate for candidate in candidates}
         self._numbers = {candidate.candidate_id: number for number, candidate in enumerate(candidates)}
         self._make_task = make_task
@@ -260,7 +262,7 @@ class SweepQueue(TrialQueue):
     def _search_task(self, candidate: Candidate) -> TrialTask:
         key = candidate.candidate_id
         role = Role.BASELINE if key == self._baseline_id else Role.SEARCH
-        rungs = ALL_RUNGS if role is Role.BASELINE else self._search_rungs
+        rungs = ALL_RUNGS if key in self._with_repeats else self._search_rungs
         return self._started(
             self._make_task(candidate, role=role, trial_id=f"{self._numbers[key]:04d}-{key}", rungs=rungs)
         )
