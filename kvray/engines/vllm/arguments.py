@@ -58,7 +58,7 @@ def engine_arguments(
     arguments: dict[str, Any] = {
         "model": model,
         "dtype": candidate.dtype.value,
-        "max_model_len": longest_tokens(cells),
+        "max_model_len": longest_tokens(cells) + 1,  # a text as long as the cell is read as a prompt for quality
         "kv_cache_memory_bytes": _POOL_BYTES,
         "num_gpu_blocks_override": pool_blocks(candidate, device, cells, groups=cache_groups(kinds)),
     }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvray.engines.base import CrashedError, Generation, SubstitutedError, UnsupportedError
+from kvray.engines.base import Generation, SubstitutedError, UnsupportedError
 from kvray.engines.vllm.words import EngineWords
 from kvray.probes.own_processes import descendants
 
@@ -53,13 +53,10 @@ class Session:
         self._words = words
         self._names = itertools.count()
         self._pids: tuple[int, ...] = ()
-        asked = EngineArgs(
-            **arguments,
-            skip_tokenizer_init=True,
-            worker_extension_cls=WORKER_EXTENSION,
-            max_logprobs=-1,
-        )
         with self._starting():
+            asked = EngineArgs(
+                **arguments, skip_tokenizer_init=True, worker_extension_cls=WORKER_EXTENSION, max_logprobs=-1
+            )
             # The server's defaults, which `vllm.LLM` does not share, are those that a user deploys.
             self._engine = LLMEngine.from_engine_args(asked, usage_context=UsageContext.OPENAI_API_SERVER)
         self._pids = tuple(descendants(os.getpid()))
@@ -149,7 +146,7 @@ class Session:
         try:
             yield
         except EngineDeadError as error:
-            raise CrashedError(self._words.last_words(str(error))) from error
+            raise self._words.death(str(error)) from error
         except (ValueError, NotImplementedError) as error:
             raise UnsupportedError(f"vLLM: {error}") from error
 

@@ -49,11 +49,6 @@ class EngineWords:
         """All that was logged so far."""
         return self._file.read_text(encoding="utf-8", errors="replace").splitlines()
 
-    def warnings(self) -> tuple[str, ...]:
-        """Lines that say that something else than what was asked for is done."""
-        told = ("Cannot use", "not supported", "overriding", "Overriding cudagraph", "falling back", "fallback")
-        return tuple(dict.fromkeys(line for line in self.lines() if any(word in line for word in told)))
-
     def cause_of(self, error: Exception) -> KvrayError:
         """What the contract says of `error`, which the engine raised when it was started, with the words of the
         process in which it began."""
@@ -66,9 +61,11 @@ class EngineWords:
             return CrashedError(f"vLLM: {text}")
         return error_of(text)
 
-    def last_words(self, otherwise: str) -> str:
-        """What a process of the engine said before it died."""
-        return self._first_raised() or otherwise
+    def death(self, otherwise: str) -> KvrayError:
+        """What the contract says of an engine that has died while it was at work, with the last words of the process in
+        which that began."""
+        text = self._first_raised() or otherwise
+        return OutOfMemoryError(f"vLLM: {text}") if _is_out_of_memory(text) else CrashedError(f"vLLM: {text}")
 
     def close(self) -> None:
         """Stop logging from this process."""
@@ -85,8 +82,12 @@ class EngineWords:
 
 def error_of(text: str) -> KvrayError:
     """The contract's error for what vLLM says: memory ran out, or it refuses what is asked for."""
-    kind = OutOfMemoryError if any(word in text for word in _NO_MEMORY) else UnsupportedError
+    kind = OutOfMemoryError if _is_out_of_memory(text) else UnsupportedError
     return kind(f"vLLM: {text}")
+
+
+def _is_out_of_memory(text: str) -> bool:
+    return any(word in text for word in _NO_MEMORY)
 
 
 def _logging(file: Path) -> dict[str, Any]:

@@ -115,8 +115,14 @@ def test_the_first_process_that_failed_says_why(words: EngineWords) -> None:
     cause = words.cause_of(failed)
     assert isinstance(cause, UnsupportedError)
     assert str(cause) == "vLLM: ValueError: Unsupported head size 16"
-    assert words.last_words("it died") == "ValueError: Unsupported head size 16"
+    assert str(words.death("it died")) == "vLLM: ValueError: Unsupported head size 16"
     assert str(words.cause_of(ValueError("no such dtype"))) == "vLLM: no such dtype"
+
+
+def test_a_death_for_want_of_memory_is_no_crash(words: EngineWords) -> None:
+    assert type(words.death("EngineCore encountered an issue.")) is CrashedError
+    logging.getLogger("vllm").error("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+    assert type(words.death("EngineCore encountered an issue.")) is OutOfMemoryError
 
 
 def test_the_engines_processes_log_into_the_same_file(words: EngineWords) -> None:

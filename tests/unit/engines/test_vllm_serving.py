@@ -54,7 +54,7 @@ def test_the_server_is_started_for_the_longest_cell_with_a_pool_for_all_its_sequ
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert options == {
         "--dtype": "bfloat16",
-        "--max-model-len": "256",
+        "--max-model-len": "257",
         "--kv-cache-memory-bytes": str(1 << 30),
         # 256 tokens are two blocks of 128, and one more for the token that is being written.
         "--num-gpu-blocks-override": str(4 * 3 + 1),
@@ -100,7 +100,7 @@ def test_the_program_gives_the_library_what_the_server_has_by_itself() -> None:
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     (given,) = [call for call in calls if getattr(call.func, "id", None) == "LLM"]
     named = {keyword.arg: ast.unparse(keyword.value) for keyword in given.keywords}
-    assert (named["model"], named["block_size"], named["max_model_len"]) == ("'org/name'", "64", "256")
+    assert (named["model"], named["block_size"], named["max_model_len"]) == ("'org/name'", "64", "257")
     assert named["max_num_batched_tokens"] == "EngineArgs.get_batch_defaults(1)[0][UsageContext.OPENAI_API_SERVER]"
     assert "max_num_seqs" in named
 
