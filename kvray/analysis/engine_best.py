@@ -67,18 +67,21 @@ def unlike_weights(manifest: SweepManifest, ranking: Ranking) -> str | None:
     models = {name: manifest.model_of(name) for name in manifest.engines if name in ranked}
     if len({one.model_id for one in models.values()}) < 2:
         return None
-    names = {name: short_model_name(one.model_id) for name, one in models.items()}
-    kinds = {name: one.weights for name, one in models.items()}
-    is_counted = any(
-        entry.record.kl_mean is not None and entry.record.candidate.engine != next(iter(models))
-        for entry in ranking.entries
-    )
-    if len({(kind or "").casefold() for kind in kinds.values()}) == 1:  # engines write GPTQ in their own way
-        told = ", ".join(f"{name} {file}" for name, file in names.items())
-        cost = (
-            "their quality (KL) shows how far these differ" if is_counted else "whether these differ was not measured"
-        )
-        return f"The engines ran weights of different files: {told}; {cost}."
-    told = ", ".join(f"{name} {kind or names[name]}" for name, kind in kinds.items())
-    cost = "their quality (KL) counts what that costs" if is_counted else "what that costs was not measured"
-    return f"The engines ran unlike weights: {told}; {cost}."
+    kinds = {name: one.weights or short_model_name(one.model_id) for name, one in models.items()}
+    counts = _counts_cost(ranking, first=next(iter(models)))
+    if len({kind.casefold() for kind in kinds.values()}) > 1:  # engines write GPTQ in their own way
+        cost = "their quality (KL) counts what that costs" if counts else "what that costs was not measured"
+        return f"The engines ran unlike weights: {_listed(kinds)}; {cost}."
+    files = {name: short_model_name(one.model_id) for name, one in models.items()}
+    cost = "their quality (KL) shows how far these differ" if counts else "whether these differ was not measured"
+    return f"The engines ran weights of different files: {_listed(files)}; {cost}."
+
+
+def _counts_cost(ranking: Ranking, *, first: str) -> bool:
+    """Whether the output of any other engine than the `first` one was compared."""
+    records = (entry.record for entry in ranking.entries)
+    return any(record.kl_mean is not None and record.candidate.engine != first for record in records)
+
+
+def _listed(told: Mapping[str, str]) -> str:
+    return ", ".join(f"{engine} {what}" for engine, what in told.items())

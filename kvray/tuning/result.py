@@ -95,7 +95,8 @@ def read_result(store: ResultsStore, run_id: str, judging: Judging | None = None
 
 
 def _analysed(manifest: SweepManifest, results: Sequence[TrialResult]) -> Analysis:
-    defaults = manifest.on_type(gpu_type_of(results)).defaults
+    about = manifest.on_type(gpu_type_of(results))
+    defaults = {about.engine: about.baseline_id, **about.defaults}  # older sweeps have the baseline alone
     return analyse(results, manifest.profile, seed=manifest.seed, defaults=defaults)
 
 

@@ -11,6 +11,7 @@ import ray
 import second_engine
 
 from kvray.candidate import DeviceType
+from kvray.cli.output import summary
 from kvray.cli.preview import print_preview
 from kvray.config import TuneConfig
 from kvray.errors import EngineError, ModelError, ResultsError
@@ -156,12 +157,17 @@ def check_what_is_told_of_each_engine(result: TuneResult, plan: Plan, report: st
     assert f"# Note: {unlike}" in snippet
     assert "## Best of each engine" in report
     assert result.manifest.defaults.keys() == plan.engines.keys() == {"fake", "second"}
+    told = {one["engine"]: one for one in summary(result)["engines"]}
+    assert {name: one["best"]["candidate_id"] for name, one in told.items()} == {
+        name: one.candidate.candidate_id for name, one in plan.engines.items()
+    }
     for engine, one in plan.engines.items():
         assert one.default is not None
         assert one.default.candidate.candidate_id == result.manifest.defaults[engine]
         assert one.gain is not None
         assert one.default.metrics.peak_mib is not None
         assert one.metrics.peak_mib is not None
+        assert told[engine]["own_gain"]["memory"] == one.gain.memory
         assert one.gain.memory == pytest.approx(one.default.metrics.peak_mib / one.metrics.peak_mib - 1)
 
 
