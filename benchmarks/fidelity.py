@@ -7,6 +7,7 @@ things that are equal. A public tool measures the candidates that it can express
 
 - `--engine transformers`: plain `model.generate()` (`plain_harness.py`); with `--public-tool`, optimum-benchmark.
 - `--engine llama_cpp`: a loop over the C API (`plain_llama.py`); `llama-bench` where `make llama-tools` has built it.
+- `--engine vllm`: vLLM's own step loop (`plain_vllm.py`), in the Python that `make vllm-env` makes.
 
 What differs in optimum-benchmark: it needs Transformers 4.57 (it does not import under 5), so another `generate` runs,
 and one that does not know the newer config's rope base (other text, the same arithmetic). Its prompts are random ids;
@@ -26,7 +27,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fidelity_engines import TOOL, LlamaSides, TransformersSides, tool_python
+from fidelity_engines import TOOL, LlamaSides, TransformersSides, VllmSides, tool_python
 from fidelity_sides import Samples, Sides
 from output import Figure, make_parser, print_table, write_figures
 from pairs import Pair, middle
@@ -40,6 +41,9 @@ ROUNDS = (0, 1)
 """Rounds of a block. The second one runs backwards: a steady drift cancels, and both plain processes are neighbours."""
 FIRST_ENGINE = TransformersSides.engine
 """Its figures have no engine's name in front: they had none when it was the only one."""
+
+
+VLLM_PYTHON = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
 
 
 def main() -> None:
@@ -69,9 +73,9 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "--engine", choices=(TransformersSides.engine, LlamaSides.engine), default=FIRST_ENGINE, help="whose numbers"
-    )
+    engines = (TransformersSides.engine, LlamaSides.engine, VllmSides.engine)
+    parser.add_argument("--engine", choices=engines, default=FIRST_ENGINE, help="whose numbers")
+    parser.add_argument("--engine-python", type=Path, default=VLLM_PYTHON, help="the Python that holds vLLM")
     parser.add_argument("--blocks", type=int, help="A B B A per candidate, this often (default 2; 1 with --quick)")
     parser.add_argument("--public-tool", action="store_true", help=f"measure with {TOOL} too, in an own environment")
     parser.add_argument(
@@ -85,6 +89,8 @@ def make_sides(arguments: argparse.Namespace, scratch: Path) -> Sides:
     workload = profile(quick=arguments.quick)
     if arguments.engine == LlamaSides.engine:
         return LlamaSides(profile=workload, scratch=scratch)
+    if arguments.engine == VllmSides.engine:
+        return VllmSides(profile=workload, scratch=scratch, python=arguments.engine_python)
     python = tool_python(arguments.tool_venv) if arguments.public_tool else None
     return TransformersSides(profile=workload, scratch=scratch, tool_python=python)
 

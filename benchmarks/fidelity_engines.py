@@ -151,6 +151,47 @@ class LlamaSides(Sides):
         }
 
 
+class VllmSides(Sides):
+    """vLLM's own step loop. Starting an engine takes most of a minute, so there are two candidates.
+
+    Args:
+        python: the Python that holds vLLM.
+    """
+
+    engine = "vllm"
+    plain_name = "plain vllm.LLM"
+
+    def __init__(self, *, python: Path, **given: Any) -> None:
+        if not python.exists():
+            sys.exit(f"{python} is not there: make vllm-env makes it, or name another one with --engine-python")
+        self._python = str(python)
+        # The GGUF file is converted here, so that both sides read the same safetensors.
+        super().__init__(str(weights_path(ModelRequest(model_id=demo_model()))), python=self._python, **given)
+
+    def candidates(self) -> list[Candidate]:
+        """Without compilation, which would take minutes."""
+        paged: dict[str, Any] = {"cache": CacheStrategy.PAGED, "attention": AttentionBackend.FLASH}
+        off = (("enable_prefix_caching", False),)
+        return [
+            Candidate(engine=self.engine, dtype=dtype, settings=off, **paged)
+            for dtype in (DType.BFLOAT16, DType.FLOAT32)
+        ]
+
+    def plain(self, candidate: Candidate) -> Samples:
+        """vLLM alone."""
+        return self.in_process(
+            self._python,
+            "plain_vllm.py",
+            text=PROMPT_TEXT,
+            options={"dtype": candidate.dtype.value, "enforce_eager": True, "kv_cache_memory_bytes": 1 << 30},
+            cells=[(cell.context_tokens, cell.output_tokens) for cell in self._cells],
+        )
+
+    def tool(self, candidate: Candidate) -> Samples:
+        """None takes part."""
+        raise NotImplementedError(candidate)
+
+
 def program(name: str) -> str | None:
     """One of llama.cpp's own programs: built by `make llama-tools`, or found on the path."""
     return shutil.which(name, path=os.pathsep.join([str(LLAMA_TOOLS), os.environ.get("PATH", "")]))

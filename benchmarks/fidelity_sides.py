@@ -115,6 +115,7 @@ class Sides(ABC):
         return done.stdout
 
     def _check_threads(self, threads: int | None) -> None:
+        """An engine with processes of its own tells none."""
         self.threads = self.threads or threads
-        if threads != self.threads:
+        if threads is not None and threads != self.threads:
             sys.exit(f"not comparable: one side computes with {self.threads} threads, another one with {threads}")
