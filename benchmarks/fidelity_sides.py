@@ -111,7 +111,7 @@ class Sides(ABC):
         """What `command` prints. The benchmark ends where it fails."""
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+            sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
         return done.stdout
 
     def _check_threads(self, threads: int | None) -> None:
