@@ -287,8 +287,8 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default+gpus:2×4`. It begins with the engine's
-        name, e.g. `vllm:dynamic/…`, except for Transformers."""
+        """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default+tp=2×4`. It begins with the engine's
+        name, e.g. `vllm:dynamic/…`, except for Transformers. Of several GPUs it tells as `--parallelism` does."""
         text = "" if self.engine in _UNNAMED_ENGINES else f"{self.engine}:"
         text += f"{self.cache_choice}/{AttentionChoice(self.attention, self.hub_kernel)}/{self.dtype}"
         if self.compile is not CompileMode.OFF:
@@ -297,10 +297,12 @@ class Candidate:
             text += f"+chunk:{self.prefill_chunk}"
         if self.weights_limit_mib is not None:
             text += f"+weights:{self.weights_limit_mib}MiB"
+        split = self.setting(SPLIT) if self.parallelism > 1 else None
         for name, value in self.settings:
-            text += f"+{name}:{setting_text(value)}"
+            if name != SPLIT or split is None:
+                text += f"+{name}:{setting_text(value)}"
         if self.parallelism > 1:
-            text += f"+gpus:{self.parallelism}"
+            text += f"+gpus:{self.parallelism}" if split is None else f"+{ParallelChoice(self.parallelism, str(split))}"
         if self.batch_size > 1:
             text += f"×{self.batch_size}"
         return text

@@ -81,6 +81,12 @@ class WorkloadProfile(BaseModel):
         return Weights(ttft=self.weight_ttft, throughput=self.weight_throughput, memory=self.weight_memory)
 
     @property
+    def shown_name(self) -> str:
+        """The name for people: what of the profile was changed is part of it."""
+        plain = self.name.removesuffix(_CHANGED)
+        return self.name if plain == self.name else f"{plain} with other lengths or batch sizes"
+
+    @property
     def shape(self) -> tuple[tuple[int, ...], ...]:
         """Lengths and batch sizes: what its cells are made of."""
         return self.context_lengths, self.output_lengths, self.batch_sizes

@@ -54,6 +54,7 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(f"kvray.cli.{cmd_name}")
         command = typer.main.get_command(module.app)
         command.name = cmd_name
+        _hide_types_of_flags(command)
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -61,6 +62,23 @@ class LazyGroup(TyperGroup):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+def _hide_types_of_flags(command: Any) -> None:
+    """The help shows what a value of an option is like; Typer shows `<bool>` for those that take none."""
+
+    def help_option(context: Any, plain: Any = command.get_help_option) -> Any:
+        option = plain(context)
+        if option is not None:
+            option.metavar = ""
+        return option
+
+    command.get_help_option = help_option
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for one in getattr(command, "commands", {}).values():
+        _hide_types_of_flags(one)
 
 
 app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, add_completion=False)

@@ -185,7 +185,7 @@ def report_info(
     near = nearest(analysis.ranking, manifest.profile.limits)
     since = formats.timestamp(manifest.measured_since)
     model = short_model_name(formats.clean_line(manifest.shown_model()))
-    profile = formats.clean_line(manifest.profile.name)
+    profile = formats.clean_line(manifest.profile.shown_name)
     return ReportInfo(
         title=f"KV cache of {model}",
         subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {since}",

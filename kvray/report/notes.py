@@ -81,7 +81,7 @@ def _disturbance_note(results: Sequence[TrialResult], run_id: str, *, has_figure
     if found.reason is None:
         what = f"Other programs kept the machine busy in {found.counted}"
     else:
-        what = f"The environment changed in {found.counted} (most often: {found.reason})"
+        what = f"{found.counted} were disturbed (most often: {found.reason})"
     yield f"{what}. Do not trust these figures. {found.advice(run_id)}"
 
 
@@ -249,7 +249,10 @@ def _break_even_note(winner: Row) -> Iterator[str]:
 
 def _warm_up_note(winner: RankedCandidate) -> Iterator[str]:
     if winner.record.warmed_up is False:
-        yield "Its warm-up ended before two successive runs agreed, so its steady state may be different."
+        yield (
+            "It was still becoming faster or slower when its warm-up ended: no two runs in succession took the same "
+            "time. In long use its speed may be another one."
+        )
 
 
 def _baseline_note(baseline_id: str, ranking: Ranking) -> Iterator[str]:

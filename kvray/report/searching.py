@@ -119,10 +119,12 @@ def open_question(manifest: SweepManifest, results: Sequence[TrialResult]) -> st
     likely = max(skipped, key=lambda record: record.win_chance or 0.0, default=None)
     if likely is None or (likely.win_chance or 0.0) < MISS_CHANCE:
         return None
+    bounds = {"--budget": manifest.budget_s, "--max-trials": manifest.max_trials}
+    larger = " or ".join(name for name, bound in bounds.items() if bound is not None)
     return (
         f"The search ended early. {formats.clean_line(likely.candidate.label)} was not launched; the chance that it is "
-        f"more than 2 % better than the best measured one is {formats.share(likely.win_chance)}. A larger --budget or "
-        "--max-trials would find out."
+        f"more than 2 % better than the best measured one is {formats.share(likely.win_chance)}. A larger {larger} "
+        "would find out."
     )
 
 

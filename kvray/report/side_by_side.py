@@ -10,18 +10,24 @@ from kvray.record import TrialRecord
 from kvray.report import formats
 from kvray.store.manifest import SweepManifest
 
+_AVOID = "--exclusive avoids that."
+_EXCLUSIVE = (
+    "No trial ran beside another one of this sweep on the same machine: with --exclusive each had its machine to "
+    "itself."
+)
 Span = tuple[dt.datetime, dt.datetime]
 
 
 def side_by_side_fact(manifest: SweepManifest, records: Sequence[TrialRecord]) -> str:
-    """One or two sentences; empty where nothing ran at the same time and nobody asked for that."""
+    """One or two sentences; empty where nothing ran at the same time and nobody asked for that. What `--exclusive` has
+    asked for is always told."""
     beside = trials_beside_others(records)
     if beside:
         return (
             f"{formats.count(beside)} of {formats.plural(len(records), 'trial')} ran beside another one of this sweep "
-            "on the same machine. --exclusive avoids that."
+            f"on the same machine. {'Others were measured with --exclusive.' if manifest.exclusive else _AVOID}"
         )
-    return "No trial ran beside another one of this sweep on the same machine." if manifest.exclusive else ""
+    return _EXCLUSIVE if manifest.exclusive else ""
 
 
 def trials_beside_others(records: Sequence[TrialRecord]) -> int:

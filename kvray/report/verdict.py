@@ -58,7 +58,7 @@ def _verdict(
     rows: Sequence[Row],
     nearest: Sequence[NearestMiss],
 ) -> str:
-    profile = formats.clean_line(manifest.profile.name)
+    profile = formats.clean_line(manifest.profile.shown_name)
     if nearest:
         return f"No candidate keeps the limits. {nearest[0].label} comes nearest: {nearest[0].misses}."
     if not rows:

@@ -24,6 +24,7 @@ from kvray.tuning.candidate_list import listed_candidates
 from kvray.tuning.resolved import Resolved
 from kvray.workload import WorkloadProfile
 
+_WIDEN = "Widen --cache, --attention or another axis."
 _logger = logging.getLogger("kvray.tuning.preview")
 
 
@@ -289,10 +290,9 @@ def _without(space: SearchSpace, reasons: Mapping[Candidate, str]) -> SearchSpac
 def _check_anything_is_left(space: SearchSpace) -> None:
     if space.asked_for == 0:
         reasons = sorted({rejected.reason for rejected in space.rejected})
-        raise NoCandidatesError(
-            f"No valid candidate is left: {'; '.join(reasons)}.",
-            hint="Widen --cache, --attention or another axis.",
-        )
+        is_spread = bool(space.rejected) and all(one.candidate.parallelism > 1 for one in space.rejected)
+        hint = "Give another --parallelism: single needs one GPU." if is_spread else _WIDEN
+        raise NoCandidatesError(f"No valid candidate is left: {'; '.join(reasons)}.", hint=hint)
 
 
 def _blocks(resolved: Resolved) -> tuple[SpaceBlock, ...]:

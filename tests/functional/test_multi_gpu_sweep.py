@@ -12,7 +12,7 @@ import pytest
 from kvray.plan.plan import load_plan_file
 from kvray.store.parquet import ResultsStore
 
-ALONE, SPREAD = "dynamic/sdpa/float32", "dynamic/sdpa/float32+split:tp+gpus:2"
+ALONE, SPREAD = "dynamic/sdpa/float32", "dynamic/sdpa/float32+tp=2"
 
 
 @pytest.mark.slow  # test_transformers_ranks.py and faults/test_ranks.py show the same part by part
@@ -26,7 +26,7 @@ def test_a_sweep_measures_a_model_alone_and_over_two_processes(
     told = json.loads(done.stdout)
     results = list(ResultsStore(str(tmp_path / "out")).read(told["run_id"]))
     records = {one.record.candidate.label: one.record for one in reversed(results)}  # the first of each
-    assert records["dynamic/sdpa/float32+split:tp+gpus:4"].message == (
+    assert records["dynamic/sdpa/float32+tp=4"].message == (
         "2 heads of keys and values cannot be divided among 4 GPUs (several-gpus)"
     )
     alone, spread = records[ALONE], records[SPREAD]

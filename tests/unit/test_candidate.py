@@ -87,6 +87,8 @@ def test_labels_name_what_differs_from_the_plain_case() -> None:
     set_ = replace(BASE, settings=(("tile", 16), ("fused", True), ("layout", "rows")), batch_size=4)
     assert set_.label == "dynamic/sdpa/float32+fused:true+layout:rows+tile:16×4"
     assert replace(full, parallelism=2).label == "dynamic(nbits=4)/sdpa/float32+compile:default+gpus:2×4"
+    spread = replace(BASE, settings=(("split", "tp"), ("tile", 16)), parallelism=2)
+    assert spread.label == "dynamic/sdpa/float32+tile:16+tp=2", "as --parallelism has it"
 
 
 def test_an_unknown_value_is_refused_with_what_is_allowed() -> None:

@@ -26,7 +26,7 @@ from kvray.report.info import ReportInfo
 from kvray.report.markdown import render_markdown
 from kvray.report.verdict import Tone
 from kvray.store.manifest import CodeCheck, CodeOutcome
-from kvray.workload import Limits
+from kvray.workload import Limits, override_profile
 
 
 def baseline(**values: float | None) -> TrialResult:
@@ -270,7 +270,10 @@ def test_a_loss_that_is_known_within_bounds_is_told_as_bounds_and_what_they_leav
 
 def test_a_candidate_that_never_became_steady_is_named() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.5, warmed_up=False)])
-    assert any(note.startswith("Its warm-up ended before two successive runs agreed") for note in info.headline.notes)
+    assert any(
+        note.startswith("It was still becoming faster or slower when its warm-up ended: ")
+        for note in info.headline.notes
+    )
     assert facts_of(info)["Warm-up"].endswith(f"Not steady within the calls allowed: {WINNER.label}.")
     assert [cost.warmed_up for cost in info.cold] == [False, None]
 
@@ -445,7 +448,7 @@ def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
     reasons += [f"other programs used 0.{n} of 2 CPUs" for n in range(5, 9)]
     info = info_of([because(measured(BASELINE, role=Role.BASELINE), reasons)])
     assert info.headline.notes[0] == (
-        "The environment changed in 10 of 18 runs (most often: other programs used 1.0 of 2 CPUs). Do not trust "
+        "10 of 18 runs were disturbed (most often: other programs used 1.0 of 2 CPUs). Do not trust "
         "these figures. To measure again when the machine is quiet, repeat the kvray tune command with --resume "
         "20261124-2130-ab12 --retry disturbed --wait-quiet."
     )
@@ -523,3 +526,13 @@ def test_where_nothing_keeps_the_limits_the_verdict_says_that_it_was_disturbed()
     info = info_of([because(base, ["thermal throttling"] * len(base.runs))], profile=profile)
     assert info.headline.sentence.startswith(f"Uncertain, {len(base.runs)} of {len(base.runs)} runs disturbed: No cand")
     assert "--retry disturbed" in info.headline.notes[0]
+
+
+def test_a_profile_with_other_lengths_says_what_was_changed() -> None:
+    profile = override_profile(PROFILE, context_lengths=(512,), output_lengths=(32,))
+    results = [
+        measured(one, profile=profile, role=role) for one, role in ((BASELINE, Role.BASELINE), (WINNER, Role.SEARCH))
+    ]
+    info = info_of(results, profile=profile)
+    assert info.subtitle.startswith("chat-agent with other lengths or batch sizes on ")
+    assert ", changed" not in f"{info.subtitle}{info.headline.sentence}"

@@ -107,8 +107,15 @@ def test_skipped_candidates_of_which_nothing_is_expected_are_listed_with_the_rea
     assert [(group.title, group.count) for group in info.groups] == [("Not launched", 1)]
 
 
-@pytest.mark.parametrize("bound", [{"max_trials": 2}, {"budget_s": 60.0}])
-def test_a_search_that_was_cut_short_names_who_may_be_better(bound: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("bound", "larger"),
+    [
+        ({"max_trials": 2}, "--max-trials"),
+        ({"budget_s": 60.0}, "--budget"),
+        ({"max_trials": 2, "budget_s": 60.0}, "--budget or --max-trials"),
+    ],
+)
+def test_a_search_that_was_cut_short_names_who_may_be_better(bound: dict[str, Any], larger: str) -> None:
     results = [
         *searched(),
         skipped(candidate("static"), chance=0.074),
@@ -117,7 +124,7 @@ def test_a_search_that_was_cut_short_names_who_may_be_better(bound: dict[str, An
     notes = info_of(results, search="model", **bound).headline.notes
     assert notes[-1] == (
         "The search ended early. static/sdpa/float32 was not launched; the chance that it is more than 2 % better than "
-        "the best measured one is 7 %. A larger --budget or --max-trials would find out."
+        f"the best measured one is 7 %. A larger {larger} would find out."
     )
     assert not any("ended early" in note for note in info_of(results, search="model").headline.notes)
 

@@ -43,7 +43,11 @@ def test_it_is_told_how_many_ran_side_by_side_and_how_to_avoid_it() -> None:
     alone = spans((0, 5), (5, 9))
     assert side_by_side_fact(of, alone) == ""
     exclusive = manifest(exclusive=True)
-    assert side_by_side_fact(exclusive, alone) == ("No trial ran beside another one of this sweep on the same machine.")
+    assert side_by_side_fact(exclusive, alone) == (
+        "No trial ran beside another one of this sweep on the same machine: with --exclusive each had its machine to "
+        "itself."
+    )
+    assert side_by_side_fact(exclusive, spans((0, 5), (4, 9))).endswith("Others were measured with --exclusive.")
 
 
 def test_the_device_of_confirming_rounds_is_told_where_records_name_it() -> None:

@@ -86,6 +86,12 @@ def test_an_engine_that_does_not_spread_a_model_is_given_one_gpu(space: Path, mo
     assert reasons(preview)["static/sdpa/float32+gpus:2"] == "fake does not spread a model over 2 GPUs (one-gpu)"
 
 
+def test_where_no_spread_candidate_is_left_another_parallelism_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoCandidatesError, match="needs 4 GPUs, 2 visible") as caught:
+        previewed(on_gpus(Path("default"), monkeypatch, parallelism=("4",)), FakeAdapter())
+    assert caught.value.hint == "Give another --parallelism: single needs one GPU."
+
+
 def test_a_clusters_gpus_are_counted_once_it_is_joined(space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preview = previewed(on_gpus(space, monkeypatch, address="head:6379"), FakeAdapter())
     assert reasons(preview) == {}
