@@ -67,12 +67,12 @@ def unlike_weights(manifest: SweepManifest, ranking: Ranking) -> str | None:
     models = {name: manifest.model_of(name) for name in manifest.engines if name in ranked}
     if len({one.model_id for one in models.values()}) < 2:
         return None
-    kinds = {name: one.weights or short_model_name(one.model_id) for name, one in models.items()}
+    files = {name: short_model_name(manifest.shown_model(one.model_id)) for name, one in models.items()}
+    kinds = {name: one.weights or files[name] for name, one in models.items()}
     counts = _counts_cost(ranking, first=next(iter(models)))
     if len({kind.casefold() for kind in kinds.values()}) > 1:  # engines write GPTQ in their own way
         cost = "their quality (KL) counts what that costs" if counts else "what that costs was not measured"
         return f"The engines ran unlike weights: {_listed(kinds)}; {cost}."
-    files = {name: short_model_name(one.model_id) for name, one in models.items()}
     cost = "their quality (KL) shows how far these differ" if counts else "whether these differ was not measured"
     return f"The engines ran weights of different files: {_listed(files)}; {cost}."
 
