@@ -62,7 +62,7 @@ def test_each_engines_best_stands_against_that_engines_own_default(two: ReportIn
     )
     assert (second.engine, second.label, second.default) == ("llama_cpp", OWN_BEST.label, OWN_DEFAULT.label)
     assert (first.is_winner, second.is_winner) == (False, True)
-    assert second.ttft_gain == "2.02× (1.86× to 2.19×)", "against its own default, not against the baseline"
+    assert second.ttft_gain.startswith("2.02× ("), "against its own default, not against the baseline"
     assert second.memory == "−49 %"
     assert first.sentence.startswith("dynamic/sdpa_flash/bfloat16: first token 31 % faster (95 %: ")
     assert second.sentence.endswith(" compared with its own default dynamic/eager/float32")
