@@ -64,11 +64,13 @@ def prepared(demo_model: Path) -> Iterator[LoadedModel]:
 class PlainLoop:
     """llama.cpp by its C API alone: no code of the engine's."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **changed: int) -> None:
         llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
         params = llama.llama_context_default_params()
-        params.n_ctx, params.n_threads, params.n_threads_batch, params.flash_attn_type = CELLS, 1, 1, 1
+        wished = {"n_ctx": CELLS, "n_threads": 1, "n_threads_batch": 1, "flash_attn_type": 1, **changed}
+        for name, value in wished.items():
+            setattr(params, name, value)
         self.context = llama.llama_init_from_model(self.model, params)
         self.vocab = llama.llama_model_get_vocab(self.model)
         self.words = llama.llama_vocab_n_tokens(self.vocab)
