@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -29,6 +30,7 @@ from kvray.engines.llama_cpp.settings import (
     context_tokens,
 )
 from kvray.engines.llama_cpp.threads import default_threads
+from kvray.models.config_file import MOST_LAYERS
 from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
 from kvray.space.menu import shared_axis
 from kvray.workload import WorkloadProfile
@@ -139,6 +141,7 @@ def _gpu_axes(obstacle: str | None, device: DeviceFacts) -> tuple[Axis, ...]:
             "layers on the GPU",
             None,
             least=0,
+            most=MOST_LAYERS,
             canonical=_all_layers_unset,
             obstacle=obstacle,
             on_request="all unless set",
@@ -164,6 +167,7 @@ def _gpu_axes(obstacle: str | None, device: DeviceFacts) -> tuple[Axis, ...]:
             "layers whose experts stay in host memory",
             0 if here else None,
             least=0,
+            most=MOST_LAYERS,
             obstacle=obstacle,
             on_request="for models with experts that the GPU does not hold",
         ),
@@ -192,7 +196,7 @@ def _number(
     default: int | None,
     *,
     least: int = 1,
-    most: float = 2**31 - 1,
+    most: float = math.inf,
     canonical: object = None,
     obstacle: str | None = None,
     on_request: str | None = None,

@@ -11,7 +11,7 @@ from kvray.candidate import AttentionBackend, Candidate, DeviceType, DType
 from kvray.engines.llama_cpp.costs import TYPE_BYTES, LlamaCppCosts
 from kvray.engines.llama_cpp.settings import CACHE_TYPES
 from kvray.forecast.hardware import Hardware
-from kvray.forecast.prediction import forecast_cell
+from kvray.forecast.prediction import Forecast, does_not_fit, forecast_cell
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.testing.cost_contract import check_costs
 from kvray.workload import Cell
@@ -103,6 +103,13 @@ def test_what_is_slower_by_its_making_is_forecast_slower() -> None:
     assert prefill_s(usual) < prefill_s(candidate(threads_batch=1))
     assert decode_s(usual) == decode_s(candidate(threads_batch=1, threads=2))
     assert decode_s(usual) < decode_s(candidate(threads=1))
+
+
+def test_a_model_that_memory_does_not_hold_is_kept_out_with_the_figures() -> None:
+    told = forecast_cell(costs(), candidate(), Cell(100, 8, 1), DeviceType.CPU, RATES)
+    reason = does_not_fit(Forecast.of([told]), RATES, told.peak_mib / 2)
+    assert reason is not None
+    assert reason.startswith(f"needs {told.peak_mib:,.0f} MiB for 100→8 by forecast, but only")
 
 
 def test_without_rates_memory_alone_is_forecast() -> None:
