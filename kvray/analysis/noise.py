@@ -37,6 +37,8 @@ _GRID = np.arange(-2.5, 4.5, _STEP)
 """Logarithms of a standard deviation over its typical value."""
 _REFITS = 10
 """Enough for the variances to settle where one process took twice as long as the others."""
+_AT_ONCE = 64
+"""Candidates whose noise is drawn together: all at once would need much memory."""
 _DISTURBED_VARIANCE = 25.0
 """Variance of a disturbed process over that of others, when the rounds are first fitted."""
 _TINY = 1e-12
@@ -240,9 +242,11 @@ def _joint_draws(posterior: _Belief, seen: _Seen, engine_of: Indices) -> tuple[A
     for row, centres in enumerate(engines):
         for engine, centre in enumerate(centres):
             its = engine_of == engine
-            draws[row, its] = _quantiles(_OWN_PART[centre], shuffled[row, its])
-        for place, own in zip(seen.places, posterior.own, strict=True):
-            draws[row, place] = _quantiles(_OWN_PART[centres[engine_of[place]]] * own, shuffled[row, place])
+            draws[row, its] = np.interp(shuffled[row, its], _OWN_QUANTILES[centre], _GRID)
+    for start in range(0, len(seen.places), _AT_ONCE):
+        its = slice(start, start + _AT_ONCE)
+        mass = _OWN_PART[engines[:, posterior.engine_of[its]]] * posterior.own[its]
+        draws[:, seen.places[its]] = _inverted(_quantiles(mass), shuffled[:, seen.places[its]])
     return _GRID[machines], draws
 
 
@@ -259,6 +263,18 @@ def _engine_draws(posterior: _Belief, machines: Indices, generator: np.random.Ge
     return np.stack(drawn, axis=1).clip(max=len(_GRID) - 1)
 
 
-def _quantiles(mass: Array, levels: Array) -> Array:
-    places = (np.cumsum(mass) - mass / 2) / mass.sum()
-    return np.asarray(np.interp(levels, places, _GRID))
+def _quantiles(mass: Array) -> Array:
+    """Which quantile each point of `_GRID` is, where `mass` has it along its last axis."""
+    return np.asarray((np.cumsum(mass, axis=-1) - mass / 2) / mass.sum(axis=-1, keepdims=True))
+
+
+def _inverted(quantiles: Array, levels: Array) -> Array:
+    """Points between those of `_GRID` that are the quantiles `levels`: one for each row of `quantiles`, whose last axis
+    is the grid's."""
+    below = ((quantiles <= levels[..., None]).sum(axis=-1) - 1).clip(0, len(_GRID) - 2)[..., None]
+    low, high = (np.take_along_axis(quantiles, below + step, axis=-1)[..., 0] for step in (0, 1))
+    start, end = _GRID[below[..., 0]], _GRID[below[..., 0] + 1]
+    return np.asarray(((end - start) / (high - low) * (levels - low) + start).clip(_GRID[0], _GRID[-1]))
+
+
+_OWN_QUANTILES = _quantiles(_OWN_PART)
