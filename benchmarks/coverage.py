@@ -3,8 +3,8 @@
 Each of three configurations is measured in 20 processes of its own, in turn, by the code of a trial. Then every
 confirm phase that could have been is made of them: one process with all its runs, as the search measures, and one to
 three successive ones of which only the first run of each cell counts, as confirming rounds measure; the same of each
-configuration, because noise is pooled. Its intervals are compared with the mean over all 20. That mean contains the
-few processes themselves, so that perfect intervals would hold it in 96 to 97 %.
+configuration, because noise is pooled over the configurations of an engine. Its intervals are compared with the mean
+over all 20. That mean contains the few processes themselves, so that perfect intervals would hold it in 96 to 97 %.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def _gains(evidence: Evidence, truth: Array, engines: Indices) -> Iterator[tuple
     """Of all that were confirmed."""
     base, confirmed = int(BASELINE), np.unique(evidence.owner[evidence.rounds != SEARCH_ROUND]).tolist()
     for metric in (TTFT, DECODE):
-        for key, stated in gain_intervals(evidence, map(str, confirmed), BASELINE, metric).items():
+        for key, stated in gain_intervals(evidence, [str(one) for one in confirmed], BASELINE, metric).items():
             if key != BASELINE:
                 true = truth[int(key), metric] - truth[base, metric]
                 kind = NAMES[engines[base]] if engines[int(key)] == engines[base] else MIXED
