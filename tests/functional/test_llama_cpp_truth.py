@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType, ParamValue
 from kvray.engines.base import (
+    DeviceFacts,
     ForcedText,
     LoadedModel,
     ModelRequest,
@@ -24,7 +25,9 @@ from kvray.engines.base import (
     SubstitutedError,
     UnsupportedError,
 )
-from kvray.engines.llama_cpp import LlamaCppAdapter, context
+from kvray.engines.llama_cpp import LlamaCppAdapter, adapter, context
+from kvray.engines.llama_cpp.binding import describe_build
+from kvray.engines.llama_cpp.portable import build_note
 from kvray.errors import ModelError
 from kvray.search_paths import child_environment, python_command
 from kvray.trial.quality import compare, summarize
@@ -105,6 +108,13 @@ def plain_loop(demo_model: Path) -> Iterator[PlainLoop]:
 def prompt_of(model: LoadedModel) -> tuple[int, ...]:
     """The first sequence's prompt for `CELL`: the text for quality begins with it."""
     return model.forced_text(CELL.output_tokens).ids[: CELL.context_tokens]
+
+
+def test_the_record_says_what_the_engine_made_of_the_candidate(prepared: LoadedModel) -> None:
+    told = prepared.observe().resolved
+    assert (told["n_ctx"], told["n_batch"], told["threads"], told["splits_decode"]) == (CELLS, CELLS, 1, 1)
+    assert str(told["build"]).startswith("CPU : ")
+    assert str(told["kv_mib"]).startswith("CPU ")
 
 
 def test_greedy_tokens_are_those_of_a_plain_loop(prepared: LoadedModel, plain_loop: PlainLoop) -> None:
@@ -320,6 +330,25 @@ def test_an_unknown_architecture_is_refused_in_the_engines_words(demo_model: Pat
     os.truncate(torn, demo_model.stat().st_size)
     with pytest.raises(UnsupportedError, match="unknown model architecture: 'lxama'"):
         load(torn)
+
+
+def test_what_the_build_leaves_out_is_noted_of_the_model(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, request = LlamaCppAdapter(), ModelRequest(model_id=str(demo_model))
+    info, here = engine.describe_model(request), DeviceFacts(device=DeviceType.CPU, device_name="a CPU")
+    note = describe_build().note
+    assert build_note() == note
+    assert engine.adapt_to_device(request, info, here).notes == (*info.notes, *filter(None, [note]))
+    monkeypatch.setattr(adapter, "build_note", lambda: "llama.cpp is a portable build.")
+    assert engine.adapt_to_device(request, info, here).notes[-1] == "llama.cpp is a portable build."
+    assert engine.adapt_to_device(request, info, None) is info  # trials run on other machines
+
+
+def test_the_process_that_measures_imports_no_torch() -> None:
+    code = "import sys, llama_cpp, kvray.engines.llama_cpp.loaded; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run(
+        python_command("-c", code), env=child_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
 
 
 ABORTING = """

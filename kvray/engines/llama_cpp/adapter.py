@@ -19,6 +19,7 @@ from kvray.engines.base import (
 )
 from kvray.engines.llama_cpp import axes, description, device_rates, model_file, rules, serving, snippet, spaces
 from kvray.engines.llama_cpp.costs import LlamaCppCosts
+from kvray.engines.llama_cpp.portable import build_note
 from kvray.engines.llama_cpp.threads import default_threads
 from kvray.extras import Extra
 from kvray.forecast.cost_model import CostModel
@@ -59,6 +60,12 @@ class LlamaCppAdapter(EngineAdapter):
     def process_environment(self) -> Mapping[str, str]:
         """Where an assertion of the library fails, its own sentence is enough: no debugger is called."""
         return {"GGML_NO_BACKTRACE": "1"}
+
+    @override
+    def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
+        """Says whether the library was built for other CPUs than this one."""
+        note = build_note() if device is not None and device.device is DeviceType.CPU else None
+        return info if note is None else replace(info, notes=(*info.notes, note))
 
     @override
     def cost_model(self, model: ModelInfo) -> CostModel | None:

@@ -29,6 +29,7 @@ from kvray.engines.base import (
 )
 from kvray.engines.llama_cpp import proof
 from kvray.engines.llama_cpp.asked import check_candidate
+from kvray.engines.llama_cpp.binding import describe_build
 from kvray.engines.llama_cpp.context import NativeContext
 from kvray.engines.llama_cpp.forced import check_text, force
 from kvray.engines.llama_cpp.graph import GraphRecorder, Step
@@ -101,13 +102,15 @@ class LlamaCppModel(LoadedModel):
         recorder, settings = GraphRecorder(), self._prepared_settings
         with self._beside(recorder) as context:
             made = generate(context, self._prepared_prompt, output_tokens, recorder)
-            seen = proof.observed_context(settings, self._evidence(context))
+            evidence = self._evidence(context)
+            seen = proof.observed_context(settings, evidence)
             layers = proof.layers_on_gpu(context.said, self._model.layers)
             is_warm = self._context is not None
         for step in Step:
             seen = seen.joined(proof.observed_attention(settings, step, recorder.attention(step), layers))
         # A measured context that had to give way has pages to touch yet.
-        return replace(seen, generation=made if is_warm else None)
+        made_of_it = proof.resolved(evidence, describe_build())
+        return replace(seen, resolved=made_of_it, generation=made if is_warm else None)
 
     @override
     def last_used(self) -> Observed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from kvray.candidate import ParamValue
 from kvray.engines.base import Observed
+from kvray.engines.llama_cpp.binding import Build
 from kvray.engines.llama_cpp.graph import FUSED, Step
 from kvray.engines.llama_cpp.said import CachePart, Said
 from kvray.engines.llama_cpp.settings import ALL_LAYERS, ContextSettings, padded
@@ -69,6 +71,23 @@ def observed_context(asked: ContextSettings, evidence: Evidence) -> Observed:
         threads=evidence.sizes["threads"],
         substitutions=tuple(_context_differences(asked, evidence)),
     )
+
+
+def resolved(evidence: Evidence, build: Build) -> dict[str, ParamValue]:
+    """What llama.cpp made of the settings, and how it was built."""
+    said = evidence.said
+    told: dict[str, ParamValue | None] = {
+        "llama_cpp": build.version,
+        "build": build.system_info.strip(" |"),
+        "build_leaves_out": ", ".join(build.left_out),
+        **evidence.sizes,
+        **{f"{use.lower()}_mib": said.mib_by_device(use) for use in ("model", "KV", "RS", "output", "compute")},
+        "rotated_before_quantising": said.rotated,
+        "splits_prefill": said.splits_prefill,
+        "splits_decode": said.splits_decode,
+        "layers_on_gpu": None if said.offloaded is None else said.offloaded[0],
+    }
+    return {name: value for name, value in told.items() if value not in (None, "")}
 
 
 def observed_attention(asked: ContextSettings, step: Step, seen: Mapping[str, int], layers: Layers) -> Observed:

@@ -15,6 +15,7 @@ _CACHE = re.compile(
 _BUFFER = re.compile(rf"^\w+:\s+(\S+)\s+(model|KV|RS|output|compute) buffer size ={_NUMBER} MiB")
 _MEMORY_CLASS = re.compile(r"^(llama_(?:kv_cache|memory)\w*):")
 _SPLITS = re.compile(r"splits = (\d+)(?: / (\d+))?")
+_ROTATED = re.compile(r"attn_rot_([kv]) = 1")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 
 
@@ -60,6 +61,7 @@ class Said:
         memory_classes: classes of the objects that hold keys and values or states, in the order of their making.
         splits_prefill, splits_decode: parts into which the graph falls, one for each change of device.
         offloaded: layers on the GPU, and layers in all; `None` where the build has no GPU.
+        rotated: `k`, `v` or both: what is rotated before it is quantised, which makes it lose less.
     """
 
     parts: tuple[CachePart, ...]
@@ -68,6 +70,7 @@ class Said:
     splits_prefill: int | None
     splits_decode: int | None
     offloaded: tuple[int, int] | None
+    rotated: str
 
     @classmethod
     def of(cls, lines: Sequence[str]) -> Said:
@@ -80,12 +83,17 @@ class Said:
             splits_prefill=None if splits is None else int(splits[1]),
             splits_decode=None if splits is None else int(splits[2] or splits[1]),
             offloaded=None if offloaded is None else (int(offloaded[1]), int(offloaded[2])),
+            rotated="".join(sorted({found[1] for line in lines if (found := _ROTATED.search(line))})),
         )
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys, values and states, from figures that are rounded to hundredths of a MiB."""
         return round(sum(buffer.mib for buffer in self.buffers if buffer.use in ("KV", "RS")) * _MIB)
+
+    def mib_by_device(self, use: str) -> str:
+        """Buffers of one use, e.g. `CPU 16.88, CUDA0 8.00`."""
+        return ", ".join(f"{one.device} {one.mib:.2f}" for one in self.buffers if one.use == use)
 
     @property
     def gpu_mib(self) -> float:

@@ -9,6 +9,7 @@ import pytest
 from llama_cpp_samples import candidate
 
 from kvray.candidate import AttentionBackend, DeviceType
+from kvray.engines.llama_cpp.binding import Build
 from kvray.engines.llama_cpp.graph import Step
 from kvray.engines.llama_cpp.proof import (
     Evidence,
@@ -20,6 +21,7 @@ from kvray.engines.llama_cpp.proof import (
     observed_attention,
     observed_context,
     observed_tokens,
+    resolved,
 )
 from kvray.engines.llama_cpp.said import Said
 from kvray.engines.llama_cpp.settings import ContextSettings, context_settings
@@ -211,6 +213,22 @@ def test_attention_is_compared_with_what_was_asked_for(
     told = observed_attention(asked(**settings), Step.DECODE, seen, layers)
     assert told.substitutions == (() if sentence is None else (sentence,))
     assert (told.kernel_prefill, told.kernel_decode) == (None, " + ".join(seen) or None)
+
+
+def test_the_record_says_what_the_settings_came_to_and_how_the_library_was_built() -> None:
+    wished = asked(device=DeviceType.CUDA)
+    quantized = "llama_kv_cache: attn_rot_k = 1, n_embd_head_k_all = 64"
+    build = Build(version="0.5.0", system_info="CPU : AVX = 1 | OPENMP = 1 | ", left_out=("AVX512",))
+    told = resolved(evidence(wished, (*ON_GPU, quantized)), build)
+    assert (told["llama_cpp"], told["build"], told["build_leaves_out"]) == (
+        "0.5.0",
+        "CPU : AVX = 1 | OPENMP = 1",
+        "AVX512",
+    )
+    assert (told["n_ctx"], told["threads"], told["rotated_before_quantising"]) == (768, 1, "k")
+    assert (told["kv_mib"], told["model_mib"]) == ("CUDA0 16.88", "CPU_Mapped 28.69, CUDA0 100.00")
+    assert (told["splits_prefill"], told["splits_decode"], told["layers_on_gpu"]) == (2, 1, 31)
+    assert "rs_mib" not in told
 
 
 def test_lost_tokens_are_told() -> None:
