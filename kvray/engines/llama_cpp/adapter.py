@@ -152,8 +152,10 @@ class LlamaCppAdapter(EngineAdapter):
 
     @override
     def memory_note(self, device: DeviceType) -> str:
-        """Weights are mapped from their file, whose pages count as they are touched."""
+        if device is DeviceType.CUDA:
+            return "Peak memory of llama.cpp is what its buffers take of the GPUs, all of it before it computes."
         return (
             "Peak memory of llama.cpp is the highest resident set of the measuring process while a cell was measured; "
-            "weights are mapped from their file, and count as far as they were read."
+            "weights that are rearranged for the CPU are in it twice, as a copy and as pages of the mapped file, which "
+            "the system may drop when memory is short."
         )
