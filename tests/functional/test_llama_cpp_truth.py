@@ -177,6 +177,15 @@ def test_a_cache_of_another_type_has_the_bytes_of_its_formula(demo_model: Path, 
         assert model.kv_cache_bytes() == LAYERS * CELLS * ELEMENTS * (bits + 16) / 8
 
 
+def test_weights_stay_as_the_file_has_them_where_that_is_asked_for(demo_model: Path, prepared: LoadedModel) -> None:
+    with closing(load(demo_model, made(repack=False))) as model:
+        model.prepare(CELL)
+        seen = model.observe(8)
+    assert seen.substitutions == ()
+    assert str(seen.resolved["model_mib"]).startswith("CPU_Mapped ")
+    assert "," not in str(seen.resolved["model_mib"])
+
+
 def test_cells_that_need_the_same_context_share_it(demo_model: Path) -> None:
     with closing(load(demo_model)) as model:
         model.prepare(Cell(40, 8, 1))

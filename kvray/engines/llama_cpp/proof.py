@@ -170,8 +170,7 @@ def _size_differences(asked: ContextSettings, evidence: Evidence) -> Iterator[st
 
 
 def _placement_differences(asked: ContextSettings, said: Said) -> Iterator[str]:
-    repacked = any("REPACK" in buffer.device for buffer in said.buffers)
-    if repacked and not asked.repack:
+    if not asked.repack and any(buffer.is_rearranged for buffer in said.buffers):
         yield "asked for weights as the file has them, they were rearranged"
     if asked.n_gpu_layers == 0:
         return

@@ -19,6 +19,10 @@ _ROTATED = re.compile(r"attn_rot_([kv]) = 1")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 
 
+_REARRANGED = ("AMX", "CPU_KLEIDIAI", "CPU_REPACK", "CPU_RISCV64_SPACEMIT")
+"""Buffers of weights in another order than the file's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CachePart:
     """Layers whose keys and values lie in tensors of one length. A model with a sliding window has two parts.
@@ -50,7 +54,12 @@ class Buffer:
     @property
     def is_on_gpu(self) -> bool:
         """Whether it lies in a device's own memory."""
-        return not self.device.startswith("CPU") and not self.device.endswith("_Host")
+        return not self.device.startswith(("AMX", "CPU")) and not self.device.endswith("_Host")
+
+    @property
+    def is_rearranged(self) -> bool:
+        """Whether it holds weights that were rearranged for the CPU's instructions."""
+        return self.device in _REARRANGED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,11 @@ def test_the_log_tells_buffers_splits_and_layers_on_the_gpu() -> None:
     assert (Said.of(PLAIN).splits_prefill, Said.of(PLAIN).splits_decode, Said.of(PLAIN).offloaded) == (1, 1, None)
 
 
+def test_memory_for_a_cpus_own_instructions_is_host_memory() -> None:
+    said = Said.of(("load_tensors:          AMX model buffer size =    95.34 MiB", *PLAIN))
+    assert (said.gpu_mib, said.mib_by_device("model")) == (0, "AMX 95.34")
+
+
 def test_the_bytes_of_a_cache_are_exact_where_layers_are_alike() -> None:
     assert cache_bytes(evidence(asked())) == 30 * 768 * 192 * 2 * 2
     assert cache_bytes(evidence(asked(), heads=None)) == round(16.88 * 2**20)
@@ -152,6 +157,7 @@ def test_a_cache_unlike_what_was_asked_for_is_told(before: str, after: str, sent
         ({"n_gpu_layers": 31}, PLAIN, "asked for layers on the GPU, this build of llama.cpp has none"),
         ({"n_gpu_layers": 20}, ON_GPU, "asked for 20 layers on the GPU, 31 of 31 are there"),
         ({"repack": False}, (*ON_GPU, "load_tensors: CPU_REPACK model buffer size = 61.38 MiB"), "were rearranged"),
+        ({"repack": False}, (*ON_GPU, "load_tensors:   AMX model buffer size =    95.34 MiB"), "were rearranged"),
     ],
 )
 def test_weights_in_another_place_are_told(settings: dict[str, Any], lines: tuple[str, ...], sentence: str) -> None:
