@@ -22,6 +22,7 @@ from kvray.analysis.aggregate import Metrics
 from kvray.cli.progress import QUIET_S, LineProgress
 from kvray.jobs.doorman import JOB, MARK
 from kvray.record import TrialResult
+from kvray.report.formats import plural
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_table import BatchRow
 from kvray.store.manifest import SweepManifest
@@ -165,8 +166,12 @@ class BatchState:
     def by_status(self) -> str:
         """E.g. `1 ok, 1 measuring`."""
         order = [*BatchStatus, BROKEN_OFF]
-        told = ", ".join(f"{self.statuses[one]} {one}" for one in order if self.statuses.get(one))
-        return f"{told}; {self.disturbed} disturbed too much to be trusted" if self.disturbed else told
+        return ", ".join(f"{self.statuses[one]} {one}" for one in order if self.statuses.get(one))
+
+    @property
+    def doubt(self) -> str:
+        """How many of those that ended are not to be trusted; empty where none is."""
+        return f"{plural(self.disturbed, 'sweep')} disturbed too much to be trusted" if self.disturbed else ""
 
     def frozen(self) -> BatchState:
         """As it stays when the job has ended."""

@@ -96,7 +96,12 @@ def _running_text(log: JobLog) -> str:
 
 def _batch_rows(batch: BatchState) -> dict[str, str]:
     now = _shortened(batch.now, _SHOWN_COMMAND)
-    return {"batch": f"{batch.batch_id} · {batch.progress}", "sweeps": batch.by_status, "now": now}
+    return {
+        "batch": f"{batch.batch_id} · {batch.progress}",
+        "sweeps": batch.by_status,
+        "doubt": batch.doubt,
+        "now": now,
+    }
 
 
 def _sweep_json(log: JobLog) -> dict[str, Any]:

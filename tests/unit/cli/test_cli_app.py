@@ -186,3 +186,13 @@ def test_a_second_command_line_in_one_process_does_not_warn_twice(capsys: pytest
     app.run(["profiles"], verbose=False)
     logging.getLogger("kvray.store").warning("once")
     assert capsys.readouterr().err == "kvray: warning: once\n"
+
+
+@pytest.mark.parametrize("command", [["tune"], ["batch"], ["jobs", "logs"]])
+def test_the_help_of_an_option_without_a_value_shows_none(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--help"], verbose=False) == 0
+    text = capsys.readouterr().out
+    assert "--help" in text
+    assert "bool" not in text.lower()

@@ -179,3 +179,11 @@ def test_the_list_as_json_is_a_list(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         ("running", "tune m", None),
         ("failed", "batch m.yaml", 4),
     ]
+
+
+def test_a_batch_whose_sweeps_were_disturbed_says_so() -> None:
+    log = JobLog()
+    told = {"batch_id": "b1", "statuses": {"ok": 2}, "now": "", "disturbed": 1}
+    log.feed(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\n")
+    lines = list(status_lines(running("batch m.yaml"), log, address=ADDRESS))
+    assert lines[3:5] == ["sweeps:   2 ok", "doubt:    1 sweep disturbed too much to be trusted"]
