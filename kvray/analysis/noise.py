@@ -135,7 +135,7 @@ class _Belief:
 
 
 def _own_part() -> Array:
-    """Grid × grid: the probability of a candidate's noise (column), given that of its machine (row)."""
+    """Grid × grid: the probability of a candidate's noise (column), given that of its engine (row)."""
     distance = _GRID[None, :] - _GRID[:, None]
     ordinary = np.exp(-((distance / ORDINARY_SD) ** 2) / 2) / ORDINARY_SD
     odd = np.exp(-((distance / ODD_SD) ** 2) / 2) / ODD_SD

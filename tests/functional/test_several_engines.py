@@ -10,6 +10,7 @@ import pytest
 import ray
 import second_engine
 
+from kvray.analysis.evidence import gather_evidence
 from kvray.candidate import DeviceType
 from kvray.cli.output import summary
 from kvray.cli.preview import print_preview
@@ -135,6 +136,7 @@ def test_a_sweep_follows_each_candidates_engine_from_the_records_to_the_plan(tmp
 
     winner = result.analysis.ranking.winner.record
     assert winner.engine == "second"
+    assert set(gather_evidence(result.results, profile).engines) == {"fake", "second"}, "each has a noise of its own"
     loaded = load_plan(result.paths.best_plan)
     assert (loaded.plan.engine, loaded.plan.model_revision, loaded.plan.architecture) == (
         "second",

@@ -9,6 +9,7 @@ import pytest
 from analysis_samples import make_candidate, make_profile, make_result
 from evidence_samples import UTILITY_IS_THROUGHPUT, make_evidence, of_throughputs
 
+from kvray.analysis.confirming import next_round
 from kvray.analysis.engine_noise import run_variances
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
 from kvray.analysis.intervals import gain_interval, metric_interval
@@ -72,6 +73,17 @@ def test_a_noisy_engine_widens_no_gain_between_two_quiet_candidates() -> None:
         return gain_interval(evidence, "a", "b", DECODE).half_width
 
     assert gain(0.06) < 1.1 * gain(0.01)
+
+
+def test_confirming_ends_when_enough_is_known_of_a_quiet_engine_however_noisy_the_other_is() -> None:
+    def goes_on(engines: dict[str, str] | None) -> bool:
+        quiet = {"a": [60.0, 60.2, 59.9], "b": [50.0, 50.1, 49.9], "c": [45.0, 45.1], "d": [44.0, 44.2]}
+        noisy = {"e": [30.0, 34.0, 27.0], "f": [29.0, 25.0, 32.0], "g": [28.0, 31.0], "h": [27.0, 23.0]}
+        evidence = of_throughputs(quiet | noisy, engines=engines)
+        return bool(next_round(evidence, baseline_id="b", round_number=3, most_rounds=5, weights=UTILITY_IS_THROUGHPUT))
+
+    assert goes_on(None)
+    assert not goes_on(ENGINES)
 
 
 def test_luck_is_measured_against_candidates_of_the_same_engine() -> None:
