@@ -191,10 +191,11 @@ def _told(error: Any) -> tuple[str, str]:
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:
     from kvray.files.redaction import redact
+    from kvray.jobs.sent_model import typed_text
 
     if verbose and sys.exc_info()[0] is not None:
         typer.echo(redact(traceback.format_exc()), err=True, nl=False)
-    typer.echo(f"kvray: {redact(' '.join(text.split()))}", err=True)
+    typer.echo(f"kvray: {redact(' '.join(typed_text(text).split()))}", err=True)
     return exit_code
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from kvray.jobs.doorman import JOB, SENT_MODELS
 from kvray.record import RANDOM_PREFIX
@@ -46,6 +46,15 @@ def as_typed(name: str) -> str:
     return _sent().get(name, name)
 
 
+def typed_text(text: str) -> str:
+    """A message with the user's own paths in place of those of the temporary copies."""
+    for there, typed in _longest_first():
+        prefix = RANDOM_PREFIX if there.startswith(RANDOM_PREFIX) else ""
+        path, own = there.removeprefix(prefix), typed.removeprefix(prefix)
+        text = text.replace(str(Path(path).absolute()), own).replace(path, own)
+    return text
+
+
 def typed_arguments(arguments: Iterable[str]) -> tuple[str, ...]:
     """The arguments of `kvray tune` in this job as the user typed them for `kvray submit tune`."""
     if not os.environ.get(JOB):
@@ -61,7 +70,7 @@ def repeating_command(*, sends_model: bool) -> str:
 
 
 def _as_typed(argument: str) -> str:
-    for there, typed in sorted(_sent().items(), key=lambda pair: -len(pair[0])):
+    for there, typed in _longest_first():
         if argument == there or argument.endswith(f"={there}"):
             return f"{argument.removesuffix(there)}{typed}"
     return argument
@@ -70,6 +79,11 @@ def _as_typed(argument: str) -> str:
 def is_sent_model_note(note: str) -> bool:
     """Whether `sent_model_note` has written this one of a plan's notes."""
     return note.startswith(_OPENING)
+
+
+def _longest_first() -> list[tuple[str, str]]:
+    """A path may be the beginning of another one."""
+    return sorted(_sent().items(), key=lambda pair: -len(pair[0]))
 
 
 def _sent() -> dict[str, str]:

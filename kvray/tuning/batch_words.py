@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from kvray.errors import sentence_of
 from kvray.files.redaction import redact
-from kvray.jobs.sent_model import as_typed
+from kvray.jobs.sent_model import as_typed, typed_text
 from kvray.record import short_model_name
 from kvray.workload import WorkloadProfile
 
@@ -75,7 +75,7 @@ def in_file_words(text: str) -> str:
 
 def reason_of(error: BaseException) -> str:
     """Why a sweep failed, in one line that may be kept."""
-    return in_file_words(redact(sentence_of(error)))
+    return in_file_words(redact(typed_text(sentence_of(error))))
 
 
 def unlike_sweeps(known: Sequence[AskedLike], asked: Sequence[AskedLike]) -> str:

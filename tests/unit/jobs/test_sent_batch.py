@@ -10,7 +10,7 @@ import yaml
 
 from kvray.cli.job_events import JobLog
 from kvray.cli.submit import prepare_arguments
-from kvray.errors import InvalidValueError
+from kvray.errors import InvalidValueError, ModelError
 from kvray.jobs.doorman import JOB, MARK, SENT_MODELS, command_line, driver_environment
 from kvray.jobs.package import Argument, write_package
 from kvray.jobs.sender import files_of
@@ -20,7 +20,9 @@ from kvray.jobs.sent_model import (
     sent_model_name,
     sent_model_note,
     typed_arguments,
+    typed_text,
 )
+from kvray.tuning.batch_words import reason_of
 from kvray.workload import get_profile
 
 BATCH = """\
@@ -190,3 +192,13 @@ def test_a_command_of_a_job_is_repeated_as_the_user_typed_it(folder: Path, monke
         "--dtype=float32",
     }
     assert repeating_command(sends_model=True) == "kvray submit --upload-model tune"
+
+
+def test_messages_name_the_paths_that_the_user_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    models = {"random:/there/files/1/tiny": "random:./tiny", "sent/0/broken": "./broken", "sent/0/broken-too": "other"}
+    monkeypatch.setenv(SENT_MODELS, json.dumps(models))
+    assert typed_text("Model 'random:/there/files/1/tiny' is odd.") == "Model 'random:./tiny' is odd."
+    assert typed_text(f"'{tmp_path}/sent/0/broken' has no config.json.") == "'./broken' has no config.json."
+    assert typed_text("Model 'sent/0/broken-too' and 'org/name'.") == "Model 'other' and 'org/name'."
+    assert reason_of(ModelError("Model 'sent/0/broken' is broken.")) == "Model './broken' is broken."
