@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,19 @@ _BF16 = 30
 """`GGML_TYPE_BF16`, which the binding does not name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens of a batch from `begin` on, as the library takes them: pointers into that batch, which must live on.
+
+    Attributes:
+        wanted: places in the piece whose logits are wanted.
+    """
+
+    begin: int
+    native: Any
+    wanted: tuple[int, ...]
+
+
 class TokenBatch:
     """Tokens to feed, each with its place in its sequence, and whether its logits are wanted. Lies in arrays of its
     own: the library keeps pointers into them while it computes."""
@@ -33,6 +47,7 @@ class TokenBatch:
     ) -> None:
         self.tokens, self.places, self.sequences, self.wanted = tokens, places, sequences, wanted
         self._counts = np.ones(len(tokens), dtype=np.int32)
+        self._pieces: tuple[int, list[Piece]] | None = None
         self._owners = self.sequences.ctypes.data + 4 * np.arange(len(tokens), dtype=np.uint64)
 
     @classmethod
@@ -50,13 +65,18 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def part(self, llama: Any, begin: int, end: int) -> Any:
-        """The tokens from `begin` to `end` as the library takes them. Points into this batch, which must live on."""
+    def pieces(self, llama: Any, most: int) -> list[Piece]:
+        """The batch in pieces of at most `most` tokens. Made once: only the arrays' contents change."""
+        if self._pieces is None or self._pieces[0] != most:
+            begins = range(0, len(self), most)
+            self._pieces = most, [self._piece(llama, begin, min(begin + most, len(self))) for begin in begins]
+        return self._pieces[1]
 
+    def _piece(self, llama: Any, begin: int, end: int) -> Piece:
         def pointer(array: NDArray[Any], kind: Any) -> Any:
             return ctypes.cast(array.ctypes.data + begin * array.itemsize, ctypes.POINTER(kind))
 
-        return llama.llama_batch(
+        native = llama.llama_batch(
             n_tokens=end - begin,
             token=pointer(self.tokens, ctypes.c_int32),
             pos=pointer(self.places, ctypes.c_int32),
@@ -64,6 +84,7 @@ class TokenBatch:
             seq_id=pointer(self._owners, ctypes.POINTER(ctypes.c_int32)),
             logits=pointer(self.wanted, ctypes.c_int8),
         )
+        return Piece(begin=begin, native=native, wanted=tuple(np.flatnonzero(self.wanted[begin:end]).tolist()))
 
 
 class NativeContext:
@@ -88,6 +109,8 @@ class NativeContext:
         self._memory = self._llama.llama_get_memory(self.handle)
         self._pools = Threadpools(self.handle, settings)
         self._rows = int(self._llama.llama_n_batch(self.handle))
+        # Looked at only when the library has just named the address again.
+        self._views: dict[int, NDArray[np.float32]] = {}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -118,11 +141,10 @@ class NativeContext:
         Raises:
             OutOfMemoryError, UnsupportedError
         """
-        for begin in range(0, len(batch), self._rows):
-            end = min(begin + self._rows, len(batch))
-            self._decode(batch.part(self._llama, begin, end))
-            for index in np.flatnonzero(batch.wanted[begin:end]).tolist():
-                yield begin + index, self._logits(index)
+        for piece in batch.pieces(self._llama, self._rows):
+            self._decode(piece.native)
+            for index in piece.wanted:
+                yield piece.begin + index, self._logits(index)
 
     def close(self) -> None:
         """Free the context, its cache and its threads."""
@@ -144,8 +166,10 @@ class NativeContext:
         address = ctypes.cast(found, ctypes.c_void_p).value
         if address is None:
             raise decode_error(-1, engine_log().errors_since(0)[-1:])
-        row: NDArray[np.float32] = np.ctypeslib.as_array((ctypes.c_float * self._vocabulary).from_address(address))
-        return row
+        if address not in self._views:
+            values = (ctypes.c_float * self._vocabulary).from_address(address)
+            self._views[address] = np.ctypeslib.as_array(values)
+        return self._views[address]
 
 
 def _context_params(llama: Any, settings: ContextSettings, on_node: Any | None) -> Any:

@@ -105,12 +105,12 @@ class LlamaCppModel(LoadedModel):
             evidence = self._evidence(context)
             seen = proof.observed_context(settings, evidence)
             layers = proof.layers_on_gpu(context.said, self._model.layers)
-            is_warm = self._context is not None
+            # One that had to give way has pages to touch yet; on a GPU each graph is waited for under the callback.
+            is_alike = self._context is not None and self._device is DeviceType.CPU
         for step in Step:
             seen = seen.joined(proof.observed_attention(settings, step, recorder.attention(step), layers))
-        # A measured context that had to give way has pages to touch yet.
         made_of_it = proof.resolved(evidence, describe_build())
-        return replace(seen, resolved=made_of_it, generation=made if is_warm else None)
+        return replace(seen, resolved=made_of_it, generation=made if is_alike else None)
 
     @override
     def last_used(self) -> Observed:
