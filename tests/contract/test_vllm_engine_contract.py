@@ -6,25 +6,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvray.candidate import Candidate, CompileMode, DeviceType, DType
-from kvray.engines.base import EngineAdapter, ModelRequest, Observed
+from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, Observed
 from kvray.engines.registry import get_engine
 from kvray.engines.vllm import VllmAdapter
 from kvray.engines.vllm.arguments import DEFAULT_BLOCKS
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
+from kvray.testing.axes_contract import AxesContract
 from kvray.testing.engine_contract import EngineContract
 from kvray.testing.trial_contract import CPU, TrialContract
 from kvray.trial.process import Launcher
 from kvray.trial.spec import TrialSpec
-from kvray.workload import WorkloadProfile, create_custom_profile
+from kvray.workload import WorkloadProfile, create_custom_profile, get_profile
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 PHASE_S = 900.0
 IS_HERE = importlib.util.find_spec("vllm") is not None
@@ -56,7 +57,43 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"random:{folder}"
 
 
+@pytest.fixture(scope="module")
+def kept() -> Iterator[list[LoadedModel]]:
+    models: list[LoadedModel] = []
+    yield models
+    for one in models:
+        one.close()
+
+
+class TestVllmAxes(AxesContract):
+    """What is asked before any trial, wherever vLLM is."""
+
+    @pytest.fixture
+    def adapter(self) -> EngineAdapter:
+        return VllmAdapter()
+
+    @pytest.fixture
+    def request_(self, model: str) -> ModelRequest:
+        return ModelRequest(model_id=model)
+
+    @pytest.fixture
+    def profile(self) -> WorkloadProfile:
+        return get_profile("ci-micro")
+
+    @pytest.fixture
+    def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
+        model = adapter.describe_model(request_)
+        return build_space(
+            adapter.default_space(model, CPU, profile),
+            baseline=adapter.baseline(model, CPU, batch_size=1),
+            facts=SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType)),
+            engine_rules=adapter.rules(request_, model, profile),
+        )
+
+
 @pytest.mark.skipif(IS_HERE or vllm_python() is None, reason="vLLM has no Python of its own here (make vllm-env)")
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestVllmTrials(TrialContract):
     """From kvray's own Python."""
 
@@ -94,6 +131,8 @@ class TestVllmTrials(TrialContract):
 
 
 @pytest.mark.skipif(not IS_HERE, reason="vLLM is not installed in this Python")
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestVllmEngine(EngineContract):
     """In vLLM's Python."""
 
@@ -142,6 +181,21 @@ class TestVllmEngine(EngineContract):
         )
         without = tuple(one for one in space.candidates if one.compile is CompileMode.OFF)
         return SearchSpace(baseline=without[0], candidates=without, rejected=space.rejected, asked_for=len(without))
+
+    @pytest.fixture
+    def loaded(  # type: ignore[override]
+        self,
+        kept: list[LoadedModel],
+        adapter: EngineAdapter,
+        request_: ModelRequest,
+        space: SearchSpace,
+        profile: WorkloadProfile,
+    ) -> LoadedModel:
+        """One engine for all tests that load no other."""
+        if not kept:
+            adapter.fetch_weights(request_)
+            kept.append(adapter.load(request_, space.baseline, DeviceType.CPU, profile))
+        return kept[0]
 
     def check_observed(self, candidate: Candidate, observed: object) -> None:
         assert isinstance(observed, Observed)

@@ -98,7 +98,10 @@ def _cache_axes(device: DeviceFacts) -> tuple[Axis, ...]:
             title="tokens of a block",
             kind=AxisKind.NUMBER,
             scale=Scale.LOG,
-            values=tuple(_block(size, device) for size in _BLOCKS),
+            values=(
+                *(_block(size, device) for size in _BLOCKS),
+                AxisValue(value="tokens", on_request="any other multiple (--set block_size=…)"),
+            ),
             most=1024,
             default=DEFAULT_BLOCKS[device.device],
         ),

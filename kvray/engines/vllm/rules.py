@@ -15,6 +15,8 @@ from kvray.workload import WorkloadProfile
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Elements of a head that vLLM's CPU kernels take (`CPUAttentionBackend.get_supported_head_sizes`)."""
 
+BLOCK_STEPS: Mapping[DeviceType, int] = {DeviceType.CPU: 32, DeviceType.CUDA: 16}
+
 
 def rules(config: Mapping[str, Any], profile: WorkloadProfile) -> tuple[Constraint, ...]:
     """The rules for a model of this `config` and a workload."""
@@ -22,6 +24,7 @@ def rules(config: Mapping[str, Any], profile: WorkloadProfile) -> tuple[Constrai
         Constraint(name="vllm-settings", check=_ignoring_facts(settings_objection)),
         Constraint(name="cache-of-types", check=_ignoring_facts(_cache_of_types)),
         Constraint(name="cpu-heads", check=lambda one, facts: _heads_on_cpu(facts, config)),  # noqa: ARG005
+        Constraint(name="block-size", check=_block_size),
         Constraint(name="split-heads", check=_ignoring_facts(lambda one: _split_heads(one, config))),
         Constraint(name="tokens-and-sequences", check=_ignoring_facts(_tokens_and_sequences)),
         Constraint(name="whole-prompts", check=_ignoring_facts(lambda one: _whole_prompts(one, profile))),
@@ -43,6 +46,13 @@ def _heads_on_cpu(facts: SpaceFacts, config: Mapping[str, Any]) -> str | None:
     if facts.device is not DeviceType.CPU or size is None or size in CPU_HEADS:
         return None
     return f"vLLM's CPU kernels take heads of {', '.join(map(str, CPU_HEADS))} elements, this model's have {size}"
+
+
+def _block_size(candidate: Candidate, facts: SpaceFacts) -> str | None:
+    size, step = candidate.setting("block_size"), BLOCK_STEPS[facts.device]
+    if size is None or int(size) % step == 0:
+        return None
+    return f"vLLM's kernels take blocks of multiples of {step} tokens, {size} is none"
 
 
 def _split_heads(candidate: Candidate, config: Mapping[str, Any]) -> str | None:

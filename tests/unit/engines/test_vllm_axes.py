@@ -123,6 +123,7 @@ def test_the_cache_agrees_with_the_type_of_keys_and_values() -> None:
         ({"max_num_batched_tokens": 4, "max_num_seqs": 8}, "each sequence needs a token"),
         ({"max_num_batched_tokens": 512, "enable_chunked_prefill": False}, "longest sequence of 1040"),
         ({"tile": 4}, "no axis tile"),
+        ({"block_size": 48}, "multiples of 32 tokens, 48 is none"),
     ],
 )
 def test_what_vllm_refuses_is_known_before_a_trial(settings: dict[str, int], reason: str) -> None:
