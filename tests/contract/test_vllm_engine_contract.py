@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvray.candidate import Candidate, CompileMode, DeviceType, DType
-from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest, Observed
+from kvray.engines.base import CrashedError, EngineAdapter, LoadedModel, ModelRequest, Observed
 from kvray.engines.registry import get_engine
 from kvray.engines.vllm import VllmAdapter
 from kvray.engines.vllm.arguments import DEFAULT_BLOCKS
@@ -21,10 +22,10 @@ from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
 from kvray.testing.axes_contract import AxesContract
 from kvray.testing.engine_contract import EngineContract
-from kvray.testing.trial_contract import CPU, TrialContract
+from kvray.testing.trial_contract import CPU, TrialContract, still_alive
 from kvray.trial.process import Launcher
 from kvray.trial.spec import TrialSpec
-from kvray.workload import WorkloadProfile, create_custom_profile, get_profile
+from kvray.workload import Cell, WorkloadProfile, create_custom_profile, get_profile
 
 ROOT = Path(__file__).parents[2]
 PHASE_S = 900.0
@@ -183,7 +184,7 @@ class TestVllmEngine(EngineContract):
         return SearchSpace(baseline=without[0], candidates=without, rejected=space.rejected, asked_for=len(without))
 
     @pytest.fixture
-    def loaded(  # type: ignore[override]
+    def loaded(
         self,
         kept: list[LoadedModel],
         adapter: EngineAdapter,
@@ -203,3 +204,17 @@ class TestVllmEngine(EngineContract):
         assert observed.cache_layers == "2 layers"
         assert observed.kv_dtype == (candidate.setting("kv_cache_dtype") or "bfloat16")
         assert observed.threads
+
+    def test_an_engine_whose_worker_dies_has_crashed(
+        self, adapter: EngineAdapter, request_: ModelRequest, space: SearchSpace, profile: WorkloadProfile
+    ) -> None:
+        model = adapter.load(request_, space.baseline, DeviceType.CPU, profile)
+        model.prepare(Cell(24, 4, 1))
+        model.generate(4)
+        own, *others = model.processes()
+        assert own == os.getpid()
+        os.kill(others[-1], signal.SIGKILL)
+        with pytest.raises(CrashedError, match="died unexpectedly"):
+            model.generate(4)
+        model.close()
+        assert still_alive(others) == []

@@ -6,7 +6,7 @@ vLLM computes in processes of its own; this one submits requests and reads token
 from __future__ import annotations
 
 import itertools
-import os
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,14 +52,15 @@ class Session:
 
         self._words = words
         self._names = itertools.count()
-        self._pids: tuple[int, ...] = ()
+        before = set(multiprocessing.active_children())
         with self._starting():
             asked = EngineArgs(
                 **arguments, skip_tokenizer_init=True, worker_extension_cls=WORKER_EXTENSION, max_logprobs=-1
             )
             # The server's defaults, which `vllm.LLM` does not share, are those that a user deploys.
             self._engine = LLMEngine.from_engine_args(asked, usage_context=UsageContext.OPENAI_API_SERVER)
-        self._pids = tuple(descendants(os.getpid()))
+        cores = [one.pid for one in set(multiprocessing.active_children()) - before if one.pid is not None]
+        self._pids = tuple(pid for core in cores for pid in (core, *descendants(core)))
 
     @property
     def config(self) -> Any:

@@ -15,6 +15,8 @@ from kvray.errors import KvrayError, sentence_of
 
 _RAISED = re.compile(r"(?:^|\s)(?P<kind>[\w.]*(?:Error|Exception)): (?P<text>\S.*)$")
 _NOT_THE_CAUSE = ("root cause", "See stack trace", "initialization failed due to")
+_DIED = "died unexpectedly"
+"""What a process says of one below it that was killed; what it raises then is no cause."""
 _NO_MEMORY = (
     "out of memory",
     "OutOfMemory",
@@ -74,6 +76,8 @@ class EngineWords:
 
     def _first_raised(self) -> str | None:
         for line in self.lines():
+            if _DIED in line:
+                return line.partition(": ")[2]
             found = _RAISED.search(line)
             if found is not None and not any(word in line for word in _NOT_THE_CAUSE):
                 return f"{found['kind'].rpartition('.')[2]}: {found['text']}"

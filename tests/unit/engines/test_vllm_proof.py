@@ -125,6 +125,14 @@ def test_a_death_for_want_of_memory_is_no_crash(words: EngineWords) -> None:
     assert type(words.death("EngineCore encountered an issue.")) is OutOfMemoryError
 
 
+def test_a_worker_that_was_killed_is_named(words: EngineWords) -> None:
+    log = logging.getLogger("vllm.v1.executor")
+    words_of_vllm = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."
+    log.error("ERROR vllm.v1.executor: %s", words_of_vllm)
+    log.error("RuntimeError: cancelled")
+    assert str(words.death("EngineCore encountered an issue.")) == f"vLLM: {words_of_vllm}"
+
+
 def test_the_engines_processes_log_into_the_same_file(words: EngineWords) -> None:
     config = json.loads(Path(os.environ["VLLM_LOGGING_CONFIG_PATH"]).read_text(encoding="utf-8"))
     logging.getLogger("vllm").error("told here")
