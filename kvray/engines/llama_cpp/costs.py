@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing_extensions import override
 
 from kvray.candidate import Candidate, DeviceType, DType
-from kvray.engines.llama_cpp.settings import PLAIN_TYPES, ContextSettings, context_settings, padded
+from kvray.engines.llama_cpp.settings import ALL_LAYERS, PLAIN_TYPES, ContextSettings, context_settings, padded
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
 from kvray.forecast.memory import MemoryNeed
@@ -50,9 +50,13 @@ class LlamaCppCosts(CostModel):
     @override
     def memory(self, candidate: Candidate, cell: Cell, device: DeviceType) -> MemoryNeed:
         settings = self._settings(candidate, cell, device)
+        weights, cache = self._weight_bytes, cache_bytes(self._shape, settings)
+        if device is DeviceType.CUDA:
+            weights = round(self._share_on_gpu(settings) * (weights - self._experts_on_host(settings)))
+            cache = round(self._share_on_gpu(settings) * cache) if settings.offload_kqv else 0
         return MemoryNeed(
-            weights=self._weight_bytes,
-            cache=cache_bytes(self._shape, settings),
+            weights=weights,
+            cache=cache,
             transient=_transient_bytes(self._shape, settings, cell),
         )
 
@@ -107,6 +111,17 @@ class LlamaCppCosts(CostModel):
         """Bytes of the weights that are read to work on `tokens` at once."""
         share = self._shape.multiplied_parameters(tokens=tokens) / self._shape.total_parameters
         return share * self._weight_bytes
+
+    def _share_on_gpu(self, settings: ContextSettings) -> float:
+        """Of the layers, among which llama.cpp counts what comes after the last one."""
+        if settings.n_gpu_layers == ALL_LAYERS:
+            return 1.0
+        return min(1.0, settings.n_gpu_layers / (len(self._shape.layers) + 1))
+
+    def _experts_on_host(self, settings: ContextSettings) -> float:
+        """Bytes of the experts that stay in host memory."""
+        experts = self._shape.expert_parameters / self._shape.total_parameters * self._weight_bytes
+        return experts * min(1.0, settings.n_cpu_moe / len(self._shape.layers))
 
     def _slower(self, threads: int, hardware: Hardware) -> float:
         """How much longer it takes with fewer threads than the device was measured with; more make nothing faster."""

@@ -105,6 +105,20 @@ def test_what_is_slower_by_its_making_is_forecast_slower() -> None:
     assert decode_s(usual) < decode_s(candidate(threads=1))
 
 
+def test_a_gpu_holds_the_layers_that_are_put_there() -> None:
+    model, cell = costs(), Cell(500, 8, 1)
+
+    def held(one: Candidate) -> tuple[int, int]:
+        need = model.memory(one, cell, DeviceType.CUDA)
+        return need.weights, need.cache
+
+    weights, cache = held(candidate())
+    assert (weights, cache) == (6_000_000, cache_bytes(candidate(), cell))
+    assert held(candidate(n_gpu_layers=99)) == (weights, cache)
+    assert held(candidate(n_gpu_layers=2)) == (weights * 2 // 5, round(cache * 2 / 5))
+    assert held(candidate(offload_kqv=False)) == (weights, 0)
+
+
 def test_a_model_that_memory_does_not_hold_is_kept_out_with_the_figures() -> None:
     told = forecast_cell(costs(), candidate(), Cell(100, 8, 1), DeviceType.CPU, RATES)
     reason = does_not_fit(Forecast.of([told]), RATES, told.peak_mib / 2)
