@@ -31,7 +31,8 @@ def default_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfil
     quantized = lean.having({"cache": (_QUANTIZED,), "attention": (_FLASH,)})
     blocks = [main]
     blocks += [quantized.having({"type_k": (one,), "type_v": (one,)}) for one in SAVING_TYPES]
-    blocks += [lean.having({"n_ubatch": _other_ubatches(profile)})]
+    if ubatches := _other_ubatches(profile):
+        blocks += [lean.having({"n_ubatch": ubatches})]
     if device.device is DeviceType.CPU and (counts := _other_threads()):
         blocks += [lean.having({"threads": counts})]
     return tuple(blocks)
@@ -63,9 +64,10 @@ def full_space(model: ModelInfo, device: DeviceFacts, profile: WorkloadProfile) 
 
 
 def _other_ubatches(profile: WorkloadProfile) -> tuple[int, ...]:
-    """A small one, and a large one where a prompt is longer than what is worked on at once by default."""
+    """Those beside the default that cut prompts in another way."""
     longest = max(profile.context_lengths) * max(profile.batch_sizes)
-    return (_SMALL_UBATCH, _LARGE_UBATCH) if longest > DEFAULT_UBATCH else (_SMALL_UBATCH,)
+    small = (_SMALL_UBATCH,) if longest > _SMALL_UBATCH else ()
+    return (*small, _LARGE_UBATCH) if longest > DEFAULT_UBATCH else small
 
 
 def _other_threads() -> tuple[int, ...]:
