@@ -335,6 +335,12 @@ class EngineAdapter(ABC):
             UnsupportedError, OutOfMemoryError, ModelError
         """
 
+    def with_measured_threads(self, candidate: Candidate, threads: int) -> Candidate:
+        """`candidate` as code and commands are to apply it anywhere: with the `threads` that its trials computed with,
+        where the engine has an axis for them that is not set."""
+        del threads
+        return candidate
+
     @abstractmethod
     def render_snippet(
         self,

@@ -123,6 +123,7 @@ def _winner(analysis: Analysis) -> PlannedWinner:
     entry, confidence = analysis.ranking.winner, analysis.confidence
     return PlannedWinner(
         candidate=entry.record.candidate,
+        threads=entry.record.threads,
         metrics=_metrics(entry.metrics, entry.cells),
         score=entry.score,
         gain=_gain(entry.gain) if entry.gain else None,

@@ -117,6 +117,7 @@ class PlannedWinner(PlannedCandidate):
 
     Attributes:
         ties: ids of candidates that cannot be told apart from it; they are in the plan's `candidates`.
+        threads: with which its trials computed; `None` where that was not told.
         break_even_tokens: generated tokens that earn its extra cold cost back; 0 without such cost, `None` if never.
     """
 
@@ -125,6 +126,7 @@ class PlannedWinner(PlannedCandidate):
     confidence: PlannedConfidence | None
     ties: tuple[str, ...] = ()
     break_even_tokens: NotNegative | None
+    threads: Annotated[int, Field(gt=0)] | None = None
 
 
 class Range(_PlanPart):

@@ -6,7 +6,7 @@ import shlex
 
 from kvray.engines.registry import get_engine
 from kvray.plan.plan import Plan
-from kvray.plan.snippet import winner_request
+from kvray.plan.snippet import pinned_winner, winner_request
 
 
 def serving_command(plan: Plan) -> str | None:
@@ -15,7 +15,7 @@ def serving_command(plan: Plan) -> str | None:
     Raises:
         EngineError: the winner's engine is unknown, or what it needs is not installed.
     """
-    winner = plan.winner.candidate
+    winner = pinned_winner(plan)
     words = get_engine(plan.engine).serving_command(
         winner_request(plan),
         candidate=winner,

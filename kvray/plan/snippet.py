@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from kvray.candidate import Candidate
 from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.jobs.sent_model import is_sent_model_note
@@ -25,7 +26,7 @@ def render_snippet(plan: Plan) -> str:
     Raises:
         EngineError: the plan's engine is unknown, or what it needs is not installed.
     """
-    winner = plan.winner.candidate
+    winner = pinned_winner(plan)
     body = get_engine(plan.engine).render_snippet(
         winner_request(plan),
         loader=plan.loader,
@@ -39,6 +40,18 @@ def render_snippet(plan: Plan) -> str:
     elif any(is_sent_model_note(note) and plan.model_id in note for note in plan.notes):
         body = _MODEL_LINE.sub(_comment_line(_SENT_MODEL) + r"\g<0>", body, count=1)
     return f"{header}\n{body.strip()}\n"
+
+
+def pinned_winner(plan: Plan) -> Candidate:
+    """The winner with the threads that it was measured with, where its engine would take others on another machine.
+
+    Raises:
+        EngineError: the plan's engine is unknown, or what it needs is not installed.
+    """
+    winner = plan.winner
+    if winner.threads is None:
+        return winner.candidate
+    return get_engine(plan.engine).with_measured_threads(winner.candidate, winner.threads)
 
 
 def winner_request(plan: Plan) -> ModelRequest:

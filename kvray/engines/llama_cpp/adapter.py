@@ -26,7 +26,7 @@ from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
 from kvray.models.hashes import file_sha256
 from kvray.models.revision import check_unchanged
-from kvray.space.axis import Axis
+from kvray.space.axis import Axis, with_settings
 from kvray.space.constraints import Constraint
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
@@ -123,6 +123,10 @@ class LlamaCppAdapter(EngineAdapter):
         from kvray.engines.llama_cpp.loaded import load_model
 
         return load_model(request, candidate, device, profile)
+
+    @override
+    def with_measured_threads(self, candidate: Candidate, threads: int) -> Candidate:
+        return candidate if candidate.setting("threads") else with_settings(candidate, {"threads": threads})
 
     def render_snippet(
         self,

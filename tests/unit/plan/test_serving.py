@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from plan_samples import make_plan
+from plan_samples import make_plan, make_profile, make_result, make_sweep
 from typer.testing import CliRunner
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.cli.apply import app
 from kvray.engines.base import ModelRequest
+from kvray.engines.llama_cpp.threads import default_threads
 from kvray.errors import PlanError
 from kvray.plan import serving
+from kvray.plan.builder import PlanBuilder
 from kvray.plan.plan import save_plan
 from kvray.plan.serving import serving_command
+from kvray.plan.snippet import render_snippet
 from kvray.testing.fake import FakeAdapter
 from kvray.workload import Cell
 
@@ -45,6 +48,17 @@ def test_the_command_names_the_weights_the_winner_and_room_for_every_cell() -> N
     longest = max(cell.context_tokens + cell.output_tokens for cell in cells)
     revision, winner = str(plan.model_revision), plan.winner.candidate.candidate_id
     assert shlex.split(command) == ["serve", "a model's folder", revision, winner, plan.device, str(longest)]
+
+
+def test_threads_that_a_winner_left_open_are_those_of_its_trials_wherever_the_plan_is_read() -> None:
+    profile = make_profile()
+    sweep = make_sweep(make_result(1, profile, engine="llama_cpp", threads=7), profile=profile, engine="llama_cpp")
+    plan = PlanBuilder(sweep).build()
+    assert plan.winner.threads == 7
+    assert "--threads 7 --threads-batch 7" in str(serving_command(plan))
+    assert "params.n_threads = 7" in render_snippet(plan)
+    older = plan.model_copy(update={"winner": plan.winner.model_copy(update={"threads": None})})
+    assert f"--threads {default_threads()} " in str(serving_command(older))
 
 
 @pytest.mark.usefixtures("served")

@@ -54,6 +54,14 @@ def test_every_default_that_the_server_would_choose_itself_is_written_out() -> N
     assert "--swa-full" not in said
 
 
+def test_threads_that_were_left_open_are_those_of_the_trials() -> None:
+    measured = ADAPTER.with_measured_threads(candidate(), 5)
+    said = words(measured)
+    assert (after(said, "--threads"), after(said, "--threads-batch")) == ("5", "5")
+    asked = candidate(threads=2)
+    assert ADAPTER.with_measured_threads(asked, 5) == asked
+
+
 def test_what_is_set_is_said() -> None:
     one = candidate(
         attention=AttentionBackend.EAGER,
