@@ -144,14 +144,20 @@ def test_forced_tokens_are_thought_of_as_when_they_were_chosen(prepared: LoadedM
     assert [int(np.asarray(rows)[0].argmax()) for _, _, rows in told] == list(chosen)
 
 
-def test_each_sequence_of_a_batch_gets_what_it_gets_alone(prepared: LoadedModel, plain_loop: PlainLoop) -> None:
-    prepared.prepare(CELL._replace(batch_size=3))
-    rows = prepared.generate(8).tokens
-    text = prepared.forced_text(CELL.output_tokens)
-    told = [np.asarray(one) for _, _, one in prepared.forced_log_probabilities(text)]
-    assert prepared.last_used().substitutions == ()  # type: ignore[union-attr]
-    prepared.prepare(CELL)
-    assert rows[0] == prepared.generate(8).tokens[0]
+@pytest.mark.parametrize("unified", [False, True])
+def test_each_sequence_of_a_batch_gets_what_it_gets_alone(demo_model: Path, unified: bool) -> None:
+    """Without flash attention, which rounds otherwise where sequences share a buffer."""
+    with closing(load(demo_model, made(AttentionBackend.EAGER, kv_unified=unified))) as model:
+        model.prepare(CELL)
+        alone = model.generate(8).tokens
+        model.prepare(CELL._replace(batch_size=3))
+        rows = model.generate(8).tokens
+        told = [np.asarray(one) for _, _, one in model.forced_log_probabilities(model.forced_text(8))]
+        used = model.last_used()
+    assert used is not None
+    assert used.substitutions == ()
+    assert used.cache_layers == ("30 layers × 256 cells" if unified else "30 layers × 256 cells × 3")
+    assert rows[0] == alone[0]
     assert len(set(rows)) == 3
     assert max(float(abs(one[0] - one[1]).max()) for one in told) < 0.15
 
@@ -309,15 +315,6 @@ def test_what_the_engine_refuses_is_unsupported_in_its_words(demo_model: Path) -
         pytest.raises(UnsupportedError, match="quantized V cache requires flash_attn"),
     ):
         model.prepare(CELL)
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [({"no_axis": 1}, "has no axis no_axis"), ({"type_k": "q2_k"}, "not as q2_k")],
-)
-def test_a_setting_that_it_does_not_have_is_refused(demo_model: Path, settings: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UnsupportedError, match=reason):
-        load(demo_model, made(**settings))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import functools
 import importlib
 import re
 import sys
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from kvray.errors import EngineError
 _MODULE = "llama_cpp.llama_cpp"
 _DEBUG, _ERROR, _CONTINUED = 1, 4, 5
 """Levels of `enum ggml_log_level`."""
-_MOST_LINES = 20_000
 _CPU_FLAGS = {
     "AVX": "avx",
     "AVX2": "avx2",
@@ -40,38 +40,39 @@ _CPU_FLAGS = {
 
 
 class EngineLog:
-    """What the library has said since it was loaded, line by line, without what is for its developers."""
+    """What the library has said, line by line, without what is for its developers. Keeps the last `most_lines`."""
 
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, str]] = []
+    def __init__(self, most_lines: int = 20_000) -> None:
+        self._lines: deque[tuple[int, str]] = deque(maxlen=most_lines)
         self._unfinished = ""
         self._level = 0
+        self.mark = 0
+        """Lines so far; what `since` takes to tell only what comes from now on."""
 
     def add(self, level: int, text: str) -> None:
         """Note a piece of text, which may be a part of a line."""
         self._level = self._level if level == _CONTINUED else level
         *whole, self._unfinished = (self._unfinished + text).split("\n")
         for line in filter(str.strip, whole):
-            if self._level == _DEBUG or len(self.lines) >= _MOST_LINES:
+            if self._level == _DEBUG:
                 continue
-            self.lines.append((self._level, line))
+            self._lines.append((self._level, line))
+            self.mark += 1
             if self._level == _ERROR:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
 
-    @property
-    def mark(self) -> int:
-        """What `since` takes to tell only what comes from now on."""
-        return len(self.lines)
-
     def since(self, mark: int) -> tuple[str, ...]:
         """The lines after `mark`."""
-        return tuple(line for _, line in self.lines[mark:])
+        return tuple(line for _, line in self._after(mark))
 
     def errors_since(self, mark: int) -> tuple[str, ...]:
         """What went wrong after `mark`, without the names of the functions that say so; each once."""
-        said = (re.sub(r"^\w+: ", "", line) for level, line in self.lines[mark:] if level == _ERROR)
+        said = (re.sub(r"^\w+: ", "", line) for level, line in self._after(mark) if level == _ERROR)
         return tuple(dict.fromkeys(said))
+
+    def _after(self, mark: int) -> list[tuple[int, str]]:
+        return list(self._lines)[max(0, len(self._lines) - (self.mark - mark)) :]
 
 
 @dataclass(frozen=True, kw_only=True)

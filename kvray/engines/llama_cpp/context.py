@@ -165,7 +165,7 @@ class NativeContext:
         found = self._llama.llama_get_logits_ith(self.handle, index)
         address = ctypes.cast(found, ctypes.c_void_p).value
         if address is None:
-            raise decode_error(-1, engine_log().errors_since(0)[-1:])
+            raise decode_error(-1, ("it gives no logits",))
         if address not in self._views:
             values = (ctypes.c_float * self._vocabulary).from_address(address)
             self._views[address] = np.ctypeslib.as_array(values)

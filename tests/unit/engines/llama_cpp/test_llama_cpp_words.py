@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp_samples import candidate
 
+from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DType
 from kvray.engines.base import DECODED_TOKENS, ForcedText, OutOfMemoryError, UnsupportedError
+from kvray.engines.llama_cpp import binding
+from kvray.engines.llama_cpp.asked import check_candidate
 from kvray.engines.llama_cpp.binding import Build, EngineLog, left_out_instructions
 from kvray.engines.llama_cpp.failed import context_error, decode_error, load_error
 from kvray.engines.llama_cpp.forced import check_text, feed_plan, log_probabilities
-from kvray.errors import ModelError
+from kvray.errors import EngineError, ModelError
 
 NATIVE = (
     "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 1 | AMX_INT8 = 1 | OPENMP = 1 | REPACK = 1 | "
@@ -33,6 +39,41 @@ def test_lines_are_joined_and_errors_told_without_the_names_of_functions(capsys:
     assert log.errors_since(mark) == ("error loading model: torn",)
     assert log.errors_since(log.mark) == ()
     assert capsys.readouterr().err.splitlines() == ["llama_model_load: error loading model: torn"] * 2
+
+
+def test_a_long_log_keeps_its_last_lines() -> None:
+    log = EngineLog(most_lines=3)
+    log.add(2, "a\nb\nc\n")
+    mark = log.mark
+    log.add(2, "d\n")
+    assert (log.since(mark), log.since(0), log.since(log.mark)) == (("d",), ("b", "c", "d"), ())
+
+
+def test_an_absent_binding_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binding, "_MODULE", "no_such_binding")
+    with pytest.raises(EngineError, match="needs llama-cpp-python, which cannot be loaded") as raised:
+        binding.library.__wrapped__()
+    assert raised.value.hint == "Install it with pip install 'kvray[llama-cpp]'."
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"settings": (("no_axis", 1),)}, "has no axis no_axis"),
+        ({"settings": (("type_k", "q2_k"),), "cache": CacheStrategy.QUANTIZED}, "keeps type_k as .*, not as q2_k"),
+        ({"settings": (("type_k", "q8_0"),)}, "make a quantized cache, not static"),
+        ({"cache": CacheStrategy.DYNAMIC}, "make a static cache, not dynamic"),
+        ({"attention": AttentionBackend.SDPA}, "with attention flash or eager"),
+        ({"dtype": DType.BFLOAT16}, "computes in float32"),
+        ({"compile": CompileMode.DEFAULT}, "not llama_cpp:static/flash/float32.compile:default"),
+        ({"prefill_chunk": 64}, "chunk:64"),
+    ],
+)
+def test_what_the_engine_does_not_have_is_refused_before_weights_are_read(change: dict[str, Any], reason: str) -> None:
+    check_candidate(candidate())
+    check_candidate(candidate(type_v="q8_0", cache=CacheStrategy.QUANTIZED))
+    with pytest.raises(UnsupportedError, match=reason):
+        check_candidate(replace(candidate(), **change))
 
 
 def test_a_portable_build_is_told_by_what_it_leaves_out() -> None:
