@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kvray.errors import InvalidValueError
@@ -285,7 +285,7 @@ class Candidate:
         """Twelve hex digits of a SHA-256 over every field: equal candidates have equal ids on any machine."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         """Short name for tables, e.g. `static/sdpa_math/bfloat16+compile:default+tp=2×4`. It begins with the engine's
         name, e.g. `vllm:dynamic/…`, except for Transformers. Of several GPUs it tells as `--parallelism` does."""
@@ -324,7 +324,8 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; the inverse of `from_dict`."""
-        values = {**asdict(self), "cache_params": dict(self.cache_params), "settings": dict(self.settings) or None}
+        own = {name: getattr(self, name) for name in Candidate.__dataclass_fields__}
+        values = {**own, "cache_params": dict(self.cache_params), "settings": dict(self.settings) or None}
         return {name: value for name, value in values.items() if not (name in _LATER_FIELDS and value is None)}
 
     @classmethod

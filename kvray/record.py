@@ -17,6 +17,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileM
 from kvray.workload import Cell
 
 if TYPE_CHECKING:
+    from kvray.cell_figures import TrialCells
     from kvray.run_columns import RunColumns
 
 RANDOM_PREFIX = "random:"
@@ -416,7 +417,7 @@ class TrialRecord:
         """Versions of the engine's libraries by name, of older records too."""
         return known_versions(self, dict(self.engine_versions))
 
-    @property
+    @cached_property
     def candidate(self) -> Candidate:
         """The configuration that was measured."""
         return Candidate(**{name: getattr(self, name) for name in _CANDIDATE_FIELDS})
@@ -453,6 +454,14 @@ class TrialResult:
     def full_length(self) -> dict[Cell, RunColumns]:
         """The runs of each full-length cell."""
         return self.columns.by_cell(full_length=True)
+
+    @cached_property
+    def cells(self) -> TrialCells:
+        """What the full-length cells come to; of records that were read, computed for many trials at once."""
+        from kvray.cell_figures import TrialBlock, TrialCells
+
+        known = getattr(self.runs, "cells", None)
+        return known if isinstance(known, TrialCells) else TrialBlock(self.columns, (0, len(self.columns))).cells(0)
 
     @property
     def has_lost_its_runs(self) -> bool:

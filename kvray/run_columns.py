@@ -15,7 +15,7 @@ from kvray.workload import Cell
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-_FULL_LENGTH_RUNGS = (1, 2)
+FULL_LENGTH_RUNGS = (1, 2)
 
 
 class TimedRun(Protocol):
@@ -129,7 +129,7 @@ class RunColumns:
         places = defaultdict[tuple[int, int, int], list[int]](list)
         shapes = zip(self.context_tokens.tolist(), self.output_tokens.tolist(), self.batch_size.tolist(), strict=True)
         for place, (shape, rung) in enumerate(zip(shapes, self.rung.tolist(), strict=True)):
-            if not full_length or rung in _FULL_LENGTH_RUNGS:
+            if not full_length or rung in FULL_LENGTH_RUNGS:
                 places[shape].append(place)
         return {Cell(*shape): self.at(chosen) for shape, chosen in places.items()}
 

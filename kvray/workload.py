@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -39,6 +40,12 @@ class Cell(NamedTuple):
         """E.g. `512→32` or `512→32 ×4`."""
         batch = f" ×{self.batch_size}" if self.batch_size > 1 else ""
         return f"{self.context_tokens}→{self.output_tokens}{batch}"
+
+
+@lru_cache(maxsize=256)
+def _cells(contexts: tuple[int, ...], outputs: tuple[int, ...], batch_size: int) -> tuple[Cell, ...]:
+    """Remembered, because every trial of a sweep is asked for the same ones."""
+    return tuple(Cell(context, output, batch_size) for context in contexts for output in outputs)
 
 
 class WorkloadProfile(BaseModel):
@@ -129,7 +136,7 @@ class WorkloadProfile(BaseModel):
             outputs: tuple[int, ...] = (min(RUNG0_OUTPUT_TOKENS, max(self.output_lengths)),)
         else:
             outputs = self.output_lengths
-        return tuple(Cell(context, output, batch_size) for context in self.context_lengths for output in outputs)
+        return _cells(self.context_lengths, outputs, batch_size)
 
     def fit_to_context_limit(self, max_context: int | None) -> tuple[WorkloadProfile, tuple[int, ...]]:
         """This profile without the context lengths that leave no room for its longest output in `max_context` tokens.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvray.cell_figures import TrialCells
 from kvray.record import Run
 from kvray.run_columns import Floats, RunColumns
 from kvray.workload import Cell
@@ -122,6 +123,37 @@ def aggregate_cells(runs: Sequence[Run]) -> tuple[CellMetrics, ...]:
 def cells_of_columns(by_cell: Mapping[Cell, RunColumns]) -> tuple[CellMetrics, ...]:
     """Metrics of every cell, in the order of the cells."""
     return tuple(_cell_metrics(cell, by_cell[cell]) for cell in sorted(by_cell))
+
+
+def cells_of_trial(trial: TrialCells, wanted: Iterable[Cell]) -> tuple[CellMetrics, ...]:
+    """Metrics of those of the `wanted` cells that the trial measured, in the order of the cells."""
+    figures, rows = trial.figures, slice(trial.start, trial.stop)
+    medians, itl_ms = figures.medians[rows].tolist(), figures.itl_ms[rows].tolist()
+    runs, places = figures.runs[rows].tolist(), trial.place_of
+    return tuple(
+        CellMetrics(
+            cell=cell,
+            metrics=_metrics(medians[place], itl_ms[place]),
+            runs=runs[place],
+            is_disturbed=cell in trial.disturbed,
+        )
+        for cell in sorted(wanted)
+        if (place := places.get(cell)) is not None
+    )
+
+
+def _metrics(medians: Sequence[float], itl_ms: Sequence[float]) -> Metrics:
+    ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok = medians
+    p50, p95, p99 = itl_ms
+    return Metrics(
+        ttft_ms=ttft_ms,
+        itl_p50_ms=p50,
+        itl_p95_ms=p95,
+        itl_p99_ms=p99,
+        decode_tok_s=decode_tok_s,
+        peak_mib=None if math.isnan(peak_mib) else peak_mib,
+        energy_j_per_tok=None if math.isnan(energy_j_per_tok) else energy_j_per_tok,
+    )
 
 
 def _cell_metrics(cell: Cell, runs: RunColumns) -> CellMetrics:

@@ -77,7 +77,7 @@ def _split(logs: Array, metric: int) -> Sequence[Array]:
 
 
 def _logs(evidence: Evidence, candidate_id: str, metric: int) -> Array:
-    return np.asarray(evidence.logs[evidence.owner == evidence.place_of[candidate_id], metric])
+    return np.asarray(evidence.logs[evidence.rows_of(candidate_id), metric])
 
 
 def _least_gap(metric: int) -> float:

@@ -120,7 +120,7 @@ def _choice(ranking: Ranking, posterior: UtilityPosterior) -> Choice:
 
 
 def _processes(evidence: Evidence, candidate_id: str) -> int:
-    return int((evidence.owner == evidence.place_of[candidate_id]).sum())
+    return len(evidence.rows_of(candidate_id))
 
 
 def _fewest_runs(results: Sequence[TrialResult], profile: WorkloadProfile, ids: Iterable[str]) -> int:

@@ -6,21 +6,23 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from kvray.record import TrialResult
-from kvray.run_columns import RunColumns
 from kvray.workload import Cell
 
 
 def without_replaced(results: Sequence[TrialResult]) -> list[TrialResult]:
     """The trials that figures rest on. A trial with a cell of disturbed runs alone is left out if another trial of the
     candidate has undisturbed runs of all the same cells."""
+    disturbed = {result.record.trial_id for result in results if _disturbed_cells([result])}
+    if not disturbed:
+        return list(results)
     calm: defaultdict[str, list[set[Cell]]] = defaultdict(list)
     for result in results:
-        if not _disturbed_cells([result]):
+        if result.record.trial_id not in disturbed:
             calm[result.record.candidate_id].append(_cells([result]))
 
     def is_replaced(result: TrialResult) -> bool:
         own = _cells([result])
-        return bool(_disturbed_cells([result])) and any(own <= cells for cells in calm[result.record.candidate_id])
+        return result.record.trial_id in disturbed and any(own <= cells for cells in calm[result.record.candidate_id])
 
     return [result for result in results if not is_replaced(result)]
 
@@ -43,16 +45,18 @@ def disturbed_share(results: Sequence[TrialResult]) -> float:
 
 
 def _cells(pool: Sequence[TrialResult]) -> set[Cell]:
-    return {cell for cell, _ in _columns_that_count(pool)}
+    return {cell for cell, _ in _that_count(pool)}
 
 
 def _disturbed_cells(pool: Sequence[TrialResult]) -> set[Cell]:
     """The cells without an undisturbed run, among those that one candidate's trials are judged by."""
-    found = _columns_that_count(pool)
-    return {cell for cell, _ in found} - {cell for cell, runs in found if not runs.disturbed.all()}
+    found = _that_count(pool)
+    return {cell for cell, _ in found} - {cell for cell, is_disturbed in found if not is_disturbed}
 
 
-def _columns_that_count(pool: Sequence[TrialResult]) -> list[tuple[Cell, RunColumns]]:
-    """The full-length cells, or those of rung 0 where no trial came further."""
-    full = [one for result in pool for one in result.full_length.items()]
-    return full or [one for result in pool for one in result.columns.by_cell(full_length=False).items()]
+def _that_count(pool: Sequence[TrialResult]) -> list[tuple[Cell, bool]]:
+    """The full-length cells, or those of rung 0 where no trial came further; each with whether all its runs were
+    disturbed."""
+    full = [(cell, cell in result.cells.disturbed) for result in pool for cell in result.cells.place_of]
+    short = [one for result in pool for one in result.columns.by_cell(full_length=False).items()] if not full else []
+    return full or [(cell, bool(runs.disturbed.all())) for cell, runs in short]

@@ -23,7 +23,6 @@ from kvray.analysis.pooling import (
     with_quality_of,
 )
 from kvray.record import Role, TrialRecord, TrialResult, gpus_of
-from kvray.run_columns import RunColumns
 from kvray.workload import Cell, WorkloadProfile
 
 METRICS = TTFT, DECODE, PEAK = range(3)
@@ -75,6 +74,15 @@ class Evidence:
     def place_of(self) -> Mapping[str, int]:
         """By candidate id, its index in `ids`."""
         return {key: place for place, key in enumerate(self.ids)}
+
+    @cached_property
+    def _rows(self) -> list[Indices]:
+        order = np.argsort(self.owner, kind="stable")
+        return np.split(order, np.searchsorted(self.owner[order], np.arange(1, len(self.ids))))
+
+    def rows_of(self, candidate_id: str) -> Indices:
+        """The processes of a candidate."""
+        return self._rows[self.place_of[candidate_id]]
 
     def restricted(self, ids: Iterable[str]) -> Evidence:
         """The evidence about the candidates in `ids` alone."""
@@ -176,23 +184,24 @@ class _Process:
 
     Attributes:
         run_share: how much of a single run's variance is left in `logs`.
-        deviations: runs × 3 logarithms less the mean of their cell.
-        freedom: degrees of freedom of `deviations`.
+        squares: sums of the squares by which the logarithms of runs differ from the mean of their cell.
+        freedom: degrees of freedom of `squares`.
     """
 
     logs: Array
     run_share: float
-    deviations: Array
+    squares: Array
     freedom: int
 
     @classmethod
     def of(cls, trial: TrialResult, profile: WorkloadProfile) -> _Process:
-        cells = [_run_logs(trial.full_length[cell].calm) for cell in _cells(trial, profile)]
+        figures, rows = trial.cells.figures, trial.cells.rows(_cells(trial, profile))
+        runs = figures.runs[rows].tolist()
         return cls(
-            logs=np.mean([np.median(cell, axis=0) for cell in cells], axis=0),
-            run_share=math.fsum(_median_variance(len(cell)) for cell in cells) / len(cells) ** 2,
-            deviations=np.concatenate([cell - cell.mean(axis=0) for cell in cells]),
-            freedom=sum(len(cell) - 1 for cell in cells),
+            logs=figures.log_medians[rows].mean(axis=0),
+            run_share=math.fsum(map(_median_variance, runs)) / len(runs) ** 2,
+            squares=figures.log_squares[rows].sum(axis=0),
+            freedom=sum(runs) - len(runs),
         )
 
 
@@ -204,7 +213,7 @@ def _variances_per_run(processes: Sequence[_Process], engine_of: Indices) -> Arr
     """
     squares, freedom = np.zeros((engine_of.max(initial=-1) + 1, len(METRICS))), np.zeros(engine_of.max(initial=-1) + 1)
     for one, engine in zip(processes, engine_of, strict=True):
-        squares[engine] += (one.deviations**2).sum(axis=0)
+        squares[engine] += one.squares
         freedom[engine] += one.freedom
     return run_variances(squares, freedom)
 
@@ -214,17 +223,12 @@ def _median_variance(runs: int) -> float:
     return 1 / runs if runs < 3 else math.pi / 2 / runs
 
 
-def _run_logs(runs: RunColumns) -> Array:
-    peaks = np.where(np.isnan(runs.peak_mib), 1.0, runs.peak_mib)
-    return np.asarray(np.log(np.column_stack([runs.ttft_ms, runs.decode_tok_s, peaks])))
-
-
 def _calm(pool: tuple[TrialResult, ...], profile: WorkloadProfile) -> tuple[TrialResult, ...]:
     return tuple(trial for trial in pool if _is_calm(trial, profile)) or pool
 
 
 def _is_calm(trial: TrialResult, profile: WorkloadProfile) -> bool:
-    return not any(trial.full_length[cell].disturbed.all() for cell in _cells(trial, profile))
+    return trial.cells.disturbed.isdisjoint(_cells(trial, profile))
 
 
 def _cells(trial: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:

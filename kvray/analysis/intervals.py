@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence
-from kvray.analysis.noise import half_width_95, process_variances
+from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence, Indices
+from kvray.analysis.noise import half_widths_95, process_variances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,10 @@ class LogInterval:
 
 def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogInterval:
     """Where the mean over many fresh processes of the candidate lies."""
-    rows = evidence.owner == evidence.place_of[candidate_id]
+    rows = evidence.rows_of(candidate_id)
     variances = process_variances(evidence, _axis(metric), paired=False).own
-    return _weighted(evidence, rows / rows.sum(), metric, variances)
+    shares = _Shares(rows=rows, weights=np.full(len(rows), 1 / len(rows)))
+    return _weighted(evidence, [shares], metric, variances)[0]
 
 
 def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int) -> LogInterval:
@@ -59,39 +60,50 @@ def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metri
 
 
 def gain_intervals(
-    evidence: Evidence, candidate_ids: Iterable[str], baseline_id: str, metric: int
+    evidence: Evidence, candidate_ids: Collection[str], baseline_id: str, metric: int
 ) -> dict[str, LogInterval]:
     """The `gain_interval` of each of many candidates, at the price of one: what is believed of the noise is shared."""
     variances = process_variances(evidence, _axis(metric)).own
-    return {key: _gain(evidence, key, baseline_id, metric, variances) for key in candidate_ids}
+    shares = {key: _gain_shares(evidence, key, baseline_id) for key in candidate_ids if key != baseline_id}
+    intervals = dict(zip(shares, _weighted(evidence, list(shares.values()), metric, variances), strict=True))
+    return {key: intervals.get(key, LogInterval(value=0.0, half_width=0.0)) for key in candidate_ids}
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
     """Confirming rounds that measured both on the same device."""
-    ours, theirs = (
-        set(evidence.rounds[evidence.owner == evidence.place_of[key]].tolist()) for key in (candidate_id, baseline_id)
-    )
+    ours, theirs = (set(evidence.rounds[evidence.rows_of(key)].tolist()) for key in (candidate_id, baseline_id))
     return sorted((ours & theirs) - {SEARCH_ROUND})
 
 
-def _gain(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int, variances: Array) -> LogInterval:
-    if candidate_id == baseline_id:
-        return LogInterval(value=0.0, half_width=0.0)
-    ours, theirs = (evidence.owner == evidence.place_of[key] for key in (candidate_id, baseline_id))
+@dataclass(frozen=True, kw_only=True)
+class _Shares:
+    """Processes, and with which weight each of them is summed."""
+
+    rows: Indices
+    weights: Array
+
+
+def _gain_shares(evidence: Evidence, candidate_id: str, baseline_id: str) -> _Shares:
+    ours, theirs = (evidence.rows_of(key) for key in (candidate_id, baseline_id))
     if pairs := paired_rounds(evidence, candidate_id, baseline_id):
-        ours, theirs = (rows & np.isin(evidence.rounds, pairs) for rows in (ours, theirs))
-    return _weighted(evidence, ours / ours.sum() - theirs / theirs.sum(), metric, variances)
+        ours, theirs = (rows[np.isin(evidence.rounds[rows], pairs)] for rows in (ours, theirs))
+    weights = [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs)
+    return _Shares(rows=np.concatenate([ours, theirs]), weights=np.array(weights))
 
 
-def _weighted(evidence: Evidence, share: Array, metric: int, variances: Array) -> LogInterval:
-    """The interval of a weighted sum of processes, each with its candidate's noise (a column of `variances`)."""
-    rows = np.flatnonzero(share)
-    own = share[rows]
-    between = variances[:, evidence.owner[rows]] @ own**2
-    return LogInterval(
-        value=float(own @ evidence.logs[rows, metric]),
-        half_width=half_width_95(between + float(own**2 @ evidence.within[rows, metric])),
-    )
+def _weighted(evidence: Evidence, shares: Sequence[_Shares], metric: int, variances: Array) -> list[LogInterval]:
+    """The intervals of weighted sums of processes, each with its candidate's noise (a column of `variances`)."""
+    if not shares:
+        return []
+    counts = [len(one.rows) for one in shares]
+    starts = np.cumsum([0, *counts])[:-1]
+    rows = np.concatenate([one.rows for one in shares])
+    weights = np.concatenate([one.weights for one in shares])
+    values = np.add.reduceat(weights * evidence.logs[rows, metric], starts)
+    within = np.add.reduceat(weights**2 * evidence.within[rows, metric], starts)
+    between = np.add.reduceat(variances[:, evidence.owner[rows]] * weights**2, starts, axis=1)
+    widths = half_widths_95((between + within).T)
+    return [LogInterval(value=value, half_width=width) for value, width in zip(values.tolist(), widths, strict=True)]
 
 
 def _axis(metric: int) -> Array:

@@ -81,14 +81,25 @@ def typical_variance(weights: Array) -> float:
 
 def half_width_95(variances: Array) -> float:
     """Half the interval that holds 95 % of a normal error whose variance is any of `variances`, equally likely."""
-    deviations = [max(math.sqrt(one), _TINY) for one in variances]
-    widths = [math.sqrt(2) * one for one in deviations]
-    low, high = 0.0, 2.0 * max(deviations)  # the widest alone would need 1.96
-    while high - low > 1e-4 * high:
+    return half_widths_95(variances[None, :])[0]
+
+
+def half_widths_95(variances: Array) -> list[float]:
+    """The `half_width_95` of each row of `variances`, all of them at once."""
+    deviations = np.maximum(np.sqrt(variances), _TINY)
+    scales = 1 / (math.sqrt(2) * deviations)
+    low, high = np.zeros(len(variances)), 2.0 * deviations.max(axis=1)  # the widest alone would need 1.96
+    while (is_wide := high - low > 1e-4 * high).any():
         middle = (low + high) / 2
-        held = math.fsum(map(math.erf, [middle / one for one in widths])) / len(widths)
-        low, high = (middle, high) if held < 0.95 else (low, middle)
-    return (low + high) / 2
+        held = np.interp(middle[:, None] * scales, _ERF_AT, _ERF).mean(axis=1)
+        low = np.where(is_wide & (held < 0.95), middle, low)
+        high = np.where(is_wide & (held >= 0.95), middle, high)
+    return ((low + high) / 2).tolist()  # type: ignore[no-any-return]
+
+
+_ERF_AT = np.linspace(0.0, 6.0, 12_001)
+_ERF = np.array([math.erf(one) for one in _ERF_AT.tolist()])
+"""The error function, which numpy lacks: between two of these it is straight within 3e-8, and 1 beyond the last."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from kvray.analysis.aggregate import CellMetrics, cells_of_columns
+from kvray.analysis.aggregate import CellMetrics, cells_of_columns, cells_of_trial
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.run_columns import joined
 from kvray.workload import Cell, WorkloadProfile
@@ -57,12 +57,14 @@ def with_quality_of(other: TrialRecord | None, record: TrialRecord) -> TrialReco
 
 def missing_cells(result: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
     """Full-length cells of `profile` that the trial did not measure."""
-    return tuple(cell for cell in _cells(result.record, profile) if cell not in result.full_length)
+    return tuple(cell for cell in _cells(result.record, profile) if cell not in result.cells.place_of)
 
 
 def full_length_cells(pool: Iterable[TrialResult], profile: WorkloadProfile) -> tuple[CellMetrics, ...]:
     """Metrics of the profile's full-length cells over the runs of all trials in `pool` (one candidate's)."""
     trials = tuple(pool)
+    if len(trials) == 1:
+        return cells_of_trial(trials[0].cells, _cells(trials[0].record, profile))
     wanted = dict.fromkeys(cell for trial in trials for cell in _cells(trial.record, profile))
     measured = {cell: [trial.full_length[cell] for trial in trials if cell in trial.full_length] for cell in wanted}
     return cells_of_columns({cell: joined(columns) for cell, columns in measured.items() if columns})

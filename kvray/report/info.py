@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from kvray.analysis import Analysis
 from kvray.record import Role, TrialResult, TrialStatus, short_model_name
@@ -141,7 +142,7 @@ class ReportInfo:
         """What the table of the engines compares; empty where there is one engine."""
         return NOTE if self.engines else ""
 
-    @property
+    @cached_property
     def ranked_engines(self) -> tuple[str, ...]:
         """Names of the engines in the ranking, the best one's first, where there are several; else empty."""
         names = tuple(dict.fromkeys(row.engine for row in self.rows))

@@ -289,10 +289,13 @@ class ResultsStore:
         raise ResultsError(f"The files in {self._files.shown(folder)!r} change while they are read.", hint="Try again.")
 
     def _read_files(self, paths: Sequence[Path], kind: type[T], run_id: str) -> list[RecordsFile[T]]:
-        """Many at a time, because a file holds few rows and every look at a table costs the same for many."""
+        """Files of single trials many at a time, because every look at a table costs the same for many rows."""
         found: list[RecordsFile[T]] = []
-        for first in range(0, len(paths), _FILES_AT_ONCE):
-            read = self._files.each(self._read_raw, paths[first : first + _FILES_AT_ONCE])
+        single = [path for path in paths if part_number(path) is None]
+        merged = [[path] for path in paths if part_number(path) is not None]
+        alike = [single[first : first + _FILES_AT_ONCE] for first in range(0, len(single), _FILES_AT_ONCE)]
+        for some in (*merged, *alike):
+            read = self._files.each(self._read_raw, some)
             raw = [file for file in read if file is not None]
             together = checked_together(raw, kind, run_id) if raw else None
             one_by_one = (self._checked(file, kind, run_id) for file in raw) if together is None else together

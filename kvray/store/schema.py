@@ -202,8 +202,12 @@ def from_table(table: pa.Table, kind: type[T]) -> list[T]:
     # A column of nulls leaves every row its default; of a trial's hundred columns half are so.
     names = [name for name in schema_of(kind).names if fitting.column(name).null_count < fitting.num_rows]
     try:
-        rows = _with_plain_instants(fitting.select(names)).to_pylist() if names else [{}] * fitting.num_rows
-        return [_decode(row, kind) for row in rows]
+        columns = [_decoded(fitting.column(name), name) for name in names]
+        rows = zip(*columns, strict=True) if names else ((),) * fitting.num_rows
+        # Null is left to the field's default; a required field without a value makes the constructor raise.
+        return [
+            kind(**{name: value for name, value in zip(names, row, strict=True) if value is not None}) for row in rows
+        ]
     except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise SchemaError(f"a row does not fit: {error}") from error
 
@@ -283,19 +287,17 @@ _FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def _with_plain_instants(table: pa.Table) -> pa.Table:
-    """Instants as microseconds since `_EPOCH`: pyarrow would import pandas, if it is there, to make objects of them."""
-    plain = [pa.field(one.name, INT if one.type == _INSTANT else one.type) for one in table.schema]
-    return table.cast(pa.schema(plain))
-
-
-def _decode(row: Mapping[str, Any], kind: type[T]) -> T:
-    """Null is left to the field's default; a required field without a value makes the constructor raise."""
-    return kind(**{name: _FROM_PLAIN.get(name, _same)(value) for name, value in row.items() if value is not None})
-
-
-def _same(value: Any) -> Any:
-    return value
+def _decoded(column: pa.ChunkedArray, name: str) -> Sequence[Any]:
+    """The values of a column as a record has them; equal ones are translated once."""
+    # Of instants pyarrow would import pandas, if it is there, to make objects.
+    values: list[Any] = (column.cast(INT) if column.type == _INSTANT else column).to_pylist()
+    translate = _FROM_PLAIN.get(name)
+    if translate is None:
+        return values
+    if translate is tuple:
+        return [None if value is None else tuple(value) for value in values]
+    known = {value: translate(value) for value in set(values) - {None}}
+    return [known.get(value) for value in values]
 
 
 def _array(rows: Sequence[DataclassInstance], field: pa.Field) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,18 +13,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from typing_extensions import override
 
+from kvray.cell_figures import TrialBlock, TrialCells
 from kvray.record import Run
 from kvray.run_columns import RunColumns
+from kvray.store.plausible import numbers
 from kvray.store.schema import from_table
 
 
 class StoredRuns(Sequence[Run]):
-    """Like a tuple of the runs in `table` that begin at row `start`, and equal to one."""
+    """Like a tuple of the runs in `table` that begin at row `start`, and equal to one.
 
-    def __init__(self, table: pa.Table, start: int, columns: RunColumns) -> None:
+    Args:
+        block: runs of many trials, of which number `place` is this one.
+    """
+
+    def __init__(self, table: pa.Table, start: int, columns: RunColumns, block: TrialBlock, place: int) -> None:
         self._table = table
         self._start = start
         self.columns = columns
+        self._block = block
+        self._place = place
+
+    @property
+    def cells(self) -> TrialCells:
+        """What the full-length cells come to."""
+        return self._block.cells(self._place)
 
     @cached_property
     def _objects(self) -> tuple[Run, ...]:
@@ -72,39 +86,44 @@ def runs_by_trial(table: pa.Table, columns: RunColumns | None = None) -> dict[st
         table, codes, columns = table.take(pa.array(order)), codes[order], None
     columns = columns or columns_of(table)
     starts = np.searchsorted(codes, np.arange(len(names) + 1)).tolist()
+    blocks = [TrialBlock(columns, starts[at : at + _BLOCK + 1]) for at in range(0, len(names), _BLOCK)]
     return {
-        name: stored(table, start, columns.between(start, stop))
-        for name, start, stop in zip(names, starts, starts[1:], strict=False)
+        name: stored(table, start, columns.between(start, stop), blocks[number // _BLOCK], number % _BLOCK)
+        for number, (name, start, stop) in enumerate(zip(names, starts, starts[1:], strict=False))
     }
 
 
-def stored(table: pa.Table, start: int, columns: RunColumns) -> StoredRuns:
-    """The runs in `table` from row `start` on, which are one trial's; with why they were disturbed, where that is
-    recorded."""
+_BLOCK = 256
+"""Trials whose cells are computed together: enough for numpy, and few enough for their gaps to fit a copy."""
+
+
+def stored(table: pa.Table, start: int, columns: RunColumns, block: TrialBlock, place: int) -> StoredRuns:
+    """The runs in `table` from row `start` on, which are one trial's, number `place` of `block`; with why they were
+    disturbed, where that is recorded."""
     noted = table.column("disturbance")
     if noted.null_count < len(noted):
         reasons = noted.slice(start, len(columns)).drop_null().to_pylist()
         columns = replace(columns, reasons=tuple(reasons))
-    return StoredRuns(table, start, columns)
+    return StoredRuns(table, start, columns, block, place)
 
 
 def _trials(table: pa.Table) -> tuple[np.ndarray, list[str]]:
     """For each row the number of its trial, by first appearance; and the ids."""
     encoded = pc.dictionary_encode(_whole(table, "trial_id"))
-    return encoded.indices.to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+    return numbers(encoded.indices), encoded.dictionary.to_pylist()
 
 
 def columns_of(table: pa.Table) -> RunColumns:
     """What analysis reads of the runs in `table`."""
     gaps = _whole(table, "itl_ms")
-    plain = {name: _whole(table, name).to_numpy(zero_copy_only=False) for name in _INTEGERS + _FLOATS}
+    offsets, disturbed = numbers(gaps.offsets), pc.fill_null(_whole(table, "disturbed"), False)
     return RunColumns(
-        **{name: plain[name] for name in _INTEGERS},
-        **{name: plain[name].astype(np.float64, copy=False) for name in _FLOATS},
-        disturbed=pc.fill_null(_whole(table, "disturbed"), False).to_numpy(zero_copy_only=False),
-        gaps_ms=gaps.values.to_numpy(zero_copy_only=False),
-        gap_starts=gaps.offsets.to_numpy()[:-1],
-        gap_stops=gaps.offsets.to_numpy()[1:],
+        **{name: numbers(_whole(table, name)) for name in _INTEGERS},
+        **{name: numbers(pc.fill_null(_whole(table, name), math.nan)) for name in _FLOATS},
+        disturbed=numbers(disturbed.cast(pa.uint8())).astype(np.bool_),
+        gaps_ms=numbers(gaps.values),
+        gap_starts=offsets[:-1],
+        gap_stops=offsets[1:],
     )
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import enum
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import compress
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kvray.cell_figures import TrialBlock
 from kvray.record import Run, TrialRecord
-from kvray.run_columns import RunColumns
 from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART, part_number
 from kvray.store.plausible import are_plain_runs, check_plausible
 from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table
@@ -79,7 +79,7 @@ class RecordsFile(Generic[T]):
         counted: for each row, whether it counts: false where a file that comes before this one holds the same trial.
             `None` where all do.
         made: its rows as objects, where the check has made them.
-        columns: its runs as arrays, where the check has made them.
+        block: its runs as arrays, where the check has made them; they are number `place` of these.
     """
 
     path: Path
@@ -91,7 +91,8 @@ class RecordsFile(Generic[T]):
     row_ids: frozenset[str]
     counted: tuple[bool, ...] | None = None
     made: Sequence[T] | None = None
-    columns: RunColumns | None = None
+    block: TrialBlock | None = None
+    place: int = 0
 
     @property
     def is_own(self) -> bool:
@@ -111,7 +112,7 @@ class RecordsFile(Generic[T]):
     @property
     def counted_items(self) -> Sequence[T]:
         """The rows that count."""
-        return self.items if self.counted is None else list(compress(self.items, self.counted))
+        return self.items if self.counted is None else list(itertools.compress(self.items, self.counted))
 
     @property
     def counted_table(self) -> pa.Table:
@@ -128,17 +129,18 @@ class RecordsFile(Generic[T]):
     @property
     def counted_runs(self) -> dict[str, StoredRuns]:
         """The runs that count, by trial."""
-        if self.counted is None and self.columns is not None and len(self.row_ids) == 1:
+        if self.counted is None and self.block is not None and len(self.row_ids) == 1:
             (trial_id,) = self.row_ids
-            return {trial_id: stored(self.checked, self.start, self.columns)}
-        return runs_by_trial(self.counted_table, self.columns if self.counted is None else None)
+            columns = self.block.columns_of(self.place)
+            return {trial_id: stored(self.checked, self.start, columns, self.block, self.place)}
+        return runs_by_trial(self.counted_table)
 
     @property
     def copied_trials(self) -> int:
         """How many of its trials another file holds too, which counts instead."""
         if self.counted is None:
             return 0
-        return len(self.row_ids) - len(set(compress(self.table.column("trial_id").to_pylist(), self.counted)))
+        return len(self.row_ids) - len(set(itertools.compress(self.table.column("trial_id").to_pylist(), self.counted)))
 
     @property
     def _origin(self) -> _Origin:
@@ -167,7 +169,7 @@ def read_raw(source: pa.NativeFile, path: Path) -> RawFile:
     file = pq.ParquetFile(source, page_checksum_verification=True)
     _check_footer(file)
     told = (file.schema_arrow.metadata or {}).get(RUN_KEY, b"").decode()
-    return RawFile(path, file.read(use_threads=False), told)
+    return RawFile(path, file.read(use_threads=part_number(path) is not None), told)
 
 
 def checked(file: RawFile, kind: type[T], run_id: str) -> RecordsFile[T]:
@@ -230,11 +232,12 @@ def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[Fals
 
 
 def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequence[T] | None) -> list[RecordsFile[T]]:
-    found, start = [], 0
-    columns = columns_of(table) if kind is Run else None
+    found = []
+    starts = [0, *itertools.accumulate(file.table.num_rows for file in files)]
+    block = TrialBlock(columns_of(table), starts) if kind is Run and len(files) > 1 else None
     ids = table.column("trial_id").to_pylist()
-    for file in files:
-        stop = start + file.table.num_rows
+    for place, file in enumerate(files):
+        start, stop = starts[place], starts[place + 1]
         found.append(
             RecordsFile(
                 file.path,
@@ -245,10 +248,10 @@ def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequ
                 bool(file.told),
                 frozenset(ids[start:stop]),
                 made=None if items is None else items[start:stop],
-                columns=None if columns is None else columns.between(start, stop),
+                block=block,
+                place=place,
             )
         )
-        start = stop
     return found
 
 
