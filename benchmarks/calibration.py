@@ -147,7 +147,7 @@ def two_candidates(generator: Generator) -> tuple[bool, bool, float]:
         evidence = joined(evidence, machine.measure(truth, np.arange(2), round_number, generator))
     evidence = calm(evidence)
     posterior = draw_utilities(evidence, evidence.ids, weights, seed=int(generator.integers(1 << 30)), draws=2000)
-    ratio, utilities, leader = posterior.score_ratio("1", BASELINE), truth @ weights, posterior.leader
+    ratio, utilities, leader = posterior.score_ratios(BASELINE)["1"], truth @ weights, posterior.leader
     is_covered = ratio.low <= math.exp(utilities[1] - utilities[0]) <= ratio.high
     return is_covered, int(leader) == int(np.argmax(utilities)), posterior.lead_shares[leader]
 

@@ -240,5 +240,5 @@ def _values(evidence: Evidence, truth: Array, engines: Indices, generator: Gener
 def _is_ratio_covered(evidence: Evidence, truth: Array, weights: Array, engines: Indices, outcome: Outcome) -> bool:
     other = int(np.flatnonzero(engines != engines[outcome.chosen])[0])
     posterior = draw_utilities(evidence, evidence.ids, weights, seed=0, draws=2000)
-    ratio, utilities = posterior.score_ratio(str(outcome.chosen), str(other)), truth @ weights
+    ratio, utilities = posterior.score_ratios(str(other))[str(outcome.chosen)], truth @ weights
     return ratio.low <= math.exp(utilities[outcome.chosen] - utilities[other]) <= ratio.high

@@ -76,12 +76,21 @@ class TrialBlock:
     """
 
     def __init__(self, columns: RunColumns, starts: Sequence[int]) -> None:
-        self._columns = columns
+        self.columns = columns
         self._starts = np.asarray(starts, dtype=np.int64)
 
-    def columns_of(self, trial: int) -> RunColumns:
-        """The runs of one trial, without reasons."""
-        return self._columns.between(int(self._starts[trial]), int(self._starts[trial + 1]))
+    def span(self, trial: int) -> tuple[int, int]:
+        """Where the runs of one trial lie in `columns`."""
+        return int(self._starts[trial]), int(self._starts[trial + 1])
+
+    def has_disturbed(self, trial: int) -> bool:
+        """Whether one of its runs was disturbed."""
+        begin, end = self.span(trial)
+        return bool(self._are_disturbed and self.columns.disturbed[begin:end].any())
+
+    @cached_property
+    def _are_disturbed(self) -> bool:
+        return bool(self.columns.disturbed[int(self._starts[0]) : int(self._starts[-1])].any())
 
     def cells(self, trial: int) -> TrialCells:
         """Those of one trial. The first call computes them for all."""
@@ -91,7 +100,7 @@ class TrialBlock:
     @cached_property
     def _computed(self) -> tuple[CellFigures, list[int]]:
         trials = np.repeat(np.arange(len(self._starts) - 1), np.diff(self._starts))
-        groups = _Groups.of(self._columns.between(int(self._starts[0]), int(self._starts[-1])), trials)
+        groups = _Groups.of(self.columns.between(int(self._starts[0]), int(self._starts[-1])), trials)
         return groups.figures(), np.searchsorted(groups.trials, np.arange(len(self._starts))).tolist()
 
 

@@ -97,7 +97,8 @@ class Limits(BaseModel):
     @property
     def bound_cells(self) -> bool:
         """Whether there is a limit that every cell has to keep."""
-        return any(one is not None for name, one in self if name != "max_quality_loss")
+        limits = (self.max_ttft_ms, self.max_itl_ms, self.min_decode_tok_s, self.max_peak_mib)
+        return any(one is not None for one in limits)
 
     def allow_loss(self, kl_mean: float | None, kl_decode: float | None) -> bool:
         """Whether a loss of quality keeps the limit, over all tokens and over those decoded one by one (nats per

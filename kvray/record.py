@@ -442,13 +442,19 @@ class TrialResult:
     record: TrialRecord
     runs: Sequence[Run] = field(default_factory=tuple)
 
-    @cached_property
+    @property
     def columns(self) -> RunColumns:
         """`runs` as arrays: records that were read have them so, and make objects only of those that are asked for."""
         from kvray.run_columns import RunColumns  # numpy takes a tenth of a second, which `kvray --help` does without
 
         known = getattr(self.runs, "columns", None)
-        return known if isinstance(known, RunColumns) else RunColumns.of(self.runs)
+        return known if isinstance(known, RunColumns) else self._columns_of_objects
+
+    @cached_property
+    def _columns_of_objects(self) -> RunColumns:
+        from kvray.run_columns import RunColumns
+
+        return RunColumns.of(self.runs)
 
     @cached_property
     def full_length(self) -> dict[Cell, RunColumns]:
@@ -462,6 +468,12 @@ class TrialResult:
 
         known = getattr(self.runs, "cells", None)
         return known if isinstance(known, TrialCells) else TrialBlock(self.columns, (0, len(self.columns))).cells(0)
+
+    @property
+    def has_disturbed_runs(self) -> bool:
+        """Whether the environment changed during one of its runs."""
+        known = getattr(self.runs, "has_disturbed", None)
+        return bool(self.columns.disturbed.any() if known is None else known)
 
     @property
     def has_lost_its_runs(self) -> bool:

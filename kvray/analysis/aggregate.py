@@ -205,4 +205,4 @@ def _geometric_mean(values: Iterable[float]) -> float:
     listed = list(values)
     if min(listed) == 0:
         return 0.0
-    return math.exp(math.fsum(math.log(value) for value in listed) / len(listed))
+    return math.exp(math.fsum(map(math.log, listed)) / len(listed))

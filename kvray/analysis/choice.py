@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import Gain
@@ -87,17 +86,17 @@ def better_than_baseline(posterior: UtilityPosterior, baseline_id: str, gains: M
 def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:
     """Less is simpler: fields and settings that differ from the baseline, then whether it has another cache than the
     plain dynamic one, then whether it compiles."""
-    different = 0 if baseline is None else _differences(_choices(candidate), _choices(baseline))
+    different = 0 if baseline is None else _differences(candidate, baseline)
     return different, candidate.cache is not CacheStrategy.DYNAMIC, candidate.compile is not CompileMode.OFF
 
 
-def _choices(candidate: Candidate) -> dict[str, Any]:
-    shared = {spec.name: getattr(candidate, spec.name) for spec in fields(Candidate) if spec.name != "settings"}
-    return {**shared, **dict(candidate.settings)}
+_SHARED = tuple(spec.name for spec in fields(Candidate) if spec.name != "settings")
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    return sum(one.get(name) != other.get(name) for name in one.keys() | other.keys())
+def _differences(one: Candidate, other: Candidate) -> int:
+    ours, theirs = dict(one.settings), dict(other.settings)
+    own = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
+    return own + sum(getattr(one, name) != getattr(other, name) for name in _SHARED)
 
 
 def _scores_higher(posterior: UtilityPosterior, key: str, baseline_id: str, gain: Gain) -> bool:

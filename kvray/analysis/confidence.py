@@ -99,7 +99,7 @@ def estimate_confidence(
         ties=ties,
         ttft_ms=metric_interval(evidence, winner, TTFT).as_factor(),
         decode_tok_s=metric_interval(evidence, winner, DECODE).as_factor(),
-        score_ratios={key: posterior.score_ratio(key, winner) for key in ids},
+        score_ratios=posterior.score_ratios(winner),
         assumed_process_noise=processes < 2,
         modes=find_bimodality(evidence, compared),
         is_disturbed=is_disturbed,

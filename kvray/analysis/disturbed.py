@@ -12,7 +12,7 @@ from kvray.workload import Cell
 def without_replaced(results: Sequence[TrialResult]) -> list[TrialResult]:
     """The trials that figures rest on. A trial with a cell of disturbed runs alone is left out if another trial of the
     candidate has undisturbed runs of all the same cells."""
-    disturbed = {result.record.trial_id for result in results if _disturbed_cells([result])}
+    disturbed = {result.record.trial_id for result in results if _is_disturbed(result)}
     if not disturbed:
         return list(results)
     calm: defaultdict[str, list[set[Cell]]] = defaultdict(list)
@@ -33,15 +33,22 @@ def resting_on_disturbed(results: Iterable[TrialResult]) -> tuple[str, ...]:
     for result in results:
         if not result.record.status.is_failure:
             trials[result.record.candidate_id].append(result)
-    return tuple(key for key, pool in sorted(trials.items()) if _disturbed_cells(pool))
+    doubtful = {key: pool for key, pool in trials.items() if any(map(_is_disturbed, pool))}
+    return tuple(key for key, pool in sorted(doubtful.items()) if _disturbed_cells(pool))
 
 
 def disturbed_share(results: Sequence[TrialResult]) -> float:
     """Share of the measured cells, trial by trial, whose figures rest on disturbed runs alone; 0 when there are none.
     Disturbed runs of a cell that has undisturbed ones are in no figure."""
     counted = without_replaced(results)
-    measured = sum(len(_cells([result])) for result in counted)
-    return sum(len(_disturbed_cells([result])) for result in counted) / measured if measured else 0.0
+    measured = sum(len(result.cells.place_of or _cells([result])) for result in counted)
+    disturbed = sum(len(_disturbed_cells([result])) for result in counted if _is_disturbed(result))
+    return disturbed / measured if measured else 0.0
+
+
+def _is_disturbed(result: TrialResult) -> bool:
+    """Whether a cell that it is judged by has no undisturbed run."""
+    return bool(result.cells.disturbed if result.cells.place_of else _disturbed_cells([result]))
 
 
 def _cells(pool: Sequence[TrialResult]) -> set[Cell]:

@@ -80,6 +80,11 @@ class Evidence:
         order = np.argsort(self.owner, kind="stable")
         return np.split(order, np.searchsorted(self.owner[order], np.arange(1, len(self.ids))))
 
+    @cached_property
+    def has_rounds(self) -> bool:
+        """Whether a process is of a confirming round."""
+        return bool((self.rounds != SEARCH_ROUND).any())
+
     def rows_of(self, candidate_id: str) -> Indices:
         """The processes of a candidate."""
         return self._rows[self.place_of[candidate_id]]

@@ -71,6 +71,8 @@ def gain_intervals(
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
     """Confirming rounds that measured both on the same device."""
+    if not evidence.has_rounds:
+        return []
     ours, theirs = (set(evidence.rounds[evidence.rows_of(key)].tolist()) for key in (candidate_id, baseline_id))
     return sorted((ours & theirs) - {SEARCH_ROUND})
 

@@ -20,7 +20,22 @@ def pareto_front(points: Sequence[Metrics]) -> tuple[bool, ...]:
     """
     peaks = [math.nan if one.peak_mib is None else one.peak_mib for one in points]
     costs = np.array([(one.ttft_ms, -one.decode_tok_s, peak) for one, peak in zip(points, peaks, strict=True)])
+    if len(points) and not np.isnan(costs).any():
+        return _front_of_known(costs)
     return tuple(not _is_dominated(cost, costs) for cost in costs)
+
+
+def _front_of_known(costs: npt.NDArray[np.float64]) -> tuple[bool, ...]:
+    """A point that another dominates is dominated by one on the front, which is no worse in the first figure."""
+    on_front = np.zeros(len(costs), dtype=np.bool_)
+    order = np.lexsort(costs.T[::-1])
+    front = np.empty_like(costs)
+    found = 0
+    for place in order.tolist():
+        if not _is_dominated(costs[place], front[:found]):
+            on_front[place], front[found] = True, costs[place]
+            found += 1
+    return tuple(on_front.tolist())
 
 
 def _is_dominated(cost: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:

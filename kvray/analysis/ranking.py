@@ -133,7 +133,10 @@ class Ranking:
     def led_by(self, candidate_id: str) -> Ranking:
         """The same with a ranked candidate put first."""
         order = sorted(self.entries, key=lambda entry: entry.record.candidate_id != candidate_id)
-        return replace(self, entries=tuple(replace(one, rank=place) for place, one in enumerate(order, start=1)))
+        numbered = enumerate(order, start=1)
+        return replace(
+            self, entries=tuple(one if one.rank == place else replace(one, rank=place) for place, one in numbered)
+        )
 
     @property
     def listed(self) -> tuple[RankedCandidate | UnrankedTrial, ...]:

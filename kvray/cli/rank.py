@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.output import print_rankings, summary
+from kvray.store.memory import hold_little_memory
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.outcome import limits_missed
 from kvray.tuning.result import chosen_run, read_measured
@@ -29,6 +30,7 @@ def rank(
 
     Limits and weights given here replace those that the sweep was asked with. Nothing is measured or written.
     """
+    hold_little_memory()
     store = ResultsStore(results)
     result = read_measured(store, chosen_run(store, run), judging.judging())
     if as_json:

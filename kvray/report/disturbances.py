@@ -66,11 +66,12 @@ class Disturbances:
 
 def disturbances(results: Sequence[TrialResult]) -> Disturbances:
     """Count the disturbed runs of a sweep."""
-    counted = [result.columns for result in without_replaced(results)]
+    counted = without_replaced(results)
+    disturbed = [result.columns for result in counted if result.has_disturbed_runs]
     return Disturbances(
-        runs=sum(map(len, counted)),
-        disturbed=sum(int(runs.disturbed.sum()) for runs in counted),
-        reason=_most_frequent(reason for runs in counted for reason in runs.reasons),
+        runs=sum(len(result.runs) for result in counted),
+        disturbed=sum(int(runs.disturbed.sum()) for runs in disturbed),
+        reason=_most_frequent(reason for runs in disturbed for reason in runs.reasons),
         share=disturbed_share(results),
         candidates=len(resting_on_disturbed(results)),
         on_cluster=any(result.record.hardware is not None for result in results),

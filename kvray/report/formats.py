@@ -9,6 +9,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from kvray.ratios import MISSING, amount_sign, multiple, speed_sign
 
@@ -126,8 +127,9 @@ def clean(text: str) -> str:
     return _INVISIBLE.sub("", _ANSI.sub("", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
+@lru_cache(maxsize=2**15)
 def clean_line(text: str) -> str:
-    """`clean` text on one line."""
+    """`clean` text on one line. Remembered: a label stands in many tables."""
     return " ".join(clean(text).split())
 
 

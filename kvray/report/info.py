@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from kvray.analysis import Analysis
+from kvray.analysis.ranking import Ranking
 from kvray.record import Role, TrialResult, TrialStatus, short_model_name
 from kvray.report import formats
 from kvray.report.cells import CellGrid, cell_grids
@@ -100,7 +101,7 @@ class ReportInfo:
         engines: the best of each engine, where the sweep has several.
         gains_note: what the gains in `rows` are against and what they rest on; empty without a baseline.
         front: (TTFT ms, tok/s) of the rows that no other row beats in both, by rising TTFT: the line of the scatter.
-        grids: first token and throughput, cell by cell.
+        ranking: what `rows` are made from.
         nearest: what comes closest to the limits, where nothing keeps them; else empty.
         missed: what was measured and misses a limit, nearest first.
         groups: what is listed and not ranked, without what is in `missed` and `skipped`.
@@ -118,7 +119,7 @@ class ReportInfo:
     engines: tuple[EngineRow, ...]
     gains_note: str
     front: tuple[tuple[float, float], ...]
-    grids: tuple[CellGrid, ...]
+    ranking: Ranking
     fallbacks: tuple[FallbackStep, ...]
     nearest: tuple[NearestMiss, ...]
     missed: tuple[MissedRow, ...]
@@ -141,6 +142,11 @@ class ReportInfo:
     def engines_note(self) -> str:
         """What the table of the engines compares; empty where there is one engine."""
         return NOTE if self.engines else ""
+
+    @cached_property
+    def grids(self) -> tuple[CellGrid, ...]:
+        """First token and throughput, cell by cell. A terminal shows none, so they are made when asked for."""
+        return cell_grids(self.ranking)
 
     @cached_property
     def ranked_engines(self) -> tuple[str, ...]:
@@ -197,7 +203,7 @@ def report_info(
         engines=engine_rows(analysis.engines),
         gains_note=_gains_note(rows),
         front=_front(rows),
-        grids=cell_grids(analysis.ranking),
+        ranking=analysis.ranking,
         fallbacks=tuple(
             FallbackStep(label=label_of(step.record), peak_mib=step.peak_mib, reason=formats.clean_line(step.reason))
             for step in analysis.fallbacks

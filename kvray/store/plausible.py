@@ -60,11 +60,11 @@ def are_plain_runs(table: pa.Table) -> bool:
 
 
 def numbers(array: pa.Array) -> npt.NDArray[Any]:
-    """The numbers in `array`, none of which is null, as they lie there. Arrow's own `to_numpy` would import pandas."""
+    """The numbers in `array` as they lie there, anything where it is null. Arrow's `to_numpy` would import pandas."""
     _, buffer = array.buffers()
     kind = np.dtype(str(array.type).replace("double", "float64"))
-    if not len(array):
-        return np.empty(0, kind)
+    if not len(array) or buffer is None:
+        return np.zeros(len(array), kind)
     return np.frombuffer(buffer, kind, count=len(array), offset=array.offset * kind.itemsize)
 
 

@@ -198,7 +198,15 @@ def from_table(table: pa.Table, kind: type[T]) -> list[T]:
     Raises:
         SchemaError: newer version, a required column is missing or null, or a value that does not fit.
     """
-    fitting = conform(table, kind)
+    return rows_of(conform(table, kind), kind)
+
+
+def rows_of(fitting: pa.Table, kind: type[T]) -> list[T]:
+    """`from_table` of what `conform` has returned.
+
+    Raises:
+        SchemaError: a required value is null, or a value does not fit.
+    """
     # A column of nulls leaves every row its default; of a trial's hundred columns half are so.
     names = [name for name in schema_of(kind).names if fitting.column(name).null_count < fitting.num_rows]
     try:

@@ -23,8 +23,8 @@ from kvray.cell_figures import TrialBlock
 from kvray.record import Run, TrialRecord
 from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART, part_number
 from kvray.store.plausible import are_plain_runs, check_plausible
-from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table
-from kvray.store.stored_runs import StoredRuns, columns_of, runs_by_trial, stored
+from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table, rows_of
+from kvray.store.stored_runs import StoredRuns, columns_of, runs_by_trial
 
 T = TypeVar("T", Run, TrialRecord)
 
@@ -131,8 +131,7 @@ class RecordsFile(Generic[T]):
         """The runs that count, by trial."""
         if self.counted is None and self.block is not None and len(self.row_ids) == 1:
             (trial_id,) = self.row_ids
-            columns = self.block.columns_of(self.place)
-            return {trial_id: stored(self.checked, self.start, columns, self.block, self.place)}
+            return {trial_id: StoredRuns(self.checked, self.block, self.place)}
         return runs_by_trial(self.counted_table)
 
     @property
@@ -181,7 +180,7 @@ def checked(file: RawFile, kind: type[T], run_id: str) -> RecordsFile[T]:
         ValueError, OverflowError, ArrowException: damaged, see `UNREADABLE`.
     """
     table = conform(file.table, kind)
-    items = from_table(table, kind)
+    items = rows_of(table, kind)
     for item in items:
         check_plausible(item)
     if others := sorted(({file.told or run_id} | {item.run_id for item in items}) - {run_id}):
@@ -225,7 +224,7 @@ def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[Fals
     """The rows as objects, or `None` for runs, which are left as they are; `False` where a row may not be plausible."""
     if kind is Run:
         return None if are_plain_runs(table) else False
-    items = from_table(table, kind)
+    items = rows_of(table, kind)
     for item in items:
         check_plausible(item)
     return items

@@ -109,7 +109,7 @@ def test_the_only_candidate_of_an_engine_is_not_drawn_to_the_others() -> None:
     posterior = draw_utilities(evidence, evidence.ids, UTILITY_IS_THROUGHPUT, seed=0, draws=4000)
 
     assert posterior.means["lone"] == pytest.approx(np.log(55.0), abs=0.01)
-    ratio = posterior.score_ratio("lone", "a")
+    ratio = posterior.score_ratios("a")["lone"]
     assert 0.98 < ratio.low < 1.08
     assert 1.12 < ratio.high < 1.24
 
