@@ -210,7 +210,7 @@ def _at_share(ordered: Floats, share: float) -> Floats:
     below = int(place)
     low, high = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
     rest = place - below
-    return high - (high - low) * (1 - rest) if rest >= 0.5 else low + (high - low) * rest
+    return np.asarray(high - (high - low) * (1 - rest) if rest >= 0.5 else low + (high - low) * rest)
 
 
 @lru_cache(maxsize=4096)

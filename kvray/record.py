@@ -442,6 +442,10 @@ class TrialResult:
     record: TrialRecord
     runs: Sequence[Run] = field(default_factory=tuple)
 
+    def __repr__(self) -> str:
+        """Short: Tune makes the text of every result several times, and shows it to nobody."""
+        return f"TrialResult({self.record.trial_id!r}, {self.record.status.value}, {len(self.runs)} runs)"
+
     @property
     def columns(self) -> RunColumns:
         """`runs` as arrays: records that were read have them so, and make objects only of those that are asked for."""

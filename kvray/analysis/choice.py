@@ -95,8 +95,8 @@ _SHARED = tuple(spec.name for spec in fields(Candidate) if spec.name != "setting
 
 def _differences(one: Candidate, other: Candidate) -> int:
     ours, theirs = dict(one.settings), dict(other.settings)
-    own = sum(ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys())
-    return own + sum(getattr(one, name) != getattr(other, name) for name in _SHARED)
+    own = [ours.get(name) != theirs.get(name) for name in ours.keys() | theirs.keys()]
+    return sum(own) + sum(bool(getattr(one, name) != getattr(other, name)) for name in _SHARED)
 
 
 def _scores_higher(posterior: UtilityPosterior, key: str, baseline_id: str, gain: Gain) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,13 +60,14 @@ def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metri
 
 
 def gain_intervals(
-    evidence: Evidence, candidate_ids: Collection[str], baseline_id: str, metric: int
+    evidence: Evidence, candidate_ids: Iterable[str], baseline_id: str, metric: int
 ) -> dict[str, LogInterval]:
     """The `gain_interval` of each of many candidates, at the price of one: what is believed of the noise is shared."""
+    ids = tuple(candidate_ids)
     variances = process_variances(evidence, _axis(metric)).own
-    shares = {key: _gain_shares(evidence, key, baseline_id) for key in candidate_ids if key != baseline_id}
+    shares = {key: _gain_shares(evidence, key, baseline_id) for key in ids if key != baseline_id}
     intervals = dict(zip(shares, _weighted(evidence, list(shares.values()), metric, variances), strict=True))
-    return {key: intervals.get(key, LogInterval(value=0.0, half_width=0.0)) for key in candidate_ids}
+    return {key: intervals.get(key, LogInterval(value=0.0, half_width=0.0)) for key in ids}
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:

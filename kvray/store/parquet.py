@@ -292,8 +292,10 @@ class ResultsStore:
         """Files of single trials many at a time, because every look at a table costs the same for many rows."""
         found: list[RecordsFile[T]] = []
         single = [path for path in paths if part_number(path) is None]
-        merged = [[path] for path in paths if part_number(path) is not None]
-        alike = [single[first : first + _FILES_AT_ONCE] for first in range(0, len(single), _FILES_AT_ONCE)]
+        merged: list[Sequence[Path]] = [[path] for path in paths if part_number(path) is not None]
+        alike: list[Sequence[Path]] = [
+            single[first : first + _FILES_AT_ONCE] for first in range(0, len(single), _FILES_AT_ONCE)
+        ]
         for some in (*merged, *alike):
             read = self._files.each(self._read_raw, some)
             raw = [file for file in read if file is not None]

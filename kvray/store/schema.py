@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -311,12 +312,20 @@ def _decoded(column: pa.ChunkedArray, name: str) -> Sequence[Any]:
 def _array(rows: Sequence[DataclassInstance], field: pa.Field) -> pa.Array:
     """One column of `rows`. Most of a trial's hundred columns are numbers, or were not measured."""
     values = [getattr(row, field.name) for row in rows]
-    if field.type not in _NUMBERS:
+    if values == [None]:
+        return _null_of(field.name)
+    if field.name not in _NUMBERS:
         values = [None if value is None else _plain(field.name, value) for value in values]
     return pa.array(values, field.type)
 
 
-_NUMBERS = (INT, FLOAT, BOOL)
+_FIELDS = {field.name: field.type for schema in _SCHEMAS.values() for field in schema}
+_NUMBERS = frozenset(name for name, kind in _FIELDS.items() if kind in (INT, FLOAT, BOOL))
+
+
+@cache
+def _null_of(name: str) -> pa.Array:
+    return pa.nulls(1, _FIELDS[name])
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -98,9 +98,7 @@ def runs_by_trial(table: pa.Table) -> dict[str, StoredRuns]:
         table, codes = table.take(pa.array(order)), codes[order]
     columns, starts = columns_of(table), np.searchsorted(codes, np.arange(len(names) + 1)).tolist()
     blocks = [TrialBlock(columns, starts[at : at + _BLOCK + 1]) for at in range(0, len(names), _BLOCK)]
-    return {
-        name: StoredRuns(table, blocks[number // _BLOCK], number % _BLOCK) for number, name in enumerate(names)
-    }
+    return {name: StoredRuns(table, blocks[number // _BLOCK], number % _BLOCK) for number, name in enumerate(names)}
 
 
 _BLOCK = 256
@@ -117,9 +115,10 @@ def columns_of(table: pa.Table) -> RunColumns:
     """What analysis reads of the runs in `table`."""
     gaps = _whole(table, "itl_ms")
     offsets, disturbed = numbers(gaps.offsets), _whole(table, "disturbed")
+    plain: dict[str, Any] = {name: numbers(_whole(table, name)) for name in _INTEGERS}
+    plain |= {name: _floats(_whole(table, name)) for name in _FLOATS}
     return RunColumns(
-        **{name: numbers(_whole(table, name)) for name in _INTEGERS},
-        **{name: _floats(_whole(table, name)) for name in _FLOATS},
+        **plain,
         disturbed=_flags(disturbed) & ~_flags(disturbed.is_null()),
         gaps_ms=numbers(gaps.values),
         gap_starts=offsets[:-1],
