@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 from kvray.candidate import (
     AttentionBackend,
@@ -29,7 +28,6 @@ from kvray.engines.llama_cpp.settings import (
     SplitMode,
     context_tokens,
 )
-from kvray.engines.llama_cpp.threads import default_threads
 from kvray.models.config_file import MOST_LAYERS
 from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
 from kvray.space.menu import shared_axis
@@ -43,7 +41,7 @@ _MOST_THREADS = 512
 def axes(device: DeviceFacts) -> tuple[Axis, ...]:
     """Every axis on `device`, with the default of llama.cpp's command line tools."""
     build = installed_build()
-    return (*_shared_axes(), *_own_axes(default_threads(), build), *_gpu_axes(_gpu_obstacle(device, build), device))
+    return (*_shared_axes(), *_own_axes(build), *_gpu_axes(_gpu_obstacle(device, build), device))
 
 
 def cache_of_types(candidate: Candidate) -> CacheStrategy:
@@ -67,7 +65,7 @@ def _shared_axes() -> tuple[Axis, ...]:
     )
 
 
-def _own_axes(threads: int, build: Build | None) -> tuple[Axis, ...]:
+def _own_axes(build: Build | None) -> tuple[Axis, ...]:
     has_openmp = build is not None and build.has_openmp
     return (
         Axis(
@@ -92,13 +90,14 @@ def _own_axes(threads: int, build: Build | None) -> tuple[Axis, ...]:
             canonical=_batch_within_context,
             on_request="matters for prompts of several sequences or beyond 2,048 tokens",
         ),
-        _number("threads", "threads while generating", threads, most=_MOST_THREADS, on_request=None),
+        # What it is where nothing is set depends on where and beside what a trial runs.
+        _number("threads", "threads while generating", None, most=_MOST_THREADS),
         _number(
             "threads_batch",
             "threads while reading a prompt",
             None,
             most=_MOST_THREADS,
-            canonical=partial(_unlike_threads, default=threads),
+            canonical=_unlike_threads,
             on_request="as many as while generating, unless set",
         ),
         Axis(
@@ -260,9 +259,9 @@ def _ubatch_within_batch(value: ParamValue, candidate: Candidate, profile: Workl
     return DEFAULT_UBATCH if min(int(value), most) == min(DEFAULT_UBATCH, most) else min(int(value), most)
 
 
-def _unlike_threads(value: ParamValue, candidate: Candidate, profile: WorkloadProfile, *, default: int) -> AxisRequest:
+def _unlike_threads(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
     del profile
-    return None if value == int(candidate.setting("threads") or default) else value
+    return None if value == candidate.setting("threads") else value
 
 
 def _only_of_several(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:

@@ -8,7 +8,7 @@ from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, Cach
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.engines.llama_cpp.settings import CACHE_TYPES, DEFAULT_UBATCH, PLAIN_TYPES
 from kvray.engines.llama_cpp.threads import default_threads
-from kvray.probes.cpu import available_cpus
+from kvray.probes.cpu import available_cpus, openmp_threads
 from kvray.space.axis import AxisRequest
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import WorkloadProfile
@@ -71,7 +71,10 @@ def _other_ubatches(profile: WorkloadProfile) -> tuple[int, ...]:
 
 
 def _other_threads() -> tuple[int, ...]:
-    """Thread counts beside the default that are worth a look: half of it, and every CPU."""
+    """Thread counts beside the default that are worth a look: half of it, and every CPU. None where the environment
+    says how many there are to be."""
+    if openmp_threads() is not None:
+        return ()
     usual = default_threads()
     return tuple(sorted({max(1, usual // 2), available_cpus()} - {usual}))
 

@@ -11,7 +11,7 @@ from llama_cpp_samples import CPU, HIDDEN, INNER, KV_HEADS, WORDS, candidate, wr
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelInfo, ModelRequest
-from kvray.engines.llama_cpp import build
+from kvray.engines.llama_cpp import build, spaces
 from kvray.engines.llama_cpp.adapter import LlamaCppAdapter
 from kvray.engines.llama_cpp.rules import rules
 from kvray.errors import ModelError
@@ -217,6 +217,22 @@ def test_flash_attention_is_off_where_llama_cpp_turns_it_off(tmp_path: Path) -> 
     )
 
 
+def test_other_thread_counts_are_measured_unless_the_environment_says_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, profile = described(write_model(tmp_path / "m.gguf")), get_profile("ci-micro")
+
+    def thread_counts() -> list[Any]:
+        return [one for block in ADAPTER.default_space(info, CPU, profile) for one in block.settings.get("threads", ())]
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert thread_counts() == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(spaces, "default_threads", lambda: 4)
+    monkeypatch.setattr(spaces, "available_cpus", lambda: 8)
+    assert thread_counts() == [2, 8]
+
+
 def test_the_default_space_has_cache_types_attention_and_what_is_at_work_at_once(tmp_path: Path) -> None:
     path, profile, axes = write_model(tmp_path / "m.gguf"), get_profile("ci-micro"), ADAPTER.axes(CPU)
     info = described(path)
@@ -232,7 +248,7 @@ def test_the_default_space_has_cache_types_attention_and_what_is_at_work_at_once
 
     default, full = space(ADAPTER.default_space(info, CPU, profile)), space(ADAPTER.full_space(info, CPU, profile))
     assert default.rejected == ()
-    assert 5 <= len(default.candidates) <= 8
+    assert 5 <= len(default.candidates) <= 8  # with the thread counts of this machine
     caches = {(one.setting("type_k"), one.setting("type_v"), one.attention.value) for one in default.candidates}
     assert caches == {
         (None, None, "flash"),
