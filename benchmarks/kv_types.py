@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from output import Figure, print_table, write_figures
 from overhead import demo_model
 from perplexity import PIECE, SCORED, Divergence, divergence, pieces, said_by_program, write_reference
-from plain_llama import tokenize
+from plain_llama import silence, tokenize
 from whole_trial import run_trial, trial_spec
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType, ParamValue
@@ -39,6 +39,8 @@ CELL = Cell(PIECE - 16, 16, 1)
 """As long as a piece."""
 CHECKED = (("q8_0", "q8_0"), ("q4_0", "q4_0"))
 """What llama-perplexity is asked too, where it is found."""
+ROUNDS = 3
+SPEED_COLUMNS = {"kv_mib": "KV MiB", "peak_mib": "peak MiB", "ttft_ms": "TTFT ms", "decode_tok_s": "tok/s"}
 COLUMNS = {
     "mean_kld": "mean KLD",
     "kld_99_9": "99.9 % KLD",
@@ -72,12 +74,13 @@ def measure_types(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             cut = text_pieces(model)[: 1 if arguments.quick else None]
             losses = measure_quality(model, rows, cut, Path(folder))
-            speeds = measure_speed(model, rows, Path(folder), rounds=1 if arguments.quick else 3)
+            rounds = 0 if arguments.no_speed else 1 if arguments.quick else ROUNDS
+            speeds = measure_speed(model, rows, Path(folder), rounds=rounds)
             said = {} if arguments.quick else ask_program(model, Path(folder))
         print_model(name, losses, speeds, said, tokens=len(cut) * SCORED)
         for types in rows:
             key = f"{ENGINE}_{name}_k_{types[0]}_v_{types[1]}"
-            values = {**asdict(losses[types]), **asdict(speeds[types])}
+            values = {**asdict(losses[types]), **(asdict(speeds[types]) if speeds else {})}
             values |= {f"perplexity_{field}": value for field, value in said.get(types, {}).items()}
             figures |= {f"{key}_{field}": value for field, value in values.items()}
     write_figures(arguments.json, figures, quick=arguments.quick)
@@ -114,6 +117,7 @@ def candidate_of(types: tuple[str, str]) -> Candidate:
 
 def text_pieces(model: str) -> list[tuple[int, ...]]:
     """kvray's texts in the model's tokens."""
+    silence()
     given = llama_cpp.llama_model_default_params()
     given.vocab_only = True
     loaded = llama_cpp.llama_model_load_from_file(model.encode(), given)
@@ -195,7 +199,7 @@ def measure_speed(
             )
             found[types].append(speed)
             print(f"round {number + 1}: {types}: {speed}", file=sys.stderr, flush=True)
-    return {types: _median(speeds) for types, speeds in found.items()}
+    return {types: _median(speeds) for types, speeds in found.items() if speeds}
 
 
 def _median(speeds: Sequence[Speed]) -> Speed:
@@ -227,10 +231,10 @@ def print_model(
 ) -> None:
     print_table(
         f"{name}: types of keys and values; quality over {tokens} tokens against f16",
-        ("keys", "values", "KV MiB", "peak MiB", "TTFT ms", "tok/s", *COLUMNS.values()),
+        ("keys", "values", *(SPEED_COLUMNS.values() if speeds else ()), *COLUMNS.values()),
         [
-            (*types, speed.kv_mib, speed.peak_mib, speed.ttft_ms, speed.decode_tok_s, *_texts(asdict(losses[types])))
-            for types, speed in speeds.items()
+            (*types, *(getattr(speeds[types], field) for field in SPEED_COLUMNS if speeds), *_texts(asdict(loss)))
+            for types, loss in losses.items()
         ],
     )
     if said:

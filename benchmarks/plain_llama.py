@@ -18,8 +18,7 @@ import numpy as np
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
+    silence()
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(asked["model"].encode(), llama_cpp.llama_model_default_params())
     vocabulary = llama_cpp.llama_model_get_vocab(model)
@@ -33,6 +32,15 @@ def main() -> None:
         threads = llama_cpp.llama_n_threads(session)
         llama_cpp.llama_free(session)
     print(json.dumps({"threads": threads, "runs": runs}))
+
+
+@llama_cpp.llama_log_callback
+def _nothing(*_: Any) -> None:
+    """What the library says, to nobody."""
+
+
+def silence() -> None:
+    llama_cpp.llama_log_set(_nothing, None)
 
 
 def parameters(asked: dict[str, Any], tokens: int) -> Any:

@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="GGUF files or folders; by default the demo's")
     parser.add_argument("--context", type=int, default=512, help="tokens of context (Transformers)")
     parser.add_argument("--engine", choices=("transformers", "llama_cpp"), default="transformers")
+    parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out (llama_cpp)")
     arguments = parser.parse_args()
     if arguments.engine == "llama_cpp":
         from kv_types import measure_types
