@@ -34,13 +34,12 @@ def main() -> None:
     print(json.dumps({"threads": threads, "runs": runs}))
 
 
-@llama_cpp.llama_log_callback
-def _nothing(*_: Any) -> None:
-    """What the library says, to nobody."""
+NOBODY = llama_cpp.llama_log_callback(lambda *_: None)
 
 
 def silence() -> None:
-    llama_cpp.llama_log_set(_nothing, None)
+    """What the library says is for nobody."""
+    llama_cpp.llama_log_set(NOBODY, None)
 
 
 def parameters(asked: dict[str, Any], tokens: int) -> Any:
