@@ -10,7 +10,7 @@ from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
 from kvray.engines.llama_cpp.build import untried_note
 from kvray.engines.llama_cpp.model_file import gguf_path, read_model
-from kvray.engines.llama_cpp.shapes import layer_kinds, shape_of
+from kvray.engines.llama_cpp.shapes import known_number, layer_kinds, shape_of
 from kvray.models.gguf_header import GgufHeader, tensor_bytes
 
 _EAGER_ONLY = ("grok",)
@@ -24,14 +24,13 @@ def describe(request: ModelRequest) -> ModelInfo:
         ModelError: the file is no whole model, or cannot be read.
     """
     path, header = gguf_path(request), read_model(request)
-    context = header.own("context_length")
     attention = AttentionBackend.EAGER if header.architecture in _EAGER_ONLY else AttentionBackend.FLASH
     shape = shape_of(header)
     return ModelInfo(
         model_id=str(path.resolve()),
         revision=UNKNOWN_REVISION,
         architecture=header.architecture,
-        max_context=context if isinstance(context, int) and context > 0 else None,
+        max_context=known_number(header.own("context_length")) or None,
         native_dtype=DType.FLOAT32,
         layer_kinds=layer_kinds(header),
         default_attention=AttentionChoice(attention),

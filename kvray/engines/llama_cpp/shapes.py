@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvray.forecast.shape import LayerShape, ModelShape
+from kvray.models.config_file import MOST
 from kvray.models.gguf_header import GgufHeader, GgufTensor
 
 _PERIODS: Mapping[str, int] = {
@@ -37,27 +38,26 @@ wrong size would keep out a candidate that fits."""
 
 
 def layer_kinds(header: GgufHeader) -> tuple[str, ...]:
-    """`full_attention`, `sliding_attention`, `state` for a layer with a state of its own, or `dummy`, by layer."""
-    shape = _layers(header)
-    return tuple(_kind(layer) for layer in shape or ())
+    """`full_attention`, `sliding_attention`, or `dummy` for one that keeps nothing, by layer; empty: unknown."""
+    return tuple(_kind(layer) for layer in _layers(header) or ())
 
 
 def shape_of(header: GgufHeader) -> ModelShape | None:
     """The sizes of the model; `None` where the header does not tell what a layer keeps."""
     layers = _layers(header)
-    heads, width = _highest(header.own("attention.head_count")), header.own("embedding_length")
-    if layers is None or not heads or not isinstance(width, int):
-        return None
+    heads, width = _highest(header.own("attention.head_count")), known_number(header.own("embedding_length"))
     tensors = header.tensors
     embedding = tensors["token_embd.weight"]
+    if layers is None or not heads or not width or not _elements(embedding):
+        return None
     is_tied = "output.weight" not in tensors
-    experts = int(header.own("expert_count") or 0)
+    experts = known_number(header.own("expert_count")) or 0
     return ModelShape(
         total_parameters=sum(map(_elements, tensors.values())),
         lookup_parameters=0 if is_tied else _elements(embedding),
         expert_parameters=sum(_elements(one) for name, one in tensors.items() if "_exps." in name),
         experts=experts,
-        experts_per_token=int(header.own("expert_used_count") or 0) if experts else 0,
+        experts_per_token=min(experts, known_number(header.own("expert_used_count")) or 0),
         vocab=embedding.shape[-1],
         hidden=width,
         intermediate=max(_highest(header.own("feed_forward_length")), width),
@@ -66,17 +66,23 @@ def shape_of(header: GgufHeader) -> ModelShape | None:
     )
 
 
+def known_number(value: Any) -> int | None:
+    """A number of things; `None` for what cannot be one, for a header may say anything."""
+    return value if type(value) is int and 0 <= value <= MOST else None
+
+
 def _layers(header: GgufHeader) -> tuple[LayerShape, ...] | None:
-    count = header.own("block_count")
-    if not isinstance(count, int) or any(header.own(key) for key in _UNKNOWN_KEYS):
+    count, width = known_number(header.own("block_count")), known_number(header.own("embedding_length"))
+    if not count or not width or any(header.own(key) for key in _UNKNOWN_KEYS):
         return None
     heads = _by_layer(header.own("attention.head_count"), count)
     kv_heads = _by_layer(header.own("attention.head_count_kv"), count) or heads
-    if heads is None or kv_heads is None or not max(heads):
+    if heads is None or kv_heads is None or not max(heads) or not max(kv_heads):
         return None
-    width = int(header.own("embedding_length"))
-    key_dim = int(header.own("attention.key_length") or width // max(heads))
-    value_dim = int(header.own("attention.value_length") or width // max(heads))
+    key_dim = known_number(header.own("attention.key_length")) or width // max(heads)
+    value_dim = known_number(header.own("attention.value_length")) or width // max(heads)
+    if not key_dim or not value_dim:
+        return None
     windows = _windows(header, count)
     return tuple(
         LayerShape(kv_heads=kv, key_dim=key_dim if kv else 0, value_dim=value_dim if kv else 0, window=window)
@@ -85,14 +91,14 @@ def _layers(header: GgufHeader) -> tuple[LayerShape, ...] | None:
 
 
 def _windows(header: GgufHeader, layers: int) -> list[int | None]:
-    window = header.own("attention.sliding_window")
-    if not isinstance(window, int) or window <= 0:
+    window = known_number(header.own("attention.sliding_window"))
+    if not window:
         return [None] * layers
     pattern = header.own("attention.sliding_window_pattern")
     if isinstance(pattern, tuple) and len(pattern) == layers:
         return [window if is_sliding else None for is_sliding in pattern]
     first = _FULL_FIRST.get(header.architecture)
-    period = pattern if isinstance(pattern, int) else first or _PERIODS.get(header.architecture)
+    period = known_number(pattern) or first or _PERIODS.get(header.architecture)
     if not period:
         return [None] * layers  # llama.cpp reads the key of few architectures only
     full = 0 if first else period - 1
@@ -100,13 +106,18 @@ def _windows(header: GgufHeader, layers: int) -> list[int | None]:
 
 
 def _by_layer(value: Any, layers: int) -> tuple[int, ...] | None:
-    if isinstance(value, tuple) and len(value) == layers:
-        return tuple(int(one) for one in value)
-    return (int(value),) * layers if isinstance(value, int) else None
+    values = value if isinstance(value, tuple) and len(value) == layers else (value,) * layers
+    numbers = [known_number(one) for one in values]
+    known = tuple(one for one in numbers if one is not None)
+    return known if len(known) == layers else None
 
 
 def _highest(value: Any) -> int:
-    return int(max(value, default=0)) if isinstance(value, tuple) else int(value or 0)
+    return (
+        max((known_number(one) or 0 for one in value), default=0)
+        if isinstance(value, tuple)
+        else known_number(value) or 0
+    )
 
 
 def _kind(layer: LayerShape) -> str:

@@ -107,6 +107,43 @@ def test_of_layers_that_keep_something_else_nothing_is_forecast(tmp_path: Path) 
     assert ADAPTER.cost_model(info) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.head_count", "four"),
+        ("attention.head_count_kv", -1),
+        ("attention.head_count_kv", 2**63),
+        ("attention.head_count", [4.5, 1.5]),
+        ("attention.head_count", [0, 0]),
+        ("attention.key_length", -64),
+        ("attention.sliding_window", -3),
+        ("context_length", 2**64 - 1),
+        ("context_length", 1.5),
+        ("expert_count", True),
+    ],
+)
+def test_whatever_a_header_says_is_described_or_left_unknown(key: str, value: Any, tmp_path: Path) -> None:
+    def add(writer: gguf.GGUFWriter) -> None:
+        name = f"gemma3.{key}"
+        writer.kv_data[0].pop(name, None)
+        match value:
+            case list():
+                writer.add_array(name, value)
+            case bool():
+                writer.add_bool(name, value)
+            case int():
+                (writer.add_int64 if value < 0 else writer.add_uint64)(name, value)
+            case float():
+                writer.add_float32(name, value)
+            case _:
+                writer.add_string(name, value)
+
+    info = described(write_model(tmp_path / "m.gguf", add, architecture="gemma3"))
+    assert info.max_context is None or 0 < info.max_context < 2**53
+    assert info.shape is None or all(layer.key_dim > 0 for layer in info.shape.layers)
+    ADAPTER.cost_model(info)
+
+
 def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf")
     (tmp_path / "config.json").write_text("{}")
