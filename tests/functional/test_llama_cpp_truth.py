@@ -356,6 +356,10 @@ def test_what_the_build_leaves_out_is_noted_of_the_model(demo_model: Path, monke
     assert engine.adapt_to_device(request, info, None) is info  # trials run on other machines
 
 
+def test_the_build_that_is_here_is_not_refused() -> None:
+    LlamaCppAdapter().check_installed()
+
+
 def test_the_process_that_measures_imports_no_torch() -> None:
     code = "import sys, llama_cpp, kvray.engines.llama_cpp.loaded; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run(

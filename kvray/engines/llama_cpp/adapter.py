@@ -18,6 +18,7 @@ from kvray.engines.base import (
     ModelRequest,
 )
 from kvray.engines.llama_cpp import axes, description, device_rates, model_file, rules, serving, snippet, spaces
+from kvray.engines.llama_cpp.amx_build import check_tiles
 from kvray.engines.llama_cpp.costs import LlamaCppCosts
 from kvray.engines.llama_cpp.portable import build_note
 from kvray.engines.llama_cpp.threads import default_threads
@@ -41,6 +42,11 @@ class LlamaCppAdapter(EngineAdapter):
     snippet_runner: ClassVar[str | None] = "kvray.engines.llama_cpp.snippet_run"
     measures_hardware: ClassVar[bool] = True
     extra: ClassVar[Extra | None] = Extra.LLAMA_CPP
+
+    @override
+    def check_installed(self) -> None:
+        super().check_installed()
+        check_tiles()
 
     @override
     def check_model(self, request: ModelRequest) -> None:

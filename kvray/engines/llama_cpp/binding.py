@@ -138,7 +138,7 @@ def describe_build() -> Build:
     return Build(
         version="unknown" if version is None else version().decode(),
         system_info=system_info,
-        left_out=left_out_instructions(system_info, _cpu_flags()),
+        left_out=left_out_instructions(system_info, cpu_flags()),
     )
 
 
@@ -148,21 +148,22 @@ def left_out_instructions(system_info: str, cpu_flags: Collection[str]) -> tuple
     return tuple(name for name, flag in _CPU_FLAGS.items() if flag in cpu_flags and name not in used)
 
 
-def native_function(name: str, result: Any, arguments: Sequence[Any]) -> Any | None:
-    """A function of llama.cpp's libraries that the binding does not declare; `None`: this build has none."""
-    function = getattr(library()._lib, name, None)
-    if function is not None:
-        function.restype, function.argtypes = result, list(arguments)
-    return function
-
-
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Instructions that this CPU has, by the names of /proc/cpuinfo; empty where the system has no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return frozenset()
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
+
+
+def native_function(name: str, result: Any, arguments: Sequence[Any]) -> Any | None:
+    """A function of llama.cpp's libraries that the binding does not declare; `None`: this build has none."""
+    function = getattr(library()._lib, name, None)
+    if function is not None:
+        function.restype, function.argtypes = result, list(arguments)
+    return function
 
 
 @functools.cache

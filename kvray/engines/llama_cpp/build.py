@@ -29,7 +29,7 @@ class Build:
 @functools.cache
 def installed_build() -> Build | None:
     """The build of this interpreter's package; `None` where it is not installed."""
-    libraries = [path for path in _libraries() if "ggml" in path.name]
+    libraries = [path for path in library_files() if "ggml" in path.name]
     if not libraries:
         return None
     return Build(
@@ -41,7 +41,7 @@ def installed_build() -> Build | None:
 def knows_architecture(name: str) -> bool | None:
     """Whether the library has a model called `name` among its texts; `None` where it is not installed. It may take
     another text for a model's name, and then says so itself when it loads the file."""
-    libraries = [path for path in _libraries() if "llama" in path.name]
+    libraries = [path for path in library_files() if "llama" in path.name]
     if not libraries:
         return None
     return any(f"{name}\0".encode() in path.read_bytes() for path in libraries)
@@ -58,7 +58,7 @@ def untried_note() -> str | None:
     return f"kvray was not tried with llama-cpp-python {installed}, only with {', '.join(TRIED_VERSIONS)}."
 
 
-def _libraries() -> list[Path]:
+def library_files() -> list[Path]:
     """Files of the package's compiled code."""
     spec = find_spec("llama_cpp")
     places = (spec.submodule_search_locations or ()) if spec is not None else ()

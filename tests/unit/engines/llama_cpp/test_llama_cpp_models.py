@@ -193,7 +193,7 @@ def test_an_architecture_that_the_library_does_not_name_is_refused_before_a_tria
 ) -> None:
     library = tmp_path / "libllama.so"
     library.write_bytes(b"\x7fELF\0llama\0gemma3\0")
-    monkeypatch.setattr(build, "_libraries", lambda: [library])
+    monkeypatch.setattr(build, "library_files", lambda: [library])
     described(write_model(tmp_path / "known.gguf", architecture="gemma3"))
     told = refused(write_model(tmp_path / "unknown.gguf", architecture="grokk"))
     assert "this llama.cpp does not know the architecture 'grokk'. Update llama-cpp-python" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from llama_cpp_samples import candidate
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DType
 from kvray.engines.base import DECODED_TOKENS, ForcedText, OutOfMemoryError, UnsupportedError
-from kvray.engines.llama_cpp import binding
+from kvray.engines.llama_cpp import amx_build, binding
+from kvray.engines.llama_cpp.amx_build import loses_tiles
 from kvray.engines.llama_cpp.asked import check_candidate
 from kvray.engines.llama_cpp.binding import Build, EngineLog, left_out_instructions
 from kvray.engines.llama_cpp.failed import context_error, decode_error, load_error
@@ -39,6 +41,42 @@ def test_lines_are_joined_and_errors_told_without_the_names_of_functions(capsys:
     assert log.errors_since(mark) == ("error loading model: torn",)
     assert log.errors_since(log.mark) == ()
     assert capsys.readouterr().err.splitlines() == ["llama_model_load: error loading model: torn"] * 2
+
+
+LOADS, ROWS, COLUMNS = (bytes.fromhex(text) for text in ("c4e27849", "0808101010101010", "4000400020002000"))
+
+
+@pytest.mark.parametrize(
+    ("content", "is_lost"),
+    [
+        (LOADS + b"GCC: (Debian 12.2.0-14+deb12u1) 12.2.0", True),
+        (LOADS + b"GCC: (GNU) 11.4.1", True),
+        (LOADS + b"GCC: (GNU) 10.2.0", True),
+        (LOADS + b"GCC: (Ubuntu 13.3.0-6ubuntu2) 13.3.0", False),
+        (LOADS + b"GCC: (GNU) 14.0.1", False),
+        (LOADS + b"clang version 17.0.6", False),
+        (LOADS + ROWS + b"GCC: (GNU) 12.2.0", False),
+        (LOADS + COLUMNS + b"GCC: (GNU) 12.2.0", False),
+        (b"GCC: (GNU) 12.2.0", False),
+    ],
+)
+def test_a_build_that_loses_the_tiles_of_amx_is_known_by_its_bytes(content: bytes, is_lost: bool) -> None:
+    assert loses_tiles(content) is is_lost
+
+
+@pytest.mark.parametrize(("flags", "is_refused"), [({"avx2", "amx_int8"}, True), ({"avx2"}, False)])
+def test_such_a_build_is_refused_where_the_cpu_has_amx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], is_refused: bool
+) -> None:
+    library = tmp_path / "libggml-cpu.so"
+    library.write_bytes(LOADS + b"GCC: (GNU) 12.2.0")
+    monkeypatch.setattr(amx_build, "library_files", lambda: [library])
+    monkeypatch.setattr(amx_build, "cpu_flags", lambda: frozenset(flags))
+    with pytest.raises(EngineError, match="GCC bug 114098") if is_refused else nullcontext() as raised:
+        amx_build.check_tiles()
+    if raised is not None:
+        assert "amx_tiles.h" in str(raised.value.hint)
+        assert Path(amx_build.__file__).with_name("amx_tiles.h").is_file()
 
 
 def test_a_long_log_keeps_its_last_lines() -> None:
