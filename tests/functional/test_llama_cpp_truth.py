@@ -25,7 +25,7 @@ from kvray.engines.base import (
     SubstitutedError,
     UnsupportedError,
 )
-from kvray.engines.llama_cpp import LlamaCppAdapter, adapter, context
+from kvray.engines.llama_cpp import LlamaCppAdapter, adapter, context, loaded
 from kvray.engines.llama_cpp.binding import describe_build
 from kvray.engines.llama_cpp.portable import build_note
 from kvray.errors import ModelError
@@ -314,6 +314,27 @@ def test_a_context_that_does_not_fit_is_out_of_memory_in_the_engines_words(littl
         little_memory.prepare(Cell(1 << 18, 4, 1))
     little_memory.prepare(CELL)
     assert len(little_memory.generate(2).token_s) == 2
+
+
+def test_where_memory_holds_one_context_the_measured_one_gives_way(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(load(demo_model)) as model:
+        model.prepare(CELL)
+        before = model.generate(4).tokens
+        monkeypatch.setattr(loaded, "available_memory_mib", lambda: 0.0)
+        seen = model.observe()
+        assert (seen.generation, seen.substitutions) == (None, ())
+        assert model.generate(4).tokens == before
+        assert model.last_used().substitutions == ()  # type: ignore[union-attr]
+
+
+def test_a_second_context_that_does_not_fit_makes_the_measured_one_give_way(little_memory: LoadedModel) -> None:
+    assert isinstance(little_memory, loaded.LlamaCppModel)
+    little_memory.prepare(Cell(24_000, 4, 1))
+    with little_memory._beside():
+        assert little_memory._context is None
+    assert little_memory._context is not None
 
 
 def test_what_the_engine_refuses_is_unsupported_in_its_words(demo_model: Path) -> None:
