@@ -21,7 +21,7 @@ def sent_model_note(model_id: str) -> str | None:
     sent = _sent()
     if model_id not in sent:
         return None
-    return f"{_OPENING}{model_id} is the cluster's temporary copy. Use your own path in its place: {sent[model_id]}"
+    return f"{_OPENING}{sent[model_id]}. What ran on the cluster was a temporary copy."
 
 
 def sent_model_name(model_id: str) -> str | None:

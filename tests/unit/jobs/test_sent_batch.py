@@ -75,8 +75,8 @@ def test_a_model_that_was_sent_is_told_with_its_path_here(folder: Path, monkeypa
     note = sent_model_note(model_id)
     assert note is not None
     assert is_sent_model_note(note)
-    assert "random:/there/files/1/tiny is the cluster's temporary copy." in note
-    assert note.endswith("Use your own path in its place: random:./tiny")
+    assert ": random:./tiny. What ran" in note
+    assert "/there" not in note
     assert sent_model_note("org/name") is None
 
 

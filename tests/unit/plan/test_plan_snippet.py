@@ -177,7 +177,9 @@ def test_the_header_says_what_is_to_be_known_of_the_model() -> None:
     assert "\n# Note: Its weights are packed.\n" in source
 
 
-def test_the_line_of_a_sent_model_says_that_its_path_is_the_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_an_older_plan_says_that_the_path_of_a_sent_model_is_the_clusters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class WithModel(StubEngine):
         def render_snippet(self, request: ModelRequest, **options: Any) -> str:
             return f"import sys\nMODEL = {request.model_id!r}\n"
@@ -186,9 +188,10 @@ def test_the_line_of_a_sent_model_says_that_its_path_is_the_clusters(monkeypatch
     plan = make_plan(model_id="/there/files/1/tiny")
     assert "cluster" not in render_snippet(plan)
 
-    monkeypatch.setenv(SENT_MODELS, '{"/there/files/1/tiny": "./tiny"}')
-    note = sent_model_note("/there/files/1/tiny")
-    assert note is not None
+    note = (
+        "The model was sent with kvray submit --upload-model: /there/files/1/tiny is the cluster's temporary copy. Use "
+        "your own path in its place: ./tiny"
+    )
     lines = render_snippet(plan.model_copy(update={"notes": (note,)})).splitlines()
     assert f"# Note: {note}" in lines
     place = lines.index("MODEL = '/there/files/1/tiny'")
