@@ -19,9 +19,11 @@ from kvray.engines.base import (
 )
 from kvray.engines.llama_cpp import axes, description, device_rates, model_file, rules, serving, snippet, spaces
 from kvray.engines.llama_cpp.amx_build import check_tiles
+from kvray.engines.llama_cpp.build import GPU_BUILD, installed_build
 from kvray.engines.llama_cpp.costs import LlamaCppCosts
 from kvray.engines.llama_cpp.portable import build_note
 from kvray.engines.llama_cpp.threads import default_threads
+from kvray.errors import ModelError
 from kvray.extras import Extra
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
@@ -69,7 +71,14 @@ class LlamaCppAdapter(EngineAdapter):
 
     @override
     def adapt_to_device(self, request: ModelRequest, info: ModelInfo, device: DeviceFacts | None) -> ModelInfo:
-        """Says whether the library was built for other CPUs than this one."""
+        """Says whether the library was built for other CPUs than this one. One for CPUs alone would compute there,
+        whatever device was asked for, so it is refused on a GPU."""
+        build = installed_build()
+        if device is not None and device.device is DeviceType.CUDA and build is not None and not build.has_gpu:
+            raise ModelError(
+                "llama.cpp cannot use this GPU: llama-cpp-python was built for the CPU alone.",
+                hint=f"Build it for CUDA with {GPU_BUILD}, or measure with --device cpu.",
+            )
         note = build_note() if device is not None and device.device is DeviceType.CPU else None
         return info if note is None else replace(info, notes=(*info.notes, note))
 

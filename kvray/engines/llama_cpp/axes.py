@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Any
 
 from kvray.candidate import (
     AttentionBackend,
@@ -16,7 +16,7 @@ from kvray.candidate import (
     setting_text,
 )
 from kvray.engines.base import DeviceFacts
-from kvray.engines.llama_cpp.build import Build, installed_build
+from kvray.engines.llama_cpp.build import GPU_BUILD, Build, installed_build
 from kvray.engines.llama_cpp.settings import (
     ALL_LAYERS,
     CACHE_TYPES,
@@ -177,10 +177,7 @@ def _gpu_obstacle(device: DeviceFacts, build: Build | None) -> str | None:
     if device.device is DeviceType.CPU:
         return "needs a GPU and llama-cpp-python built for it"
     if build is not None and not build.has_gpu:
-        return (
-            "this llama-cpp-python was built for the CPU alone: "
-            "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python"
-        )
+        return f"this llama-cpp-python was built for the CPU alone: {GPU_BUILD}"
     return None
 
 
@@ -194,24 +191,13 @@ def _number(
     title: str,
     default: int | None,
     *,
-    least: int = 1,
-    most: float = math.inf,
-    canonical: object = None,
     obstacle: str | None = None,
     on_request: str | None = None,
+    **more: Any,
 ) -> Axis:
-    given = {} if canonical is None else {"canonical": canonical}
-    return Axis(
-        name=name,
-        title=title,
-        kind=AxisKind.NUMBER,
-        scale=Scale.LOG,
-        least=least,
-        most=most,
-        default=default,
-        values=(AxisValue(value="N", obstacle=obstacle, on_request=on_request),),
-        **given,  # type: ignore[arg-type]
-    )
+    """An axis of whole numbers; `more` are further attributes of `Axis`."""
+    values = (AxisValue(value="N", obstacle=obstacle, on_request=on_request),)
+    return Axis(name=name, title=title, kind=AxisKind.NUMBER, scale=Scale.LOG, default=default, values=values, **more)
 
 
 def _flag(
@@ -219,22 +205,16 @@ def _flag(
     title: str,
     *,
     default: bool | None,
-    canonical: object = None,
     obstacle: str | None = None,
     on_request: str | None = None,
+    **more: Any,
 ) -> Axis:
-    given = {} if canonical is None else {"canonical": canonical}
-    return Axis(
-        name=name,
-        title=title,
-        kind=AxisKind.FLAG,
-        default=default,
-        values=tuple(
-            AxisValue(value=setting_text(one), obstacle=obstacle, on_request=on_request if one != default else None)
-            for one in (False, True)
-        ),
-        **given,  # type: ignore[arg-type]
+    """An axis of two values, of which the one that is not the default is measured on request."""
+    values = tuple(
+        AxisValue(value=setting_text(one), obstacle=obstacle, on_request=on_request if one != default else None)
+        for one in (False, True)
     )
+    return Axis(name=name, title=title, kind=AxisKind.FLAG, default=default, values=values, **more)
 
 
 def _cache_follows_types(candidate: Candidate) -> Candidate:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 TRIED_VERSIONS = ("0.3.36",)
 """Versions of llama-cpp-python that kvray was tried with; its structures change from one to the next."""
+GPU_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python"
+"""What a user types to get a build for a CUDA GPU."""
 _GPU_BACKENDS = ("cuda", "hip", "vulkan", "sycl", "metal", "musa", "cann", "opencl")
 
 

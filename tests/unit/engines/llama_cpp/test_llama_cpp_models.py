@@ -7,11 +7,11 @@ from typing import Any
 
 import gguf
 import pytest
-from llama_cpp_samples import CPU, HIDDEN, INNER, KV_HEADS, WORDS, candidate, write_model
+from llama_cpp_samples import CPU, GPU, HIDDEN, INNER, KV_HEADS, WORDS, candidate, write_model
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelInfo, ModelRequest
-from kvray.engines.llama_cpp import build, spaces
+from kvray.engines.llama_cpp import adapter, build, spaces
 from kvray.engines.llama_cpp.adapter import LlamaCppAdapter
 from kvray.engines.llama_cpp.rules import rules
 from kvray.errors import ModelError
@@ -197,6 +197,33 @@ def test_an_architecture_that_the_library_does_not_name_is_refused_before_a_tria
     described(write_model(tmp_path / "known.gguf", architecture="gemma3"))
     told = refused(write_model(tmp_path / "unknown.gguf", architecture="grokk"))
     assert "this llama.cpp does not know the architecture 'grokk'. Update llama-cpp-python" in told
+
+
+def test_a_build_for_the_cpu_alone_is_not_measured_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_model(tmp_path / "m.gguf")
+    info = described(path)
+    monkeypatch.setattr(adapter, "installed_build", lambda: build.Build(has_gpu=False, has_openmp=True))
+    with pytest.raises(ModelError, match=r"built for the CPU alone\. Build it for CUDA with CMAKE_ARGS=-DGGML_CUDA=on"):
+        ADAPTER.adapt_to_device(request(path), info, GPU)
+    assert ADAPTER.adapt_to_device(request(path), info, CPU) == info
+    assert ADAPTER.adapt_to_device(request(path), info, None) == info
+    monkeypatch.setattr(adapter, "installed_build", lambda: build.Build(has_gpu=True, has_openmp=True))
+    assert ADAPTER.adapt_to_device(request(path), info, GPU) == info
+
+
+def test_what_a_build_holds_is_told_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = tmp_path / "libggml-cpu.so", tmp_path / "libggml-cuda.so"
+    cpu.write_bytes(b"\x7fELF\0libgomp.so.1\0")
+    cuda.write_bytes(b"\x7fELF")
+    find = build.installed_build.__wrapped__
+    monkeypatch.setattr(build, "_libraries", lambda: [cpu])
+    assert find() == build.Build(has_gpu=False, has_openmp=True)
+    cpu.write_bytes(b"\x7fELF\0libpthread.so\0")
+    monkeypatch.setattr(build, "_libraries", lambda: [cpu, cuda])
+    assert find() == build.Build(has_gpu=True, has_openmp=False)
+    monkeypatch.setattr(build, "_libraries", list)
+    assert find() is None
+    assert build.knows_architecture("llama") is None
 
 
 def test_an_untried_version_is_noted_with_those_that_were_tried(
