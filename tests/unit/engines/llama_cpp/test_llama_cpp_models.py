@@ -202,6 +202,7 @@ def test_an_architecture_that_the_library_does_not_name_is_refused_before_a_tria
 def test_a_build_for_the_cpu_alone_is_not_measured_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_model(tmp_path / "m.gguf")
     info = described(path)
+    monkeypatch.setattr(adapter, "build_note", lambda: None)
     monkeypatch.setattr(adapter, "installed_build", lambda: build.Build(has_gpu=False, has_openmp=True))
     with pytest.raises(ModelError, match=r"built for the CPU alone\. Build it for CUDA with CMAKE_ARGS=-DGGML_CUDA=on"):
         ADAPTER.adapt_to_device(request(path), info, GPU)
@@ -216,12 +217,12 @@ def test_what_a_build_holds_is_told_by_its_files(tmp_path: Path, monkeypatch: py
     cpu.write_bytes(b"\x7fELF\0libgomp.so.1\0")
     cuda.write_bytes(b"\x7fELF")
     find = build.installed_build.__wrapped__
-    monkeypatch.setattr(build, "_libraries", lambda: [cpu])
+    monkeypatch.setattr(build, "library_files", lambda: [cpu])
     assert find() == build.Build(has_gpu=False, has_openmp=True)
     cpu.write_bytes(b"\x7fELF\0libpthread.so\0")
-    monkeypatch.setattr(build, "_libraries", lambda: [cpu, cuda])
+    monkeypatch.setattr(build, "library_files", lambda: [cpu, cuda])
     assert find() == build.Build(has_gpu=True, has_openmp=False)
-    monkeypatch.setattr(build, "_libraries", list)
+    monkeypatch.setattr(build, "library_files", list)
     assert find() is None
     assert build.knows_architecture("llama") is None
 
