@@ -8,6 +8,7 @@ from kvray.candidate import AttentionBackend, Candidate, DeviceType
 from kvray.engines.base import ModelInfo
 from kvray.engines.llama_cpp.axes import GPU_AXES, cache_of_types
 from kvray.engines.llama_cpp.settings import BLOCK_ELEMENTS, DEFAULT_TYPE, PLAIN_TYPES, SplitMode
+from kvray.engines.llama_cpp.shapes import LATENT
 from kvray.space.constraints import Constraint, SpaceFacts
 
 
@@ -19,6 +20,7 @@ def rules(model: ModelInfo) -> tuple[Constraint, ...]:
         Constraint(name="quantized-values", check=_ignoring_facts(_quantized_values_need_flash)),
         Constraint(name="model-attention", check=_ignoring_facts(lambda one: _attention_of_model(one, model))),
         Constraint(name="block-divides-head", check=_ignoring_facts(lambda one: _block_divides_head(one, model))),
+        Constraint(name="one-latent", check=_ignoring_facts(lambda one: _one_type_of_latents(one, model))),
         Constraint(name="window-of-model", check=_ignoring_facts(lambda one: _window_of_model(one, model))),
         Constraint(name="gpu", check=_needs_gpu),
         Constraint(name="split-needs-flash", check=_ignoring_facts(_split_needs_flash)),
@@ -67,6 +69,12 @@ def _block_divides_head(candidate: Candidate, model: ModelInfo) -> str | None:
         if kind not in PLAIN_TYPES and odd:
             return f"a block of {kind} has {BLOCK_ELEMENTS} elements, which do not divide a head of {odd[0]}"
     return None
+
+
+def _one_type_of_latents(candidate: Candidate, model: ModelInfo) -> str | None:
+    if LATENT not in model.layer_kinds or _type(candidate, "type_k") == _type(candidate, "type_v"):
+        return None
+    return "the model keeps one latent for keys and values: type_k and type_v must be the same"
 
 
 def _window_of_model(candidate: Candidate, model: ModelInfo) -> str | None:

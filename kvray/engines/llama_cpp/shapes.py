@@ -10,6 +10,8 @@ from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.models.config_file import MOST
 from kvray.models.gguf_header import GgufHeader, GgufTensor
 
+LATENT = "latent_attention"
+"""Kind of layers that keep one latent, from which keys and values are computed."""
 _PERIODS: Mapping[str, int] = {
     **dict.fromkeys(("afmoe", "cohere2", "exaone-moe", "exaone4", "llama4", "mellum", "olmo2"), 4),
     "gemma2": 2,
@@ -38,7 +40,10 @@ wrong size would keep out a candidate that fits."""
 
 
 def layer_kinds(header: GgufHeader) -> tuple[str, ...]:
-    """`full_attention`, `sliding_attention`, or `dummy` for one that keeps nothing, by layer; empty: unknown."""
+    """`full_attention`, `sliding_attention`, `LATENT`, or `dummy` for one that keeps nothing, by layer; empty:
+    unknown."""
+    if header.own("attention.key_length_mla"):
+        return (LATENT,) * (known_number(header.own("block_count")) or 0)
     return tuple(_kind(layer) for layer in _layers(header) or ())
 
 

@@ -99,6 +99,21 @@ def test_layers_with_a_window_are_those_that_llama_cpp_gives_one(
     assert [number for number, layer in enumerate(info.shape.layers) if layer.window == 128] == sliding
 
 
+def test_latents_have_one_type(tmp_path: Path) -> None:
+    def latent(writer: gguf.GGUFWriter) -> None:
+        writer.add_kv_lora_rank(16)
+        writer.add_key_length_mla(32)
+
+    info = described(write_model(tmp_path / "m.gguf", latent, architecture="deepseek2"))
+    assert set(info.layer_kinds) == {"latent_attention"}
+    unlike = candidate(cache=CacheStrategy.QUANTIZED, type_k="q8_0")
+    assert first_objection(unlike, FACTS, rules(info)) == (
+        "the model keeps one latent for keys and values: type_k and type_v must be the same (one-latent)"
+    )
+    alike = candidate(cache=CacheStrategy.QUANTIZED, type_k="q8_0", type_v="q8_0")
+    assert first_objection(alike, FACTS, rules(info)) is None
+
+
 def test_of_layers_that_keep_something_else_nothing_is_forecast(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", lambda writer: writer.add_kv_lora_rank(16), architecture="deepseek2")
     info = described(path)
