@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvray.candidate import Candidate, CompileMode, DeviceType, DType
-from kvray.engines.base import CrashedError, EngineAdapter, LoadedModel, ModelRequest, Observed
+from kvray.engines.base import CrashedError, EngineAdapter, LoadedModel, ModelRequest, Observed, UnsupportedError
 from kvray.engines.registry import get_engine
 from kvray.engines.vllm import VllmAdapter
 from kvray.engines.vllm.arguments import DEFAULT_BLOCKS
@@ -218,3 +218,13 @@ class TestVllmEngine(EngineContract):
             model.generate(4)
         model.close()
         assert still_alive(others) == []
+
+    def test_a_model_that_vllm_does_not_know_is_refused_in_its_own_words(
+        self, adapter: EngineAdapter, profile: WorkloadProfile, tmp_path: Path
+    ) -> None:
+        config = {**CONFIG, "architectures": ["NopeForCausalLM"], "model_type": "nope"}
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        request = ModelRequest(model_id=f"random:{tmp_path}")
+        baseline = adapter.baseline(adapter.describe_model(request), CPU, batch_size=1)
+        with pytest.raises(UnsupportedError, match="nope"):
+            adapter.load(request, baseline, DeviceType.CPU, profile)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import ClassVar
 
 from typing_extensions import override
@@ -23,6 +24,7 @@ from kvray.engines.hugging_face.gguf import check_gguf
 from kvray.engines.hugging_face.model_folder import config_path, revision, weights_path
 from kvray.engines.vllm import axes, description, rules, serving, spaces
 from kvray.engines.vllm.versions import check_version
+from kvray.errors import EngineError
 from kvray.extras import Extra
 from kvray.models.checkpoint import check_files
 from kvray.models.revision import check_unchanged
@@ -45,7 +47,11 @@ class VllmAdapter(EngineAdapter):
     @override
     def check_installed(self) -> None:
         """A version that was never tried is refused too."""
-        super().check_installed()
+        if find_spec("vllm") is None:
+            raise EngineError(
+                "The engine vllm needs vllm, which is not installed.",
+                hint=f"Name a Python that has it with --engine-python vllm=PATH, or {Extra.VLLM.install_command}.",
+            )
         check_version()
 
     @override

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from kvray.candidate import Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import DeviceFacts, ModelRequest, UnsupportedError
-from kvray.engines.vllm import VllmAdapter, versions
+from kvray.engines.vllm import VllmAdapter, adapter, versions
 from kvray.engines.vllm.arguments import engine_arguments
 from kvray.engines.vllm.description import cache_groups, max_context
 from kvray.errors import EngineError, ModelError
@@ -159,6 +159,13 @@ def test_a_config_that_is_no_table_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ModelError, match="no table"):
         VllmAdapter().describe_model(ModelRequest(model_id=f"random:{tmp_path}"))
+
+
+def test_where_vllm_is_not_here_the_cure_is_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="needs vllm, which is not installed") as caught:
+        VllmAdapter().check_installed()
+    assert "--engine-python vllm=PATH" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
