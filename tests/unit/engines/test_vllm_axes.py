@@ -117,6 +117,12 @@ def test_the_cache_agrees_with_the_type_of_keys_and_values() -> None:
     assert "kv_cache_dtype" in str(objection(replace(baseline(), cache=CacheStrategy.DYNAMIC)))
 
 
+def test_attention_is_vllms_own() -> None:
+    """A sweep of several engines may be narrowed to what only another one has."""
+    other = replace(baseline(), attention=AttentionBackend.SDPA)
+    assert "attention_backend" in str(objection(other))
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
