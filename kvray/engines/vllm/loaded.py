@@ -50,12 +50,12 @@ class VllmModel(LoadedModel):
         self._arguments = engine_arguments(
             str(folder), candidate, device, cells, kinds=layer_kinds(read_config(folder))
         )
+        self._tokenizer = load_tokenizer(request, folder)
         os.environ.update(environment(candidate))
         self._words = EngineWords()
         is_random = parse_model_id(request.model_id).kind is SourceKind.RANDOM
         how = {"load_format": "dummy"} if is_random else {}
         self._session = Session({**self._arguments, **how, "trust_remote_code": request.trust_remote_code}, self._words)
-        self._tokenizer = load_tokenizer(request, folder)
         self._model_config = self._session.config.model_config
         self._texts = ModelTexts.of(request, self._tokenizer, self._model_config.hf_config)
         self._penalty = self._model_config.get_diff_sampling_param().get("repetition_penalty", 1.0)
