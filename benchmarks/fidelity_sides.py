@@ -99,7 +99,8 @@ class Sides(ABC):
     def in_process(self, python: str, script: str, **asked: Any) -> Samples:
         """What `script` of this folder measures of the model."""
         order = json.dumps({"model": self._model, "repeats": self._profile.repeats, **asked})
-        said = json.loads(self.output([python, str(Path(__file__).with_name(script)), order]).splitlines()[-1])
+        lines = self.output([python, str(Path(__file__).with_name(script)), order]).splitlines()
+        said = json.loads(next(line for line in reversed(lines) if line.startswith("{")))  # others are a library's
         self._check_threads(said["threads"])
         by_cell: dict[Cell, list[dict[str, float]]] = {}
         for run in said["runs"]:
