@@ -2,7 +2,9 @@
 
 Quality is measured as `llama-perplexity --kl-divergence` does it, under the same names: kvray's own texts in pieces of
 512 tokens, the last 255 of each forced through the candidate's cache, and compared with keys and values in f16 over the
-whole vocabulary. Speed is that of whole trials on ci-micro's cell, each in a process of its own; types take turns.
+whole vocabulary. The row without flash attention shows what any other order of the same sums does to this model, whose
+activations llama.cpp rounds to 8 bits: a type that loses no more than that loses nothing that shows. Speed is that of
+whole trials on ci-micro's cell, each in a process of its own; types take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -35,9 +38,20 @@ from kvray.trial.process import Launcher
 from kvray.workload import Cell, create_custom_profile, get_profile
 
 ENGINE = "llama_cpp"
+
+
+class Types(NamedTuple):
+    """Of keys and of values, and whether flash attention reads them."""
+
+    keys: str
+    values: str
+    flash: bool = True
+
+
 CELL = Cell(PIECE - 16, 16, 1)
 """As long as a piece."""
-CHECKED = (("q8_0", "q8_0"), ("q4_0", "q4_0"))
+REFERENCE = Types(DEFAULT_TYPE, DEFAULT_TYPE)
+CHECKED = (Types("q8_0", "q8_0"), Types("q4_0", "q4_0"))
 """What llama-perplexity is asked too, where it is found."""
 ROUNDS = 3
 SPEED_COLUMNS = {"kv_mib": "KV MiB", "peak_mib": "peak MiB", "ttft_ms": "TTFT ms", "decode_tok_s": "tok/s"}
@@ -67,7 +81,7 @@ class Speed:
 def measure_types(arguments: argparse.Namespace) -> None:
     """The tables of all models, and their figures."""
     figures: dict[str, Figure] = {}
-    rows = [(DEFAULT_TYPE, DEFAULT_TYPE), *all_types()]
+    rows = [REFERENCE, REFERENCE._replace(flash=False), *all_types()]
     rows = rows[:1] + rows[-1:] if arguments.quick else rows
     for model in arguments.models or default_models():
         name = Path(model).stem.lower()
@@ -79,17 +93,17 @@ def measure_types(arguments: argparse.Namespace) -> None:
             said = {} if arguments.quick else ask_program(model, Path(folder))
         print_model(name, losses, speeds, said, tokens=len(cut) * SCORED)
         for types in rows:
-            key = f"{ENGINE}_{name}_k_{types[0]}_v_{types[1]}"
+            key = f"{ENGINE}_{name}_k_{types.keys}_v_{types.values}{'' if types.flash else '_no_flash'}"
             values = {**asdict(losses[types]), **(asdict(speeds[types]) if speeds else {})}
             values |= {f"perplexity_{field}": value for field, value in said.get(types, {}).items()}
             figures |= {f"{key}_{field}": value for field, value in values.items()}
     write_figures(arguments.json, figures, quick=arguments.quick)
 
 
-def all_types() -> list[tuple[str, str]]:
+def all_types() -> list[Types]:
     """Types of keys and of values: both alike, then the keys alone."""
     others = [one for one in CACHE_TYPES if one != DEFAULT_TYPE]
-    return [*((one, one) for one in others), *((one, DEFAULT_TYPE) for one in others)]
+    return [*(Types(one, one) for one in others), *(Types(one, DEFAULT_TYPE) for one in others)]
 
 
 def default_models() -> list[str]:
@@ -102,14 +116,14 @@ def default_models() -> list[str]:
     return [demo_model(), str(gemma.assemble(Path(tempfile.gettempdir()) / "gemma-3-270m.gguf"))]
 
 
-def candidate_of(types: tuple[str, str]) -> Candidate:
-    """With flash attention, which quantised values need."""
-    is_plain = set(types) <= set(PLAIN_TYPES)
-    chosen: tuple[tuple[str, ParamValue], ...] = tuple(zip(("type_k", "type_v"), types, strict=True))
+def candidate_of(types: Types) -> Candidate:
+    """What is measured with these types. Quantised values need flash attention."""
+    is_plain = {types.keys, types.values} <= set(PLAIN_TYPES)
+    chosen: tuple[tuple[str, ParamValue], ...] = (("type_k", types.keys), ("type_v", types.values))
     return Candidate(
         engine=ENGINE,
         cache=CacheStrategy.STATIC if is_plain else CacheStrategy.QUANTIZED,
-        attention=AttentionBackend.FLASH,
+        attention=AttentionBackend.FLASH if types.flash else AttentionBackend.EAGER,
         dtype=DType.FLOAT32,
         settings=tuple(one for one in chosen if one[1] != DEFAULT_TYPE),
     )
@@ -135,8 +149,8 @@ def whole_text() -> str:
 
 
 def measure_quality(
-    model: str, rows: Sequence[tuple[str, str]], cut: Sequence[tuple[int, ...]], folder: Path
-) -> dict[tuple[str, str], Divergence]:
+    model: str, rows: Sequence[Types], cut: Sequence[tuple[int, ...]], folder: Path
+) -> dict[Types, Divergence]:
     """Of each pair of types against the first pair, whose log-probabilities are kept in `folder`."""
     kept = [folder / f"{number}.npy" for number in range(len(cut))]
     for path, piece, told in zip(kept, cut, forced(model, rows[0], cut), strict=True):
@@ -155,7 +169,7 @@ def measure_quality(
 
 
 def forced(
-    model: str, types: tuple[str, str], cut: Sequence[tuple[int, ...]]
+    model: str, types: Types, cut: Sequence[tuple[int, ...]]
 ) -> Iterator[Iterator[tuple[int, NDArray[np.float32]]]]:
     """Of each piece the compared tokens, each with the log-probabilities before it."""
     profile = create_custom_profile(
@@ -181,12 +195,10 @@ def _told(loaded: LoadedModel, piece: tuple[int, ...]) -> Iterator[tuple[int, ND
         yield token, rows[0]
 
 
-def measure_speed(
-    model: str, rows: Sequence[tuple[str, str]], folder: Path, *, rounds: int
-) -> dict[tuple[str, str], Speed]:
+def measure_speed(model: str, rows: Sequence[Types], folder: Path, *, rounds: int) -> dict[Types, Speed]:
     """Medians over processes; every second round runs backwards."""
     profile, launcher = get_profile("ci-micro"), Launcher(get_engine(ENGINE))
-    found: dict[tuple[str, str], list[Speed]] = {types: [] for types in rows}
+    found: dict[Types, list[Speed]] = {types: [] for types in rows}
     for number in range(rounds):
         for types in rows if number % 2 == 0 else reversed(rows):
             runs, facts = run_trial(launcher, trial_spec(model, candidate_of(types), profile), folder)
@@ -206,7 +218,7 @@ def _median(speeds: Sequence[Speed]) -> Speed:
     return Speed(**{name: statistics.median(getattr(one, name) for one in speeds) for name in asdict(speeds[0])})
 
 
-def ask_program(model: str, folder: Path) -> dict[tuple[str, str], dict[str, float]]:
+def ask_program(model: str, folder: Path) -> dict[Types, dict[str, float]]:
     """What llama-perplexity says of the same text."""
     path = program("llama-perplexity")
     if path is None:
@@ -216,22 +228,22 @@ def ask_program(model: str, folder: Path) -> dict[tuple[str, str], dict[str, flo
     text.write_text(whole_text(), encoding="utf-8")
     write_reference(path, model, text, kept, threads=threads)
     return {
-        (keys, values): said_by_program(path, model, kept, type_k=keys, type_v=values, threads=threads)
-        for keys, values in CHECKED
+        types: said_by_program(path, model, kept, type_k=types.keys, type_v=types.values, threads=threads)
+        for types in CHECKED
     }
 
 
 def print_model(
     name: str,
-    losses: dict[tuple[str, str], Divergence],
-    speeds: dict[tuple[str, str], Speed],
-    said: dict[tuple[str, str], dict[str, float]],
+    losses: dict[Types, Divergence],
+    speeds: dict[Types, Speed],
+    said: dict[Types, dict[str, float]],
     *,
     tokens: int,
 ) -> None:
     print_table(
         f"{name}: types of keys and values; quality over {tokens} tokens against f16",
-        ("keys", "values", *(SPEED_COLUMNS.values() if speeds else ()), *COLUMNS.values()),
+        ("keys", "values", "flash", *(SPEED_COLUMNS.values() if speeds else ()), *COLUMNS.values()),
         [
             (*types, *(getattr(speeds[types], field) for field in SPEED_COLUMNS if speeds), *_texts(asdict(loss)))
             for types, loss in losses.items()
@@ -240,7 +252,7 @@ def print_model(
     if said:
         print_table(
             f"{name}: the same by llama-perplexity --kl-divergence",
-            ("keys", "values", "by", *COLUMNS.values()),
+            ("keys", "values", "flash", "by", *COLUMNS.values()),
             [
                 (*types, by, *_texts(values))
                 for types, theirs in said.items()
