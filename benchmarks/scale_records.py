@@ -9,18 +9,20 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from output import Figure
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialStatus
+from kvray.store.encoding import few_rows, many_rows
 from kvray.store.manifest import SweepManifest
+from kvray.store.merging import MERGED_AT
 from kvray.store.parquet import ResultsStore
 from kvray.store.schema import METADATA, RUN_KEY, schema_of, to_table
 from kvray.workload import create_custom_profile
@@ -72,13 +74,17 @@ group by candidate_id
 
 
 def measure_rank(quick: bool) -> dict[str, Figure]:
-    """The part `rank`: one file a trial, as a sweep leaves them that was broken off; then one file a table."""
+    """The part `rank`: one file a trial, as an older kvray left them; merged every 256 trials, as a sweep leaves them
+    that runs or was killed; and one file a table, as one leaves them that has ended."""
     trials, size = (500, "50k") if quick else (10_000, "1m")  # runs in all, which every key names
     with tempfile.TemporaryDirectory(prefix="kvray-scale-") as folder:
         begun = time.monotonic()
-        _write_sweep(Path(folder), trials)
+        _write_sweep(Path(folder), trials, merged_at=1)
         figures: dict[str, Figure] = {"rank_data_s": round(time.monotonic() - begun, 1)}
         figures |= _timed(Path(folder), size)
+    with tempfile.TemporaryDirectory(prefix="kvray-scale-") as folder:
+        _write_sweep(Path(folder), trials, merged_at=MERGED_AT)
+        figures |= _timed(Path(folder), f"{size}_running")
         begun = time.monotonic()
         ResultsStore(folder).compact(RUN_ID)
         figures[f"compact_{size}_s"] = round(time.monotonic() - begun, 2)
@@ -87,36 +93,39 @@ def measure_rank(quick: bool) -> dict[str, Figure]:
 
 
 def _timed(folder: Path, name: str) -> dict[str, Figure]:
-    rank_s, mib = _rank(folder)  # first, so that DuckDB's scan is the one that finds the files in memory
-    duckdb_s = _scan(folder)
+    rank_s, rank_cpu_s, mib = _rank(folder)  # first, so that DuckDB's scan is the one that finds the files in memory
+    duckdb_s, duckdb_cpu_s = _scan(folder)
     return {
         f"rank_{name}_s": round(rank_s, 2),
+        f"rank_{name}_cpu_s": round(rank_cpu_s, 2),
         f"rank_{name}_mib": round(mib, 1),
         f"duckdb_{name}_s": round(duckdb_s, 2),
+        f"duckdb_{name}_cpu_s": round(duckdb_cpu_s, 2),
         f"rank_over_duckdb_{name}": round(rank_s / duckdb_s, 2),
     }
 
 
-def _rank(folder: Path) -> tuple[float, float]:
-    """Seconds of the whole command, and its most memory in MiB."""
+def _rank(folder: Path) -> tuple[float, float, float]:
+    """Seconds and CPU seconds of the whole command, and its most memory in MiB."""
     begun = time.monotonic()
     with subprocess.Popen([sys.executable, "-m", "kvray", "rank", str(folder)], stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"kvray rank ended with {process.returncode}")
-    return time.monotonic() - begun, usage.ru_maxrss / 1024
+    return time.monotonic() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def _scan(folder: Path) -> float:
-    begun = time.monotonic()
+def _scan(folder: Path) -> tuple[float, float]:
+    """Seconds and CPU seconds."""
+    begun, begun_cpu = time.monotonic(), time.process_time()
     with duckdb.connect() as connection:
         paths = {table: f"{folder}/{table}/*/*.parquet" for table in ("runs", "trials")}
         connection.sql(SCAN.format(**paths)).to_arrow_table()
-    return time.monotonic() - begun
+    return time.monotonic() - begun, time.process_time() - begun_cpu
 
 
-def _write_sweep(folder: Path, trials: int) -> None:
+def _write_sweep(folder: Path, trials: int, *, merged_at: int) -> None:
     store = ResultsStore(folder)
     store.write_manifest(
         SweepManifest(
@@ -138,21 +147,22 @@ def _write_sweep(folder: Path, trials: int) -> None:
     for place in (paths.trials, paths.runs):
         place.mkdir(parents=True)
     with ProcessPoolExecutor(WRITERS, mp_context=get_context("spawn")) as writers:
-        list(writers.map(_write_trials, [folder] * WRITERS, range(WRITERS), [trials] * WRITERS))
+        files = range(-(-trials // merged_at))
+        list(writers.map(_write_file, repeat(folder), files, repeat(merged_at), repeat(trials), chunksize=16))
 
 
-def _write_trials(folder: Path, first: int, trials: int) -> None:
-    """Every `WRITERS`-th trial, without the waits for the disk of `ResultsStore.append`."""
-    paths, generator = ResultsStore(folder).paths(RUN_ID), np.random.default_rng(first)
-    for number in range(first, trials, WRITERS):
-        candidate = _candidate(number)
-        trial_id = f"{number:05d}-{candidate.candidate_id}"
-        tables = {
-            paths.runs_file(trial_id): _runs(candidate, trial_id, number, generator),
-            paths.trial_file(trial_id): to_table([_record(candidate, trial_id, number)], TrialRecord, run_id=RUN_ID),
-        }
-        for path, table in tables.items():
-            pq.write_table(table, path, write_page_checksum=True)
+def _write_file(folder: Path, number: int, merged_at: int, trials: int) -> None:
+    """One file of each table, without the waits for the disk of `ResultsStore`."""
+    paths, generator = ResultsStore(folder).paths(RUN_ID), np.random.default_rng(number)
+    runs, records = [], []
+    for trial in range(number * merged_at, min(trials, (number + 1) * merged_at)):
+        candidate = _candidate(trial)
+        trial_id = f"{trial:05d}-{candidate.candidate_id}"
+        runs.append(_runs(candidate, trial_id, trial, generator))
+        records.append(_record(candidate, trial_id, trial))
+    name, encoded = (f"{trial_id}.parquet", few_rows) if merged_at == 1 else (f"part-{number + 1}.parquet", many_rows)
+    (paths.runs / name).write_bytes(encoded(pa.concat_tables(runs)))
+    (paths.trials / name).write_bytes(encoded(to_table(records, TrialRecord, run_id=RUN_ID)))
 
 
 def _candidate(number: int) -> Candidate:

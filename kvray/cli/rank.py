@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import typer
@@ -31,6 +32,7 @@ def rank(
     Limits and weights given here replace those that the sweep was asked with. Nothing is measured or written.
     """
     hold_little_memory()
+    gc.disable()  # it reads once and ends, and looking for cycles among so many objects takes a tenth of that
     store = ResultsStore(results)
     result = read_measured(store, chosen_run(store, run), judging.judging())
     if as_json:
