@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 
 import typer
@@ -10,7 +9,7 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.output import print_rankings, summary
-from kvray.store.memory import hold_little_memory
+from kvray.store.memory import reading_once
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.outcome import limits_missed
 from kvray.tuning.result import chosen_run, read_measured
@@ -31,13 +30,12 @@ def rank(
 
     Limits and weights given here replace those that the sweep was asked with. Nothing is measured or written.
     """
-    hold_little_memory()
-    gc.disable()  # it reads once and ends, and looking for cycles among so many objects takes a tenth of that
-    store = ResultsStore(results)
-    result = read_measured(store, chosen_run(store, run), judging.judging())
-    if as_json:
-        typer.echo(json.dumps(summary(result), indent=2))
-    else:
-        print_rankings(result, Console())
+    with reading_once():
+        store = ResultsStore(results)
+        result = read_measured(store, chosen_run(store, run), judging.judging())
+        if as_json:
+            typer.echo(json.dumps(summary(result), indent=2))
+        else:
+            print_rankings(result, Console())
     if error := limits_missed(result):
         raise error

@@ -138,3 +138,11 @@ def test_one_file_of_many_that_is_out_of_the_ordinary_is_named_alone(
     assert [one.record.trial_id for one in read if not one.runs] == [victim.record.trial_id]
     assert [record.getMessage() for record in caplog.records if path.name in record.getMessage()]
     assert len(caplog.records) == 1
+
+
+def test_the_text_of_a_result_is_short_and_makes_no_object_of_a_run(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_runs, "from_table", lambda *_: pytest.fail("somebody asked for a run"))
+    (first, *_) = store.read(RUN_ID)
+    assert repr(first) == f"TrialResult('{first.record.trial_id}', ok, 12 runs)"
