@@ -23,20 +23,27 @@ def gguf_path(request: ModelRequest) -> Path:
     Raises:
         ModelError: the model is something else.
     """
-    folder = _folder(request.model_id)
-    if folder is not None and (names := gguf_files([path.name for path in folder.iterdir()])):
-        if len(names) > 1:
-            raise ModelError(
-                f"Folder {request.model_id!r} holds {len(names)} GGUF files: {listed(names)}.",
-                hint=f"Give one of them, for example {folder / names[0]}.",
-            )
-        return folder / names[0]
-    if folder is not None:
-        raise ModelError(f"llama.cpp reads GGUF files, and folder {request.model_id!r} holds none.", hint=_CURE)
+    if (folder := _folder(request.model_id)) is not None:
+        return _only_file(request, folder)
     source = parse_model_id(request.model_id)
     if source.kind is not SourceKind.GGUF:
         raise ModelError(f"llama.cpp reads GGUF files, and model {request.model_id!r} is none.", hint=_CURE)
     return source.local_path
+
+
+def _only_file(request: ModelRequest, folder: Path) -> Path:
+    try:
+        names = gguf_files([path.name for path in folder.iterdir()])
+    except OSError as error:
+        raise ModelError(f"Folder {request.model_id!r} cannot be read: {error.strerror or error}.") from error
+    if not names:
+        raise ModelError(f"llama.cpp reads GGUF files, and folder {request.model_id!r} holds none.", hint=_CURE)
+    if len(names) > 1:
+        raise ModelError(
+            f"Folder {request.model_id!r} holds {len(names)} GGUF files: {listed(names)}.",
+            hint=f"Give one of them, for example {folder / names[0]}.",
+        )
+    return folder / names[0]
 
 
 def read_model(request: ModelRequest) -> GgufHeader:
