@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -162,13 +163,17 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
     assert running[("kvray_best_gain_ratio", None)] == 1, "the baseline is all there is"
     assert running[("kvray_trial_seconds", None)] > 0
     assert running[("kvray_gpu_seconds", None)] == 0
-    assert "trials:   1 running, 1 ok" in kvray(cluster, "jobs", "status", job_id).stdout, "the same figures"
+    status = kvray(cluster, "jobs", "status", job_id).stdout
+    assert "trials:   1 running, 1 ok" in status, "the same figures"
+    assert re.search(r"^time: .* · as of \d\d:\d\d:\d\d$", status, re.MULTILINE)
 
     stopped = kvray(cluster, "jobs", "stop", job_id)
     assert stopped.stdout == f"Job {job_id}: stopped.\n", stopped.stderr
     ended = figures_once(cluster, lambda found: found.get(("kvray_sweep_running", None)) == 0)
     assert (ended[("kvray_trials", "running")], ended[("kvray_trials", "broken off")]) == (0, 1)
     assert "Interrupted; finished trials" in kvray(cluster, "jobs", "logs", job_id).stdout
+    to_go_on = "Measure the rest with: kvray submit --address"
+    assert re.search(rf"^go on: .*{to_go_on}", kvray(cluster, "jobs", "status", job_id).stdout, re.MULTILINE)
     store = ResultsStore(cluster.home / "kvray_results")
     assert store.paths(store.latest_run_id()).report_html.is_file()
 
@@ -200,7 +205,9 @@ def test_a_job_whose_driver_was_killed_is_fetched_and_resumed_with_the_model_tha
     resumed = kvray(cluster, *shlex.split(command)[1:], folder=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert [line for line in resumed.stdout.splitlines() if line.startswith("start")] == ["start   static/sdpa/float32"]
-    results = ResultsStore(cluster.home / "kvray_results").read(first.run_id)
+    there = ResultsStore(cluster.home / "kvray_results")
+    results, code = there.read(first.run_id), there.paths(first.run_id).optimized_config.read_text(encoding="utf-8")
+    assert "MODEL = 'tiny'\n" in code, "as the user named it"
     assert first in [one.record for one in results], "measured once"
     assert [one.record.status for one in results] == [TrialStatus.OK] * 2
 
