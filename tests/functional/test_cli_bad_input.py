@@ -70,7 +70,7 @@ def one_line(err: str) -> str:
             "Unknown profile 'nope'. Allowed: chat-agent, rag, longform, ci-micro, or the path of a profile's .json "
             "file.",
         ),
-        (["--engine", "nope"], 5, "Unknown engine 'nope'. Allowed: transformers."),
+        (["--engine", "nope"], 5, "Unknown engine 'nope'. Allowed: llama_cpp, transformers, vllm."),
         (["--dtype", "int4"], 2, "Unknown dtype 'int4'. Allowed: float32, float16, bfloat16."),
         (
             ["--cache", "elastic"],
@@ -87,11 +87,11 @@ def one_line(err: str) -> str:
         (["--space", "nowhere.yaml"], 2, "Cannot read space file 'nowhere.yaml': No such file or directory."),
         (["--prefill-chunk", "some"], 2, "--prefill-chunk 'some' is not a list of positive integers."),
         (
-            ["--attention", "flash"],
+            ["--attention", "sdpa_flesh"],
             2,
-            "Unknown attention backend 'flash'. Did you mean 'sdpa_flash'? Allowed: eager, sdpa, sdpa_flash, "
-            "sdpa_efficient, sdpa_math, sdpa_cudnn, flash_attention_2, flash_attention_3, flex_attention, xformers, a "
-            "kernel of a hub",
+            "Unknown attention backend 'sdpa_flesh'. Did you mean 'sdpa_flash'? Allowed: eager, sdpa, sdpa_flash, "
+            "sdpa_efficient, sdpa_math, sdpa_cudnn, flash_attention_2, flash_attention_3, flex_attention, xformers, "
+            "flash, a kernel of a hub",
         ),
         (
             ["--objective", "latncy"],
