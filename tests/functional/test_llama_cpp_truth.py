@@ -115,6 +115,7 @@ def prompt_of(model: LoadedModel) -> tuple[int, ...]:
 def test_the_record_says_what_the_engine_made_of_the_candidate(prepared: LoadedModel) -> None:
     told = prepared.observe().resolved
     assert (told["n_ctx"], told["n_batch"], told["threads"], told["splits_decode"]) == (CELLS, CELLS, 1, 1)
+    assert str(told["llama_cpp"]).startswith(llama.llama_version().decode())
     assert str(told["build"]).startswith("CPU : ")
     assert str(told["kv_mib"]).startswith("CPU ")
 

@@ -80,7 +80,7 @@ class Build:
     """How the library was built.
 
     Attributes:
-        version: of llama.cpp, as it names it itself.
+        version: of llama.cpp, with the commit, as it names them itself.
         system_info: the features of its backends, in its own words.
         left_out: instructions that this machine's CPU has and the build does not use.
     """
@@ -132,11 +132,9 @@ def describe_build() -> Build:
     Raises:
         EngineError
     """
-    llama = library()
-    system_info = llama.llama_print_system_info().decode()
-    version = getattr(llama, "llama_version", None)
+    system_info = library().llama_print_system_info().decode()
     return Build(
-        version="unknown" if version is None else version().decode(),
+        version=", commit ".join(filter(None, (_text("llama_version"), _text("ggml_commit")))) or "unknown",
         system_info=system_info,
         left_out=left_out_instructions(system_info, cpu_flags()),
     )
@@ -164,6 +162,12 @@ def native_function(name: str, result: Any, arguments: Sequence[Any]) -> Any | N
     if function is not None:
         function.restype, function.argtypes = result, list(arguments)
     return function
+
+
+def _text(function: str) -> str | None:
+    """What a function without arguments says."""
+    found = native_function(function, ctypes.c_char_p, ())
+    return None if found is None else found().decode()
 
 
 @functools.cache
