@@ -28,6 +28,7 @@ _PARSERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "dtype": (DType.axis_name(), DType.parse),
     "compile": (CompileMode.axis_name(), CompileMode.parse),
 }
+_UNKNOWN = "unknown to this engine"
 SHARED_AXES = tuple(_PARSERS)
 """Axes that are columns which all engines share; each has an option of its own."""
 
@@ -85,12 +86,15 @@ def _value_of(candidate: Candidate, axis: Axis) -> ParamValue | None:
 
 
 def available_here(axes: Sequence[Axis]) -> Constraint:
-    """Rejects what the menu has an obstacle for, with that obstacle."""
+    """Rejects what the menu has an obstacle for, with that obstacle, and values of shared axes that it does not know:
+    where several engines are asked, they may be another one's."""
     obstacles = {(line.axis, line.value): line.obstacle for line in menu_of(axes) if line.obstacle}
     by_name = {axis.name: axis for axis in axes}
 
     def check(candidate: Candidate, facts: SpaceFacts) -> str | None:
         del facts
+        if (foreign := _foreign_value(candidate, axes)) is not None:
+            return f"{foreign}: {_UNKNOWN}"
         found = next((pair for pair in lines_of(candidate, axes) if pair in obstacles), None)
         if found is None:
             return None
@@ -98,6 +102,18 @@ def available_here(axes: Sequence[Axis]) -> Constraint:
         return f"{_told(by_name[axis], value)}: {obstacles[found]}"
 
     return Constraint(name="available-here", check=check)
+
+
+def _foreign_value(candidate: Candidate, axes: Sequence[Axis]) -> str | None:
+    """The first value of a shared axis that the engine declares no line for."""
+    known = {axis.name: {one.value.partition("(")[0] for one in axis.values} for axis in axes}
+    values = {
+        "cache": candidate.cache.value,
+        "attention": candidate.attention.value,
+        "dtype": candidate.dtype.value,
+        "compile": candidate.compile.value,
+    }
+    return next((value for name, value in values.items() if name in known and value not in known[name]), None)
 
 
 def check_any_available(asked: Mapping[str, Sequence[Any]], axes: Sequence[Axis]) -> None:
@@ -150,4 +166,4 @@ def _obstacle(value: str, obstacles: Mapping[str, str | None]) -> str | None:
     if value in obstacles or bare in obstacles:
         return obstacles.get(value) or obstacles.get(bare)
     related = [obstacle for name, obstacle in obstacles.items() if name.partition("(")[0] == bare]
-    return None if None in related else (related or ["unknown to this engine"])[0]
+    return None if None in related else (related or [_UNKNOWN])[0]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from llama_cpp_samples import CPU, candidate
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.llama_cpp.adapter import LlamaCppAdapter
 from kvray.engines.llama_cpp.settings import context_settings
 from kvray.engines.llama_cpp.threads import default_threads, physical_cores
 from kvray.space.axis import canonical_form
-from kvray.space.menu import menu_of
+from kvray.space.constraints import SpaceFacts
+from kvray.space.menu import available_here, menu_of
 from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
 ADAPTER = LlamaCppAdapter()
@@ -108,6 +110,15 @@ def test_what_needs_a_gpu_says_so_on_a_cpu_and_nothing_else_does() -> None:
     gpu = {"n_gpu_layers", "offload_kqv", "split_mode", "n_cpu_moe"}
     assert gpu <= set(lacking) <= {*gpu, "poll"}
     assert all("needs a GPU and llama-cpp-python built for it" in str(lacking[axis]) for axis in gpu)
+
+
+def test_another_engine_s_value_of_a_shared_axis_is_rejected_before_launch() -> None:
+    rule, facts = available_here(ADAPTER.axes(CPU)), SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType))
+    assert rule.check(candidate(), facts) is None
+    assert rule.check(candidate(attention=AttentionBackend.SDPA), facts) == "sdpa: unknown to this engine"
+    assert rule.check(candidate(cache=CacheStrategy.DYNAMIC), facts) == "dynamic: unknown to this engine"
+    assert rule.check(replace(candidate(), dtype=DType.BFLOAT16), facts) == "bfloat16: unknown to this engine"
+    assert rule.check(replace(candidate(), compile=CompileMode.DEFAULT), facts) == "default: unknown to this engine"
 
 
 def test_attention_is_flash_or_eager() -> None:
