@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import subprocess
 import sys
 import tempfile
@@ -52,6 +51,13 @@ KINDS = [
     for attention in (AttentionBackend.SDPA, AttentionBackend.EAGER)
     for dtype in (DType.FLOAT32, DType.BFLOAT16)
 ]
+RUN_ALONE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+"""
+"""Starts a command from a small process: what a large one holds counts as its child's, too."""
 SCAN = """
 with calm as (
   select * from read_parquet('{runs}', hive_partitioning = false) where rung in (1, 2) and not disturbed),
@@ -108,12 +114,10 @@ def _timed(folder: Path, name: str) -> dict[str, Figure]:
 def _rank(folder: Path) -> tuple[float, float, float]:
     """Seconds and CPU seconds of the whole command, and its most memory in MiB."""
     begun = time.monotonic()
-    with subprocess.Popen([sys.executable, "-m", "kvray", "rank", str(folder)], stdout=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"kvray rank ended with {process.returncode}")
-    return time.monotonic() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    command = [sys.executable, "-c", RUN_ALONE, sys.executable, "-m", "kvray", "rank", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    cpu_s, kib = map(float, done.stdout.split())
+    return time.monotonic() - begun, cpu_s, kib / 1024
 
 
 def _scan(folder: Path) -> tuple[float, float]:
