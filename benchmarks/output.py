@@ -15,7 +15,7 @@ from kvray.probes.cpu import cpu_name, total_memory_mib
 from kvray.probes.gpu import list_gpus
 
 Figure = float | int | str | None | list[object]
-PACKAGES = ("kvray", "torch", "transformers", "ray")
+PACKAGES = ("kvray", "torch", "transformers", "llama-cpp-python", "ray")
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
