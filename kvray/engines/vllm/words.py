@@ -56,7 +56,7 @@ class EngineWords:
         process in which it began."""
         if isinstance(error, KvrayError):
             return error
-        text = sentence_of(error)
+        text = _sentence(error)
         if _STARTING_FAILED in str(error) and (found := self._first_raised()) is not None:
             text = found
         elif _STARTING_FAILED in str(error):
@@ -82,6 +82,14 @@ class EngineWords:
             if found is not None and not any(word in line for word in _NOT_THE_CAUSE):
                 return f"{found['kind'].rpartition('.')[2]}: {found['text']}"
         return None
+
+
+def _sentence(error: Exception) -> str:
+    """What `error` says; of a check by pydantic, which vLLM's configuration goes through, what was found."""
+    found = getattr(error, "errors", None)
+    if not callable(found):
+        return sentence_of(error)
+    return "; ".join(sentence_of(ValueError(str(one["msg"]).removeprefix("Value error, "))) for one in found())
 
 
 def error_of(text: str) -> KvrayError:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import BaseModel, ValidationError, field_validator
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DType
 from kvray.engines.base import CrashedError, ForcedText, OutOfMemoryError, TopLogs, UnsupportedError
@@ -117,6 +118,20 @@ def test_the_first_process_that_failed_says_why(words: EngineWords) -> None:
     assert str(cause) == "vLLM: ValueError: Unsupported head size 16"
     assert str(words.death("it died")) == "vLLM: ValueError: Unsupported head size 16"
     assert str(words.cause_of(ValueError("no such dtype"))) == "vLLM: no such dtype"
+
+
+def test_of_a_checked_configuration_the_finding_is_told(words: EngineWords) -> None:
+    class Checked(BaseModel):
+        size: int
+
+        @field_validator("size")
+        @classmethod
+        def check(cls, size: int) -> int:
+            raise ValueError(f"Model architectures {size} are not supported for now.\nSupported: …")
+
+    with pytest.raises(ValidationError) as caught:
+        Checked(size=3)
+    assert str(words.cause_of(caught.value)) == "vLLM: Model architectures 3 are not supported for now."
 
 
 def test_a_death_for_want_of_memory_is_no_crash(words: EngineWords) -> None:
