@@ -26,6 +26,7 @@ header=$(cd "$(dirname "$0")/.." && pwd)/kvray/engines/llama_cpp/amx_tiles.h
 export CXXFLAGS="${CXXFLAGS:-} -include $header"
 # shellcheck disable=SC2086
 cmake -S "$folder/source/vendor/llama.cpp" -B "$folder" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+  -DCMAKE_BUILD_RPATH_USE_ORIGIN=ON \
   -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_COMMON=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON \
   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
   -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
