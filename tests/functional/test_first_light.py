@@ -31,6 +31,7 @@ def test_every_step_of_first_light_runs_on_a_cpu(environment: dict[str, str], tm
     assert figures["oom_status"] == "needs a GPU"
     assert figures["caches_static"].endswith("StaticCache, StaticLayer×2, bfloat16")
     assert figures["several_tp_same_tokens"] == "True"
+    assert figures["engines_llama_cpp_kernels"] == "flash_attn_ext (CPU) | flash_attn_ext (CPU)"
     assert {"demo_s", "kernels_s", "forecasts_s", "energy_s"} <= figures.keys()
     assert (tmp_path / "first_light.txt").read_text() == done.stdout
 
