@@ -53,6 +53,9 @@ def test_the_code_of_a_candidate_chooses_the_tokens_that_were_measured(demo_mode
     assert answer.tokens == measured
     assert used is not None
     assert answer.cache_class == used.cache_class
+    alone = subprocess.run(python_command(str(case.snippet), "The", "A"), capture_output=True, text=True, check=True)
+    assert len(alone.stdout.splitlines()) == 2
+    assert not alone.stderr, "llama.cpp's log of thousands of lines is not the program's"
 
 
 def test_a_sweep_of_several_engines_has_a_default_of_each_and_narrows_only_what_has_the_axis(

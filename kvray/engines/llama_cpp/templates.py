@@ -147,10 +147,18 @@ def text_of(model, ids):
     count = llama_cpp.llama_detokenize(vocab, tokens, len(ids), buffer, len(buffer), True, False)
     return buffer.raw[:count].decode(errors="replace")'''
 
-MAIN = """\
+MAIN = '''\
+@llama_cpp.llama_log_callback
+def tell(level, text, _):
+    """Errors alone: llama.cpp says thousands of lines otherwise."""
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        sys.stderr.write(text.decode(errors="replace"))
+
+
 if __name__ == "__main__":
+    llama_cpp.llama_log_set(tell, ctypes.c_void_p(0))
     model, context = load()
     prompts = [tokens_of(model, text) for text in sys.argv[1:] or {prompts}]
     for ids in generate(model, context, prompts, max_new_tokens={new_tokens}):
         print(text_of(model, ids))
-"""
+'''
