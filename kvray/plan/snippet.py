@@ -85,8 +85,18 @@ def _evidence(plan: Plan) -> tuple[str, ...]:
         *_confidence_lines(plan),
         *_incomplete_lines(plan),
         *([f"Checked: {plan.code_check.text}"] if plan.code_check else []),
-        *(f"Note: {note}" for note in plan.notes if not (plan.sent_models and is_sent_model_note(note))),
+        *(f"Note: {note}" for note in _notes(plan)),
         f"Where: {plan.fingerprint.device_name or 'unknown device'}, {plan.measured_at:%Y-%m-%d}, run {plan.run_id}",
+    )
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """What the plan notes, without what it notes of engines that the code does not use."""
+    others = tuple(f"{name}: " for name in plan.engines if name != plan.engine)
+    return tuple(
+        note
+        for note in plan.notes
+        if not note.startswith(others) and not (plan.sent_models and is_sent_model_note(note))
     )
 
 

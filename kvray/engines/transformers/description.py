@@ -108,8 +108,8 @@ def info_of_config(source: ModelSource, config: Any, layer_kinds: tuple[str, ...
 
 
 _UNPACKED = (
-    "The GGUF file's weights are measured unpacked, from a copy that was converted once. The code that you get reads "
-    "the file itself, so it takes longer to start than the load time here."
+    "The GGUF file's weights are measured unpacked, from a copy that was converted once. Code that uses "
+    "Transformers reads the file itself, so it takes longer to start than the load time here."
 )
 _WITHOUT_KEYS = {"linear_attention", "conv", "dummy"}
 """Kinds of layers that hold a state of fixed size, or none, instead of keys and values."""

@@ -74,6 +74,14 @@ def test_the_code_says_what_the_winner_gains_over_its_engines_own_default(monkey
     assert "own default" not in render_snippet(make_plan())
 
 
+def test_the_code_tells_no_note_of_an_engine_that_it_does_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snippet, "get_engine", lambda _: get_engine("fake"))
+    code = render_snippet(plan_of_two(model_notes=("fake: It is unpacked.", "second: It is packed.", "It is a model.")))
+    assert "# Note: second: It is packed." in code
+    assert "# Note: It is a model." in code
+    assert "It is unpacked" not in code
+
+
 def test_kvray_apply_tells_what_each_engine_can_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
