@@ -63,6 +63,8 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     if preview.others:
         console.print(Text(f"engines: {', '.join(preview.engines)}; the baseline is the first one's default"))
         _print_models(console, preview)
+    for one in preview.refused:
+        console.print(Text(f"left out: {one.engine}: {clean_line(one.reason)}", style="yellow"), soft_wrap=True)
     print_notes(console, preview)
     cells = sorted({cell for size in preview.profile.batch_sizes for cell in preview.profile.cells(size, rung=2)})
     runs, labels = plural(preview.profile.repeats, "run"), ", ".join(cell.label for cell in cells)

@@ -57,6 +57,14 @@ def test_a_dry_run_says_how_it_would_search(capsys: pytest.CaptureFixture[str]) 
     ) in text
 
 
+def test_a_dry_run_says_first_which_engine_takes_no_part(capsys: pytest.CaptureFixture[str]) -> None:
+    given = config()
+    refused = (Refusal(engine="other", reason="It is not installed. Install it."),)
+    text = shown(capsys, replace(previewed(given), refused=refused), given)
+    assert text.splitlines()[1] == "left out: other: It is not installed. Install it."
+    assert "left out" not in shown(capsys, previewed(given), given)
+
+
 def test_a_dry_run_says_how_long_a_sweep_would_take(capsys: pytest.CaptureFixture[str]) -> None:
     given, short = config(), config(budget_s=30.0)
     preview = previewed(given)
