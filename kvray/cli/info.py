@@ -44,9 +44,10 @@ def info(
         "CPUs": str(environment.cpus),
         "CPU quota": _quota(),
     }
-    for name, value in rows.items():
-        if value is not None:
-            console.print(Text(f"{name:<14}{value}"), soft_wrap=True)
+    shown = {name: value for name, value in rows.items() if value is not None}
+    width = max(map(len, shown)) + 2
+    for name, value in shown.items():
+        console.print(Text(f"{name:<{width}}{value}"), soft_wrap=True)
     for engine in list_engines():
         print_menu(console, get_engine(engine), facts)
 

@@ -158,7 +158,9 @@ def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, str]:
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
         if not name or not value:
-            raise InvalidValueError(f"{option} {text!r} is not of the form NAME=VALUE.")
+            raise InvalidValueError(
+                f"{option} {text!r} is not of the form NAME=VALUE.", hint=f"Write it like {option} llama_cpp=PATH."
+            )
         values[name] = value
     return values
 

@@ -161,8 +161,10 @@ class _Header:
 
     def read(self) -> tuple[Mapping[str, Any], Mapping[str, GgufTensor]]:
         """Fields (as `GgufHeader` has them) and tensors; afterwards `left` bytes of the file are not read."""
+        if not self.left:
+            raise ModelError("it is empty.", hint="Download it again.")
         if self._take(4) != b"GGUF":
-            raise ModelError("it does not begin with GGUF")
+            raise ModelError("it does not begin with GGUF.", hint="Give a GGUF file, or download it again.")
         version = self._number("I")
         if version not in (2, 3):
             raise ModelError(f"its version {version} is neither 2 nor 3")
@@ -219,4 +221,7 @@ class _Header:
 
     def _check(self, length: int) -> None:
         if length > self.left:
-            raise ModelError(f"its header speaks of {length:,} bytes where {self.left:,} are left: it is torn")
+            raise ModelError(
+                f"its header speaks of {length:,} bytes where {self.left:,} are left: it is cut off or damaged.",
+                hint="Download it again.",
+            )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvray.candidate import MOST_DIGITS, SETTING_COLUMNS, Candidate, ParamValue, is_setting_name, setting_text
-from kvray.errors import InvalidValueError
+from kvray.errors import InvalidValueError, did_you_mean
 from kvray.workload import WorkloadProfile
 
 UNSET = "none"
@@ -146,7 +146,13 @@ class Axis:
         if self.kind is AxisKind.NUMBER:
             return self._number(word)
         if word not in self._words:
-            raise InvalidValueError.not_one_of(self.title, word, [*self._words, *self.aliases, UNSET])
+            words = [*self._words, *self.aliases]
+            # Nobody who means false is to be sent to none, which is the engine's default.
+            near = did_you_mean(word, words if self.kind is AxisKind.FLAG else [*words, UNSET])
+            raise InvalidValueError(
+                f"Axis {self.name}: Unknown {self.title} {word!r}.",
+                hint=f"{near}Allowed: {', '.join([*words, UNSET])}.",
+            )
         return self._words[word]
 
     def _number(self, word: str) -> int | float:
@@ -156,7 +162,7 @@ class Axis:
             number = math.nan
         if not (math.isfinite(number) and self.least <= number <= self.most):
             words = " nor ".join([*self.aliases, UNSET])
-            raise InvalidValueError(f"{self.title} {word!r} is neither {self._bounds} nor {words}.")
+            raise InvalidValueError(f"Axis {self.name}: {self.title} {word!r} is neither {self._bounds} nor {words}.")
         return number
 
     @property

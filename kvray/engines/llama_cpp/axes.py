@@ -118,8 +118,8 @@ def _own_axes(build: Build | None) -> tuple[Axis, ...]:
                 ),
             ),
         ),
-        _flag("swa_full", "keep all tokens in layers with a window", default=False, on_request="only takes memory"),
-        _flag("repack", "rearrange weights for this CPU", default=True, on_request="loads faster, computes slower"),
+        _flag("swa_full", "all tokens kept in layers with a window", default=False, on_request="only takes memory"),
+        _flag("repack", "rearranged weights for this CPU", default=True, on_request="loads faster, computes slower"),
         _flag(
             "kv_unified",
             "one buffer for all sequences",

@@ -234,5 +234,8 @@ def test_names_and_values_are_read_from_options_that_come_several_times() -> Non
     texts = ["vllm=/a/python", " fake = /b=c/python ", "vllm=/d/python"]
     assert parse_assignments(texts, option="--engine-python") == {"vllm": "/d/python", "fake": "/b=c/python"}
     for text in ("vllm", "=/a/python", "vllm=", ""):
-        with pytest.raises(InvalidValueError, match=rf"--engine-python '{text}' is not of the form NAME=VALUE\."):
+        told = (
+            rf"--engine-python '{text}' is not of the form NAME=VALUE\. Write it like --engine-python llama_cpp=PATH\."
+        )
+        with pytest.raises(InvalidValueError, match=told):
             parse_assignments([text], option="--engine-python")

@@ -87,6 +87,21 @@ def test_a_model_without_attention_has_no_cache_to_choose(tmp_path: Path) -> Non
         check(write(tmp_path / "mamba.gguf", architecture="mamba", heads=0))
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", r"it is empty\. Download it again\.$"),
+        (b"hello", r"it does not begin with GGUF\. Give a GGUF file, or download it again\.$"),
+        (b"GGUF\3\0", r"of 4 bytes where 2 are left: it is cut off or damaged\. Download it again\.$"),
+    ],
+)
+def test_what_is_no_whole_header_is_told_with_what_to_do(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=told):
+        check(path)
+
+
 def test_a_download_that_broke_off_is_told_from_the_header(tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes()[:-HIDDEN])
