@@ -22,6 +22,7 @@ from kvray.space.search_space import RejectedCandidate, SearchSpace, SpaceBlock,
 from kvray.space.space_file import load_space
 from kvray.tuning.candidate_list import listed_candidates
 from kvray.tuning.resolved import Resolved
+from kvray.tuning.same_model import unlike_model_notes
 from kvray.workload import WorkloadProfile
 
 _WIDEN = "Widen --cache, --attention or another axis."
@@ -111,9 +112,9 @@ class Preview:
         """What a reader of the figures must know of the model; where engines differ in it, by the engine's name."""
         each = [(one.space.baseline.engine, note) for one in (self, *self.others) for note in one.model.notes]
         told = [note for _, note in each]
-        return tuple(
-            dict.fromkeys(note if told.count(note) > len(self.others) else f"{name}: {note}" for name, note in each)
-        )
+        models = {one.space.baseline.engine: one.model for one in (self, *self.others)}
+        own = (note if told.count(note) > len(self.others) else f"{name}: {note}" for name, note in each)
+        return tuple(dict.fromkeys([*unlike_model_notes(models), *own]))
 
     @property
     def unreachable_limits(self) -> tuple[str, ...]:
