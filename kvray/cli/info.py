@@ -71,7 +71,7 @@ def print_menu(console: Console, engine: EngineAdapter, facts: DeviceFacts) -> N
             note = f"yes, on request: {entry.on_request}" if entry.on_request else "yes"
             table.add_row(entry.axis, entry.value, Text(note, style="green"))
     console.print(table)
-    own = [axis for axis in engine.axes(facts) if axis.name not in SHARED_AXES]
+    own = [axis for axis in engine.axes(facts) if axis.name not in SHARED_AXES and not axis.option]
     for axis in own:
         console.print(Text(f"--set {axis.name}=…  {axis.describe()}"), soft_wrap=True)
 

@@ -102,10 +102,12 @@ Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cpu or cuda; by default cuda where there is one.", rich_help_panel=MACHINE),
 ]
-Engine = Annotated[str, typer.Option(metavar="LIST", help="Inference engines.", rich_help_panel=RARE)]
+Engine = Annotated[
+    str, typer.Option(metavar="LIST", help="Inference engines: transformers,llama_cpp.", rich_help_panel=SPACE)
+]
 ModelFor = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=FILE", help="A file of the model for one engine.", rich_help_panel=RARE),
+    typer.Option(metavar="NAME=FILE", help="One engine's own file of the model.", rich_help_panel=SPACE),
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use no network, only what is on this machine.", rich_help_panel=MACHINE)

@@ -119,7 +119,7 @@ class MachineOptions:
     ] = 600.0
     engine_python: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="A Python of the engine's own.", rich_help_panel=RARE),
+        typer.Option(metavar="NAME=PATH", help="One engine's own Python environment.", rich_help_panel=RARE),
     ] = None
 
 

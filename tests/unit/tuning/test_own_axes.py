@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -200,6 +201,17 @@ def test_info_lists_own_axes_and_says_how_they_are_set() -> None:
     assert "layout     blocks          no: needs a GPU" in shown
     assert "--set tile=…  tile size: a whole number from 1 to 65536, auto or none" in shown
     assert "--set fused=…  fused kernel: true, false or none" in shown
+
+
+def test_info_does_not_name_set_for_an_axis_that_has_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_option = tuple(
+        replace(axis, option="--fused") if axis.name == "fused" else axis for axis in FakeAdapter().axes(CPU)
+    )
+    monkeypatch.setattr(FakeAdapter, "axes", lambda *_: with_option)
+    text = io.StringIO()
+    print_menu(Console(file=text, width=120), FakeAdapter(), CPU)
+    assert "--set tile=" in text.getvalue()
+    assert "--set fused=" not in text.getvalue()
 
 
 def test_a_candidate_with_more_settings_is_less_simple() -> None:
