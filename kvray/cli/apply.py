@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kvray.errors import OutputError, PlanError
 from kvray.files.documents import shown_document, write_document
-from kvray.plan.plan import PlannedBest, load_plan_file
+from kvray.plan.plan import Plan, PlannedBest, load_plan_file
 from kvray.plan.serving import serving_command
 from kvray.plan.snippet import gain_text, render_snippet
 
@@ -69,10 +69,21 @@ def apply(
         console.print(Text(f"engine   {name}: {_best_text(name, best)}"), soft_wrap=True)
     if command is not None:
         console.print(Text(f"serve    {command}"), soft_wrap=True)
+        console.print(Text(f"note     {_size_note(loaded)}"), soft_wrap=True)
     if out is not None:
         console.print(Text(f"snippet  {shown_document(out)}"), soft_wrap=True)
     else:
         console.print("Add --print-snippet or --out FILE for the code.", style="dim")
+
+
+def _size_note(plan: Plan) -> str:
+    """For which requests the server's command line has room."""
+    cells = plan.profile.cells(plan.winner.candidate.batch_size, rung=2)
+    longest = max(cell.context_tokens + cell.output_tokens for cell in cells)
+    return (
+        f"the server is sized for the measured workload: at most {longest:,} tokens of prompt and answer together. "
+        "Tune with a longer --context or --output-len if yours have more"
+    )
 
 
 def _best_text(engine: str, best: PlannedBest) -> str:

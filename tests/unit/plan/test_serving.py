@@ -68,6 +68,8 @@ def test_apply_prints_the_command_beside_the_decision_or_by_itself(tmp_path: Pat
     command = serving_command(plan)
     shown = CliRunner().invoke(app, [str(tmp_path / "plan.json")]).stdout
     assert f"serve    {command}" in shown.splitlines()
+    (note,) = (line for line in shown.splitlines() if "the server is sized for" in line)
+    assert f"at most {int(shlex.split(str(command))[-1]):,} tokens of prompt and answer together" in note
     alone = CliRunner().invoke(app, [str(tmp_path / "plan.json"), "--print-command"]).stdout
     assert alone == f"{command}\n"
 
