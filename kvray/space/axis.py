@@ -134,7 +134,7 @@ class Axis:
 
     def describe(self) -> str:
         """What can be written for it, e.g. `tile size: a whole number from 1 to 4096, auto or none`."""
-        kinds = [self._bounds] if self.kind is AxisKind.NUMBER else list(self._words)
+        kinds = [self._bounds] if self.kind is AxisKind.NUMBER else [word for word in self._words if word != UNSET]
         *others, last = [*kinds, *self.aliases, UNSET]
         return f"{self.title}: {', '.join(others)} or {last}"
 
@@ -146,7 +146,7 @@ class Axis:
         if self.kind is AxisKind.NUMBER:
             return self._number(word)
         if word not in self._words:
-            words = [*self._words, *self.aliases]
+            words = [word for word in (*self._words, *self.aliases) if word != UNSET]
             # Nobody who means false is to be sent to none, which is the engine's default.
             near = did_you_mean(word, words if self.kind is AxisKind.FLAG else [*words, UNSET])
             raise InvalidValueError(

@@ -156,6 +156,7 @@ def _gpu_axes(obstacle: str | None, device: DeviceFacts) -> tuple[Axis, ...]:
             name="split_mode",
             title="split over GPUs",
             kind=AxisKind.CHOICE,
+            aliases={"one": SplitMode.NONE.value},  # because none leaves any axis unset
             values=tuple(
                 AxisValue(value=one.value, obstacle=several, on_request="layer unless set") for one in SplitMode
             ),

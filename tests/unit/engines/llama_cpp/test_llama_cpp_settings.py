@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from llama_cpp_samples import CPU, candidate
+from llama_cpp_samples import CPU, GPU, candidate
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.llama_cpp.adapter import LlamaCppAdapter
-from kvray.engines.llama_cpp.settings import context_settings
+from kvray.engines.llama_cpp.settings import SplitMode, context_settings
 from kvray.engines.llama_cpp.threads import default_threads, physical_cores
 from kvray.space.axis import canonical_form
 from kvray.space.constraints import SpaceFacts
@@ -126,3 +126,12 @@ def test_attention_is_flash_or_eager() -> None:
         AttentionBackend.FLASH,
         AttentionBackend.EAGER,
     ]
+
+
+def test_the_mode_that_llama_cpp_calls_none_can_be_asked_for() -> None:
+    (axis,) = (axis for axis in ADAPTER.axes(GPU) if axis.name == "split_mode")
+    assert axis.parse("one") == SplitMode.NONE
+    assert axis.parse("none") is None, "which leaves an axis to the engine's default, as everywhere"
+    assert axis.describe() == "split over GPUs: layer, row, tensor, one or none"
+    cell = Cell(64, 8, 1)
+    assert context_settings(candidate(split_mode="none"), cell, device=DeviceType.CUDA).split_mode is SplitMode.NONE
