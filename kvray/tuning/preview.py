@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kvray.candidate import CacheChoice, Candidate, DeviceType, DType
+from kvray.candidate import CacheChoice, Candidate, DeviceType, DType, setting_text
 from kvray.config import FULL_SPACE
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.errors import NoCandidatesError
@@ -14,9 +14,10 @@ from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware, free_memory_mib
 from kvray.forecast.limits import unreachable_limits
 from kvray.forecast.prediction import Forecast, beside_allocator_mib, does_not_fit, forecast
+from kvray.space.asked import asked_values
 from kvray.space.axis import Axis, canonical_form
 from kvray.space.constraints import ON_ONE_GPU, SpaceFacts
-from kvray.space.menu import available_here, lines_of, menu_of
+from kvray.space.menu import SHARED_AXES, available_here, lines_of, menu_of
 from kvray.space.narrowing import narrowed, spread
 from kvray.space.search_space import RejectedCandidate, SearchSpace, SpaceBlock, build_space
 from kvray.space.space_file import load_space
@@ -26,6 +27,7 @@ from kvray.tuning.same_model import unlike_model_notes
 from kvray.workload import WorkloadProfile
 
 _WIDEN = "Widen --cache, --attention or another axis."
+_NO_EFFECT = "comes to another value, or to the default, for this workload"
 _logger = logging.getLogger("kvray.tuning.preview")
 
 
@@ -71,6 +73,8 @@ class Preview:
         forecasts: by candidate id, of all that is measured or that cannot fit, each by its own engine's costs; empty
             where an engine forecasts nothing of the model, or nothing is to be forecast.
         others: each further engine's own preview.
+        without_effect: axis and value of what `--set` asks for and no candidate has, because for this workload it comes
+            to another value.
         refused: engines that were asked for and take no part.
         rest: of a sweep that is resumed; `None` for a new one, and where that is not asked.
         other_types: the same on each further type of GPU of a cluster.
@@ -87,6 +91,7 @@ class Preview:
     free_mib: float | None = None
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     others: tuple[Preview, ...] = ()
+    without_effect: tuple[tuple[str, str], ...] = ()
     refused: tuple[Refusal, ...] = ()
     rest: Rest | None = None
     other_types: tuple[Preview, ...] = ()
@@ -137,6 +142,7 @@ class Preview:
         asked_for = {pair for candidate in own for pair in lines_of(candidate, self.axes)}
         return (
             *(("engine", one.engine, one.reason) for one in self.refused),
+            *((axis, value, _NO_EFFECT) for axis, value in self.without_effect),
             *(
                 (entry.axis, entry.value, entry.obstacle or entry.on_request or "not asked for")
                 for entry in menu_of(self.axes)
@@ -176,13 +182,15 @@ def forecast_only(resolved: Resolved, *, free_mib: float | None = None) -> Previ
     Raises:
         KvrayError: as `preview_sweep`.
     """
+    space = _space(resolved)
     preview = Preview(
         model=resolved.model,
         device=resolved.device,
         profile=resolved.profile,
         dropped_contexts=resolved.dropped_contexts,
-        space=_space(resolved),
+        space=space,
         axes=resolved.axes,
+        without_effect=_without_effect(resolved, space),
     )
     if resolved.config.forecast:
         preview = _forecast(preview, resolved)
@@ -212,6 +220,20 @@ def _space(resolved: Resolved) -> SearchSpace:
     )
     _check_anything_is_left(space)
     return space
+
+
+def _without_effect(resolved: Resolved, space: SearchSpace) -> tuple[tuple[str, str], ...]:
+    """What `--set` asks for and nothing in `space` has."""
+    if resolved.config.candidates is not None:
+        return ()
+    points = (*space.candidates, *(rejected.candidate for rejected in space.rejected))
+    return tuple(
+        (name, setting_text(value))
+        for name, values in asked_values(resolved.config, resolved.axes).items()
+        if name not in SHARED_AXES
+        for value in values
+        if value is not None and all(point.setting(name) != value for point in points)
+    )
 
 
 def _listed(resolved: Resolved) -> tuple[Candidate, ...]:

@@ -194,6 +194,12 @@ def test_the_dry_run_says_what_of_own_axes_is_not_in_the_space(capsys: pytest.Ca
     assert '"settings": {\n        "tile": 16' in capsys.readouterr().out
 
 
+def test_a_value_that_comes_to_another_one_is_told() -> None:
+    told = "comes to another value, or to the default, for this workload"
+    asked = preview(config(settings={"tile": (16, 60000), "fused": (True, False)}))
+    assert [one for one in asked.left_out if one[2] == told] == [("tile", "60000", told)]
+
+
 def test_info_lists_own_axes_and_says_how_they_are_set() -> None:
     text = io.StringIO()
     print_menu(Console(file=text, width=120), FakeAdapter(), CPU)
