@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kvray.candidate import SINGLE, SPLIT, ParamValue, setting_text
@@ -39,11 +40,14 @@ def asked_values(config: TuneConfig, axes: Sequence[Axis]) -> dict[str, tuple[An
     return {name: values for name, values in asked.items() if values}
 
 
-def check_settings(config: TuneConfig, axes: Iterable[Axis]) -> None:
+def check_settings(
+    config: TuneConfig, axes: Iterable[Axis], *, left_out: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Refuse a setting that none of `axes` stands for.
 
     Args:
         axes: of all engines of the sweep: what one of them has narrows that one alone.
+        left_out: why, by the name of each engine that was asked for and takes no part: the axis may be its own.
 
     Raises:
         InvalidValueError
@@ -56,8 +60,11 @@ def check_settings(config: TuneConfig, axes: Iterable[Axis]) -> None:
             raise InvalidValueError(f"Axis {name!r} has an option of its own.", hint=f"Use {options[name]}.")
         if name not in own:
             known = f"It has {', '.join(sorted(own))}." if own else "It has none of its own."
+            absent = "".join(f" Engine {engine} is left out: {reason}" for engine, reason in left_out.items())
+            taking_part = ",".join(engine for engine in config.engines if engine not in left_out)
             raise InvalidValueError(
-                f"Engine {config.engine} has no axis {name!r}.", hint=f"{did_you_mean(name, own)}{known}"
+                f"Engine {taking_part} has no axis {name!r}.",
+                hint=f"{did_you_mean(name, own)}{known}{absent or ' kvray info lists the axes of every engine.'}",
             )
 
 

@@ -75,7 +75,7 @@ class SweepEngines:
             KvrayError: the error of the first engine, where it fails for all.
         """
         _check_models_for(config)
-        is_only = len(self.adapters) == 1
+        is_only = len(self.adapters) == 1 and not self.refused
         check = partial(
             check_request,
             config,
@@ -87,7 +87,8 @@ class SweepEngines:
         answers = [self._asked(one.name, check, one) for one in self.adapters]
         self._check_any_left()
         checked = [answer for answer in answers if answer is not None]
-        check_settings(config, [axis for one in checked for axis in one.axes])
+        left_out = {one.engine: one.reason for one in self.refused}
+        check_settings(config, [axis for one in checked for axis in one.axes], left_out=left_out)
         check_parallelism(config, [axis for one in checked for axis in one.axes])
         return checked
 

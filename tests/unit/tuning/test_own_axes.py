@@ -22,7 +22,7 @@ from kvray.space.menu import SHARED_AXES
 from kvray.testing.fake import FakeAdapter
 from kvray.testing.fake_axes import speed_factor
 from kvray.tuning.engines import SweepEngines, preview_engines
-from kvray.tuning.preview import Preview, preview_sweep
+from kvray.tuning.preview import Preview, Refusal, preview_sweep
 from kvray.tuning.resolved import check_request, resolve
 from kvray.workload import create_custom_profile
 
@@ -171,6 +171,18 @@ def test_of_several_engines_an_axis_narrows_those_that_have_it() -> None:
     unknown = config(engine="fake,plain", settings={"tiel": (16,)})
     with pytest.raises(InvalidValueError, match=r"Engine fake,plain has no axis 'tiel'\. Did you mean 'tile'\?"):
         SweepEngines([FakeAdapter(), PlainAdapter()]).check(unknown)
+
+
+def test_an_axis_of_an_engine_that_is_left_out_is_told_with_why() -> None:
+    engines = SweepEngines([PlainAdapter()])
+    engines.refused = (Refusal(engine="fake", reason="It is not installed."),)
+    told = (
+        r"^Engine plain has no axis 'tile'\. It has none of its own\. Engine fake is left out: It is not installed\.$"
+    )
+    with pytest.raises(InvalidValueError, match=told):
+        engines.check(config(engine="fake,plain", settings={"tile": (16,)}))
+    with pytest.raises(InvalidValueError, match=r"kvray info lists the axes of every engine\.$"):
+        check_request(config(settings={"tiel": (16,)}), FakeAdapter())
 
 
 def test_an_own_value_that_cannot_be_had_here_is_told_with_its_obstacle() -> None:
