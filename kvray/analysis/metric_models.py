@@ -21,6 +21,9 @@ from kvray.workload import Limits, WorkloadProfile
 MODESTY = 1.6
 """Factor on every predicted variance: the scales are fitted, not known (`benchmarks/search_cost.py`)."""
 SAMPLES = 512
+_FEWEST_MOVES = 3
+"""Candidates of an engine that must have gone beyond rung 0 before its own move to full length is believed: that of one
+or two is mostly noise."""
 DISTURBED_SD = np.array([0.5, 0.5, 0.0])
 """Further noise of what was measured by disturbed runs alone, per metric: mostly they take half as long again, now and
 then several times as long. Memory stays the same."""
@@ -192,8 +195,8 @@ def widening(surprises: Sequence[Array]) -> Array:
 
 
 def _full_length_logs(seen: Sequence[Measured], engines: npt.NDArray[np.int64]) -> Array:
-    """Measurements as k × 3 logarithms; those of rung 0 moved by what lies between rung 0 and full length, for the same
-    engine where that was seen."""
+    """Measurements as k × 3 logarithms; those of rung 0 moved by what lies between rung 0 and full length: of the same
+    engine, where enough candidates of it showed that, else of all."""
     logs = np.array([goodness(one.metrics) for one in seen])
     moves = {
         place: goodness(one.metrics) - goodness(one.first)
@@ -205,7 +208,9 @@ def _full_length_logs(seen: Sequence[Measured], engines: npt.NDArray[np.int64]) 
     is_first = np.array([one.rung == 0 for one in seen])
     for engine in np.unique(engines):
         own = [move for place, move in moves.items() if engines[place] == engine]
-        logs[is_first & (engines == engine)] += np.median(own or list(moves.values()), axis=0)
+        logs[is_first & (engines == engine)] += np.median(
+            own if len(own) >= _FEWEST_MOVES else [*moves.values()], axis=0
+        )
     return logs
 
 

@@ -27,7 +27,15 @@ def test_a_first_rung_is_moved_by_what_its_own_engine_showed() -> None:
         return Measured(index=index, rung=1, metrics=metrics(100.0 * share), first=metrics(100.0))
 
     first_only = [Measured(index=index, rung=0, metrics=metrics(100.0), first=metrics(100.0)) for index in (2, 3, 4)]
-    logs = _full_length_logs([complete(0, 0.5), complete(1, 0.9), *first_only], np.array([0, 1, 0, 1, 2]))
+    beyond = [
+        complete(0, 0.5),
+        complete(0, 0.5),
+        complete(0, 0.5),
+        complete(1, 0.9),
+        complete(1, 0.9),
+        complete(1, 0.9),
+    ]
+    logs = _full_length_logs([*beyond, *first_only], np.array([0, 0, 0, 1, 1, 1, 0, 1, 2]))
 
-    assert np.exp(logs[2:4, 1]) == pytest.approx([50.0, 90.0])
-    assert np.exp(logs[4, 1]) == pytest.approx(100.0 * (0.5 * 0.9) ** 0.5), "an engine that showed nothing"
+    assert np.exp(logs[6:8, 1]) == pytest.approx([50.0, 90.0])
+    assert np.exp(logs[8, 1]) == pytest.approx(100.0 * (0.5 * 0.9) ** 0.5), "an engine that showed nothing"
