@@ -41,9 +41,10 @@ def printed(info: ReportInfo) -> str:
 
 def test_the_headline_says_which_engine_won_and_what_the_best_of_the_first_is(two: ReportInfo) -> None:
     assert two.headline.sentence.endswith(
-        " compared with the baseline dynamic/sdpa/float32. The engine llama_cpp wins: first token in 419 ms and 76.6 tok/s, where the best of "
-        "transformers has 969 ms and 33.2 tok/s. That is dynamic/sdpa_flash/bfloat16: first token 31 % faster, 31 % more tok/s and 33 % "
-        "less memory compared with its own default dynamic/sdpa/float32."
+        " compared with the baseline dynamic/sdpa/float32. The engine llama_cpp wins: first token in 419 ms and "
+        "76.6 tok/s, where the best of transformers has 969 ms and 33.2 tok/s. That is dynamic/sdpa_flash/bfloat16: "
+        "first token 31 % faster, 31 % more tok/s and 33 % less memory compared with its own default "
+        "dynamic/sdpa/float32."
     )
 
 
