@@ -1,24 +1,34 @@
 """Property tests try the same examples in every run of CI, so that none fails by chance; elsewhere they look on.
 `--hypothesis-profile=deep` feeds each property of `tests/fuzz` as many inputs as `make fuzz` does.
 
-What tests of all kinds share: a second environment, and a count at the end of what was fed to the properties."""
+What tests of all kinds share: a logger that is as it was before each, a second environment, and a count at the end of
+what was fed to the properties."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import fed
 import pytest
 from hypothesis import settings
+from kvray_logger import logger_as_before
 from second_environment import make_environment
 
 settings.register_profile("ci", derandomize=True)
 settings.register_profile("deep", max_examples=int(os.environ.get("KVRAY_FUZZ_INPUTS", "10000")), print_blob=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """A command line that one test runs must not change what the next one hears."""
+    with logger_as_before():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def ray_starts() -> Iterator[list[str]]:
                 f"--{name}" if value == "true" else f"--{name}={value}"
                 for name, value in group["rayStartParams"].items()
             ]
-    for line in (ROOT / "docs" / "cluster.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ").splitlines():
         yield from ([shlex.split(line.partition("ray start ")[2])] if "ray start --" in line else [])
 
 
@@ -160,7 +160,7 @@ def test_ray_knows_the_options_with_which_it_is_started() -> None:
     from ray.scripts.scripts import start
 
     shown = list(ray_starts())
-    assert len(shown) == 15
+    assert len(shown) == 16
     for arguments in shown:
         start.make_context("ray start", arguments)
 
@@ -207,7 +207,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     """Each `kvray` command that the pages and templates show, with its arguments."""
     for page in (ROOT / "docs" / "cluster.md", CLUSTER / "README.md"):
         for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
-            for line in block.splitlines():
+            for line in block.replace("\\\n", " ").splitlines():
                 yield from _arguments(page.name, line)
     yield from _arguments("rayjob.yaml", load(CLUSTER / "kubernetes" / "rayjob.yaml")["spec"]["entrypoint"])
 

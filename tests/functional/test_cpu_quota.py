@@ -65,7 +65,7 @@ def _set_quota(folder: Path, cpus: float) -> None:
 @pytest.mark.skipif(cpu.visible_cpus() < 2, reason="takes two CPUs, one of them beyond the quota")
 def test_what_the_machine_offers_is_less_than_it_shows(limited: Limited) -> None:
     lines = limited("-m", "kvray", "info", "--device", "cpu", cpus=1.5).stdout.splitlines()
-    told = {line[:14].strip(): line[14:] for line in lines if line[:14].strip() in ("CPUs", "CPU quota")}
+    told = {line[:14].strip(): line[14:].strip() for line in lines if line[:14].strip() in ("CPUs", "CPU quota")}
     assert told == {"CPUs": "1", "CPU quota": f"1.5 of the {cpu.visible_cpus()} CPUs that are visible"}
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
-from kvray_logger import logger_as_before
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +19,3 @@ def _guard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-@pytest.fixture(autouse=True)
-def _logger() -> Iterator[None]:
-    """A command line that one test runs must not change what the next one hears."""
-    with logger_as_before():
-        yield
