@@ -101,6 +101,8 @@ def batch(tmp_path_factory: pytest.TempPathFactory, sigterm: int | None) -> Batc
     scratch = folder / "scratch"
     scratch.mkdir()
     with ExitStack() as stack:
+        # A Ray that another test started by itself may have switched tokens on in this process.
+        stack.enter_context(pytest.MonkeyPatch.context()).delenv("RAY_AUTH_MODE", raising=False)
         stack.enter_context(quiet_ray(scratch / "sweep.log"))
         ray = stack.enter_context(RaySession(address=None, scratch=scratch))
         sweeps = [
