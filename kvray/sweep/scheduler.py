@@ -43,7 +43,8 @@ class SparingHalving(AsyncHyperBandScheduler):
     """Tune's `AsyncHyperBandScheduler` (ASHA, arXiv:1810.05934) over the rungs of a trial.
 
     These trials always go on: confirming ones, and the baseline, because every gain is compared with it. All others
-    stop at their next rung when the sweep is out of time. After a disturbed rung a trial goes on, and others are not
+    stop at their next rung when the sweep is out of time. What a further engine does with nothing set stops for
+    nothing else, because its engine's gain is compared with it. After a disturbed rung a trial goes on, and others are not
     compared with it. After any other rung, the first of these rules that applies decides:
 
     1. After rung 0, a trial on the rung's Pareto front (TTFT, throughput, memory) by more than noise goes on, because
@@ -70,10 +71,11 @@ class SparingHalving(AsyncHyperBandScheduler):
         self._queue.rung_finished(measured)
         if measured.record.role is Role.CONFIRM:
             return str(TrialScheduler.CONTINUE)
-        # The baseline is judged too, because later trials are compared with it.
+        # What is never poor is judged too, because later trials are compared with it.
         is_poor = self._queue.stops_early and self._is_poor(tune_controller, trial, result)
         if measured.record.role is Role.BASELINE:
             return str(TrialScheduler.CONTINUE)
+        is_poor = is_poor and not self._queue.is_measured_whole(measured.record.candidate_id)
         stops = self._queue.is_out_of_time() or is_poor
         return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
 

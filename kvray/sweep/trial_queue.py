@@ -86,6 +86,9 @@ class TrialQueue(Protocol):
     def win_chance(self, candidate_id: str) -> float:
         """Probability that a launched candidate is clearly the best of those launched."""
 
+    def is_measured_whole(self, candidate_id: str) -> bool:
+        """Whether a candidate is measured to its end however poor it is: others are told by their gain over it."""
+
 
 class Phase(enum.Enum):
     """What a queue launches. It changes only in `SweepQueue.next_trial`, and never goes back.
@@ -140,7 +143,7 @@ class SweepQueue(TrialQueue):
         self.stops_early = stops_early
         self._search_rungs = SEARCH_RUNGS if repeats_apart and bounds.confirm_rounds else ALL_RUNGS
         self._baseline_id = candidates[0].candidate_id
-        self._with_repeats = {self._baseline_id, *defaults}
+        self._defaults = frozenset(defaults)
         self._by_id = {candidate.candidate_id: candidate for candidate in candidates}
         self._numbers = {candidate.candidate_id: number for number, candidate in enumerate(candidates)}
         self._make_task = make_task
@@ -233,6 +236,10 @@ class SweepQueue(TrialQueue):
     def win_chance(self, candidate_id: str) -> float:
         return self._search.win_chance(candidate_id)
 
+    @override
+    def is_measured_whole(self, candidate_id: str) -> bool:
+        return candidate_id in self._defaults
+
     def _recall(self, result: TrialResult) -> None:
         record = result.record
         if not record.status.was_launched or record.candidate_id not in self._by_id:
@@ -262,7 +269,7 @@ class SweepQueue(TrialQueue):
     def _search_task(self, candidate: Candidate) -> TrialTask:
         key = candidate.candidate_id
         role = Role.BASELINE if key == self._baseline_id else Role.SEARCH
-        rungs = ALL_RUNGS if key in self._with_repeats else self._search_rungs
+        rungs = ALL_RUNGS if key == self._baseline_id or key in self._defaults else self._search_rungs
         return self._started(
             self._make_task(candidate, role=role, trial_id=f"{self._numbers[key]:04d}-{key}", rungs=rungs)
         )

@@ -91,6 +91,7 @@ class Stub:
     stops_early: bool = True
     out_of_time: bool = False
     is_over: bool = False
+    whole: bool = False
 
     def next_trial(self) -> TrialTask | None:
         return None
@@ -111,6 +112,9 @@ class Stub:
 
     def win_chance(self, candidate_id: str) -> float:
         return self.chance
+
+    def is_measured_whole(self, candidate_id: str) -> bool:
+        return self.whole
 
 
 def verdicts(*reports: dict[str, Any], queue: Stub | None = None) -> list[bool]:
@@ -133,6 +137,12 @@ def test_a_trial_that_is_worse_in_everything_is_stopped() -> None:
 
 def test_the_baseline_is_never_stopped() -> None:
     assert verdicts(GOOD, GOOD, report(400, 10, 900, role=Role.BASELINE))[-1]
+
+
+def test_what_an_engine_does_with_nothing_set_is_measured_to_its_end_but_for_want_of_time() -> None:
+    poor = report(400, 10, 900)
+    assert verdicts(GOOD, GOOD, poor, queue=Stub(whole=True))[-1]
+    assert not verdicts(GOOD, GOOD, poor, queue=Stub(whole=True, out_of_time=True))[-1]
 
 
 def test_whoever_is_leanest_goes_on_however_slow() -> None:

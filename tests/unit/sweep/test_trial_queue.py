@@ -43,7 +43,9 @@ def test_with_repeats_apart_only_the_baseline_repeats_in_its_own_process() -> No
 
 def test_what_each_engine_does_with_nothing_set_repeats_in_its_own_process_too() -> None:
     default = SPACE[2]
-    tasks = drive(make_queue(repeats_apart=True, confirm_rounds=1, defaults=[default.candidate_id]))
+    queue = make_queue(repeats_apart=True, confirm_rounds=1, defaults=[default.candidate_id])
+    assert [one for one in SPACE if queue.is_measured_whole(one.candidate_id)] == [default]
+    tasks = drive(queue)
     assert [task.spec.candidate for task in tasks[:2]] == [SPACE[0], default]
     assert [task.spec.rungs for task in tasks[:4]] == [(0, 1, 2), (0, 1, 2), (0, 1), (0, 1)]
 
