@@ -147,6 +147,11 @@ class InSequence(TrialQueue):
         del candidate_id
         return 1.0
 
+    def is_measured_whole(self, candidate_id: str) -> bool:
+        """Nothing is stopped."""
+        del candidate_id
+        return True
+
 
 class Ended:
     """Keeps the results in the order in which the trials ended."""

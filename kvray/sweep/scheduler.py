@@ -44,8 +44,8 @@ class SparingHalving(AsyncHyperBandScheduler):
 
     These trials always go on: confirming ones, and the baseline, because every gain is compared with it. All others
     stop at their next rung when the sweep is out of time. What a further engine does with nothing set stops for
-    nothing else, because its engine's gain is compared with it. After a disturbed rung a trial goes on, and others are not
-    compared with it. After any other rung, the first of these rules that applies decides:
+    nothing else, because its engine's gain is compared with it. After a disturbed rung a trial goes on, and others are
+    not compared with it. After any other rung, the first of these rules that applies decides:
 
     1. After rung 0, a trial on the rung's Pareto front (TTFT, throughput, memory) by more than noise goes on, because
        lean candidates are fallbacks.
