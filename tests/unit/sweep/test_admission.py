@@ -72,6 +72,9 @@ class InOrder(TrialQueue):
     def win_chance(self, candidate_id: str) -> float:
         return 1.0
 
+    def is_measured_whole(self, candidate_id: str) -> bool:
+        return False
+
 
 @dataclass
 class Machines:
