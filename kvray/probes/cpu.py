@@ -33,10 +33,10 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Extensions that the processor has, as Linux names them on x86; none elsewhere."""
+    """Instructions that the processor has, by the names of /proc/cpuinfo; none where the system has no such file."""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"^flags\s*:\s*(.+)$", text, flags=re.MULTILINE):
+        if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, flags=re.MULTILINE):
             return frozenset(found[1].split())
     return frozenset()
 

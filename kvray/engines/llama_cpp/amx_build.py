@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kvray.engines.llama_cpp.binding import cpu_flags
 from kvray.engines.llama_cpp.build import library_files
 from kvray.errors import EngineError
+from kvray.probes.cpu import cpu_flags
 
 _HEADER = Path(__file__).with_name("amx_tiles.h")
 _LOADS_TILES = bytes.fromhex("c4e27849")

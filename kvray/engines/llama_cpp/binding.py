@@ -13,10 +13,10 @@ import sys
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kvray.errors import EngineError
+from kvray.probes.cpu import cpu_flags
 
 _MODULE = "llama_cpp.llama_cpp"
 _DEBUG, _ERROR, _CONTINUED = 1, 4, 5
@@ -140,20 +140,10 @@ def describe_build() -> Build:
     )
 
 
-def left_out_instructions(system_info: str, cpu_flags: Collection[str]) -> tuple[str, ...]:
-    """Instructions among `cpu_flags` (names of /proc/cpuinfo) that a build with `system_info` does not use."""
+def left_out_instructions(system_info: str, flags: Collection[str]) -> tuple[str, ...]:
+    """Instructions among `flags` (names of /proc/cpuinfo) that a build with `system_info` does not use."""
     used = set(re.findall(r"(\w+) = [1-9]", system_info))
-    return tuple(name for name, flag in _CPU_FLAGS.items() if flag in cpu_flags and name not in used)
-
-
-def cpu_flags() -> frozenset[str]:
-    """Instructions that this CPU has, by the names of /proc/cpuinfo; empty where the system has no such file."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
+    return tuple(name for name, flag in _CPU_FLAGS.items() if flag in flags and name not in used)
 
 
 def native_function(name: str, result: Any, arguments: Sequence[Any]) -> Any | None:
