@@ -21,6 +21,7 @@ class Extra(enum.StrEnum):
     QUANTIZED = "quantized"
     OPTUNA = "optuna"
     CLUSTER = "cluster"
+    WATCH = "watch"
 
     @property
     def install_command(self) -> str:
@@ -58,6 +59,7 @@ _MODULES = {
     Extra.QUANTIZED: ("hqq", "optimum"),
     Extra.OPTUNA: ("optuna",),
     Extra.CLUSTER: ("aiohttp", "ray", "requests"),
+    Extra.WATCH: ("ruptures",),
 }
 
 
