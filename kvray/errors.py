@@ -22,7 +22,8 @@ class KvrayError(Exception):
         hint: the next step, as an imperative sentence; shown after the message.
     """
 
-    exit_code = 1
+    exit_code = 70
+    """`EX_SOFTWARE` of sysexits.h: an error that nobody foresaw. 1 belongs to a check that failed."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -109,6 +110,18 @@ class BatchFailedError(KvrayError):
     """Some sweeps of a batch have no winner; the others are measured."""
 
     exit_code = 13
+
+
+class RegressionError(KvrayError):
+    """A comparison came to the verdict FAIL."""
+
+    exit_code = 1
+
+
+class InconclusiveError(KvrayError):
+    """A comparison came to the verdict INCONCLUSIVE: neither PASS nor FAIL could be shown."""
+
+    exit_code = 14
 
 
 class SweepInterruptedError(KvrayError):

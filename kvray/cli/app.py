@@ -152,7 +152,7 @@ def run(arguments: list[str], *, verbose: bool) -> int:
         if isinstance(told, KvrayError):
             return _fail(str(told), told.exit_code, verbose=verbose)
         text = f"internal error: {type(error).__name__}: {sentence_of(error)} Please report it, with {VERBOSE}."
-        return _fail(text, 1, verbose=verbose)
+        return _fail(text, KvrayError.exit_code, verbose=verbose)
     return 0
 
 

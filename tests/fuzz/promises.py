@@ -30,6 +30,7 @@ import kvray
 from kvray.candidate import DeviceType, DType
 from kvray.cli.app import run
 from kvray.cli.encoding import show_all_signs
+from kvray.errors import KvrayError
 from kvray.forecast.hardware import Hardware
 
 NOTES = "KVRAY_FUZZ_NOTES"
@@ -123,7 +124,7 @@ class Place:
         if "internal error" in err:
             raise BrokenPromiseError(run_line(*arguments, verbose=True)[2][-2000:])
         lines = [line for line in err.split("\n") if re.match("kvray: (?!warning: |measuring )", line)]
-        if "Traceback (most" in err or code == 1 or (code and len(lines) != 1):
+        if "Traceback (most" in err or code in (1, KvrayError.exit_code) or (code and len(lines) != 1):
             raise BrokenPromiseError(f"exit code {code} with {len(lines)} lines: {err.strip()[-300:]!r}")
         return code, out
 

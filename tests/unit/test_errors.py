@@ -21,8 +21,9 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
         if issubclass(one, KvrayError) and one is not KvrayError
     ]
     codes = {one.__name__: one.exit_code for one in classes}
-    assert len(set(codes.values())) == len(codes) == 13
-    assert all(code > 1 for code in codes.values()), "1 is for what nobody foresaw"
+    assert len(set(codes.values())) == len(codes) == 15
+    assert KvrayError.exit_code not in codes.values(), "that one is for what nobody foresaw"
+    assert [name for name, code in codes.items() if code == 1] == ["RegressionError"]
 
 
 def test_the_page_of_exit_codes_lists_those_of_all_errors() -> None:

@@ -147,7 +147,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (typer.Exit(7), 7, ""),
         (
             RuntimeError("some\nthing"),
-            1,
+            70,
             "kvray: internal error: RuntimeError: some Please report it, with --verbose.\n",
         ),
     ],

@@ -40,7 +40,7 @@ def test_what_ended_it_is_told(exit_code: int | None, message: str, said: str) -
     assert why_it_failed(failed("tune m", exit_code=exit_code, message=message), JobLog()) == f"{said}."
 
 
-@pytest.mark.parametrize("exit_code", [1, 3, 4, 11, 13])
+@pytest.mark.parametrize("exit_code", [1, 3, 4, 11, 13, 70])
 def test_of_an_exit_code_of_its_own_the_reason_in_the_log_is_told(exit_code: int) -> None:
     log = JobLog(output="/r", run_id="r1")
     log.feed("kvray: warning: busy\nkvray: Model 'm' was not found. Check its name.\nkvray: warning: again\nbye\n")
