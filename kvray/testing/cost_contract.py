@@ -28,7 +28,7 @@ RATES = Hardware(
 
 
 class CostContract:
-    """Costs are positive, and a longer prompt never costs less. `EngineContract` brings the fixtures."""
+    """Costs are positive, and a longer prompt never costs less. `EngineFixtures` brings what they are asked for."""
 
     def test_every_candidate_of_the_spaces_has_costs_that_a_longer_prompt_never_lowers(
         self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kvray.candidate import Candidate, DeviceType, DType
+from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import (
     EngineAdapter,
     ForcedText,
@@ -23,15 +21,10 @@ from kvray.engines.base import (
     TopLogs,
     UnsupportedError,
 )
-from kvray.engines.registry import get_engine
-from kvray.errors import ModelError
-from kvray.search_paths import child_environment, python_command
-from kvray.space.constraints import SpaceFacts
-from kvray.space.search_space import SearchSpace, build_space
-from kvray.testing.axes_contract import AxesContract
-from kvray.testing.cost_contract import CostContract
-from kvray.testing.trial_contract import CPU, TrialContract, is_alive, still_alive
-from kvray.workload import Cell, WorkloadProfile, create_custom_profile
+from kvray.space.search_space import SearchSpace
+from kvray.testing.driver_contract import DriverContract
+from kvray.testing.trial_contract import TrialContract, is_alive, still_alive
+from kvray.workload import Cell, WorkloadProfile
 
 
 def told_of(model: LoadedModel, forced: int) -> tuple[ForcedText, list[ForcedToken]]:
@@ -59,56 +52,14 @@ def check_distributions(rows: NDArray[np.float32] | TopLogs, token: int) -> None
         )
 
 
-class EngineContract(AxesContract, CostContract, TrialContract):
+class EngineContract(DriverContract, TrialContract):
     """What trial, space and plan rely on, engine by engine, in this process and in processes of its own.
 
     Attributes:
-        engine: its name, as the entry point in the group `kvray.engines` has it.
-        missing_model: a model id that the engine takes for one of its own, and that leads to nothing.
         cache_step: tokens by which its cache grows at once.
     """
 
-    engine: str
-    missing_model: str
     cache_step: int = 16
-
-    @pytest.fixture
-    def model_id(self) -> str:
-        """A model that loads in about a second on a CPU. Every subclass names one."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def adapter(self) -> EngineAdapter:
-        """The engine, found as a sweep finds it."""
-        return get_engine(self.engine)
-
-    @pytest.fixture
-    def request_(self, model_id: str) -> ModelRequest:
-        """What is asked of the engine."""
-        return ModelRequest(model_id=model_id)
-
-    @pytest.fixture
-    def profile(self) -> WorkloadProfile:
-        """Two prompt lengths and two answer lengths, all of them short."""
-        return create_custom_profile(
-            "contract",
-            context_lengths=(24, 40),
-            output_lengths=(4, 6),
-            weight_ttft=0.4,
-            weight_throughput=0.4,
-            weight_memory=0.2,
-        )
-
-    @pytest.fixture
-    def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
-        """What the engine measures by default on a CPU."""
-        model = adapter.describe_model(request_)
-        return build_space(
-            adapter.default_space(model, CPU, profile),
-            baseline=adapter.baseline(model, CPU, batch_size=1),
-            facts=SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType)),
-            engine_rules=adapter.rules(request_, model, profile),
-        )
 
     @pytest.fixture
     def loaded(
@@ -119,51 +70,6 @@ class EngineContract(AxesContract, CostContract, TrialContract):
         model = adapter.load(request_, space.baseline, DeviceType.CPU, profile)
         yield model
         model.close()
-
-    def test_the_registry_finds_the_engine_under_its_name(self, adapter: EngineAdapter) -> None:
-        assert adapter.name == self.engine
-
-    def test_importing_and_constructing_the_adapter_loads_no_heavy_library(self) -> None:
-        code = (
-            "import sys; from kvray.engines.registry import get_engine; "
-            f"get_engine({self.engine!r}); print({{'torch', 'transformers', 'ray'}} & set(sys.modules))"
-        )
-        done = subprocess.run(
-            python_command("-c", code), capture_output=True, env=child_environment(), text=True, check=True
-        )
-        assert done.stdout.strip() == "set()"
-
-    def test_the_adapter_travels_to_another_process(self, adapter: EngineAdapter) -> None:
-        assert type(pickle.loads(pickle.dumps(adapter))) is type(adapter)
-
-    def test_a_missing_model_is_a_model_error(self, adapter: EngineAdapter) -> None:
-        with pytest.raises(ModelError):
-            adapter.describe_model(ModelRequest(model_id=self.missing_model))
-
-    def test_the_baseline_is_a_candidate_of_this_engine_with_nothing_forced(
-        self, adapter: EngineAdapter, request_: ModelRequest
-    ) -> None:
-        baseline = adapter.baseline(adapter.describe_model(request_), CPU, batch_size=1)
-        assert baseline.engine == self.engine
-        assert not baseline.attention.forces_a_kernel
-
-    def test_the_menu_covers_what_the_axes_use(
-        self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile
-    ) -> None:
-        model, menu = adapter.describe_model(request_), {(entry.axis, entry.value) for entry in adapter.menu(CPU)}
-        for axes in (*adapter.default_space(model, CPU, profile), *adapter.full_space(model, CPU, profile)):
-            assert all({("cache", str(one)), ("cache", one.strategy.value)} & menu for one in axes.caches)
-            assert {("attention", choice.backend.value) for choice in axes.attentions} <= menu
-            assert {("dtype", dtype.value) for dtype in axes.dtypes} <= menu
-            assert {("compile", mode.value) for mode in axes.compiles} <= menu
-
-    def test_nothing_is_left_open_in_the_spaces(
-        self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile
-    ) -> None:
-        model = adapter.describe_model(request_)
-        for axes in (*adapter.default_space(model, CPU, profile), *adapter.full_space(model, CPU, profile)):
-            for choice in axes.caches:
-                assert adapter.resolve_cache(choice, CPU, profile) == (choice,)
 
     def test_a_generation_has_exactly_the_asked_for_tokens_each_with_a_stamp(self, loaded: LoadedModel) -> None:
         loaded.prepare(Cell(24, 6, 2))
@@ -278,21 +184,3 @@ class EngineContract(AxesContract, CostContract, TrialContract):
         assert peak is None or peak > 0
         reserved = loaded.reserved_memory_mib()
         assert reserved is None or peak is None or reserved >= peak
-
-    def test_a_snippet_is_python_and_keeps_a_hostile_model_id_inside_its_string(
-        self, adapter: EngineAdapter, space: SearchSpace
-    ) -> None:
-        hostile = 'x"); import os; os.system("echo hacked"); print("\n{folder}'
-        source = adapter.render_snippet(
-            ModelRequest(model_id=hostile, revision=hostile),
-            loader=None,
-            candidate=space.baseline,
-            device=DeviceType.CPU,
-            cells=[Cell(24, 4, 1)],
-        )
-        compile(source, "snippet", "exec")
-        assert repr(hostile) in source
-        assert hostile not in source
-
-    def test_the_memory_note_is_a_sentence(self, adapter: EngineAdapter) -> None:
-        assert adapter.memory_note(DeviceType.CPU).endswith(".")

@@ -12,6 +12,8 @@ from dataclasses import replace
 from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, EngineAdapter
+from kvray.engines.interpreter import EnginePython
+from kvray.engines.rates_elsewhere import rates_in
 from kvray.forecast.hardware import Hardware, HardwareKey, save_hardware
 from kvray.probes.cpu import cpu_name, trial_threads, wished_threads
 from kvray.probes.gpu import visible_gpus
@@ -36,13 +38,20 @@ def detect_device(asked: DeviceType | None) -> DeviceFacts:
     )
 
 
-def rates_key(config: TuneConfig, adapter: EngineAdapter, device: DeviceFacts) -> HardwareKey | None:
-    """By what the rates of `device` are known; `None` where forecasts do without."""
+def rates_key(
+    config: TuneConfig, adapter: EngineAdapter, device: DeviceFacts, python: EnginePython | None = None
+) -> HardwareKey | None:
+    """By what the rates of `device` are known; `None` where forecasts do without.
+
+    Args:
+        python: of the engine, where that is not kvray's own.
+    """
     is_here = config.address is None and (device.device is DeviceType.CPU or device.gpu_count > 0)
     if not (config.forecast and adapter.measures_hardware and is_here):
         return None
     threads = trial_threads(wished_threads(), config.slots_beside)
-    return HardwareKey.here(adapter.name, device.device, threads, libraries=adapter.libraries)
+    key = HardwareKey.here(adapter.name, device.device, threads, libraries=adapter.libraries)
+    return key if python is None else replace(key, engine_versions=tuple(python.engine_versions.items()))
 
 
 def measured_hardware(
@@ -50,15 +59,24 @@ def measured_hardware(
     adapter: EngineAdapter,
     known: Hardware | None,
     *,
+    python: EnginePython | None = None,
     before_measuring: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.time,
 ) -> Hardware | None:
     """The rates that are `known`, measured and kept if they never were, or again if that was hours ago while other
-    programs ran; `before_measuring` is called then. `None`: the engine cannot measure them."""
+    programs ran; `before_measuring` is called then. `None`: the engine cannot measure them.
+
+    Args:
+        python: of the engine, where that is not kvray's own: the rates are measured there.
+    """
     hardware = known
     if hardware is None or hardware.again_in_s(clock()) <= 0:
         before_measuring()
-        measured = adapter.measure_hardware(key.device, key.threads or None)
+        measured = (
+            adapter.measure_hardware(key.device, key.threads or None)
+            if python is None
+            else rates_in(python.path, adapter, key.device, key.threads or None)
+        )
         if measured is not None:
             measured = replace(measured, measured_at=clock())
             hardware = measured if hardware is None else hardware.best_with(measured)

@@ -163,7 +163,7 @@ def resolve(checked: CheckedRequest, *, for_this_device: bool = True) -> Resolve
         profile = profile.without_quality_limit()
     if dropped:
         _logger.warning("%s", _dropped_line(profile, dropped, model.max_context))
-    key = rates_key(config, adapter, checked.device)
+    key = rates_key(config, adapter, checked.device, checked.pythons.get(adapter.name))
     return Resolved(
         **vars(checked),
         model=model,
@@ -192,6 +192,7 @@ def with_measured_rates(
         resolved.rates_key,
         resolved.adapter,
         resolved.hardware,
+        python=resolved.pythons.get(resolved.adapter.name),
         before_measuring=before_measuring,
         clock=clock,
     )

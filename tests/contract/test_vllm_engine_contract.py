@@ -16,16 +16,16 @@ import pytest
 from kvray.candidate import Candidate, CompileMode, DeviceType, DType
 from kvray.engines.base import CrashedError, EngineAdapter, LoadedModel, ModelRequest, Observed, UnsupportedError
 from kvray.engines.registry import get_engine
-from kvray.engines.vllm import VllmAdapter
 from kvray.engines.vllm.arguments import DEFAULT_BLOCKS
 from kvray.space.constraints import SpaceFacts
 from kvray.space.search_space import SearchSpace, build_space
-from kvray.testing.axes_contract import AxesContract
+from kvray.testing.driver_contract import DriverContract
 from kvray.testing.engine_contract import EngineContract
+from kvray.testing.engine_fixtures import EngineFixtures
 from kvray.testing.trial_contract import CPU, TrialContract, still_alive
 from kvray.trial.process import Launcher
 from kvray.trial.spec import TrialSpec
-from kvray.workload import Cell, WorkloadProfile, create_custom_profile, get_profile
+from kvray.workload import Cell, WorkloadProfile, create_custom_profile
 
 ROOT = Path(__file__).parents[2]
 PHASE_S = 900.0
@@ -66,58 +66,24 @@ def kept() -> Iterator[list[LoadedModel]]:
         one.close()
 
 
-class TestVllmAxes(AxesContract):
+class VllmFixtures(EngineFixtures):
+    engine = "vllm"
+    missing_model = "random:nowhere"
+
+    @pytest.fixture
+    def model_id(self, model: str) -> str:
+        return model
+
+
+class TestVllmInTheDriver(VllmFixtures, DriverContract):
     """What is asked before any trial, wherever vLLM is."""
-
-    @pytest.fixture
-    def adapter(self) -> EngineAdapter:
-        return VllmAdapter()
-
-    @pytest.fixture
-    def request_(self, model: str) -> ModelRequest:
-        return ModelRequest(model_id=model)
-
-    @pytest.fixture
-    def profile(self) -> WorkloadProfile:
-        return get_profile("ci-micro")
-
-    @pytest.fixture
-    def space(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> SearchSpace:
-        model = adapter.describe_model(request_)
-        return build_space(
-            adapter.default_space(model, CPU, profile),
-            baseline=adapter.baseline(model, CPU, batch_size=1),
-            facts=SpaceFacts(device=DeviceType.CPU, dtypes=frozenset(DType)),
-            engine_rules=adapter.rules(request_, model, profile),
-        )
 
 
 @pytest.mark.skipif(IS_HERE or vllm_python() is None, reason="vLLM has no Python of its own here (make vllm-env)")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-class TestVllmTrials(TrialContract):
+class TestVllmTrials(VllmFixtures, TrialContract):
     """From kvray's own Python."""
-
-    missing_model = "random:nowhere"
-
-    @pytest.fixture
-    def adapter(self) -> EngineAdapter:
-        return VllmAdapter()
-
-    @pytest.fixture
-    def request_(self, model: str) -> ModelRequest:
-        return ModelRequest(model_id=model)
-
-    @pytest.fixture
-    def profile(self) -> WorkloadProfile:
-        return create_custom_profile(
-            "contract",
-            context_lengths=(24, 40),
-            output_lengths=(4, 6),
-            weight_ttft=0.4,
-            weight_throughput=0.4,
-            weight_memory=0.2,
-        )
 
     def _spec_of(self, adapter: EngineAdapter, request_: ModelRequest, profile: WorkloadProfile) -> TrialSpec:
         """Its baseline compiles, which takes minutes on a busy machine."""
@@ -134,11 +100,9 @@ class TestVllmTrials(TrialContract):
 @pytest.mark.skipif(not IS_HERE, reason="vLLM is not installed in this Python")
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-class TestVllmEngine(EngineContract):
+class TestVllmEngine(VllmFixtures, EngineContract):
     """In vLLM's Python."""
 
-    engine = "vllm"
-    missing_model = "random:nowhere"
     cache_step = DEFAULT_BLOCKS[DeviceType.CPU]
 
     @pytest.fixture
@@ -152,10 +116,6 @@ class TestVllmEngine(EngineContract):
             weight_throughput=0.4,
             weight_memory=0.2,
         )
-
-    @pytest.fixture
-    def model_id(self, model: str) -> str:
-        return model
 
     @pytest.fixture
     def adapter(self) -> EngineAdapter:
@@ -204,6 +164,20 @@ class TestVllmEngine(EngineContract):
         assert observed.cache_layers == "2 layers"
         assert observed.kv_dtype == (candidate.setting("kv_cache_dtype") or "bfloat16")
         assert observed.threads
+
+    def test_the_pool_of_blocks_is_as_large_as_it_was_forecast(
+        self,
+        adapter: EngineAdapter,
+        request_: ModelRequest,
+        space: SearchSpace,
+        profile: WorkloadProfile,
+        loaded: LoadedModel,
+    ) -> None:
+        costs, longest = adapter.cost_model(adapter.describe_model(request_)), profile.cells(1, rung=2)[-1]
+        assert costs is not None
+        pool = costs.memory(space.baseline, longest, DeviceType.CPU).cache
+        loaded.prepare(longest)
+        assert loaded.kv_cache_bytes() == round(pool * 2 / 3), "two of three blocks; the fourth is vLLM's own"
 
     def test_an_engine_whose_worker_dies_has_crashed(
         self, adapter: EngineAdapter, request_: ModelRequest, space: SearchSpace, profile: WorkloadProfile

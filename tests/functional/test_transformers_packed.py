@@ -12,8 +12,8 @@ from transformers_samples import change_config, load, make_candidate, save_fp8_m
 from kvray.candidate import DeviceType, DType
 from kvray.config import TuneConfig
 from kvray.engines.base import DeviceFacts, ModelRequest, UnsupportedError
+from kvray.engines.hugging_face.packing import packing_of
 from kvray.engines.transformers import TransformersAdapter
-from kvray.engines.transformers.packed import packing_of
 from kvray.errors import ModelError
 from kvray.probes.gpu import visible_gpus
 from kvray.tuning.preview import Preview, preview_sweep

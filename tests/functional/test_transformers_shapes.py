@@ -15,7 +15,8 @@ from transformers_samples import load, make_candidate
 
 from kvray.candidate import Candidate
 from kvray.engines.base import ModelRequest
-from kvray.engines.transformers import TransformersAdapter, description, outline, shapes
+from kvray.engines.hugging_face import shapes
+from kvray.engines.transformers import TransformersAdapter, description, outline
 from kvray.engines.transformers.cost_memory import cache_bytes
 from kvray.engines.transformers.loaded import TransformersModel
 from kvray.forecast.shape import ModelShape

@@ -25,13 +25,13 @@ from transformers_samples import VOCABULARY, make_candidate, save_tiny_model, wr
 from kvray.engines.base import ModelRequest
 from kvray.engines.hugging_face.gguf import converted_gguf
 from kvray.engines.hugging_face.model_folder import weights_path
+from kvray.engines.hugging_face.shapes import layer_kinds
 from kvray.engines.hugging_face.texts import ModelTexts
 from kvray.engines.hugging_face.tokenizer import choose_texts, load_tokenizer
 from kvray.engines.transformers import description
 from kvray.engines.transformers.arguments import call_arguments
 from kvray.engines.transformers.inspection import inspect_weights
 from kvray.engines.transformers.loading import load_model
-from kvray.engines.transformers.shapes import layer_kinds
 from kvray.engines.transformers.translation import translated_errors
 from kvray.errors import KvrayError
 from kvray.models.source import parse_model_id

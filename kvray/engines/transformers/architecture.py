@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from kvray.engines.hugging_face.shapes import KNOWN_TYPES
 from kvray.engines.transformers.model_class import classes_by_type
-from kvray.engines.transformers.shapes import KNOWN_TYPES
 from kvray.errors import ModelError
 
 HINT = "kvray tunes decoder-only models, which write text and keep keys and values of what they have read."

@@ -11,7 +11,9 @@ from typing import Any
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
 from kvray.engines.hugging_face.model_folder import config_path
+from kvray.engines.hugging_face.packing import packing_of
 from kvray.engines.hugging_face.quiet import quiet_library
+from kvray.engines.hugging_face.shapes import model_shape, unknown_because
 from kvray.engines.hugging_face.tokenizer import text_note
 from kvray.engines.transformers.architecture import check_behaviour, not_tunable, refuse_other_kinds
 from kvray.engines.transformers.code_source import check_code_source
@@ -23,8 +25,6 @@ from kvray.engines.transformers.model_class import (
     model_class,
     named_attention,
 )
-from kvray.engines.transformers.packed import packing_of
-from kvray.engines.transformers.shapes import model_shape, unknown_because
 from kvray.errors import ModelError, sentence_of
 from kvray.models import hub
 from kvray.models.config_file import check_config_file

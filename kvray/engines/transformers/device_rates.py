@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from kvray.candidate import DeviceType, DType
+from kvray.engines.hugging_face.torch_rates import copy_rate, matmul_rate, seconds, stream_rate, to_device_rate
 from kvray.forecast.hardware import Hardware
 from kvray.probes.cpu import PeakRss
 from kvray.probes.disturbance import TrialWatch
@@ -22,14 +22,6 @@ from kvray.search_paths import child_environment, python_command
 
 TIMEOUT_S = 120.0
 _MIB = 2**20
-_SHARE_S = 0.15
-"""Seconds for each rate, in which it is measured several times over."""
-_LEAST_CALLS = 3
-_COPIED_BYTES = {DeviceType.CPU: 256 * _MIB, DeviceType.CUDA: 1024 * _MIB}
-_STREAMED_BYTES = {DeviceType.CPU: 256 * _MIB, DeviceType.CUDA: 1024 * _MIB}
-"""Far beyond any cache, as a model's weights are."""
-_STREAMED_WIDTH = 4096
-_SQUARE = {DeviceType.CPU: 1024, DeviceType.CUDA: 8192}
 _LAYERS = (2, 10)
 _DECODED = 12
 
@@ -59,12 +51,12 @@ def measure(kind: DeviceType) -> Hardware:
     layer_s, step_s = _own_times(device)
     rates = Hardware(
         device=kind,
-        copy_bytes_s=_copy_rate(device, kind),
-        matmul_flops_s={dtype: _matmul_rate(device, kind, dtype) for dtype in DType},
-        stream_bytes_s={dtype: _stream_rate(device, kind, dtype) for dtype in DType},
+        copy_bytes_s=copy_rate(device, kind),
+        matmul_flops_s={dtype: matmul_rate(device, kind, dtype) for dtype in DType},
+        stream_bytes_s={dtype: stream_rate(device, kind, dtype) for dtype in DType},
         layer_s=layer_s,
         step_s=step_s,
-        to_device_bytes_s=_to_device_rate(device) if kind is DeviceType.CUDA else None,
+        to_device_bytes_s=to_device_rate(device) if kind is DeviceType.CUDA else None,
         resident_mib=resident_mib,
     )
     return replace(rates, disturbance=run.finish().disturbance)
@@ -83,43 +75,6 @@ def _resident_mib(kind: DeviceType) -> float:
     rss = PeakRss()
     rss.reset()
     return rss.read_mib()
-
-
-def _copy_rate(device: Any, kind: DeviceType) -> float:
-    import torch
-
-    source = torch.zeros(_COPIED_BYTES[kind], dtype=torch.uint8, device=device)
-    target = torch.ones_like(source)
-    return 2 * source.numel() / _seconds(lambda: target.copy_(source), device)
-
-
-def _to_device_rate(device: Any) -> float:
-    """From pageable memory, as an offloaded cache lies in."""
-    import torch
-
-    source = torch.zeros(256 * _MIB, dtype=torch.uint8)
-    target = torch.ones(source.numel(), dtype=torch.uint8, device=device)
-    return source.numel() / _seconds(lambda: target.copy_(source), device)
-
-
-def _matmul_rate(device: Any, kind: DeviceType, dtype: DType) -> float:
-    import torch
-
-    size = _SQUARE[kind]
-    left = torch.ones(size, size, dtype=getattr(torch, dtype.value), device=device)
-    right = torch.ones_like(left)
-    return 2 * size**3 / _seconds(lambda: torch.nn.functional.linear(left, right), device)
-
-
-def _stream_rate(device: Any, kind: DeviceType, dtype: DType) -> float:
-    """One row times a matrix that no cache holds."""
-    import torch
-
-    torch_dtype = getattr(torch, dtype.value)
-    rows = _STREAMED_BYTES[kind] // (_STREAMED_WIDTH * torch_dtype.itemsize)
-    matrix = torch.ones(rows, _STREAMED_WIDTH, dtype=torch_dtype, device=device)
-    row = torch.ones(1, _STREAMED_WIDTH, dtype=torch_dtype, device=device)
-    return matrix.numel() * matrix.element_size() / _seconds(lambda: torch.nn.functional.linear(row, matrix), device)
 
 
 def _own_times(device: Any) -> tuple[float, float]:
@@ -151,27 +106,8 @@ def _token_s(device: Any, layers: int) -> float:
             generation_config=settings,
         )
 
-    one_s = _seconds(lambda: generate(1), device)
-    return (_seconds(lambda: generate(1 + _DECODED), device) - one_s) / _DECODED
-
-
-def _seconds(work: Callable[[], object], device: Any) -> float:
-    """Seconds of one call: the fastest of several after a warm-up, because whatever else runs here only adds."""
-    import torch
-
-    def finish() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    work()
-    finish()
-    spent: list[float] = []
-    while len(spent) < _LEAST_CALLS or sum(spent) < _SHARE_S:
-        started = time.perf_counter()
-        work()
-        finish()
-        spent.append(time.perf_counter() - started)
-    return min(spent)
+    one_s = seconds(lambda: generate(1), device)
+    return (seconds(lambda: generate(1 + _DECODED), device) - one_s) / _DECODED
 
 
 if __name__ == "__main__":

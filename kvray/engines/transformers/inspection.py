@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kvray.engines.base import ModelRequest
 from kvray.engines.hugging_face.gguf import check_gguf
+from kvray.engines.hugging_face.packing import packing_of
 from kvray.engines.transformers import description
 from kvray.engines.transformers.model_class import model_class
-from kvray.engines.transformers.packed import packing_of
 from kvray.engines.transformers.tensors import check_tensors
 from kvray.models import hub
 from kvray.models.checkpoint import check_files

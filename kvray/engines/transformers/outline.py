@@ -6,7 +6,6 @@ Transformers then offers its configuration classes alone, at once.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,13 +15,14 @@ from typing import Any
 
 from kvray.candidate import AttentionBackend, AttentionChoice, DType
 from kvray.engines.base import ModelInfo, ModelRequest
+from kvray.engines.hugging_face.hidden_torch import hide_torch
 from kvray.engines.hugging_face.model_folder import config_path
+from kvray.engines.hugging_face.shape_reader import shape_of_table
+from kvray.engines.hugging_face.shapes import layer_kinds
 from kvray.engines.transformers import description
 from kvray.engines.transformers.architecture import OtherKindError, is_known_decoder
 from kvray.engines.transformers.class_source import declared_attentions
-from kvray.engines.transformers.shapes import layer_kinds
 from kvray.errors import ModelError
-from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.search_paths import child_environment, python_command
 
 _INFO, _REFUSAL = "info", "refusal"
@@ -50,10 +50,7 @@ def outline_model(request: ModelRequest) -> ModelInfo | None:
 
 
 def _info(values: dict[str, Any]) -> ModelInfo:
-    shape = values.pop("shape")
-    if shape is not None:
-        layers = tuple(LayerShape(**layer) for layer in shape.pop("layers"))
-        shape = ModelShape(**shape, layers=layers)
+    shape = shape_of_table(values.pop("shape"))
     kinds, notes = tuple(values.pop("layer_kinds")), tuple(values.pop("notes"))
     missing = tuple(AttentionBackend(one) for one in values.pop("missing_attentions"))
     attention, kernel = values.pop("default_attention").values()
@@ -68,7 +65,7 @@ def _info(values: dict[str, Any]) -> ModelInfo:
 
 
 def _main(request: ModelRequest, folder: Path) -> None:
-    _hide_torch()
+    hide_torch()
     try:
         config = description.read_config(request, folder)
     except OtherKindError as error:
@@ -87,12 +84,6 @@ def _main(request: ModelRequest, folder: Path) -> None:
 
 def _tell(what: str, values: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps({what: values}))
-
-
-def _hide_torch() -> None:
-    """Transformers asks `find_spec` whether there is a torch, and has no other switch."""
-    real = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, package=None: None if name == "torch" else real(name, package)
 
 
 if __name__ == "__main__":

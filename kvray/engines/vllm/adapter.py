@@ -22,10 +22,13 @@ from kvray.engines.base import (
 from kvray.engines.hugging_face.conversion import convert_if_gguf
 from kvray.engines.hugging_face.gguf import check_gguf
 from kvray.engines.hugging_face.model_folder import config_path, revision, weights_path
-from kvray.engines.vllm import axes, description, rules, serving, spaces
+from kvray.engines.vllm import axes, description, device_rates, rules, serving, spaces
+from kvray.engines.vllm.costs import VllmCosts
 from kvray.engines.vllm.versions import check_version
 from kvray.errors import EngineError
 from kvray.extras import Extra
+from kvray.forecast.cost_model import CostModel
+from kvray.forecast.hardware import Hardware
 from kvray.models.checkpoint import check_files
 from kvray.models.revision import check_unchanged
 from kvray.models.source import SourceKind, parse_model_id
@@ -42,6 +45,7 @@ class VllmAdapter(EngineAdapter):
     libraries: ClassVar[tuple[str, ...]] = ("vllm", "torch", "transformers")
     preload: ClassVar[tuple[str, ...]] = ("torch", "vllm", "vllm.v1.engine.llm_engine", "kvray.engines.vllm.loaded")
     is_parallel: ClassVar[bool] = True
+    measures_hardware: ClassVar[bool] = True
     extra: ClassVar[Extra | None] = Extra.VLLM
 
     @override
@@ -65,6 +69,14 @@ class VllmAdapter(EngineAdapter):
     @override
     def describe_model(self, request: ModelRequest) -> ModelInfo:
         return description.describe(request)
+
+    @override
+    def measure_hardware(self, device: DeviceType, threads: int | None) -> Hardware | None:
+        return device_rates.measure_apart(device, threads, self.process_environment())
+
+    @override
+    def cost_model(self, model: ModelInfo) -> CostModel | None:
+        return None if model.shape is None else VllmCosts(model.shape, model.layer_kinds)
 
     @override
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:

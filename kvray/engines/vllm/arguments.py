@@ -21,6 +21,8 @@ THREADS_BIND = "omp_threads_bind"
 THREADS_BIND_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 DEFAULT_BLOCKS: Mapping[DeviceType, int] = {DeviceType.CPU: 128, DeviceType.CUDA: 16}
 """Tokens of a block where none is asked for."""
+SERVER_CHUNK_TOKENS = 2048
+"""Worked on at once by default in `vllm serve`, on most devices."""
 _POOL_BYTES = 1 << 30
 """So much vLLM is told that it may take for keys and values, lest it takes a share of all memory; how many blocks it
 makes is said apart."""
@@ -90,8 +92,13 @@ def pool_blocks(candidate: Candidate, device: DeviceType, cells: Sequence[Cell],
     Args:
         groups: of layers that take blocks of their own.
     """
-    block = int(candidate.setting("block_size") or DEFAULT_BLOCKS[device])
+    block = block_tokens(candidate, device)
     sequences = (
         cell.batch_size * (math.ceil((cell.context_tokens + cell.output_tokens) / block) + 1) for cell in cells
     )
     return groups * max(sequences) + 1
+
+
+def block_tokens(candidate: Candidate, device: DeviceType) -> int:
+    """Tokens of a block."""
+    return int(candidate.setting("block_size") or DEFAULT_BLOCKS[device])

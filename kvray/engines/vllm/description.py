@@ -13,6 +13,7 @@ from kvray.candidate import DType
 from kvray.engines.base import UNKNOWN_REVISION, ModelInfo, ModelRequest
 from kvray.engines.hugging_face.conversion import convert_if_gguf
 from kvray.engines.hugging_face.model_folder import config_path
+from kvray.engines.hugging_face.shape_reader import found_shape
 from kvray.engines.hugging_face.tokenizer import has_tokenizer
 from kvray.errors import ModelError, sentence_of
 from kvray.models.config_file import check_config_file
@@ -46,7 +47,7 @@ def describe(request: ModelRequest) -> ModelInfo:
         raise ModelError(
             f"Model {request.model_id!r} has no tokenizer.", hint="Put it beside the weights with save_pretrained."
         )
-    kinds = layer_kinds(config)
+    kinds, found = layer_kinds(config), found_shape(folder)
     return ModelInfo(
         model_id=source.portable_id,
         revision=UNKNOWN_REVISION if source.kind is SourceKind.FOLDER else revision_of(request, source, folder),
@@ -56,7 +57,8 @@ def describe(request: ModelRequest) -> ModelInfo:
         random_weights=source.kind is SourceKind.RANDOM,
         layer_kinds=kinds,
         packing=packing(config),
-        shape_unknown="kvray does not forecast vLLM's costs",
+        shape=found.shape,
+        shape_unknown=found.unknown,
         tensor_parallel=True,
         notes=(_GGUF_NOTE,) if source.kind is SourceKind.GGUF else (),
     )

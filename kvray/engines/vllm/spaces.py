@@ -21,8 +21,6 @@ from kvray.workload import WorkloadProfile
 
 CHUNK_TOKENS = 512
 """Worked on at once in place of the default, where prompts are longer: answers of others wait less."""
-SERVER_CHUNK_TOKENS = 2048
-"""Worked on at once by default, on most devices."""
 _PAGED = CacheChoice(CacheStrategy.PAGED)
 _FLASH = AttentionChoice(AttentionBackend.FLASH)
 _OTHER_BLOCKS = {DeviceType.CPU: (32, 256), DeviceType.CUDA: (32,)}

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from kvray.candidate import Candidate, CompileMode, DeviceType, DType
-from kvray.engines.base import DeviceFacts, ModelRequest, UnsupportedError
+from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest, UnsupportedError
 from kvray.engines.vllm import VllmAdapter, adapter, versions
 from kvray.engines.vllm.arguments import engine_arguments
 from kvray.engines.vllm.description import cache_groups, max_context
@@ -22,6 +22,7 @@ from kvray.workload import Cell
 
 CPU = DeviceFacts(device=DeviceType.CPU, device_name="a CPU")
 HUB = ModelRequest(model_id="org/name", revision="a" * 40)
+MODEL = ModelInfo(model_id="m", revision="1", architecture="Llama", max_context=512, native_dtype=DType.FLOAT32)
 CELLS = [Cell(100, 28, 4), Cell(200, 56, 4)]
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,8 +38,7 @@ CONFIG = {
 
 
 def baseline(**settings: Any) -> Candidate:
-    model = VllmAdapter().describe_model(ModelRequest(model_id=f"random:{ASSET}"))
-    return with_settings(VllmAdapter().baseline(model, CPU, batch_size=4), settings)
+    return with_settings(VllmAdapter().baseline(MODEL, CPU, batch_size=4), settings)
 
 
 ASSET = Path(__file__).parents[2] / "assets" / "tiny_llama"
@@ -139,6 +139,7 @@ def test_how_many_tokens_the_model_holds(fields: dict[str, Any], tokens: int | N
     assert max_context({**CONFIG, **fields}) == tokens
 
 
+@pytest.mark.spawns
 def test_a_folder_is_described_without_vllm(tmp_path: Path) -> None:
     import numpy as np
 
@@ -153,6 +154,9 @@ def test_a_folder_is_described_without_vllm(tmp_path: Path) -> None:
     info = VllmAdapter().describe_model(request)
     assert (info.architecture, info.max_context, info.native_dtype) == ("LlamaForCausalLM", 512, DType.FLOAT16)
     assert not info.random_weights
+    assert info.shape is not None
+    parameters = 2 * 256 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 96 + 2 * 64)
+    assert (info.shape.total_parameters, len(info.shape.layers)) == (parameters, 2)
 
 
 def test_a_config_that_is_no_table_is_a_model_error(tmp_path: Path) -> None:

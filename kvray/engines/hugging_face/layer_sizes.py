@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kvray.engines.transformers.mixer_sizes import DeltaNetSizes, LatentSizes, MambaSizes
+from kvray.engines.hugging_face.mixer_sizes import DeltaNetSizes, LatentSizes, MambaSizes
 from kvray.forecast.shape import LayerShape
 
 _PLAIN_MLP = frozenset(

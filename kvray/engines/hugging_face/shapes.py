@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvray.engines.transformers.layer_sizes import LayerSizes
-from kvray.engines.transformers.packed import packing_of
+from kvray.engines.hugging_face.layer_sizes import LayerSizes
+from kvray.engines.hugging_face.packing import packing_of
 from kvray.forecast.shape import ModelShape
 
 KNOWN_TYPES = frozenset(
