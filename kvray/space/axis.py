@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,6 +171,54 @@ class Axis:
         if self.most == math.inf:
             return f"a positive {what}" if self.whole and self.least == 1 else f"a {what} of at least {self.least:g}"
         return f"a {what} from {self.least:g} to {self.most:g}"
+
+
+def number_axis(
+    name: str,
+    title: str,
+    *,
+    unit: str = "N",
+    default: int | None = None,
+    scale: Scale = Scale.LOG,
+    values: Iterable[AxisValue] = (),
+    obstacle: str | None = None,
+    on_request: str | None = None,
+    **more: Any,
+) -> Axis:
+    """An axis of numbers, whole ones unless `more` says otherwise.
+
+    Args:
+        unit: stands for every number that is not among `values`, with this `obstacle` and `on_request`.
+        more: further attributes of `Axis`.
+    """
+    any_other = AxisValue(value=unit, obstacle=obstacle, on_request=on_request)
+    return Axis(
+        name=name,
+        title=title,
+        kind=AxisKind.NUMBER,
+        scale=scale,
+        default=default,
+        values=(*values, any_other),
+        **more,
+    )
+
+
+def flag_axis(
+    name: str,
+    title: str,
+    *,
+    default: bool | None,
+    obstacle: str | None = None,
+    on_request: str | None = None,
+    **more: Any,
+) -> Axis:
+    """An axis of two values, of which the one that is not the default is measured on request where `on_request` says
+    so; `more` are further attributes of `Axis`."""
+    values = tuple(
+        AxisValue(value=setting_text(one), obstacle=obstacle, on_request=on_request if one != default else None)
+        for one in (False, True)
+    )
+    return Axis(name=name, title=title, kind=AxisKind.FLAG, default=default, values=values, **more)
 
 
 def canonical_form(candidate: Candidate, axes: Sequence[Axis], profile: WorkloadProfile) -> Candidate:

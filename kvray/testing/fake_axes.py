@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType, ParamValue
-from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
+from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, flag_axis, number_axis
 from kvray.space.constraints import SpaceFacts
 from kvray.space.menu import shared_axis
 from kvray.workload import WorkloadProfile
@@ -38,23 +38,16 @@ def axes(device: DeviceType) -> tuple[Axis, ...]:
         shared_axis("attention", (AxisValue(value=one.value) for one in AttentionBackend if one in _SPEED)),
         shared_axis("dtype", (AxisValue(value=dtype.value) for dtype in DType)),
         shared_axis("compile", (AxisValue(value=mode.value) for mode in compiles)),
-        Axis(
-            name="tile",
-            title="tile size",
-            kind=AxisKind.NUMBER,
-            scale=Scale.LOG,
-            values=(AxisValue(value="tokens", on_request=f"fastest at {BEST_TILE}"),),
+        number_axis(
+            "tile",
+            "tile size",
+            unit="tokens",
             most=MOST_TILE,
             aliases={"auto": None},
             canonical=_tile_within_cells,
+            on_request=f"fastest at {BEST_TILE}",
         ),
-        Axis(
-            name="fused",
-            title="fused kernel",
-            kind=AxisKind.FLAG,
-            values=(AxisValue(value="true", on_request="made up"), AxisValue(value="false")),
-            default=False,
-        ),
+        flag_axis("fused", "fused kernel", default=False, on_request="made up"),
         Axis(
             name="layout",
             title="memory layout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -11,9 +12,12 @@ import pytest
 from second_environment import OTHER_TRANSFORMERS
 from test_sweep import config_of
 
+from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy
 from kvray.engines.interpreter import EnginePython
+from kvray.engines.llama_cpp import LlamaCppAdapter
 from kvray.errors import AllTrialsFailedError, EngineError, ResultsError
+from kvray.forecast.hardware import load_hardware
 from kvray.plan.plan import load_plan_file
 from kvray.probes.environment import library_versions
 from kvray.record import TrialStatus
@@ -21,6 +25,7 @@ from kvray.report.facts import environment_facts
 from kvray.store.parquet import ResultsStore
 from kvray.testing.fake import FakeAdapter
 from kvray.testing.fake_server import HELD_MIB
+from kvray.tuning.local_device import detect_device, measured_hardware, rates_key
 from kvray.tuning.result import TuneResult
 from kvray.tuning.search import TuningSearch
 
@@ -111,3 +116,20 @@ def test_a_python_that_cannot_run_the_engine_ends_the_sweep_before_it_begins(tmp
     unknown = config_of("fake:ok", tmp_path / "out", engine_pythons={"fkae": "/usr/bin/python3"})
     with pytest.raises(EngineError, match="Unknown engine 'fkae'"):
         TuningSearch(config=unknown).preview()
+
+
+def test_a_device_s_rates_are_measured_there_and_kept_by_the_versions_there(
+    second_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "cache"))
+    engine, device = LlamaCppAdapter(), detect_device(DeviceType.CPU)
+    there = EnginePython(path=second_python, python_version="3", engine_versions={"llama-cpp-python": "0"})
+    key = rates_key(config_of("fake:", tmp_path), engine, device, there)
+    assert key is not None
+    assert key.engine_versions == (("llama-cpp-python", "0"),)
+    nowhere = replace(there, path=str(tmp_path / "python"))
+    assert measured_hardware(key, engine, None, python=nowhere) is None
+    rates = measured_hardware(key, engine, None, python=there)
+    assert rates is not None
+    assert load_hardware(key) == rates

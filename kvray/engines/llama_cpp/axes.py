@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from kvray.candidate import (
     AttentionBackend,
@@ -13,7 +12,6 @@ from kvray.candidate import (
     DeviceType,
     DType,
     ParamValue,
-    setting_text,
 )
 from kvray.engines.base import DeviceFacts
 from kvray.engines.llama_cpp.build import GPU_BUILD, Build, installed_build
@@ -29,7 +27,7 @@ from kvray.engines.llama_cpp.settings import (
     context_tokens,
 )
 from kvray.models.config_file import MOST_LAYERS
-from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
+from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale, flag_axis, number_axis
 from kvray.space.menu import shared_axis
 from kvray.workload import WorkloadProfile
 
@@ -82,45 +80,41 @@ def _own_axes(build: Build | None) -> tuple[Axis, ...]:
             values=tuple(map(_cache_type, CACHE_TYPES)),
             default=DEFAULT_TYPE,
         ),
-        _number("n_ubatch", "tokens worked on at once", DEFAULT_UBATCH, canonical=_ubatch_within_batch),
-        _number(
+        number_axis("n_ubatch", "tokens worked on at once", default=DEFAULT_UBATCH, canonical=_ubatch_within_batch),
+        number_axis(
             "n_batch",
             "tokens handed over at once",
-            DEFAULT_BATCH,
+            default=DEFAULT_BATCH,
             canonical=_batch_within_context,
             on_request="matters for prompts of several sequences or beyond 2,048 tokens",
         ),
         # What it is where nothing is set depends on where and beside what a trial runs.
-        _number("threads", "threads while generating", None, most=_MOST_THREADS),
-        _number(
+        number_axis("threads", "threads while generating", most=_MOST_THREADS),
+        number_axis(
             "threads_batch",
             "threads while reading a prompt",
-            None,
             most=_MOST_THREADS,
             canonical=_unlike_threads,
             on_request="as many as while generating, unless set",
         ),
-        Axis(
-            name="poll",
-            title="how busily threads wait",
-            kind=AxisKind.NUMBER,
+        number_axis(
+            "poll",
+            "how busily threads wait",
+            unit="level",
             scale=Scale.LINEAR,
             least=0,
             most=100,
             default=None if has_openmp else DEFAULT_POLL,
-            values=(
-                AxisValue(
-                    value="level",
-                    obstacle="this build computes with OpenMP, whose threads wait in their own way (OMP_WAIT_POLICY)"
-                    if has_openmp
-                    else None,
-                    on_request="50 unless set",
-                ),
-            ),
+            obstacle="this build computes with OpenMP, whose threads wait in their own way (OMP_WAIT_POLICY)"
+            if has_openmp
+            else None,
+            on_request="50 unless set",
         ),
-        _flag("swa_full", "all tokens kept in layers with a window", default=False, on_request="only takes memory"),
-        _flag("repack", "rearranged weights for this CPU", default=True, on_request="loads faster, computes slower"),
-        _flag(
+        flag_axis("swa_full", "all tokens kept in layers with a window", default=False, on_request="only takes memory"),
+        flag_axis(
+            "repack", "rearranged weights for this CPU", default=True, on_request="loads faster, computes slower"
+        ),
+        flag_axis(
             "kv_unified",
             "one buffer for all sequences",
             default=False,
@@ -135,17 +129,16 @@ def _gpu_axes(obstacle: str | None, device: DeviceFacts) -> tuple[Axis, ...]:
     here = obstacle is None
     several = obstacle or ("needs several GPUs" if device.gpu_count < 2 else None)
     return (
-        _number(
+        number_axis(
             "n_gpu_layers",
             "layers on the GPU",
-            None,
             least=0,
             most=MOST_LAYERS,
             canonical=_all_layers_unset,
             obstacle=obstacle,
             on_request="all unless set",
         ),
-        _flag(
+        flag_axis(
             "offload_kqv",
             "keys and values on the GPU",
             default=True if here else None,
@@ -162,10 +155,10 @@ def _gpu_axes(obstacle: str | None, device: DeviceFacts) -> tuple[Axis, ...]:
             ),
             default=SplitMode.LAYER.value if several is None else None,
         ),
-        _number(
+        number_axis(
             "n_cpu_moe",
             "layers whose experts stay in host memory",
-            0 if here else None,
+            default=0 if here else None,
             least=0,
             most=MOST_LAYERS,
             obstacle=obstacle,
@@ -185,37 +178,6 @@ def _gpu_obstacle(device: DeviceFacts, build: Build | None) -> str | None:
 def _cache_type(name: str) -> AxisValue:
     default_space = (DEFAULT_TYPE, "q8_0", "q4_0")
     return AxisValue(value=name, on_request=None if name in default_space else "measured with --set or --space full")
-
-
-def _number(
-    name: str,
-    title: str,
-    default: int | None,
-    *,
-    obstacle: str | None = None,
-    on_request: str | None = None,
-    **more: Any,
-) -> Axis:
-    """An axis of whole numbers; `more` are further attributes of `Axis`."""
-    values = (AxisValue(value="N", obstacle=obstacle, on_request=on_request),)
-    return Axis(name=name, title=title, kind=AxisKind.NUMBER, scale=Scale.LOG, default=default, values=values, **more)
-
-
-def _flag(
-    name: str,
-    title: str,
-    *,
-    default: bool | None,
-    obstacle: str | None = None,
-    on_request: str | None = None,
-    **more: Any,
-) -> Axis:
-    """An axis of two values, of which the one that is not the default is measured on request."""
-    values = tuple(
-        AxisValue(value=setting_text(one), obstacle=obstacle, on_request=on_request if one != default else None)
-        for one in (False, True)
-    )
-    return Axis(name=name, title=title, kind=AxisKind.FLAG, default=default, values=values, **more)
 
 
 def _cache_follows_types(candidate: Candidate) -> Candidate:

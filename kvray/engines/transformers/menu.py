@@ -20,7 +20,7 @@ from kvray.candidate import (
 from kvray.engines.base import DeviceFacts
 from kvray.engines.transformers.arguments import QUANTIZED_BITS, Split
 from kvray.extras import Extra
-from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
+from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale, number_axis
 from kvray.space.menu import MenuLine, menu_of, shared_axis
 from kvray.workload import WorkloadProfile
 
@@ -40,12 +40,11 @@ def axes(device: DeviceFacts) -> tuple[Axis, ...]:
         shared_axis("attention", (_attention(attention, device) for attention in AttentionBackend)),
         shared_axis("dtype", (_dtype(dtype, device) for dtype in DType)),
         shared_axis("compile", (_compile(mode, device) for mode in CompileMode)),
-        Axis(
-            name="prefill_chunk",
-            title="prefill chunk (tokens)",
-            kind=AxisKind.NUMBER,
-            scale=Scale.LOG,
-            values=(AxisValue(value="tokens", on_request="prompts in pieces save memory (--prefill-chunk)"),),
+        number_axis(
+            "prefill_chunk",
+            "prefill chunk (tokens)",
+            unit="tokens",
+            on_request="prompts in pieces save memory (--prefill-chunk)",
         ),
         Axis(
             name="weights_limit_mib",

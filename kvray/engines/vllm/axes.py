@@ -17,7 +17,7 @@ from kvray.candidate import (
 from kvray.engines.base import DeviceFacts
 from kvray.engines.vllm.arguments import CUDAGRAPH_MODE, DEFAULT_BLOCKS, THREADS_BIND
 from kvray.probes.cpu import cpu_flags
-from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale
+from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale, flag_axis, number_axis
 from kvray.space.menu import shared_axis
 from kvray.workload import WorkloadProfile
 
@@ -93,17 +93,14 @@ def _cache_axes(device: DeviceFacts) -> tuple[Axis, ...]:
             default="auto",
             canonical=_same_kv_dtype,
         ),
-        Axis(
-            name="block_size",
-            title="tokens of a block",
-            kind=AxisKind.NUMBER,
-            scale=Scale.LOG,
-            values=(
-                *(_block(size, device) for size in _BLOCKS),
-                AxisValue(value="tokens", on_request="any other multiple (--set block_size=…)"),
-            ),
+        number_axis(
+            "block_size",
+            "tokens of a block",
+            unit="tokens",
+            values=(_block(size, device) for size in _BLOCKS),
             most=1024,
             default=DEFAULT_BLOCKS[device.device],
+            on_request="any other multiple (--set block_size=…)",
         ),
         Axis(
             name="attention_backend",
@@ -113,53 +110,35 @@ def _cache_axes(device: DeviceFacts) -> tuple[Axis, ...]:
             aliases={"auto": None},
             default="CPU_ATTN" if device.device is DeviceType.CPU else None,
         ),
-        Axis(
-            name="enable_prefix_caching",
-            title="prefix caching",
-            kind=AxisKind.FLAG,
-            values=(AxisValue(value="true"), AxisValue(value="false")),
-            default=True,
-        ),
-        Axis(
-            name="kv_offloading_size",
-            title="host memory for blocks that a GPU has no room for (GiB)",
-            kind=AxisKind.NUMBER,
-            scale=Scale.LOG,
-            values=(
-                AxisValue(
-                    value="GiB",
-                    obstacle=_gpu_obstacle(device),
-                    on_request="helps only where prompts come again (--set kv_offloading_size=…)",
-                ),
-            ),
+        flag_axis("enable_prefix_caching", "prefix caching", default=True),
+        number_axis(
+            "kv_offloading_size",
+            "host memory for blocks that a GPU has no room for (GiB)",
+            unit="GiB",
+            obstacle=_gpu_obstacle(device),
+            on_request="helps only where prompts come again (--set kv_offloading_size=…)",
         ),
     )
 
 
 def _scheduler_axes() -> tuple[Axis, ...]:
     return (
-        Axis(
-            name="enable_chunked_prefill",
-            title="prompts in pieces",
-            kind=AxisKind.FLAG,
-            values=(AxisValue(value="true"), AxisValue(value="false", on_request="not supported officially by vLLM")),
-            default=True,
+        flag_axis(
+            "enable_chunked_prefill", "prompts in pieces", default=True, on_request="not supported officially by vLLM"
         ),
-        Axis(
-            name="max_num_batched_tokens",
-            title="tokens that are worked on at once",
-            kind=AxisKind.NUMBER,
-            scale=Scale.LOG,
-            values=(AxisValue(value="tokens", on_request="longer prompts are read in pieces"),),
+        number_axis(
+            "max_num_batched_tokens",
+            "tokens that are worked on at once",
+            unit="tokens",
             most=1 << 20,
+            on_request="longer prompts are read in pieces",
         ),
-        Axis(
-            name="max_num_seqs",
-            title="sequences at once",
-            kind=AxisKind.NUMBER,
-            scale=Scale.LOG,
-            values=(AxisValue(value="sequences", on_request="more requests than that wait"),),
+        number_axis(
+            "max_num_seqs",
+            "sequences at once",
+            unit="sequences",
             most=1 << 16,
+            on_request="more requests than that wait",
         ),
     )
 
