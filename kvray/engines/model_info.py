@@ -75,6 +75,8 @@ class DeviceFacts:
     Attributes:
         compute_capability: of the oldest visible GPU, `None` on a CPU.
         gpu_memory_mib: of the smallest visible GPU, `None` on a CPU and where it is not known.
+        trial_threads: that a trial is given on this CPU; 0: as many as the engine's library takes by itself; `None`:
+            not known.
     """
 
     device: DeviceType
@@ -82,3 +84,4 @@ class DeviceFacts:
     gpu_count: int = 0
     compute_capability: tuple[int, int] | None = None
     gpu_memory_mib: float | None = None
+    trial_threads: int | None = None

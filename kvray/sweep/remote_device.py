@@ -182,12 +182,13 @@ def _seen_here(
     """Runs on the node. `wished` are the threads that the user of the driver has asked for."""
     seen = [(one.name, capture_environment(device, libraries=one.libraries)) for one in adapters]
     environments = {name: one if device is DeviceType.CPU else named_on_node(one) for name, one in seen}
-    facts = _device_facts(device, gpus, environments[adapters[0].name].device_name)
+    threads = trial_threads(wished, slots)
+    facts = _device_facts(device, gpus, environments[adapters[0].name].device_name, threads)
     return NodeFacts(
         device=facts,
         axes={one.name: tuple(one.axes(facts)) for one in adapters},
         environments=environments,
-        rates=_known_rates(adapters, device, trial_threads(wished, slots)),
+        rates=_known_rates(adapters, device, threads),
     )
 
 
@@ -199,9 +200,9 @@ def _known_rates(adapters: Sequence[EngineAdapter], device: DeviceType, threads:
     return {name: rates for name, rates in known.items() if rates is not None}
 
 
-def _device_facts(device: DeviceType, gpus: int, name: str) -> DeviceFacts:
+def _device_facts(device: DeviceType, gpus: int, name: str, threads: int | None) -> DeviceFacts:
     if device is DeviceType.CPU:
-        return DeviceFacts(device=device, device_name=cpu_name())
+        return DeviceFacts(device=device, device_name=cpu_name(), trial_threads=threads or 0)
     seen = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     return DeviceFacts(
         device=device,

@@ -81,7 +81,7 @@ class SweepEngines:
             config,
             recorded_pythons=recorded_pythons,
             is_only_engine=is_only,
-            device=None if node else detect_device(config.device),
+            device=None if node else detect_device(config.device, slots=config.slots_beside),
             node=node,
         )
         answers = [self._asked(one.name, check, one) for one in self.adapters]

@@ -21,11 +21,16 @@ from kvray.probes.gpu import visible_gpus
 _logger = logging.getLogger("kvray.tuning.local_device")
 
 
-def detect_device(asked: DeviceType | None) -> DeviceFacts:
-    """What this machine measures on: `asked`, or CUDA where there is a GPU that programs may use, else the CPU."""
+def detect_device(asked: DeviceType | None, *, slots: int = 1) -> DeviceFacts:
+    """What this machine measures on: `asked`, or CUDA where there is a GPU that programs may use, else the CPU.
+
+    Args:
+        slots: that share the CPU.
+    """
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if asked is not DeviceType.CPU else ()
     if asked is DeviceType.CPU or (asked is None and not gpus):
-        return DeviceFacts(device=DeviceType.CPU, device_name=cpu_name())
+        threads = trial_threads(wished_threads(), slots)
+        return DeviceFacts(device=DeviceType.CPU, device_name=cpu_name(), trial_threads=threads or 0)
     if not gpus:
         # A cluster may have what the driver's machine lacks; Ray's resources are checked before the first trial.
         return DeviceFacts(device=DeviceType.CUDA, device_name="GPU of the cluster")

@@ -106,7 +106,7 @@ def check_request(
         adapter.check_installed()
     request, models = requested_model(config, adapter.name), node.models if node else ModelAccess()
     models.check(adapter, request)
-    device = (node.device if node else device) or detect_device(config.device)
+    device = (node.device if node else device) or detect_device(config.device, slots=config.slots_beside)
     if device.device is DeviceType.CUDA and device.gpu_count == 0 and config.address is None:
         raise SweepError(
             "Device 'cuda' was asked for, but this machine has no GPU that NVML can see.",

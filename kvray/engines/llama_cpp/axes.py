@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from kvray.candidate import (
     AttentionBackend,
@@ -26,6 +27,7 @@ from kvray.engines.llama_cpp.settings import (
     SplitMode,
     context_tokens,
 )
+from kvray.engines.llama_cpp.threads import usual_threads
 from kvray.models.config_file import MOST_LAYERS
 from kvray.space.axis import Axis, AxisKind, AxisRequest, AxisValue, Scale, flag_axis, number_axis
 from kvray.space.menu import shared_axis
@@ -39,7 +41,11 @@ _MOST_THREADS = 512
 def axes(device: DeviceFacts) -> tuple[Axis, ...]:
     """Every axis on `device`, with the default of llama.cpp's command line tools."""
     build = installed_build()
-    return (*_shared_axes(), *_own_axes(build), *_gpu_axes(_gpu_obstacle(device, build), device))
+    return (
+        *_shared_axes(),
+        *_own_axes(build, _threads_unset(device)),
+        *_gpu_axes(_gpu_obstacle(device, build), device),
+    )
 
 
 def cache_of_types(candidate: Candidate) -> CacheStrategy:
@@ -63,7 +69,12 @@ def _shared_axes() -> tuple[Axis, ...]:
     )
 
 
-def _own_axes(build: Build | None) -> tuple[Axis, ...]:
+def _threads_unset(device: DeviceFacts) -> int | None:
+    """Threads of a trial that sets none; `None` where that depends on where and beside what it runs."""
+    return None if device.trial_threads is None else device.trial_threads or usual_threads()
+
+
+def _own_axes(build: Build | None, threads: int | None) -> tuple[Axis, ...]:
     has_openmp = build is not None and build.has_openmp
     return (
         Axis(
@@ -88,13 +99,12 @@ def _own_axes(build: Build | None) -> tuple[Axis, ...]:
             canonical=_batch_within_context,
             on_request="matters for prompts of several sequences or beyond 2,048 tokens",
         ),
-        # What it is where nothing is set depends on where and beside what a trial runs.
-        number_axis("threads", "threads while generating", most=_MOST_THREADS),
+        number_axis("threads", "threads while generating", default=threads, most=_MOST_THREADS),
         number_axis(
             "threads_batch",
             "threads while reading a prompt",
             most=_MOST_THREADS,
-            canonical=_unlike_threads,
+            canonical=partial(_unlike_threads, threads),
             on_request="as many as while generating, unless set",
         ),
         number_axis(
@@ -202,9 +212,11 @@ def _ubatch_within_batch(value: ParamValue, candidate: Candidate, profile: Workl
     return DEFAULT_UBATCH if min(int(value), most) == min(DEFAULT_UBATCH, most) else min(int(value), most)
 
 
-def _unlike_threads(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:
+def _unlike_threads(
+    unset: int | None, value: ParamValue, candidate: Candidate, profile: WorkloadProfile
+) -> AxisRequest:
     del profile
-    return None if value == candidate.setting("threads") else value
+    return None if value == (candidate.setting("threads") or unset) else value
 
 
 def _only_of_several(value: ParamValue, candidate: Candidate, profile: WorkloadProfile) -> AxisRequest:

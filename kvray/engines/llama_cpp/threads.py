@@ -16,7 +16,12 @@ _FAST_CORES = Path("/sys/devices/cpu_core/cpus")
 def default_threads() -> int:
     """What a process of llama.cpp is given here: the threads that a user or a slot has set for it, else one for each
     physical core, and never more than the CPUs that it may use."""
-    return openmp_threads() or min(physical_cores(), available_cpus())
+    return openmp_threads() or usual_threads()
+
+
+def usual_threads() -> int:
+    """What llama.cpp takes here by itself."""
+    return min(physical_cores(), available_cpus())
 
 
 def physical_cores() -> int:

@@ -468,6 +468,15 @@ def test_the_cpu_can_be_asked_for_on_a_machine_with_gpus(monkeypatch: pytest.Mon
     assert (facts.device, facts.gpu_count, facts.compute_capability) == (DeviceType.CPU, 0, None)
 
 
+def test_the_threads_of_a_trial_are_known_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert detect_device(None).trial_threads == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(kvray.probes.cpu, "available_cpus", lambda: 8)
+    assert detect_device(None, slots=4).trial_threads == 2
+
+
 def test_cuda_without_a_gpu_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpus(monkeypatch, "")
     with pytest.raises(SweepError, match=r"Device 'cuda' was asked for, but this machine has no GPU"):

@@ -11,7 +11,7 @@ from llama_cpp_samples import CPU, GPU, candidate
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.engines.llama_cpp.adapter import LlamaCppAdapter
 from kvray.engines.llama_cpp.settings import SplitMode, context_settings
-from kvray.engines.llama_cpp.threads import default_threads, physical_cores
+from kvray.engines.llama_cpp.threads import default_threads, physical_cores, usual_threads
 from kvray.space.axis import canonical_form
 from kvray.space.constraints import SpaceFacts
 from kvray.space.menu import available_here, menu_of
@@ -80,6 +80,26 @@ def test_requests_that_come_to_one_configuration_are_one_candidate(
     asked: dict[str, Any], comes_to: dict[str, Any]
 ) -> None:
     assert canonical(candidate(**asked), 512) == candidate(**comes_to)
+
+
+@pytest.mark.parametrize(
+    ("asked", "comes_to"),
+    [
+        ({"threads": 3}, {}),
+        ({"threads": 3, "threads_batch": 3}, {}),
+        ({"threads_batch": 3}, {}),
+        ({"threads": 2, "threads_batch": 3}, {"threads": 2, "threads_batch": 3}),
+        ({"threads": 2, "threads_batch": 2}, {"threads": 2}),
+    ],
+)
+def test_the_threads_that_a_trial_is_given_anyway_are_not_set(asked: dict[str, Any], comes_to: dict[str, Any]) -> None:
+    axes = ADAPTER.axes(replace(CPU, trial_threads=3))
+    assert canonical_form(candidate(**asked), axes, workload(512)) == candidate(**comes_to)
+
+
+def test_threads_of_which_the_library_takes_as_many_as_it_likes_are_known_on_this_machine() -> None:
+    (axis,) = (axis for axis in ADAPTER.axes(replace(CPU, trial_threads=0)) if axis.name == "threads")
+    assert axis.default == usual_threads()
 
 
 @pytest.mark.parametrize("asked", [{"n_ubatch": 4096}, {"n_batch": 300, "n_ubatch": 400}, {"threads_batch": 9}])
