@@ -24,6 +24,7 @@ _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 _NOTED, _NOTED_IN = b"CLUSTER_METADATA", b"cluster"
 """Where in Ray's store the head notes its versions, as JSON; `ray.init` compares them after it has connected."""
+_MODE = "RAY_AUTH_MODE"
 _COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
 
@@ -115,11 +116,14 @@ def version_problem(address: str, cluster: Mapping[str, Any]) -> SweepError | No
 
 
 def _ask_in(address: str) -> tuple[Mapping[str, Any] | None, bool]:
-    """Connect as Ray would, with a token if there must be one.
+    """Connect without a token, and with one if there must be one.
+
+    Where none is needed RAY_AUTH_MODE is set to `disabled`, lest Ray sends one: a user may have set it for another
+    cluster, a Ray that a program starts by itself leaves it in the environment, and to a cluster that `auto` finds Ray
+    sends any token that is here. Who calls this puts the variable back.
 
     Returns:
-        What the head has noted of itself, and whether it let nobody in without a token. That is not known, and taken to
-        be no, where RAY_AUTH_MODE has Ray send one unasked.
+        What the head has noted of itself, and whether it let nobody in without a token.
     """
     import ray
     from ray.exceptions import AuthenticationError
@@ -129,15 +133,23 @@ def _ask_in(address: str) -> tuple[Mapping[str, Any] | None, bool]:
     except ImportError:  # a Ray that knows no tokens
         return None, False
     asked_for_token = False
+    mode = os.environ.pop(_MODE, None)
     ray._raylet.Config.initialize("")  # an earlier Ray of this process may have switched tokens on
-    setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
     try:
         with c_libraries_write_to(Path(os.devnull)):
             client = ray._raylet.GcsClient(address=address)
     except AuthenticationError:
         asked_for_token = True
-        setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if mode is not None:
+            os.environ[_MODE] = mode
+            ray._raylet.Config.initialize("")
+            setup.ensure_token_if_auth_enabled(create_token_if_missing=False)  # or Ray's C++ ends this process
+        else:
+            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         client = ray._raylet.GcsClient(address=address)  # with words for the log, where that has changed nothing
+    else:
+        os.environ[_MODE] = "disabled"
+        ray._raylet.Config.initialize("")
     noted = client.internal_kv_get(_NOTED, namespace=_NOTED_IN)
     return None if noted is None else dict(json.loads(noted)), asked_for_token
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from kvray.plan.plan import load_plan_file
 from kvray.record import Role, TrialRecord, TrialStatus
 from kvray.store.batch_manifest import BatchStatus
 from kvray.store.parquet import ResultsStore
+from kvray.sweep.joining import prepare_to_join
+from kvray.sweep.loopback import forget_token, recall_auth_mode
 from kvray.sweep.remote_device import ask_nodes
 from kvray.testing.fake import FakeAdapter
 from kvray.tuning.batch import BatchOptions, BatchSearch
@@ -175,6 +178,19 @@ def test_a_type_that_is_named_is_the_one_that_is_asked(cluster: str) -> None:
         assert (on_cpu.device.gpu_count, on_cpu.device.compute_capability) == (0, None)
         with pytest.raises(SweepError, match="no GPUs of type 'L4'"):
             ask_nodes(adapters, device=DeviceType.CUDA, gpu_type="L4", check_alive=lambda: None)
+
+
+def test_no_token_is_sent_to_a_cluster_that_asks_for_none(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has RAY_AUTH_MODE set, or has it from a Ray of his program's own, would lose every slot otherwise."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    try:
+        assert prepare_to_join(cluster) in (cluster, None)
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+        assert ray._raylet.get_authentication_mode() == ray._raylet.AuthenticationMode.DISABLED
+    finally:
+        recall_auth_mode(None)
+        forget_token()
 
 
 @pytest.mark.slow  # whose trial is next on which type is in tests/unit/sweep/test_lanes.py

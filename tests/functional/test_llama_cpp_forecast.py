@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import pytest
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
 from kvray.engines.llama_cpp import LlamaCppAdapter
+from kvray.engines.llama_cpp.context import NativeContext
+from kvray.engines.llama_cpp.native_model import NativeModel
+from kvray.engines.llama_cpp.settings import context_settings
+from kvray.engines.llama_cpp.sizes import NativeSizes
 from kvray.workload import Cell, get_profile
 
 pytest.importorskip("llama_cpp")
@@ -50,6 +55,38 @@ def check(path: Path, candidate: Candidate, *cells: Cell) -> None:
 )
 def test_a_cache_is_as_large_as_it_was_forecast(candidate: Candidate, demo_model: Path) -> None:
     check(demo_model, candidate, Cell(40, 8, candidate.batch_size), Cell(300, 32, candidate.batch_size))
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [asked(), asked(repack=False, n_ubatch=64), asked(type_k="q8_0", attention=AttentionBackend.EAGER, batch_size=2)],
+    ids=lambda one: one.label,
+)
+def test_what_llama_cpp_simulates_is_what_it_then_allocates(candidate: Candidate, demo_model: Path) -> None:
+    settings = context_settings(candidate, Cell(300, 32, candidate.batch_size), device=DeviceType.CPU)
+    native = NativeSizes.of(str(demo_model))
+    assert native is not None
+    told = native.sizes(settings)
+    assert told is not None
+    with closing(NativeModel(demo_model, settings)) as model, closing(NativeContext(model, settings)) as context:
+        buffers = context.said.buffers
+    assert told.cache_mib == pytest.approx(sum(one.mib for one in buffers if one.use == "KV"), abs=0.02)
+    assert told.host_mib == pytest.approx(sum(one.mib for one in buffers if one.use in ("output", "compute")))
+    assert told.gpu_mib == 0
+    copied_mib = sum(one.mib for one in buffers if one.is_rearranged)
+    assert told.copied_bytes / 2**20 == pytest.approx(copied_mib, rel=0.05), "AMX adds sums to its tiles"
+    assert bool(told.copied_bytes) <= settings.repack
+
+
+def test_a_file_that_llama_cpp_cannot_simulate_has_its_formulas_alone(tmp_path: Path) -> None:
+    assert NativeSizes.of(str(tmp_path / "none.gguf")) is None
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    native = NativeSizes.of(str(broken))
+    assert native is not None
+    settings = context_settings(asked(), Cell(300, 32, 1), device=DeviceType.CPU)
+    assert native.sizes(settings) is None
+    assert native.sizes(replace(settings, n_ubatch=7)) is None, "it is not asked again"
 
 
 @pytest.mark.slow

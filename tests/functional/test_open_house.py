@@ -4,15 +4,15 @@ own, a number axis, the most probable tokens alone, and a candidate on two GPUs.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
 import pytest
-import ray
 import second_engine
+from own_ray import own_ray
 from second_environment import OTHER_TRANSFORMERS, make_environment
 
 from kvray.candidate import DeviceType
@@ -52,19 +52,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TuneResult
     space.write_text(SPACE)
     tests = str(Path(__file__).parent)
     elsewhere = make_environment(folder / "python", *sys.path, str(packages), tests)
-    paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.syspath_prepend(str(packages))
         patch.setenv("KVRAY_CACHE", str(folder / "cache"))
         patch.setenv("KVRAY_SECOND_PYTHON", elsewhere)
-        context = ray.init(
-            address="local",
-            num_cpus=2,
-            num_gpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": paths}},
-        )
+        context = stack.enter_context(own_ray(tests, num_gpus=2))
         config = TuneConfig(
             model_id="fake:second:=topk,second:=server",
             profile=PROFILE,
@@ -76,10 +68,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TuneResult
             search=SearchStrategy.GRID,
             confirm_rounds=0,
         )
-        try:
-            yield TuningSearch(config=config).run(), folder / "results", elsewhere
-        finally:
-            ray.shutdown()
+        yield TuningSearch(config=config).run(), folder / "results", elsewhere
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 
 import duckdb
 import pytest
-import ray
 from kvray_logger import logger_as_before
+from own_ray import own_ray
 
 from kvray.cli.app import run
 from kvray.plan.plan import load_plan_file
@@ -29,9 +29,8 @@ def log_as_before() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def one_ray() -> Iterator[None]:
     """Not one for each of the two sweeps."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray():
+        yield
 
 
 def test_a_sweep_over_own_axes_goes_through_records_ranking_plan_and_report_and_is_resumed(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from changing_engine import ChangingAdapter
+from own_ray import own_ray
 
 from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.candidate import DeviceType
@@ -45,16 +44,8 @@ FOUR: dict[str, Any] = {"caches": ("dynamic",), "attentions": ("sdpa", "eager"),
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """For all sweeps of this file; each would start its own otherwise, which takes seconds."""
-    tests = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": tests}},
-    )
-    yield
-    ray.shutdown()
+    with own_ray(str(Path(__file__).parent)):
+        yield
 
 
 @pytest.fixture

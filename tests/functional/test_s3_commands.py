@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from kvray_logger import logger_as_before
 from moto.server import ThreadedMotoServer
+from own_ray import own_ray
 from pyarrow.fs import FileSystem
 
 from kvray.cli.app import run
@@ -31,9 +31,8 @@ models: ["fake:ok", "fake:=nonsense"]
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """For all sweeps of this file; each would start its own otherwise, which takes seconds."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with own_ray():
+        yield
 
 
 @pytest.fixture(scope="module")

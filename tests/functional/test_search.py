@@ -6,14 +6,13 @@ and without compiling candidates are equal, and the next ones are a quarter slow
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from forgetful_engine import ForgetfulAdapter
+from own_ray import own_ray
 
 from kvray.analysis.evidence import confirm_round
 from kvray.candidate import DeviceType
@@ -53,16 +52,8 @@ BASELINE = "dynamic/sdpa/float32"
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
     """For all sweeps of this file; each would start its own otherwise, which takes seconds."""
-    tests = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": tests}},
-    )
-    yield
-    ray.shutdown()
+    with own_ray(str(Path(__file__).parent)):
+        yield
 
 
 def sweep(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import second_engine
+from own_ray import own_ray
 
 from kvray.analysis.evidence import gather_evidence
 from kvray.candidate import DeviceType
@@ -46,13 +45,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_ray() -> Iterator[None]:
-    tests = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = {"PYTHONPATH": tests}
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": variables}
-    )
-    yield
-    ray.shutdown()
+    with own_ray(str(Path(__file__).parent)):
+        yield
 
 
 def config_of(tmp_path: Path, **changes: object) -> TuneConfig:

@@ -33,7 +33,7 @@ def space(tmp_path: Path) -> Path:
 
 def on_gpus(space: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> TuneConfig:
     facts = DeviceFacts(device=DeviceType.CUDA, device_name="Made up", gpu_count=2)
-    monkeypatch.setattr(kvray.tuning.resolved, "detect_device", lambda asked: facts)
+    monkeypatch.setattr(kvray.tuning.resolved, "detect_device", lambda asked, **_: facts)
     given = {"model_id": "fake:ok", "profile": get_profile("ci-micro"), "engine": "fake", "space": str(space)}
     return TuneConfig(**{**given, **values})
 
