@@ -20,12 +20,15 @@ class MemoryNeed:
         weights, cache: held all the time.
         transient: activations, logits and copies, alive at the worst moment only.
         on_each_gpu: what every GPU of the candidate needs for itself beside its share.
+        droppable: pages of mapped files that are in a resident set until memory is short: nothing fails for want of
+            room for them.
     """
 
     weights: int
     cache: int
     transient: int
     on_each_gpu: int = 0
+    droppable: int = 0
 
     @property
     def held(self) -> int:
@@ -39,7 +42,7 @@ class MemoryNeed:
 
     def peak_over(self, gpus: int) -> int:
         """All of it on `gpus` together."""
-        return self.held + self.transient + gpus * self.on_each_gpu
+        return self.held + self.transient + gpus * self.on_each_gpu + self.droppable
 
 
 def weight_bytes(shape: ModelShape, dtype: DType) -> int:

@@ -27,6 +27,7 @@ class CellForecast:
         peak_mib: as the record's: the allocator's peak (CUDA), or the resident set, libraries included (CPU); without a
             measured device the libraries are missing from it.
         held_mib: of the tensors that model and cache hold.
+        droppable_mib: that part of the peak without which the candidate would run as well.
         ideal_decode_tok_s: at which reading weights and cache once a step would take all of the copy bandwidth, of all
             the candidate's GPUs together.
     """
@@ -37,6 +38,7 @@ class CellForecast:
     peak_mib: float
     held_mib: float
     ideal_decode_tok_s: float | None
+    droppable_mib: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,13 @@ class Forecast:
 
     @property
     def highest_peak_mib(self) -> float:
-        """What lets every cell run."""
+        """The peak of the hungriest cell."""
         return max(one.peak_mib for one in self.cells)
+
+    @property
+    def needed_mib(self) -> float:
+        """What must be free for every cell to run."""
+        return max(one.peak_mib - one.droppable_mib for one in self.cells)
 
     def at_rung(self, rung: int) -> Forecast:
         """The same for the cells of `rung`, so that it compares with what was measured there."""
@@ -122,6 +129,7 @@ def forecast_cell(
         decode_tok_s=None if step_s is None else cell.batch_size / step_s,
         peak_mib=need.peak_over(candidate.parallelism) / MIB + candidate.parallelism * resident_mib,
         held_mib=need.held / MIB,
+        droppable_mib=need.droppable / MIB,
         ideal_decode_tok_s=None if ideal_s is None else cell.batch_size / ideal_s,
     )
 
@@ -131,11 +139,11 @@ def does_not_fit(forecast: Forecast, hardware: Hardware | None, free_mib: float 
     nothing is known. On CUDA the process needs memory outside the allocator too, on each GPU; the rest is spread."""
     if free_mib is None:
         return None
-    needed = forecast.highest_peak_mib / forecast.gpus + beside_allocator_mib(hardware)
+    needed = forecast.needed_mib / forecast.gpus + beside_allocator_mib(hardware)
     usable = free_mib * (1 - MARGIN)
     if needed <= usable:
         return None
-    worst = max(forecast.cells, key=lambda one: one.peak_mib)
+    worst = max(forecast.cells, key=lambda one: one.peak_mib - one.droppable_mib)
     each = "" if forecast.gpus == 1 else f" on each of {forecast.gpus} GPUs"
     return (
         f"needs {needed:,.0f} MiB{each} for {worst.cell.label} by forecast, but only {usable:,.0f} MiB can be used "

@@ -22,6 +22,7 @@ from kvray.engines.llama_cpp.amx_build import check_tiles
 from kvray.engines.llama_cpp.build import GPU_BUILD, installed_build
 from kvray.engines.llama_cpp.costs import LlamaCppCosts
 from kvray.engines.llama_cpp.portable import build_note
+from kvray.engines.llama_cpp.sizes import NativeSizes
 from kvray.engines.llama_cpp.threads import default_threads
 from kvray.errors import ModelError
 from kvray.extras import Extra
@@ -86,7 +87,12 @@ class LlamaCppAdapter(EngineAdapter):
     def cost_model(self, model: ModelInfo) -> CostModel | None:
         if model.shape is None or model.weight_bytes is None:
             return None
-        return LlamaCppCosts(model.shape, weight_bytes=model.weight_bytes, threads=default_threads())
+        return LlamaCppCosts(
+            model.shape,
+            weight_bytes=model.weight_bytes,
+            threads=default_threads(),
+            native=NativeSizes.of(model.model_id),
+        )
 
     @override
     def identify_model(self, request: ModelRequest, info: ModelInfo) -> ModelInfo:

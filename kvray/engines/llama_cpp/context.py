@@ -102,7 +102,7 @@ class NativeContext:
         self._on_node = on_node  # the library calls it as long as the context lives
         log = engine_log()
         begun = log.mark
-        self.handle = self._llama.llama_init_from_model(model.handle, _context_params(self._llama, settings, on_node))
+        self.handle = self._llama.llama_init_from_model(model.handle, context_params(self._llama, settings, on_node))
         if not self.handle:
             raise context_error(log.errors_since(begun))
         self.said = Said.of((*model.said, *log.since(begun)))
@@ -172,7 +172,8 @@ class NativeContext:
         return self._views[address]
 
 
-def _context_params(llama: Any, settings: ContextSettings, on_node: Any | None) -> Any:
+def context_params(llama: Any, settings: ContextSettings, on_node: Any | None) -> Any:
+    """`settings` as the library takes them."""
     params = llama.llama_context_default_params()
     for name in ("n_ctx", "n_seq_max", "n_batch", "n_ubatch", "swa_full", "kv_unified", "offload_kqv"):
         setattr(params, name, getattr(settings, name))

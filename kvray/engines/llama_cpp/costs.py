@@ -6,13 +6,23 @@ What is alive beside them is counted from its graphs as they are computed; nothi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from typing_extensions import override
 
 from kvray.candidate import Candidate, DeviceType, DType
-from kvray.engines.llama_cpp.settings import ALL_LAYERS, PLAIN_TYPES, ContextSettings, context_settings, padded
+from kvray.engines.llama_cpp.settings import (
+    ALL_LAYERS,
+    PAD_TOKENS,
+    PLAIN_TYPES,
+    ContextSettings,
+    context_settings,
+    padded,
+)
+from kvray.engines.llama_cpp.sizes import NativeSizes, Sizes
 from kvray.forecast.cost_model import CostModel
 from kvray.forecast.hardware import Hardware
-from kvray.forecast.memory import MemoryNeed
+from kvray.forecast.memory import MIB, MemoryNeed
 from kvray.forecast.roofline import attention_flops, prompt_flops, roofline_s, step_flops
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.workload import Cell
@@ -26,6 +36,10 @@ TYPE_BYTES = {
 }
 """Bytes of a cached element: blocks have 32 of them. Source: `type_traits` of ggml."""
 _FLOAT_BYTES = 4
+_MOST_SIMULATED = 1 << 22
+"""Tokens."""
+_ROUNDED_MIB = 0.01
+"""The log rounds keys and values to hundredths."""
 _SCORE_PASSES = 5
 """Over the scores without flash attention: written, masked and softmax in one (2), read by the values, copied (1)."""
 _HIDDEN_ALIVE, _INNER_ALIVE = 4, 3
@@ -40,24 +54,38 @@ class LlamaCppCosts(CostModel):
     Args:
         weight_bytes: of all weights as the file has them.
         threads: with which a candidate computes that sets none.
+        native: llama.cpp's own arithmetic, where it can be had; the formulas stand for it elsewhere.
     """
 
-    def __init__(self, shape: ModelShape, *, weight_bytes: int, threads: int) -> None:
+    def __init__(
+        self, shape: ModelShape, *, weight_bytes: int, threads: int, native: NativeSizes | None = None
+    ) -> None:
         self._shape = shape
         self._weight_bytes = weight_bytes
         self._threads = threads
+        self._native = native
 
     @override
     def memory(self, candidate: Candidate, cell: Cell, device: DeviceType) -> MemoryNeed:
         settings = self._settings(candidate, cell, device)
-        weights, cache = self._weight_bytes, cache_bytes(self._shape, settings)
+        sizes = self._simulated(settings)
+        cache = _closer_cache(cache_bytes(self._shape, settings), sizes)
+        transient = _transient_bytes(self._shape, settings, cell)
         if device is DeviceType.CUDA:
-            weights = round(self._share_on_gpu(settings) * (weights - self._experts_on_host(settings)))
-            cache = round(self._share_on_gpu(settings) * cache) if settings.offload_kqv else 0
+            on_gpu = self._share_on_gpu(settings)
+            return MemoryNeed(
+                weights=round(on_gpu * (self._weight_bytes - self._experts_on_host(settings))),
+                cache=round(on_gpu * cache) if settings.offload_kqv else 0,
+                transient=transient if sizes is None or not sizes.gpu_mib else round(sizes.gpu_mib * MIB),
+            )
+        weights = sizes or self._simulated(replace(settings, n_ctx=PAD_TOKENS * settings.n_seq_max))
+        copied, used = (0, 0) if weights is None else (weights.copied_bytes, weights.used_bytes)
+        # Of the buffers that graphs are computed in only what was written is resident.
         return MemoryNeed(
-            weights=weights,
+            weights=self._weight_bytes + used,
             cache=cache,
-            transient=_transient_bytes(self._shape, settings, cell),
+            transient=transient if sizes is None else min(transient, round(sizes.host_mib * MIB)),
+            droppable=copied - used,
         )
 
     @override
@@ -104,6 +132,12 @@ class LlamaCppCosts(CostModel):
         settings = self._settings(candidate, cell, DeviceType.CPU)
         return self._read_bytes(tokens=cell.batch_size) + _attended_bytes(self._shape, settings, cell)
 
+    def _simulated(self, settings: ContextSettings) -> Sizes | None:
+        """What llama.cpp says; of contexts that no machine holds it is not asked."""
+        if self._native is None or settings.n_ctx > _MOST_SIMULATED:
+            return None
+        return self._native.sizes(settings)
+
     def _settings(self, candidate: Candidate, cell: Cell, device: DeviceType) -> ContextSettings:
         return context_settings(candidate, cell, device=device, threads=self._threads)
 
@@ -126,6 +160,14 @@ class LlamaCppCosts(CostModel):
     def _slower(self, threads: int, hardware: Hardware) -> float:
         """How much longer it takes with fewer threads than the device was measured with; more make nothing faster."""
         return 1.0 if hardware.device is DeviceType.CUDA else max(1.0, self._threads / threads)
+
+
+def _closer_cache(counted: int, sizes: Sizes | None) -> int:
+    """`counted`, unless llama.cpp says another size than a rounded one of it."""
+    if sizes is None or not sizes.cache_parts:
+        return counted
+    rounding = 2 * sizes.cache_parts * _ROUNDED_MIB
+    return counted if abs(counted / MIB - sizes.cache_mib) <= rounding else round(sizes.cache_mib * MIB)
 
 
 def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:

@@ -19,6 +19,8 @@ _SPLIT_MODES = {SplitMode.NONE: 0, SplitMode.LAYER: 1, SplitMode.ROW: 2, SplitMo
 _EXPERTS = r"blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """Names of the tensors that `--n-cpu-moe` keeps in host memory, for one layer."""
 _NO_VOCABULARY = 0
+_NO_LOAD_MODE = 0
+"""`LLAMA_LOAD_MODE_NONE`."""
 
 
 class _TensorPlace(ctypes.Structure):
@@ -30,19 +32,23 @@ class _TensorPlace(ctypes.Structure):
 class NativeModel:
     """Owns the native model until `close`.
 
+    Args:
+        only_sizes: read no weights and simulate every allocation, so that nothing can be computed.
+
     Raises:
         ModelError, UnsupportedError, OutOfMemoryError: it cannot be loaded; with the engine's own words.
     """
 
-    def __init__(self, path: Path, settings: ContextSettings) -> None:
+    def __init__(self, path: Path, settings: ContextSettings, *, only_sizes: bool = False) -> None:
         self._llama = library()
         log = engine_log()
         begun = log.mark
         # The library reads the overrides while it loads.
         overrides = _experts_on_host(settings.n_cpu_moe)
-        self.handle = self._llama.llama_model_load_from_file(
-            str(path).encode(), _model_params(self._llama, settings, overrides)
-        )
+        params = _model_params(self._llama, settings, overrides)
+        if only_sizes:
+            _simulate(params)
+        self.handle = self._llama.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise load_error(path, log.errors_since(begun))
         self.said = log.since(begun)
@@ -149,6 +155,21 @@ def _model_params(llama: Any, settings: ContextSettings, overrides: Any | None) 
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
     return params
+
+
+def _simulate(params: Any) -> None:
+    """Have allocations simulated, for which the file must not be mapped.
+
+    Raises:
+        UnsupportedError: this binding is older than that.
+    """
+    if not hasattr(params, "no_alloc"):
+        raise UnsupportedError("this llama-cpp-python cannot simulate allocations")
+    params.no_alloc = True
+    if hasattr(params, "load_mode"):
+        params.load_mode = _NO_LOAD_MODE
+    else:
+        params.use_mmap = False
 
 
 def _experts_on_host(layers: int) -> Any | None:

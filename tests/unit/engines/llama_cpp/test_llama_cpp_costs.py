@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from llama_cpp_samples import candidate
 
 from kvray.candidate import AttentionBackend, Candidate, DeviceType, DType
 from kvray.engines.llama_cpp.costs import TYPE_BYTES, LlamaCppCosts
-from kvray.engines.llama_cpp.settings import CACHE_TYPES
+from kvray.engines.llama_cpp.settings import CACHE_TYPES, ContextSettings
+from kvray.engines.llama_cpp.sizes import NativeSizes, Sizes
 from kvray.forecast.hardware import Hardware
-from kvray.forecast.prediction import Forecast, does_not_fit, forecast_cell
+from kvray.forecast.memory import MIB, MemoryNeed
+from kvray.forecast.prediction import MARGIN, Forecast, does_not_fit, forecast_cell
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.testing.cost_contract import check_costs
 from kvray.workload import Cell
@@ -29,7 +32,7 @@ RATES = Hardware(
 QUANTIZED: dict[str, Any] = {"type_k": "q8_0", "type_v": "q8_0"}
 
 
-def costs(*layers: LayerShape, threads: int = 2) -> LlamaCppCosts:
+def costs(*layers: LayerShape, threads: int = 2, native: NativeSizes | None = None) -> LlamaCppCosts:
     shape = ModelShape(
         total_parameters=10_000_000,
         lookup_parameters=0,
@@ -39,7 +42,7 @@ def costs(*layers: LayerShape, threads: int = 2) -> LlamaCppCosts:
         heads=9,
         layers=layers or (FULL,) * 4,
     )
-    return LlamaCppCosts(shape, weight_bytes=6_000_000, threads=threads)
+    return LlamaCppCosts(shape, weight_bytes=6_000_000, threads=threads, native=native)
 
 
 def cache_bytes(one: Candidate, cell: Cell, *layers: LayerShape) -> int:
@@ -130,3 +133,54 @@ def test_without_rates_memory_alone_is_forecast() -> None:
     told = forecast_cell(costs(), candidate(), Cell(100, 8, 1), DeviceType.CPU, None)
     assert told.ttft_ms is None
     assert told.held_mib * 2**20 == pytest.approx(6_000_000 + 4 * 2 * 3 * 64 * 2 * 256)
+
+
+class Simulated(NativeSizes):
+    """Says what a test has it say."""
+
+    def __init__(self, sizes: Sizes | None) -> None:
+        self._told = sizes
+
+    def sizes(self, settings: ContextSettings) -> Sizes | None:
+        return self._told
+
+
+def need(sizes: Sizes | None, device: DeviceType = DeviceType.CPU) -> MemoryNeed:
+    return costs(native=Simulated(sizes)).memory(candidate(), Cell(512, 32, 1), device)
+
+
+SIZES = Sizes(cache_mib=2.25, cache_parts=1, gpu_mib=0.0, host_mib=1.0, copied_bytes=5_000_000, used_bytes=1_000_000)
+
+
+def test_weights_that_are_rearranged_are_resident_twice_and_fit_where_there_is_room_for_one_copy() -> None:
+    plain, twice = need(None), need(SIZES)
+    assert (plain.weights, plain.droppable) == (6_000_000, 0)
+    assert (twice.weights, twice.droppable) == (7_000_000, 4_000_000), "the table that is embedding and head stays"
+    assert twice.peak - twice.transient - twice.cache == 6_000_000 + 5_000_000
+    model = costs(native=Simulated(SIZES))
+    told = Forecast.of([forecast_cell(model, candidate(), Cell(512, 32, 1), DeviceType.CPU, None)])
+    free_mib = (told.highest_peak_mib - 4_000_000 / MIB) / (1 - MARGIN) + 0.01
+    assert does_not_fit(told, None, free_mib) is None
+    assert does_not_fit(told, None, free_mib - 0.1) is not None
+
+
+def test_no_more_is_resident_than_llama_cpp_allocates_to_compute() -> None:
+    assert need(SIZES).transient == MIB < need(None).transient
+    assert need(replace(SIZES, host_mib=1000.0)).transient == need(None).transient
+
+
+def test_a_gpu_holds_what_llama_cpp_allocates_there() -> None:
+    assert need(replace(SIZES, gpu_mib=3.0), DeviceType.CUDA).transient == 3 * MIB
+    assert need(SIZES, DeviceType.CUDA).transient == need(None, DeviceType.CUDA).transient, "a build without a GPU"
+
+
+def test_another_size_of_keys_and_values_than_by_the_formula_is_llama_cpps() -> None:
+    assert need(SIZES).cache == need(None).cache
+    assert need(replace(SIZES, cache_mib=6.0)).cache == 6 * MIB
+
+
+def test_a_context_that_no_machine_holds_is_not_simulated() -> None:
+    model = costs(native=Simulated(SIZES))
+    huge = model.memory(candidate(), Cell(1 << 29, 32, 1), DeviceType.CPU)
+    assert huge.cache == cache_bytes(candidate(), Cell(1 << 29, 32, 1))
+    assert huge.droppable == 4_000_000
