@@ -228,7 +228,7 @@ def test_a_text_goes_on_until_the_model_ends_it(prepared: LoadedModel) -> None:
 
 def changed_params(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
     """From now on contexts are made with `values`, whatever was asked for."""
-    asked = context._context_params
+    asked = context.context_params
 
     def otherwise(*arguments: Any) -> Any:
         params = asked(*arguments)
@@ -236,7 +236,7 @@ def changed_params(monkeypatch: pytest.MonkeyPatch, **values: int) -> None:
             setattr(params, name, value)
         return params
 
-    monkeypatch.setattr(context, "_context_params", otherwise)
+    monkeypatch.setattr(context, "context_params", otherwise)
 
 
 @pytest.mark.parametrize(

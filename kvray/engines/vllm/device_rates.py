@@ -49,19 +49,17 @@ def measure(kind: DeviceType) -> Hardware:
 
     device = torch.device(kind.value)
     torch.zeros(1, device=device)
+    resident_mib = _resident_mib(kind)
     run = watch.start_run()
-    rates = {
-        "copy_bytes_s": copy_rate(device, kind),
-        "matmul_flops_s": {dtype: matmul_rate(device, kind, dtype) for dtype in DType},
-        "stream_bytes_s": {dtype: stream_rate(device, kind, dtype) for dtype in DType},
-        "to_device_bytes_s": to_device_rate(device) if kind is DeviceType.CUDA else None,
-    }
     return Hardware(
-        **rates,
         device=kind,
+        copy_bytes_s=copy_rate(device, kind),
+        matmul_flops_s={dtype: matmul_rate(device, kind, dtype) for dtype in DType},
+        stream_bytes_s={dtype: stream_rate(device, kind, dtype) for dtype in DType},
+        to_device_bytes_s=to_device_rate(device) if kind is DeviceType.CUDA else None,
         layer_s=LAYER_S[kind],
         step_s=STEP_S,
-        resident_mib=_resident_mib(kind),
+        resident_mib=resident_mib,
         disturbance=run.finish().disturbance,
     )
 
@@ -73,7 +71,7 @@ def _resident_mib(kind: DeviceType) -> float:
         import torch
 
         held = process_memory_mib([os.getpid()]) or 0.0
-        return max(0.0, held - torch.cuda.memory_reserved() / _MIB)
+        return max(0.0, held - float(torch.cuda.memory_reserved()) / _MIB)
     import vllm.v1.engine.llm_engine  # noqa: F401
 
     rss = PeakRss()
