@@ -148,18 +148,25 @@ def parse_retry(text: str | None, *, option: str, also: Sequence[str] = ()) -> t
     return tuple(statuses), DISTURBED in parts
 
 
-def parse_assignments(texts: Iterable[str], *, option: str) -> dict[str, str]:
+def parse_assignments(texts: Iterable[str], *, option: str, only_once: bool = False) -> dict[str, str]:
     """`["vllm=/a/python"]` as values by name; of several for one name the last counts.
 
+    Args:
+        only_once: whether a second value for one name is refused instead.
+
     Raises:
-        InvalidValueError: one has no name or no value.
+        InvalidValueError: one has no name or no value, or its name has a value already.
     """
-    values = {}
+    values: dict[str, str] = {}
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
         if not name or not value:
             raise InvalidValueError(
                 f"{option} {text!r} is not of the form NAME=VALUE.", hint=f"Write it like {option} llama_cpp=PATH."
+            )
+        if only_once and values.get(name, value) != value:
+            raise InvalidValueError(
+                f"{option} names {name} twice: {values[name]!r} and {value!r}.", hint="Give one of them."
             )
         values[name] = value
     return values

@@ -88,11 +88,9 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
     if space.rejected:
         _print_rejected(console, preview)
     if preview.left_out:
-        _print_pairs(
-            console,
-            "Not in this space",
-            [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out],
-        )
+        pairs = [(f"{axis} {value}", reason) for axis, value, reason in preview.left_out]
+        # One engine fits on a screen; what several lack has few reasons.
+        (_print_by_reason if preview.others else _print_pairs)(console, "Not in this space", pairs)
 
 
 def _too_long(preview: Preview) -> str:
@@ -131,6 +129,8 @@ def print_notes(console: Console, preview: Preview) -> None:
     """What a reader of the figures must know of the model, as any engine has it."""
     for note in preview.notes:
         console.print(Text(f"note: {clean_line(note)}"))
+    if preview.hint is not None:
+        console.print(Text(f"hint: {clean_line(preview.hint)}"))
 
 
 def _print_candidates(console: Console, preview: Preview, config: TuneConfig) -> None:
@@ -186,13 +186,17 @@ def _mark(candidate: Candidate, preview: Preview) -> str:
 
 
 def _print_rejected(console: Console, preview: Preview) -> None:
-    """Each reason once, above those whom it concerns."""
-    rejected = preview.space.rejected
-    console.print(Text(f"\nRejected ({len(rejected)})", style="bold"))
-    for reason in dict.fromkeys(one.reason for one in rejected):
-        labels = [one.candidate.label for one in rejected if one.reason == reason]
+    rejected = [(one.candidate.label, one.reason) for one in preview.space.rejected]
+    _print_by_reason(console, f"Rejected ({len(rejected)})", rejected)
+
+
+def _print_by_reason(console: Console, title: str, pairs: list[tuple[str, str]]) -> None:
+    """Each reason once, above the names that it concerns."""
+    console.print(Text(f"\n{title}", style="bold"))
+    for reason in dict.fromkeys(reason for _, reason in pairs):
+        names = [name for name, own in pairs if own == reason]
         console.print(Padding(Text(reason), (0, 0, 0, 2), expand=False))
-        console.print(Padding(Text(", ".join(labels), style="dim"), (0, 0, 0, 4), expand=False))
+        console.print(Padding(Text(", ".join(names), style="dim"), (0, 0, 0, 4), expand=False))
 
 
 def _print_pairs(console: Console, title: str, pairs: list[tuple[str, str]]) -> None:

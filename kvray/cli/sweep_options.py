@@ -229,7 +229,7 @@ def tune_config(model: str, sweep: SweepOptions, resuming: ResumeOptions | None 
     retried, retry_disturbed = parse_retry(resuming.retry, option="--retry")
     return TuneConfig(
         model_id=model,
-        models_for=parse_assignments(loading.model_for or (), option="--model-for"),
+        models_for=parse_assignments(loading.model_for or (), option="--model-for", only_once=True),
         profile=sweep.workload.profile_of(sweep.judging.judging(), repeats=search.repeats),
         device=None if loading.device is None else DeviceType.parse(loading.device),
         engine=loading.engine,

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from kvray.candidate import DeviceType
@@ -86,9 +86,14 @@ def measured_hardware(
             measured = replace(measured, measured_at=clock())
             hardware = measured if hardware is None else hardware.best_with(measured)
             save_hardware(key, hardware)
-    if hardware is not None and hardware.disturbance:
-        _logger.warning("%s", _disturbed_line(hardware, clock()))
     return hardware
+
+
+def warn_of_disturbed_rates(measured: Iterable[Hardware | None], *, clock: Callable[[], float] = time.time) -> None:
+    """Say once that rates were disturbed while they were measured, whichever engine did it."""
+    disturbed = next((one for one in measured if one is not None and one.disturbance), None)
+    if disturbed is not None:
+        _logger.warning("%s", _disturbed_line(disturbed, clock()))
 
 
 def _disturbed_line(hardware: Hardware, now: float) -> str:

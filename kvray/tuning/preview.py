@@ -27,6 +27,7 @@ from kvray.tuning.same_model import unlike_model_notes
 from kvray.workload import WorkloadProfile
 
 _WIDEN = "Widen --cache, --attention or another axis."
+_RUNS_GGUF = "llama_cpp"
 _NO_EFFECT = "comes to another value, or to the default, for this workload"
 _logger = logging.getLogger("kvray.tuning.preview")
 
@@ -120,6 +121,15 @@ class Preview:
         models = {one.space.baseline.engine: one.model for one in (self, *self.others)}
         own = (note if told.count(note) > len(self.others) else f"{name}: {note}" for name, note in each)
         return tuple(dict.fromkeys([*unlike_model_notes(models), *own]))
+
+    @property
+    def hint(self) -> str | None:
+        """What a user may not know where a GGUF file is measured unpacked alone: which engine runs it as it is."""
+        asked = (*self.engines, *(one.engine for one in self.refused))
+        if _RUNS_GGUF in asked or not self.model.model_id.lower().endswith(".gguf"):
+            return None
+        names = ",".join((*self.engines, _RUNS_GGUF))
+        return f"The engine {_RUNS_GGUF} runs a GGUF file as it is. To rank it too: --engine {names}."
 
     @property
     def unreachable_limits(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from kvray.store.parquet import ResultsStore
 from kvray.sweep.remote_device import NodeFacts
 from kvray.sweep.samplers import check_search
 from kvray.tuning.engines import EnginePart, SweepEngines, ready_parts
+from kvray.tuning.local_device import warn_of_disturbed_rates
 from kvray.tuning.preview import Preview
 from kvray.tuning.resolved import CheckedRequest, Resolved, with_measured_rates
 
@@ -74,7 +75,7 @@ def look_at(
     resolved = engines.resolve(checked)
     if before_rates is not None:
         before_rates(checked[0])
-        resolved = engines.each(resolved, with_rates)
+        resolved = with_rates(engines, resolved)
     return made_ready(config, engines, resolved, node=node)
 
 
@@ -88,6 +89,8 @@ def made_ready(
     """
     preview, parts = ready_parts(engines, resolved)
     engines.tell_refused()
+    if preview.hint is not None:
+        _logger.info("%s", preview.hint)
     for told in preview.unreachable_limits:
         _logger.warning("%s", told)
     warn_of_closed_cache()
@@ -95,15 +98,26 @@ def made_ready(
     return ReadySweep(config=config, preview=preview, parts=parts, pythons=pythons, node=node)
 
 
-def with_rates(resolved: Resolved, *, before: Callable[[], None] = lambda: None) -> Resolved:
-    """`resolved` with the rates of its device; where these are measured now, `before` is called first."""
+def with_rates(
+    engines: SweepEngines, resolved: Sequence[Resolved], *, before: Callable[[], None] = lambda: None
+) -> list[Resolved]:
+    """`resolved` of all engines with the rates of the device; before these are measured, `before` is called.
 
-    def before_measuring() -> None:
-        # What the weights rule out is told first: it takes less time.
-        resolved.adapter.check_weights(resolved.request)
-        before()
+    Raises:
+        KvrayError: the error of the first engine, where it fails for all.
+    """
 
-    return with_measured_rates(resolved, before_measuring=before_measuring)
+    def measured(one: Resolved) -> Resolved:
+        def before_measuring() -> None:
+            # What the weights rule out is told first: it takes less time.
+            one.adapter.check_weights(one.request)
+            before()
+
+        return with_measured_rates(one, before_measuring=before_measuring, warns=False)
+
+    found = engines.each(resolved, measured)
+    warn_of_disturbed_rates(one.hardware for one in found if one.rates_key is not None)
+    return found
 
 
 def engines_first(sweeps: Sequence[BatchSweep], configs: Mapping[str, TuneConfig]) -> tuple[list[BatchSweep], int]:

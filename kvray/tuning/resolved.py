@@ -28,7 +28,7 @@ from kvray.space.search_space import SpaceBlock
 from kvray.space.space_file import load_space
 from kvray.sweep.remote_device import NodeFacts
 from kvray.tuning.engine_pythons import found_pythons
-from kvray.tuning.local_device import detect_device, measured_hardware, rates_key
+from kvray.tuning.local_device import detect_device, measured_hardware, rates_key, warn_of_disturbed_rates
 from kvray.workload import WorkloadProfile
 
 _logger = logging.getLogger("kvray.tuning.preview")
@@ -178,6 +178,7 @@ def with_measured_rates(
     resolved: Resolved,
     *,
     before_measuring: Callable[[], None] = lambda: None,
+    warns: bool = True,
     clock: Callable[[], float] = time.time,
 ) -> Resolved:
     """`resolved` with the rates of the device, measured now if they never were, or hours ago while other programs ran;
@@ -185,6 +186,9 @@ def with_measured_rates(
 
     They stay as they are where nothing is to be forecast, where the engine does not measure, and on a cluster, whose
     nodes may differ from this machine.
+
+    Args:
+        warns: of rates that were disturbed while they were measured.
     """
     if resolved.rates_key is None:
         return resolved
@@ -196,6 +200,8 @@ def with_measured_rates(
         before_measuring=before_measuring,
         clock=clock,
     )
+    if warns:
+        warn_of_disturbed_rates([hardware], clock=clock)
     return replace(resolved, hardware=hardware)
 
 

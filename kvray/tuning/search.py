@@ -218,10 +218,9 @@ class TuningSearch:
         return Seen(preview=preview, resolved=taking_part, node=look.node)
 
     def _resolved(self, look: _Look) -> list[Resolved]:
-        return look.engines.each(look.engines.resolve(look.checked), self._with_rates)
-
-    def _with_rates(self, resolved: Resolved) -> Resolved:
-        return with_rates(resolved, before=self._observer.measuring_device) if self._observer else with_rates(resolved)
+        resolved = look.engines.resolve(look.checked)
+        before = {} if self._observer is None else {"before": self._observer.measuring_device}
+        return with_rates(look.engines, resolved, **before)
 
     def _recorded_pythons(self, store: ResultsStore) -> Mapping[str, str]:
         """By engine, the path of the Python that a sweep had which is to go on."""

@@ -27,7 +27,7 @@ def gguf_path(request: ModelRequest) -> Path:
         return _only_file(request, folder)
     source = parse_model_id(request.model_id)
     if source.kind is not SourceKind.GGUF:
-        raise ModelError(f"llama.cpp reads GGUF files, and model {request.model_id!r} is none.", hint=_CURE)
+        raise ModelError(f"llama.cpp runs GGUF files only, and {request.model_id!r} is not one.", hint=_CURE)
     return source.local_path
 
 
@@ -37,7 +37,9 @@ def _only_file(request: ModelRequest, folder: Path) -> Path:
     except OSError as error:
         raise ModelError(f"Folder {request.model_id!r} cannot be read: {error.strerror or error}.") from error
     if not names:
-        raise ModelError(f"llama.cpp reads GGUF files, and folder {request.model_id!r} holds none.", hint=_CURE)
+        raise ModelError(
+            f"llama.cpp runs GGUF files only, and there is none in folder {request.model_id!r}.", hint=_CURE
+        )
     if len(names) > 1:
         raise ModelError(
             f"Folder {request.model_id!r} holds {len(names)} GGUF files: {listed(names)}.",

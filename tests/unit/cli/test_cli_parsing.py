@@ -230,6 +230,14 @@ def test_a_setting_of_another_form_is_refused(texts: list[str], complaint: str) 
         parse_settings(texts, option="--set", prefill_chunk=(512,))
 
 
+def test_two_files_of_one_model_for_one_engine_are_refused() -> None:
+    told = r"--model-for names llama_cpp twice: '/a\.gguf' and '/b\.gguf'\. Give one of them\."
+    with pytest.raises(InvalidValueError, match=told):
+        parse_assignments(["llama_cpp=/a.gguf", "llama_cpp=/b.gguf"], option="--model-for", only_once=True)
+    texts = ["llama_cpp=/a.gguf", "vllm=/b", "llama_cpp=/a.gguf"]
+    assert len(parse_assignments(texts, option="--model-for", only_once=True)) == 2
+
+
 def test_names_and_values_are_read_from_options_that_come_several_times() -> None:
     texts = ["vllm=/a/python", " fake = /b=c/python ", "vllm=/d/python"]
     assert parse_assignments(texts, option="--engine-python") == {"vllm": "/d/python", "fake": "/b=c/python"}

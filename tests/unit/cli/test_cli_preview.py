@@ -159,3 +159,18 @@ def test_a_batch_tells_of_each_model_what_is_forecast_and_what_stands_in_its_way
         "1 candidate rejected: odd",
         "1 candidate rejected for 1 other reason",
     ]
+
+
+def test_of_several_engines_each_reason_is_one_line_above_what_it_keeps_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = config()
+    preview = previewed(given)
+    several = replace(preview, others=(replace(preview, others=()),))
+    told = shown(capsys, several, given)
+    told = " ".join(told[told.index("Not in this space") :].split())
+    reasons = [reason for _, _, reason in several.left_out]
+    assert len(set(reasons)) < len(reasons)
+    for reason in set(reasons):
+        names = [f"{axis} {value}" for axis, value, own in several.left_out if own == reason]
+        assert told.count(f"{reason} {', '.join(names)}") == 1

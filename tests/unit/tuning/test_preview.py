@@ -24,8 +24,8 @@ from kvray.space.axis import Axis, AxisValue
 from kvray.space.menu import shared_axis
 from kvray.space.search_space import SpaceBlock
 from kvray.testing.fake import MAX_CONTEXT, FakeAdapter
-from kvray.tuning.local_device import detect_device
-from kvray.tuning.preview import Preview, forecast_only
+from kvray.tuning.local_device import detect_device, warn_of_disturbed_rates
+from kvray.tuning.preview import Preview, Refusal, forecast_only
 from kvray.tuning.resolved import check_request, resolve, with_measured_rates
 from kvray.workload import WorkloadProfile, create_custom_profile
 
@@ -389,6 +389,24 @@ def test_rates_measured_while_others_computed_are_measured_again_after_hours_and
     now[0] += 1000 * hour
     assert known_hardware(config(), engine, clock=lambda: now[0]) == calm
     assert len(engine.measured) == 2
+
+
+def test_rates_that_were_disturbed_are_told_once_for_all_engines(caplog: pytest.LogCaptureFixture) -> None:
+    calm = Hardware(
+        device=DeviceType.CPU, copy_bytes_s=1.0, matmul_flops_s={}, stream_bytes_s={}, layer_s=0.0, step_s=0.0
+    )
+    first, second = (replace(calm, disturbance=f"other programs used {cpus} CPUs") for cpus in (1, 2))
+    warn_of_disturbed_rates([None, calm, first, second])
+    (told,) = caplog.messages
+    assert "other programs used 1 CPUs" in told
+
+
+def test_who_measures_a_gguf_file_unpacked_learns_who_runs_it_as_it_is() -> None:
+    seen = preview_sweep(config(), FakeAdapter())
+    assert seen.hint is None
+    unpacked = replace(seen, model=replace(seen.model, model_id="/a/m.GGUF"))
+    assert unpacked.hint == ("The engine llama_cpp runs a GGUF file as it is. To rank it too: --engine fake,llama_cpp.")
+    assert replace(unpacked, refused=(Refusal(engine="llama_cpp", reason="no"),)).hint is None
 
 
 def test_of_rates_that_were_disturbed_twice_the_faster_count(engine: MeasuringAdapter) -> None:

@@ -171,9 +171,9 @@ def test_a_folder_of_safetensors_is_refused_with_the_way_out(tmp_path: Path) -> 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     told = refused(tmp_path)
-    assert told.startswith(f"llama.cpp reads GGUF files, and folder '{tmp_path}' holds none.")
+    assert told.startswith(f"llama.cpp runs GGUF files only, and there is none in folder '{tmp_path}'.")
     assert "--model-for llama_cpp=FILE.gguf" in told
-    with pytest.raises(ModelError, match="and model 'org/name' is none"):
+    with pytest.raises(ModelError, match="and 'org/name' is not one"):
         ADAPTER.check_model(ModelRequest(model_id="org/name"))
 
 
