@@ -16,7 +16,7 @@ MOST_CONTENDERS = 4
 MOST_DOUBTFUL = 2
 """In a round, beside those: whoever is left takes part in the next one."""
 MOST_IN_ROUND = MOST_CONTENDERS + MOST_DOUBTFUL + 1
-"""Processes of a round, the baseline's among them."""
+"""Processes of a round, the baseline's among them; of several engines each further one's default may come on top."""
 SURE = 0.95
 NARROW = math.log(1.03)
 """Half of a gain's interval that needs no narrowing; a large gain need not be known better than to a fifth of it."""
@@ -32,12 +32,19 @@ _DRAWS = 1000
 
 
 def next_round(
-    evidence: Evidence, *, baseline_id: str | None, round_number: int, most_rounds: int, weights: Array
+    evidence: Evidence,
+    *,
+    baseline_id: str | None,
+    round_number: int,
+    most_rounds: int,
+    weights: Array,
+    defaults: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Candidate ids to run once more, each in a fresh process, in this order; empty when confirming is over.
 
     A round is the winner so far, at most three rivals that cannot be told apart from it, at most `MOST_DOUBTFUL` whose
-    figures decide nothing yet (`doubtful`), and the baseline, each once. The order rotates from round to round. A
+    figures decide nothing yet (`doubtful`), what their engines do with nothing set, for each further engine that the
+    winner or a rival is of, and the baseline, each once. The order rotates from round to round. A
     confirming trial measures every full-length cell once after its warm-up (rung 1) and no quality; its id is
     `confirm_trial_id(round_number, candidate_id)`. A candidate that the scheduler had stopped is among the rivals if it
     may be the best: its quality was perhaps never measured.
@@ -49,6 +56,7 @@ def next_round(
     Args:
         round_number: of the round to come, from 1.
         weights: of the profile, as `score.utility_weights` gives them.
+        defaults: ids of what each further engine does with nothing set.
     """
     contenders = [key for key in evidence.ids if key in evidence.contenders]
     unclear = _worth_a_process(evidence, doubtful(evidence, weights), contenders, weights, seed=round_number)
@@ -58,12 +66,20 @@ def next_round(
     posterior = draw_utilities(evidence, contenders, weights, seed=round_number, draws=_DRAWS) if contenders else None
     best = [] if posterior is None else [posterior.leader, *posterior.ties(posterior.leader)[: MOST_CONTENDERS - 1]]
     others = [key for key in unclear if key not in (*best, *baseline)]
-    lineup = list(dict.fromkeys([*best, *others[:MOST_DOUBTFUL], *baseline]))
+    compared = _compared_with(evidence, best, defaults)
+    lineup = list(dict.fromkeys([*best, *others[:MOST_DOUBTFUL], *compared, *baseline]))
     is_settled = round_number > 1 and posterior is not None and _is_enough(evidence, posterior, *baseline)
     if (len(lineup) == 1 or is_settled) and not unclear:
         return ()
     turn = (round_number - 1) % len(lineup)
     return tuple(lineup[turn:] + lineup[:turn])
+
+
+def _compared_with(evidence: Evidence, best: Sequence[str], defaults: Sequence[str]) -> list[str]:
+    """Those of `defaults` whose engine has one of the `best`: its gain over its own default is told too."""
+    engine_of = {key: int(evidence.engine_of[place]) for key, place in evidence.place_of.items()}
+    engines = {engine_of[key] for key in best}
+    return [key for key in defaults if engine_of.get(key) in engines]
 
 
 def doubtful(evidence: Evidence, weights: Array) -> tuple[str, ...]:

@@ -35,16 +35,22 @@ class RoundMember:
 class ConfirmPhase:
     """The confirming rounds of a sweep.
 
+    Args:
+        defaults: ids of what each further engine does with nothing set.
+
     Attributes:
         round_number: of the latest round that was planned, now or in an earlier attempt, from 1; 0 before the first.
         waiting: its members that are not launched yet.
     """
 
-    def __init__(self, profile: WorkloadProfile, *, baseline_id: str, most_rounds: int) -> None:
+    def __init__(
+        self, profile: WorkloadProfile, *, baseline_id: str, most_rounds: int, defaults: Sequence[str] = ()
+    ) -> None:
         self.round_number = 0
         self.waiting: deque[RoundMember] = deque()
         self._profile = profile
         self._baseline_id = baseline_id
+        self._defaults = tuple(defaults)
         self._most_rounds = most_rounds
         self._size = 0
         """Members with which this attempt planned the latest round."""
@@ -83,7 +89,11 @@ class ConfirmPhase:
             candidates: of the space.
         """
         if self.round_number == 0:
-            return (2, self._most_rounds * MOST_IN_ROUND) if self._most_rounds and candidates > 1 else (0, 0)
+            return (
+                (2, self._most_rounds * (MOST_IN_ROUND + len(self._defaults)))
+                if self._most_rounds and candidates > 1
+                else (0, 0)
+            )
         now = len(self.waiting)
         return now, now + max(0, self._most_rounds - self.round_number) * self._size
 
@@ -124,6 +134,7 @@ class ConfirmPhase:
             round_number=round_number,
             most_rounds=self._most_rounds,
             weights=utility_weights(self._profile),
+            defaults=self._defaults,
         )
 
 

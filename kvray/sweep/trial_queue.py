@@ -154,7 +154,9 @@ class SweepQueue(TrialQueue):
         self._search = SearchPhase(
             candidates, sampler=sampler, bounds=bounds, limits=profile.limits, first=(*defaults, *retry)
         )
-        self._confirm = ConfirmPhase(profile, baseline_id=self._baseline_id, most_rounds=bounds.confirm_rounds)
+        self._confirm = ConfirmPhase(
+            profile, baseline_id=self._baseline_id, most_rounds=bounds.confirm_rounds, defaults=defaults
+        )
         self._confirmed = 0
         """Confirming trials of this attempt that have ended or were given up."""
         self._in_round: set[str] = set()

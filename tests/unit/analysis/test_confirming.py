@@ -12,7 +12,12 @@ from kvray.analysis.limits import Miss
 
 
 def decide(
-    evidence: Evidence, *, round_number: int = 1, most_rounds: int = 3, baseline_id: str | None = "base"
+    evidence: Evidence,
+    *,
+    round_number: int = 1,
+    most_rounds: int = 3,
+    baseline_id: str | None = "base",
+    defaults: Sequence[str] = (),
 ) -> tuple[str, ...]:
     return next_round(
         evidence,
@@ -20,6 +25,7 @@ def decide(
         round_number=round_number,
         most_rounds=most_rounds,
         weights=UTILITY_IS_THROUGHPUT,
+        defaults=defaults,
     )
 
 
@@ -27,6 +33,15 @@ def test_a_round_is_winner_close_rivals_and_baseline() -> None:
     evidence = of_throughputs({"base": [30.0], "best": [50.0], "close": [49.8], "far": [40.0]})
 
     assert sorted(decide(evidence)) == ["base", "best", "close"]
+
+
+def test_what_the_winners_engine_does_with_nothing_set_runs_beside_it_and_no_other_engines_default() -> None:
+    speeds = {"base": [30.0], "best": [50.0], "close": [49.8], "usual": [35.0], "other": [20.0], "third": [21.0]}
+    engines = dict(zip(speeds, ("first", "second", "first", "second", "third", "third"), strict=True))
+    evidence = of_throughputs(speeds, engines=engines)
+
+    assert sorted(decide(evidence, defaults=["usual", "other"])) == ["base", "best", "close", "usual"]
+    assert sorted(decide(evidence, defaults=["unmeasured"])) == ["base", "best", "close"]
 
 
 def test_at_most_four_contend_and_the_baseline_comes_on_top() -> None:
