@@ -6,16 +6,43 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvray.analysis.evidence import DECODE, METRICS, PEAK, SEARCH_ROUND, TTFT, Array, Flags, Indices, confirm_round
-from kvray.analysis.intervals import Interval
-from kvray.analysis.pooling import FULL_RUNG
-from kvray.record import TrialResult
-from kvray.workload import Cell, WorkloadProfile
+from kvray.analysis.alignment import AlignedSides, align
+from kvray.analysis.differences import Differences, paired, unpaired
+from kvray.analysis.evidence import Array
+from kvray.analysis.intervals import Interval, LogInterval
+from kvray.analysis.noise import half_widths
+from kvray.analysis.samples import ComparedMetric, SideSamples, side_samples
+from kvray.workload import Cell
+
+__all__ = [
+    "SESSION_SD",
+    "CellComparison",
+    "ComparedMetric",
+    "Comparison",
+    "Margins",
+    "MetricComparison",
+    "SideSamples",
+    "Verdict",
+    "compare",
+    "side_samples",
+]
+
+SESSION_SD: Mapping[ComparedMetric, float] = {
+    ComparedMetric.TTFT: 0.03,
+    ComparedMetric.DECODE: 0.015,
+    ComparedMetric.MEMORY: 0.005,
+}
+"""Relative standard deviation between two sittings of the same code, beyond what their processes explain."""
+CERTAINTY = 0.95
+_NORMAL_95 = 1.96
+MOST_MORE_ROUNDS = 200
+"""More rounds than this are not worth naming: the value lies on the margin."""
 
 
 class Verdict(enum.StrEnum):
@@ -26,65 +53,8 @@ class Verdict(enum.StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
-class ComparedMetric(enum.StrEnum):
-    """What two sides are compared by."""
-
-    TTFT = "ttft"
-    DECODE = "decode"
-    MEMORY = "memory"
-
-    @property
-    def column(self) -> int:
-        """Its place along the last axis of `SideSamples.logs`."""
-        return _COLUMNS[self]
-
-    @property
-    def worse_is_more(self) -> bool:
-        """Whether a higher value is a worse one."""
-        return self is not ComparedMetric.DECODE
-
-    @property
-    def title(self) -> str:  # type: ignore[override]
-        """Its name for people, in place of the method of `str`."""
-        return _TITLES[self]
-
-    @property
-    def unit(self) -> str:
-        """The unit of its values."""
-        return _UNITS[self]
-
-
-_COLUMNS = {ComparedMetric.TTFT: TTFT, ComparedMetric.DECODE: DECODE, ComparedMetric.MEMORY: PEAK}
-_TITLES = {
-    ComparedMetric.TTFT: "time to first token",
-    ComparedMetric.DECODE: "decode throughput",
-    ComparedMetric.MEMORY: "peak memory",
-}
-_UNITS = {ComparedMetric.TTFT: "ms", ComparedMetric.DECODE: "tok/s", ComparedMetric.MEMORY: "MiB"}
-
 Margins = Mapping[ComparedMetric, float]
 """How much worse a metric may become: 0.05 is 5 %. A metric without a margin is shown and not judged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SideSamples:
-    """P fresh processes of one candidate on one side.
-
-    Attributes:
-        cells: C cells of the profile, in its order.
-        logs: P × C × 3 natural logarithms of TTFT (ms), decode throughput (tok/s) and peak (MiB), each the median of
-            the process's calm runs; NaN where it was not measured.
-        rounds: P: round of the measurement, from 1, or 0. Processes of both sides in one round of one session ran one
-            after the other and are compared as a pair.
-        sessions: P: which sitting measured the process. Sides that took turns have the same one.
-        disturbed: P: whether the process lacks an undisturbed run of some cell.
-    """
-
-    cells: tuple[Cell, ...]
-    logs: Array
-    rounds: Indices
-    sessions: tuple[str, ...]
-    disturbed: Flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,31 +109,115 @@ class Comparison:
     more_rounds: int | None
 
 
-def side_samples(results: Sequence[TrialResult], profile: WorkloadProfile) -> SideSamples:
-    """The full-length cells of each process in `results`, all of one candidate. The session is the record's run id.
+def compare(before: SideSamples, now: SideSamples, *, margins: Margins) -> Comparison:
+    """How `now` differs from `before`, and whether it is worse than `margins` allow.
 
-    Processes that measured no full-length cell are left out.
+    Rounds that both sides measured in one session are pairs, and only they count. Without any, all processes count and
+    the spread between sessions is added. Disturbed processes count only where a side has no others.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):  # a measured zero becomes NaN below
-        kept = [one for one in results if one.cells.place_of]
-    sizes = dict.fromkeys(one.record.batch_size for one in kept)
-    cells = tuple(dict.fromkeys(cell for size in sizes for cell in profile.cells(size, rung=FULL_RUNG)))
-    logs = np.full((len(kept), len(cells), len(METRICS)), np.nan)
-    for row, one in enumerate(kept):
-        for column, cell in enumerate(cells):
-            if cell in one.cells.place_of:
-                logs[row, column] = _cell_logs(one, cell)
-    return SideSamples(
+    sides = align(before, now, judged=tuple(margins))
+    if not sides.can_be_compared:
+        return Comparison(
+            metrics=(),
+            cells=(),
+            problems=sides.problems,
+            verdict=Verdict.FAIL if sides.has_failed else Verdict.INCONCLUSIVE,
+            rounds=0,
+            more_rounds=None,
+        )
+    found = _differences(sides)
+    metrics = tuple(_metric_comparisons(sides, found, margins))
+    cells = tuple(_worse_cells(sides, found, margins))
+    verdict = _overall(metrics, cells, sides)
+    return Comparison(
+        metrics=metrics,
         cells=cells,
-        logs=logs,
-        rounds=np.array([confirm_round(one.record) or SEARCH_ROUND for one in kept], dtype=np.int64),
-        sessions=tuple(one.record.run_id for one in kept),
-        disturbed=np.array([not one.cells.disturbed.isdisjoint(cells) for one in kept], dtype=np.bool_),
+        problems=sides.problems,
+        verdict=verdict,
+        rounds=found.rounds,
+        more_rounds=_longest(metrics) if verdict is Verdict.INCONCLUSIVE else None,
     )
 
 
-def _cell_logs(result: TrialResult, cell: Cell) -> Array:
-    """NaN where the process did not measure a metric, or measured nothing above zero."""
-    figures, row = result.cells.figures, result.cells.start + result.cells.place_of[cell]
-    logs = np.where(np.isfinite(figures.log_medians[row]), figures.log_medians[row], np.nan)
-    return np.where(np.isnan(figures.medians[row, :3]), np.nan, logs)
+def _differences(sides: AlignedSides) -> Differences:
+    """Of the means over all cells, one per metric; then of each cell, where there are several."""
+    before, now = _quantities(sides, sides.before), _quantities(sides, sides.now)
+    columns = np.array([one.column for one in sides.metrics] * (before.shape[1] // len(sides.metrics)))
+    if sides.is_paired:
+        return paired(now - before, columns)
+    session_sds = np.array([SESSION_SD[one] for one in sorted(ComparedMetric, key=lambda one: one.column)])
+    return unpaired(before, now, columns, session_sds[columns] ** 2 * sides.session_share)
+
+
+def _quantities(sides: AlignedSides, samples: SideSamples) -> Array:
+    """Processes × quantities."""
+    logs = samples.logs[:, :, [one.column for one in sides.metrics]]
+    means = logs.mean(axis=1)
+    return np.concatenate([means, logs.reshape(len(logs), -1)], axis=1) if len(sides.cells) > 1 else means
+
+
+def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[MetricComparison]:
+    widths = half_widths(found.all_variances[: len(sides.metrics)], level=CERTAINTY)
+    for place, (metric, width) in enumerate(zip(sides.metrics, widths, strict=True)):
+        change, margin = LogInterval(value=float(found.values[place]), half_width=width), margins.get(metric)
+        verdict = None if margin is None else _verdict(_beyond(metric, change.value, margin), width)
+        is_open = margin is not None and verdict is Verdict.INCONCLUSIVE
+        yield MetricComparison(
+            metric=metric,
+            before=sides.before.mean(metric),
+            now=sides.now.mean(metric),
+            change=change.as_gain(),
+            margin=margin,
+            verdict=verdict,
+            more_rounds=_more_rounds(found, place, _beyond(metric, change.value, margin or 0.0)) if is_open else None,
+        )
+
+
+def _beyond(metric: ComparedMetric, value: float, margin: float) -> float:
+    """How far a logarithm of now/before is on the worse side of the margin; below 0 it is better."""
+    return value - math.log1p(margin) if metric.worse_is_more else math.log1p(-margin) - value
+
+
+def _verdict(beyond: float, half_width: float) -> Verdict:
+    if beyond > half_width:
+        return Verdict.FAIL
+    return Verdict.PASS if beyond < -half_width else Verdict.INCONCLUSIVE
+
+
+def _more_rounds(found: Differences, place: int, beyond: float) -> int | None:
+    """What it takes until the interval ends at the margin, if the value stays where it is."""
+    room = (beyond / _NORMAL_95) ** 2 - float(found.session_variances[place])
+    of_one_round = float(found.variances[place].mean()) * found.rounds
+    if room <= 0 or of_one_round / room - found.rounds > MOST_MORE_ROUNDS:
+        return None
+    return max(math.ceil(of_one_round / room) - found.rounds, 1)
+
+
+def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[CellComparison]:
+    """Each cell has its part of the uncertainty that all together may have."""
+    judged = [one for one in sides.metrics if one in margins]
+    if len(sides.cells) < 2 or not judged:
+        return
+    level = 1 - (1 - CERTAINTY) / (len(sides.cells) * len(judged))
+    spread = found.all_variances[len(sides.metrics) :]
+    strict, shown = half_widths(spread, level=level), half_widths(spread, level=CERTAINTY)
+    quantities = [(cell, metric) for cell in sides.cells for metric in sides.metrics]
+    for place, (cell, metric) in enumerate(quantities):
+        value = float(found.values[len(sides.metrics) + place])
+        if metric in margins and _verdict(_beyond(metric, value, margins[metric]), strict[place]) is Verdict.FAIL:
+            change = LogInterval(value=value, half_width=shown[place]).as_gain()
+            yield CellComparison(cell=cell, metric=metric, change=change, verdict=Verdict.FAIL)
+
+
+def _overall(metrics: Sequence[MetricComparison], cells: Sequence[CellComparison], sides: AlignedSides) -> Verdict:
+    verdicts = [one.verdict for one in metrics if one.verdict is not None]
+    if cells or sides.has_failed or Verdict.FAIL in verdicts:
+        return Verdict.FAIL
+    is_pass = verdicts and not sides.problems and all(one is Verdict.PASS for one in verdicts)
+    return Verdict.PASS if is_pass else Verdict.INCONCLUSIVE
+
+
+def _longest(metrics: Sequence[MetricComparison]) -> int | None:
+    """More rounds for all open metrics; `None` where one of them cannot be decided so."""
+    asked = [one.more_rounds for one in metrics if one.verdict is Verdict.INCONCLUSIVE]
+    return max((one or 0 for one in asked), default=0) or None if None not in asked else None

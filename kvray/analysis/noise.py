@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -74,6 +75,22 @@ def process_variances(evidence: Evidence, weights: Array, *, paired: bool = True
     return ProcessVariances(machine=typical * np.exp(2 * machine), own=typical * np.exp(2 * own))
 
 
+def lone_variances(squares: Array, freedom: Array, typical: Array) -> Array:
+    """S × `EQUALLY_LIKELY` draws from the belief about the variances of S quantities, each judged by its own values.
+
+    Args:
+        squares: S sums of squares of the values around their mean.
+        freedom: S degrees of freedom of `squares`; 0 where there is a single value.
+        typical: S variances that are expected before anything is measured.
+    """
+    variances = typical[:, None] * np.exp(2 * _GRID)
+    logs = -(freedom[:, None] * np.log(variances) + squares[:, None] / variances) / 2
+    mass = _LONE_PRIOR * np.exp(logs - logs.max(axis=1, keepdims=True))
+    levels = (np.arange(EQUALLY_LIKELY) + 0.5) / EQUALLY_LIKELY
+    drawn = _inverted(_quantiles(mass)[:, None, :], np.broadcast_to(levels, (len(squares), EQUALLY_LIKELY)))
+    return np.asarray(typical[:, None] * np.exp(2 * drawn))
+
+
 def typical_variance(weights: Array) -> float:
     """The variance between processes of `logs @ weights` that is expected before anything is measured."""
     return max(float(weights**2 @ PROCESS_SD**2), _TINY)
@@ -85,14 +102,20 @@ def half_width_95(variances: Array) -> float:
 
 
 def half_widths_95(variances: Array) -> list[float]:
-    """The `half_width_95` of each row of `variances`, all of them at once, by Newton's method within bounds."""
+    """The `half_width_95` of each row of `variances`, all of them at once."""
+    return half_widths(variances, level=0.95)
+
+
+def half_widths(variances: Array, *, level: float) -> list[float]:
+    """The same of intervals that hold `level` of the errors, by Newton's method within bounds."""
+    alone = round(NormalDist().inv_cdf((1 + level) / 2), 2)  # where there is one variance, to two digits
     deviations = np.maximum(np.sqrt(variances), _TINY)
     scales = 1 / (math.sqrt(2) * deviations)
-    low, high = 1.95 * deviations.min(axis=1), 1.97 * deviations.max(axis=1)  # one alone would need 1.96
-    widths = np.sqrt((deviations**2).mean(axis=1)) * 1.96
+    low, high = (alone - 0.01) * deviations.min(axis=1), (alone + 0.01) * deviations.max(axis=1)
+    widths = np.sqrt((deviations**2).mean(axis=1)) * alone
     for _ in range(_MOST_STEPS):
         at = np.minimum(widths[:, None] * scales, _ERF_END)
-        beyond = _erf(at).mean(axis=1) - 0.95
+        beyond = _erf(at).mean(axis=1) - level
         low, high = np.where(beyond < 0, widths, low), np.where(beyond < 0, high, widths)
         slopes = (np.exp(-(at**2)) * scales).mean(axis=1) * (2 / math.sqrt(math.pi))
         stepped = widths - beyond / np.maximum(slopes, _TINY)
@@ -301,3 +324,4 @@ def _inverted(quantiles: Array, levels: Array) -> Array:
 
 
 _OWN_QUANTILES = _quantiles(_OWN_PART)
+_LONE_PRIOR = _probabilities(-((_GRID / MACHINE_SD) ** 2) / 2) @ _OWN_PART

@@ -1,0 +1,114 @@
+"""By how much two sides differ, for many quantities at once, and how sure that is.
+
+Sides that took turns are compared pair by pair: what both processes of a round have in common falls out. Others are
+compared as a whole, and the spread between sessions is added. What is believed of the spread between processes is that
+of `noise`, corrected by what the two sides show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Indices
+from kvray.analysis.noise import EQUALLY_LIKELY, lone_variances, process_variances, typical_variance
+
+OUTLIER_SDS = 3.5
+"""A single value further than this from the median is drawn in to it. Two such values are a second mode, which is left
+as it is."""
+_LEAST_FOR_OUTLIER = 4
+"""With three values nobody can tell which one is the outlier."""
+_MAD_TO_SD = 1.4826
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Of S quantities: the logarithm of now over before.
+
+    Attributes:
+        values: S.
+        variances: S × `EQUALLY_LIKELY` variances that `values` may have because processes differ. They fall with the
+            number of rounds.
+        session_variances: S variances that further rounds do not reduce.
+        rounds: pairs or, without pairs, processes of the smaller side.
+    """
+
+    values: Array
+    variances: Array
+    session_variances: Array
+    rounds: int
+
+    @property
+    def all_variances(self) -> Array:
+        """Of both kinds together."""
+        return self.variances + self.session_variances[:, None]
+
+
+def paired(differences: Array, metric_of: Indices) -> Differences:
+    """Args:
+    differences: N × S, now less before of each pair.
+    metric_of: S: column of the metric, for what is expected of its spread.
+    """
+    count = len(differences)
+    drawn_in, outliers = _outlier_drawn_in(differences, np.sqrt(2 * _typical(metric_of)))
+    values = drawn_in.mean(axis=0)
+    freedom = np.maximum(count - 1 - outliers, 0.0)
+    variances = lone_variances(((drawn_in - values) ** 2).sum(axis=0), freedom, 2 * _typical(metric_of))
+    return Differences(
+        values=values, variances=variances / count, session_variances=np.zeros(len(values)), rounds=count
+    )
+
+
+def unpaired(before: Array, now: Array, metric_of: Indices, session_variances: Array) -> Differences:
+    """Args:
+    before, now: processes × S.
+    session_variances: S: of the difference.
+    """
+    typical = np.sqrt(_typical(metric_of))
+    before, now = (_outlier_drawn_in(side, typical)[0] for side in (before, now))
+    variances = [
+        _unpaired_variances(before[:, column], now[:, column], metric) for column, metric in enumerate(metric_of)
+    ]
+    return Differences(
+        values=now.mean(axis=0) - before.mean(axis=0),
+        variances=np.array(variances).reshape(-1, EQUALLY_LIKELY),
+        session_variances=session_variances,
+        rounds=min(len(before), len(now)),
+    )
+
+
+def _unpaired_variances(before: Array, now: Array, metric: int) -> Array:
+    """As a sweep of two candidates is judged: what one side shows of the machine's noise tells about the other."""
+    counts = np.array([len(before), len(now)])
+    logs = np.zeros((counts.sum(), 3))
+    logs[:, metric] = np.concatenate([before, now])
+    evidence = Evidence(
+        ids=("before", "now"),
+        contenders=frozenset(("before", "now")),
+        owner=np.repeat([0, 1], counts),
+        rounds=np.full(len(logs), SEARCH_ROUND),
+        logs=logs,
+        within=np.zeros_like(logs),
+        disturbed=np.zeros(len(logs), dtype=np.bool_),
+    )
+    own = process_variances(evidence, np.eye(3)[metric], paired=False).own
+    return np.asarray((own / counts).sum(axis=1))
+
+
+def _typical(metric_of: Indices) -> Array:
+    """S variances between processes that are expected beforehand."""
+    each = np.array([typical_variance(axis) for axis in np.eye(3)])
+    return np.asarray(each[metric_of])
+
+
+def _outlier_drawn_in(values: Array, typical_sds: Array) -> tuple[Array, Array]:
+    """N × S `values`, and how many of each quantity were drawn in: at most one."""
+    if len(values) < _LEAST_FOR_OUTLIER:
+        return values, np.zeros(values.shape[1])
+    median = np.median(values, axis=0)
+    spread = np.maximum(np.median(np.abs(values - median), axis=0) * _MAD_TO_SD, typical_sds / 2)
+    reach = OUTLIER_SDS * spread
+    outliers = (np.abs(values - median) > reach).sum(axis=0)
+    drawn_in = np.where(outliers == 1, np.clip(values, median - reach, median + reach), values)
+    return drawn_in, np.where(outliers == 1, 1.0, 0.0)
