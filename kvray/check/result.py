@@ -168,7 +168,6 @@ class SideInfo(_Part):
         python: path of its Python.
         variables: names of the environment variables that it sets; their values may be secret.
         cpus: that a process could keep busy there.
-        gpus: that the machine showed, for a CUDA device.
         hardware: digest of machine and software (see `store.fingerprint.hardware_digest`).
         run_id: of its records.
         measured_at: when its measuring began.
@@ -183,7 +182,6 @@ class SideInfo(_Part):
     device_name: str | None = None
     driver_version: str | None = None
     cpus: int | None = None
-    gpus: int | None = None
     memory_gib: int | None = None
     hardware: str | None = None
     run_id: str | None = None

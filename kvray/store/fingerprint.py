@@ -140,7 +140,7 @@ class SweepFingerprint(BaseModel):
             **version_fields(environment.engine_versions),
             python_version=".".join(environment.python_version.split(".")[:2]),
             kvray_release=release_of(environment.kvray_version),
-            variables=_users_variables(),
+            variables=users_variables(),
             **({} if on_cluster else here),
         )
 
@@ -187,7 +187,7 @@ def hardware_digest(environment: Environment, *, memory_mib: float, versions: Ma
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _users_variables() -> dict[str, str]:
+def users_variables() -> dict[str, str]:
     """The variables of this process that make libraries faster or slower, without what Ray has put there."""
     found = {name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ}
     if threads_are_rays():

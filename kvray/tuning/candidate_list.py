@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvray.candidate import Candidate
-from kvray.config import TuneConfig
 from kvray.errors import InvalidValueError, did_you_mean
 from kvray.files.documents import read_document
 from kvray.plan.plan import load_plan_file
@@ -17,14 +16,16 @@ _MOST_BYTES = 16 << 20
 _FORMS = "It is a plan, or a JSON list of candidates as a plan has them, or of candidate ids of the results folder."
 
 
-def listed_candidates(config: TuneConfig) -> tuple[Candidate, ...]:
-    """The candidates in the file that `config.candidates` names, each once.
+def listed_candidates(path: str, *, results: str) -> tuple[Candidate, ...]:
+    """The candidates in the file at `path`, each once.
+
+    Args:
+        results: folder of the records in which ids are looked up.
 
     Raises:
         InvalidValueError: the file cannot be read, is none of the forms, or names an id that the results folder lacks.
         PlanError: it is a plan that is not valid.
     """
-    path = str(config.candidates)
     data = _read(path)
     if isinstance(data, dict):
         if "plan_version" not in data:
@@ -33,7 +34,7 @@ def listed_candidates(config: TuneConfig) -> tuple[Candidate, ...]:
         return tuple(dict.fromkeys((plan.winner.candidate, *(one.candidate for one in plan.candidates.values()))))
     if not isinstance(data, list) or not data or len(data) > MOST_CANDIDATES:
         raise InvalidValueError(f"{path!r} is no list of 1 to {MOST_CANDIDATES:,} candidates.", hint=_FORMS)
-    recorded = _recorded(config) if any(isinstance(one, str) for one in data) else {}
+    recorded = _recorded(results) if any(isinstance(one, str) for one in data) else {}
     return tuple(
         dict.fromkeys(_candidate(one, recorded, f"Item {number} of {path!r}") for number, one in enumerate(data, 1))
     )
@@ -48,12 +49,12 @@ def _read(path: str) -> Any:
         raise InvalidValueError(f"{path!r} lists no candidates: it is not JSON ({error}).", hint=_FORMS) from error
 
 
-def _recorded(config: TuneConfig) -> dict[str, Candidate]:
+def _recorded(results: str) -> dict[str, Candidate]:
     """Every candidate in the records of the results folder, by its id."""
     # Importing PyArrow takes a second, which a forecast does without.
     from kvray.store.parquet import ResultsStore
 
-    store = ResultsStore(config.output_dir)
+    store = ResultsStore(results)
     records = (one.record for run_id in store.run_ids() for one in store.read(run_id))
     return {record.candidate_id: record.candidate for record in records}
 

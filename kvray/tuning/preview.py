@@ -254,7 +254,7 @@ def _listed(resolved: Resolved) -> tuple[Candidate, ...]:
     """
     if resolved.config.candidates is None:
         return ()
-    every = listed_candidates(resolved.config)
+    every = listed_candidates(str(resolved.config.candidates), results=resolved.config.output_dir)
     own = tuple(candidate for candidate in every if candidate.engine == resolved.adapter.name)
     if not own:
         names = ", ".join(sorted({candidate.engine for candidate in every}))

@@ -1,0 +1,54 @@
+"""`--margin ttft=5%,decode=5%,memory=2%`, which several commands share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from kvray.analysis.comparison import ComparedMetric
+from kvray.errors import InvalidValueError, did_you_mean
+
+Margin = Annotated[
+    str | None,
+    typer.Option("--margin", metavar="LIST", help="How much worse each may get: ttft=5%,decode=5%,memory=2%."),
+]
+_FORM = "Write it like ttft=5%,decode=5%,memory=2%, with parts from 0.1% to 90%; off shows a metric without judging it."
+_LEAST, _MOST = 0.001, 0.9
+
+
+def parse_margins(
+    text: str | None, *, otherwise: dict[ComparedMetric, float], option: str = "--margin"
+) -> dict[ComparedMetric, float]:
+    """The margins in `text`; a metric that it does not name keeps what it has in `otherwise`.
+
+    Raises:
+        InvalidValueError: a part has another form, an unknown metric, or makes no sense as a margin.
+    """
+    margins = dict(otherwise)
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    seen: set[str] = set()
+    for part in parts:
+        name, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator or name not in list(ComparedMetric):
+            hint = did_you_mean(name, list(ComparedMetric)) if separator else ""
+            raise InvalidValueError(f"{option} {part!r} is no margin.", hint=f"{hint}{_FORM}")
+        if name in seen:
+            raise InvalidValueError(f"{option} names {name} twice.", hint=_FORM)
+        seen.add(name)
+        if value == "off":
+            margins.pop(ComparedMetric(name), None)
+        else:
+            margins[ComparedMetric(name)] = _share(value, f"{option} {part!r}")
+    if parts and not margins:
+        raise InvalidValueError(f"{option} {text!r} leaves nothing to judge.", hint=_FORM)
+    return margins
+
+
+def _share(value: str, what: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", value, flags=re.ASCII)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not _LEAST <= share <= _MOST:
+        raise InvalidValueError(f"{what} is no margin between 0.1 % and 90 %.", hint=_FORM)
+    return share
