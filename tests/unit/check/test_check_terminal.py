@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from checks import ALL, BETTER, EMPTY, HOSTILE, NOT_MEASURED, OTHER_KERNEL, PASSED, SEVERAL, SLOWER, UNDECIDED
+from rich.console import Console
+
+from kvray.analysis.comparison import ComparedMetric, Verdict
+from kvray.check.outputs import wording
+from kvray.check.outputs.terminal import render_terminal
+from kvray.check.result import CheckResult
+
+
+def printed(result: CheckResult, width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render_terminal(result))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_verdict_is_the_first_word(name: str) -> None:
+    assert printed(ALL[name]).startswith(f"{ALL[name].verdict.upper()}: ")
+
+
+def test_a_check_that_passes_says_so_and_no_more() -> None:
+    assert printed(PASSED).splitlines()[0] == "PASS: nothing is worse than its margin."
+
+
+def test_a_better_result_passes_and_is_said() -> None:
+    text = printed(BETTER)
+    assert text.startswith("PASS: nothing is worse than its margin. ")
+    assert "is better than before: 12.3 % higher (+10.3 % to +14.3 %)." in text
+    assert "PASS, better" in text
+
+
+def test_a_failure_names_the_change_its_interval_and_the_margin() -> None:
+    lines = printed(SLOWER).splitlines()
+    assert lines[0].endswith("is 12.3 % longer (+10.3 % to +14.3 %); the margin is 5 %. 2 more reasons below.")
+    assert any("at 64→16 tokens is 20.1 % longer" in line and "outside the margin by itself" in line for line in lines)
+    assert any("1/2.1 as high (1/2.2 to 1/2.0)" in line for line in lines)
+    assert sum("12.3 % longer" in line for line in lines) == 1, "what the headline says is not said again"
+
+
+def test_what_differs_comes_before_the_metrics() -> None:
+    text = printed(SLOWER)
+    assert text.index("What differs") < text.index("transformers 5.22.0 in A, 5.23.0 in B") < text.index("before")
+
+
+def test_another_kernel_fails_whatever_the_numbers() -> None:
+    text = printed(OTHER_KERNEL)
+    assert text.startswith("FAIL: another kernel ran in decode: sdpa_math, before sdpa_flash.\n")
+    assert "differs: kernel in decode" in text
+    assert "1 failed measurement" in text
+
+
+def test_an_undecided_check_says_what_it_would_take() -> None:
+    lines = printed(UNDECIDED).splitlines()
+    assert "lies between −2.0 % and +8.0 %; the margin is 5 %." in lines[0]
+    assert lines[1] == "About 14 more rounds (about 9 min) would decide. Give a larger --budget."
+    interrupted = UNDECIDED.model_copy(update={"is_interrupted": True})
+    assert printed(interrupted).splitlines()[1] == "It was interrupted. Check again."
+
+
+def test_what_was_not_measured_shows_as_missing() -> None:
+    text = printed(NOT_MEASURED)
+    assert "was not measured on both sides." in text
+    assert "nan" not in text
+
+
+def test_of_many_candidates_the_worst_come_first_and_the_quiet_ones_are_named() -> None:
+    text = printed(SEVERAL)
+    assert text.startswith("FAIL: 1 of 4 candidates fails.")
+    assert (
+        text.index("FAIL  dynamic/sdpa_flash") < text.index("PASS  offloaded") < text.index("PASS: 2 more candidates")
+    )
+    assert text.index("PASS: 2 more candidates") < text.index("random:llama quantized/eager/float32")
+    better = SEVERAL.model_copy(update={"candidates": SEVERAL.candidates[2:], "verdict": Verdict.PASS})
+    assert printed(better).startswith(
+        "PASS: nothing is worse than its margin. 1 of 2 candidates is better than before."
+    )
+
+
+def test_a_check_without_candidates_says_why() -> None:
+    assert printed(EMPTY).startswith("FAIL: nothing of the baseline can be measured here.")
+
+
+def test_outside_text_cannot_move_the_cursor_or_begin_a_line() -> None:
+    text = printed(HOSTILE, width=4000)
+    assert "\x1b" not in text
+    assert "\x00" not in text
+    assert not any(line.strip().startswith("next") for line in text.splitlines())
+
+
+def test_every_line_of_eighty_columns_fits() -> None:
+    for result in ALL.values():
+        assert max(map(len, printed(result, width=80).splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "words"),
+    [
+        (0.0, "±0.0 %", "the same"),
+        (0.0004, "±0.0 %", "the same"),
+        (0.049, "+4.9 %", "4.9 % longer"),
+        (-0.049, "−4.9 %", "4.9 % shorter"),
+        (0.92, "1.92×", "1.92× as long"),
+        (-0.6, "1/2.5", "1/2.5 as long"),
+    ],
+)
+def test_changes_are_finer_than_a_margin(change: float, text: str, words: str) -> None:
+    assert wording.change_text(change) == text
+    assert wording.change_words(ComparedMetric.TTFT, change) == words
