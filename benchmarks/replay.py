@@ -19,9 +19,9 @@ from kvray.analysis.sampler import Sampler
 from kvray.analysis.score import utility
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import ModelRequest
+from kvray.measuring.recording import rung_metrics
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.bounds import Bounds
-from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, UTILITY
 from kvray.sweep.trial_queue import SweepQueue

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 from kvray.candidate import AttentionBackend, AttentionChoice, CacheChoice, CacheStrategy, DeviceType, DType
 from kvray.config import SearchStrategy, TuneConfig
+from kvray.measuring.runner import MeasuredTrial
 from kvray.record import Run, TrialStatus
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
@@ -122,11 +123,12 @@ def sleeping_slot(sleep_s: float, *, all_up: Path | None = None, real_from: Path
         def _begin(self) -> Any:
             if real_from is not None and real_from.exists():
                 return super()._begin()
-            self._rung, self._facts = None, None
-            self._environment = slot_module._environment(self._task)
-            self._started_at, self._started_s = dt.datetime.now(dt.UTC), time.monotonic()
-            self._process = Sleeper(self._task.spec, sleep_s, all_up)  # type: ignore[assignment]
-            return self._process
+            return MeasuredTrial(
+                self._task.spec,
+                environment=slot_module._environment(self._task),
+                hardware=None,
+                start=lambda: Sleeper(self._task.spec, sleep_s, all_up),  # type: ignore[arg-type,return-value]
+            )
 
     return SleepingSlot
 

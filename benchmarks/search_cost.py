@@ -27,9 +27,9 @@ from kvray.analysis.axis_values import number_axes
 from kvray.analysis.bayesian import BayesianSampler
 from kvray.analysis.sampler import EveryCandidate
 from kvray.config import CONFIRM_ROUNDS
+from kvray.measuring.recording import rung_metrics
 from kvray.record import Role, TrialResult
 from kvray.sweep.optuna import OptunaSampler
-from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import RUNGS
 from kvray.sweep.slot import FIDELITY, RESULT, UTILITY
 from kvray.sweep.trial_queue import SweepQueue

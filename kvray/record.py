@@ -87,6 +87,8 @@ class Role(enum.StrEnum):
     BASELINE = "baseline"
     SEARCH = "search"
     CONFIRM = "confirm"
+    CHECK = "check"
+    """One side of a round of `kvray check`: it belongs to no sweep, so rankings and resumed sweeps pass it over."""
 
 
 class Phase(enum.StrEnum):
@@ -177,8 +179,10 @@ class TrialRecord:
         run_id: id of the sweep; ids of kvray's own making sort by time.
         trial_id: id of the trial, which is one process.
         candidate_id: hash over every field of the configuration: the same in all sweeps.
-        role: why it ran. The baseline and each searched candidate run once, confirming trials further times.
-        confirm_round: the confirming round that it belongs to, from 1; `None` for other trials, and in older records.
+        role: why it ran. The baseline and each searched candidate run once, confirming trials further times. Trials of
+            `kvray check` belong to no sweep.
+        confirm_round: the confirming round, or the round of a check, that it belongs to, from 1; `None` for other
+            trials, and in older records.
         model_id: the model, as it was given.
         engine: inference engine.
         profile: name of the workload; `…, changed` where it was measured with other lengths or batch sizes.
@@ -271,7 +275,7 @@ class TrialRecord:
         fingerprint: digest of what makes measurements comparable (see `store.fingerprint`); of the trials of one sweep
             those with the same one are ranked together. `None` in older records, which have the sweep's first one.
         hardware: digest of the node that measured: its device, driver, CPUs, memory and libraries. Only trials with the
-            same one are ranked together. `None` where this machine measured, and in older records.
+            same one are ranked together. `None` where a sweep measured on its own machine, and in older records.
         gpu_type: Ray's accelerator type of the cluster's GPUs that the candidate was to be measured on: each type is
             searched by itself. `None` on a CPU, without a cluster, where Ray knows no type, and in older records.
         niceness: scheduling priority of the measuring process.

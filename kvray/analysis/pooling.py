@@ -15,7 +15,7 @@ _QUALITY = (
     *("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement"),
     *("kl_upper", "kl_decode_upper", "nll_delta_upper", "quality_s", "quality_note"),
 )
-_ROLE_ORDER = (Role.BASELINE, Role.SEARCH, Role.CONFIRM)
+_ROLE_ORDER = tuple(Role)
 
 
 def pool_complete_trials(

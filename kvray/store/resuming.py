@@ -74,10 +74,13 @@ def asks_nothing_new(
 def current_results(
     manifest: SweepManifest, results: Iterable[TrialResult]
 ) -> tuple[tuple[TrialResult, ...], tuple[TrialResult, ...]]:
-    """The trials with the last attempt's fingerprint, which are ranked, and the others, which are only kept."""
+    """The trials with the last attempt's fingerprint, which are ranked, and the others, which are only kept. A check
+    that was kept beside the sweep is neither."""
     current: list[TrialResult] = []
     set_aside: list[TrialResult] = []
     for result in results:
+        if result.record.role is Role.CHECK:
+            continue
         own = result.record.fingerprint or manifest.first_fingerprint_id
         (current if own == manifest.fingerprint_id else set_aside).append(result)
     # In version 1, candidates that were never launched have no fingerprint; those launched later have one.

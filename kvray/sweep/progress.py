@@ -8,10 +8,10 @@ from typing import Any
 from ray import tune
 from typing_extensions import override
 
+from kvray.measuring.recording import blank_record
 from kvray.record import TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.lanes import Lanes
 from kvray.sweep.observer import SweepObserver
-from kvray.sweep.recording import blank_record
 from kvray.sweep.slot import GOES_ON, RESULT, TASK
 from kvray.sweep.trial_task import MOST_ATTEMPTS, TrialTask
 from kvray.trial.spec import TrialSpec

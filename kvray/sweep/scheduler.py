@@ -14,9 +14,9 @@ from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics, aggregate
 from kvray.analysis.pareto import covers, is_beaten_clearly
+from kvray.measuring.recording import rung_cells
 from kvray.record import Role, TrialResult
 from kvray.sweep.lanes import Lanes
-from kvray.sweep.recording import rung_cells
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_queue import TrialQueue
 from kvray.sweep.trial_task import TrialTask

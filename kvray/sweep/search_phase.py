@@ -13,9 +13,9 @@ from kvray.analysis.sampler import Sampler
 from kvray.analysis.shared_error import SharedErrorWatch, most_unlike
 from kvray.candidate import Candidate
 from kvray.judgement import Limits
+from kvray.measuring.recording import rung_cells
 from kvray.record import TrialResult
 from kvray.sweep.bounds import Bounds
-from kvray.sweep.recording import rung_cells
 
 
 class SearchPhase:

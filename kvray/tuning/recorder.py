@@ -9,12 +9,12 @@ from typing_extensions import override
 
 from kvray.analysis.sampler import Prediction
 from kvray.candidate import Candidate
+from kvray.measuring.recording import forecast_columns
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.observer import SweepObserver
 from kvray.sweep.outlook import Outlook
-from kvray.sweep.recording import forecast_columns
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.observer import SearchObserver

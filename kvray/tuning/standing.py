@@ -13,6 +13,7 @@ from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.analysis.limits import missed_limits
 from kvray.analysis.ranking import Gain, gain_over
 from kvray.analysis.score import utility
+from kvray.measuring.recording import rung_cells, rung_metrics
 from kvray.ratios import speed_text, tok_s_text
 from kvray.record import Phase, Role, TrialRecord, TrialResult, TrialStatus, short_model_name
 from kvray.report.attempts import session_text
@@ -20,7 +21,6 @@ from kvray.report.formats import clean_line, duration_range, plural, quantity
 from kvray.store.manifest import SweepManifest
 from kvray.store.resuming import earlier_session
 from kvray.sweep.outlook import Outlook, Range
-from kvray.sweep.recording import rung_cells, rung_metrics
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import LAST_RUNG, TrialSpec
 from kvray.tuning.preview import Preview

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import EngineAdapter, ModelRequest
+from kvray.measuring.recording import measured_record
 from kvray.probes.environment import capture_environment
 from kvray.record import Role, TrialResult
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.sweep.recording import measured_record
 from kvray.trial.child import _run
 from kvray.trial.events import RunFinished, TrialEnded
 from kvray.trial.protocol import TrialProtocol

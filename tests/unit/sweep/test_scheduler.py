@@ -10,13 +10,13 @@ from ray.tune.schedulers import TrialScheduler
 
 from kvray.analysis.score import utility
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
+from kvray.measuring.recording import rung_metrics
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.sweep.admission import Admission
 from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Room
 from kvray.sweep.lanes import Lane, Lanes
 from kvray.sweep.outlook import Outlook
-from kvray.sweep.recording import rung_metrics
 from kvray.sweep.scheduler import HalvingPerSweep, SparingHalving
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_task import TrialTask

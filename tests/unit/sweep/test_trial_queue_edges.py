@@ -11,8 +11,8 @@ from kvray.analysis.bayesian import BayesianSampler
 from kvray.analysis.evidence import confirm_round
 from kvray.analysis.sampler import EveryCandidate, Sampler
 from kvray.config import SearchStrategy
+from kvray.measuring.recording import blank_record
 from kvray.record import Role, TrialResult, TrialStatus
-from kvray.sweep.recording import blank_record
 from kvray.sweep.samplers import make_sampler
 from kvray.sweep.trial_queue import SweepQueue
 from kvray.sweep.trial_task import TrialTask

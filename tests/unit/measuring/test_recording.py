@@ -9,10 +9,10 @@ import pytest
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest, Observed
 from kvray.forecast.prediction import CellForecast, Forecast
+from kvray.measuring.recording import blank_record, measured_record
 from kvray.probes.disturbance import DeviceState
 from kvray.probes.environment import capture_environment
 from kvray.record import Role, Run, TrialRecord, TrialStatus
-from kvray.sweep.recording import blank_record, measured_record
 from kvray.trial.events import Sample, TrialFacts
 from kvray.trial.spec import TrialSpec
 from kvray.workload import Cell, get_profile
