@@ -25,10 +25,9 @@ from scipy.special import stdtrit
 
 from kvray.analysis.comparison import SESSION_SD, ComparedMetric, SideSamples, Verdict, compare
 from kvray.analysis.evidence import Array
-from kvray.analysis.looks import StoppingRule
+from kvray.analysis.looks import MOST_ROUNDS, is_over
 from kvray.workload import Cell
 
-RULE = StoppingRule()
 MARGINS = {ComparedMetric.TTFT: 0.05, ComparedMetric.DECODE: 0.05, ComparedMetric.MEMORY: 0.02}
 CELLS = tuple(Cell(context, output, 1) for context in (512, 2048) for output in (32, 128))
 MEMORY_SD = 0.005
@@ -94,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checks = arguments.checks or (50 if arguments.quick else 2000)
     wanted = None if arguments.rows is None else arguments.rows.split(",")
-    figures: dict[str, Figure] = {"checks": checks, "most_rounds": RULE.most_rounds}
+    figures: dict[str, Figure] = {"checks": checks, "most_rounds": MOST_ROUNDS}
     for place, row in enumerate(rows()):
         if wanted is None or row.name in wanted:
             figures |= row_figures(row, checks, np.random.default_rng([arguments.seed, place]))
@@ -128,21 +127,19 @@ def shares(name: str, found: Counter[Verdict]) -> dict[str, Figure]:
 
 def check(row: Row, generator: np.random.Generator) -> tuple[Verdict, int]:
     """A check's verdict, and how many rounds it measured."""
-    most = RULE.most_rounds
     if row.is_record:
         before, now = (
             processes(row, is_now, drift(count, generator), generator) + session_offset(generator)
-            for is_now, count in ((False, RECORDED), (True, most))
+            for is_now, count in ((False, RECORDED), (True, MOST_ROUNDS))
         )
     else:
-        speeds = drift(2 * most, generator)
+        speeds = drift(2 * MOST_ROUNDS, generator)
         before, now = (processes(row, is_now, speeds[int(is_now) :: 2], generator) for is_now in (False, True))
     rounds, verdict = 0, Verdict.INCONCLUSIVE
-    while not RULE.is_over(verdict, rounds):
+    while not is_over(verdict, rounds):
         rounds += 1
-        if rounds >= RULE.least_rounds:
-            first = samples(before, "record") if row.is_record else samples(before[:rounds], "check")
-            verdict = compare(first, samples(now[:rounds], "check"), margins=MARGINS).verdict
+        first = samples(before, "record") if row.is_record else samples(before[:rounds], "check")
+        verdict = compare(first, samples(now[:rounds], "check"), margins=MARGINS).verdict
     return verdict, rounds
 
 

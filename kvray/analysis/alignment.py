@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvray.analysis.evidence import SEARCH_ROUND, Indices
+from kvray.analysis.evidence import SEARCH_ROUND, Array, Indices
 from kvray.analysis.samples import ComparedMetric, SideSamples
 from kvray.workload import Cell
 
@@ -110,11 +110,12 @@ def _missing_metrics(before: SideSamples, now: SideSamples, judged: Sequence[Com
 
 def _collapsed(before: SideSamples, now: SideSamples, judged: Sequence[ComparedMetric]) -> Iterator[_Problem]:
     """Processes of now that lack a value which others have, or are many times worse than before."""
-    bad = np.zeros((len(now.logs), len(now.cells), len(judged)), dtype=np.bool_)
-    for place, metric in enumerate(judged):
-        usual, values = np.nanmedian(before.logs[:, :, metric.column], axis=0), now.logs[:, :, metric.column]
-        worse = values - usual if metric.worse_is_more else usual - values
-        bad[:, :, place] = ~np.isfinite(values) | (worse >= np.log(COLLAPSE_FACTOR))
+    if not (len(before.logs) and len(now.logs)):
+        return
+    columns = [metric.column for metric in judged]
+    values, worse_is_more = now.logs[:, :, columns], np.array([metric.worse_is_more for metric in judged], dtype=bool)
+    change = values - _usual(before.logs[:, :, columns])
+    bad = ~np.isfinite(values) | (np.where(worse_is_more, change, -change) >= np.log(COLLAPSE_FACTOR))
     count = int(bad.any(axis=(1, 2)).sum()) if bad.size else 0
     if count:
         _, cell, place = np.argwhere(bad)[0].tolist()
@@ -124,6 +125,11 @@ def _collapsed(before: SideSamples, now: SideSamples, judged: Sequence[ComparedM
             "times as bad as before."
         )
         yield _Problem(text=text, is_failure=count >= min(_COLLAPSED_TO_FAIL, len(now.logs)))
+
+
+def _usual(logs: Array) -> Array:
+    """Medians over processes, gaps left out."""
+    return np.asarray(np.median(logs, axis=0) if np.isfinite(logs).all() else np.nanmedian(logs, axis=0))
 
 
 def _without_gap(side: SideSamples, metrics: Sequence[ComparedMetric]) -> Indices:

@@ -39,6 +39,8 @@ SESSION_SD: Mapping[ComparedMetric, float] = {
     ComparedMetric.MEMORY: 0.005,
 }
 """Relative standard deviation between two sittings of the same code, beyond what their processes explain."""
+LEAST_ROUNDS = 3
+"""With fewer rounds nobody can tell an outlying process from a change, so there is no verdict by the intervals."""
 CERTAINTY = 0.95
 _NORMAL_95 = 1.96
 MOST_MORE_ROUNDS = 200
@@ -113,7 +115,8 @@ def compare(before: SideSamples, now: SideSamples, *, margins: Margins) -> Compa
     """How `now` differs from `before`, and whether it is worse than `margins` allow.
 
     Rounds that both sides measured in one session are pairs, and only they count. Without any, all processes count and
-    the spread between sessions is added. Disturbed processes count only where a side has no others.
+    the spread between sessions is added. Disturbed processes count only where a side has no others. Before
+    `LEAST_ROUNDS` only what is missing or collapsed decides.
     """
     sides = align(before, now, judged=tuple(margins))
     if not sides.can_be_compared:
@@ -160,8 +163,8 @@ def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margin
     widths = half_widths(found.all_variances[: len(sides.metrics)], level=CERTAINTY)
     for place, (metric, width) in enumerate(zip(sides.metrics, widths, strict=True)):
         change, margin = LogInterval(value=float(found.values[place]), half_width=width), margins.get(metric)
-        verdict = None if margin is None else _verdict(_beyond(metric, change.value, margin), width)
-        is_open = margin is not None and verdict is Verdict.INCONCLUSIVE
+        beyond = _beyond(metric, change.value, margin or 0.0)
+        verdict = None if margin is None else _verdict(sides, beyond, width)
         yield MetricComparison(
             metric=metric,
             before=sides.before.mean(metric),
@@ -169,7 +172,7 @@ def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margin
             change=change.as_gain(),
             margin=margin,
             verdict=verdict,
-            more_rounds=_more_rounds(found, place, _beyond(metric, change.value, margin or 0.0)) if is_open else None,
+            more_rounds=_more_rounds(sides, found, place, beyond) if verdict is Verdict.INCONCLUSIVE else None,
         )
 
 
@@ -178,19 +181,23 @@ def _beyond(metric: ComparedMetric, value: float, margin: float) -> float:
     return value - math.log1p(margin) if metric.worse_is_more else math.log1p(-margin) - value
 
 
-def _verdict(beyond: float, half_width: float) -> Verdict:
-    if beyond > half_width:
-        return Verdict.FAIL
-    return Verdict.PASS if beyond < -half_width else Verdict.INCONCLUSIVE
+def _verdict(sides: AlignedSides, beyond: float, half_width: float) -> Verdict:
+    if _missing_rounds(sides) or abs(beyond) <= half_width:
+        return Verdict.INCONCLUSIVE
+    return Verdict.FAIL if beyond > 0 else Verdict.PASS
 
 
-def _more_rounds(found: Differences, place: int, beyond: float) -> int | None:
+def _missing_rounds(sides: AlignedSides) -> int:
+    return max(LEAST_ROUNDS - len(sides.now.logs), 0)
+
+
+def _more_rounds(sides: AlignedSides, found: Differences, place: int, beyond: float) -> int | None:
     """What it takes until the interval ends at the margin, if the value stays where it is."""
     room = (beyond / _NORMAL_95) ** 2 - float(found.session_variances[place])
     of_one_round = float(found.variances[place].mean()) * found.rounds
     if room <= 0 or of_one_round / room - found.rounds > MOST_MORE_ROUNDS:
         return None
-    return max(math.ceil(of_one_round / room) - found.rounds, 1)
+    return max(math.ceil(of_one_round / room) - found.rounds, _missing_rounds(sides), 1)
 
 
 def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[CellComparison]:
@@ -204,7 +211,10 @@ def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> I
     quantities = [(cell, metric) for cell in sides.cells for metric in sides.metrics]
     for place, (cell, metric) in enumerate(quantities):
         value = float(found.values[len(sides.metrics) + place])
-        if metric in margins and _verdict(_beyond(metric, value, margins[metric]), strict[place]) is Verdict.FAIL:
+        if (
+            metric in margins
+            and _verdict(sides, _beyond(metric, value, margins[metric]), strict[place]) is Verdict.FAIL
+        ):
             change = LogInterval(value=value, half_width=shown[place]).as_gain()
             yield CellComparison(cell=cell, metric=metric, change=change, verdict=Verdict.FAIL)
 

@@ -14,9 +14,9 @@ import numpy as np
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Indices
 from kvray.analysis.noise import EQUALLY_LIKELY, lone_variances, process_variances, typical_variance
 
-OUTLIER_SDS = 3.5
-"""A single value further than this from the median is drawn in to it. Two such values are a second mode, which is left
-as it is."""
+OUTLIER_SDS, DRAWN_IN_TO_SDS = 3.5, 2.0
+"""A single value further than the first from the median is drawn in to the second. Two such values are a second mode,
+which is left as it is."""
 _LEAST_FOR_OUTLIER = 4
 """With three values nobody can tell which one is the outlier."""
 _MAD_TO_SD = 1.4826
@@ -108,7 +108,7 @@ def _outlier_drawn_in(values: Array, typical_sds: Array) -> tuple[Array, Array]:
         return values, np.zeros(values.shape[1])
     median = np.median(values, axis=0)
     spread = np.maximum(np.median(np.abs(values - median), axis=0) * _MAD_TO_SD, typical_sds / 2)
-    reach = OUTLIER_SDS * spread
-    outliers = (np.abs(values - median) > reach).sum(axis=0)
-    drawn_in = np.where(outliers == 1, np.clip(values, median - reach, median + reach), values)
-    return drawn_in, np.where(outliers == 1, 1.0, 0.0)
+    is_outlier = np.abs(values - median) > OUTLIER_SDS * spread
+    is_alone = is_outlier.sum(axis=0) == 1
+    drawn_in = median + np.sign(values - median) * DRAWN_IN_TO_SDS * spread
+    return np.where(is_outlier & is_alone, drawn_in, values), is_alone.astype(np.float64)

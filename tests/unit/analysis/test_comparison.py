@@ -202,6 +202,13 @@ def test_a_single_process_a_side_is_too_little_to_tell_ten_per_cent() -> None:
     assert of(found, TTFT).verdict is Verdict.INCONCLUSIVE
 
 
+def test_two_rounds_are_too_few_for_any_verdict_by_the_intervals() -> None:
+    """Nobody can tell an outlying process from a change."""
+    found = compare(make_side(2), make_side(2, seed=1, factors=(2.0, 1.0, 0.5)), margins={TTFT: 0.05, MEMORY: 0.02})
+    assert [one.verdict for one in found.metrics] == [Verdict.INCONCLUSIVE, None, Verdict.INCONCLUSIVE]
+    assert of(found, MEMORY).more_rounds == 1
+
+
 def test_disturbed_processes_count_only_where_there_are_no_others() -> None:
     now = changed(make_side(seed=1), row=2, cell=slice(None), metric=TTFT, to=USUAL[0] + np.log(4.0))
     now.disturbed[2] = True
