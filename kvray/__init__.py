@@ -26,12 +26,14 @@ _HOME = {
     "AttentionBackend": "kvray.candidate",
     "CacheStrategy": "kvray.candidate",
     "Candidate": "kvray.candidate",
+    "CheckConfig": "kvray.check.config",
     "DType": "kvray.candidate",
     "DeviceType": "kvray.candidate",
     "KvrayError": "kvray.errors",
     "Limits": "kvray.workload",
     "Objective": "kvray.workload",
     "PlanBuilder": "kvray.plan.builder",
+    "RegressionCheck": "kvray.check.check",
     "TransformersAdapter": "kvray.engines.transformers",
     "TuneConfig": "kvray.config",
     "TuningSearch": "kvray.tuning.search",
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from kvray.candidate import Candidate as Candidate
     from kvray.candidate import DeviceType as DeviceType
     from kvray.candidate import DType as DType
+    from kvray.check.check import RegressionCheck as RegressionCheck
+    from kvray.check.config import CheckConfig as CheckConfig
     from kvray.config import TuneConfig as TuneConfig
     from kvray.engines.transformers import TransformersAdapter as TransformersAdapter
     from kvray.errors import KvrayError as KvrayError

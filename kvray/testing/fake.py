@@ -2,7 +2,8 @@
 
 The model id is `fake:` followed by comma-separated `WHERE=HOW`: in every candidate whose label contains WHERE, do HOW
 (see `Misbehaviour`) while measuring, or in the phase given as `HOW@load`. Example: `fake:static=segv,eager=hang@load`.
-A model such as `fake:sized` has a shape, so its candidates are forecast.
+A model such as `fake:sized` has a shape, so its candidates are forecast. Two environment variables make one side of a
+check behave otherwise: `KVRAY_FAKE_SLOWER` and `KVRAY_FAKE_KERNEL`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ from kvray.workload import Cell, WorkloadProfile
 PREFIX = "fake:"
 SIZED = "sized"
 """The part of a model id that gives the model a shape, so that its candidates are forecast."""
+SLOWER_VARIABLE = "KVRAY_FAKE_SLOWER"
+"""By which factor everything takes longer."""
+KERNEL_VARIABLE = "KVRAY_FAKE_KERNEL"
+"""The kernel that a profiler sees in decode."""
 PREFILL_S_PER_TOKEN = 2e-6
 DECODE_S_PER_TOKEN = 5e-4
 MAX_CONTEXT = 4096
@@ -174,7 +179,7 @@ class FakeModel(LoadedModel):
         self._todo = [
             (how, phase) for where, how, phase in _misbehaviours(request.model_id) if where in candidate.label
         ]
-        self._factor = fake_axes.speed_factor(candidate)
+        self._factor = fake_axes.speed_factor(candidate) * float(os.environ.get(SLOWER_VARIABLE, "1"))
         self._cell = Cell(1, 1, 1)
         commands = {how for how, _ in self._todo}
         self._is_lossy = Misbehaviour.LOSSY in commands
@@ -225,7 +230,7 @@ class FakeModel(LoadedModel):
             cache_class=f"Fake{self._candidate.cache.title()}",
             cache_layers=f"FakeLayer×1 on GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'none'}",
             kernel_prefill=self._candidate.attention.value,
-            kernel_decode=self._candidate.attention.value,
+            kernel_decode=os.environ.get(KERNEL_VARIABLE, self._candidate.attention.value),
             kv_dtype=self._candidate.dtype.value,
             threads=1,
         )

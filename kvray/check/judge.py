@@ -1,0 +1,192 @@
+"""From what both sides measured of a candidate to its verdict, and from all candidates to that of the check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from kvray.analysis.comparison import (
+    CellComparison,
+    ComparedMetric,
+    Comparison,
+    Margins,
+    MetricComparison,
+    Verdict,
+    compare,
+)
+from kvray.analysis.intervals import Interval
+from kvray.analysis.looks import MOST_ROUNDS
+from kvray.candidate import Candidate
+from kvray.check.measured import samples_of
+from kvray.check.result import CellVerdict, Change, CheckedCandidate, MeasuredSide, MetricVerdict, RanFacts, SideInfo
+from kvray.store.fingerprint import SPEED_VARIABLES
+from kvray.workload import WorkloadProfile
+
+DEFAULT_MARGINS: Margins = {ComparedMetric.TTFT: 0.05, ComparedMetric.DECODE: 0.05, ComparedMetric.MEMORY: 0.02}
+_OTHERWISE = {
+    "kernel_prefill": "another kernel ran in prefill",
+    "kernel_decode": "another kernel ran in decode",
+    "cache_class": "another cache ran",
+    "cache_layers": "the cache has other layers",
+    "kv_dtype": "keys and values have another type",
+}
+"""What must be the same on both sides, by the field of `RanFacts`."""
+
+
+def default_margins(profile: WorkloadProfile) -> dict[ComparedMetric, float]:
+    """The margins of a profile: a metric that does not count in its score is shown, not judged."""
+    weights = profile.weights
+    counts = {
+        ComparedMetric.TTFT: weights.ttft,
+        ComparedMetric.DECODE: weights.throughput,
+        ComparedMetric.MEMORY: weights.memory,
+    }
+    return {metric: margin for metric, margin in DEFAULT_MARGINS.items() if counts[metric] > 0}
+
+
+def judged(
+    candidate: Candidate, before: MeasuredSide, now: MeasuredSide, names: tuple[str, str], margins: Margins
+) -> CheckedCandidate:
+    """The verdict on one candidate, from what was measured so far."""
+    compared = compare(samples_of(before), samples_of(now), margins=margins) if _is_measured(before, now) else None
+    reasons = (*_failures(before, now, names), *_otherwise(before.ran, now.ran))
+    problems = () if compared is None or before.failures or now.failures else compared.problems
+    verdict = _verdict(before, now, compared, fails=bool(_otherwise(before.ran, now.ran)))
+    return CheckedCandidate(
+        label=candidate.label,
+        candidate=candidate,
+        verdict=verdict,
+        reasons=(*reasons, *problems),
+        differences=tuple(_differences(before.ran, now.ran)),
+        metrics=() if compared is None else tuple(map(_metric, compared.metrics)),
+        cells=() if compared is None else tuple(map(_cell, compared.cells)),
+        rounds=0 if compared is None else compared.rounds,
+        failed_trials=len(before.failures) + len(now.failures),
+        more_rounds=compared.more_rounds if compared is not None and verdict is Verdict.INCONCLUSIVE else None,
+        before=before,
+        now=now,
+    )
+
+
+def is_closed(checked: CheckedCandidate) -> bool:
+    """Whether no further round is measured."""
+    return checked.verdict is not Verdict.INCONCLUSIVE or bool(checked.before.failures) or is_exhausted(checked)
+
+
+def is_exhausted(checked: CheckedCandidate) -> bool:
+    """Whether as many rounds as there may be came to no verdict."""
+    return checked.verdict is Verdict.INCONCLUSIVE and len(checked.now.processes) >= MOST_ROUNDS
+
+
+def overall(candidates: Sequence[CheckedCandidate]) -> Verdict:
+    """The worst verdict of all."""
+    verdicts = [one.verdict for one in candidates]
+    if Verdict.FAIL in verdicts:
+        return Verdict.FAIL
+    return Verdict.PASS if verdicts and set(verdicts) == {Verdict.PASS} else Verdict.INCONCLUSIVE
+
+
+def more_rounds(candidates: Sequence[CheckedCandidate]) -> int | None:
+    """How many rounds the open candidates take; `None` where there are none, or nobody can say."""
+    asked = [None if is_closed(one) else one.more_rounds for one in candidates if one.verdict is Verdict.INCONCLUSIVE]
+    return max((one or 0 for one in asked), default=0) or None if None not in asked else None
+
+
+def side_differences(
+    before: SideInfo,
+    now: SideInfo,
+    *,
+    before_variables: Mapping[str, str] | None = None,
+    now_variables: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """What differs between two sides, for every candidate: `torch: 2.12.0 → 2.13.0`.
+
+    Args:
+        before_variables, now_variables: environment variables that differ from this process's own. Values are told of
+            those alone that make libraries faster or slower; of others the name, because they may be secret.
+    """
+    pairs = {
+        "device": (before.device_name, now.device_name),
+        "driver": (before.driver_version, now.driver_version),
+        "usable CPUs": (before.cpus, now.cpus),
+        "memory, GiB": (before.memory_gib, now.memory_gib),
+        "kvray": (before.kvray_version, now.kvray_version),
+        **{
+            name: (before.engine_versions[name], now.engine_versions[name])
+            for name in before.engine_versions.keys() & now.engine_versions.keys()
+        },
+    }
+    told = [f"{name}: {one} → {two}" for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
+    return (*sorted(told), *_variable_differences(before_variables or {}, now_variables or {}))
+
+
+def _variable_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name):
+            continue
+        one, two = (_shown_value(name, side.get(name)) for side in (before, now))
+        yield f"{name}: {one} → {two}" if one != two else f"{name} has another value"
+
+
+def _shown_value(name: str, value: str | None) -> str:
+    if value is None:
+        return "not set"
+    return value if name in SPEED_VARIABLES else "set"
+
+
+def _is_measured(before: MeasuredSide, now: MeasuredSide) -> bool:
+    return bool(before.processes and now.processes)
+
+
+def _failures(before: MeasuredSide, now: MeasuredSide, names: tuple[str, str]) -> Iterator[str]:
+    for name, side in zip(names, (before, now), strict=True):
+        yield from dict.fromkeys(f"{name}: {text}" for text in side.failures)
+
+
+def _otherwise(before: RanFacts | None, now: RanFacts | None) -> tuple[str, ...]:
+    """What ran otherwise than before, which fails whatever the numbers."""
+    if before is None or now is None:
+        return ()
+    pairs = {text: (getattr(before, name), getattr(now, name)) for name, text in _OTHERWISE.items()}
+    known = {text: pair for text, pair in pairs.items() if None not in pair}
+    return tuple(f"{text}: {one} → {two}" for text, (one, two) in known.items() if one != two)
+
+
+def _differences(before: RanFacts | None, now: RanFacts | None) -> Iterator[str]:
+    """What the engine made of the configuration on each side."""
+    if before is None or now is None:
+        return
+    if None not in (before.threads, now.threads) and before.threads != now.threads:
+        yield f"threads: {before.threads} → {now.threads}"
+    one, two = (json.loads(side.resolved) if side.resolved else {} for side in (before, now))
+    for name in sorted(one.keys() & two.keys()):
+        if one[name] != two[name]:
+            yield f"{name}: {one[name]} → {two[name]}"
+
+
+def _verdict(before: MeasuredSide, now: MeasuredSide, compared: Comparison | None, *, fails: bool) -> Verdict:
+    if now.failures or fails:
+        return Verdict.FAIL
+    if before.failures or compared is None:
+        return Verdict.INCONCLUSIVE
+    return compared.verdict
+
+
+def _metric(one: MetricComparison) -> MetricVerdict:
+    return MetricVerdict(
+        metric=one.metric,
+        before=one.before,
+        now=one.now,
+        change=_change(one.change),
+        margin=one.margin,
+        verdict=one.verdict,
+        more_rounds=one.more_rounds,
+    )
+
+
+def _cell(one: CellComparison) -> CellVerdict:
+    return CellVerdict(cell=one.cell, metric=one.metric, change=_change(one.change), verdict=one.verdict)
+
+
+def _change(interval: Interval) -> Change:
+    return Change(value=interval.value, low=interval.low, high=interval.high)

@@ -1,0 +1,130 @@
+"""Puts a `CheckResult` together from the rounds that were measured so far."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kvray.analysis.comparison import Margins, Verdict
+from kvray.check.config import CheckConfig
+from kvray.check.judge import is_exhausted, more_rounds, overall, side_differences
+from kvray.check.preparing import Subject
+from kvray.check.result import CheckMode, CheckResult, SideInfo
+from kvray.check.rounds import Rounds
+from kvray.check.side import Side
+from kvray.probes.environment import kvray_version
+from kvray.report.formats import plural
+from kvray.store.fingerprint import users_variables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is known of a check beside its rounds.
+
+    Attributes:
+        sides: those that are measured.
+        elapsed_s: seconds since the check began.
+    """
+
+    config: CheckConfig
+    subject: Subject
+    sides: Sequence[Side]
+    margins: Margins
+    run_id: str
+    results: str
+    started_at: dt.datetime
+    elapsed_s: Callable[[], float]
+
+    def result(self, rounds: Rounds, *, is_interrupted: bool = False) -> CheckResult:
+        """The result of the rounds so far."""
+        subject, seconds = self.subject, self.elapsed_s()
+        baseline, sides = subject.baseline, self._sides()
+        verdict = overall(rounds.checked)
+        more = more_rounds(rounds.checked) if verdict is Verdict.INCONCLUSIVE else None
+        return CheckResult(
+            kvray_version=kvray_version(),
+            started_at=self.started_at,
+            ended_at=self.started_at + dt.timedelta(seconds=seconds),
+            seconds=seconds,
+            mode=subject.mode,
+            baseline=baseline.shown,
+            model_id=baseline.model_id,
+            models={**baseline.models, **{name: one.checked_model for name, one in subject.engines.items()}},
+            trust_remote_code=baseline.trust_remote_code,
+            allow_pickle=baseline.allow_pickle,
+            device=baseline.device,
+            device_name=subject.device.device_name,
+            hardware=sides[1].hardware,
+            profile=baseline.profile,
+            reference=baseline.reference,
+            sides=sides,
+            candidates=rounds.checked,
+            verdict=verdict,
+            reasons=tuple(self._reasons(rounds)),
+            differences=self._differences(sides),
+            more_rounds=more,
+            more_seconds=None if more is None or not rounds.number else more * rounds.next_s,
+            margins=dict(self.margins),
+            budget_s=self.config.budget_s,
+            is_interrupted=is_interrupted,
+            results=self.results,
+        )
+
+    def _reasons(self, rounds: Rounds) -> Iterator[str]:
+        """Why rounds did not come to a verdict."""
+        exhausted = [one for one in rounds.checked if is_exhausted(one)]
+        if not exhausted:
+            return
+        if self.subject.mode is CheckMode.A_B:
+            yield (
+                f"{rounds.number} rounds did not decide: the change is too close to the margin for this spread. "
+                "Give a larger --margin, or wait for a quieter machine with --wait-quiet."
+            )
+            return
+        recorded = min(len(one.before.processes) for one in exhausted)
+        yield (
+            f"{rounds.number} rounds did not decide against a record of {plural(recorded, 'process', 'processes')}. "
+            "Compare here and now with --against, make a baseline of this check's check.json, which has "
+            f"{rounds.number}, or give a larger --margin."
+        )
+
+    def _sides(self) -> tuple[SideInfo, SideInfo]:
+        *before, now = (self._side(one) for one in self.sides)
+        return (before[0] if before else self.subject.baseline.side, now)
+
+    def _side(self, side: Side) -> SideInfo:
+        facts = side.facts
+        versions = {name: version for one in facts.engine_versions.values() for name, version in one.items()}
+        return SideInfo(
+            name=side.spec.name,
+            kvray_version=facts.kvray_version,
+            engine_versions=versions,
+            python=facts.python,
+            variables=side.spec.variable_names,
+            host=facts.host,
+            device_name=facts.device_name,
+            driver_version=facts.driver_version,
+            cpus=facts.cpus,
+            memory_gib=facts.memory_gib,
+            hardware=facts.hardware,
+            run_id=self.run_id,
+            measured_at=self.started_at,
+        )
+
+    def _differences(self, sides: tuple[SideInfo, SideInfo]) -> tuple[str, ...]:
+        if self.subject.mode is CheckMode.RECORD:
+            before, now = dict(self.subject.baseline.variables), users_variables()
+        else:
+            before, now = (dict(one.spec.variables) for one in self.sides)
+            before |= {name: value for name, value in users_variables().items() if name in now}
+        told = side_differences(*sides, before_variables=before, now_variables=now)
+        return (*told, *self._other_code())
+
+    def _other_code(self) -> tuple[str, ...]:
+        """Two kvrays of one version may differ; of a record nobody knows the code."""
+        if len(self.sides) < 2:
+            return ()
+        one, two = (side.facts for side in self.sides)
+        same = one.kvray_source == two.kvray_source or one.kvray_version != two.kvray_version
+        return () if same else (f"kvray: other code of the same version {one.kvray_version}",)

@@ -1,0 +1,161 @@
+"""`kvray check`: did it become slower, larger or worse than the baseline?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kvray.analysis.comparison import Verdict
+from kvray.check.against import parse_against
+from kvray.check.check import RegressionCheck
+from kvray.check.check_file import write_output
+from kvray.check.config import BUDGET_S, CheckConfig, Consent
+from kvray.check.ending import error_of
+from kvray.check.outputs import wording
+from kvray.check.outputs.action_benchmark import render_action_benchmark
+from kvray.check.outputs.bencher import render_bencher
+from kvray.check.outputs.junit import render_junit
+from kvray.check.outputs.markdown import render_markdown
+from kvray.check.outputs.step_summary import append_step_summary
+from kvray.check.outputs.terminal import render_terminal
+from kvray.check.result import CheckResult, OnInconclusive
+from kvray.cli import options
+from kvray.cli.interrupts import patient_interrupts
+from kvray.cli.margins import Margin, given_margins
+from kvray.cli.parsing import parse_duration
+from kvray.errors import InvalidValueError, KvrayError, SweepInterruptedError
+from kvray.report.formats import plural
+
+app = typer.Typer(add_completion=False)
+FILES = "Files for a CI ($GITHUB_STEP_SUMMARY is appended to by itself)"
+
+
+@app.command()
+def check(
+    baseline: Annotated[
+        str, typer.Argument(help="A plan, a results folder (FOLDER or FOLDER#RUN_ID), or a check.json.")
+    ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="python=PATH|env=FILE",
+            help="Measure here (A) and there (B) in turn, and judge B: another environment's Python, other variables.",
+        ),
+    ] = None,
+    candidates: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Check these candidates in place of the winner.")
+    ] = None,
+    all_ranked: Annotated[bool, typer.Option("--all-ranked", help="Check all that the baseline ranks.")] = False,
+    margin: Margin = None,
+    budget: Annotated[str, typer.Option(metavar="TIME", help="For all rounds together: 90s, 20m.")] = "10m",
+    on_inconclusive: Annotated[
+        str | None,
+        typer.Option("--on-inconclusive", metavar="pass|fail", help="What INCONCLUSIVE (exit code 14) counts as."),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="For records and check.json; a folder or URI.")
+    ] = "./kvray_check",
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Where check.json goes instead.", rich_help_panel=FILES),
+    ] = None,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A table for a pull request.", rich_help_panel=FILES)
+    ] = None,
+    junit: Annotated[str | None, typer.Option(metavar="FILE", help="JUnit XML.", rich_help_panel=FILES)] = None,
+    github_action_benchmark: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="JSON of github-action-benchmark.", rich_help_panel=FILES),
+    ] = None,
+    bencher: Annotated[str | None, typer.Option(metavar="FILE", help="JSON of Bencher.", rich_help_panel=FILES)] = None,
+    wait_quiet: Annotated[
+        str | None,
+        typer.Option(metavar="[TIME]", help="Wait up to 10m, or so long, for a quiet machine."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="Seconds that one phase of a trial may take.", min=1)
+    ] = 600.0,
+    offline: options.Offline = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+) -> None:
+    """Measure again what a baseline measured, and say whether it became worse: PASS, FAIL or INCONCLUSIVE.
+
+    Without --against the machine must be the one that measured the baseline. Exit code 0: PASS. 1: FAIL. 14:
+    INCONCLUSIVE, the budget was spent before either could be shown.
+    """
+    counts_as = _on_inconclusive(on_inconclusive)
+    config = CheckConfig(
+        baseline=baseline,
+        against=parse_against(against) if against else None,
+        candidates=candidates,
+        all_ranked=all_ranked,
+        margins=given_margins(margin),
+        budget_s=parse_duration(budget, option="--budget") or BUDGET_S,
+        output_dir=output,
+        json_file=json_file,
+        wait_quiet_s=parse_duration(wait_quiet, option="--wait-quiet") or 0.0,
+        timeout_s=timeout,
+        consent=Consent(trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, offline=offline),
+    )
+    one = RegressionCheck(config, on_round=_RoundLines().tell)
+    with patient_interrupts(lambda: f"Left at once. What was measured is in {output}."):
+        result = one.run()
+    Console().print(render_terminal(result))
+    typer.echo(f"result: {config.check_file}")
+    files = {
+        markdown: render_markdown,
+        junit: lambda found: render_junit(found, on_inconclusive=counts_as),
+        github_action_benchmark: render_action_benchmark,
+        bencher: render_bencher,
+    }
+    for path, render in files.items():
+        if path is not None:
+            write_output(path, render(result))
+    append_step_summary(result)
+    if one.unwritten is not None:
+        raise one.unwritten
+    if error := _ending(result, counts_as):
+        raise error
+
+
+def _on_inconclusive(text: str | None) -> OnInconclusive | None:
+    if text is None:
+        return None
+    if text not in list(OnInconclusive):
+        raise InvalidValueError.not_one_of("--on-inconclusive", text, list(OnInconclusive))
+    return OnInconclusive(text)
+
+
+def _ending(result: CheckResult, counts_as: OnInconclusive | None) -> KvrayError | None:
+    if result.is_interrupted:
+        return SweepInterruptedError("The check was interrupted; what it measured is kept.")
+    return error_of(result.verdict, wording.headline(result), on_inconclusive=counts_as)
+
+
+class _RoundLines:
+    """A line on stderr after the first round, then every `_BETWEEN_S`, and with the last verdict."""
+
+    _BETWEEN_S = 5.0
+
+    def __init__(self) -> None:
+        self._told_s = -self._BETWEEN_S
+
+    def tell(self, result: CheckResult) -> None:
+        """Say how it stands, if it is time."""
+        is_open = any(one.verdict is Verdict.INCONCLUSIVE for one in result.candidates)
+        if is_open and result.seconds - self._told_s < self._BETWEEN_S:
+            return
+        self._told_s = result.seconds
+        rounds = max((len(one.now.processes) + len(one.now.failures) for one in result.candidates), default=0)
+        typer.echo(f"kvray: {plural(rounds, 'round')}, {result.seconds:.0f} s: {_standing(result)}", err=True)
+
+
+def _standing(result: CheckResult) -> str:
+    verdicts = [one.verdict for one in result.candidates]
+    metrics = [one for one in result.candidates[0].metrics if one.verdict is not None]
+    if len(verdicts) > 1 or not metrics:
+        return ", ".join(f"{verdicts.count(one)} {one}" for one in Verdict if one in verdicts)
+    return ", ".join(f"{one.metric} {wording.interval_text(one.change)} {one.verdict}" for one in metrics)

@@ -1,0 +1,216 @@
+"""`kvray check` on a real command line: each verdict, each way to fail, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kvray_logger import logger_as_before
+
+from kvray.check.check_file import read_check
+from kvray.check.result import CheckResult
+from kvray.cli.app import run
+from kvray.store.parquet import ResultsStore
+from kvray.testing.fake import KERNEL_VARIABLE, SLOWER_VARIABLE
+
+Check = Callable[..., tuple[int, str, str]]
+CHECK = ("--budget", "20s", "--margin", "ttft=20%,decode=20%,memory=2%")
+"""Margins that a busy machine does not reach."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    """A sweep of the fake engine, as `kvray tune` leaves it."""
+    folder = tmp_path_factory.mktemp("swept")
+    line = (
+        "tune",
+        "fake:ok",
+        "--engine",
+        "fake",
+        "--profile",
+        "ci-micro",
+        "--cache",
+        "dynamic",
+        "--attention",
+        "sdpa",
+        "--dtype",
+    )
+    rest = ("float32", "--confirm", "4", "--no-check-snippet", "--output", str(folder))
+    subprocess.run([sys.executable, "-m", "kvray", *line, *rest], env=environment, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def check(
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    cache_folder: Path,
+) -> Iterator[Check]:
+    """Run `kvray check BASELINE …` in this process; returns exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("KVRAY_CACHE", str(cache_folder))
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+    def end(*arguments: str | Path, baseline: str | Path = results) -> tuple[int, str, str]:
+        line = ["check", str(baseline), "--output", str(tmp_path / "out"), *CHECK, *map(str, arguments)]
+        code = run(line, verbose=False)
+        return (code, *capfd.readouterr())
+
+    with logger_as_before():
+        yield end
+
+
+def variables(tmp_path: Path, **values: str) -> str:
+    (tmp_path / "variables").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    return f"env={tmp_path / 'variables'}"
+
+
+def result_of(tmp_path: Path) -> CheckResult:
+    return read_check(tmp_path / "out" / "check.json")
+
+
+def test_the_same_passes_and_leaves_every_file(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    names = {name: tmp_path / name for name in ("markdown", "junit", "github-action-benchmark", "bencher")}
+    files = [part for name, path in names.items() for part in (f"--{name}", path)]
+    code, out, err = check("--against", variables(tmp_path, HARMLESS="secret"), *files)
+    assert code == 0, out + err
+    assert out.startswith("PASS")
+    assert "kvray: 1 round," in err
+    assert all(path.stat().st_size for path in (*names.values(), summary))
+    found = result_of(tmp_path)
+    assert found.differences == ("HARMLESS: not set → set",)
+    assert "secret" not in (tmp_path / "out" / "check.json").read_text()
+    (one,) = found.candidates
+    assert one.rounds == len(one.now.processes) == len(one.before.processes)
+    assert {p.session for p in one.now.processes} == {found.now.run_id}
+    records = ResultsStore(tmp_path / "out").read(str(found.now.run_id))
+    assert [trial.record.role for trial in records] == ["check"] * 2 * one.rounds
+    again, out, err = check("--json", tmp_path / "second.json", baseline=tmp_path / "out" / "check.json")
+    assert again in (0, 14), out + err
+    assert read_check(tmp_path / "second.json").mode == "record"
+
+
+def test_a_slower_side_fails_with_exit_code_1(check: Check, tmp_path: Path) -> None:
+    code, out, err = check("--against", variables(tmp_path, **{SLOWER_VARIABLE: "2"}))
+    assert code == 1, out + err
+    assert out.startswith("FAIL")
+    assert err.splitlines()[-1].startswith("kvray: FAIL")
+
+
+def test_another_kernel_fails_however_fast_it_is(check: Check, tmp_path: Path) -> None:
+    code, out, _ = check("--against", variables(tmp_path, **{KERNEL_VARIABLE: "math", SLOWER_VARIABLE: "0.5"}))
+    assert code == 1
+    assert "nother kernel ran in decode: sdpa → math" in out
+
+
+def test_too_small_a_budget_ends_inconclusive(check: Check, tmp_path: Path) -> None:
+    line = ("--against", variables(tmp_path, **{SLOWER_VARIABLE: "1.05"}), "--budget", "1s", "--margin", "decode=5%")
+    code, out, err = check(*line)
+    assert code == 14, out + err
+    assert result_of(tmp_path).candidates[0].rounds == 1
+
+
+def test_the_record_of_another_machine_is_refused_and_another_way_offered(
+    check: Check, results: Path, tmp_path: Path
+) -> None:
+    manifest = next((results / "sweeps").iterdir())
+    text = manifest.read_text()
+    data = json.loads(text)
+    data["attempts"][-1]["fingerprint"]["memory_gib"] = 3
+    manifest.write_text(json.dumps(data))
+    try:
+        code, out, err = check()
+    finally:
+        manifest.write_text(text)
+    assert (code, out) == (10, "")
+    assert "memory, GiB: 3 → " in err
+    assert "--against" in err
+    assert not (tmp_path / "out" / "check.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--margin", "ttft=0%"), 2, "no margin between"),
+        (("--budget", "soon"), 2, "--budget 'soon'"),
+        (("--on-inconclusive", "maybe"), 2, "Allowed: pass, fail"),
+        (("--against", "colour=red"), 2, "--against 'colour=red'"),
+        (("--against", "python=/none/python"), 5, "/none/python"),
+        (("--candidates", "none.json"), 2, "Cannot read candidates 'none.json'"),
+        (("--candidates", "x.json", "--all-ranked"), 2, "exclude each other"),
+        (("--output", "/proc/none"), 7, "/proc/none"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    arguments: tuple[str, ...], code: int, told: str, check: Check
+) -> None:
+    ended, out, err = check(*arguments)
+    assert (ended, out) == (code, ""), err
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_baseline_that_does_not_fit_is_refused_with_one_line(check: Check, results: Path, tmp_path: Path) -> None:
+    manifest = next((results / "sweeps").iterdir())
+    text = manifest.read_text()
+    changes = {
+        '"model_revision": "1"': ('"model_revision": "2"', 10, "is not the one that the baseline measured: revision 2"),
+        '"trust_remote_code": false': ('"trust_remote_code": true', 6, "add --trust-remote-code"),
+        '"manifest_version": 2': ('"manifest_version": 9', 10, "Use a newer kvray"),
+    }
+    try:
+        for old, (new, code, told) in changes.items():
+            assert old in text
+            manifest.write_text(text.replace(old, new))
+            ended, out, err = check(baseline=f"{results}#{manifest.stem}")
+            assert (ended, out) == (code, ""), err
+            assert told in err
+    finally:
+        manifest.write_text(text)
+
+
+def test_the_baseline_is_never_replaced(check: Check, results: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "out" / "check.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    code, _, err = check(baseline=kept)
+    assert code == 2
+    assert "would replace its own baseline" in err
+    assert kept.read_text() == "{}"
+
+
+def test_a_check_that_is_interrupted_or_killed_leaves_whole_files(
+    results: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        folder = tmp_path / str(int(number))
+        line = ("check", str(results), "--output", str(folder), "--budget", "100s", "--margin", "decode=0.1%")
+        slow = variables(tmp_path, **{SLOWER_VARIABLE: "1"})
+        with subprocess.Popen(
+            [sys.executable, "-m", "kvray", *line, "--against", slow],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            assert any("1 round," in told for told in process.stderr)
+            time.sleep(0.2)
+            os.kill(process.pid, number)
+            process.stderr.read()
+        assert process.returncode == code
+        found = read_check(folder / "check.json")
+        assert found.is_interrupted
+        assert found.verdict == "inconclusive"
+        assert found.candidates[0].rounds >= 1
