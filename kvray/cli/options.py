@@ -26,7 +26,8 @@ SPACE = "Which configurations"
 MACHINE = "Machine and network"
 SEARCH = "Search and confirming"
 RARE = "Rarely needed"
-PANELS = (LIMITS, SPACE, MACHINE, SEARCH, RARE)
+FILES = "Files for a CI"
+PANELS = (LIMITS, SPACE, MACHINE, SEARCH, FILES, RARE)
 with_groups = grouped(PANELS)
 
 Model = Annotated[

@@ -1,0 +1,83 @@
+"""Files that a check leaves for a CI: the options of `kvray check` and `kvray suite check`, and their writing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from kvray.check.check_file import write_output
+from kvray.check.outputs.action_benchmark import render_action_benchmark
+from kvray.check.outputs.bencher import render_bencher
+from kvray.check.outputs.junit import render_junit
+from kvray.check.outputs.markdown import render_comment, render_markdown
+from kvray.check.outputs.step_summary import append_step_summary
+from kvray.check.result import CheckResult, OnInconclusive
+from kvray.cli.options import FILES
+from kvray.errors import OutputError
+
+_logger = logging.getLogger("kvray.check")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckFiles:
+    """Where each file goes, a path or URI; `None` writes none."""
+
+    markdown: Annotated[
+        str | None,
+        typer.Option("--markdown", metavar="FILE", help="The result as a page of Markdown.", rich_help_panel=FILES),
+    ] = None
+    comment: Annotated[
+        str | None,
+        typer.Option(
+            "--comment", metavar="FILE", help="Short Markdown to comment a pull request with.", rich_help_panel=FILES
+        ),
+    ] = None
+    junit: Annotated[
+        str | None,
+        typer.Option("--junit", metavar="FILE", help="JUnit XML, for GitLab and Jenkins.", rich_help_panel=FILES),
+    ] = None
+    github_action_benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--github-action-benchmark",
+            metavar="FILE",
+            help="JSON for its tool customSmallerIsBetter.",
+            rich_help_panel=FILES,
+        ),
+    ] = None
+    bencher: Annotated[
+        str | None,
+        typer.Option("--bencher", metavar="FILE", help="JSON for Bencher's adapter json.", rich_help_panel=FILES),
+    ] = None
+
+    def write(self, result: CheckResult, *, on_inconclusive: OnInconclusive | None = None) -> OutputError | None:
+        """Write the files that were asked for, and the summary of a GitHub step where there is one.
+
+        Returns:
+            Why a file could not be written. The others are written all the same.
+        """
+        problems = [str(problem) for problem in self._problems(result, on_inconclusive)]
+        try:
+            append_step_summary(result)
+        except OutputError as error:
+            _logger.warning("%s", error)
+        return OutputError(" ".join(problems)) if problems else None
+
+    def _problems(self, result: CheckResult, on_inconclusive: OnInconclusive | None) -> Iterator[OutputError]:
+        renderers: tuple[tuple[str | None, Callable[[], str]], ...] = (
+            (self.markdown, lambda: render_markdown(result)),
+            (self.comment, lambda: render_comment(result)),
+            (self.junit, lambda: render_junit(result, on_inconclusive=on_inconclusive)),
+            (self.github_action_benchmark, lambda: render_action_benchmark(result)),
+            (self.bencher, lambda: render_bencher(result)),
+        )
+        for path, render in renderers:
+            if path is not None:
+                try:
+                    write_output(path, render())
+                except OutputError as error:
+                    yield error

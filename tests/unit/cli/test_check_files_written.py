@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from kvray.analysis.comparison import Verdict
+from kvray.candidate import DeviceType
+from kvray.check.result import CheckMode, CheckResult, OnInconclusive, SideInfo
+from kvray.cli.check_files import CheckFiles
+from kvray.workload import get_profile
+
+RESULT = CheckResult.from_dict(
+    {
+        "kvray_version": "0.1.0",
+        "started_at": "2026-11-27T18:00:00Z",
+        "ended_at": "2026-11-27T18:01:00Z",
+        "seconds": 60.0,
+        "mode": CheckMode.RECORD,
+        "model_id": "demo",
+        "device": DeviceType.CPU,
+        "device_name": "laptop",
+        "profile": get_profile("ci-micro").model_dump(),
+        "sides": [SideInfo(name="baseline").model_dump(), SideInfo(name="now").model_dump()],
+        "candidates": [{"label": "static", "verdict": Verdict.INCONCLUSIVE, "reasons": ["too few rounds"]}],
+        "verdict": Verdict.INCONCLUSIVE,
+    }
+)
+
+
+def files_in(folder: Path) -> CheckFiles:
+    return CheckFiles(
+        markdown=str(folder / "check.md"),
+        comment=str(folder / "comment.md"),
+        junit=str(folder / "deep" / "junit.xml"),
+        github_action_benchmark=str(folder / "action.json"),
+        bencher=str(folder / "bencher.json"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+
+
+def test_every_file_that_was_asked_for_is_written_and_no_other(tmp_path: Path) -> None:
+    assert files_in(tmp_path).write(RESULT, on_inconclusive=OnInconclusive.FAIL) is None
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {"check.md", "comment.md", "deep/junit.xml", "action.json", "bencher.json"}
+    assert (tmp_path / "comment.md").read_text().startswith("<!-- kvray-check ")
+    assert 'type="inconclusive"' in (tmp_path / "deep" / "junit.xml").read_text(), "the mapping reaches the file"
+    assert CheckFiles().write(RESULT) is None
+
+
+def test_the_summary_of_a_step_is_found_by_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    assert CheckFiles().write(RESULT) is None
+    assert "kvray check: INCONCLUSIVE" in (tmp_path / "summary.md").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_named_and_costs_none_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "comment.md").mkdir()
+    error = files_in(tmp_path).write(RESULT)
+    assert error is not None
+    assert "comment.md" in str(error)
+    assert (tmp_path / "bencher.json").exists()
+
+
+def test_a_summary_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "missing" / "summary.md"))
+    with caplog.at_level(logging.WARNING, logger="kvray"):
+        assert CheckFiles().write(RESULT) is None
+    assert "Cannot append to the step's summary" in caplog.text
