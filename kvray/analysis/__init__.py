@@ -10,6 +10,7 @@ from kvray.analysis.confidence import Confidence, estimate_confidence
 from kvray.analysis.engine_best import EngineBest, best_of_each_engine
 from kvray.analysis.evidence import gather_evidence
 from kvray.analysis.fallback import Fallback, fallback_chain
+from kvray.analysis.pooling import pool_complete_trials
 from kvray.analysis.ranking import Ranking, rank
 from kvray.record import TrialResult
 from kvray.workload import WorkloadProfile
@@ -45,8 +46,9 @@ def analyse(
     Args:
         defaults: by engine, the candidate id of what it does with nothing set.
     """
-    evidence = gather_evidence(results, profile)
-    ranking = rank(results, profile, evidence)
+    pools = pool_complete_trials(results, profile)
+    evidence = gather_evidence(results, profile, pools)
+    ranking = rank(results, profile, evidence, pools)
     confidence = estimate_confidence(ranking, results, profile, seed=seed, evidence=evidence)
     if confidence is not None:
         ranking = ranking.led_by(confidence.choice.candidate_id)

@@ -81,7 +81,8 @@ def estimate_confidence(
         return None
     evidence = evidence or gather_evidence(results, profile)
     ids = [entry.record.candidate_id for entry in ranking.entries]
-    posterior = draw_utilities(evidence, ids, utility_weights(profile), seed=seed, draws=replicates)
+    always = () if ranking.baseline_id is None else (ranking.baseline_id,)
+    posterior = draw_utilities(evidence, ids, utility_weights(profile), seed=seed, draws=replicates, always=always)
     choice = _choice(ranking, posterior)
     winner, baseline_id = choice.candidate_id, ranking.baseline_id
     ties = posterior.ties(winner)
@@ -124,9 +125,10 @@ def _processes(evidence: Evidence, candidate_id: str) -> int:
 
 
 def _fewest_runs(results: Sequence[TrialResult], profile: WorkloadProfile, ids: Iterable[str]) -> int:
-    pools = pool_complete_trials(results, profile)
+    wanted = frozenset(ids)
+    pools = pool_complete_trials([one for one in results if one.record.candidate_id in wanted], profile)
     return min(
         len(joined([trial.full_length[cell] for trial in pools[key]]).calm)
-        for key in ids
+        for key in wanted
         for cell in profile.cells(pools[key][0].record.batch_size, rung=FULL_RUNG)
     )

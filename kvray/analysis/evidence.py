@@ -16,6 +16,7 @@ from kvray.analysis.engine_noise import engine_codes, run_variances
 from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pooling import (
     FULL_RUNG,
+    Pools,
     full_length_cells,
     missing_cells,
     pool_complete_trials,
@@ -123,13 +124,17 @@ def confirm_round(record: TrialRecord) -> int | None:
     return int(match[1]) if match else None
 
 
-def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile) -> Evidence:
+def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile, pools: Pools | None = None) -> Evidence:
     """The processes that measured every full-length cell of `profile`; the order of `results` does not matter.
 
     A candidate that the scheduler stopped after its first full-length rung counts too. A process without a calm
     run of some cell counts only where its candidate has none better.
+
+    Args:
+        pools: what `pool_complete_trials` makes of `results`, where the caller has it.
     """
-    pools = {**_stopped_late(results, profile), **pool_complete_trials(results, profile)}
+    complete = pool_complete_trials(results, profile) if pools is None else pools
+    pools = {**_stopped_late(results, profile), **complete}
     kept = {key: _calm(pool, profile) for key, pool in sorted(pools.items())}
     rows = [(place, trial) for place, pool in enumerate(kept.values()) for trial in pool]
     measured = [_Process.of(trial, profile) for _, trial in rows]

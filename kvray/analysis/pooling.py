@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kvray.analysis.aggregate import CellMetrics, cells_of_columns, cells_of_trial
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
@@ -15,6 +15,8 @@ _QUALITY = (
     *("kl_mean", "kl_decode", "nll_delta", "nll_delta_se", "top1_agreement"),
     *("kl_upper", "kl_decode_upper", "nll_delta_upper", "quality_s", "quality_note"),
 )
+Pools = Mapping[str, tuple[TrialResult, ...]]
+"""What `pool_complete_trials` makes of a sweep's results."""
 _ROLE_ORDER = tuple(Role)
 
 

@@ -12,6 +12,7 @@ from kvray.analysis.intervals import Interval, gain_intervals, paired_rounds
 from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pareto import MEMORY_STEP, pareto_front
 from kvray.analysis.pooling import (
+    Pools,
     full_length_cells,
     missing_cells,
     pool_complete_trials,
@@ -152,16 +153,22 @@ class Ranking:
         return None
 
 
-def rank(results: Sequence[TrialResult], profile: WorkloadProfile, evidence: Evidence | None = None) -> Ranking:
+def rank(
+    results: Sequence[TrialResult],
+    profile: WorkloadProfile,
+    evidence: Evidence | None = None,
+    pools: Pools | None = None,
+) -> Ranking:
     """Rank the candidates of a sweep by utility; equal ones by lower memory, then by label.
 
     Ranked are candidates with a trial that ended ok, measured every full-length cell of `profile` for their batch size,
     and keeps its limits. Several such trials of one candidate are pooled. The order of `results` does not matter.
 
     Args:
-        evidence: what `gather_evidence` makes of `results`, where the caller has it.
+        evidence, pools: what `gather_evidence` and `pool_complete_trials` make of `results`, where the caller has it.
     """
-    pools, qualities = pool_complete_trials(results, profile), quality_records(results)
+    pools = pool_complete_trials(results, profile) if pools is None else pools
+    qualities = quality_records(results)
     measured = {
         candidate_id: _Measured.of(pool, profile, quality_of=qualities.get(candidate_id))
         for candidate_id, pool in pools.items()

@@ -23,8 +23,8 @@ Source: Gelman et al. 2013, "Bayesian Data Analysis", third edition, sections 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
 
@@ -47,10 +47,21 @@ _SPREADS = np.exp(np.arange(-4.0, 4.01, 0.1))
 """Standard deviations s that are weighed, over the one that is most likely beforehand."""
 
 _NORMAL = NormalDist()
-
-
+_ALL_DRAWN = 1000
+"""Candidates, beyond which those that cannot lead are not drawn."""
+_CANNOT_LEAD = 4.0
+"""Standard deviations by which a candidate's best is below another's worst: of ten million draws of such a pair less
+than one has the wrong order."""
 _ROWS_AT_ONCE = 512
 """Candidates whose draws are copied at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Belief:
+    """Mean and standard deviation of a candidate's true utility."""
+
+    mean: float
+    deviation: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +70,13 @@ class UtilityPosterior:
 
     Attributes:
         ids: the contenders.
-        utilities: contenders × draws.
+        utilities: contenders × draws, without those in `behind`.
+        behind: by id, those of many that cannot lead: shares and intervals take them for normal.
     """
 
     ids: tuple[str, ...]
     utilities: Array
+    behind: Mapping[str, Belief] = field(default_factory=dict)
 
     @cached_property
     def leader(self) -> str:
@@ -72,42 +85,74 @@ class UtilityPosterior:
 
     @cached_property
     def _place_of(self) -> Mapping[str, int]:
-        return {key: place for place, key in enumerate(self.ids)}
+        return {key: place for place, key in enumerate(self._drawn)}
+
+    @cached_property
+    def _drawn(self) -> tuple[str, ...]:
+        return tuple(key for key in self.ids if key not in self.behind) if self.behind else self.ids
 
     @cached_property
     def lead_shares(self) -> dict[str, float]:
         """Share of the draws in which each is the best."""
-        leaders = np.bincount(np.argmax(self.utilities, axis=0), minlength=len(self.ids))
-        return dict(zip(self.ids, (leaders / self.utilities.shape[1]).tolist(), strict=True))
+        leaders = np.bincount(np.argmax(self.utilities, axis=0), minlength=len(self._drawn))
+        shares = dict(zip(self._drawn, (leaders / self.utilities.shape[1]).tolist(), strict=True))
+        return {key: shares.get(key, 0.0) for key in self.ids}
 
     @cached_property
     def means(self) -> dict[str, float]:
         """Expected utilities: nearer to each other than the measured ones, of which the highest were also lucky."""
-        return dict(zip(self.ids, self.utilities.mean(axis=1).tolist(), strict=True))
+        drawn = dict(zip(self._drawn, self.utilities.mean(axis=1).tolist(), strict=True))
+        return drawn | {key: one.mean for key, one in self.behind.items()}
 
     def near_share(self, candidate_id: str) -> float:
         """Share of the draws in which nothing is better than it by more than 2 %."""
+        if candidate_id in self.behind:
+            return 1.0 - self.worse_share(candidate_id, self.leader)
         behind = self.utilities.max(axis=0) - self.utilities[self._place_of[candidate_id]]
         return float((behind <= NEAR).mean())
 
     def worse_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is more than 2 % worse than another."""
+        if {candidate_id, than} & self.behind.keys():
+            return self._normal_share(than, candidate_id, by=NEAR)
         behind = self.utilities[self._place_of[than]] - self.utilities[self._place_of[candidate_id]]
         return float((behind > NEAR).mean())
 
     def better_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is better than another."""
+        if {candidate_id, than} & self.behind.keys():
+            return self._normal_share(candidate_id, than)
         return float((self.utilities[self._place_of[candidate_id]] > self.utilities[self._place_of[than]]).mean())
 
     def score_ratios(self, to: str) -> dict[str, Interval]:
         """By candidate id, the 95 % interval of its score as a multiple of that of `to`."""
-        found: list[Interval] = []
-        for first in range(0, len(self.ids), _ROWS_AT_ONCE):
+        other = self._belief(to)
+        found = {key: _ratio(one, other) for key, one in self.behind.items()}
+        if to in self.behind:
+            return {key: found.get(key) or _ratio(self._belief(key), other) for key in self.ids}
+        for first in range(0, len(self._drawn), _ROWS_AT_ONCE):
             ahead = self.utilities[first : first + _ROWS_AT_ONCE] - self.utilities[self._place_of[to]]
             lows, highs = np.exp(np.quantile(ahead, (0.025, 0.975), axis=1)).tolist()
             values = np.exp(ahead.mean(axis=1)).tolist()
-            found += map(lambda value, low, high: Interval(value=value, low=low, high=high), values, lows, highs)
-        return dict(zip(self.ids, found, strict=True))
+            intervals = map(lambda value, low, high: Interval(value=value, low=low, high=high), values, lows, highs)
+            found |= zip(self._drawn[first : first + _ROWS_AT_ONCE], intervals, strict=True)
+        return {key: found[key] for key in self.ids}
+
+    def _normal_share(self, candidate_id: str, than: str, *, by: float = 0.0) -> float:
+        """How probable it is that a candidate is better than another `by` so much."""
+        one, other = self._belief(candidate_id), self._belief(than)
+        spread = math.hypot(one.deviation, other.deviation)
+        return 0.5 * math.erfc((other.mean + by - one.mean) / (math.sqrt(2) * spread)) if spread else 0.0
+
+    def _belief(self, candidate_id: str) -> Belief:
+        if candidate_id not in self._beliefs:
+            row = self.utilities[self._place_of[candidate_id]]
+            self._beliefs[candidate_id] = Belief(mean=float(row.mean()), deviation=float(row.std()))
+        return self._beliefs[candidate_id]
+
+    @cached_property
+    def _beliefs(self) -> dict[str, Belief]:
+        return dict(self.behind)
 
     def ties(self, candidate_id: str) -> tuple[str, ...]:
         """Candidates that cannot be told apart from it because they may be the best too, the likeliest first."""
@@ -116,13 +161,20 @@ class UtilityPosterior:
         return tuple(sorted(rivals, key=lambda key: -shares[key]))
 
 
+def _ratio(one: Belief, to: Belief) -> Interval:
+    """The 95 % interval of a score as a multiple of another."""
+    value, half_width = one.mean - to.mean, 1.96 * math.hypot(one.deviation, to.deviation)
+    return Interval(value=math.exp(value), low=math.exp(value - half_width), high=math.exp(value + half_width))
+
+
 def draw_utilities(
-    evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int
+    evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int, always: Container[str] = ()
 ) -> UtilityPosterior:
     """The posterior of `ids`, none of which may be without a process; the module has the model.
 
     Args:
         weights: of the logarithms of TTFT, throughput and peak in the utility, with their signs.
+        always: ids that are drawn also where they cannot lead, because others are compared with them.
     """
     own = evidence.restricted(ids)
     variances = process_variances(evidence, weights)
@@ -131,14 +183,47 @@ def draw_utilities(
     generator = np.random.default_rng(seed)
     each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
     expected = SPREAD**2 * typical_variance(weights)
-    utilities = np.empty((len(own.ids), draws))  # ten thousand candidates take 160 MB: no second copy
-    for number, (machine, one, level) in enumerate(zip(variances.machine, variances.own, _levels(own), strict=True)):
-        noise = within + one[rows]
-        population = _population(own, values, noise, expected, level)
-        drawn = _draw(own, values, noise, float(machine), population, each, generator)
+    noises = [within + one[rows] for one in variances.own]
+    populations = [
+        _population(own, values, noise, expected, level) for noise, level in zip(noises, _levels(own), strict=True)
+    ]
+    behind = {} if len(own.ids) <= _ALL_DRAWN else _behind(own, values, noises, populations, always)
+    drawn_ids = own.restricted(key for key in own.ids if key not in behind) if behind else own
+    places = np.array([own.place_of[key] for key in drawn_ids.ids])
+    its = np.isin(own.owner, places)
+    utilities = np.empty((len(drawn_ids.ids), draws))
+    for number, (machine, noise, (means, spread)) in enumerate(
+        zip(variances.machine, noises, populations, strict=True)
+    ):
+        population = means[places], spread
+        drawn = _draw(drawn_ids, values[its], noise[its], float(machine), population, each, generator)
         begin = number * each
         utilities[:, begin : begin + each] = drawn[:, : draws - begin] if begin < draws else drawn[:, :0]
-    return UtilityPosterior(ids=own.ids, utilities=utilities)
+    return UtilityPosterior(ids=own.ids, utilities=utilities, behind=behind)
+
+
+def _behind(
+    evidence: Evidence,
+    values: Array,
+    noises: Sequence[Array],
+    populations: Sequence[tuple[Array, float]],
+    always: Container[str],
+) -> dict[str, Belief]:
+    """Those that cannot lead, whatever the noise is. Without a confirming round they are independent of each other,
+    and those that took part in one are few: they are always drawn."""
+    count = len(evidence.ids)
+    moments = []
+    for noise, (means, spread) in zip(noises, populations, strict=True):
+        precision = 1 / spread + np.bincount(evidence.owner, 1 / noise, count)
+        pull = means / spread + np.bincount(evidence.owner, values / noise, count)
+        moments.append((pull / precision, 1 / np.sqrt(precision)))
+    means, deviations = (np.array(one) for one in zip(*moments, strict=True))
+    best, worst = means + _CANNOT_LEAD * deviations, means - _CANNOT_LEAD * deviations
+    is_behind = (best < worst.max(axis=1, keepdims=True)).all(axis=0)
+    is_behind[evidence.owner[evidence.rounds != SEARCH_ROUND]] = False
+    spreads = np.sqrt((deviations**2).mean(axis=0) + means.var(axis=0))
+    told = zip(evidence.ids, is_behind.tolist(), means.mean(axis=0).tolist(), spreads.tolist(), strict=True)
+    return {key: Belief(mean=mean, deviation=spread) for key, its, mean, spread in told if its and key not in always}
 
 
 def _draw(
