@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Flags
 from kvray.analysis.intervals import Interval
-from kvray.analysis.noise import EQUALLY_LIKELY, process_variances, typical_variance
+from kvray.analysis.noise import EQUALLY_LIKELY, normal_shares, process_variances, typical_variance
 
 TIE_SHARE = 0.05
 NEAR = math.log(1.02)
@@ -52,16 +52,31 @@ _ALL_DRAWN = 1000
 _CANNOT_LEAD = 4.0
 """Standard deviations by which a candidate's best is below another's worst: of ten million draws of such a pair less
 than one has the wrong order."""
+_TINY = 1e-12
 _ROWS_AT_ONCE = 512
 """Candidates whose draws are copied at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Belief:
-    """Mean and standard deviation of a candidate's true utility."""
+class Behind:
+    """What is believed of candidates that cannot lead. Given the noise their true utilities are normal.
 
-    mean: float
-    deviation: float
+    Attributes:
+        ids: the candidates.
+        means, deviations: draws of the noise × candidates.
+    """
+
+    ids: tuple[str, ...]
+    means: Array
+    deviations: Array
+
+    @cached_property
+    def place_of(self) -> Mapping[str, int]:
+        """By id, the candidate's column."""
+        return {key: place for place, key in enumerate(self.ids)}
+
+
+_NOBODY = Behind(ids=(), means=np.zeros((1, 0)), deviations=np.zeros((1, 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +86,12 @@ class UtilityPosterior:
     Attributes:
         ids: the contenders.
         utilities: contenders × draws, without those in `behind`.
-        behind: by id, those of many that cannot lead: shares and intervals take them for normal.
+        behind: those of many that cannot lead.
     """
 
     ids: tuple[str, ...]
     utilities: Array
-    behind: Mapping[str, Belief] = field(default_factory=dict)
+    behind: Behind = _NOBODY
 
     @cached_property
     def leader(self) -> str:
@@ -89,7 +104,7 @@ class UtilityPosterior:
 
     @cached_property
     def _drawn(self) -> tuple[str, ...]:
-        return tuple(key for key in self.ids if key not in self.behind) if self.behind else self.ids
+        return tuple(key for key in self.ids if key not in self.behind.place_of)
 
     @cached_property
     def lead_shares(self) -> dict[str, float]:
@@ -102,34 +117,37 @@ class UtilityPosterior:
     def means(self) -> dict[str, float]:
         """Expected utilities: nearer to each other than the measured ones, of which the highest were also lucky."""
         drawn = dict(zip(self._drawn, self.utilities.mean(axis=1).tolist(), strict=True))
-        return drawn | {key: one.mean for key, one in self.behind.items()}
+        return drawn | dict(zip(self.behind.ids, self.behind.means.mean(axis=0).tolist(), strict=True))
 
     def near_share(self, candidate_id: str) -> float:
         """Share of the draws in which nothing is better than it by more than 2 %."""
-        if candidate_id in self.behind:
+        if candidate_id in self.behind.place_of:
             return 1.0 - self.worse_share(candidate_id, self.leader)
         behind = self.utilities.max(axis=0) - self.utilities[self._place_of[candidate_id]]
         return float((behind <= NEAR).mean())
 
     def worse_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is more than 2 % worse than another."""
-        if {candidate_id, than} & self.behind.keys():
-            return self._normal_share(than, candidate_id, by=NEAR)
+        if candidate_id in self.behind.place_of:
+            return 1.0 - float(self._shares_ahead(than, -NEAR)[self.behind.place_of[candidate_id]])
+        if than in self.behind.place_of:
+            return float(self._shares_ahead(candidate_id, NEAR)[self.behind.place_of[than]])
         behind = self.utilities[self._place_of[than]] - self.utilities[self._place_of[candidate_id]]
         return float((behind > NEAR).mean())
 
     def better_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is better than another."""
-        if {candidate_id, than} & self.behind.keys():
-            return self._normal_share(candidate_id, than)
+        if candidate_id in self.behind.place_of:
+            return float(self._shares_ahead(than, 0.0)[self.behind.place_of[candidate_id]])
+        if than in self.behind.place_of:
+            return 1.0 - float(self._shares_ahead(candidate_id, 0.0)[self.behind.place_of[than]])
         return float((self.utilities[self._place_of[candidate_id]] > self.utilities[self._place_of[than]]).mean())
 
     def score_ratios(self, to: str) -> dict[str, Interval]:
         """By candidate id, the 95 % interval of its score as a multiple of that of `to`."""
-        other = self._belief(to)
-        found = {key: _ratio(one, other) for key, one in self.behind.items()}
-        if to in self.behind:
-            return {key: found.get(key) or _ratio(self._belief(key), other) for key in self.ids}
+        if to in self.behind.place_of:
+            return {key: self._ratio(key, to) for key in self.ids}
+        found = {key: self._ratio(key, to) for key in self.behind.ids}
         for first in range(0, len(self._drawn), _ROWS_AT_ONCE):
             ahead = self.utilities[first : first + _ROWS_AT_ONCE] - self.utilities[self._place_of[to]]
             lows, highs = np.exp(np.quantile(ahead, (0.025, 0.975), axis=1)).tolist()
@@ -138,33 +156,60 @@ class UtilityPosterior:
             found |= zip(self._drawn[first : first + _ROWS_AT_ONCE], intervals, strict=True)
         return {key: found[key] for key in self.ids}
 
-    def _normal_share(self, candidate_id: str, than: str, *, by: float = 0.0) -> float:
-        """How probable it is that a candidate is better than another `by` so much."""
-        one, other = self._belief(candidate_id), self._belief(than)
-        spread = math.hypot(one.deviation, other.deviation)
-        return 0.5 * math.erfc((other.mean + by - one.mean) / (math.sqrt(2) * spread)) if spread else 0.0
-
-    def _belief(self, candidate_id: str) -> Belief:
-        if candidate_id not in self._beliefs:
-            row = self.utilities[self._place_of[candidate_id]]
-            self._beliefs[candidate_id] = Belief(mean=float(row.mean()), deviation=float(row.std()))
-        return self._beliefs[candidate_id]
-
-    @cached_property
-    def _beliefs(self) -> dict[str, Belief]:
-        return dict(self.behind)
-
     def ties(self, candidate_id: str) -> tuple[str, ...]:
         """Candidates that cannot be told apart from it because they may be the best too, the likeliest first."""
         shares = self.lead_shares
         rivals = [key for key in self.ids if key != candidate_id and shares[key] > TIE_SHARE]
         return tuple(sorted(rivals, key=lambda key: -shares[key]))
 
+    def _shares_ahead(self, of: str, by: float) -> Array:
+        """How probable it is of each that is `behind` that it is better than another `by` so much."""
+        if (of, by) not in self._known_shares:
+            means, deviations = self._moments(of)
+            ahead = self.behind.means[: len(means)] - means[:, None] - by
+            spreads = np.hypot(self.behind.deviations[: len(means)], deviations[:, None])
+            self._known_shares[of, by] = normal_shares(ahead / np.maximum(spreads, _TINY)).mean(axis=0)
+        return self._known_shares[of, by]
 
-def _ratio(one: Belief, to: Belief) -> Interval:
-    """The 95 % interval of a score as a multiple of another."""
-    value, half_width = one.mean - to.mean, 1.96 * math.hypot(one.deviation, to.deviation)
-    return Interval(value=math.exp(value), low=math.exp(value - half_width), high=math.exp(value + half_width))
+    @cached_property
+    def _known_shares(self) -> dict[tuple[str, float], Array]:
+        return {}
+
+    def _moments(self, candidate_id: str) -> tuple[Array, Array]:
+        """Mean and standard deviation of a candidate's utility for each draw of the noise."""
+        if (place := self.behind.place_of.get(candidate_id)) is not None:
+            return self.behind.means[:, place], self.behind.deviations[:, place]
+        row = self.utilities[self._place_of[candidate_id]]
+        parts = np.split(row, range(draws_each(len(row)), len(row), draws_each(len(row))))
+        return np.array([one.mean() for one in parts]), np.array([one.std() for one in parts])
+
+    def _ratio(self, candidate_id: str, to: str) -> Interval:
+        """The 95 % interval of a score as a multiple of another, one of which at least is `behind`: as if normal."""
+        value = self.means[candidate_id] - self.means[to]
+        half_width = 1.96 * math.hypot(self._deviation(candidate_id), self._deviation(to))
+        return Interval(value=math.exp(value), low=math.exp(value - half_width), high=math.exp(value + half_width))
+
+    def _deviation(self, candidate_id: str) -> float:
+        if (place := self.behind.place_of.get(candidate_id)) is not None:
+            return self._behind_deviations[place]
+        if candidate_id not in self._known_deviations:
+            self._known_deviations[candidate_id] = float(self.utilities[self._place_of[candidate_id]].std())
+        return self._known_deviations[candidate_id]
+
+    @cached_property
+    def _behind_deviations(self) -> list[float]:
+        variances = (self.behind.deviations**2).mean(axis=0) + self.behind.means.var(axis=0)
+        deviations: list[float] = np.sqrt(variances).tolist()
+        return deviations
+
+    @cached_property
+    def _known_deviations(self) -> dict[str, float]:
+        return {}
+
+
+def draws_each(draws: int) -> int:
+    """How many of all `draws` are made for each draw of the noise: an even number, for `_mirrored`."""
+    return 2 * math.ceil(draws / (2 * EQUALLY_LIKELY))
 
 
 def draw_utilities(
@@ -181,14 +226,14 @@ def draw_utilities(
     rows = np.array([evidence.place_of[key] for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
-    each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
+    each = draws_each(draws)
     expected = SPREAD**2 * typical_variance(weights)
     noises = [within + one[rows] for one in variances.own]
     populations = [
         _population(own, values, noise, expected, level) for noise, level in zip(noises, _levels(own), strict=True)
     ]
-    behind = {} if len(own.ids) <= _ALL_DRAWN else _behind(own, values, noises, populations, always)
-    drawn_ids = own.restricted(key for key in own.ids if key not in behind) if behind else own
+    behind = _NOBODY if len(own.ids) <= _ALL_DRAWN else _behind(own, values, noises, populations, always)
+    drawn_ids = own.restricted(set(own.ids) - set(behind.ids)) if behind.ids else own
     places = np.array([own.place_of[key] for key in drawn_ids.ids])
     its = np.isin(own.owner, places)
     utilities = np.empty((len(drawn_ids.ids), draws))
@@ -208,7 +253,7 @@ def _behind(
     noises: Sequence[Array],
     populations: Sequence[tuple[Array, float]],
     always: Container[str],
-) -> dict[str, Belief]:
+) -> Behind:
     """Those that cannot lead, whatever the noise is. Without a confirming round they are independent of each other,
     and those that took part in one are few: they are always drawn."""
     count = len(evidence.ids)
@@ -221,9 +266,9 @@ def _behind(
     best, worst = means + _CANNOT_LEAD * deviations, means - _CANNOT_LEAD * deviations
     is_behind = (best < worst.max(axis=1, keepdims=True)).all(axis=0)
     is_behind[evidence.owner[evidence.rounds != SEARCH_ROUND]] = False
-    spreads = np.sqrt((deviations**2).mean(axis=0) + means.var(axis=0))
-    told = zip(evidence.ids, is_behind.tolist(), means.mean(axis=0).tolist(), spreads.tolist(), strict=True)
-    return {key: Belief(mean=mean, deviation=spread) for key, its, mean, spread in told if its and key not in always}
+    is_behind[[evidence.place_of[key] for key in evidence.ids if key in always]] = False
+    ids = tuple(key for key, its in zip(evidence.ids, is_behind.tolist(), strict=True) if its)
+    return Behind(ids=ids, means=means[:, is_behind], deviations=deviations[:, is_behind])
 
 
 def _draw(

@@ -36,6 +36,7 @@ _TAIL = 8
 """Bytes at the end of a Parquet file: the length of its footer and the magic."""
 _LARGEST_FOOTER = 64 * 2**20
 """Bytes. kvray's have tens of kilobytes; of a damaged length nothing is allocated."""
+_MANY_ROWS = 100_000
 _NEVER_LAUNCHED = re.compile(rf"{NOT_LAUNCHED}(-\d+)?")
 
 
@@ -168,7 +169,16 @@ def read_raw(source: pa.NativeFile, path: Path) -> RawFile:
     file = pq.ParquetFile(source, page_checksum_verification=True)
     _check_footer(file)
     told = (file.schema_arrow.metadata or {}).get(RUN_KEY, b"").decode()
-    return RawFile(path, file.read(use_threads=part_number(path) is not None), told)
+    return RawFile(path, _whole_table(file, path), told)
+
+
+def _whole_table(file: pq.ParquetFile, path: Path) -> pa.Table:
+    """All rows. Of many a column at a time, because Arrow holds each that it reads packed and unpacked at once."""
+    names = file.schema_arrow.names
+    if part_number(path) is None or file.metadata.num_rows < _MANY_ROWS or len(set(names)) < len(names):
+        return file.read(use_threads=part_number(path) is not None)
+    columns = [file.read(columns=[name], use_threads=False).column(0) for name in names]
+    return pa.table(columns, schema=file.schema_arrow)
 
 
 def checked(file: RawFile, kind: type[T], run_id: str) -> RecordsFile[T]:
@@ -234,7 +244,7 @@ def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequ
     found = []
     starts = [0, *itertools.accumulate(file.table.num_rows for file in files)]
     block = TrialBlock(columns_of(table), starts) if kind is Run and len(files) > 1 else None
-    ids = table.column("trial_id").to_pylist()
+    ids = table.column("trial_id")
     for place, file in enumerate(files):
         start, stop = starts[place], starts[place + 1]
         found.append(
@@ -245,7 +255,7 @@ def _apart(files: Sequence[RawFile], table: pa.Table, kind: type[T], items: Sequ
                 stop - start,
                 kind,
                 bool(file.told),
-                frozenset(ids[start:stop]),
+                frozenset(pc.unique(ids.slice(start, stop - start)).to_pylist()),
                 made=None if items is None else items[start:stop],
                 block=block,
                 place=place,

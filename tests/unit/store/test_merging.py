@@ -13,7 +13,7 @@ from test_keeper import MANIFEST, RUN_ID
 from test_many_files import result_of
 
 from kvray.record import TrialResult
-from kvray.store import merging
+from kvray.store import merging, tables
 from kvray.store.files import ResultsFiles
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore, records_sha256
@@ -66,6 +66,17 @@ def test_every_few_trials_are_merged_and_read_as_before_by_kvray_and_by_duckdb(t
     assert names(tmp_path, "trials") == names(tmp_path, "runs") == ["part-0.parquet"]
     assert store.read(RUN_ID) == RESULTS
     assert records_sha256(store.read(RUN_ID)) == digest
+
+
+def test_a_large_table_is_read_column_by_column_and_holds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = keeper_of(tmp_path)
+    for result in RESULTS:
+        keeper.keep(result)
+    keeper.settle().compact(RUN_ID)
+    monkeypatch.setattr(tables, "_MANY_ROWS", 1)
+    assert ResultsStore(tmp_path).read(RUN_ID) == RESULTS
 
 
 @pytest.mark.parametrize("lost_runs", [False, True], ids=["with runs", "without runs"])
