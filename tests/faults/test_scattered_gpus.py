@@ -60,6 +60,7 @@ class NodeKiller(LineProgress):
         self.lost.append(spec.trial_id)
 
 
+@pytest.mark.slow
 def test_large_trials_get_a_node_each_and_run_again_when_theirs_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

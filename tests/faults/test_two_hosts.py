@@ -58,6 +58,7 @@ def check_complete(sweep: Driver, folder: Path, candidates: int) -> list[TrialRe
     return records
 
 
+@pytest.mark.slow
 def test_a_link_that_is_cut_for_a_moment_costs_nothing(
     hosts: TwoHosts, tune: Callable[..., Driver], tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
         yield end
 
 
+@pytest.mark.slow
 def test_a_sweep_is_measured_resumed_ranked_reported_compared_and_applied_in_a_bucket(
     bucket: str, here: Here, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ class SlurmJob:
         return any(str(self.folder) in word for word in process.info["cmdline"] or ())
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_on_ray_nodes_that_the_script_starts_and_ends(tmp_path: Path) -> None:
     results = tmp_path / "results"
     job = SlurmJob(tmp_path, *SWEEP, *SHORT, "--search", "grid", "--output", str(results))
