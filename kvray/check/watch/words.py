@@ -1,0 +1,129 @@
+"""What a watch says: one sentence or two for each thing that it makes known."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+
+from kvray.analysis.comparison import ComparedMetric
+from kvray.check.watch.events import WatchState
+from kvray.check.watch.levels import Change, Watched
+from kvray.check.watch.states import Judged
+from kvray.ratios import interval_text, memory_text, speed_text
+from kvray.store.history import Observation
+
+_MOST_NAMED = 6
+
+
+def observation_text(row: Observation) -> str:
+    """What was measured."""
+    figures = [
+        f"{row.ttft_ms:.4g} ms to the first token" if row.ttft_ms else None,
+        f"{row.decode_tok_s:.4g} tok/s" if row.decode_tok_s else None,
+        f"{row.peak_mib:,.0f} MiB" if row.peak_mib else None,
+    ]
+    told = ", ".join(filter(None, figures)) or "nothing was measured to its end"
+    counted = "1 process" if row.processes == 1 else f"{row.processes} processes"
+    anchor = (
+        f"; anchor: {row.copy_gb_s:.3g} GB/s copied, {row.matmul_gflop_s:.3g} GFLOP/s"
+        if row.copy_gb_s and row.matmul_gflop_s
+        else "; the anchor could not be measured"
+    )
+    disturbed = " Other programs disturbed it." if row.disturbed else ""
+    why = f" {row.message}" if row.message else ""
+    return f"{told} in {counted}{anchor}.{disturbed}{why}"
+
+
+def suspicion_text(judged: Judged, plan: str) -> str:
+    """Something may have become worse."""
+    return f"{_changed(judged.watched, judged.change, plan, 'seems')} It is looked into at once, with more processes."
+
+
+def confirmed_text(judged: Judged, plan: str, rows: Sequence[Observation]) -> str:
+    """Something has become worse; with what else changed then."""
+    return f"{_changed(judged.watched, judged.change, plan, 'is')}{_what_changed(rows, judged.change)}"
+
+
+def recovered_text(judged: Judged, plan: str, rows: Sequence[Observation]) -> str:
+    """It is back."""
+    whose = "The machine" if judged.watched is None else f"{judged.watched.title.capitalize()} of {plan}"
+    return (
+        f"{whose} has recovered: {_change_text(judged.watched, judged.change)} since {_moment(judged.change)}, "
+        f"and back at its level.{_what_changed(rows, judged.change)}"
+    )
+
+
+def by_machine_text(judged: Judged, plan: str) -> str:
+    """A change that is not the configuration's."""
+    return f"{_changed(judged.watched, judged.change, plan, 'is')} The anchor shows that this is the machine's doing."
+
+
+def better_text(judged: Judged, plan: str, rows: Sequence[Observation]) -> str:
+    """Something has become better than it ever was, or is partly back."""
+    rest = " It is still worse than before." if judged.standing.state is WatchState.CONFIRMED else ""
+    return f"{_changed(judged.watched, judged.change, plan, 'is')}{rest}{_what_changed(rows, judged.change)}"
+
+
+def refuted_text(judged: Judged, plan: str) -> str:
+    """A suspicion that came to nothing."""
+    whose = "the machine" if judged.watched is None else f"{judged.watched.title} of {plan}"
+    return f"The suspicion of {whose} was not confirmed: more processes show no change."
+
+
+def _changed(watched: Watched, change: Change | None, plan: str, verb: str) -> str:
+    if change is None:
+        return f"{plan} has changed."
+    interval = f" ({interval_text(*_factors(watched, change))})"
+    since = f"since {_moment(change)}"
+    if watched is None:
+        what = "by a computation that no library changes"
+        return f"The machine {verb} {_change_text(watched, change)}{interval} {since}, {what}."
+    if watched is ComparedMetric.MEMORY:
+        verb = "seems to take" if verb == "seems" else "takes"
+        levels = f": {change.before:,.4g} → {change.now:,.4g} MiB"
+        return f"{plan} {verb} {_change_text(watched, change)}{interval} {since}{levels}."
+    levels = f": {change.before:.4g} → {change.now:.4g} {watched.unit}"
+    return f"{watched.title.capitalize()} of {plan} {verb} {_change_text(watched, change)}{interval} {since}{levels}."
+
+
+def _change_text(watched: Watched, change: Change | None) -> str:
+    if change is None:
+        return "changed"
+    factor = 1 + change.change.value
+    if watched is ComparedMetric.MEMORY:
+        return memory_text(factor)
+    return speed_text(1 / factor if watched is ComparedMetric.TTFT else factor)
+
+
+def _factors(watched: Watched, change: Change) -> tuple[float, float]:
+    """The interval: of a speed, as times as fast."""
+    low, high = 1 + change.change.low, 1 + change.change.high
+    return (1 / high, 1 / low) if watched is ComparedMetric.TTFT else (low, high)
+
+
+def _moment(change: Change | None) -> str:
+    return "then" if change is None else f"{dt.datetime.fromtimestamp(change.at_s, dt.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _what_changed(rows: Sequence[Observation], change: Change | None) -> str:
+    """What else is different since the change: a version, a driver, a kernel."""
+    ids = [one.observation_id for one in rows]
+    if change is None or change.observation_id not in ids or not (place := ids.index(change.observation_id)):
+        return ""
+    found = list(_differences(rows[place - 1], rows[place]))
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f" Changed at that time: {', '.join(found[:_MOST_NAMED])}{more}." if found else ""
+
+
+def _differences(before: Observation, after: Observation) -> Iterator[str]:
+    for name in sorted(before.engine_versions.keys() | after.engine_versions.keys()):
+        old, new = before.engine_versions.get(name), after.engine_versions.get(name)
+        if old != new:
+            yield f"{name} {old or 'none'} → {new or 'none'}"
+    pairs = (
+        ("driver", before.driver_version, after.driver_version),
+        ("kvray", before.kvray_version, after.kvray_version),
+        ("Python", before.python_version, after.python_version),
+        ("what ran", before.kernels, after.kernels),
+    )
+    yield from (f"{name} {old or 'none'} → {new or 'none'}" for name, old, new in pairs if old != new)
