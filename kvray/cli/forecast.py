@@ -16,7 +16,14 @@ from kvray.cli import options
 from kvray.cli.parsing import parse_memory_limit
 from kvray.cli.preview import print_notes
 from kvray.cli.progress import MEASURING
-from kvray.cli.sweep_options import LoadingOptions, SpaceOptions, SweepOptions, WorkloadOptions, tune_config
+from kvray.cli.sweep_options import (
+    LoadingOptions,
+    MachineOptions,
+    SpaceOptions,
+    SweepOptions,
+    WorkloadOptions,
+    tune_config,
+)
 from kvray.engines.offline import offline_environment
 from kvray.engines.registry import get_engine
 from kvray.errors import InvalidValueError, ModelError
@@ -40,13 +47,15 @@ def forecast(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory to plan with, instead of what is free now: 8GiB.")
     ] = None,
+    engine_python: options.EnginePython = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Predict what fits and how fast it is from the model's config and this device's measured rates.
 
     The device is measured at the first call. Nothing of the model is loaded.
     """
-    config = tune_config(model, SweepOptions(workload=workload, space=space, loading=loading))
+    machine = MachineOptions(engine_python=engine_python)
+    config = tune_config(model, SweepOptions(workload=workload, space=space, loading=loading, machine=machine))
     planned_mib = None if memory is None else parse_memory_limit(memory, option="--memory")
     if len(config.engines) > 1:
         raise InvalidValueError(

@@ -38,6 +38,13 @@ RunId = Annotated[str | None, typer.Option("--run", metavar="ID", help="Id of th
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Results folder or URI (s3://…).")]
 
+EnginePython = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-python", metavar="NAME=PATH", help="One engine's own Python environment.", rich_help_panel=RARE
+    ),
+]
+
 Profile = Annotated[
     str,
     typer.Option("--profile", "-p", metavar="NAME", help="Workload: a built-in one, or a profile's .json file."),

@@ -117,10 +117,7 @@ class MachineOptions:
         float,
         typer.Option(metavar="S", help="Seconds for one phase of a trial.", min=1.0, rich_help_panel=RARE),
     ] = 600.0
-    engine_python: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="One engine's own Python environment.", rich_help_panel=RARE),
-    ] = None
+    engine_python: options.EnginePython = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,11 @@ def test_a_model_that_cannot_be_forecast_is_refused_with_the_reason(
     assert done.stderr.splitlines()[-1] == f"kvray: {message} kvray tune measures it."
 
 
+def test_the_rates_are_those_of_the_engines_own_python_where_one_is_named(kvray: Kvray, tiny_model: str) -> None:
+    done = kvray("forecast", tiny_model, "--device", "cpu", "--engine-python", "transformers=/nowhere/python")
+    assert "The Python of engine 'transformers', '/nowhere/python', cannot be started" in done.stderr
+
+
 def test_memory_to_plan_with_stands_for_this_machines(kvray: Kvray, llama_8b: str) -> None:
     line = ("forecast", llama_8b, "--device", "cpu", "--context", "1024", "--output-len", "64", "--memory", "80GiB")
     done = kvray(*line)
