@@ -18,7 +18,8 @@ WINNER, BASELINE, FRONT, OTHER = "#0f9d8a", "#d98324", "#5b7fd1", "#98a3b3"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 """Of the engines in the scatter, in the order of the ranking; further ones have the last."""
 MAX_BARS = 16
-_LINE = "rgba(128,136,148,0.22)"
+GRID = "rgba(128,136,148,0.22)"
+"""Colour of lines that only help to read."""
 _ALIKE = 0.02
 """Peaks that differ by a smaller share of the largest are drawn in one size."""
 _LOG_FROM = 5.0
@@ -75,7 +76,7 @@ def scatter_figure(info: ReportInfo) -> Figure | None:
         *(_legend_entry(name, symbol) for name, symbol in symbols.items()),
     ]
     layout = {
-        **_layout(height_px=440),
+        **plain_layout(height_px=440),
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
         "showlegend": bool(symbols),
         **(
@@ -124,7 +125,7 @@ def _bars(
         "hoverinfo": "text",
     }
     layout = {
-        **_layout(height_px=height_px),
+        **plain_layout(height_px=height_px),
         "margin": {"l": 0, "r": 0, "t": 16, "b": 0},
         "showlegend": False,
         "xaxis": {"range": [0, 1.16 * max(value for _, value in known)], "visible": False, "fixedrange": True},
@@ -147,7 +148,7 @@ def _bar_label(place: int, row: Row) -> dict[str, Any]:
         "yshift": 6,
         "showarrow": False,
         "align": "left",
-        "text": f"{row.rank}. {_escape(row.label)}",
+        "text": f"{row.rank}. {escaped(row.label)}",
         "font": {"size": 11},
     }
 
@@ -166,7 +167,7 @@ def _legend_entry(engine: str, symbol: str) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": _escape(engine),
+        "name": escaped(engine),
         "x": [None],
         "y": [None],
         "marker": {"symbol": symbol, "color": OTHER, "size": 11},
@@ -250,7 +251,7 @@ def _are_alike(peaks: Sequence[float | None]) -> bool:
 def _axis(title: str, values: Sequence[float]) -> dict[str, Any]:
     axis: dict[str, Any] = {
         "title": {"text": title, "font": {"size": 12}},
-        "gridcolor": _LINE,
+        "gridcolor": GRID,
         "zeroline": False,
         "automargin": True,
         "nticks": 7,
@@ -278,7 +279,8 @@ def _round_number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
-def _layout(*, height_px: int) -> dict[str, Any]:
+def plain_layout(*, height_px: int) -> dict[str, Any]:
+    """What all charts have in common."""
     return {
         "height": height_px,
         "autosize": True,
@@ -302,7 +304,7 @@ def _colour(row: Row) -> str:
 def _hover(row: Row) -> str:
     return "<br>".join(
         (
-            f"<b>{_escape(row.label)}</b>",
+            f"<b>{escaped(row.label)}</b>",
             f"first token {formats.quantity(row.ttft_ms)} ms",
             f"{formats.quantity(row.decode_tok_s)} tok/s",
             f"peak {formats.quantity(row.peak_mib)} MiB",
@@ -310,6 +312,6 @@ def _hover(row: Row) -> str:
     )
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     """Plotly reads a few HTML tags in text; entities are shown as the characters they stand for."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

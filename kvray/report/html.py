@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from importlib import resources
 
 import jinja2
@@ -18,7 +19,7 @@ from plotly.offline import get_plotlyjs
 
 from kvray.report import formats
 from kvray.report.cells import CellValue
-from kvray.report.figures import bar_figures, scatter_figure
+from kvray.report.figures import Figure, bar_figures, scatter_figure
 from kvray.report.info import ReportInfo
 
 _BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?<!\d/)(?=[^\W_])|(?<=[,(])(?=[a-z])|(?=\+[a-z])")
@@ -45,16 +46,19 @@ def render_html(info: ReportInfo) -> str:
     )
 
 
-def render_page(template: str, *, info: object) -> str:
-    """A page without charts in the same look, from `template`."""
+def render_page(template: str, *, info: object, figures: Sequence[Figure] = ()) -> str:
+    """Another page in the same look, from `template`; plotly.js is inside where there are `figures`."""
+    scripts = [_plotly_js(), _own_js()] if figures else [_own_js()]
     return (
         _environment()
         .get_template(template)
         .render(
             info=info,
-            policy=content_security_policy([_own_js()]),
+            figures=figures,
+            plots={figure.name: figure.plot for figure in figures},
+            policy=content_security_policy(scripts),
             style=markupsafe.Markup(_source("report.css")),
-            scripts=[markupsafe.Markup(_own_js())],
+            scripts=[markupsafe.Markup(script) for script in scripts],
         )
     )
 

@@ -6,6 +6,7 @@ import json
 import lzma
 import re
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -139,6 +140,98 @@ def test_the_compose_file_meets_the_specification_and_opens_no_port_to_others() 
     assert gpus == [["0"], ["1"]], "each worker has a GPU of its own"
 
 
+WATCH = CLUSTER / "kubernetes" / "watch.yaml"
+CRON_JOB = {
+    *("schedule", "timeZone", "concurrencyPolicy", "suspend", "startingDeadlineSeconds", "jobTemplate"),
+    *("successfulJobsHistoryLimit", "failedJobsHistoryLimit"),
+}
+JOB = {
+    *(
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "backoffLimitPerIndex",
+        "completionMode",
+        "completions",
+        "manualSelector",
+    ),
+    *("maxFailedIndexes", "parallelism", "podFailurePolicy", "podReplacementPolicy", "selector", "successPolicy"),
+    *("manualSelector", "suspend", "template", "ttlSecondsAfterFinished"),
+}
+"""Fields of `CronJobSpec` and `JobSpec` in batch/v1 of the Kubernetes API."""
+
+
+def watching_pod() -> dict[str, Any]:
+    pod = load(WATCH)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert isinstance(pod, dict)
+    return pod
+
+
+def test_the_cron_job_has_known_fields_and_watches_one_node_never_twice_at_once() -> None:
+    manifest = load(WATCH)
+    assert (manifest["apiVersion"], manifest["kind"], set(manifest["metadata"])) == ("batch/v1", "CronJob", {"name"})
+    assert set(manifest) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(manifest["spec"]) <= CRON_JOB
+    assert set(manifest["spec"]["jobTemplate"]) == {"spec"}
+    assert set(manifest["spec"]["jobTemplate"]["spec"]) <= JOB
+    assert manifest["spec"]["concurrencyPolicy"] == "Forbid"
+    pod = watching_pod()
+    assert pod["nodeSelector"]["kubernetes.io/hostname"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == container["resources"]["requests"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.skipif(not DEFINITIONS.is_dir(), reason="KubeRay's resource definitions are not beside the project")
+def test_kubernetes_knows_every_field_of_the_cron_jobs_pod() -> None:
+    from jsonschema import Draft202012Validator
+
+    definition = yaml.safe_load(lzma.decompress((DEFINITIONS / MANIFESTS["raycluster.yaml"]).read_bytes()))
+    (served,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
+    cluster = served["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    schema = cluster["properties"]["headGroupSpec"]["properties"]["template"]["properties"]["spec"]
+    Draft202012Validator(schema).validate(watching_pod())
+    assert list(unknown_fields(watching_pod(), schema)) == []
+
+
+def unit(kind: str) -> dict[str, list[str]]:
+    """Every setting of a systemd unit with its values."""
+    found: dict[str, list[str]] = {}
+    for line in (CLUSTER / f"kvray-watch.{kind}").read_text().splitlines():
+        if line and line[0] not in "#[":
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+SYSTEMD = shutil.which("systemd-analyze")
+
+
+@pytest.mark.skipif(SYSTEMD is None, reason="systemd-analyze is not on the PATH")
+def test_systemd_accepts_the_units_and_finds_the_service_closed(tmp_path: Path) -> None:
+    assert SYSTEMD is not None
+    service, timer = tmp_path / "kvray-watch.service", tmp_path / "kvray-watch.timer"
+    program = unit("service")["ExecStart"][0].split()[0]
+    service.write_text((CLUSTER / service.name).read_text().replace(program, "/bin/true"))
+    timer.write_text((CLUSTER / timer.name).read_text())
+    done = subprocess.run(
+        [SYSTEMD, "verify", "--man=no", service, timer], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    known = subprocess.run([SYSTEMD, "--help"], capture_output=True, text=True, check=True, timeout=60).stdout
+    if "--offline" in known:  # systemd 250
+        check(SYSTEMD, "security", "--offline=true", "--threshold=30", service)  # 3.0 of 10: "OK"
+
+
+def test_the_service_hides_no_gpu_and_starts_no_second_run() -> None:
+    settings = unit("service")
+    assert settings["Type"] == ["oneshot"]
+    assert settings["NoNewPrivileges"] == ["yes"]
+    assert not {"PrivateDevices", "ProtectClock", "DeviceAllow", "MemoryDenyWriteExecute", "CPUQuota"} & set(settings)
+    assert unit("timer")["Persistent"] == ["true"]
+
+
 def ray_starts() -> Iterator[list[str]]:
     """The arguments of each `ray start` in the templates and the page."""
     for path in LAUNCHERS:
@@ -205,11 +298,13 @@ def test_what_the_dockerfile_copies_is_not_ignored() -> None:
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Each `kvray` command that the pages and templates show, with its arguments."""
-    for page in (ROOT / "docs" / "cluster.md", CLUSTER / "README.md"):
+    for page in (ROOT / "docs" / "cluster.md", ROOT / "docs" / "watch.md", CLUSTER / "README.md"):
         for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 yield from _arguments(page.name, line)
     yield from _arguments("rayjob.yaml", load(CLUSTER / "kubernetes" / "rayjob.yaml")["spec"]["entrypoint"])
+    yield from _arguments("kvray-watch.service", unit("service")["ExecStart"][0])
+    yield "watch.yaml", watching_pod()["containers"][0]["args"]
 
 
 def _arguments(source: str, line: str) -> Iterator[tuple[str, list[str]]]:

@@ -7,7 +7,23 @@ function drawCharts() {
   const plots = JSON.parse(source.textContent);
   for (const [name, plot] of Object.entries(plots)) {
     const place = document.getElementById("plot-" + name);
+    if (matchMedia("(pointer: coarse)").matches) plot.layout.dragmode = false; // a finger scrolls the page
     Plotly.newPlot(place, plot.data, plot.layout, { responsive: true, displayModeBar: false, scrollZoom: false });
+  }
+  linkTimes([...document.querySelectorAll(".history .plot")]);
+}
+
+// Charts of a history show the same stretch of time.
+function linkTimes(places) {
+  let moving = false;
+  for (const place of places) {
+    place.on("plotly_relayout", (change) => {
+      const changed = Object.entries(change).filter(([key]) => key.startsWith("xaxis."));
+      if (moving || changed.length === 0) return;
+      moving = true;
+      const others = places.filter((other) => other !== place);
+      Promise.all(others.map((other) => Plotly.relayout(other, Object.fromEntries(changed)))).finally(() => { moving = false; });
+    });
   }
 }
 

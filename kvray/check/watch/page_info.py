@@ -1,0 +1,393 @@
+"""What a watch's page says, computed from its history alone: `page_info`. `page_charts.py` draws, `page.py` renders."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvray.analysis.comparison import ComparedMetric
+from kvray.check.watch.events import EventKind, Observation, ObservationRole, WatchEvent, WatchState
+from kvray.ratios import amount_sign, interval_text
+from kvray.record import short_model_name
+from kvray.report import formats
+from kvray.report.facts import Fact
+from kvray.report.verdict import Tone
+
+MOST_ROWS = 200
+"""Observations in the page's table; the history has all."""
+AROUND = 5
+"""Observations on each side of a change point, whose medians tell how the machine's own speed moved there."""
+_BADGES = {
+    EventKind.CONFIRMED: "failure",
+    EventKind.MACHINE: "failure",
+    EventKind.ERROR: "failure",
+    EventKind.RECOVERED: "winner",
+}
+_RATES: tuple[tuple[str, Callable[[Observation], float | None]], ...] = (
+    ("copying memory", lambda one: one.copy_gb_s),
+    ("matrix multiplication", lambda one: one.matmul_gflop_s),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricNow:
+    """One metric at the last observation that measured it.
+
+    Attributes:
+        level: median of the calm observations since the last change point.
+        change: of the change point that still holds; empty where there is none.
+    """
+
+    title: str
+    unit: str
+    value: float
+    level: float | None
+    state: WatchState
+    change: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRow:
+    """One event of the table.
+
+    Attributes:
+        figures: `100 → 112 ms`; empty where the event has none.
+        differences: what kvray records and what changed there; `None` where the event is no change point.
+    """
+
+    event: WatchEvent
+    at: str
+    badge: str
+    title: str
+    change: str
+    figures: str
+    differences: tuple[str, ...] | None
+
+    @property
+    def changed(self) -> str:
+        """The differences as a cell of the table."""
+        return "–" if self.differences is None else "; ".join(self.differences) or "nothing that kvray records"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationRow:
+    """One observation of the table; `remark` says why it may count less."""
+
+    observation: Observation
+    at: str
+    remark: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageInfo:
+    """The page, but for its charts.
+
+    Attributes:
+        observations: all of them, oldest first, for the charts.
+        events: newest first.
+        rows: the newest observations first, at most `MOST_ROWS`.
+        left_out: older observations that have no row.
+    """
+
+    title: str
+    subtitle: str
+    sentence: str
+    tone: Tone
+    notes: tuple[str, ...]
+    counts: str
+    metrics: tuple[MetricNow, ...]
+    observations: tuple[Observation, ...]
+    events: tuple[EventRow, ...]
+    rows: tuple[ObservationRow, ...]
+    left_out: int
+    facts: tuple[Fact, ...]
+
+
+def page_info(observations: Sequence[Observation]) -> PageInfo:
+    """The page of one watch with at least one observation; `observations` are in the order of time."""
+    last, first = observations[-1], observations[0]
+    told = [event for one in observations for event in events_of(one)]
+    newest = observations[: -MOST_ROWS - 1 : -1]
+    return PageInfo(
+        title=f"Watch of {formats.clean_line(short_model_name(last.model_id))}",
+        subtitle=formats.clean_line(
+            f"profile {last.profile} on {last.device_name}, watched since {formats.timestamp(first.observed_at)}"
+        ),
+        sentence=_sentence(observations, told),
+        tone=_tone(observations),
+        notes=tuple(_notes(observations, told)),
+        counts=_counts(observations),
+        metrics=tuple(now for metric in ComparedMetric if (now := _metric_now(metric, observations, told))),
+        observations=tuple(observations),
+        events=tuple(_event_row(event, observations) for event in reversed(told) if _is_shown(event)),
+        rows=tuple(
+            ObservationRow(observation=one, at=formats.timestamp(one.observed_at), remark=remark(one)) for one in newest
+        ),
+        left_out=len(observations) - len(newest),
+        facts=tuple(_facts(last)),
+    )
+
+
+def events_of(observation: Observation) -> list[WatchEvent]:
+    """What became known with it; entries that cannot be read are left out."""
+    found: list[WatchEvent] = []
+    try:
+        entries = json.loads(observation.events)
+    except ValueError:
+        return found
+    for entry in entries if isinstance(entries, list) else ():
+        try:
+            found.append(WatchEvent.from_dict(entry))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+    return found
+
+
+def figure_of(metric: ComparedMetric, observation: Observation) -> float | None:
+    """The metric's value, in its unit."""
+    return {
+        ComparedMetric.TTFT: observation.ttft_ms,
+        ComparedMetric.DECODE: observation.decode_tok_s,
+        ComparedMetric.MEMORY: observation.peak_mib,
+    }[metric]
+
+
+def state_of(metric: ComparedMetric, observation: Observation) -> WatchState:
+    """The metric's state after the observation; `ok` where the history has a word that this kvray does not know."""
+    word = {
+        ComparedMetric.TTFT: observation.ttft_state,
+        ComparedMetric.DECODE: observation.decode_state,
+        ComparedMetric.MEMORY: observation.memory_state,
+    }[metric]
+    return WatchState(word) if word in list(WatchState) else WatchState.OK
+
+
+def is_calm(observation: Observation) -> bool:
+    """Whether nobody else used the machine, as far as was seen."""
+    return not observation.disturbed and observation.load is None
+
+
+def remark(observation: Observation) -> str:
+    """Why an observation may count less, or was made out of turn; empty where it is an ordinary one."""
+    parts: list[str] = []
+    if observation.processes == 0:
+        parts.append(f"not measured: {observation.message or 'no process came to its end'}")
+    elif observation.role is ObservationRole.CONFIRM:
+        parts.append("measured at once, after a suspicion")
+    if observation.disturbed:
+        parts.append("disturbed by other programs")
+    if observation.load:
+        parts.append(observation.load)
+    return formats.clean_line("; ".join(parts))
+
+
+def change_points(metric: ComparedMetric, observations: Sequence[Observation]) -> list[WatchEvent]:
+    """Confirmed steps of a metric and its recoveries, oldest first; each has a change point."""
+    kinds = (EventKind.CONFIRMED, EventKind.RECOVERED)
+    told = (event for one in observations for event in events_of(one))
+    return [one for one in told if one.metric is metric and one.kind in kinds and one.change_point is not None]
+
+
+def levels(metric: ComparedMetric, observations: Sequence[Observation]) -> list[tuple[dt.datetime, dt.datetime, float]]:
+    """From, to and median of the calm observations between change points; where none was calm, of all."""
+    starts = [one.change_point.at for one in change_points(metric, observations) if one.change_point is not None]
+    bounds = [observations[0].observed_at, *starts]
+    ends = [*starts, observations[-1].observed_at + dt.timedelta(microseconds=1)]
+    found: list[tuple[dt.datetime, dt.datetime, float]] = []
+    for begin, end in zip(bounds, ends, strict=True):
+        inside = [
+            (one, value)
+            for one in observations
+            if begin <= one.observed_at < end and (value := figure_of(metric, one)) is not None
+        ]
+        if inside:
+            values = [value for one, value in inside if is_calm(one)] or [value for _, value in inside]
+            found.append((begin, inside[-1][0].observed_at, float(np.median(values))))
+    return found
+
+
+def differences(before: Observation, after: Observation) -> tuple[str, ...]:
+    """What kvray records of the surroundings of two observations, and what is not the same: `torch 2.11.0 → 2.12.0`."""
+    names = sorted({*before.engine_versions, *after.engine_versions})
+    pairs: list[tuple[str, str | None, str | None]] = [
+        *((name, before.engine_versions.get(name), after.engine_versions.get(name)) for name in names),
+        ("driver", before.driver_version, after.driver_version),
+        ("Python", before.python_version, after.python_version),
+        ("kvray", before.kvray_version, after.kvray_version),
+        ("kernels", before.kernels, after.kernels),
+        ("device", before.device_name, after.device_name),
+        ("host", before.host or None, after.host or None),
+    ]
+    told = [f"{name} {was or 'none'} → {now or 'none'}" for name, was, now in pairs if was != now]
+    if before.hardware != after.hardware and before.device_name == after.device_name:
+        told.append("the machine's hardware")
+    return tuple(map(formats.clean_line, told))
+
+
+def _is_shown(event: WatchEvent) -> bool:
+    return event.kind is not EventKind.OBSERVATION
+
+
+def _event_row(event: WatchEvent, observations: Sequence[Observation]) -> EventRow:
+    point = event.change_point
+    metric = event.metric
+    unit = f" {metric.unit}" if metric else ""
+    change = event.change or (point.change if point else None)
+    return EventRow(
+        event=event,
+        at=formats.timestamp(event.at),
+        badge=_BADGES.get(event.kind, ""),
+        title=metric.title if metric else "the machine" if event.kind is EventKind.MACHINE else "–",
+        change=f"{amount_sign(1 + change.value)} ({interval_text(1 + change.low, 1 + change.high)})" if change else "–",
+        figures=f"{formats.quantity(point.before)} → {formats.quantity(point.after)}{unit}" if point else "–",
+        differences=None if point is None else _differences_at(point.at, observations),
+    )
+
+
+def _differences_at(at: dt.datetime, observations: Sequence[Observation]) -> tuple[str, ...] | None:
+    before, after = _around(at, observations)
+    return differences(before[-1], after[0]) if before and after else None
+
+
+def _around(at: dt.datetime, observations: Sequence[Observation]) -> tuple[list[Observation], list[Observation]]:
+    """The measured observations before a change point, and those from it on."""
+    measured = [one for one in observations if one.processes > 0]
+    return [one for one in measured if one.observed_at < at], [one for one in measured if one.observed_at >= at]
+
+
+def _holding(metric: ComparedMetric | None, told: Sequence[WatchEvent]) -> WatchEvent | None:
+    """The confirmed step of a metric that has not been recovered from."""
+    kinds = (EventKind.CONFIRMED, EventKind.RECOVERED) if metric else (EventKind.MACHINE,)
+    found = [one for one in told if one.metric is metric and one.kind in kinds and one.change_point is not None]
+    return found[-1] if found and found[-1].kind is not EventKind.RECOVERED else None
+
+
+def _sentence(observations: Sequence[Observation], told: Sequence[WatchEvent]) -> str:
+    last = observations[-1]
+    worse = [metric for metric in ComparedMetric if state_of(metric, last).is_worse]
+    suspected = [metric.title for metric in ComparedMetric if state_of(metric, last) is WatchState.SUSPECTED]
+    if all(one.processes == 0 for one in observations):
+        return "Nothing could be measured yet."
+    if worse:
+        return f"Worse than before: {'; '.join(_worse_text(metric, told) for metric in worse)}."
+    if last.machine_state == WatchState.CONFIRMED:
+        return f"The machine itself has become slower{_since(_holding(None, told))}."
+    if suspected:
+        return f"Perhaps worse: {formats.listed(suspected)}. It is not confirmed yet."
+    recovered = [one for one in told if one.kind is EventKind.RECOVERED]
+    since = recovered[-1].at if recovered else observations[0].observed_at
+    why = "the last recovery" if recovered else "the watch began"
+    return f"As good as before: nothing has become worse since {why} ({formats.timestamp(since)})."
+
+
+def _worse_text(metric: ComparedMetric, told: Sequence[WatchEvent]) -> str:
+    event = _holding(metric, told)
+    point = event.change_point if event else None
+    if point is None:
+        return metric.title
+    change = amount_sign(1 + point.change.value)
+    figures = f"{formats.quantity(point.before)} → {formats.quantity(point.after)} {metric.unit}"
+    return f"{metric.title} {change} ({figures}){_since(event)}"
+
+
+def _since(event: WatchEvent | None) -> str:
+    return "" if event is None or event.change_point is None else f" since {formats.timestamp(event.change_point.at)}"
+
+
+def _tone(observations: Sequence[Observation]) -> Tone:
+    last = observations[-1]
+    states = [state_of(metric, last) for metric in ComparedMetric]
+    if all(one.processes == 0 for one in observations):
+        return Tone.FAILED
+    if any(one is not WatchState.OK and one is not WatchState.RECOVERED for one in states):
+        return Tone.DOUBTFUL
+    return Tone.GOOD if last.machine_state == WatchState.OK and last.processes else Tone.DOUBTFUL
+
+
+def _notes(observations: Sequence[Observation], told: Sequence[WatchEvent]) -> list[str]:
+    last = observations[-1]
+    holding = [event for metric in ComparedMetric if (event := _holding(metric, told))]
+    notes: list[str] = []
+    for at in dict.fromkeys(event.change_point.at for event in holding if event.change_point):
+        notes += [note for note in (_changed_note(at, observations), _machine_note(at, observations)) if note]
+    if last.processes == 0:
+        why = formats.clean_line(last.message or last.load or "no process came to its end").rstrip(".")
+        notes.append(f"The last observation ({formats.timestamp(last.observed_at)}) measured nothing: {why}.")
+    return notes
+
+
+def _changed_note(at: dt.datetime, observations: Sequence[Observation]) -> str | None:
+    before, after = _around(at, observations)
+    if not before or not after:
+        return None
+    between = (
+        f"between the last observation before it ({formats.timestamp(before[-1].observed_at)}) and the first after it "
+        f"({formats.timestamp(after[0].observed_at)})"
+    )
+    found = differences(before[-1], after[0])
+    if not found:
+        return f"Nothing that kvray records has changed {between}: no version, no kernel, no device."
+    return f"What changed {between}: {'; '.join(found)}."
+
+
+def _machine_note(at: dt.datetime, observations: Sequence[Observation]) -> str | None:
+    """How the anchor moved there: whether it is the machine."""
+    before, after = _around(at, observations)
+    moves = []
+    for name, rate in _RATES:
+        was, now = (
+            [value for one in side if (value := rate(one)) is not None] for side in (before[-AROUND:], after[:AROUND])
+        )
+        if was and now:
+            moves.append(f"{name} {amount_sign(float(np.median(now)) / float(np.median(was)))}")
+    return f"The machine's own speed there, by the anchor: {formats.listed(moves)}." if moves else None
+
+
+def _counts(observations: Sequence[Observation]) -> str:
+    disturbed = sum(not is_calm(one) for one in observations if one.processes)
+    missing = sum(one.processes == 0 for one in observations)
+    parts = [formats.plural(len(observations), "observation")]
+    parts += [f"{formats.count(disturbed)} disturbed"] if disturbed else []
+    parts += [f"{formats.count(missing)} not measured"] if missing else []
+    return f"{', '.join(parts)}; the last on {formats.timestamp(observations[-1].observed_at)}."
+
+
+def _metric_now(
+    metric: ComparedMetric, observations: Sequence[Observation], told: Sequence[WatchEvent]
+) -> MetricNow | None:
+    values = [value for one in observations if (value := figure_of(metric, one)) is not None]
+    if not values:
+        return None
+    state = state_of(metric, observations[-1])
+    event = _holding(metric, told) if state.is_worse else None
+    point = event.change_point if event else None
+    found = levels(metric, observations)
+    return MetricNow(
+        title=metric.title,
+        unit=metric.unit,
+        value=values[-1],
+        level=found[-1][2] if found else None,
+        state=state,
+        change=f"{amount_sign(1 + point.change.value)} since {formats.timestamp(point.at)}" if point else "",
+    )
+
+
+def _facts(last: Observation) -> list[Fact]:
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(last.engine_versions.items()))
+    pairs = [
+        ("Model", last.model_id),
+        ("Configuration", last.candidate_id),
+        ("Engine", f"{last.engine} ({versions})" if versions else last.engine),
+        ("What ran", last.kernels),
+        ("Device", last.device_name),
+        ("Host", last.host),
+        ("Driver", last.driver_version),
+        ("Python", last.python_version),
+        ("kvray", last.kvray_version),
+        ("Anchor", last.anchor),
+    ]
+    return [Fact(name=name, text=formats.clean_line(text)) for name, text in pairs if text]
