@@ -11,7 +11,7 @@ import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, ObservationRole, WatchEvent
-from kvray.check.watch.page_info import change_points, figure_of, is_calm, levels, remark
+from kvray.check.watch.observed import change_points, figure_of, is_calm, levels, remark
 from kvray.ratios import amount_sign
 from kvray.report import formats
 from kvray.report.figures import BASELINE, FRONT, GRID, OTHER, WINNER, Figure, escaped, plain_layout

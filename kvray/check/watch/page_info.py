@@ -1,16 +1,16 @@
-"""What a watch's page says, computed from its history alone: `page_info`. `page_charts.py` draws, `page.py` renders."""
+"""What a watch's page says, computed from its history alone. `page_charts.py` draws, `page.py` renders."""
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric
-from kvray.check.watch.events import EventKind, Observation, ObservationRole, WatchEvent, WatchState
+from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
+from kvray.check.watch.observed import around, differences, events_of, figure_of, is_calm, levels, remark, state_of
 from kvray.ratios import amount_sign, interval_text
 from kvray.record import short_model_name
 from kvray.report import formats
@@ -132,102 +132,6 @@ def page_info(observations: Sequence[Observation]) -> PageInfo:
     )
 
 
-def events_of(observation: Observation) -> list[WatchEvent]:
-    """What became known with it; entries that cannot be read are left out."""
-    found: list[WatchEvent] = []
-    try:
-        entries = json.loads(observation.events)
-    except ValueError:
-        return found
-    for entry in entries if isinstance(entries, list) else ():
-        try:
-            found.append(WatchEvent.from_dict(entry))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            continue
-    return found
-
-
-def figure_of(metric: ComparedMetric, observation: Observation) -> float | None:
-    """The metric's value, in its unit."""
-    return {
-        ComparedMetric.TTFT: observation.ttft_ms,
-        ComparedMetric.DECODE: observation.decode_tok_s,
-        ComparedMetric.MEMORY: observation.peak_mib,
-    }[metric]
-
-
-def state_of(metric: ComparedMetric, observation: Observation) -> WatchState:
-    """The metric's state after the observation; `ok` where the history has a word that this kvray does not know."""
-    word = {
-        ComparedMetric.TTFT: observation.ttft_state,
-        ComparedMetric.DECODE: observation.decode_state,
-        ComparedMetric.MEMORY: observation.memory_state,
-    }[metric]
-    return WatchState(word) if word in list(WatchState) else WatchState.OK
-
-
-def is_calm(observation: Observation) -> bool:
-    """Whether nobody else used the machine, as far as was seen."""
-    return not observation.disturbed and observation.load is None
-
-
-def remark(observation: Observation) -> str:
-    """Why an observation may count less, or was made out of turn; empty where it is an ordinary one."""
-    parts: list[str] = []
-    if observation.processes == 0:
-        parts.append(f"not measured: {observation.message or 'no process came to its end'}")
-    elif observation.role is ObservationRole.CONFIRM:
-        parts.append("measured at once, after a suspicion")
-    if observation.disturbed:
-        parts.append("disturbed by other programs")
-    if observation.load:
-        parts.append(observation.load)
-    return formats.clean_line("; ".join(parts))
-
-
-def change_points(metric: ComparedMetric, observations: Sequence[Observation]) -> list[WatchEvent]:
-    """Confirmed steps of a metric and its recoveries, oldest first; each has a change point."""
-    kinds = (EventKind.CONFIRMED, EventKind.RECOVERED)
-    told = (event for one in observations for event in events_of(one))
-    return [one for one in told if one.metric is metric and one.kind in kinds and one.change_point is not None]
-
-
-def levels(metric: ComparedMetric, observations: Sequence[Observation]) -> list[tuple[dt.datetime, dt.datetime, float]]:
-    """From, to and median of the calm observations between change points; where none was calm, of all."""
-    starts = [one.change_point.at for one in change_points(metric, observations) if one.change_point is not None]
-    bounds = [observations[0].observed_at, *starts]
-    ends = [*starts, observations[-1].observed_at + dt.timedelta(microseconds=1)]
-    found: list[tuple[dt.datetime, dt.datetime, float]] = []
-    for begin, end in zip(bounds, ends, strict=True):
-        inside = [
-            (one, value)
-            for one in observations
-            if begin <= one.observed_at < end and (value := figure_of(metric, one)) is not None
-        ]
-        if inside:
-            values = [value for one, value in inside if is_calm(one)] or [value for _, value in inside]
-            found.append((begin, inside[-1][0].observed_at, float(np.median(values))))
-    return found
-
-
-def differences(before: Observation, after: Observation) -> tuple[str, ...]:
-    """What kvray records of the surroundings of two observations, and what is not the same: `torch 2.11.0 → 2.12.0`."""
-    names = sorted({*before.engine_versions, *after.engine_versions})
-    pairs: list[tuple[str, str | None, str | None]] = [
-        *((name, before.engine_versions.get(name), after.engine_versions.get(name)) for name in names),
-        ("driver", before.driver_version, after.driver_version),
-        ("Python", before.python_version, after.python_version),
-        ("kvray", before.kvray_version, after.kvray_version),
-        ("kernels", before.kernels, after.kernels),
-        ("device", before.device_name, after.device_name),
-        ("host", before.host or None, after.host or None),
-    ]
-    told = [f"{name} {was or 'none'} → {now or 'none'}" for name, was, now in pairs if was != now]
-    if before.hardware != after.hardware and before.device_name == after.device_name:
-        told.append("the machine's hardware")
-    return tuple(map(formats.clean_line, told))
-
-
 def _is_shown(event: WatchEvent) -> bool:
     return event.kind is not EventKind.OBSERVATION
 
@@ -249,14 +153,8 @@ def _event_row(event: WatchEvent, observations: Sequence[Observation]) -> EventR
 
 
 def _differences_at(at: dt.datetime, observations: Sequence[Observation]) -> tuple[str, ...] | None:
-    before, after = _around(at, observations)
+    before, after = around(at, observations)
     return differences(before[-1], after[0]) if before and after else None
-
-
-def _around(at: dt.datetime, observations: Sequence[Observation]) -> tuple[list[Observation], list[Observation]]:
-    """The measured observations before a change point, and those from it on."""
-    measured = [one for one in observations if one.processes > 0]
-    return [one for one in measured if one.observed_at < at], [one for one in measured if one.observed_at >= at]
 
 
 def _holding(metric: ComparedMetric | None, told: Sequence[WatchEvent]) -> WatchEvent | None:
@@ -321,7 +219,7 @@ def _notes(observations: Sequence[Observation], told: Sequence[WatchEvent]) -> l
 
 
 def _changed_note(at: dt.datetime, observations: Sequence[Observation]) -> str | None:
-    before, after = _around(at, observations)
+    before, after = around(at, observations)
     if not before or not after:
         return None
     between = (
@@ -336,7 +234,7 @@ def _changed_note(at: dt.datetime, observations: Sequence[Observation]) -> str |
 
 def _machine_note(at: dt.datetime, observations: Sequence[Observation]) -> str | None:
     """How the anchor moved there: whether it is the machine."""
-    before, after = _around(at, observations)
+    before, after = around(at, observations)
     moves = []
     for name, rate in _RATES:
         was, now = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
-from kvray.check.watch.page_info import events_of, is_calm, state_of
+from kvray.check.watch.observed import events_of, is_calm, state_of
 from kvray.check.watch.sinks.endpoint import Endpoint
 from kvray.check.watch.sinks.exposition import Sample, exposition
 from kvray.errors import InvalidValueError, OutputError

@@ -14,9 +14,10 @@ from watch_histories import VERSIONS, at, event, not_measured, observation, regr
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, ObservationRole
+from kvray.check.watch.observed import differences, levels
 from kvray.check.watch.page import WatchPage, render_watch
 from kvray.check.watch.page_charts import charts
-from kvray.check.watch.page_info import MOST_ROWS, differences, levels, page_info
+from kvray.check.watch.page_info import MOST_ROWS, page_info
 from kvray.report.verdict import Tone
 
 CHROMIUM = shutil.which("chromium")
