@@ -25,7 +25,7 @@ SILENCE_S = 10.0
 WHOLE_S = 30.0
 """An answer that has not come after so long is given up, even if it still trickles."""
 _MOST_REDIRECTS = 3
-_REFUSALS = (400, 405, 413, 414, 415, 422)
+_REFUSALS = (400, 413, 415, 422)
 """With these it is the alert that a server does not take. All others are its own trouble, or the URL's."""
 
 

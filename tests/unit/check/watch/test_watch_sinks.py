@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from kvray.check.watch.events import EventKind
 from kvray.check.watch.sinks import AskedSinks, open_sinks
 from kvray.check.watch.sinks.alert import alert_message
 from kvray.check.watch.sinks.deliveries import Deliveries
+from kvray.check.watch.sinks.exec_command import PREFIX, variables
+from kvray.check.watch.sinks.prometheus import WatchMetric
 from kvray.check.watch.sinks.webhook import Webhook
 from kvray.errors import InvalidValueError
 
@@ -38,6 +41,15 @@ def test_alerts_of_all_kinds_meet_the_schema_and_nothing_unknown_does() -> None:
     assert problems(alert_message(event(1, EventKind.ERROR, None, change=0, change_point=None))) == []
     assert problems({**message, "more": 1}) != []
     assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == set(message)
+
+
+def test_the_page_for_users_shows_an_alert_that_meets_the_schema_and_every_metric() -> None:
+    page = (ROOT / "docs" / "watch.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    assert problems(json.loads(shown)) == []
+    assert [one.exported_name for one in WatchMetric if one.exported_name not in page] == []
+    named = {name.removeprefix(PREFIX) for name in re.findall(r"KVRAY_WATCH_[A-Z_]+", page)} - {"WEBHOOK"}
+    assert named <= {name.removeprefix(PREFIX) for name in variables(json.loads(shown))}
 
 
 def test_an_alert_says_what_became_worse_and_on_what() -> None:
