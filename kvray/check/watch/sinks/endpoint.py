@@ -14,7 +14,7 @@ from kvray.check.watch.sinks.exposition import CONTENT_TYPE
 from kvray.errors import InvalidValueError, OutputError
 
 _SLOWEST_REQUEST_S = 5.0
-_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 
 
 class Endpoint:

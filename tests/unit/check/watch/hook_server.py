@@ -67,7 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _trickle(self) -> None:
         with contextlib.suppress(OSError):
-            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            self.wfile.write(b"HTTP/1.0 20")
             while not self.server.ended.wait(0.05):
                 self.wfile.write(b"X")
                 self.wfile.flush()

@@ -48,7 +48,7 @@ def test_the_verdict_says_what_became_worse_by_how_much_since_when_and_what_chan
         "(2026-10-06 00:00 UTC): transformers 5.22.0 → 5.23.0."
     )
     assert re.fullmatch(
-        r"The machine's own speed there, by the anchor: copying memory ±0 % and matrix multiplication ±0 %\.", machine
+        r"The machine's own speed there, by the anchor: copying memory \S+ % and matrix multiplication \S+ %\.", machine
     )
     confirmed, suspected = info.events
     assert (confirmed.event.kind, suspected.event.kind) == (EventKind.CONFIRMED, EventKind.SUSPECTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from hook_server import hook_server
+from hypothesis import given
+from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from watch_histories import event, observation
 
@@ -18,7 +21,8 @@ from kvray.check.watch.events import EventKind
 from kvray.check.watch.sinks import AskedSinks, open_sinks
 from kvray.check.watch.sinks.alert import alert_message
 from kvray.check.watch.sinks.deliveries import Deliveries
-from kvray.check.watch.sinks.exec_command import PREFIX, variables
+from kvray.check.watch.sinks.endpoint import Endpoint
+from kvray.check.watch.sinks.exec_command import PREFIX, ExecCommand, variables
 from kvray.check.watch.sinks.prometheus import WatchMetric
 from kvray.check.watch.sinks.webhook import Webhook
 from kvray.errors import InvalidValueError
@@ -115,3 +119,14 @@ def test_options_that_cannot_be_used_are_refused_before_anything_opens(tmp_path:
     with pytest.raises(InvalidValueError, match="--exec"):
         open_sinks(AskedSinks(webhook="http://h/", command="'"), folder=tmp_path, history=list)
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_TEXT = st.text() | st.from_regex(r"(https?|ftp)://[\w@:/?#\[\].%-]*", fullmatch=True)
+ODD_TEXT |= st.from_regex(r"[\w\[\]:.]*:[0-9]{0,6}", fullmatch=True) | st.from_regex(r"[a-z'\" $;\\]*", fullmatch=True)
+
+
+@given(text=ODD_TEXT)
+def test_whatever_is_typed_is_used_or_refused(text: str) -> None:
+    for made in (Webhook, Endpoint, ExecCommand):
+        with contextlib.suppress(InvalidValueError):
+            made(text)

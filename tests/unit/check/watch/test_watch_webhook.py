@@ -23,8 +23,8 @@ def alert(number: int = 1) -> dict[str, object]:
     return {"event_id": f"e{number}", "text": f"Alert {number}", "state": "confirmed"}
 
 
-def to_hook(url: str, folder: Path, **limits: float) -> Deliveries:
-    return Deliveries(Webhook(url, **limits), folder / "waiting.json", pause_s=0.05)
+def to_hook(url: str, folder: Path, *, pause_s: float = 0.05, silence_s: float = 10.0) -> Deliveries:
+    return Deliveries(Webhook(url, silence_s=silence_s), folder / "waiting.json", pause_s=pause_s)
 
 
 def numbers(server: HookServer) -> list[object]:
@@ -134,7 +134,7 @@ def test_an_alert_that_is_refused_does_not_hold_up_the_next_and_is_given_up_at_l
     tmp_path: Path, log: Callable[[], list[str]]
 ) -> None:
     with hook_server("refuse:e1") as server:
-        hook = to_hook(server.url, tmp_path)
+        hook = to_hook(server.url, tmp_path, pause_s=0.001)
         hook.start()
         hook.add(alert(1))
         hook.add(alert(2))
