@@ -23,6 +23,7 @@ from kvray.report.figures import Figure, bar_figures, scatter_figure
 from kvray.report.info import ReportInfo
 
 _BREAK_AT = re.compile(r"(?<=[/_:])(?<!tok/)(?<!\d/)(?=[^\W_])|(?<=[,(])(?=[a-z])|(?=\+[a-z])")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d \d\d:(?:<wbr>)?\d\d UTC")
 _UNIT = re.compile(r"(?<=\d) (?=%|ms\b|MiB\b|tok/s)")
 
 
@@ -77,6 +78,11 @@ def breakable(text: str) -> markupsafe.Markup:
     return markupsafe.Markup("<wbr>").join(_BREAK_AT.split(_UNIT.sub("\N{NO-BREAK SPACE}", text)))
 
 
+def dated(text: str) -> markupsafe.Markup:
+    """As `breakable`, and no time breaks within its date."""
+    return markupsafe.Markup(_MOMENT.sub(r'<span class="when">\g<0></span>', breakable(text)))
+
+
 def heat(cell: CellValue) -> str:
     """Strength of a cell's tint, 0 to 0.55: half or twice the reference is the most."""
     return f"{min(1.0, abs(math.log2(cell.times_as_good))) * 0.55:.2f}"
@@ -108,5 +114,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(formats.FILTERS, breakable=breakable, heat=heat)
+    environment.filters.update(formats.FILTERS, breakable=breakable, dated=dated, heat=heat)
     return environment

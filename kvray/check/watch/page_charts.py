@@ -47,12 +47,13 @@ def _chart(metric: ComparedMetric, observations: Sequence[Observation]) -> Figur
     height_px = _HEIGHT_PX if machine else _HEIGHT_ALONE_PX
     better = "lower" if metric.worse_is_more else "higher"
     low, high = _bounds(metric, observations)
+    bottom = low + 0.04 * (high - low)
     layout = {
         **plain_layout(height_px=height_px),
         "dragmode": "zoom",
         "hovermode": "closest",
         "meta": {"linked": "time"},
-        "margin": {"l": 8, "r": 8, "t": 26, "b": 8},
+        "margin": {"l": 56, "r": 8, "t": 26, "b": 8},
         "showlegend": False,
         "xaxis": _time_axis(observations, anchor="y2" if machine else "y"),
         "yaxis": {**_value_axis(low, high), "domain": [0.34, 1] if machine else [0, 1]},
@@ -60,7 +61,12 @@ def _chart(metric: ComparedMetric, observations: Sequence[Observation]) -> Figur
         "annotations": [_label(one) for one in points[-_MOST_LABELS:]],
     }
     if machine:
-        layout["yaxis2"] = {**_value_axis(*_machine_bounds(machine)), "domain": [0, 0.2], "ticksuffix": " %"}
+        layout["yaxis2"] = {
+            **_value_axis(*_machine_bounds(machine)),
+            "domain": [0, 0.2],
+            "ticksuffix": " %",
+            "nticks": 3,
+        }
         layout["annotations"] = [*layout["annotations"], _machine_title()]
     return Figure(
         name=f"watch-{metric.value}",
@@ -68,7 +74,11 @@ def _chart(metric: ComparedMetric, observations: Sequence[Observation]) -> Figur
         caption=f"{metric.unit}, {better} is better",
         height_px=height_px,
         plot={
-            "data": [*_points(metric, observations, low), *_levels(metric, observations), *machine],
+            "data": [
+                *_points(metric, observations, bottom),
+                *_levels(metric, observations),
+                *machine,
+            ],
             "layout": layout,
         },
     )
@@ -239,7 +249,6 @@ def _value_axis(low: float, high: float) -> dict[str, Any]:
         "range": [low, high],
         "gridcolor": GRID,
         "zeroline": False,
-        "automargin": True,
         "nticks": 5,
         "fixedrange": True,
     }

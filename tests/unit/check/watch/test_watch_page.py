@@ -18,6 +18,7 @@ from kvray.check.watch.observed import differences, levels
 from kvray.check.watch.page import WatchPage, render_watch
 from kvray.check.watch.page_charts import charts
 from kvray.check.watch.page_info import MOST_ROWS, page_info
+from kvray.report.html import dated
 from kvray.report.verdict import Tone
 
 CHROMIUM = shutil.which("chromium")
@@ -229,3 +230,10 @@ def test_a_browser_draws_every_chart_under_the_policy_without_an_error(tmp_path:
         assert 'class="main-svg"' in done.stdout.split(f'id="plot-watch-{metric.value}"')[1][:3000], metric
     assert VERSIONS["torch"] in done.stdout
     assert "<script>alert" not in done.stdout
+
+
+def test_no_time_breaks_within_its_date() -> None:
+    assert dated("since 2026-10-06 00:00 UTC: a/b") == (
+        'since <span class="when">2026-10-06 00:<wbr>00 UTC</span>: a/<wbr>b'
+    )
+    assert dated("<b>") == "&lt;b&gt;"
