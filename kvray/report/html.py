@@ -80,7 +80,7 @@ def breakable(text: str) -> markupsafe.Markup:
 
 def dated(text: str) -> markupsafe.Markup:
     """As `breakable`, and no time breaks within its date."""
-    return markupsafe.Markup(_MOMENT.sub(r'<span class="when">\g<0></span>', breakable(text)))
+    return markupsafe.Markup(_MOMENT.sub(r'<span class="when">\g<0></span>', str(breakable(text))))
 
 
 def heat(cell: CellValue) -> str:
