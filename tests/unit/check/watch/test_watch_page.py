@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from watch_histories import VERSIONS, at, event, not_measured, observation, regression, with_events
@@ -83,7 +84,7 @@ def test_after_a_recovery_the_verdict_is_good_and_names_it() -> None:
         ({"machine_state": "confirmed"}, "The machine itself has become slower."),
     ],
 )
-def test_what_is_not_sure_or_not_the_configurations_is_said_so(changes: dict[str, str], sentence: str) -> None:
+def test_what_is_not_sure_or_not_the_configurations_is_said_so(changes: dict[str, Any], sentence: str) -> None:
     info = page_info([observation(0), observation(1, **changes)])
     assert (info.sentence, info.tone) == (sentence, Tone.DOUBTFUL)
 

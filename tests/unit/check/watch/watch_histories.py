@@ -56,9 +56,11 @@ def observation(number: int = 0, *, speed: float = 1.0, **changes: Any) -> Obser
 
 def not_measured(number: int, message: str = "the engine needs 900 MiB more") -> Observation:
     """An observation of the anchor alone."""
-    nothing = dict.fromkeys(("ttft_ms", "decode_tok_s", "peak_mib"))
-    each = dict.fromkeys(("ttft_ms_each", "decode_tok_s_each", "peak_mib_each"), ())
-    return observation(number, role=ObservationRole.ANCHOR, processes=0, message=message, **nothing, **each)
+    missing: dict[str, Any] = {
+        **dict.fromkeys(("ttft_ms", "decode_tok_s", "peak_mib")),
+        **dict.fromkeys(("ttft_ms_each", "decode_tok_s_each", "peak_mib_each"), ()),
+    }
+    return observation(number, role=ObservationRole.ANCHOR, processes=0, message=message, **missing)
 
 
 def event(
