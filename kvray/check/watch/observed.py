@@ -66,16 +66,25 @@ def remark(observation: Observation) -> str:
     return formats.clean_line("; ".join(parts))
 
 
-def change_points(metric: ComparedMetric, observations: Sequence[Observation]) -> list[WatchEvent]:
-    """Confirmed steps of a metric and its recoveries, oldest first; each has a change point."""
-    kinds = (EventKind.CONFIRMED, EventKind.RECOVERED)
+def change_points(metric: ComparedMetric | None, observations: Sequence[Observation]) -> list[WatchEvent]:
+    """Events from which on a metric, or the machine (`None`), was on another level, oldest first; each has a change
+    point. Beside alerts these are improvements, and changes that the machine explains."""
+    kinds = (EventKind.MACHINE,) if metric is None else (EventKind.CONFIRMED, EventKind.RECOVERED)
+    moved = _moments_of_levels(metric, observations)
     told = (event for one in observations for event in events_of(one))
-    return [one for one in told if one.metric is metric and one.kind in kinds and one.change_point is not None]
+    return [
+        one
+        for one in told
+        if one.metric is metric
+        and one.change_point is not None
+        and (one.kind in kinds or (one.kind is EventKind.OBSERVATION and one.change_point.at in moved))
+    ]
 
 
 def levels(metric: ComparedMetric, observations: Sequence[Observation]) -> list[tuple[dt.datetime, dt.datetime, float]]:
     """From, to and median of the calm observations between change points; where none was calm, of all."""
-    starts = [one.change_point.at for one in change_points(metric, observations) if one.change_point is not None]
+    told = [one.change_point.at for one in change_points(metric, observations) if one.change_point is not None]
+    starts = sorted({*told, *_moments_of_levels(metric, observations)} - {observations[0].observed_at})
     bounds = [observations[0].observed_at, *starts]
     ends = [*starts, observations[-1].observed_at + dt.timedelta(microseconds=1)]
     found: list[tuple[dt.datetime, dt.datetime, float]] = []
@@ -113,3 +122,13 @@ def around(at: dt.datetime, observations: Sequence[Observation]) -> tuple[list[O
     """The measured observations before a change point, and those from it on."""
     measured = [one for one in observations if one.processes > 0]
     return [one for one in measured if one.observed_at < at], [one for one in measured if one.observed_at >= at]
+
+
+def _moments_of_levels(metric: ComparedMetric | None, observations: Sequence[Observation]) -> set[dt.datetime]:
+    """When new levels began, as the standing after the last observation tells."""
+    try:
+        standing = json.loads(observations[-1].standing)["machine" if metric is None else metric.value]
+        starts = frozenset(standing["starts"])
+    except (ValueError, KeyError, TypeError):
+        return set()
+    return {one.observed_at for one in observations if one.observation_id in starts}

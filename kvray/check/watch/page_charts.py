@@ -57,7 +57,10 @@ def _chart(metric: ComparedMetric, observations: Sequence[Observation]) -> Figur
         "showlegend": False,
         "xaxis": _time_axis(observations, anchor="y2" if machine else "y"),
         "yaxis": {**_value_axis(low, high), "domain": [0.34, 1] if machine else [0, 1]},
-        "shapes": [_mark(one) for one in points],
+        "shapes": [
+            *(_mark(one) for one in points),
+            *({**_mark(one), "yref": "y2 domain"} for one in change_points(None, observations) if machine),
+        ],
         "annotations": [_label(one) for one in points[-_MOST_LABELS:]],
     }
     if machine:
@@ -133,9 +136,10 @@ def _levels(metric: ComparedMetric, observations: Sequence[Observation]) -> Iter
 
 
 def _machine(observations: Sequence[Observation]) -> Iterator[dict[str, Any]]:
-    """The anchor's rates, each as a percentage of its median."""
+    """The anchor's rates, each as a percentage of its median; those of another computation cannot be compared."""
     for name, colour, rate in _RATES:
-        found = [(one, value) for one in observations if (value := rate(one)) is not None]
+        anchor = observations[-1].anchor
+        found = [(one, value) for one in observations if one.anchor == anchor and (value := rate(one)) is not None]
         if found:
             usual = float(np.median([value for _, value in found]))
             yield {
@@ -191,7 +195,7 @@ def _label(event: WatchEvent) -> dict[str, Any]:
         "yref": "paper",
         "yanchor": "bottom",
         "showarrow": False,
-        "text": f"<b>{change}</b>" if event.kind is EventKind.CONFIRMED else "recovered",
+        "text": "recovered" if event.kind is EventKind.RECOVERED else f"<b>{change}</b>",
         "font": {"size": 11},
     }
 
@@ -211,7 +215,7 @@ def _machine_title() -> dict[str, Any]:
 
 
 def _colour(event: WatchEvent) -> str:
-    return WORSE if event.kind is EventKind.CONFIRMED else WINNER
+    return {EventKind.CONFIRMED: WORSE, EventKind.RECOVERED: WINNER, EventKind.MACHINE: BASELINE}.get(event.kind, OTHER)
 
 
 def _time_axis(observations: Sequence[Observation], *, anchor: str) -> dict[str, Any]:

@@ -25,7 +25,6 @@ _BADGES = {
     EventKind.CONFIRMED: "failure",
     EventKind.MACHINE: "failure",
     EventKind.ERROR: "failure",
-    EventKind.RECOVERED: "winner",
 }
 _RATES: tuple[tuple[str, Callable[[Observation], float | None]], ...] = (
     ("copying memory", lambda one: one.copy_gb_s),
@@ -55,6 +54,7 @@ class EventRow:
     """One event of the table.
 
     Attributes:
+        what: the event's kind; `note` for a change that is nobody's alarm.
         figures: `100 → 112 ms`; empty where the event has none.
         differences: what kvray records and what changed there; `None` where the event is no change point.
     """
@@ -62,6 +62,7 @@ class EventRow:
     event: WatchEvent
     at: str
     badge: str
+    what: str
     title: str
     change: str
     figures: str
@@ -133,7 +134,8 @@ def page_info(observations: Sequence[Observation]) -> PageInfo:
 
 
 def _is_shown(event: WatchEvent) -> bool:
-    return event.kind is not EventKind.OBSERVATION
+    """The figures of an observation have a table of their own."""
+    return event.kind is not EventKind.OBSERVATION or event.change_point is not None
 
 
 def _event_row(event: WatchEvent, observations: Sequence[Observation]) -> EventRow:
@@ -144,8 +146,9 @@ def _event_row(event: WatchEvent, observations: Sequence[Observation]) -> EventR
     return EventRow(
         event=event,
         at=formats.timestamp(event.at),
-        badge=_BADGES.get(event.kind, ""),
-        title=metric.title if metric else "the machine" if event.kind is EventKind.MACHINE else "–",
+        badge="winner" if _is_recovery(event) else _BADGES.get(event.kind, ""),
+        what="note" if event.kind is EventKind.OBSERVATION else event.kind.value,
+        title=metric.title if metric else "the machine" if point else "–",
         change=f"{amount_sign(1 + change.value)} ({interval_text(1 + change.low, 1 + change.high)})" if change else "–",
         figures=f"{formats.quantity(point.before)} → {formats.quantity(point.after)}{unit}" if point else "–",
         differences=None if point is None else _differences_at(point.at, observations),
@@ -161,7 +164,11 @@ def _holding(metric: ComparedMetric | None, told: Sequence[WatchEvent]) -> Watch
     """The confirmed step of a metric that has not been recovered from."""
     kinds = (EventKind.CONFIRMED, EventKind.RECOVERED) if metric else (EventKind.MACHINE,)
     found = [one for one in told if one.metric is metric and one.kind in kinds and one.change_point is not None]
-    return found[-1] if found and found[-1].kind is not EventKind.RECOVERED else None
+    return found[-1] if found and not _is_recovery(found[-1]) else None
+
+
+def _is_recovery(event: WatchEvent) -> bool:
+    return event.kind is EventKind.RECOVERED or event.state is WatchState.RECOVERED
 
 
 def _sentence(observations: Sequence[Observation], told: Sequence[WatchEvent]) -> str:
@@ -235,10 +242,13 @@ def _changed_note(at: dt.datetime, observations: Sequence[Observation]) -> str |
 def _machine_note(at: dt.datetime, observations: Sequence[Observation]) -> str | None:
     """How the anchor moved there: whether it is the machine."""
     before, after = around(at, observations)
+    if not before or not after:
+        return None
     moves = []
     for name, rate in _RATES:
         was, now = (
-            [value for one in side if (value := rate(one)) is not None] for side in (before[-AROUND:], after[:AROUND])
+            [value for one in side if one.anchor == after[0].anchor and (value := rate(one)) is not None]
+            for side in (before[-AROUND:], after[:AROUND])
         )
         if was and now:
             moves.append(f"{name} {amount_sign(float(np.median(now)) / float(np.median(was)))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kvray.check.watch.events import EventKind, WatchEvent
+from kvray.check.watch.events import EventKind, WatchEvent, WatchState
 from kvray.report import formats
 
 _logger = logging.getLogger("kvray.watch")
@@ -15,8 +15,9 @@ class LogLine:
 
     def tell(self, event: WatchEvent) -> None:
         """Say the event's sentence."""
-        is_serious = event.kind is EventKind.ERROR or (event.kind.is_alert and event.kind is not EventKind.RECOVERED)
-        _logger.log(logging.WARNING if is_serious else logging.INFO, "%s", formats.clean_line(event.text))
+        is_alarm = event.kind.is_alert and event.state is not WatchState.RECOVERED
+        level = logging.WARNING if is_alarm or event.kind is EventKind.ERROR else logging.INFO
+        _logger.log(level, "%s", formats.clean_line(event.text))
 
     def close(self) -> None:
         """Nothing is under way."""

@@ -14,7 +14,7 @@ import pytest
 from watch_histories import VERSIONS, at, event, not_measured, observation, regression, with_events
 
 from kvray.analysis.comparison import ComparedMetric
-from kvray.check.watch.events import EventKind, ObservationRole
+from kvray.check.watch.events import EventKind, ObservationRole, WatchState
 from kvray.check.watch.observed import differences, levels
 from kvray.check.watch.page import WatchPage, render_watch
 from kvray.check.watch.page_charts import charts
@@ -115,6 +115,41 @@ def test_a_level_is_the_median_of_calm_observations_between_change_points() -> N
     history = [*calm, wild, used, step, not_measured(6)]
     assert levels(ComparedMetric.TTFT, history) == [(at(0), at(4), 102.0), (at(5), at(5), 150.0)]
     assert [value for _, _, value in levels(ComparedMetric.DECODE, history)] == [41.0]
+
+
+def test_levels_that_are_nobodys_alarm_are_shown_as_such() -> None:
+    """An improvement, and a change that the machine explains, are new levels; an unconfirmed suspicion is not."""
+    history = [observation(number) for number in range(6)]
+    history[2] = with_events(observation(2, ttft_ms=110.0), [event(2, EventKind.OBSERVATION, change=-0.08)])
+    history[4] = with_events(observation(4), [event(4, EventKind.OBSERVATION, change=0.03)])
+    starts = json.dumps({"ttft": {"state": "ok", "starts": [history[2].observation_id], "reference": None}})
+    history[5] = observation(5, standing=starts)
+    assert [begin for begin, _, _ in levels(ComparedMetric.TTFT, history)] == [at(0), at(2)]
+    (ttft, *_) = charts(history)
+    assert [shape["x0"] for shape in ttft.plot["layout"]["shapes"]] == ["2026-10-01 12:00:00"]
+    assert [(row.what, row.change) for row in page_info(history).events] == [
+        ("note", "+3 % (+1 % to +5 %)"),
+        ("note", "−8 % (−10 % to −6 %)"),
+    ]
+
+
+def test_a_machine_that_recovered_is_no_longer_slow() -> None:
+    slower = event(1, EventKind.MACHINE, None, change=-0.2, before=11.0, state=WatchState.CONFIRMED)
+    back = event(2, EventKind.MACHINE, None, change=0.25, before=8.8, state=WatchState.RECOVERED)
+    history = [observation(0), with_events(observation(1), [slower]), with_events(observation(2), [back])]
+    info = page_info(history)
+    assert (info.tone, [row.badge for row in info.events]) == (Tone.GOOD, ["winner", "failure"])
+    marks = charts(history)[0].plot["layout"]["shapes"]
+    assert [mark["yref"] for mark in marks] == ["y2 domain"] * 2, "below the metric, at the anchor"
+
+
+def test_rates_of_another_anchor_are_not_compared() -> None:
+    history = [observation(0, anchor="another", copy_gb_s=99.0), observation(1), observation(2)]
+    (ttft, *_) = charts(history)
+    (copying,) = [trace for trace in ttft.plot["data"] if trace["name"] == "copying memory"]
+    assert copying["y"] == [100.0, 100.0]
+    moved = [history[0], with_events(observation(1), [event(1, EventKind.CONFIRMED)], ttft_state="confirmed")]
+    assert not any("anchor" in note for note in page_info(moved).notes)
 
 
 def test_what_differs_between_two_observations_is_named() -> None:
