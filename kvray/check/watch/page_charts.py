@@ -276,6 +276,12 @@ def _machine_bounds(traces: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return min(low, 97.0) - 1, max(high, 103.0) + 1
 
 
+def _machine_ticks(low: float, high: float) -> list[int]:
+    """100 % and one round number on each side."""
+    step = max((one for one in (2, 5, 10, 20, 50) if one <= min(100 - low, high - 100)), default=2)
+    return [100 - step, 100, 100 + step]
+
+
 def _at(event: WatchEvent) -> str:
     return _moment(event.at if event.change_point is None else event.change_point.at)
 
