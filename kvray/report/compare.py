@@ -64,9 +64,13 @@ def compare_info(a: ReportInfo, b: ReportInfo) -> Comparison:
     )
 
 
-def render_comparison(comparison: Comparison) -> RenderableType:
-    """Print it with `rich.console.Console().print(...)`."""
-    return Group(*_parts(comparison))
+def render_comparison(comparison: Comparison, *, between: Sequence[RenderableType] = ()) -> RenderableType:
+    """Print it with `rich.console.Console().print(...)`.
+
+    Args:
+        between: what is shown after the differences and before the candidates.
+    """
+    return Group(*_parts(comparison, between))
 
 
 def _compared(a: Row, b: Row) -> ComparedRow:
@@ -118,7 +122,7 @@ def _mean_change(rows: Sequence[ComparedRow]) -> tuple[str, ...]:
     return (f"B against A, mean of {formats.plural(len(rows), 'shared candidate')}: {formats.listed(changes)}.",)
 
 
-def _parts(comparison: Comparison) -> Iterator[RenderableType]:
+def _parts(comparison: Comparison, between: Sequence[RenderableType]) -> Iterator[RenderableType]:
     yield Text(f"A  {comparison.name_a}", style="bold")
     yield Text(f"B  {comparison.name_b}", style="bold")
     yield Text()
@@ -126,6 +130,7 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
         yield Text("These sweeps are not alike; read the ratios with care.", style="bold yellow")
         yield from (Text(f"- {warning}", style="yellow") for warning in comparison.warnings)
         yield Text()
+    yield from between
     yield from (Text(sentence) for sentence in comparison.verdict)
     if comparison.rows:
         yield Text()
