@@ -10,18 +10,13 @@ from rich.console import Console
 from kvray.analysis.comparison import Verdict
 from kvray.check.against import parse_against
 from kvray.check.check import RegressionCheck
-from kvray.check.check_file import write_output
 from kvray.check.config import BUDGET_S, CheckConfig, Consent
 from kvray.check.ending import error_of
 from kvray.check.outputs import wording
-from kvray.check.outputs.action_benchmark import render_action_benchmark
-from kvray.check.outputs.bencher import render_bencher
-from kvray.check.outputs.junit import render_junit
-from kvray.check.outputs.markdown import render_markdown
-from kvray.check.outputs.step_summary import append_step_summary
 from kvray.check.outputs.terminal import render_terminal
 from kvray.check.result import CheckResult, OnInconclusive
 from kvray.cli import options
+from kvray.cli.check_files import CheckFiles
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.margins import Margin, given_margins
 from kvray.cli.parsing import parse_duration
@@ -29,10 +24,10 @@ from kvray.errors import InvalidValueError, KvrayError, SweepInterruptedError
 from kvray.report.formats import plural
 
 app = typer.Typer(add_completion=False)
-FILES = "Files for a CI ($GITHUB_STEP_SUMMARY is appended to by itself)"
 
 
 @app.command()
+@options.with_groups
 def check(
     baseline: Annotated[
         str, typer.Argument(help="A plan, a results folder (FOLDER or FOLDER#RUN_ID), or a check.json.")
@@ -59,17 +54,8 @@ def check(
     ] = "./kvray_check",
     json_file: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE", help="Where check.json goes instead.", rich_help_panel=FILES),
+        typer.Option("--json", metavar="FILE", help="Where check.json goes instead.", rich_help_panel=options.FILES),
     ] = None,
-    markdown: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A table for a pull request.", rich_help_panel=FILES)
-    ] = None,
-    junit: Annotated[str | None, typer.Option(metavar="FILE", help="JUnit XML.", rich_help_panel=FILES)] = None,
-    github_action_benchmark: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="JSON of github-action-benchmark.", rich_help_panel=FILES),
-    ] = None,
-    bencher: Annotated[str | None, typer.Option(metavar="FILE", help="JSON of Bencher.", rich_help_panel=FILES)] = None,
     wait_quiet: Annotated[
         str | None,
         typer.Option(metavar="[TIME]", help="Wait up to 10m, or so long, for a quiet machine."),
@@ -80,6 +66,8 @@ def check(
     offline: options.Offline = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
+    *,
+    files: CheckFiles,
 ) -> None:
     """Measure again what a baseline measured, and say whether it became worse: PASS, FAIL or INCONCLUSIVE.
 
@@ -105,18 +93,9 @@ def check(
         result = one.run()
     Console().print(render_terminal(result))
     typer.echo(f"result: {config.check_file}")
-    files = {
-        markdown: render_markdown,
-        junit: lambda found: render_junit(found, on_inconclusive=counts_as),
-        github_action_benchmark: render_action_benchmark,
-        bencher: render_bencher,
-    }
-    for path, render in files.items():
-        if path is not None:
-            write_output(path, render(result))
-    append_step_summary(result)
-    if one.unwritten is not None:
-        raise one.unwritten
+    file_error = files.write(result, on_inconclusive=counts_as)
+    if (unwritten := one.unwritten or file_error) is not None:
+        raise unwritten
     if error := _ending(result, counts_as):
         raise error
 

@@ -26,7 +26,7 @@ SPACE = "Which configurations"
 MACHINE = "Machine and network"
 SEARCH = "Search and confirming"
 RARE = "Rarely needed"
-FILES = "Files for a CI"
+FILES = "Files for a CI ($GITHUB_STEP_SUMMARY is appended to by itself)"
 PANELS = (LIMITS, SPACE, MACHINE, SEARCH, FILES, RARE)
 with_groups = grouped(PANELS)
 

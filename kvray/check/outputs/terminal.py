@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvray.analysis.comparison import Verdict
+from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.check.outputs import wording
 from kvray.check.result import CheckedCandidate, CheckResult
 from kvray.ratios import MISSING
@@ -18,6 +18,8 @@ from kvray.report.terminal import new_table
 
 MOST_SHOWN_WHOLE = 3
 """With more candidates, those that pass without a gain are named and not shown metric by metric."""
+_ROWS = {ComparedMetric.TTFT: "TTFT ms", ComparedMetric.DECODE: "decode tok/s", ComparedMetric.MEMORY: "peak MiB"}
+"""As short as the columns of a ranking."""
 _STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INCONCLUSIVE: "bold yellow"}
 
 
@@ -76,7 +78,7 @@ def _metrics(candidate: CheckedCandidate) -> Table:
     table.add_column("verdict")
     for one in wording.shown_metrics(candidate):
         table.add_row(
-            f"{wording.title(one.metric)}, {one.metric.unit}",
+            _ROWS[one.metric],
             formats.quantity(one.before),
             formats.quantity(one.now),
             MISSING if one.change is None else wording.change_text(one.change.value),
