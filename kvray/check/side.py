@@ -29,7 +29,7 @@ from kvray.trial.log import TrialLog
 _START_S = 120.0
 """In which an interpreter must have imported kvray, and then looked at its engines."""
 _GRACE_S = 60.0
-"""Beyond what a trial's phase may take, before a side that says nothing is given up."""
+"""Beyond what a start or a phase of a trial may take, before a side that says nothing is given up."""
 _END_S = 15.0
 _LONGEST_LINE = 2**20
 
@@ -135,7 +135,7 @@ class Side:
             if self._process is None:
                 self._start()
             self._ask(request.to_dict())
-            answer = self._answer(within_s=max(request.timeout_s, request.spec.fetch_timeout_s) + _GRACE_S)
+            answer = self._answer(within_s=request.timeout_s)
             if answer.get("answer") != "measured":
                 return self._failed(request, TrialStatus.ERROR, f"{self.spec.shown_name}: {_words(answer)}", started)
             return self._taken(request)
@@ -206,9 +206,9 @@ class Side:
             line = line[self._process.stdin.write(line) or 0 :]
 
     def _answer(self, *, within_s: float, key: str = "answer") -> dict[str, Any]:
-        """The next answer. Each sign of life gives it `within_s` more seconds; what is no answer is passed over: an
-        interpreter may print before its program has begun."""
-        deadline = time.monotonic() + within_s
+        """The next answer. Each sign of life says in how many seconds the next one is due; what is no answer is passed
+        over: an interpreter may print before its program has begun."""
+        deadline = time.monotonic() + within_s + _GRACE_S
         while True:
             line = self._line(deadline)
             with contextlib.suppress(ValueError):
@@ -216,7 +216,7 @@ class Side:
                 if isinstance(word, dict) and key in word:
                     if word[key] != "alive":
                         return word
-                    deadline = time.monotonic() + within_s
+                    deadline = time.monotonic() + float(word["within_s"]) + _GRACE_S
 
     def _line(self, deadline: float) -> bytes:
         if self._process is None or self._process.stdout is None:

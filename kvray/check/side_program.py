@@ -32,7 +32,7 @@ from kvray.measuring.surroundings import hardware_here, set_process_environment,
 from kvray.probes.cpu import openmp_threads, total_memory_mib, wished_threads
 from kvray.probes.environment import capture_environment, kvray_version
 from kvray.probes.gpu import visible_gpus
-from kvray.record import TrialResult
+from kvray.record import Phase, TrialResult
 from kvray.search_paths import leave_out_working_folder
 from kvray.store.parquet import ResultsStore
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
@@ -138,7 +138,7 @@ class _Program:
 
     def measured(self, request: SideRequest, tell: Tell) -> dict[str, Any]:
         """Measure one trial, keep it, and say where."""
-        result = self._result(request, lambda event: _tell_event(event, tell))
+        result = self._result(request, lambda event: _tell_event(event, request, tell))
         self._store.append(result)
         return {"answer": "measured", "run_id": result.record.run_id, "trial_id": result.record.trial_id}
 
@@ -215,10 +215,12 @@ def _tell(answers: int, word: Mapping[str, Any]) -> None:
         line = line[os.write(answers, line) :]
 
 
-def _tell_event(event: Event, tell: Tell) -> None:
-    """A sign of life: what the trial's watchdog allows, the listener allows too."""
+def _tell_event(event: Event, request: SideRequest, tell: Tell) -> None:
+    """A sign of life, and how long the next one may take: the trial's watchdog allows as much."""
     if isinstance(event, PhaseStarted | RunFinished):
-        tell({"answer": "alive"})
+        fetches = isinstance(event, PhaseStarted) and event.phase is Phase.PREPARE
+        spec = request.spec
+        tell({"answer": "alive", "within_s": spec.fetch_timeout_s if fetches else spec.timeout_s})
 
 
 def _name_gpus() -> None:

@@ -263,3 +263,11 @@ def test_a_candidate_that_ran_on_one_type_is_still_listed_as_not_launched_on_the
     current, _ = current_results(manifest(), [ran, left, older])
     assert current == (ran, left)
     assert without_overtaken([one.record for one in (ran, left, older)]) == [ran.record, left.record]
+
+
+def test_a_check_beside_a_sweep_is_neither_ranked_nor_recalled() -> None:
+    mine = trial(BASELINE, fingerprint=A.digest)
+    check = trial(BASELINE, fingerprint=A.digest, trial_id="a", role=Role.CHECK)
+    other = trial(BASELINE, fingerprint=B.digest, trial_id="b", role=Role.CHECK)
+    assert current_results(begun(), (mine, check, other)) == ((mine,), ())
+    assert recall(begun(), (mine, check, other)).results == (mine,)
