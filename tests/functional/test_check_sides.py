@@ -84,7 +84,7 @@ def measuring(program: psutil.Process) -> list[psutil.Process]:
     """All that is alive below a side's program, once a measurement process is among it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        below = program.children(recursive=True)
+        below: list[psutil.Process] = program.children(recursive=True)
         if any(one.ppid() != program.pid for one in below):  # the fork server's child
             return below
         time.sleep(0.02)
@@ -120,7 +120,8 @@ def test_each_trial_has_a_process_of_its_own_and_a_record_of_a_check(side: Side)
 def test_quality_is_measured_where_it_is_asked_for(side: Side) -> None:
     reference = ReferenceSpec(candidate=DYNAMIC, model_revision="1")
     measured = side.measure(request_of(reference=reference, with_quality=True))
-    assert (measured.record.kl_mean, {run.rung for run in measured.runs}) == (pytest.approx(0.0), {0, 1})
+    assert measured.record.kl_mean == pytest.approx(0.0)
+    assert {run.rung for run in measured.runs} == {0, 1}
     assert side.measure(request_of(reference=reference, trial_id="t-2")).record.kl_mean is None
 
 
