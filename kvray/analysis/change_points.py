@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 PENALTY = 9.0
 """In variances of one observation: a step must explain that much. Lower finds steps sooner and is wrong more often."""
-LEAST_BEFORE = 6
+LEAST_BEFORE = 4
 """Observations, before which no step is looked for."""
 MOST_SEGMENT = 120
 """Observations that a step is looked for in: a month, four times a day. What drifts slowly is no step."""
@@ -35,6 +35,8 @@ _PATTERN_SD = 0.015
 _ANCHOR_SD = 0.5
 """How much of the anchor's movement a metric is expected to follow."""
 _CLIP_SD = 4.0
+_EXPECTED_COUNTS = 8.0
+"""Observations that `typical_sd` is worth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Series:
             metric that the machine's speed does not touch.
         starts: indices from which on the level is another one, beside the first.
         least_sd: noise below which none is believed, e.g. 0.005.
+        typical_sd: noise that is expected while there are few observations.
     """
 
     at_s: Array
@@ -55,6 +58,7 @@ class Series:
     anchors: Array
     starts: tuple[int, ...] = ()
     least_sd: float = 0.005
+    typical_sd: float = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ def clean(series: Series) -> Cleaned:
     explained = _explained(series)
     left = series.values - explained
     first = max(series.starts[-1] if series.starts else 0, len(left) - MOST_SEGMENT)
-    sd = _noise_sd(left[-MOST_HISTORY:], least=series.least_sd)
+    sd = _noise_sd(left[-MOST_HISTORY:], series)
     return Cleaned(values=left[first:], explained=explained, first=first, sd=sd)
 
 
@@ -135,7 +139,7 @@ def _explained(series: Series) -> Array:
     at_s = series.at_s[recent]
     target = _without_level(values, at_s, starts)
     centred = np.column_stack([_without_level(column, at_s, starts) for column in moving.T])
-    variance = _noise_sd(target, least=series.least_sd) ** 2
+    variance = _noise_sd(target, series) ** 2
     priors = np.array([_PATTERN_SD] * (moving.shape[1] - anchors.shape[1]) + [_ANCHOR_SD] * anchors.shape[1])
     gram = centred.T @ centred / variance + np.diag(priors**-2)
     weights = np.linalg.solve(gram, centred.T @ np.clip(target, *_bounds(target)) / variance)
@@ -184,12 +188,11 @@ def _without_level(values: Array, at_s: Array, starts: tuple[int, ...]) -> Array
     return left
 
 
-def _noise_sd(values: Array, *, least: float) -> float:
-    """By the differences of neighbours, which a step hardly changes."""
-    if len(values) < 3:
-        return max(least, 0.02)
-    differences = np.diff(values)
-    return max(least, 1.4826 * float(np.median(np.abs(differences))) / math.sqrt(2.0))
+def _noise_sd(values: Array, series: Series) -> float:
+    """By the differences of neighbours, which a step hardly changes; with few of them, what is expected counts too."""
+    seen = 1.4826 * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2.0) if len(values) > 1 else 0.0
+    weight = _EXPECTED_COUNTS / (_EXPECTED_COUNTS + len(values))
+    return max(series.least_sd, math.sqrt((1 - weight) * seen**2 + weight * series.typical_sd**2))
 
 
 def _without_spikes(values: Array, sd: float) -> Array:

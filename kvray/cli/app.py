@@ -23,6 +23,7 @@ COMMANDS = {
     "forecast": "Predict what fits and how fast it is, without loading the model.",
     "apply": "Show or save the code that applies a plan.",
     "check": "Say whether a configuration became worse than it was.",
+    "watch": "Measure a plan's winner again and again, and tell when it became worse.",
     "compare": "Compare two sweeps, plans or checks.",
     "profiles": "List the built-in workload profiles, or show one.",
     "info": "Say what this machine offers: devices, engines, every value of every axis.",

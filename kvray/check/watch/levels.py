@@ -25,6 +25,7 @@ _EACH = {
     ComparedMetric.DECODE: "decode_tok_s_each",
     ComparedMetric.MEMORY: "peak_mib_each",
 }
+_TYPICAL_SD = {ComparedMetric.TTFT: 0.03, ComparedMetric.DECODE: 0.02, ComparedMetric.MEMORY: 0.004, None: 0.03}
 _LEAST_SD = {ComparedMetric.TTFT: 0.005, ComparedMetric.DECODE: 0.005, ComparedMetric.MEMORY: 0.002, None: 0.005}
 _ONE_CELL = (Cell(1, 1, 1),)
 """Observations hold means over all cells."""
@@ -115,6 +116,7 @@ def levels_of(rows: Sequence[Observation], watched: Watched, starts: Sequence[st
             anchors=explains,
             starts=tuple(place for place, one in enumerate(ids) if one in known_starts and place > 0),
             least_sd=_LEAST_SD[watched],
+            typical_sd=_TYPICAL_SD[watched],
         ),
         each=tuple(values for _, values in kept),
         anchor=anchor,

@@ -1,0 +1,237 @@
+"""What a watch measures: the plan's winner, found fit for this machine, and one sitting of fresh processes of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import math
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+
+from kvray.analysis.comparison import ComparedMetric, SideSamples, side_samples
+from kvray.candidate import Candidate
+from kvray.check.baseline import Baseline, read_baseline
+from kvray.check.config import Consent
+from kvray.check.measured import failure_text
+from kvray.check.side import Side, SideFacts, SideSpec
+from kvray.check.side_request import SideRequest
+from kvray.check.subject import (
+    CheckedEngine,
+    check_candidates,
+    check_consent,
+    check_workload,
+    device_of,
+    found_engine,
+)
+from kvray.check.watch.anchor import AnchorRates, measure_anchor
+from kvray.engines.base import DeviceFacts
+from kvray.probes.cpu import trial_threads, wished_threads
+from kvray.record import TrialResult
+from kvray.store.history import Observation, ObservationRole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The watched configuration on this machine.
+
+    Attributes:
+        watch_id: the same for every plan that has this configuration measured in this way.
+    """
+
+    baseline: Baseline
+    candidate: Candidate
+    engine: CheckedEngine
+    device: DeviceFacts
+    watch_id: str
+
+    @property
+    def shown(self) -> str:
+        """What is watched, in short."""
+        return f"{self.candidate.label} of {self.baseline.model_id} ({self.baseline.profile.name})"
+
+
+def read_subject(plan: str, consent: Consent) -> Subject:
+    """What the plan (or whatever `kvray check` takes) says to watch.
+
+    Raises:
+        KvrayError: it cannot be read, or cannot be measured here.
+    """
+    baseline = read_baseline(plan)
+    candidate = baseline.ranked[0]
+    device = device_of(baseline)
+    check_consent(baseline, [candidate], consent)
+    engine = found_engine(baseline, candidate.engine, consent, device)
+    check_workload(engine, baseline.profile)
+    check_candidates({candidate.engine: engine}, [candidate], device, baseline.profile)
+    return Subject(
+        baseline=baseline,
+        candidate=candidate,
+        engine=engine,
+        device=device,
+        watch_id=_watch_id(baseline, candidate, engine),
+    )
+
+
+def _watch_id(baseline: Baseline, candidate: Candidate, engine: CheckedEngine) -> str:
+    known = {
+        "candidate": candidate.candidate_id,
+        "model": baseline.model_id,
+        "revision": engine.recorded_revision,
+        "profile": baseline.profile.measured,
+        "device": baseline.device.value,
+    }
+    return f"w{hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:8]}"
+
+
+class Measuring(Protocol):
+    """What observes the subject."""
+
+    def observe(
+        self, role: ObservationRole, processes: int, *, at: dt.datetime, load: str | None, run_id: str
+    ) -> Observation:
+        """The anchor and one fresh process of the subject, in turn, as often as `processes` says. States and events
+        are not decided yet."""
+
+
+class Measurer:
+    """Measures the subject in a side of its own, which starts with it; use it in a `with` statement.
+
+    Raises:
+        EngineError: on entering: the engine cannot run.
+    """
+
+    def __init__(self, subject: Subject, timeout_s: float) -> None:
+        self._subject = subject
+        self._timeout_s = timeout_s
+        self._folder = tempfile.TemporaryDirectory(prefix="kvray-watch-", ignore_cleanup_errors=True)
+        python = subject.engine.python
+        spec = SideSpec(
+            name="now",
+            engines=(subject.candidate.engine,),
+            engine_pythons={} if python is None else {subject.candidate.engine: python},
+            device=subject.device.device,
+            offline=subject.engine.request.offline,
+        )
+        self._side = Side(spec, Path(self._folder.name))
+
+    def __enter__(self) -> Self:
+        self._side.__enter__()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._side.__exit__(*reason)
+        self._folder.cleanup()
+
+    def observe(
+        self, role: ObservationRole, processes: int, *, at: dt.datetime, load: str | None, run_id: str
+    ) -> Observation:
+        """As `Measuring` says; why a process failed is in the observation's message."""
+        results, rates = [], []
+        threads = trial_threads(wished_threads(), 1)
+        for number in range(1, processes + 1):
+            anchor = measure_anchor(self._subject.device.device, self._subject.engine.adapter, threads)
+            rates += [] if anchor is None else [anchor]
+            results.append(self._side.measure(self._request(number, run_id)))
+        sitting = _Sitting(at=at, facts=self._side.facts, results=tuple(results), rates=tuple(rates), run_id=run_id)
+        return _observation(self._subject, sitting, role, load)
+
+    def _request(self, number: int, run_id: str) -> SideRequest:
+        subject = self._subject
+        return SideRequest(
+            run_id=run_id,
+            trial_id=f"watch{number}-{secrets.token_hex(2)}",
+            round_number=number,
+            candidate=subject.candidate,
+            model=subject.engine.request,
+            profile=subject.baseline.profile,
+            device=subject.device.device,
+            timeout_s=self._timeout_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sitting:
+    """What was measured at one moment."""
+
+    at: dt.datetime
+    facts: SideFacts
+    results: tuple[TrialResult, ...]
+    rates: tuple[AnchorRates, ...]
+    run_id: str
+
+
+def _observation(subject: Subject, sitting: _Sitting, role: ObservationRole, load: str | None) -> Observation:
+    records = [one.record for one in sitting.results]
+    whole = [one for one in sitting.results if not one.record.status.is_failure]
+    failures = dict.fromkeys(failure_text(one) for one in records if one.status.is_failure)
+    samples = side_samples(whole, subject.baseline.profile)
+    ttft, decode, peak = (_each(samples, metric) for metric in ComparedMetric)
+    processes = len(ttft)
+    copies = tuple(one.copy_gb_s for one in sitting.rates)
+    products = tuple(one.matmul_gflop_s for one in sitting.rates)
+    facts = sitting.facts
+    return Observation(
+        observation_id=f"{sitting.at:%Y%m%dT%H%M%S}.{sitting.at.microsecond:06}Z-{role}",
+        watch_id=subject.watch_id,
+        observed_at=sitting.at,
+        role=role if processes or role is ObservationRole.CONFIRM else ObservationRole.ANCHOR,
+        candidate_id=subject.candidate.candidate_id,
+        model_id=subject.baseline.model_id,
+        profile=subject.baseline.profile.name,
+        engine=subject.candidate.engine,
+        device_name=facts.device_name,
+        hardware=_machine_digest(facts),
+        host=facts.host,
+        processes=processes,
+        ttft_ms=_mean(ttft),
+        decode_tok_s=_mean(decode),
+        peak_mib=_mean(peak),
+        ttft_ms_each=ttft,
+        decode_tok_s_each=decode,
+        peak_mib_each=peak,
+        copy_gb_s=_mean(copies),
+        matmul_gflop_s=_mean(products),
+        copy_gb_s_each=copies,
+        matmul_gflop_s_each=products,
+        anchor=sitting.rates[-1].anchor if sitting.rates else None,
+        driver_version=facts.driver_version,
+        engine_versions=dict(facts.engine_versions.get(subject.candidate.engine, {})),
+        python_version=facts.python_version,
+        kvray_version=facts.kvray_version,
+        kernels=_kernels(whole),
+        disturbed=bool(len(samples.disturbed)) and float(np.mean(samples.disturbed)) > 0.5,
+        load=load,
+        message=f"{'; '.join(failures)}." if failures else None,
+        run_id=sitting.run_id,
+        trial_ids=tuple(one.trial_id for one in records),
+    )
+
+
+def _machine_digest(facts: SideFacts) -> str:
+    """What the machine is, without the software on it, which may change during a watch."""
+    known = [facts.device_name, facts.cpus, facts.memory_gib]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:8]
+
+
+def _each(samples: SideSamples, metric: ComparedMetric) -> tuple[float, ...]:
+    """The geometric mean over the cells of each process that measured them all."""
+    means = samples.logs[:, :, metric.column].mean(axis=1)
+    return tuple(float(math.exp(one)) for one in means if math.isfinite(one))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
+def _kernels(results: Sequence[TrialResult]) -> str | None:
+    records = [one.record for one in results]
+    named = [(one.kernel_prefill, one.kernel_decode, one.cache_class) for one in records]
+    found = max(named, key=lambda parts: sum(part is not None for part in parts), default=())
+    return ", ".join(filter(None, found)) or None
