@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,19 +14,15 @@ from kvray.check.watch.events import EventKind, Observation, ObservationRole, Wa
 from kvray.report import formats
 
 
-def events_of(observation: Observation) -> list[WatchEvent]:
-    """What became known with it; entries that cannot be read are left out."""
-    found: list[WatchEvent] = []
+def stored_events(observation: Observation) -> Iterator[WatchEvent]:
+    """What became known with it. Events that this kvray cannot read are passed over."""
     try:
-        entries = json.loads(observation.events)
-    except ValueError:
-        return found
-    for entry in entries if isinstance(entries, list) else ():
-        try:
-            found.append(WatchEvent.from_dict(entry))
-        except (KeyError, TypeError, ValueError, AttributeError):
-            continue
-    return found
+        listed = json.loads(observation.events)
+    except (ValueError, RecursionError):
+        return
+    for values in listed if isinstance(listed, list) else ():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            yield WatchEvent.from_dict(values, observation=observation)
 
 
 def figure_of(metric: ComparedMetric, observation: Observation) -> float | None:
@@ -71,7 +68,7 @@ def change_points(metric: ComparedMetric | None, observations: Sequence[Observat
     point. Beside alerts these are improvements, and changes that the machine explains."""
     kinds = (EventKind.MACHINE,) if metric is None else (EventKind.CONFIRMED, EventKind.RECOVERED)
     moved = _moments_of_levels(metric, observations)
-    told = (event for one in observations for event in events_of(one))
+    told = (event for one in observations for event in stored_events(one))
     return [
         one
         for one in told

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
-from kvray.check.watch.observed import around, differences, events_of, figure_of, is_calm, levels, remark, state_of
+from kvray.check.watch.observed import around, differences, figure_of, is_calm, levels, remark, state_of, stored_events
 from kvray.ratios import amount_sign, interval_text
 from kvray.record import short_model_name
 from kvray.report import formats
@@ -111,7 +111,7 @@ class PageInfo:
 def page_info(observations: Sequence[Observation]) -> PageInfo:
     """The page of one watch with at least one observation; `observations` are in the order of time."""
     last, first = observations[-1], observations[0]
-    told = [event for one in observations for event in events_of(one)]
+    told = [event for one in observations for event in stored_events(one)]
     newest = observations[: -MOST_ROWS - 1 : -1]
     return PageInfo(
         title=f"Watch of {formats.clean_line(short_model_name(last.model_id))}",

@@ -6,12 +6,13 @@ import contextlib
 import datetime as dt
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvray.analysis.intervals import Interval
 from kvray.check.watch.events import ChangePoint, EventKind, Sink, WatchEvent, WatchState
 from kvray.check.watch.levels import Change
+from kvray.check.watch.observed import stored_events
 from kvray.check.watch.states import Judged, name_of
 from kvray.check.watch.words import (
     better_text,
@@ -131,17 +132,6 @@ class Teller:
             return str(json.loads(self._marker.read_text(encoding="utf-8"))["told"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-
-
-def stored_events(row: Observation) -> Iterator[WatchEvent]:
-    """The events that `row` holds. What this kvray cannot read is passed over."""
-    try:
-        listed = json.loads(row.events)
-    except ValueError:
-        return
-    for values in listed if isinstance(listed, list) else []:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            yield WatchEvent.from_dict(values, observation=row)
 
 
 def event_json(events: Sequence[WatchEvent]) -> str:

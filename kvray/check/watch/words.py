@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import WatchState
 from kvray.check.watch.levels import Change, Watched
+from kvray.check.watch.observed import differences
 from kvray.check.watch.states import Judged
 from kvray.ratios import interval_text, memory_text, speed_text
 from kvray.store.history import Observation
@@ -110,20 +111,6 @@ def _what_changed(rows: Sequence[Observation], change: Change | None) -> str:
     ids = [one.observation_id for one in rows]
     if change is None or change.observation_id not in ids or not (place := ids.index(change.observation_id)):
         return ""
-    found = list(_differences(rows[place - 1], rows[place]))
+    found = differences(rows[place - 1], rows[place])
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return f" Changed at that time: {', '.join(found[:_MOST_NAMED])}{more}." if found else ""
-
-
-def _differences(before: Observation, after: Observation) -> Iterator[str]:
-    for name in sorted(before.engine_versions.keys() | after.engine_versions.keys()):
-        old, new = before.engine_versions.get(name), after.engine_versions.get(name)
-        if old != new:
-            yield f"{name} {old or 'none'} → {new or 'none'}"
-    pairs = (
-        ("driver", before.driver_version, after.driver_version),
-        ("kvray", before.kvray_version, after.kvray_version),
-        ("Python", before.python_version, after.python_version),
-        ("what ran", before.kernels, after.kernels),
-    )
-    yield from (f"{name} {old or 'none'} → {new or 'none'}" for name, old, new in pairs if old != new)

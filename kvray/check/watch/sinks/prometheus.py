@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
-from kvray.check.watch.observed import events_of, is_calm, state_of
+from kvray.check.watch.observed import is_calm, state_of, stored_events
 from kvray.check.watch.sinks.endpoint import Endpoint
 from kvray.check.watch.sinks.exposition import Sample, exposition
 from kvray.errors import InvalidValueError, OutputError
@@ -165,7 +165,7 @@ def _counted(observations: Sequence[Observation]) -> _Rows:
     )
     for outcome in ("calm", "disturbed", "not_measured"):
         yield WatchMetric.OBSERVATIONS, outcomes[outcome], {"outcome": outcome}
-    told = (event for one in observations for event in events_of(one) if event.kind.is_alert)
+    told = (event for one in observations for event in stored_events(one) if event.kind.is_alert)
     alerts = Counter((event.kind, _subject(event)) for event in told)
     for kind in (one for one in EventKind if one.is_alert):
         subjects = ("machine",) if kind is EventKind.MACHINE else tuple(metric.value for metric in ComparedMetric)
