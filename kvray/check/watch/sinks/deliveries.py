@@ -121,6 +121,9 @@ class Deliveries:
     def finish(self, wait_s: float) -> None:
         """As `close`, with a patience of `wait_s`."""
         with self._changed:
+            if self._waiting and wait_s >= 1:
+                waits = _waits(len(self._waiting), self._receiver.name)
+                _logger.info("%s, which gets %s more.", waits, formats.duration(wait_s))
             self._changed.wait_for(lambda: not self._waiting, timeout=wait_s)
             self._is_stopped = True
             left = len(self._waiting)
