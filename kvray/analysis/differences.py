@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Indices
+from kvray.analysis.evidence import DECODE, SEARCH_ROUND, TTFT, Array, Evidence, Indices
 from kvray.analysis.noise import EQUALLY_LIKELY, lone_variances, process_variances, typical_variance
 
+RUN_SD = np.zeros(3)
+RUN_SD[[TTFT, DECODE]] = 0.01, 0.015
+"""Relative standard deviation of a single run. A process of a check measures each cell once, so its value is noisier
+than what processes differ by (`PROCESS_SD`). Measured by `benchmarks/sessions.py` on a quiet 2-core CPU."""
 OUTLIER_SDS, DRAWN_IN_TO_SDS = 3.5, 2.0
 """A single value further than the first from the median is drawn in to the second. Two such values are a second mode,
 which is left as it is."""
@@ -89,16 +93,16 @@ def _unpaired_variances(before: Array, now: Array, metric: int) -> Array:
         owner=np.repeat([0, 1], counts),
         rounds=np.full(len(logs), SEARCH_ROUND),
         logs=logs,
-        within=np.zeros_like(logs),
+        within=np.tile(RUN_SD**2, (len(logs), 1)),
         disturbed=np.zeros(len(logs), dtype=np.bool_),
     )
-    own = process_variances(evidence, np.eye(3)[metric], paired=False).own
+    own = process_variances(evidence, np.eye(3)[metric], paired=False).own + RUN_SD[metric] ** 2
     return np.asarray((own / counts).sum(axis=1))
 
 
 def _typical(metric_of: Indices) -> Array:
-    """S variances between processes that are expected beforehand."""
-    each = np.array([typical_variance(axis) for axis in np.eye(3)])
+    """S variances of a process's value that are expected beforehand."""
+    each = np.array([typical_variance(axis) for axis in np.eye(3)]) + RUN_SD**2
     return np.asarray(each[metric_of])
 
 

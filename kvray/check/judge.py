@@ -15,7 +15,7 @@ from kvray.analysis.comparison import (
     compare,
 )
 from kvray.analysis.intervals import Interval
-from kvray.analysis.looks import MOST_ROUNDS
+from kvray.analysis.looks import is_over
 from kvray.candidate import Candidate
 from kvray.check.measured import samples_of
 from kvray.check.result import CellVerdict, Change, CheckedCandidate, MeasuredSide, MetricVerdict, RanFacts, SideInfo
@@ -70,12 +70,12 @@ def judged(
 
 def is_closed(checked: CheckedCandidate) -> bool:
     """Whether no further round is measured."""
-    return checked.verdict is not Verdict.INCONCLUSIVE or bool(checked.before.failures) or is_exhausted(checked)
+    return is_over(checked.verdict, len(checked.now.processes)) or bool(checked.before.failures)
 
 
 def is_exhausted(checked: CheckedCandidate) -> bool:
     """Whether as many rounds as there may be came to no verdict."""
-    return checked.verdict is Verdict.INCONCLUSIVE and len(checked.now.processes) >= MOST_ROUNDS
+    return checked.verdict is Verdict.INCONCLUSIVE and is_over(checked.verdict, len(checked.now.processes))
 
 
 def overall(candidates: Sequence[CheckedCandidate]) -> Verdict:
