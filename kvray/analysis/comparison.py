@@ -160,7 +160,7 @@ def _quantities(sides: AlignedSides, samples: SideSamples) -> Array:
 
 
 def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[MetricComparison]:
-    widths = half_widths(found.all_variances[: len(sides.metrics)], level=CERTAINTY)
+    widths = half_widths(found.variances[: len(sides.metrics)], level=CERTAINTY)
     for place, (metric, width) in enumerate(zip(sides.metrics, widths, strict=True)):
         change, margin = LogInterval(value=float(found.values[place]), half_width=width), margins.get(metric)
         beyond = _beyond(metric, change.value, margin or 0.0)
@@ -193,11 +193,12 @@ def _missing_rounds(sides: AlignedSides) -> int:
 
 def _more_rounds(sides: AlignedSides, found: Differences, place: int, beyond: float) -> int | None:
     """What it takes until the interval ends at the margin, if the value stays where it is."""
-    room = (beyond / _NORMAL_95) ** 2 - float(found.session_variances[place])
-    of_one_round = float(found.variances[place].mean()) * found.rounds
-    if room <= 0 or of_one_round / room - found.rounds > MOST_MORE_ROUNDS:
+    measured, fixed = len(sides.now.logs), float(found.fixed_variances[place])
+    room = (beyond / _NORMAL_95) ** 2 - fixed
+    of_one_process = (float(found.variances[place].mean()) - fixed) * measured
+    if room <= 0 or of_one_process / room - measured > MOST_MORE_ROUNDS:
         return None
-    return max(math.ceil(of_one_round / room) - found.rounds, _missing_rounds(sides), 1)
+    return max(math.ceil(of_one_process / room) - measured, _missing_rounds(sides), 1)
 
 
 def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[CellComparison]:
@@ -206,15 +207,14 @@ def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> I
     if len(sides.cells) < 2 or not judged:
         return
     level = 1 - (1 - CERTAINTY) / (len(sides.cells) * len(judged))
-    spread = found.all_variances[len(sides.metrics) :]
+    spread = found.variances[len(sides.metrics) :]
     strict, shown = half_widths(spread, level=level), half_widths(spread, level=CERTAINTY)
     quantities = [(cell, metric) for cell in sides.cells for metric in sides.metrics]
     for place, (cell, metric) in enumerate(quantities):
-        value = float(found.values[len(sides.metrics) + place])
-        if (
-            metric in margins
-            and _verdict(sides, _beyond(metric, value, margins[metric]), strict[place]) is Verdict.FAIL
-        ):
+        value, margin = float(found.values[len(sides.metrics) + place]), margins.get(metric)
+        if margin is None:
+            continue
+        if _verdict(sides, _beyond(metric, value, margin), strict[place]) is Verdict.FAIL:
             change = LogInterval(value=value, half_width=shown[place]).as_gain()
             yield CellComparison(cell=cell, metric=metric, change=change, verdict=Verdict.FAIL)
 

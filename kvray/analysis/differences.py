@@ -32,21 +32,15 @@ class Differences:
 
     Attributes:
         values: S.
-        variances: S × `EQUALLY_LIKELY` variances that `values` may have because processes differ. They fall with the
-            number of rounds.
-        session_variances: S variances that further rounds do not reduce.
+        variances: S × `EQUALLY_LIKELY` variances that `values` may have.
+        fixed_variances: S, the part of their mean that further processes of now do not reduce.
         rounds: pairs or, without pairs, processes of the smaller side.
     """
 
     values: Array
     variances: Array
-    session_variances: Array
+    fixed_variances: Array
     rounds: int
-
-    @property
-    def all_variances(self) -> Array:
-        """Of both kinds together."""
-        return self.variances + self.session_variances[:, None]
 
 
 def paired(differences: Array, metric_of: Indices) -> Differences:
@@ -59,9 +53,7 @@ def paired(differences: Array, metric_of: Indices) -> Differences:
     values = drawn_in.mean(axis=0)
     freedom = np.maximum(count - 1 - outliers, 0.0)
     variances = lone_variances(((drawn_in - values) ** 2).sum(axis=0), freedom, 2 * _typical(metric_of))
-    return Differences(
-        values=values, variances=variances / count, session_variances=np.zeros(len(values)), rounds=count
-    )
+    return Differences(values=values, variances=variances / count, fixed_variances=np.zeros(len(values)), rounds=count)
 
 
 def unpaired(before: Array, now: Array, metric_of: Indices, session_variances: Array) -> Differences:
@@ -69,21 +61,21 @@ def unpaired(before: Array, now: Array, metric_of: Indices, session_variances: A
     before, now: processes × S.
     session_variances: S: of the difference.
     """
-    typical = np.sqrt(_typical(metric_of))
+    typical, counts = np.sqrt(_typical(metric_of)), np.array([len(before), len(now)])
     before, now = (_outlier_drawn_in(side, typical)[0] for side in (before, now))
-    variances = [
-        _unpaired_variances(before[:, column], now[:, column], metric) for column, metric in enumerate(metric_of)
-    ]
+    each = [_each_variance(before[:, column], now[:, column], metric) for column, metric in enumerate(metric_of)]
+    variances = np.array(each).reshape(-1, EQUALLY_LIKELY, 2) / counts
     return Differences(
         values=now.mean(axis=0) - before.mean(axis=0),
-        variances=np.array(variances).reshape(-1, EQUALLY_LIKELY),
-        session_variances=session_variances,
-        rounds=min(len(before), len(now)),
+        variances=variances.sum(axis=2) + session_variances[:, None],
+        fixed_variances=variances[:, :, 0].mean(axis=1) + session_variances,
+        rounds=int(counts.min()),
     )
 
 
-def _unpaired_variances(before: Array, now: Array, metric: int) -> Array:
-    """As a sweep of two candidates is judged: what one side shows of the machine's noise tells about the other."""
+def _each_variance(before: Array, now: Array, metric: int) -> Array:
+    """`EQUALLY_LIKELY` × 2 variances of a process of either side, as a sweep of two candidates is judged: what one side
+    shows of the machine's noise tells about the other."""
     counts = np.array([len(before), len(now)])
     logs = np.zeros((counts.sum(), 3))
     logs[:, metric] = np.concatenate([before, now])
@@ -96,8 +88,7 @@ def _unpaired_variances(before: Array, now: Array, metric: int) -> Array:
         within=np.tile(RUN_SD**2, (len(logs), 1)),
         disturbed=np.zeros(len(logs), dtype=np.bool_),
     )
-    own = process_variances(evidence, np.eye(3)[metric], paired=False).own + RUN_SD[metric] ** 2
-    return np.asarray((own / counts).sum(axis=1))
+    return np.asarray(process_variances(evidence, np.eye(3)[metric], paired=False).own + RUN_SD[metric] ** 2)
 
 
 def _typical(metric_of: Indices) -> Array:

@@ -110,6 +110,12 @@ def test_a_record_of_another_session_is_less_certain() -> None:
         assert width(record, metric) > 1.3 * width(pairs, metric)
 
 
+def test_more_rounds_cannot_undo_what_differs_between_sessions() -> None:
+    found = compare(make_side(session="then"), make_side(seed=1, factors=(1.03, 1.0, 1.0)), margins={TTFT: 0.05})
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.more_rounds is None
+
+
 def test_rounds_of_another_session_are_no_pairs() -> None:
     """A round that both happen to have does not take out what the machine did in two sittings."""
     drift = np.linspace(0, 0.7, 8)
