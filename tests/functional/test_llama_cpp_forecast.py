@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -76,6 +77,19 @@ def test_what_llama_cpp_simulates_is_what_it_then_allocates(candidate: Candidate
     copied_mib = sum(one.mib for one in buffers if one.is_rearranged)
     assert told.copied_bytes / 2**20 == pytest.approx(copied_mib, rel=0.05), "AMX adds sums to its tiles"
     assert bool(told.copied_bytes) <= settings.repack
+
+
+def test_the_process_that_is_asked_ends_by_itself_and_is_started_anew(demo_model: Path) -> None:
+    native = NativeSizes.of(str(demo_model))
+    assert native is not None
+    settings = context_settings(asked(), Cell(300, 32, 1), device=DeviceType.CPU)
+    first = native.sizes(settings)
+    (child,) = (one for one in psutil.Process().children() if "sizes_program" in " ".join(one.cmdline()))
+    assert child.wait(timeout=30) == 0
+    second = native.sizes(replace(settings, n_ubatch=64))
+    assert first is not None
+    assert second is not None
+    assert second.cache_mib == first.cache_mib
 
 
 def test_a_file_that_llama_cpp_cannot_simulate_has_its_formulas_alone(tmp_path: Path) -> None:

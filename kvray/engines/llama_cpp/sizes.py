@@ -43,7 +43,7 @@ class Sizes:
 
 
 class NativeSizes:
-    """The sizes of one GGUF file, asked of a child that lives as long as this object.
+    """The sizes of one GGUF file, asked of a child that ends when nothing is asked for a while.
 
     Args:
         path: of the file, which must be on this machine.
@@ -70,29 +70,17 @@ class NativeSizes:
         return self._known[key]
 
     def _asked(self, question: str) -> Sizes | None:
-        if self._is_lost:
-            return None
-        child = self._running()
-        # A child that hangs would have the driver wait for ever.
-        watch = threading.Timer(ANSWER_S, child.kill)
-        watch.start()
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            child.stdin.write(f"{question}\n")
-            child.stdin.flush()
-            told = json.loads(child.stdout.readline())
-        except (OSError, ValueError):
-            self._is_lost = True
-            child.kill()
-            child.wait()
-            return None
-        finally:
-            watch.cancel()
-        return None if told is None else Sizes(**told)
+        """The child's answer. One that has ended by itself, because nothing was asked for a while, is started anew."""
+        while not self._is_lost:
+            child = self._running()
+            if answer := _answer(child, question):
+                told = json.loads(answer)
+                return None if told is None else Sizes(**told)
+            self._is_lost = child.wait() != 0
+        return None
 
     def _running(self) -> subprocess.Popen[str]:
-        if self._child is None:
+        if self._child is None or self._child.poll() is not None:
             self._child = subprocess.Popen(
                 python_command("-m", "kvray.engines.llama_cpp.sizes_program", str(self._path)),
                 stdin=subprocess.PIPE,
@@ -103,6 +91,22 @@ class NativeSizes:
             )
             weakref.finalize(self, _end, self._child)
         return self._child
+
+
+def _answer(child: subprocess.Popen[str], question: str) -> str:
+    """The line that it answers; empty where it ends without an answer. One that hangs is ended."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    watch = threading.Timer(ANSWER_S, child.kill)
+    watch.start()
+    try:
+        child.stdin.write(f"{question}\n")
+        child.stdin.flush()
+        return child.stdout.readline()
+    except OSError:
+        return ""
+    finally:
+        watch.cancel()
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,6 +22,8 @@ from kvray.engines.llama_cpp.settings import ContextSettings, SplitMode
 from kvray.engines.llama_cpp.sizes import Sizes
 from kvray.models.gguf_header import GgufHeader, check_gguf_file, tensor_bytes
 
+IDLE_S = 2.0
+"""Without a question, after which it ends: nothing else is to run while a sweep measures."""
 _STAYING = re.compile(r"\(and (\d+) others\) cannot be used with preferred buffer type")
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
@@ -86,7 +89,7 @@ def rearranged_bytes(header: GgufHeader, said: Sequence[str]) -> tuple[int, int]
 
 def _main(path: str) -> None:
     program = SizesProgram(Path(path))
-    for line in sys.stdin:
+    while select.select([sys.stdin], [], [], IDLE_S)[0] and (line := sys.stdin.readline()):
         values = json.loads(line)
         settings = ContextSettings(**{**values, "split_mode": SplitMode(values["split_mode"])})
         told = program.sizes(settings)
