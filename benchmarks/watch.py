@@ -128,7 +128,7 @@ def watched_year(seed: int, noise: float) -> Outcome:
 def _count(outcome: Outcome, year: Year, place: int, one: Judged) -> None:
     """The first right alert of a step is its alert; every other one is false."""
     for number, (start, sign) in enumerate(zip(year.steps, SIGNS, strict=True)):
-        since_h = float(year.at_h[place] - year.at_h[start])
+        since_h = float(place - start) * EVERY_H
         told = WatchState.CONFIRMED if sign > 0 else WatchState.RECOVERED
         is_its = one.watched is ComparedMetric.TTFT and one.standing.state is told and 0 <= since_h <= LATEST_H
         if is_its and number not in outcome.delays_h:

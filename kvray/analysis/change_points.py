@@ -20,6 +20,8 @@ PENALTY = 9.0
 """In variances of one observation: a step must explain that much. Lower finds steps sooner and is wrong more often."""
 LEAST_BEFORE = 4
 """Observations, before which no step is looked for."""
+LEAST_SINCE = 2
+"""The same after a step: what the noise is like is known by then."""
 MOST_SEGMENT = 120
 """Observations that a step is looked for in: a month, four times a day. What drifts slowly is no step."""
 MOST_HISTORY = 240
@@ -83,12 +85,14 @@ class Cleaned:
         explained: what was taken out of each observation of the series.
         first: index in the series of the first of `values`.
         sd: noise of one observation.
+        least_before: observations that a step must have before it.
     """
 
     values: Array
     explained: Array
     first: int
     sd: float
+    least_before: int = LEAST_BEFORE
 
 
 def clean(series: Series) -> Cleaned:
@@ -97,16 +101,17 @@ def clean(series: Series) -> Cleaned:
     left = series.values - explained
     first = max(series.starts[-1] if series.starts else 0, len(left) - MOST_SEGMENT)
     sd = _noise_sd(left[-MOST_HISTORY:], series)
-    return Cleaned(values=left[first:], explained=explained, first=first, sd=sd)
+    least = LEAST_SINCE if series.starts else LEAST_BEFORE
+    return Cleaned(values=left[first:], explained=explained, first=first, sd=sd, least_before=least)
 
 
 def find_step(cleaned: Cleaned, *, penalty: float = PENALTY) -> Step | None:
     """The step that leads to where the series is now; `None` where it is at its level."""
     values = cleaned.values
-    if len(values) <= LEAST_BEFORE:
+    if len(values) <= cleaned.least_before:
         return None
     starts = segment_starts(values, cleaned.sd, penalty=penalty)
-    if not starts or starts[-1] < LEAST_BEFORE:
+    if not starts or starts[-1] < cleaned.least_before:
         return None
     before, after = values[: starts[-1]], values[starts[-1] :]
     size = float(np.mean(after) - np.median(before))

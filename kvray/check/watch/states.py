@@ -20,9 +20,9 @@ PROCESSES = 3
 """Fresh processes of a regular observation."""
 CONFIRMING = 6
 """Further ones, measured at once after a suspicion."""
-LEAST_CHANGE = {ComparedMetric.TTFT: 0.035, ComparedMetric.DECODE: 0.035, ComparedMetric.MEMORY: 0.02, None: 0.04}
+LEAST_CHANGE = {ComparedMetric.TTFT: 0.04, ComparedMetric.DECODE: 0.04, ComparedMetric.MEMORY: 0.02, None: 0.04}
 """Smaller changes are not told."""
-CERTAIN_SDS = 4.0
+CERTAIN_SDS = 4.3
 """In standard deviations of the history's own noise, from which on a change is confirmed."""
 LEAST_SITTINGS = 2
 OBVIOUS_SDS = 8.0

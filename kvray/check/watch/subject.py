@@ -178,7 +178,7 @@ def _observation(subject: Subject, sitting: _Sitting, role: ObservationRole, loa
     products = tuple(one.matmul_gflop_s for one in sitting.rates)
     facts = sitting.facts
     return Observation(
-        observation_id=f"{sitting.at:%Y%m%dT%H%M%S}.{sitting.at.microsecond:06}Z-{role}",
+        observation_id=observation_id(sitting.at, role),
         watch_id=subject.watch_id,
         observed_at=sitting.at,
         role=role if processes or role is ObservationRole.CONFIRM else ObservationRole.ANCHOR,
@@ -212,6 +212,11 @@ def _observation(subject: Subject, sitting: _Sitting, role: ObservationRole, loa
         run_id=sitting.run_id,
         trial_ids=tuple(one.trial_id for one in records),
     )
+
+
+def observation_id(at: dt.datetime, role: ObservationRole) -> str:
+    """Sorts by time, and the confirming observation after the one that asked for it even if no time has passed."""
+    return f"{at:%Y%m%dT%H%M%S}.{at.microsecond:06}Z-{list(ObservationRole).index(role)}-{role}"
 
 
 def _machine_digest(facts: SideFacts) -> str:

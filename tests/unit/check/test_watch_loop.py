@@ -1,0 +1,349 @@
+"""Observations through `Watch`, with made-up measurements: what is kept, told, refused and continued."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from checked import candidate, checked
+
+from kvray.check.check_file import write_output
+from kvray.check.result import CheckedModel, SideInfo
+from kvray.check.watch.events import EventKind, Observation, ObservationRole, Sink, WatchEvent
+from kvray.check.watch.loop import Watch, WatchConfig, WhenBusy
+from kvray.check.watch.subject import Subject, observation_id
+from kvray.errors import (
+    AllTrialsFailedError,
+    InvalidValueError,
+    KvrayError,
+    OutputError,
+    RegressionError,
+    ResultsError,
+)
+from kvray.probes.holds import hold
+from kvray.store.history import WatchHistory
+
+START = dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp()
+EVERY_S = 6 * 3600.0
+Measure = Callable[[ObservationRole, int], float]
+
+
+class Told:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.events: list[WatchEvent] = []
+
+    def tell(self, event: WatchEvent) -> None:
+        self.events.append(event)
+
+    def close(self) -> None: ...
+
+    @property
+    def kinds(self) -> list[str]:
+        return [one.kind.value for one in self.events]
+
+
+class Measured:
+    """In place of processes: `slow` is how many times as long a first token takes."""
+
+    def __init__(self, subject: Subject, timeout_s: float) -> None:
+        self._subject = subject
+        self.slow = 1.0
+        self.processes = 3
+        self.hardware = "12345678"
+        self.before: Callable[[], None] = lambda: None
+
+    def observe(
+        self, role: ObservationRole, processes: int, *, at: dt.datetime, load: str | None, run_id: str
+    ) -> Observation:
+        self.before()
+        count = min(processes, self.processes) if role is ObservationRole.WINNER else processes
+        times = [
+            10 * self.slow * math.exp(0.01 * math.sin(7 * at.timestamp() / 3600 + place)) for place in range(count)
+        ]
+        return Observation(
+            observation_id=observation_id(at, role),
+            watch_id=self._subject.watch_id,
+            observed_at=at,
+            role=role,
+            candidate_id=self._subject.candidate.candidate_id,
+            model_id="fake:ok",
+            profile="ci-micro",
+            engine="fake",
+            device_name="a CPU",
+            hardware=self.hardware,
+            host="here",
+            processes=count,
+            ttft_ms=times[0] if times else None,
+            ttft_ms_each=tuple(times),
+            decode_tok_s_each=tuple(100.0 + place / 10 for place in range(count)),
+            peak_mib_each=(900.0,) * count,
+            copy_gb_s=20.0,
+            matmul_gflop_s=80.0,
+            anchor="CPU",
+            load=load,
+            message=None if count else "it crashed in load: exit code 7.",
+        )
+
+
+class Bench:
+    """A folder with a plan, and a watch of it that a test makes again and again, as a cron does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.plan = folder / "check.json"
+        self.folder = folder / "watch"
+        self.told = Told()
+        self.now_s = START
+        self.busy: Sequence[str] = ()
+        self.measured: Measured | None = None
+        self.slow = 1.0
+        self.prepare: Callable[[Measured], None] = lambda _: None
+        write_plan(self.plan)
+
+    def watch(self, *, every_s: float | None = None, when_busy: WhenBusy = WhenBusy.WAIT) -> Watch:
+        config = WatchConfig(plan=str(self.plan), every_s=every_s, when_busy=when_busy, wait_quiet_s=3.0)
+        return Watch(
+            config,
+            open_sinks=lambda folder, history: (self.told,),
+            open_measurer=self._measurer,
+            look=lambda device: self.busy,
+            clock=lambda: self.now_s,
+            pause=self._pause,
+        )
+
+    def once(self, count: int = 1, *, when_busy: WhenBusy = WhenBusy.WAIT) -> KvrayError | None:
+        """How the last of `count` runs ended."""
+        error: KvrayError | None = None
+        for _ in range(count):
+            try:
+                self.watch(when_busy=when_busy).run()
+                error = None
+            except KvrayError as ended:
+                error = ended
+            self.now_s += EVERY_S
+        return error
+
+    @property
+    def rows(self) -> list[Observation]:
+        return WatchHistory(self.folder).read_any()
+
+    @contextlib.contextmanager
+    def _measurer(self, subject: Subject, timeout_s: float) -> Iterator[Measured]:
+        measured = Measured(subject, timeout_s)
+        measured.slow = self.slow
+        self.prepare(measured)
+        yield measured
+
+    def _pause(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def write_plan(path: Path, model_id: str = "fake:ok") -> None:
+    models = {"fake": CheckedModel(model_id=model_id)}
+    sides = (SideInfo(name="A"), SideInfo(name="B"))
+    write_output(str(path), checked(model_id=model_id, models=models, sides=sides).model_dump_json())
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("KVRAY_CACHE", str(tmp_path / "cache"))
+    return Bench(tmp_path)
+
+
+def test_five_times_ok_then_slow_then_back(bench: Bench) -> None:
+    assert bench.once(5) is None
+    assert set(bench.told.kinds) == {"observation"}
+    bench.slow = 1.5
+    error = bench.once(2)
+    assert isinstance(error, RegressionError)
+    assert "has become worse: time to first token" in str(error)
+    assert bench.told.kinds.count("suspected") == 1
+    assert bench.told.kinds.count("confirmed") == 1
+    assert isinstance(bench.once(), RegressionError)
+    assert bench.told.kinds.count("confirmed") == 1
+    bench.slow = 1.0
+    bench.once(2)
+    assert bench.once() is None
+    assert bench.told.kinds.count("recovered") == 1
+    assert [one.ttft_state for one in bench.rows if one.role is ObservationRole.WINNER][-1] == "ok"
+    assert "confirm" in {one.role for one in bench.rows}
+
+
+@pytest.mark.parametrize("moment", ["before it is written", "before it is told", "before the rounds"])
+def test_a_watch_that_is_killed_goes_on_and_alerts_once(
+    bench: Bench, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    bench.once(6)
+    bench.slow = 1.6
+    with monkeypatch.context() as patch:
+        if moment == "before it is written":
+            patch.setattr(WatchHistory, "append", killed)
+        elif moment == "before it is told":
+            patch.setattr("kvray.check.watch.telling.Teller.tell_row", killed)
+        else:
+            calls = iter((False, True))
+            bench.prepare = lambda measured: setattr(measured, "before", lambda: killed() if next(calls) else None)
+        with pytest.raises(KilledError):
+            bench.watch().run()
+    bench.prepare = lambda _: None
+    bench.now_s += EVERY_S
+    assert isinstance(bench.once(2), RegressionError)
+    assert bench.told.kinds.count("confirmed") == 1
+    ids = [one.event_id for one in bench.told.events]
+    assert len(ids) == len(set(ids))
+    assert set(bench.told.kinds) == {"observation", "suspected", "confirmed"}
+    told = {one["event_id"] for row in bench.rows for one in json.loads(row.events)}
+    assert told == set(ids)
+
+
+def test_a_busy_machine_is_waited_for_then_skipped_and_said(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.busy = ("Other programs keep 2.0 of 2 CPUs busy: what is measured now will be disturbed.",)
+    with caplog.at_level(logging.INFO, "kvray.watch"):
+        assert bench.once() is None
+    assert bench.told.kinds == ["skipped"]
+    assert bench.told.events[0].text == (
+        "Not measured, because others use the machine: Other programs keep 2.0 of 2 CPUs busy."
+    )
+    assert "Waiting for quiet, 0 of 0 min: Other programs keep" in caplog.text
+    assert bench.rows == []
+
+
+def test_a_busy_machine_is_measured_where_that_is_asked_for(bench: Bench) -> None:
+    bench.busy = ("Other programs keep 2.0 of 2 CPUs busy: what is measured now will be disturbed.",)
+    assert bench.once(when_busy=WhenBusy.MEASURE) is None
+    assert bench.rows[0].load == "Other programs keep 2.0 of 2 CPUs busy"
+
+
+def test_every_keeps_its_hours_over_a_restart_and_survives_a_failure(bench: Bench) -> None:
+    moments: list[float] = []
+
+    def prepare(measured: Measured) -> None:
+        moments.append(bench.now_s)
+        if len(moments) == 2:
+            raise OutputError("Cannot write.")
+        if len(moments) in (4, 6):
+            raise KeyboardInterrupt
+
+    bench.prepare = prepare
+    with pytest.raises(KeyboardInterrupt):
+        bench.watch(every_s=EVERY_S).run()
+    bench.now_s += 60
+    with pytest.raises(KeyboardInterrupt):
+        bench.watch(every_s=EVERY_S).run()
+    hours = [round((one - START) / 3600, 2) for one in moments]
+    assert hours == [0, 6, 12, 18, 18.02, 24.02]
+    assert bench.told.kinds == ["observation", "error", "observation", "observation"]
+
+
+def test_a_full_disk_costs_no_observation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, failures = WatchHistory.append, iter((True, False, False))
+
+    def failing(history: WatchHistory, row: Observation) -> None:
+        if next(failures):
+            raise OutputError("Cannot write 'x': No space left on device.")
+        append(history, row)
+
+    monkeypatch.setattr(WatchHistory, "append", failing)
+    calls = iter((False, False, True))
+
+    def prepare(measured: Measured) -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+
+    bench.prepare = prepare
+    with pytest.raises(KeyboardInterrupt):
+        bench.watch(every_s=EVERY_S).run()
+    assert len(bench.rows) == 2
+    assert bench.told.kinds == ["error", "observation", "observation"]
+
+
+def test_once_on_a_full_disk_is_an_error_that_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(history: WatchHistory, row: Observation) -> None:
+        raise OutputError("Cannot write 'x': No space left on device.")
+
+    monkeypatch.setattr(WatchHistory, "append", failing)
+    assert isinstance(bench.once(), OutputError)
+    assert bench.told.kinds == ["error"]
+
+
+def test_an_observation_without_a_process_is_kept_and_is_an_error(bench: Bench) -> None:
+    bench.prepare = lambda measured: setattr(measured, "processes", 0)
+    error = bench.once()
+    assert isinstance(error, AllTrialsFailedError)
+    assert "it crashed in load: exit code 7" in str(error)
+    assert len(bench.rows) == 1
+
+
+def test_two_watches_on_one_folder_are_one_line(bench: Bench) -> None:
+    about = {"pid": 77, "host": "here", "since": "2026-03-02T00:00:00+00:00"}
+    with hold(bench.folder / ".partial" / "watch.lock", about):
+        error = bench.once()
+    assert isinstance(error, ResultsError)
+    assert "is watched already, by process 77 on here, since 2026-03-02" in str(error)
+
+
+def test_the_folder_of_another_plan_is_refused(bench: Bench) -> None:
+    bench.once()
+    write_plan(bench.plan, "fake:other")
+    error = bench.once()
+    assert isinstance(error, ResultsError)
+    assert f"holds the history of another watch: {candidate().candidate_id} of fake:ok" in str(error)
+
+
+def test_another_machine_is_refused(bench: Bench) -> None:
+    bench.once()
+    bench.prepare = lambda measured: setattr(measured, "hardware", "87654321")
+    error = bench.once()
+    assert isinstance(error, ResultsError)
+    assert "was measured on another machine (a CPU of here" in str(error)
+    assert len(bench.rows) == 1
+
+
+def test_a_sink_that_raises_stops_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(event: WatchEvent) -> None:
+        raise RuntimeError("a sink's own fault")
+
+    monkeypatch.setattr(bench.told, "tell", failing)
+    assert bench.once(2) is None
+    assert len(bench.rows) == 2
+
+
+def test_the_sinks_are_those_of_the_folder_and_see_the_history(bench: Bench) -> None:
+    seen: list[int] = []
+
+    class Looking(Told):
+        def tell(self, event: WatchEvent) -> None:
+            assert event.kind is EventKind.OBSERVATION
+            seen.append(len(history()))
+
+    history: Callable[[], Sequence[Observation]] = tuple
+
+    def opened(folder: Path, rows: Callable[[], Sequence[Observation]]) -> Sequence[Sink]:
+        nonlocal history
+        assert folder == bench.folder
+        history = rows
+        return (Looking(),)
+
+    config = WatchConfig(plan=str(bench.plan))
+    watch = Watch(config, open_sinks=opened, open_measurer=bench._measurer, look=lambda device: ())
+    watch.run()
+    assert seen == [1]
+
+
+def test_a_bucket_is_no_place_for_a_watch(bench: Bench) -> None:
+    config = WatchConfig(plan=str(bench.plan), output_dir="s3://bucket/watch")
+    with pytest.raises(InvalidValueError, match="keeps its history on this machine, not in 's3://bucket/watch'"):
+        Watch(config, open_sinks=lambda folder, history: ()).run()
