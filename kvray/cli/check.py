@@ -75,6 +75,7 @@ def check(
     INCONCLUSIVE, the budget was spent before either could be shown.
     """
     counts_as = _on_inconclusive(on_inconclusive)
+    files.check_places()
     config = CheckConfig(
         baseline=baseline,
         against=parse_against(against) if against else None,

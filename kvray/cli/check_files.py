@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +19,9 @@ from kvray.check.outputs.markdown import render_comment, render_markdown
 from kvray.check.outputs.step_summary import append_step_summary
 from kvray.check.result import CheckResult, OnInconclusive
 from kvray.cli.options import FILES
-from kvray.errors import OutputError
+from kvray.errors import InvalidValueError, OutputError
+from kvray.files.documents import shown_document
+from kvray.files.remote import is_uri
 
 _logger = logging.getLogger("kvray.check")
 
@@ -54,6 +58,25 @@ class CheckFiles:
         typer.Option("--bencher", metavar="FILE", help="JSON for Bencher's adapter json.", rich_help_panel=FILES),
     ] = None
 
+    def check_places(self) -> None:
+        """Before anything is measured: no file is named twice, and each has a folder that can be written to.
+
+        Raises:
+            InvalidValueError: two options name one file.
+            OutputError: a file cannot be written.
+        """
+        options = {f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in fields(self)}
+        places: dict[str, str] = {}
+        for option, path in options.items():
+            if path is None:
+                continue
+            if (other := places.setdefault(path, option)) != option:
+                raise InvalidValueError(
+                    f"{other} and {option} both name {shown_document(path)!r}.", hint="Name two files."
+                )
+            if not is_uri(path) and (problem := _problem_of(Path(path))):
+                raise OutputError(f"{option}: {path!r} cannot be written, because {problem}.")
+
     def write(self, result: CheckResult, *, on_inconclusive: OnInconclusive | None = None) -> OutputError | None:
         """Write the files that were asked for, and the summary of a GitHub step where there is one.
 
@@ -81,3 +104,13 @@ class CheckFiles:
                     write_output(path, render())
                 except OutputError as error:
                     yield error
+
+
+def _problem_of(path: Path) -> str | None:
+    """What stands in the way of a file at `path`, or of the folders in which it is to be."""
+    if path.is_dir():
+        return "it is a folder"
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir():
+        return f"{str(folder)!r} is no folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else f"the folder {str(folder)!r} is not writable"

@@ -9,6 +9,7 @@ from kvray.analysis.comparison import Verdict
 from kvray.candidate import DeviceType
 from kvray.check.result import CheckMode, CheckResult, OnInconclusive, SideInfo
 from kvray.cli.check_files import CheckFiles
+from kvray.errors import InvalidValueError, OutputError
 from kvray.workload import get_profile
 
 RESULT = CheckResult.from_dict(
@@ -51,6 +52,18 @@ def test_every_file_that_was_asked_for_is_written_and_no_other(tmp_path: Path) -
     assert (tmp_path / "comment.md").read_text().startswith("<!-- kvray-check ")
     assert 'type="inconclusive"' in (tmp_path / "deep" / "junit.xml").read_text(), "the mapping reaches the file"
     assert CheckFiles().write(RESULT) is None
+
+
+def test_a_place_for_a_file_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    files_in(tmp_path / "new" / "folder").check_places()
+    CheckFiles(junit="s3://bucket/junit.xml").check_places()
+    with pytest.raises(OutputError, match=r"--junit: .* cannot be written, because it is a folder"):
+        CheckFiles(junit=str(tmp_path)).check_places()
+    with pytest.raises(OutputError, match=r"--github-action-benchmark: .*file' is no folder"):
+        CheckFiles(github_action_benchmark=str(tmp_path / "file" / "x.json")).check_places()
+    with pytest.raises(InvalidValueError, match="--comment and --bencher both name"):
+        CheckFiles(comment="same", bencher="same").check_places()
 
 
 def test_the_summary_of_a_step_is_found_by_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
