@@ -64,7 +64,8 @@ class MetricComparison:
     """One metric over all cells.
 
     Attributes:
-        before, now: geometric means in the metric's unit.
+        before, now: typical values of each side in the metric's unit, geometric means over the cells; `now` / `before`
+            is 1 + `change.value`.
         change: 95 % interval of now/before - 1.
         margin: how much worse it may become; `None`: not judged.
         verdict: `None` where there is no margin.
@@ -165,15 +166,31 @@ def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margin
         change, margin = LogInterval(value=float(found.values[place]), half_width=width), margins.get(metric)
         beyond = _beyond(metric, change.value, margin or 0.0)
         verdict = None if margin is None else _verdict(sides, beyond, width)
+        before, now = _levels(sides, metric, change.value)
         yield MetricComparison(
             metric=metric,
-            before=sides.before.mean(metric),
-            now=sides.now.mean(metric),
+            before=before,
+            now=now,
             change=change.as_gain(),
             margin=margin,
             verdict=verdict,
             more_rounds=_more_rounds(sides, found, place, beyond) if verdict is Verdict.INCONCLUSIVE else None,
         )
+
+
+def _levels(sides: AlignedSides, metric: ComparedMetric, change: float) -> tuple[float, float]:
+    """Geometric means of both sides whose ratio is `change`, a logarithm.
+
+    The change counts an outlier for less, so the mean of the side that has it follows from the other side's mean: a
+    table must not say 2.4 → 2.7 and +1 %.
+    """
+    processes = [side.logs[:, :, metric.column].mean(axis=1) for side in (sides.before, sides.now)]
+    (before, now), (skew_before, skew_now) = zip(
+        *((float(logs.mean()), abs(float(logs.mean() - np.median(logs)))) for logs in processes), strict=True
+    )
+    if skew_before <= skew_now:
+        return math.exp(before), math.exp(before + change)
+    return math.exp(now - change), math.exp(now)
 
 
 def _beyond(metric: ComparedMetric, value: float, margin: float) -> float:

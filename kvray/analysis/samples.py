@@ -90,10 +90,6 @@ class SideSamples:
         places = [self.cells.index(cell) for cell in cells]
         return replace(self, cells=tuple(cells), logs=self.logs[:, places])
 
-    def mean(self, metric: ComparedMetric) -> float:
-        """The geometric mean over processes and cells, in the metric's unit."""
-        return float(np.exp(self.logs[:, :, metric.column].mean()))
-
 
 def side_samples(results: Sequence[TrialResult], profile: WorkloadProfile) -> SideSamples:
     """The full-length cells of each process in `results`, all of one candidate. The session is the record's run id.

@@ -135,6 +135,17 @@ def test_one_outlying_process_decides_nothing() -> None:
     assert of(found, TTFT).change.value < 0.03
 
 
+@pytest.mark.parametrize("slow_side", [0, 1])
+def test_the_values_of_both_sides_tell_of_the_same_change_as_the_interval_does(slow_side: int) -> None:
+    sides = [make_side(), make_side(seed=1)]
+    sides[slow_side] = changed(sides[slow_side], row=0, cell=slice(None), metric=TTFT, to=USUAL[0] + np.log(4.0))
+    found = compare(*sides, margins=MARGINS)
+    for one in found.metrics:
+        assert one.now / one.before == pytest.approx(1 + one.change.value)
+    assert of(found, TTFT).before == pytest.approx(100.0, rel=0.03), "the outlier moves neither side's value"
+    assert of(found, TTFT).now == pytest.approx(100.0, rel=0.06)
+
+
 def test_two_modes_are_not_taken_for_outliers() -> None:
     """Three of eight processes are 60 % slower: the mean tells, the median would not."""
     modes = changed(make_side(seed=1), row=slice(0, 3), cell=slice(None), metric=TTFT, to=USUAL[0] + np.log(1.6))
