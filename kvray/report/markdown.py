@@ -11,6 +11,8 @@ from kvray.report import formats
 from kvray.report.info import ReportInfo
 
 _SIGNIFICANT = re.compile(r"([\\`*_\[\]|~#$])")
+_BLOCK = re.compile(r"(\d{0,9})([-+](?=\s|$)|(?<=\d)[.)](?=\s|$)|[-=](?=[-=\s]*$))")
+"""At the beginning of a line: what makes it an item of a list, a rule, or the line above it a heading."""
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _PLAIN_CODE = re.compile(r"[\w./:+×=,()\- →]*")
 _BACKTICKS = re.compile(r"`+")
@@ -35,7 +37,9 @@ def md_escape(value: object) -> str:
     if isinstance(value, Markup):
         return value
     text = "".join(_HTML.get(char, char) for char in " ".join(str(value).split()))
-    return Markup(_SIGNIFICANT.sub(r"\\\1", text))
+    text = _SIGNIFICANT.sub(r"\\\1", text)
+    block = _BLOCK.match(text)
+    return Markup(text if block is None else f"{block[1]}\\{text[block.start(2) :]}")
 
 
 def md_code(value: str) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from markdown_it import MarkdownIt
 from report_sweeps import BASELINE, WINNER, candidate, ended, info_of, limits_missed, measured
 
 from kvray.record import Role, TrialStatus
@@ -117,3 +118,9 @@ def test_what_misses_a_limit_is_a_table_with_each_miss_marked_and_told() -> None
     assert table[2].startswith(f"| `{WINNER.label}` | ")
     assert "| TTFT 1,446 ms at 2048→32, 45 % over the limit of 1,000 ms; " in table[2]
     assert table[2].count(" ✗ |") == 2
+
+
+def test_outside_text_begins_no_list_and_makes_no_heading_of_the_line_above() -> None:
+    for text in ("0.", "12) x", "- a", "+ b", "---", "==="):
+        assert MarkdownIt().render(f"line\n{md_escape(text)}") == f"<p>line\n{text}</p>\n"
+    assert [md_escape(text) for text in ("-5", "1.5", "+12 %", "2026-11-27")] == ["-5", "1.5", "+12 %", "2026-11-27"]
