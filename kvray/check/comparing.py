@@ -224,7 +224,7 @@ def _same_candidate(candidate: Candidate, a: Baseline, b: Baseline, margins: Mar
         label_b=candidate.label,
         comparison=compare(samples_of(before), samples_of(now), margins=margins),
         reasons=found.reasons,
-        differences=found.differences,
+        differences=tuple(dict.fromkeys(found.differences)),
         verdict=found.verdict if margins else None,
     )
 

@@ -39,20 +39,16 @@ def sentence(one: ComparedCandidate) -> str:
 
 def _phrase(one: MetricComparison) -> str:
     """The change of one metric and its interval. Speeds are told as gains in speed, also that to the first token."""
-    span = _span(one.metric, one.change)
-    if one.change.low < 0 < one.change.high and abs(one.change.value) >= SAME_WITHIN:
-        return f"{_WITHIN_NOISE[one.metric]} ({span})"
+    is_told_apart = abs(one.change.value) < SAME_WITHIN or not one.change.low < 0 < one.change.high
+    noise = "" if is_told_apart else " within noise"
+    return f"{_change_text(one)}{noise} ({_span(one.metric, one.change)})"
+
+
+def _change_text(one: MetricComparison) -> str:
     factor = 1 + one.change.value
     if one.metric is ComparedMetric.TTFT:
-        return f"{speed_text(1 / factor)} to first token ({span})"
-    return f"{(tok_s_text if one.metric is ComparedMetric.DECODE else memory_text)(factor)} ({span})"
-
-
-_WITHIN_NOISE = {
-    ComparedMetric.TTFT: "as fast to first token within noise",
-    ComparedMetric.DECODE: "the same tok/s within noise",
-    ComparedMetric.MEMORY: "the same memory within noise",
-}
+        return f"{speed_text(1 / factor)} to first token"
+    return tok_s_text(factor) if one.metric is ComparedMetric.DECODE else memory_text(factor)
 
 
 def _span(metric: ComparedMetric, change: Interval) -> str:
@@ -74,13 +70,12 @@ def verdict_text(one: ComparedCandidate) -> str:
     names = [metric.metric.title for metric in comparison.metrics if metric.verdict is Verdict.INCONCLUSIVE]
     if not names:
         return f"INCONCLUSIVE: {one.reasons[0].rstrip('.')}." if one.reasons else "INCONCLUSIVE."
-    text = f"INCONCLUSIVE: {formats.listed(names)} may be worse than the margin or not."
     more = comparison.more_rounds
-    return (
-        text
-        if more is None
-        else f"{text} About {formats.plural(more, 'more process', 'more processes')} a side would tell."
-    )
+    if more is None:
+        rest = "More processes would not tell; kvray check --against measures both in turn."
+    else:
+        rest = f"About {formats.plural(more, 'more process', 'more processes')} a side would tell."
+    return f"INCONCLUSIVE: {formats.listed(names)} may be worse than the margin or not. {rest}"
 
 
 def render_places(compared: ComparedPlaces) -> RenderableType:

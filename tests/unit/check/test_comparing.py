@@ -68,6 +68,10 @@ def test_what_lies_near_the_margin_is_inconclusive(tmp_path: Path) -> None:
     a, b = check_file(tmp_path / "a.json", 10.0), check_file(tmp_path / "b.json", 10.4, session="s2")
     done = compare(a, b, "--margin", "ttft=5%")
     assert isinstance(done.exception, InconclusiveError)
+    assert "B is 4 % slower to first token within noise (" in done.stdout
+    assert "More processes would not tell; kvray check --against measures both in turn." in " ".join(
+        done.stdout.split()
+    )
     assert compare(a, b, "--margin", "ttft=5%", "--on-inconclusive", "pass").exit_code == 0
     mapped = compare(a, b, "--margin", "ttft=5%", "--on-inconclusive", "fail")
     assert isinstance(mapped.exception, RegressionError)
