@@ -81,8 +81,7 @@ def estimate_confidence(
         return None
     evidence = evidence or gather_evidence(results, profile)
     ids = [entry.record.candidate_id for entry in ranking.entries]
-    always = () if ranking.baseline_id is None else (ranking.baseline_id,)
-    posterior = draw_utilities(evidence, ids, utility_weights(profile), seed=seed, draws=replicates, always=always)
+    posterior = draw_utilities(evidence, ids, utility_weights(profile), seed=seed, draws=replicates)
     choice = _choice(ranking, posterior)
     winner, baseline_id = choice.candidate_id, ranking.baseline_id
     ties = posterior.ties(winner)

@@ -125,12 +125,6 @@ def half_widths(variances: Array, *, level: float) -> list[float]:
     return widths.tolist()  # type: ignore[no-any-return]
 
 
-def normal_shares(at: Array) -> Array:
-    """Share of a standard normal distribution below each value."""
-    beyond = np.minimum(np.abs(at) / math.sqrt(2), _ERF_END)
-    return np.asarray(0.5 + 0.5 * np.sign(at) * _erf(beyond))
-
-
 def _erf(at: Array) -> Array:
     """The error function, which numpy lacks, between the points of a table; straight there within 3e-8."""
     place = at * _ERF_STEPS

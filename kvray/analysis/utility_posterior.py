@@ -23,7 +23,7 @@ Source: Gelman et al. 2013, "Bayesian Data Analysis", third edition, sections 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
@@ -32,7 +32,7 @@ import numpy as np
 
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Flags
 from kvray.analysis.intervals import Interval
-from kvray.analysis.noise import EQUALLY_LIKELY, normal_shares, process_variances, typical_variance
+from kvray.analysis.noise import EQUALLY_LIKELY, process_variances, typical_variance
 
 TIE_SHARE = 0.05
 NEAR = math.log(1.02)
@@ -47,36 +47,10 @@ _SPREADS = np.exp(np.arange(-4.0, 4.01, 0.1))
 """Standard deviations s that are weighed, over the one that is most likely beforehand."""
 
 _NORMAL = NormalDist()
-_ALL_DRAWN = 1000
-"""Candidates, beyond which those that cannot lead are not drawn."""
-_CANNOT_LEAD = 4.0
-"""Standard deviations by which a candidate's best is below another's worst: of ten million draws of such a pair less
-than one has the wrong order."""
-_TINY = 1e-12
+
+
 _ROWS_AT_ONCE = 512
 """Candidates whose draws are copied at a time."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Behind:
-    """What is believed of candidates that cannot lead. Given the noise their true utilities are normal.
-
-    Attributes:
-        ids: the candidates.
-        means, deviations: draws of the noise × candidates.
-    """
-
-    ids: tuple[str, ...]
-    means: Array
-    deviations: Array
-
-    @cached_property
-    def place_of(self) -> Mapping[str, int]:
-        """By id, the candidate's column."""
-        return {key: place for place, key in enumerate(self.ids)}
-
-
-_NOBODY = Behind(ids=(), means=np.zeros((1, 0)), deviations=np.zeros((1, 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +59,11 @@ class UtilityPosterior:
 
     Attributes:
         ids: the contenders.
-        utilities: contenders × draws, without those in `behind`.
-        behind: those of many that cannot lead.
+        utilities: contenders × draws.
     """
 
     ids: tuple[str, ...]
     utilities: Array
-    behind: Behind = _NOBODY
 
     @cached_property
     def leader(self) -> str:
@@ -100,61 +72,45 @@ class UtilityPosterior:
 
     @cached_property
     def _place_of(self) -> Mapping[str, int]:
-        return {key: place for place, key in enumerate(self._drawn)}
-
-    @cached_property
-    def _drawn(self) -> tuple[str, ...]:
-        return tuple(key for key in self.ids if key not in self.behind.place_of)
+        return {key: place for place, key in enumerate(self.ids)}
 
     @cached_property
     def lead_shares(self) -> dict[str, float]:
         """Share of the draws in which each is the best."""
-        leaders = np.bincount(np.argmax(self.utilities, axis=0), minlength=len(self._drawn))
-        shares = dict(zip(self._drawn, (leaders / self.utilities.shape[1]).tolist(), strict=True))
-        return {key: shares.get(key, 0.0) for key in self.ids}
+        # Of ten thousand few are ever at the head, and to look for the best down the columns takes long.
+        highest = self.utilities.max(axis=0).min()
+        places = np.flatnonzero(self.utilities.max(axis=1) >= highest)
+        leaders = np.bincount(places[np.argmax(self.utilities[places], axis=0)], minlength=len(self.ids))
+        return dict(zip(self.ids, (leaders / self.utilities.shape[1]).tolist(), strict=True))
 
     @cached_property
     def means(self) -> dict[str, float]:
         """Expected utilities: nearer to each other than the measured ones, of which the highest were also lucky."""
-        drawn = dict(zip(self._drawn, self.utilities.mean(axis=1).tolist(), strict=True))
-        return drawn | dict(zip(self.behind.ids, self.behind.means.mean(axis=0).tolist(), strict=True))
+        return dict(zip(self.ids, self.utilities.mean(axis=1).tolist(), strict=True))
 
     def near_share(self, candidate_id: str) -> float:
         """Share of the draws in which nothing is better than it by more than 2 %."""
-        if candidate_id in self.behind.place_of:
-            return 1.0 - self.worse_share(candidate_id, self.leader)
         behind = self.utilities.max(axis=0) - self.utilities[self._place_of[candidate_id]]
         return float((behind <= NEAR).mean())
 
     def worse_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is more than 2 % worse than another."""
-        if candidate_id in self.behind.place_of:
-            return 1.0 - float(self._shares_ahead(than, -NEAR)[self.behind.place_of[candidate_id]])
-        if than in self.behind.place_of:
-            return float(self._shares_ahead(candidate_id, NEAR)[self.behind.place_of[than]])
         behind = self.utilities[self._place_of[than]] - self.utilities[self._place_of[candidate_id]]
         return float((behind > NEAR).mean())
 
     def better_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is better than another."""
-        if candidate_id in self.behind.place_of:
-            return float(self._shares_ahead(than, 0.0)[self.behind.place_of[candidate_id]])
-        if than in self.behind.place_of:
-            return 1.0 - float(self._shares_ahead(candidate_id, 0.0)[self.behind.place_of[than]])
         return float((self.utilities[self._place_of[candidate_id]] > self.utilities[self._place_of[than]]).mean())
 
     def score_ratios(self, to: str) -> dict[str, Interval]:
         """By candidate id, the 95 % interval of its score as a multiple of that of `to`."""
-        if to in self.behind.place_of:
-            return {key: self._ratio(key, to) for key in self.ids}
-        found = {key: self._ratio(key, to) for key in self.behind.ids}
-        for first in range(0, len(self._drawn), _ROWS_AT_ONCE):
+        found: list[Interval] = []
+        for first in range(0, len(self.ids), _ROWS_AT_ONCE):
             ahead = self.utilities[first : first + _ROWS_AT_ONCE] - self.utilities[self._place_of[to]]
             lows, highs = np.exp(np.quantile(ahead, (0.025, 0.975), axis=1)).tolist()
             values = np.exp(ahead.mean(axis=1)).tolist()
-            intervals = map(lambda value, low, high: Interval(value=value, low=low, high=high), values, lows, highs)
-            found |= zip(self._drawn[first : first + _ROWS_AT_ONCE], intervals, strict=True)
-        return {key: found[key] for key in self.ids}
+            found += map(lambda value, low, high: Interval(value=value, low=low, high=high), values, lows, highs)
+        return dict(zip(self.ids, found, strict=True))
 
     def ties(self, candidate_id: str) -> tuple[str, ...]:
         """Candidates that cannot be told apart from it because they may be the best too, the likeliest first."""
@@ -162,113 +118,30 @@ class UtilityPosterior:
         rivals = [key for key in self.ids if key != candidate_id and shares[key] > TIE_SHARE]
         return tuple(sorted(rivals, key=lambda key: -shares[key]))
 
-    def _shares_ahead(self, of: str, by: float) -> Array:
-        """How probable it is of each that is `behind` that it is better than another `by` so much."""
-        if (of, by) not in self._known_shares:
-            means, deviations = self._moments(of)
-            ahead = self.behind.means[: len(means)] - means[:, None] - by
-            spreads = np.hypot(self.behind.deviations[: len(means)], deviations[:, None])
-            self._known_shares[of, by] = normal_shares(ahead / np.maximum(spreads, _TINY)).mean(axis=0)
-        return self._known_shares[of, by]
-
-    @cached_property
-    def _known_shares(self) -> dict[tuple[str, float], Array]:
-        return {}
-
-    def _moments(self, candidate_id: str) -> tuple[Array, Array]:
-        """Mean and standard deviation of a candidate's utility for each draw of the noise."""
-        if (place := self.behind.place_of.get(candidate_id)) is not None:
-            return self.behind.means[:, place], self.behind.deviations[:, place]
-        row = self.utilities[self._place_of[candidate_id]]
-        parts = np.split(row, range(draws_each(len(row)), len(row), draws_each(len(row))))
-        return np.array([one.mean() for one in parts]), np.array([one.std() for one in parts])
-
-    def _ratio(self, candidate_id: str, to: str) -> Interval:
-        """The 95 % interval of a score as a multiple of another, one of which at least is `behind`: as if normal."""
-        value = self.means[candidate_id] - self.means[to]
-        half_width = 1.96 * math.hypot(self._deviation(candidate_id), self._deviation(to))
-        return Interval(value=math.exp(value), low=math.exp(value - half_width), high=math.exp(value + half_width))
-
-    def _deviation(self, candidate_id: str) -> float:
-        if (place := self.behind.place_of.get(candidate_id)) is not None:
-            return self._behind_deviations[place]
-        if candidate_id not in self._known_deviations:
-            self._known_deviations[candidate_id] = float(self.utilities[self._place_of[candidate_id]].std())
-        return self._known_deviations[candidate_id]
-
-    @cached_property
-    def _behind_deviations(self) -> list[float]:
-        variances = (self.behind.deviations**2).mean(axis=0) + self.behind.means.var(axis=0)
-        deviations: list[float] = np.sqrt(variances).tolist()
-        return deviations
-
-    @cached_property
-    def _known_deviations(self) -> dict[str, float]:
-        return {}
-
-
-def draws_each(draws: int) -> int:
-    """How many of all `draws` are made for each draw of the noise: an even number, for `_mirrored`."""
-    return 2 * math.ceil(draws / (2 * EQUALLY_LIKELY))
-
 
 def draw_utilities(
-    evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int, always: Container[str] = ()
+    evidence: Evidence, ids: Sequence[str], weights: Array, *, seed: int, draws: int
 ) -> UtilityPosterior:
     """The posterior of `ids`, none of which may be without a process; the module has the model.
 
     Args:
         weights: of the logarithms of TTFT, throughput and peak in the utility, with their signs.
-        always: ids that are drawn also where they cannot lead, because others are compared with them.
     """
     own = evidence.restricted(ids)
     variances = process_variances(evidence, weights)
     rows = np.array([evidence.place_of[key] for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
-    each = draws_each(draws)
+    each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
     expected = SPREAD**2 * typical_variance(weights)
-    noises = [within + one[rows] for one in variances.own]
-    populations = [
-        _population(own, values, noise, expected, level) for noise, level in zip(noises, _levels(own), strict=True)
-    ]
-    behind = _NOBODY if len(own.ids) <= _ALL_DRAWN else _behind(own, values, noises, populations, always)
-    drawn_ids = own.restricted(set(own.ids) - set(behind.ids)) if behind.ids else own
-    places = np.array([own.place_of[key] for key in drawn_ids.ids])
-    its = np.isin(own.owner, places)
-    utilities = np.empty((len(drawn_ids.ids), draws))
-    for number, (machine, noise, (means, spread)) in enumerate(
-        zip(variances.machine, noises, populations, strict=True)
-    ):
-        population = means[places], spread
-        drawn = _draw(drawn_ids, values[its], noise[its], float(machine), population, each, generator)
+    utilities = np.empty((len(own.ids), draws))  # ten thousand candidates take 160 MB: no second copy
+    for number, (machine, one, level) in enumerate(zip(variances.machine, variances.own, _levels(own), strict=True)):
+        noise = within + one[rows]
+        population = _population(own, values, noise, expected, level)
+        drawn = _draw(own, values, noise, float(machine), population, each, generator)
         begin = number * each
         utilities[:, begin : begin + each] = drawn[:, : draws - begin] if begin < draws else drawn[:, :0]
-    return UtilityPosterior(ids=own.ids, utilities=utilities, behind=behind)
-
-
-def _behind(
-    evidence: Evidence,
-    values: Array,
-    noises: Sequence[Array],
-    populations: Sequence[tuple[Array, float]],
-    always: Container[str],
-) -> Behind:
-    """Those that cannot lead, whatever the noise is. Without a confirming round they are independent of each other,
-    and those that took part in one are few: they are always drawn."""
-    count = len(evidence.ids)
-    moments = []
-    for noise, (means, spread) in zip(noises, populations, strict=True):
-        precision = 1 / spread + np.bincount(evidence.owner, 1 / noise, count)
-        pull = means / spread + np.bincount(evidence.owner, values / noise, count)
-        moments.append((pull / precision, 1 / np.sqrt(precision)))
-    means, deviations = (np.array(one) for one in zip(*moments, strict=True))
-    best, worst = means + _CANNOT_LEAD * deviations, means - _CANNOT_LEAD * deviations
-    is_behind = (best < worst.max(axis=1, keepdims=True)).all(axis=0)
-    is_behind[evidence.owner[evidence.rounds != SEARCH_ROUND]] = False
-    is_behind[[evidence.place_of[key] for key in evidence.ids if key in always]] = False
-    ids = tuple(key for key, its in zip(evidence.ids, is_behind.tolist(), strict=True) if its)
-    return Behind(ids=ids, means=means[:, is_behind], deviations=deviations[:, is_behind])
+    return UtilityPosterior(ids=own.ids, utilities=utilities)
 
 
 def _draw(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from evidence_samples import UTILITY_IS_THROUGHPUT, of_throughputs
 
-from kvray.analysis import utility_posterior
 from kvray.analysis.evidence import Evidence
 from kvray.analysis.utility_posterior import UtilityPosterior, draw_utilities
 
@@ -62,35 +61,3 @@ def test_the_same_seed_gives_the_same_draws() -> None:
 
     assert np.array_equal(stand(evidence, seed=3).utilities, stand(evidence, seed=3).utilities)
     assert not np.array_equal(stand(evidence, seed=3).utilities, stand(evidence, seed=4).utilities)
-
-
-def many_behind() -> Evidence:
-    """Three that may lead, of which two were confirmed, and fifty that cannot; one of these was confirmed as well."""
-    behind = {f"x{place}": [10.0 + place / 10] for place in range(50)}
-    return of_throughputs({"a": [50.0, 50.2], "b": [49.5, 49.8], "c": [49.0], **behind, "slow": [12.0, 12.1]})
-
-
-def test_of_many_those_that_cannot_lead_are_not_drawn_and_are_believed_what_draws_would_show(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    evidence = many_behind()
-    every = stand(evidence)
-    monkeypatch.setattr(utility_posterior, "_ALL_DRAWN", 10)
-    few = draw_utilities(evidence, evidence.ids, UTILITY_IS_THROUGHPUT, seed=0, draws=4000, always=("x3",))
-
-    assert len(every.utilities) == len(evidence.ids)
-    assert len(few.utilities) == 5, "a, b, c, slow and x3"
-    assert few.ids == every.ids
-    assert few.leader == every.leader == "a"
-    assert few.lead_shares == pytest.approx(every.lead_shares, abs=0.02)
-    assert few.means == pytest.approx(every.means, abs=0.01)
-    assert few.near_share("x1") == every.near_share("x1") == 0.0
-    for key, than in (("x1", "a"), ("x1", "x3"), ("x40", "x41"), ("a", "x1")):
-        assert few.better_share(key, than) == pytest.approx(every.better_share(key, than), abs=0.05)
-        assert few.worse_share(key, than) == pytest.approx(every.worse_share(key, than), abs=0.05)
-    for to in ("a", "x1"):
-        told, drawn = few.score_ratios(to), every.score_ratios(to)
-        assert told.keys() == drawn.keys()
-        for key in set(evidence.ids) - {to}:
-            for name in ("value", "low", "high"):
-                assert getattr(told[key], name) == pytest.approx(getattr(drawn[key], name), rel=0.06), (key, name)
