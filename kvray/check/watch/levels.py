@@ -6,6 +6,7 @@ Pure functions over observations. Logarithms are turned so that more is worse.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -100,11 +101,11 @@ class Change:
 
 def levels_of(rows: Sequence[Observation], watched: Watched, starts: Sequence[str]) -> Levels:
     """The series of `watched` in `rows`, whose level changed at the sittings `starts`."""
-    sittings, known_starts = _sittings(rows[-MOST_ROWS:]), frozenset(starts)
-    found = [(sitting, _values(sitting, watched)) for sitting in sittings]
+    sittings = _sittings(rows[-MOST_ROWS:])
+    name = next((one.anchor for one in reversed(rows) if one.anchor is not None), None)
+    found = [(sitting, _values(sitting, watched, name)) for sitting in sittings]
     kept = [(sitting, values) for sitting, values in found if len(values)]
     ids = tuple(sitting[0].observation_id for sitting, _ in kept)
-    name = next((one.anchor for one in reversed(rows) if one.anchor is not None), None)
     anchor = np.array([_anchor(sitting, name) for sitting, _ in kept]).reshape(-1, 2)
     explains = anchor if watched in SPEEDS else anchor[:, :0]
     return Levels(
@@ -114,7 +115,7 @@ def levels_of(rows: Sequence[Observation], watched: Watched, starts: Sequence[st
             at_s=np.array([sitting[0].observed_at.timestamp() for sitting, _ in kept]),
             values=np.array([values.sum() / len(values) for _, values in kept]),
             anchors=explains,
-            starts=tuple(place for place, one in enumerate(ids) if one in known_starts and place > 0),
+            starts=tuple(sorted({place for one in starts if 0 < (place := bisect_left(ids, one)) < len(ids)})),
             least_sd=_LEAST_SD[watched],
             typical_sd=_TYPICAL_SD[watched],
         ),
@@ -201,10 +202,10 @@ def _sittings(rows: Sequence[Observation]) -> list[list[Observation]]:
     return found
 
 
-def _values(sitting: Sequence[Observation], watched: Watched) -> Array:
-    """A logarithm per process; of the machine, per observation."""
+def _values(sitting: Sequence[Observation], watched: Watched, anchor: str | None) -> Array:
+    """A logarithm per process; of the machine, per observation that measured `anchor`."""
     if watched is None:
-        each = [math.fsum(_anchor([one], one.anchor)) / 2 for one in sitting]
+        each = [math.fsum(_anchor([one], anchor)) / 2 for one in sitting]
         return np.array([one for one in each if math.isfinite(one)])
     sign = _sign(watched)
     return np.array([sign * math.log(value) for one in sitting for value in getattr(one, _EACH[watched])])

@@ -130,9 +130,9 @@ class Watch:
             OutputError: of one observation: it could not be written.
         """
         Extra.WATCH.require("kvray watch")
-        if is_uri(self._config.folder):
+        if is_uri(place := self._config.output_dir or self._config.plan):
             raise InvalidValueError(
-                f"A watch keeps its history on this machine, not in {without_secrets(self._config.folder)!r}.",
+                f"A watch keeps its history on this machine, not in {without_secrets(place)!r}.",
                 hint="Choose a local folder with --output.",
             )
         subject = read_subject(self._config.plan, self._config.consent)

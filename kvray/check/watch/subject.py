@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -16,7 +17,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric, SideSamples, side_samples
-from kvray.candidate import Candidate
+from kvray.candidate import Candidate, DeviceType
 from kvray.check.baseline import Baseline, read_baseline
 from kvray.check.config import Consent
 from kvray.check.measured import failure_text
@@ -32,6 +33,7 @@ from kvray.check.subject import (
 )
 from kvray.check.watch.anchor import AnchorRates, measure_anchor
 from kvray.engines.base import DeviceFacts
+from kvray.errors import ResultsError
 from kvray.probes.cpu import trial_threads, wished_threads
 from kvray.record import TrialResult
 from kvray.store.history import Observation, ObservationRole
@@ -68,6 +70,12 @@ def read_subject(plan: str, consent: Consent) -> Subject:
     device = device_of(baseline)
     check_consent(baseline, [candidate], consent)
     engine = found_engine(baseline, candidate.engine, consent, device)
+    if engine.has_other_weights:
+        raise ResultsError(
+            f"{baseline.model_id!r} has other weights now ({engine.model.revision}) than the plan was measured with "
+            f"({engine.recorded_revision}).",
+            hint="Tune again, and watch the new plan.",
+        )
     check_workload(engine, baseline.profile)
     check_candidates({candidate.engine: engine}, [candidate], device, baseline.profile)
     return Subject(
@@ -96,8 +104,8 @@ class Measuring(Protocol):
     def observe(
         self, role: ObservationRole, processes: int, *, at: dt.datetime, load: str | None, run_id: str
     ) -> Observation:
-        """The anchor and one fresh process of the subject, in turn, as often as `processes` says. States and events
-        are not decided yet."""
+        """The anchor and one fresh process of the subject, in turn, as often as `processes` says; of a GPU the anchor
+        once. States and events are not decided yet."""
 
 
 class Measurer:
@@ -110,7 +118,10 @@ class Measurer:
     def __init__(self, subject: Subject, timeout_s: float) -> None:
         self._subject = subject
         self._timeout_s = timeout_s
-        self._folder = tempfile.TemporaryDirectory(prefix="kvray-watch-", ignore_cleanup_errors=True)
+        self._ending = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        subject = self._subject
         python = subject.engine.python
         spec = SideSpec(
             name="now",
@@ -119,25 +130,25 @@ class Measurer:
             device=subject.device.device,
             offline=subject.engine.request.offline,
         )
-        self._side = Side(spec, Path(self._folder.name))
-
-    def __enter__(self) -> Self:
-        self._side.__enter__()
+        with contextlib.ExitStack() as stack:
+            folder = tempfile.TemporaryDirectory(prefix="kvray-watch-", ignore_cleanup_errors=True)
+            self._side = stack.enter_context(Side(spec, Path(stack.enter_context(folder))))
+            self._ending = stack.pop_all()
         return self
 
-    def __exit__(self, *reason: object) -> None:
-        self._side.__exit__(*reason)
-        self._folder.cleanup()
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
 
     def observe(
         self, role: ObservationRole, processes: int, *, at: dt.datetime, load: str | None, run_id: str
     ) -> Observation:
         """As `Measuring` says; why a process failed is in the observation's message."""
-        results, rates = [], []
+        results, rates, device = [], [], self._subject.device.device
         threads = trial_threads(wished_threads(), 1)
         for number in range(1, processes + 1):
-            anchor = measure_anchor(self._subject.device.device, self._subject.engine.adapter, threads)
-            rates += [] if anchor is None else [anchor]
+            if number == 1 or device is DeviceType.CPU:  # a GPU's takes an engine's start
+                anchor = measure_anchor(device, self._subject.engine.adapter, threads)
+                rates += [] if anchor is None else [anchor]
             results.append(self._side.measure(self._request(number, run_id)))
         sitting = _Sitting(at=at, facts=self._side.facts, results=tuple(results), rates=tuple(rates), run_id=run_id)
         return _observation(self._subject, sitting, role, load)

@@ -145,8 +145,8 @@ class Bench:
         self.now_s += seconds
 
 
-def write_plan(path: Path, model_id: str = "fake:ok") -> None:
-    models = {"fake": CheckedModel(model_id=model_id)}
+def write_plan(path: Path, model_id: str = "fake:ok", revision: str | None = None) -> None:
+    models = {"fake": CheckedModel(model_id=model_id, model_revision=revision)}
     sides = (SideInfo(name="A"), SideInfo(name="B"))
     write_output(str(path), checked(model_id=model_id, models=models, sides=sides).model_dump_json())
 
@@ -343,7 +343,27 @@ def test_the_sinks_are_those_of_the_folder_and_see_the_history(bench: Bench) -> 
     assert seen == [1]
 
 
-def test_a_bucket_is_no_place_for_a_watch(bench: Bench) -> None:
-    config = WatchConfig(plan=str(bench.plan), output_dir="s3://bucket/watch")
-    with pytest.raises(InvalidValueError, match="keeps its history on this machine, not in 's3://bucket/watch'"):
+@pytest.mark.parametrize(
+    ("plan", "output"), [("plan.json", "s3://bucket/watch"), ("s3://bucket/watch/best_plan.json", None)]
+)
+def test_a_bucket_is_no_place_for_a_watch(plan: str, output: str | None) -> None:
+    config = WatchConfig(plan=plan, output_dir=output)
+    with pytest.raises(InvalidValueError, match="keeps its history on this machine, not in 's3://bucket/watch"):
         Watch(config, open_sinks=lambda folder, history: ()).run()
+
+
+def test_other_weights_than_the_plans_are_refused(bench: Bench) -> None:
+    write_plan(bench.plan, revision="another")
+    error = bench.once()
+    assert isinstance(error, ResultsError)
+    assert "'fake:ok' has other weights now" in str(error)
+
+
+def test_a_damaged_history_is_one_line_and_is_gone_on_with(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.once(3)
+    damaged = sorted((bench.folder / "observations").iterdir())[1]
+    damaged.write_bytes(b"no Parquet")
+    with caplog.at_level(logging.WARNING, "kvray.watch"):
+        assert bench.once() is None
+    assert len([one for one in caplog.records if "is damaged and is left out" in one.getMessage()]) == 1
+    assert len(bench.rows) == 3
