@@ -66,11 +66,18 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         line.insert(draw(st.integers(0, len(line))), draw(texts))
     if name in ("tune", "forecast"):
         line = ["--device", "cpu", *(["--engine", "fake"] if draw(st.booleans()) else []), *line]
+    if name == "check":  # a side that cannot be started ends it before anything is measured
+        line += ["--output", f"{HERE}/../output/check", "--against", "python=/none/python"]
     return [name, "--dry-run", *line] if name == "tune" else [name, *line]
 
 
 def _positional(name: str) -> st.SearchStrategy[list[str]]:
-    usual = {"model": ("fake:ok",), "plan": (f"{HERE}/plan.json",), "name": list_profiles()}
+    usual = {
+        "model": ("fake:ok",),
+        "plan": (f"{HERE}/plan.json",),
+        "baseline": (f"{HERE}/../output/results", f"{HERE}/plan.json"),
+        "name": list_profiles(),
+    }
     good = st.sampled_from(usual.get(name, (f"{HERE}/../output/results",))).map(lambda value: [value])
     return mostly(good, values.map(lambda value: [value]), st.just([]))
 
