@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvray.candidate import Candidate, DeviceType
@@ -31,6 +31,7 @@ class Baseline:
 
     Attributes:
         shown: what was named on the command line, without credentials.
+        folder: results folder around it, in which candidates are looked up by their ids.
         models: by engine.
         reference: the candidate that qualities are held against; `None` where there is none.
         side: who measured, with what, and where.
@@ -41,6 +42,7 @@ class Baseline:
     """
 
     shown: str
+    folder: str = "."
     model_id: str
     models: Mapping[str, CheckedModel]
     device: DeviceType
@@ -66,7 +68,7 @@ def read_baseline(place: str) -> Baseline:
     if not folder or (separator and not run):
         raise InvalidValueError(f"{place!r} names no baseline.", hint=_FORMS)
     if separator or not _is_file(place):
-        return _of_folder(folder, run or None, shown=shown_document(place))
+        return replace(_of_folder(folder, run or None, shown=shown_document(place)), folder=folder)
     data = _document(place)
     if "check_version" in data:
         return of_check(parse_check(json.dumps(data), shown=shown_document(place)), shown=shown_document(place))
@@ -200,6 +202,7 @@ def _of_plan(plan: Plan, place: str) -> Baseline:
     others = sweep.ranked if sweep is not None else tuple(one.candidate for one in plan.candidates.values())
     return Baseline(
         shown=shown_document(place),
+        folder="." if sweep is None else sweep.folder,
         model_id=_id_here(plan.model_id, plan.sent_models),
         models={name: _planned_model(plan, name, sweep) for name in (plan.engine, *plan.other_engines)},
         device=plan.device,
@@ -224,7 +227,8 @@ def _sweep_beside(plan: Plan, place: str) -> Baseline | None:
     if not found:
         return None
     store = ResultsStore(head.rstrip("/") or ".")
-    return of_sweep(read_measured(store, chosen_run(store, plan.run_id)), shown=place)
+    sweep = of_sweep(read_measured(store, chosen_run(store, plan.run_id)), shown=place)
+    return replace(sweep, folder=head.rstrip("/") or ".")
 
 
 def _planned_model(plan: Plan, engine: str, sweep: Baseline | None) -> CheckedModel:

@@ -15,7 +15,7 @@ from kvray.analysis.comparison import (
     compare,
 )
 from kvray.analysis.intervals import Interval
-from kvray.analysis.looks import is_over
+from kvray.analysis.looks import MOST_ROUNDS, is_over
 from kvray.candidate import Candidate
 from kvray.check.measured import samples_of
 from kvray.check.result import CellVerdict, Change, CheckedCandidate, MeasuredSide, MetricVerdict, RanFacts, SideInfo
@@ -70,12 +70,14 @@ def judged(
 
 def is_closed(checked: CheckedCandidate) -> bool:
     """Whether no further round is measured."""
-    return is_over(checked.verdict, len(checked.now.processes)) or bool(checked.before.failures)
+    return bool(checked.before.failures) or is_over(checked.verdict, len(checked.now.processes))
 
 
-def is_exhausted(checked: CheckedCandidate) -> bool:
-    """Whether as many rounds as there may be came to no verdict."""
-    return checked.verdict is Verdict.INCONCLUSIVE and is_over(checked.verdict, len(checked.now.processes))
+def is_hopeless(checked: CheckedCandidate) -> bool:
+    """Whether as many rounds as a check measures do not come to a verdict, or would not at the spread seen."""
+    measured = len(checked.now.processes)
+    is_open = checked.verdict is Verdict.INCONCLUSIVE and not checked.before.failures
+    return is_open and (measured >= MOST_ROUNDS or measured + (checked.more_rounds or 0) > MOST_ROUNDS)
 
 
 def overall(candidates: Sequence[CheckedCandidate]) -> Verdict:
@@ -87,8 +89,13 @@ def overall(candidates: Sequence[CheckedCandidate]) -> Verdict:
 
 
 def more_rounds(candidates: Sequence[CheckedCandidate]) -> int | None:
-    """How many rounds the open candidates take; `None` where there are none, or nobody can say."""
-    asked = [None if is_closed(one) else one.more_rounds for one in candidates if one.verdict is Verdict.INCONCLUSIVE]
+    """How many rounds the open candidates take; `None` where there are none, or more rounds would not do."""
+    is_lost = [is_closed(one) or is_hopeless(one) for one in candidates]
+    asked = [
+        None if lost else one.more_rounds
+        for one, lost in zip(candidates, is_lost, strict=True)
+        if one.verdict is Verdict.INCONCLUSIVE
+    ]
     return max((one or 0 for one in asked), default=0) or None if None not in asked else None
 
 

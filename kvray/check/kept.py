@@ -11,6 +11,7 @@ from kvray.check.result import CheckResult
 from kvray.config import cache_dir
 from kvray.errors import KvrayError, OutputError
 from kvray.record import TrialResult
+from kvray.report.formats import plural
 from kvray.store.parquet import ResultsStore
 
 _logger = logging.getLogger("kvray.check")
@@ -45,7 +46,7 @@ class KeptRecords:
         """Write what waits and merge the files; why some cannot be written, if so."""
         trouble = self._write()
         if trouble is not None:
-            return OutputError(f"{len(self._waiting)} records could not be written: {trouble}")
+            return OutputError(f"{plural(len(self._waiting), 'record')} could not be written: {trouble}")
         try:
             self._store.compact(run_id)
         except KvrayError as error:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvray.analysis.comparison import Margins, Verdict
+from kvray.analysis.looks import MOST_ROUNDS
 from kvray.check.config import CheckConfig
-from kvray.check.judge import is_exhausted, more_rounds, overall, side_differences
+from kvray.check.judge import is_hopeless, more_rounds, overall, side_differences
 from kvray.check.preparing import Subject
 from kvray.check.result import CheckMode, CheckResult, SideInfo
 from kvray.check.rounds import Rounds
@@ -72,21 +73,20 @@ class Outcome:
         )
 
     def _reasons(self, rounds: Rounds) -> Iterator[str]:
-        """Why rounds did not come to a verdict."""
-        exhausted = [one for one in rounds.checked if is_exhausted(one)]
-        if not exhausted:
+        """Why more rounds would not come to a verdict, and what would."""
+        lost = [one for one in rounds.checked if is_hopeless(one)]
+        if not lost:
             return
+        told = f"{plural(rounds.number, 'round')} did not decide, and the {MOST_ROUNDS} that a check measures would not"
+        if rounds.number >= MOST_ROUNDS:
+            told = f"{rounds.number} rounds did not decide"
         if self.subject.mode is CheckMode.A_B:
-            yield (
-                f"{rounds.number} rounds did not decide: the change is too close to the margin for this spread. "
-                "Give a larger --margin, or wait for a quieter machine with --wait-quiet."
-            )
+            yield f"{told}. Give a larger --margin, or wait for a quieter machine with --wait-quiet."
             return
-        recorded = min(len(one.before.processes) for one in exhausted)
+        recorded = min(len(one.before.processes) for one in lost)
         yield (
-            f"{rounds.number} rounds did not decide against a record of {plural(recorded, 'process', 'processes')}. "
-            "Compare here and now with --against, make a baseline of this check's check.json, which has "
-            f"{rounds.number}, or give a larger --margin."
+            f"{told} against a record of {plural(recorded, 'process', 'processes')}. Compare here and now with "
+            "--against, make a baseline of this check's check.json, or give a larger --margin."
         )
 
     def _sides(self) -> tuple[SideInfo, SideInfo]:

@@ -121,8 +121,7 @@ def _chosen(config: CheckConfig, baseline: Baseline) -> tuple[Candidate, ...]:
     if config.candidates is not None and config.all_ranked:
         raise InvalidValueError("--candidates and --all-ranked exclude each other.")
     if config.candidates is not None:
-        folder = config.baseline.partition("#")[0]
-        return listed_candidates(config.candidates, results=folder)
+        return listed_candidates(config.candidates, results=baseline.folder)
     return baseline.ranked if config.all_ranked else baseline.ranked[:1]
 
 

@@ -20,9 +20,61 @@ from kvray.check.result import (
     RanFacts,
     SideInfo,
 )
-from kvray.workload import Cell, get_profile
+from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.workload import Cell, WorkloadProfile, get_profile
 
 CELL = Cell(512, 32, 1)
+AT = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+RUN = "20260102-000000-aaaa"
+PROFILE = WorkloadProfile(
+    name="tiny",
+    context_lengths=(8,),
+    output_lengths=(4,),
+    weight_ttft=0.5,
+    weight_throughput=0.5,
+    weight_memory=0.0,
+)
+
+
+def trial(
+    number: int, *, ttft_ms: float, cache: CacheStrategy = CacheStrategy.DYNAMIC, **values: object
+) -> TrialResult:
+    one = candidate(cache)
+    record = TrialRecord.of(
+        one,
+        run_id=RUN,
+        trial_id=f"t{number}-{one.candidate_id}",
+        role=Role.CONFIRM if number else Role.BASELINE if cache is CacheStrategy.STATIC else Role.SEARCH,
+        model_id="fake:ok",
+        profile=PROFILE.name,
+        status=TrialStatus.OK,
+        **{
+            "rung": 1,
+            "confirm_round": number or None,
+            "started_at": AT,
+            "fingerprint": "aaaaaaaa",
+            "kernel_decode": "sdpa",
+            "kvray_version": "0.1.0",
+            "device_name": "a CPU",
+            **values,
+        },
+    )
+    run = Run(
+        run_id=RUN,
+        trial_id=record.trial_id,
+        candidate_id=one.candidate_id,
+        context_tokens=8,
+        output_tokens=4,
+        batch_size=1,
+        rung=1,
+        repeat=0,
+        ttft_ms=ttft_ms,
+        itl_ms=(1.0,) * 3,
+        decode_tok_s=100.0,
+        peak_mib=64.0,
+        started_at=AT,
+    )
+    return TrialResult(record=record, runs=(run,))
 
 
 def candidate(cache: CacheStrategy = CacheStrategy.DYNAMIC) -> Candidate:

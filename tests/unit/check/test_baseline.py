@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import json
 from pathlib import Path
 
 import pytest
-from checked import candidate, checked
+from checked import AT, PROFILE, RUN, candidate, checked, trial
 
 from kvray.candidate import CacheStrategy
 from kvray.check.baseline import Baseline, read_baseline
@@ -16,64 +15,11 @@ from kvray.check.check_file import write_check
 from kvray.check.measured import measured_side, samples_of
 from kvray.check.result import CheckMode
 from kvray.errors import InvalidValueError, KvrayError, PlanError, ResultsError
-from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
+from kvray.record import TrialStatus
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.result import read_measured, write_artefacts
-from kvray.workload import WorkloadProfile
-
-AT = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
-RUN = "20260102-000000-aaaa"
-PROFILE = WorkloadProfile(
-    name="tiny",
-    context_lengths=(8,),
-    output_lengths=(4,),
-    weight_ttft=0.5,
-    weight_throughput=0.5,
-    weight_memory=0.0,
-)
-
-
-def trial(
-    number: int, *, ttft_ms: float, cache: CacheStrategy = CacheStrategy.DYNAMIC, **values: object
-) -> TrialResult:
-    one = candidate(cache)
-    record = TrialRecord.of(
-        one,
-        run_id=RUN,
-        trial_id=f"t{number}-{one.candidate_id}",
-        role=Role.CONFIRM if number else Role.BASELINE if cache is CacheStrategy.STATIC else Role.SEARCH,
-        model_id="fake:ok",
-        profile=PROFILE.name,
-        status=TrialStatus.OK,
-        **{
-            "rung": 1,
-            "confirm_round": number or None,
-            "started_at": AT,
-            "fingerprint": "aaaaaaaa",
-            "kernel_decode": "sdpa",
-            "kvray_version": "0.1.0",
-            "device_name": "a CPU",
-            **values,
-        },
-    )
-    run = Run(
-        run_id=RUN,
-        trial_id=record.trial_id,
-        candidate_id=one.candidate_id,
-        context_tokens=8,
-        output_tokens=4,
-        batch_size=1,
-        rung=1,
-        repeat=0,
-        ttft_ms=ttft_ms,
-        itl_ms=(1.0,) * 3,
-        decode_tok_s=100.0,
-        peak_mib=64.0,
-        started_at=AT,
-    )
-    return TrialResult(record=record, runs=(run,))
 
 
 def a_sweep(folder: Path) -> ResultsStore:
