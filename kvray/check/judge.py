@@ -32,6 +32,9 @@ _OTHERWISE = {
 }
 """What must be the same on both sides, by the field of `RanFacts`."""
 
+_KL_NOISE = 1e-4
+"""Nats per token by which two measurements of the same may differ."""
+
 
 def default_margins(profile: WorkloadProfile) -> dict[ComparedMetric, float]:
     """The margins of a profile: a metric that does not count in its score is shown, not judged."""
@@ -57,7 +60,7 @@ def judged(
         candidate=candidate,
         verdict=verdict,
         reasons=(*reasons, *problems),
-        differences=tuple(_differences(before.ran, now.ran)),
+        differences=tuple(dict.fromkeys((*_differences(before.ran, now.ran), *_disturbed(before, now, names)))),
         metrics=() if compared is None else tuple(map(_metric, compared.metrics)),
         cells=() if compared is None else tuple(map(_cell, compared.cells)),
         rounds=0 if compared is None else compared.rounds,
@@ -165,10 +168,19 @@ def _differences(before: RanFacts | None, now: RanFacts | None) -> Iterator[str]
         return
     if None not in (before.threads, now.threads) and before.threads != now.threads:
         yield f"threads: {before.threads} → {now.threads}"
+    if before.kl_mean is not None and now.kl_mean is not None and abs(now.kl_mean - before.kl_mean) > _KL_NOISE:
+        yield f"loss of quality (KL): {before.kl_mean:.4f} → {now.kl_mean:.4f} nats per token"
     one, two = (json.loads(side.resolved) if side.resolved else {} for side in (before, now))
     for name in sorted(one.keys() & two.keys()):
         if one[name] != two[name]:
             yield f"{name}: {one[name]} → {two[name]}"
+
+
+def _disturbed(before: MeasuredSide, now: MeasuredSide, names: tuple[str, str]) -> Iterator[str]:
+    """Sides whose figures rest on disturbed runs alone."""
+    for name, side in zip(names, (before, now), strict=True):
+        if side.processes and all(one.disturbed for one in side.processes):
+            yield f"{name}: other programs disturbed every process, so its figures may be too low or too high"
 
 
 def _verdict(before: MeasuredSide, now: MeasuredSide, compared: Comparison | None, *, fails: bool) -> Verdict:

@@ -173,10 +173,14 @@ def test_each_of_what_ran_must_be_the_same(name: str) -> None:
 
 
 def test_what_the_engine_made_of_the_configuration_is_told_and_decides_nothing() -> None:
-    a = FakeSide(facts={"resolved": '{"n_batch": 512, "n_ctx": 8}'})
-    b = FakeSide(facts={"resolved": '{"n_batch": 256, "n_ctx": 8}', "threads": 1})
+    a = FakeSide(facts={"resolved": '{"n_batch": 512, "n_ctx": 8, "threads": 2}', "kl_mean": 0.0})
+    b = FakeSide(facts={"resolved": '{"n_batch": 256, "n_ctx": 8, "threads": 1}', "threads": 1, "kl_mean": 0.01})
     one = measured(rounds_of(a, b))
-    assert one.differences == ("threads: 2 → 1", "n_batch: 512 → 256")
+    assert one.differences == (
+        "threads: 2 → 1",
+        "loss of quality (KL): 0.0000 → 0.0100 nats per token",
+        "n_batch: 512 → 256",
+    )
     assert one.verdict is Verdict.PASS
 
 
@@ -200,6 +204,17 @@ def test_what_cannot_be_measured_before_is_no_fail_of_what_is_now() -> None:
     one = measured(rounds)
     assert (one.verdict, rounds.number) == (Verdict.INCONCLUSIVE, 1)
     assert one.reasons == ("A: it ran out of memory",)
+
+
+def test_a_record_that_was_disturbed_throughout_is_named() -> None:
+    record = measured_side([FakeSide().measure(request(number)) for number in range(1, 4)], PROFILE)
+    noisy = record.model_copy(
+        update={"processes": tuple(one.model_copy(update={"disturbed": True}) for one in record.processes)}
+    )
+    one = measured(rounds_of(FakeSide(), recorded={candidate().candidate_id: noisy}))
+    assert one.differences == (
+        "baseline: other programs disturbed every process, so its figures may be too low or too high",
+    )
 
 
 def test_noise_leaves_it_open_and_says_what_it_would_take() -> None:
