@@ -87,7 +87,7 @@ class RegressionCheck:
         config, device = self._config, outcome.subject.device.device
         try:
             with _contention_noticed(device, config.wait_quiet_s, outcome.run_id) as quiet:
-                while not rounds.is_over and (rounds.number == 0 or rounds.spent_s + rounds.next_s <= config.budget_s):
+                while rounds.has_time and not rounds.is_over:
                     quiet.wait()
                     rounds.measure()
                     so_far = outcome.result(rounds, is_interrupted=True)
@@ -139,6 +139,7 @@ def _round_plan(outcome: Outcome) -> RoundPlan:
         device=subject.device.device,
         margins=outcome.margins,
         timeout_s=config.timeout_s,
+        budget_s=config.budget_s,
         recorded=subject.baseline.recorded if subject.mode is CheckMode.RECORD else {},
         reference=_reference(outcome),
     )

@@ -34,6 +34,7 @@ class RoundPlan:
         names: of the sides, before and now.
         candidates: in the order of their turns.
         requests: the model, by engine.
+        budget_s: for all rounds together. The first trials are measured whatever it is.
         recorded: by candidate id, the side that is not measured again; empty where both sides are.
         reference: what quality is compared with, in the first round.
     """
@@ -46,6 +47,7 @@ class RoundPlan:
     device: DeviceType
     margins: Margins
     timeout_s: float
+    budget_s: float
     recorded: Mapping[str, MeasuredSide] = field(default_factory=dict)
     reference: ReferenceSpec | None = None
 
@@ -90,6 +92,11 @@ class Rounds:
         return self.number > 0 and all(map(is_closed, self.checked))
 
     @property
+    def has_time(self) -> bool:
+        """Whether a further round would end within the budget."""
+        return self.number == 0 or self.spent_s + self.next_s <= self._plan.budget_s
+
+    @property
     def next_s(self) -> float:
         """How long a further round will take: as long as the last one, at which quality is no longer measured."""
         return self._spent_s[-1] if self._spent_s else 0.0
@@ -99,7 +106,9 @@ class Rounds:
         started, number = self._clock(), self.number + 1
         order = self._sides if number % 2 else self._sides[::-1]
         try:
-            for candidate, checked in zip(self._plan.candidates, self.checked, strict=True):
+            for place, (candidate, checked) in enumerate(zip(self._plan.candidates, self.checked, strict=True)):
+                if place and self.spent_s + self._clock() - started > self._plan.budget_s:
+                    break
                 if number == 1 or not is_closed(checked):
                     for name, side in order:
                         self._measure(name, side, candidate, number)

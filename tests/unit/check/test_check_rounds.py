@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +82,12 @@ class FakeSide:
         return TrialResult(record=record, runs=(run,))
 
 
-def rounds_of(*sides: FakeSide, candidates: tuple[Candidate, ...] = (candidate(),), **changes: Any) -> Rounds:
+def rounds_of(
+    *sides: FakeSide,
+    candidates: tuple[Candidate, ...] = (candidate(),),
+    clock: Callable[[], float] = time.monotonic,
+    **changes: Any,
+) -> Rounds:
     calls: list[str] = []
     names = ("A", "B") if len(sides) == 2 else ("baseline", "now")
     for name, side in zip(names[-len(sides) :], sides, strict=True):
@@ -94,9 +101,10 @@ def rounds_of(*sides: FakeSide, candidates: tuple[Candidate, ...] = (candidate()
         "device": DeviceType.CPU,
         "margins": default_margins(PROFILE),
         "timeout_s": 60.0,
+        "budget_s": 600.0,
         "reference": ReferenceSpec(candidate=candidate(), model_revision="1"),
     }
-    return Rounds(RoundPlan(**{**values, **changes}), sides, keep=lambda _: None)
+    return Rounds(RoundPlan(**{**values, **changes}), sides, keep=lambda _: None, clock=clock)
 
 
 def measured(rounds: Rounds, most: int = 20) -> CheckedCandidate:
@@ -239,6 +247,17 @@ def test_a_candidate_with_a_verdict_is_not_measured_again() -> None:
     asked = [one.candidate.cache.value for one in b.asked]
     assert asked.count("dynamic") < asked.count("static")
     assert overall(rounds.checked) is Verdict.FAIL
+
+
+def test_the_budget_ends_a_round_of_many_candidates_and_what_was_not_measured_is_inconclusive() -> None:
+    instants = iter(range(0, 10_000, 100))
+    both = (candidate(), candidate(CacheStrategy.STATIC))
+    side = FakeSide()
+    rounds = rounds_of(FakeSide(), side, candidates=both, budget_s=50.0, clock=lambda: float(next(instants)))
+    rounds.measure()
+    assert [one.candidate for one in side.asked] == [candidate()]
+    assert rounds.checked[1].verdict is Verdict.INCONCLUSIVE
+    assert not rounds.has_time
 
 
 def test_an_interrupted_round_keeps_what_it_measured() -> None:
