@@ -110,7 +110,7 @@ def _check_output(config: CheckConfig) -> None:
         same = config.baseline == config.check_file
     else:
         place = Path(config.baseline)
-        same = (place / "check.json" if place.is_dir() else place).absolute() == Path(config.check_file).absolute()
+        same = (place / "check.json" if place.is_dir() else place).resolve() == Path(config.check_file).resolve()
     if same:
         raise InvalidValueError(
             f"The check would replace its own baseline {config.baseline!r}.", hint="Name another --output or --json."
