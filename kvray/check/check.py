@@ -22,7 +22,7 @@ from kvray.check.preparing import Subject, prepared, side_specs
 from kvray.check.result import CheckMode, CheckResult
 from kvray.check.rounds import RoundPlan, Rounds
 from kvray.check.side import Side
-from kvray.errors import OutputError
+from kvray.errors import InvalidValueError, OutputError
 from kvray.probes.contention import QuietWait, announced_sweep, disturbers
 from kvray.search_paths import python_command
 from kvray.store.parquet import ResultsStore
@@ -61,6 +61,7 @@ class RegressionCheck:
         """
         config, started_at, started_s = self._config, dt.datetime.now(dt.UTC), self._clock()
         subject = prepared(config)
+        margins = _margins(config, subject)
         store = ResultsStore(config.output_dir)
         store.check_writable()
         records, run_id = KeptRecords(store), f"{started_at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -69,13 +70,14 @@ class RegressionCheck:
                 config=config,
                 subject=subject,
                 sides=sides,
-                margins=_margins(config, subject),
+                margins=margins,
                 run_id=run_id,
                 results=store.display_name,
                 started_at=started_at,
                 elapsed_s=lambda: self._clock() - started_s,
             )
             rounds = Rounds(_round_plan(outcome), sides, keep=records.keep, clock=self._clock)
+            write_check(outcome.result(rounds, is_interrupted=True), config.check_file)  # in place of an older one
             result = self._measured(rounds, outcome)
         self.unwritten = write_or_rescue(result, config.check_file, records.finish(run_id))
         if self.unwritten is not None:
@@ -101,7 +103,12 @@ class RegressionCheck:
 
 def _margins(config: CheckConfig, subject: Subject) -> Margins:
     asked = {**default_margins(subject.baseline.profile), **config.margins}
-    return {metric: margin for metric, margin in asked.items() if margin is not None}
+    margins = {metric: margin for metric, margin in asked.items() if margin is not None}
+    if not margins:
+        raise InvalidValueError(
+            "The margins leave nothing to judge.", hint="Give one for ttft, decode or memory: --margin ttft=5%."
+        )
+    return margins
 
 
 @contextlib.contextmanager

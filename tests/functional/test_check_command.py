@@ -123,6 +123,8 @@ def test_too_small_a_budget_ends_inconclusive(check: Check, tmp_path: Path) -> N
         (("--candidates", "none.json"), 2, "Cannot read candidates 'none.json'"),
         (("--candidates", "x.json", "--all-ranked"), 2, "exclude each other"),
         (("--output", "/proc/none"), 7, "/proc/none"),
+        (("--json", "/proc/none.json"), 7, "/proc/none.json"),
+        (("--margin", "ttft=off,decode=off,memory=off"), 2, "nothing to judge"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(
