@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from kvray_logger import logger_as_before
-from measured_here import kept, measured_here
+from measured_here import PROFILE, kept, measured_here
 
-from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
-from kvray.check.check_file import read_check
-from kvray.check.result import CheckResult
+from kvray.analysis.comparison import Verdict
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.check.check_file import read_check, write_check
+from kvray.check.result import CheckedCandidate, CheckedModel, CheckMode, CheckResult, SideInfo
 from kvray.cli.app import run
 from kvray.engines.base import ModelRequest
 from kvray.store.parquet import ResultsStore
@@ -102,6 +104,40 @@ def test_another_kernel_fails_however_fast_it_is(check: Check, tmp_path: Path) -
     code, out, _ = check("--against", variables(tmp_path, **{KERNEL_VARIABLE: "math", SLOWER_VARIABLE: "0.5"}))
     assert code == 1
     assert "nother kernel ran in decode: sdpa → math" in out
+
+
+def test_a_real_engine_says_what_ran_on_both_sides(tiny_model: str, check: Check, tmp_path: Path) -> None:
+    one = Candidate(
+        engine="transformers", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA_MATH, dtype=DType.FLOAT32
+    )
+    at, side = dt.datetime(2026, 1, 1, tzinfo=dt.UTC), SideInfo(name="now")
+    before = CheckResult(
+        kvray_version="0.1.0",
+        started_at=at,
+        ended_at=at,
+        seconds=1.0,
+        mode=CheckMode.RECORD,
+        model_id=tiny_model,
+        models={"transformers": CheckedModel(model_id=tiny_model)},
+        device=DeviceType.CPU,
+        device_name="a CPU of before",
+        profile=PROFILE,
+        sides=(side, side),
+        candidates=(CheckedCandidate(label=one.label, candidate=one, verdict=Verdict.INCONCLUSIVE),),
+        verdict=Verdict.INCONCLUSIVE,
+    )
+    write_check(before, tmp_path / "before.json")
+    threads = variables(tmp_path, OMP_NUM_THREADS="1")
+    code, out, err = check("--against", threads, "--budget", "0.01s", baseline=tmp_path / "before.json")
+    assert code == 14, out + err
+    (found,) = result_of(tmp_path).candidates
+    assert found.reasons == ()
+    assert found.before.ran is not None
+    assert found.now.ran is not None
+    assert found.before.ran.kernel_decode == found.now.ran.kernel_decode
+    assert found.now.ran.kernel_decode is not None
+    assert found.now.ran.threads == 1
+    assert len(found.now.cells) == len(PROFILE.cells(1, rung=2))
 
 
 def test_too_small_a_budget_ends_inconclusive(check: Check, tmp_path: Path) -> None:
