@@ -71,8 +71,9 @@ def check(
 ) -> None:
     """Measure again what a baseline measured, and say whether it became worse: PASS, FAIL or INCONCLUSIVE.
 
-    Without --against the machine must be the one that measured the baseline. Exit code 0: PASS. 1: FAIL. 14:
-    INCONCLUSIVE, the budget was spent before either could be shown.
+    Without --against the machine must be the one that measured the baseline.
+
+    Exit code 0: PASS. 1: FAIL. 14: INCONCLUSIVE, neither could be shown.
     """
     counts_as = _on_inconclusive(on_inconclusive)
     files.check_places()
