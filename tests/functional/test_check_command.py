@@ -106,6 +106,7 @@ def test_another_kernel_fails_however_fast_it_is(check: Check, tmp_path: Path) -
     assert "nother kernel ran in decode: sdpa → math" in out
 
 
+@pytest.mark.slow
 def test_a_real_engine_says_what_ran_on_both_sides(tiny_model: str, check: Check, tmp_path: Path) -> None:
     one = Candidate(
         engine="transformers", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA_MATH, dtype=DType.FLOAT32
