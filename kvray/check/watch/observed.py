@@ -45,8 +45,8 @@ def state_of(metric: ComparedMetric, observation: Observation) -> WatchState:
 
 
 def is_calm(observation: Observation) -> bool:
-    """Whether nobody else used the machine, as far as was seen."""
-    return not observation.disturbed and observation.load is None
+    """Whether it counts: others may have used the machine when it began and still not have disturbed its runs."""
+    return not observation.disturbed
 
 
 def remark(observation: Observation) -> str:

@@ -110,7 +110,7 @@ def test_a_watch_that_measures_nothing_says_why() -> None:
 def test_a_level_is_the_median_of_calm_observations_between_change_points() -> None:
     calm = [observation(number, ttft_ms=value) for number, value in enumerate((100.0, 102.0, 104.0))]
     wild = observation(3, ttft_ms=900.0, disturbed=True)
-    used = observation(4, ttft_ms=800.0, load="others used 1.5 of 2 CPUs")
+    used = observation(4, ttft_ms=102.0, load="others used 0.5 of 2 CPUs")
     step = with_events(observation(5, ttft_ms=150.0), [event(5, EventKind.CONFIRMED)])
     history = [*calm, wild, used, step, not_measured(6)]
     assert levels(ComparedMetric.TTFT, history) == [(at(0), at(4), 102.0), (at(5), at(5), 150.0)]
@@ -187,7 +187,7 @@ def test_charts_mark_disturbed_repeated_and_missing_observations_and_change_poin
     counts = {
         name: len(traces[name]["x"]) for name in ("observation", "disturbed", "after a suspicion", "not measured")
     }
-    assert counts == {"observation": 2, "disturbed": 2, "after a suspicion": 1, "not measured": 1}
+    assert counts == {"observation": 3, "disturbed": 1, "after a suspicion": 1, "not measured": 1}
     assert "900 MiB more" in traces["not measured"]["hovertext"][0]
     assert [shape["x0"] for shape in ttft.plot["layout"]["shapes"]] == ["2026-10-02 06:00:00"]
     assert ttft.plot["layout"]["annotations"][0]["text"] == "<b>+12 %</b>"
