@@ -288,7 +288,7 @@ def _facts(last: Observation) -> list[Fact]:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(last.engine_versions.items()))
     pairs = [
         ("Model", last.model_id),
-        ("Configuration", last.candidate_id),
+        ("Configuration", ", ".join((*(event.plan for event in list(stored_events(last))[:1]), last.candidate_id))),
         ("Engine", f"{last.engine} ({versions})" if versions else last.engine),
         ("What ran", last.kernels),
         ("Device", last.device_name),

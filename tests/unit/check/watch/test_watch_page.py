@@ -58,6 +58,12 @@ def test_the_verdict_says_what_became_worse_by_how_much_since_when_and_what_chan
     assert confirmed.changed == "transformers 5.22.0 → 5.23.0"
 
 
+def test_the_configuration_is_named_as_its_events_name_it() -> None:
+    told = with_events(observation(0), [event(0, EventKind.OBSERVATION, change_point=None)])
+    (named,) = [fact.text for fact in page_info([told]).facts if fact.name == "Configuration"]
+    assert named == "SmolLM2-135M-Instruct, static/sdpa_flash, c1"
+
+
 def test_where_nothing_recorded_changed_the_page_says_so() -> None:
     history = [observation(0), with_events(observation(1), [event(1, EventKind.CONFIRMED)], ttft_state="confirmed")]
     info = page_info(history)
