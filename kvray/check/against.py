@@ -44,9 +44,8 @@ def parse_against(values: Sequence[str]) -> Against:
         if key in given:
             raise InvalidValueError(f"--against {key}= is given twice.", hint=_FORMS)
         given[key] = rest
-    python = given.get("python")
     return Against(
-        python=None if python is None else str(Path(python).expanduser().absolute()),
+        python=_interpreter(given["python"]) if "python" in given else None,
         variables=read_variables(given["env"]) if "env" in given else {},
     )
 
@@ -81,6 +80,13 @@ def read_variables(path: str) -> dict[str, str]:
             hint="Write NAME=VALUE on each line, with quotes where a value holds '#', quotes or outer spaces.",
         )
     return found
+
+
+def _interpreter(path: str) -> str:
+    """The interpreter at `path`, or that of the virtual environment in the folder `path`."""
+    named = Path(path).expanduser().absolute()
+    inside = named / "bin" / "python"
+    return str(inside if inside.exists() else named)
 
 
 def _parsed(line: str) -> tuple[str, str] | None:

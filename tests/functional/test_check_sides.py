@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from lean_environment import create_environment
 from second_environment import OTHER_TRANSFORMERS, make_environment, write_metadata
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -147,6 +148,13 @@ def test_another_environment_measures_with_its_own_libraries(open_side: OpenSide
     assert side.facts.python == second_python
     assert side.facts.engine_versions["fake"]["transformers"] == OTHER_TRANSFORMERS
     assert side.measure(request_of()).record.transformers_version == OTHER_TRANSFORMERS
+
+
+def test_a_side_needs_nothing_but_the_core_and_its_engine(open_side: OpenSide, tmp_path: Path) -> None:
+    """No Ray, and nothing of another engine."""
+    side = open_side("B", python=str(create_environment(tmp_path / "core")))
+    assert side.facts.engine_versions["fake"].keys() == {"numpy"}
+    assert side.measure(request_of()).record.status is TrialStatus.OK
 
 
 def test_an_engine_with_a_python_of_its_own_measures_there(open_side: OpenSide, second_python: str) -> None:

@@ -20,6 +20,14 @@ def test_python_and_variables_may_both_be_given(tmp_path: Path) -> None:
     assert parse_against([]).python is None
 
 
+def test_the_folder_of_a_virtual_environment_stands_for_its_python(tmp_path: Path) -> None:
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert parse_against([f"python={tmp_path / 'env'}"]).python == str(python)
+    assert parse_against([f"python={python}"]).python == str(python)
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
