@@ -252,6 +252,8 @@ class TrialRecord:
             its own settings (JSON); `None` where it does not tell, and in older records.
         sample_context_tokens: prompt tokens of the smallest cell, where `sample_tokens` were generated.
         sample_tokens: first tokens generated there, of the first and the last sequence of the batch (JSON).
+        forced_logs: digest of a text that was fed at the end, and the log-probability of each token told of it, of the
+            first and the last sequence of the batch (JSON); `None` where it was not asked for.
         processors: settings of generation_config.json that change the scores of every token.
         processor_share: share of a token's time that `processors` take.
         device_name: device that measured.
@@ -358,6 +360,7 @@ class TrialRecord:
     resolved: str | None = None
     sample_context_tokens: int | None = None
     sample_tokens: str | None = None
+    forced_logs: str | None = None
     processors: str | None = None
     processor_share: float | None = None
 

@@ -143,6 +143,7 @@ def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
         quality_note=_redacted(facts.quality_note),
         sample_context_tokens=facts.sample.cell.context_tokens if facts.sample else None,
         sample_tokens=json.dumps(facts.sample.tokens) if facts.sample else None,
+        forced_logs=facts.forced.to_json() if facts.forced else None,
         processors=observed.processors,
         processor_share=observed.processor_share,
         threads=observed.threads,

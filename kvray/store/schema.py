@@ -113,6 +113,7 @@ TRIALS_SCHEMA = pa.schema(
         ("resolved", TEXT),
         ("sample_context_tokens", INT),
         ("sample_tokens", TEXT),
+        ("forced_logs", TEXT),
         ("processors", TEXT),
         ("processor_share", FLOAT),
         ("forecast_ttft_ms", FLOAT),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kvray.engines.base import Compilation, Observed
 from kvray.probes.disturbance import DeviceState
 from kvray.record import Phase, Run, TrialStatus
+from kvray.trial.forced_logs import ForcedLogs
 from kvray.trial.quality import QualityLoss
 from kvray.workload import Cell
 
@@ -68,6 +69,7 @@ class TrialFacts:
     quality_s: float | None = None
     quality_note: str | None = None
     sample: Sample | None = None
+    forced: ForcedLogs | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

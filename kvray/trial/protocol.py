@@ -32,6 +32,7 @@ from kvray.probes.disturbance import TrialWatch
 from kvray.probes.environment import library_versions
 from kvray.record import Phase, Run
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished, Sample, TrialFacts
+from kvray.trial.forced_logs import logs_of
 from kvray.trial.measure import check_generation, decode_tok_s, measure_run, ttft_ms
 from kvray.trial.quality import IncomparableError, QualityError, check_loss, compare
 from kvray.trial.reference import load_reference, reference_path
@@ -103,6 +104,8 @@ class TrialProtocol:
                 self._run_rung(model, rung)
                 if rung == 0 and self._spec.reference is not None and self._reference is not None:
                     self._measure_quality(model, self._spec.reference, self._reference)
+                if rung == self._spec.rungs[-1] and self._spec.told_tokens is not None:
+                    self._tell_text(model, self._spec.told_tokens)
                 self.facts = replace(self.facts, compilation=model.compilation())
                 self._emit(RungFinished(rung=rung, facts=self.facts))
                 if rung != self._spec.rungs[-1] and not self._may_continue():
@@ -182,6 +185,18 @@ class TrialProtocol:
         self.facts = replace(self.facts, quality=loss, quality_s=self._clock() - started)
         if reference.enforced:
             check_loss(loss, self._spec.profile.limits.max_quality_loss)
+
+    def _tell_text(self, model: LoadedModel, tokens: int) -> None:
+        """After all runs, so that they are those of a trial that tells nothing."""
+        self._enter(Phase.QUALITY)
+        try:
+            with self._busy():
+                text = model.forced_text(tokens)
+                forced = logs_of(model.forced_log_probabilities(text), text)
+        except (UnsupportedError, OutOfMemoryError) as error:
+            self.facts = replace(self.facts, quality_note=sentence_of(error))
+        else:
+            self.facts = replace(self.facts, forced=forced)
 
     def _cells(self, rung: int) -> list[Cell]:
         """The rung's cells, the one that is prepared already first."""
