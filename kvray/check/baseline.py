@@ -263,7 +263,10 @@ def of_check(result: CheckResult, *, shown: str) -> Baseline:
         ResultsError: it measured nothing that can be measured again.
     """
     if result.mode is CheckMode.SUITE:
-        raise ResultsError(f"{shown!r} is a check of the micro-suite.", hint="Give it to kvray suite check.")
+        raise ResultsError(
+            f"{shown!r} is a check of the micro-suite.",
+            hint="kvray suite check compares with what kvray suite run wrote.",
+        )
     checked = [one for one in result.candidates if one.candidate is not None]
     if not checked:
         raise ResultsError(f"{shown!r} names no candidate that could be measured again.")

@@ -27,6 +27,7 @@ class SideRequest:
         timeout_s: seconds that any one phase may take.
         reference: what quality is compared with; `None` leaves it unmeasured.
         with_quality: whether this trial measures quality. One process is enough: it is the same in each of them.
+        told_tokens: see `TrialSpec.told_tokens`.
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class SideRequest:
     rungs: tuple[int, ...] = CONFIRM_RUNGS
     reference: ReferenceSpec | None = None
     with_quality: bool = False
+    told_tokens: int | None = None
 
     @property
     def spec(self) -> TrialSpec:
@@ -57,6 +59,7 @@ class SideRequest:
             timeout_s=self.timeout_s,
             rungs=tuple(sorted({0, *self.rungs})) if measures_quality else self.rungs,  # quality comes after rung 0
             reference=self.reference if measures_quality else None,
+            told_tokens=self.told_tokens,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,6 +75,7 @@ class SideRequest:
             "device": self.device.value,
             "timeout_s": self.timeout_s,
             "rungs": list(self.rungs),
+            **({"told_tokens": self.told_tokens} if self.told_tokens is not None else {}),
             **({"reference": _reference_dict(self.reference)} if self.with_quality and self.reference else {}),
         }
 

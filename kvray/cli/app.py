@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "Say whether a configuration became worse than it was.",
     "watch": "Measure a plan's winner again and again, and tell when it became worse.",
     "compare": "Compare two sweeps, plans or checks.",
+    "suite": "Check whether a library's change moved speed, memory or outputs.",
     "profiles": "List the built-in workload profiles, or show one.",
     "info": "Say what this machine offers: devices, engines, every value of every axis.",
     "rank": "Show the ranking of a sweep.",

@@ -57,8 +57,8 @@ class TrialSpec:
         fingerprint: of the sweep, for the record (see `store.fingerprint`).
         gpu_type: Ray's accelerator type of the GPUs that it keeps to, for the record; `None` where there is none.
         fetch_timeout_s: seconds that making the weights available may take.
-        told_tokens: so many tokens of a text are fed at the end, and what the model thought of each is recorded; `None`:
-            nothing is fed.
+        told_tokens: so many tokens of a text are fed at the end, and what the model thought of each is recorded;
+            `None`: nothing is fed.
     """
 
     run_id: str
