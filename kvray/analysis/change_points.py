@@ -143,7 +143,7 @@ def _explained(series: Series) -> Array:
     moving = np.column_stack([_week_features(series.at_s[recent]), anchors])
     at_s = series.at_s[recent]
     target = _without_level(values, at_s, starts)
-    centred = np.column_stack([_without_level(column, at_s, starts) for column in moving.T])
+    centred = _without_level(moving, at_s, starts)
     variance = _noise_sd(target, series) ** 2
     priors = np.array([_PATTERN_SD] * (moving.shape[1] - anchors.shape[1]) + [_ANCHOR_SD] * anchors.shape[1])
     gram = centred.T @ centred / variance + np.diag(priors**-2)
@@ -182,14 +182,15 @@ def _filled(anchors: Array) -> Array:
 
 
 def _without_level(values: Array, at_s: Array, starts: tuple[int, ...]) -> Array:
-    """`values` less their mean over the week around each, within one level."""
+    """Each column of `values` less its mean over the week around each moment, within one level."""
     left = np.array(values)
     for first, last in zip((0, *starts), (*starts, len(values)), strict=True):
         part, moments = values[first:last], at_s[first:last]
         low = np.searchsorted(moments, moments - _WEEK_H * _HOUR_S / 2, side="left")
         high = np.searchsorted(moments, moments + _WEEK_H * _HOUR_S / 2, side="left")
-        sums = np.concatenate([[0.0], np.cumsum(part)])
-        left[first:last] = part - (sums[high] - sums[low]) / np.maximum(high - low, 1)
+        sums = np.concatenate([np.zeros_like(part[:1]), np.cumsum(part, axis=0)])
+        counts = np.maximum(high - low, 1).reshape(-1, *[1] * (values.ndim - 1))
+        left[first:last] = part - (sums[high] - sums[low]) / counts
     return left
 
 
