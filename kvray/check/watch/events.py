@@ -54,7 +54,7 @@ class EventKind(enum.StrEnum):
 
     @property
     def is_alert(self) -> bool:
-        """Whether somebody should be called; all else is for logs."""
+        """Whether somebody should be called, whatever the event says."""
         return self in (EventKind.CONFIRMED, EventKind.RECOVERED, EventKind.MACHINE)
 
 
@@ -103,6 +103,11 @@ class WatchEvent:
     change: Interval | None = None
     change_point: ChangePoint | None = None
     observation: Observation | None = None
+
+    @property
+    def is_alert(self) -> bool:
+        """Whether somebody should be called: also where what is watched can no longer be measured."""
+        return self.kind.is_alert or (self.kind is EventKind.ERROR and self.observation is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it. The observation is left out: it is a row of the history."""

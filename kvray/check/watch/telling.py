@@ -18,6 +18,7 @@ from kvray.check.watch.words import (
     better_text,
     by_machine_text,
     confirmed_text,
+    failure_text,
     observation_text,
     recovered_text,
     refuted_text,
@@ -25,20 +26,21 @@ from kvray.check.watch.words import (
 )
 from kvray.errors import sentence_of
 from kvray.files.file_systems import write_whole
-from kvray.store.history import Observation
+from kvray.store.history import Observation, ObservationRole
 
 _logger = logging.getLogger("kvray.watch")
 
 
 def events_of(row: Observation, judged: Sequence[Judged], rows: Sequence[Observation], plan: str) -> list[WatchEvent]:
     """What the observation `row`, the last of `rows`, makes known."""
+    kind = EventKind.ERROR if _has_begun_to_fail(rows) else EventKind.OBSERVATION
     first = WatchEvent(
-        event_id=f"{row.observation_id}-0-{EventKind.OBSERVATION}",
-        kind=EventKind.OBSERVATION,
+        event_id=f"{row.observation_id}-0-{kind}",
+        kind=kind,
         at=row.observed_at,
         plan=plan,
         watch_id=row.watch_id,
-        text=observation_text(row),
+        text=failure_text(row, plan) if kind is EventKind.ERROR else observation_text(row),
         observation=row,
     )
     told = [(one, *found) for one in judged if (found := _told(one, rows, plan)) is not None]
@@ -61,6 +63,13 @@ def events_of(row: Observation, judged: Sequence[Judged], rows: Sequence[Observa
             for number, (one, kind, text) in enumerate(told, start=1)
         ),
     ]
+
+
+def _has_begun_to_fail(rows: Sequence[Observation]) -> bool:
+    """Whether no process of the last regular observation came to its end, for the first time in a row."""
+    return rows[-1].role is ObservationRole.ANCHOR and not any(
+        one.role is ObservationRole.ANCHOR for one in rows[-2:-1]
+    )
 
 
 def _told(one: Judged, rows: Sequence[Observation], plan: str) -> tuple[EventKind, str] | None:

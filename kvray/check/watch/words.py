@@ -35,6 +35,11 @@ def observation_text(row: Observation) -> str:
     return f"{told} in {counted}{anchor}.{disturbed}{why}"
 
 
+def failure_text(row: Observation, plan: str) -> str:
+    """Nothing could be measured."""
+    return f"{plan} can no longer be measured: {row.message or 'nobody knows why.'}"
+
+
 def suspicion_text(judged: Judged, plan: str) -> str:
     """Something may have become worse."""
     return f"{_changed(judged.watched, judged.change, plan, 'seems')} It is looked into at once, with more processes."

@@ -72,7 +72,7 @@ class Measured:
             observation_id=observation_id(at, role),
             watch_id=self._subject.watch_id,
             observed_at=at,
-            role=role,
+            role=role if count else ObservationRole.ANCHOR,
             candidate_id=self._subject.candidate.candidate_id,
             model_id="fake:ok",
             profile="ci-micro",
@@ -285,6 +285,12 @@ def test_an_observation_without_a_process_is_kept_and_is_an_error(bench: Bench) 
     assert isinstance(error, AllTrialsFailedError)
     assert "it crashed in load: exit code 7" in str(error)
     assert len(bench.rows) == 1
+    bench.once()
+    bench.prepare = lambda _: None
+    bench.once()
+    assert bench.told.kinds == ["error", "observation", "observation"]
+    assert [one.is_alert for one in bench.told.events] == [True, False, False]
+    assert bench.told.events[0].text.endswith("can no longer be measured: it crashed in load: exit code 7.")
 
 
 def test_two_watches_on_one_folder_are_one_line(bench: Bench) -> None:

@@ -100,7 +100,7 @@ class Deliveries:
     def tell(self, event: WatchEvent) -> None:
         """Keep an alert, and have it delivered soon. One that waits already, because it is told again after a kill, is
         not kept twice."""
-        if event.kind.is_alert:
+        if event.is_alert:
             self.add(alert_message(event))
 
     def close(self) -> None:
