@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import importlib.util
 import json
 import logging
 import math
@@ -356,6 +357,14 @@ def test_a_bucket_is_no_place_for_a_watch(plan: str, output: str | None) -> None
     config = WatchConfig(plan=plan, output_dir=output)
     with pytest.raises(InvalidValueError, match="keeps its history on this machine, not in 's3://bucket/watch"):
         Watch(config, open_sinks=lambda folder, history: ()).run()
+
+
+def test_without_ruptures_it_says_what_to_install(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    error = bench.once()
+    assert str(error) == (
+        "kvray watch needs ruptures, which is not installed. Install it with pip install 'kvray[watch]'."
+    )
 
 
 def test_other_weights_than_the_plans_are_refused(bench: Bench) -> None:
