@@ -68,6 +68,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         line = ["--device", "cpu", *(["--engine", "fake"] if draw(st.booleans()) else []), *line]
     if name == "check":  # a side that cannot be started ends it before anything is measured
         line += ["--output", f"{HERE}/../output/check", "--against", "python=/none/python"]
+    if name == "watch":  # of one observation there is nothing to serve, which ends it before anything is measured
+        line += ["--output", f"{HERE}/../output/watch", "--once", "--listen", "127.0.0.1:1"]
     return [name, "--dry-run", *line] if name == "tune" else [name, *line]
 
 
