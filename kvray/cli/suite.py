@@ -110,6 +110,7 @@ def check(
     Exit code 0: PASS. 1: FAIL. 14: INCONCLUSIVE, the budget was spent before either could be shown.
     """
     undecided = None if on_inconclusive is None else _on_inconclusive(on_inconclusive)
+    files.check_places()
     record = None if baseline is None else read_record(baseline)
     with _progress() as tell:
         ask = SuiteAsk(

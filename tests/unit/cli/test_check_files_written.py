@@ -8,6 +8,7 @@ import pytest
 from kvray.analysis.comparison import Verdict
 from kvray.candidate import DeviceType
 from kvray.check.result import CheckMode, CheckResult, OnInconclusive, SideInfo
+from kvray.cli.app import run
 from kvray.cli.check_files import CheckFiles
 from kvray.errors import InvalidValueError, OutputError
 from kvray.workload import get_profile
@@ -87,3 +88,8 @@ def test_a_summary_that_cannot_be_written_is_a_warning(
     with caplog.at_level(logging.WARNING, logger="kvray"):
         assert CheckFiles().write(RESULT) is None
     assert "Cannot append to the step's summary" in caplog.text
+
+
+@pytest.mark.parametrize("command", [("check", "missing.json"), ("suite", "check", "missing.json")])
+def test_the_commands_look_at_the_places_before_anything_else(command: tuple[str, ...], tmp_path: Path) -> None:
+    assert run([*command, "--junit", str(tmp_path)], verbose=False) == OutputError.exit_code
