@@ -106,6 +106,7 @@ def differences(before: Observation, after: Observation) -> tuple[str, ...]:
         ("Python", before.python_version, after.python_version),
         ("kvray", before.kvray_version, after.kvray_version),
         ("kernels", before.kernels, after.kernels),
+        ("anchor", before.anchor, after.anchor),
         ("device", before.device_name, after.device_name),
         ("host", before.host or None, after.host or None),
     ]

@@ -155,7 +155,7 @@ def test_rates_of_another_anchor_are_not_compared() -> None:
     (copying,) = [trace for trace in ttft.plot["data"] if trace["name"] == "copying memory"]
     assert copying["y"] == [100.0, 100.0]
     moved = [history[0], with_events(observation(1), [event(1, EventKind.CONFIRMED)], ttft_state="confirmed")]
-    assert not any("anchor" in note for note in page_info(moved).notes)
+    assert not any("own speed" in note for note in page_info(moved).notes)
 
 
 def test_what_differs_between_two_observations_is_named() -> None:
@@ -177,6 +177,8 @@ def test_what_differs_between_two_observations_is_named() -> None:
         "the machine's hardware",
     )
     assert differences(observation(0), observation(1)) == ()
+    fewer = observation(1, anchor="CPU, 1 thread")
+    assert differences(observation(0, anchor="CPU, 2 threads"), fewer) == ("anchor CPU, 2 threads → CPU, 1 thread",)
 
 
 def test_charts_mark_disturbed_repeated_and_missing_observations_and_change_points() -> None:
