@@ -10,7 +10,7 @@ from kvray.check.watch.events import WatchState
 from kvray.check.watch.levels import Change, Watched
 from kvray.check.watch.observed import differences
 from kvray.check.watch.states import Judged
-from kvray.ratios import interval_text, memory_text, speed_text
+from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
 from kvray.store.history import Observation
 
 _MOST_NAMED = 6
@@ -73,7 +73,7 @@ def better_text(judged: Judged, plan: str, rows: Sequence[Observation]) -> str:
 def refuted_text(judged: Judged, plan: str) -> str:
     """A suspicion that came to nothing."""
     whose = "the machine" if judged.watched is None else f"{judged.watched.title} of {plan}"
-    return f"The suspicion of {whose} was not confirmed: more processes show no change."
+    return f"The suspicion about {whose} was not confirmed: more processes show no change."
 
 
 def _changed(watched: Watched, change: Change | None, plan: str, verb: str) -> str:
@@ -81,15 +81,21 @@ def _changed(watched: Watched, change: Change | None, plan: str, verb: str) -> s
         return f"{plan} has changed."
     interval = f" ({interval_text(*_factors(watched, change))})"
     since = f"since {_moment(change)}"
+    text = _change_text(watched, change)
     if watched is None:
-        what = "by a computation that no library changes"
-        return f"The machine {verb} {_change_text(watched, change)}{interval} {since}, {what}."
-    if watched is ComparedMetric.MEMORY:
-        verb = "seems to take" if verb == "seems" else "takes"
-        levels = f": {change.before:,.4g} → {change.now:,.4g} MiB"
-        return f"{plan} {verb} {_change_text(watched, change)}{interval} {since}{levels}."
-    levels = f": {change.before:.4g} → {change.now:.4g} {watched.unit}"
-    return f"{watched.title.capitalize()} of {plan} {verb} {_change_text(watched, change)}{interval} {since}{levels}."
+        verb = _verb(verb, "take") if text.endswith("as long") else verb
+        return f"The machine {verb} {text}{interval} {since}, by a computation that no library changes."
+    levels = f": {change.before:,.4g} → {change.now:,.4g} {watched.unit}"
+    if watched is ComparedMetric.TTFT:
+        return f"{watched.title.capitalize()} of {plan} {verb} {text}{interval} {since}{levels}."
+    verb = _verb(verb, "take" if watched is ComparedMetric.MEMORY else "reach")
+    return f"{plan} {verb} {text}{interval} {since}{levels}."
+
+
+def _verb(verb: str, action: str) -> str:
+    """`takes` in place of `is`, `seems to take` in place of `seems`."""
+    third = f"{action}{'es' if action.endswith('ch') else 's'}"
+    return f"seems to {action}" if verb == "seems" else third
 
 
 def _change_text(watched: Watched, change: Change | None) -> str:
@@ -98,6 +104,8 @@ def _change_text(watched: Watched, change: Change | None) -> str:
     factor = 1 + change.change.value
     if watched is ComparedMetric.MEMORY:
         return memory_text(factor)
+    if watched is ComparedMetric.DECODE:
+        return tok_s_text(factor)
     return speed_text(1 / factor if watched is ComparedMetric.TTFT else factor)
 
 
