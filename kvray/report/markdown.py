@@ -13,7 +13,7 @@ from kvray.report.info import ReportInfo
 _SIGNIFICANT = re.compile(r"([\\`*_\[\]|~#$])")
 _BLOCK = re.compile(r"(\d{0,9})([-+](?=\s|$)|(?<=\d)[.)](?=\s|$)|[-=](?=[-=\s]*$))")
 """At the beginning of a line: what makes it an item of a list, a rule, or the line above it a heading."""
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _PLAIN_CODE = re.compile(r"[\w./:+×=,()\- →]*")
 _BACKTICKS = re.compile(r"`+")
 
@@ -36,8 +36,7 @@ def md_escape(value: object) -> str:
     """`value` on one line, its Markdown and HTML characters made literal; `Markup` passes as it is."""
     if isinstance(value, Markup):
         return value
-    text = "".join(_HTML.get(char, char) for char in " ".join(str(value).split()))
-    text = _SIGNIFICANT.sub(r"\\\1", text)
+    text = _SIGNIFICANT.sub(r"\\\1", " ".join(str(value).split()).translate(_HTML))
     block = _BLOCK.match(text)
     return Markup(text if block is None else f"{block[1]}\\{text[block.start(2) :]}")
 
