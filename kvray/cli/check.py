@@ -18,9 +18,9 @@ from kvray.check.result import CheckResult, OnInconclusive
 from kvray.cli import options
 from kvray.cli.check_files import CheckFiles
 from kvray.cli.interrupts import patient_interrupts
-from kvray.cli.margins import Margin, given_margins
 from kvray.cli.parsing import parse_duration
-from kvray.errors import InvalidValueError, KvrayError, SweepInterruptedError
+from kvray.cli.verdict_options import Margin, OnInconclusiveText, counts_as, given_margins
+from kvray.errors import KvrayError, SweepInterruptedError
 from kvray.report.formats import plural
 
 app = typer.Typer(add_completion=False)
@@ -45,10 +45,7 @@ def check(
     all_ranked: Annotated[bool, typer.Option("--all-ranked", help="Check all that the baseline ranks.")] = False,
     margin: Margin = None,
     budget: Annotated[str, typer.Option(metavar="TIME", help="For all rounds together: 90s, 20m.")] = "10m",
-    on_inconclusive: Annotated[
-        str | None,
-        typer.Option("--on-inconclusive", metavar="pass|fail", help="What INCONCLUSIVE (exit code 14) counts as."),
-    ] = None,
+    on_inconclusive: OnInconclusiveText = None,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FOLDER", help="For records and check.json; a folder or URI.")
     ] = "./kvray_check",
@@ -75,7 +72,7 @@ def check(
 
     Exit code 0: PASS. 1: FAIL. 14: INCONCLUSIVE, neither could be shown.
     """
-    counts_as = _on_inconclusive(on_inconclusive)
+    mapped = counts_as(on_inconclusive)
     files.check_places()
     config = CheckConfig(
         baseline=baseline,
@@ -95,25 +92,17 @@ def check(
         result = one.run()
     Console().print(render_terminal(result))
     typer.echo(f"result: {config.check_file}")
-    file_error = files.write(result, on_inconclusive=counts_as)
+    file_error = files.write(result, on_inconclusive=mapped)
     if (unwritten := one.unwritten or file_error) is not None:
         raise unwritten
-    if error := _ending(result, counts_as):
+    if error := _ending(result, mapped):
         raise error
 
 
-def _on_inconclusive(text: str | None) -> OnInconclusive | None:
-    if text is None:
-        return None
-    if text not in list(OnInconclusive):
-        raise InvalidValueError.not_one_of("--on-inconclusive", text, list(OnInconclusive))
-    return OnInconclusive(text)
-
-
-def _ending(result: CheckResult, counts_as: OnInconclusive | None) -> KvrayError | None:
+def _ending(result: CheckResult, mapped: OnInconclusive | None) -> KvrayError | None:
     if result.is_interrupted:
         return SweepInterruptedError("The check was interrupted; what it measured is kept.")
-    return error_of(result.verdict, wording.headline(result), on_inconclusive=counts_as)
+    return error_of(result.verdict, wording.headline(result), on_inconclusive=mapped)
 
 
 class _RoundLines:

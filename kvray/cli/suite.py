@@ -16,7 +16,6 @@ from kvray.check.check_file import write_check
 from kvray.check.ending import error_of
 from kvray.check.outputs.terminal import render_terminal
 from kvray.check.outputs.wording import headline
-from kvray.check.result import OnInconclusive
 from kvray.check.suite.choosing import Asked, availability
 from kvray.check.suite.record import read_record, write_record
 from kvray.check.suite.running import (
@@ -29,10 +28,10 @@ from kvray.check.suite.running import (
 )
 from kvray.check.suite.tables import list_table, record_table
 from kvray.cli.check_files import CheckFiles
-from kvray.cli.margins import Margin, parse_margins
 from kvray.cli.option_groups import grouped
 from kvray.cli.options import FILES
 from kvray.cli.parsing import parse_duration
+from kvray.cli.verdict_options import Margin, OnInconclusiveText, counts_as, parse_margins
 from kvray.errors import AllTrialsFailedError, InvalidValueError
 from kvray.tuning.local_device import detect_device
 
@@ -96,10 +95,7 @@ def check(
         float | None, typer.Option(metavar="NATS", help="How far log-probabilities may move, in place of each case's.")
     ] = None,
     budget: Annotated[str | None, typer.Option(metavar="TIME", help="No further round after it: 5m.")] = None,
-    on_inconclusive: Annotated[
-        str | None,
-        typer.Option("--on-inconclusive", metavar="pass|fail", help="What INCONCLUSIVE (exit code 14) counts as."),
-    ] = None,
+    on_inconclusive: OnInconclusiveText = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="The result as JSON.", rich_help_panel=FILES)
     ] = None,
@@ -109,7 +105,7 @@ def check(
 
     Exit code 0: PASS. 1: FAIL. 14: INCONCLUSIVE, the budget was spent before either could be shown.
     """
-    undecided = None if on_inconclusive is None else _on_inconclusive(on_inconclusive)
+    undecided = counts_as(on_inconclusive)
     files.check_places()
     record = None if baseline is None else read_record(baseline)
     with _progress() as tell:
@@ -154,13 +150,6 @@ def _tolerance(value: float | None) -> float | None:
     if value is not None and not 0 <= value < 1000:
         raise InvalidValueError(f"--tolerance {value:g} is no number of nats.", hint="Write it like 0.001.")
     return value
-
-
-def _on_inconclusive(text: str) -> OnInconclusive:
-    try:
-        return OnInconclusive(text)
-    except ValueError:
-        raise InvalidValueError.not_one_of("--on-inconclusive", text, list(OnInconclusive)) from None
 
 
 @contextlib.contextmanager

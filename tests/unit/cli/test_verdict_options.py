@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvray.analysis.comparison import ComparedMetric
-from kvray.cli.margins import given_margins, parse_margins
+from kvray.cli.verdict_options import given_margins, parse_margins
 from kvray.errors import InvalidValueError
 
 DEFAULT = {ComparedMetric.TTFT: 0.05, ComparedMetric.MEMORY: 0.02}

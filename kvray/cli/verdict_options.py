@@ -1,4 +1,4 @@
-"""`--margin ttft=5%,decode=5%,memory=2%`, which several commands share."""
+"""Options of all commands that end with a verdict: `--margin ttft=5%,decode=5%,memory=2%` and `--on-inconclusive`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Annotated
 import typer
 
 from kvray.analysis.comparison import ComparedMetric
+from kvray.check.result import OnInconclusive
 from kvray.errors import InvalidValueError, did_you_mean
 
 Margin = Annotated[
     str | None,
     typer.Option("--margin", metavar="LIST", help="How much worse each may get: ttft=5%,memory=2%."),
+]
+OnInconclusiveText = Annotated[
+    str | None,
+    typer.Option("--on-inconclusive", metavar="pass|fail", help="What INCONCLUSIVE (exit code 14) counts as."),
 ]
 _FORM = "Write it like ttft=5%,decode=5%,memory=2%, with parts from 0.1% to 90%; off shows a metric without judging it."
 _LEAST, _MOST = 0.001, 0.9
@@ -52,6 +57,19 @@ def given_margins(text: str | None, *, option: str = "--margin") -> dict[Compare
     if len(margins) == len(ComparedMetric) and not any(margins.values()):
         raise InvalidValueError(f"{option} {text!r} leaves nothing to judge.", hint=_FORM)
     return margins
+
+
+def counts_as(text: str | None) -> OnInconclusive | None:
+    """What `--on-inconclusive` says.
+
+    Raises:
+        InvalidValueError: it is neither `pass` nor `fail`.
+    """
+    if text is None:
+        return None
+    if text not in list(OnInconclusive):
+        raise InvalidValueError.not_one_of("--on-inconclusive", text, list(OnInconclusive))
+    return OnInconclusive(text)
 
 
 def _share(value: str, what: str) -> float:
