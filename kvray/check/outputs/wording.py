@@ -43,7 +43,7 @@ def summary(result: CheckResult) -> str:
     if concerned and total > 1:
         one, several = ("fails", "fail") if result.verdict is Verdict.FAIL else ("is undecided", "are undecided")
         return f"{len(concerned)} of {total} candidates {one if len(concerned) == 1 else several}."
-    return _with_more(result).strip() or "It says no more."
+    return _with_more(result).strip() or "Nothing was measured to its end."
 
 
 def own_reasons(result: CheckResult) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def metric_sentence(metric: MetricVerdict) -> str:
         return f"{title(metric.metric)} was not measured on both sides."
     margin = "it has no margin" if metric.margin is None else f"the margin is {margin_text(metric.margin)}"
     if metric.verdict is Verdict.INCONCLUSIVE:
-        between = f"lies between {change_text(metric.change.low)} and {change_text(metric.change.high)}"
+        between = f"lies between {' and '.join(_ends(metric.change))}"
         return f"The change of {_name(metric.metric)} {between}; {margin}."
     return f"{title(metric.metric)} is {_words_and_interval(metric.metric, metric.change)}; {margin}."
 
@@ -123,8 +123,8 @@ def change_text(change: float) -> str:
 
 
 def interval_text(change: Change | None) -> str:
-    """`−0.4 % to +4.6 %`."""
-    return MISSING if change is None else f"{change_text(change.low)} to {change_text(change.high)}"
+    """`−0.4 % to +4.6 %`, `0.38× to 1.10×`."""
+    return MISSING if change is None else " to ".join(_ends(change))
 
 
 def margin_text(margin: float | None) -> str:
@@ -266,3 +266,10 @@ def _is_none(change: float) -> bool:
 
 def _name(metric: ComparedMetric) -> str:
     return begun_small(title(metric))
+
+
+def _ends(change: Change) -> tuple[str, str]:
+    """Both ends of the interval, written in one way."""
+    if (change.low > -0.5 and change.high < 0.5) or change.high <= -0.5:
+        return change_text(change.low), change_text(change.high)
+    return multiple(1 + change.low), multiple(1 + change.high)

@@ -9,7 +9,7 @@ from rich.console import Console
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.check.outputs import wording
 from kvray.check.outputs.terminal import render_terminal
-from kvray.check.result import CheckResult
+from kvray.check.result import Change, CheckResult
 
 
 def printed(result: CheckResult, width: int = 200) -> str:
@@ -112,3 +112,16 @@ def test_every_line_of_eighty_columns_fits() -> None:
 def test_changes_are_finer_than_a_margin(change: float, text: str, words: str) -> None:
     assert wording.change_text(change) == text
     assert wording.change_words(ComparedMetric.TTFT, change) == words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (-0.01, 0.03, "−1.0 % to +3.0 %"),
+        (-0.62, 0.10, "0.38× to 1.10×"),
+        (0.4, 1.2, "1.40× to 2.20×"),
+        (-0.7, -0.45, "0.30× to 0.55×"),
+    ],
+)
+def test_both_ends_of_an_interval_are_written_in_one_way(low: float, high: float, shown: str) -> None:
+    assert wording.interval_text(Change(value=(low + high) / 2, low=low, high=high)) == shown
