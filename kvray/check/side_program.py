@@ -33,7 +33,7 @@ from kvray.probes.cpu import openmp_threads, total_memory_mib, wished_threads
 from kvray.probes.environment import capture_environment, kvray_version
 from kvray.probes.gpu import visible_gpus
 from kvray.record import Phase, TrialResult
-from kvray.search_paths import leave_out_working_folder
+from kvray.search_paths import leave_out_working_folder, python_command
 from kvray.store.parquet import ResultsStore
 from kvray.trial.events import Event, PhaseStarted, RunFinished, RungFinished
 
@@ -121,7 +121,7 @@ class _Program:
         environment = capture_environment(self._opening.device)
         return {
             "answer": "facts",
-            "python": sys.executable,
+            "python": python_command()[0],
             "python_version": environment.python_version,
             "kvray_version": environment.kvray_version,
             "kvray_source": source_digest(_PACKAGE),

@@ -51,6 +51,7 @@ def measured_in(folder: Path, address: str, blocks: str, *options: str) -> list[
     return [one.record for one in recorded(folder / "out").values()]
 
 
+@pytest.mark.slow
 def test_trials_of_one_two_and_four_gpus_share_a_machine(records: list[TrialRecord]) -> None:
     rejected = [(one.candidate.label, one.message) for one in records if one.status is TrialStatus.REJECTED]
     assert rejected == [("dynamic/sdpa/float32+gpus:8", "needs 8 GPUs, no machine has more than 4 (parallelism)")]
@@ -64,6 +65,7 @@ def test_trials_of_one_two_and_four_gpus_share_a_machine(records: list[TrialReco
     assert before == {"dynamic/sdpa/float32", "dynamic/eager/float32"}, "nobody overtakes one that needs all GPUs"
 
 
+@pytest.mark.slow
 def test_a_round_of_small_and_large_candidates_runs_on_the_gpus_of_the_largest(records: list[TrialRecord]) -> None:
     confirming = [one for one in records if one.role is Role.CONFIRM]
     assert len(confirming) > 1

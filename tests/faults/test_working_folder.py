@@ -36,6 +36,7 @@ def statuses(folder: Path) -> set[TrialStatus]:
     return {one.record.status for one in recorded(folder).values()}
 
 
+@pytest.mark.slow
 def test_no_command_imports_what_lies_in_the_working_folder(
     hostile: HostileFolder, kvray_script: Path, tmp_path: Path
 ) -> None:

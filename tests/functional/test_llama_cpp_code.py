@@ -113,6 +113,7 @@ def test_what_llama_cpp_does_not_do_is_one_line_before_any_trial(
     assert told in line
 
 
+@pytest.mark.slow
 def test_both_engines_are_ranked_together_on_one_file_and_the_winner_s_code_runs(kvray: Kvray, tmp_path: Path) -> None:
     from transformers_samples import write_tiny_gguf  # imports torch, which nothing else here needs
 

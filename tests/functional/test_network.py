@@ -163,11 +163,13 @@ def test_a_local_model_needs_no_network_even_where_nobody_forbids_it(unasked: Wa
     assert notes_in(unasked.folder, "elsewhere") == []
 
 
+@pytest.mark.slow
 def test_every_port_of_a_private_ray_is_on_loopback(unasked: Watched) -> None:
     assert {name.split()[0] for name in unasked.listening} & {"gcs_server", "raylet"}, "Ray was not seen listening"
     assert [one for one in unasked.listening if not one.split()[1].startswith(LOOPBACK)] == []
 
 
+@pytest.mark.slow
 def test_the_token_of_a_private_ray_lies_on_no_disk(unasked: Watched) -> None:
     assert not (unasked.folder / ".ray").exists()
 
