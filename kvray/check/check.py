@@ -102,7 +102,7 @@ class RegressionCheck:
 
 
 def _margins(config: CheckConfig, subject: Subject) -> Margins:
-    asked = {**default_margins(subject.baseline.profile), **config.margins}
+    asked = {**default_margins(subject.baseline.profile, subject.mode), **config.margins}
     margins = {metric: margin for metric, margin in asked.items() if margin is not None}
     if not margins:
         raise InvalidValueError(

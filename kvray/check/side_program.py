@@ -12,7 +12,6 @@ import os
 import platform
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.candidate import CacheStrategy, Candidate, DeviceType
 from kvray.check.judge import default_margins, more_rounds, overall, side_differences
 from kvray.check.measured import measured_side
-from kvray.check.result import CheckedCandidate, SideInfo
+from kvray.check.result import CheckedCandidate, CheckMode, SideInfo
 from kvray.check.rounds import RoundPlan, Rounds
 from kvray.check.side_request import SideRequest
 from kvray.engines.base import ModelRequest
@@ -99,7 +99,7 @@ def rounds_of(
         "requests": {"fake": ModelRequest(model_id="fake:ok")},
         "profile": PROFILE,
         "device": DeviceType.CPU,
-        "margins": default_margins(PROFILE),
+        "margins": default_margins(PROFILE, CheckMode.A_B),
         "timeout_s": 60.0,
         "budget_s": 600.0,
         "reference": ReferenceSpec(candidate=candidate(), model_revision="1"),
@@ -144,6 +144,17 @@ def test_a_record_is_compared_with_what_is_measured_now() -> None:
     slow = rounds_of(FakeSide(ttft_ms=15.0), recorded=recorded)
     assert measured(slow).verdict is Verdict.FAIL
     assert measured(slow).before == record
+
+
+def test_no_round_is_spent_on_what_a_record_can_never_show() -> None:
+    record = measured_side([FakeSide().measure(request(number)) for number in range(1, 6)], PROFILE)
+    rounds = rounds_of(FakeSide(ttft_ms=10.1), recorded={candidate().candidate_id: record})
+    assert measured(rounds).verdict is Verdict.INCONCLUSIVE, "two sessions differ by more than 5 % may tell"
+    assert (rounds.number, rounds.is_over) == (8, True)
+    lenient = default_margins(PROFILE, CheckMode.RECORD)
+    assert lenient[ComparedMetric.TTFT] == 0.15
+    rounds = rounds_of(FakeSide(ttft_ms=10.1), recorded={candidate().candidate_id: record}, margins=lenient)
+    assert (measured(rounds).verdict, rounds.number) == (Verdict.PASS, 3)
 
 
 def request(number: int) -> SideRequest:
@@ -277,7 +288,7 @@ def test_an_interrupted_round_keeps_what_it_measured() -> None:
 
 
 def test_what_does_not_count_in_the_profile_is_not_judged() -> None:
-    assert set(default_margins(PROFILE)) == {ComparedMetric.TTFT, ComparedMetric.DECODE}
+    assert set(default_margins(PROFILE, CheckMode.A_B)) == {ComparedMetric.TTFT, ComparedMetric.DECODE}
 
 
 def test_sides_differ_in_what_both_tell() -> None:
