@@ -65,7 +65,8 @@ class RegressionCheck:
         store = ResultsStore(config.output_dir)
         store.check_writable()
         records, run_id = KeptRecords(store), f"{started_at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        with _sides(config, subject) as sides:
+        noticed = _contention_noticed(subject.device.device, config.wait_quiet_s, run_id)
+        with noticed as quiet, _sides(config, subject) as sides:  # quiet is looked for before a side starts to work
             outcome = Outcome(
                 config=config,
                 subject=subject,
@@ -78,24 +79,22 @@ class RegressionCheck:
             )
             rounds = Rounds(_round_plan(outcome), sides, keep=records.keep, clock=self._clock)
             write_check(outcome.result(rounds, is_interrupted=True), config.check_file)  # in place of an older one
-            result = self._measured(rounds, outcome)
+            result = self._measured(rounds, outcome, quiet)
         self.unwritten = write_or_rescue(result, config.check_file, records.finish(run_id))
         if self.unwritten is not None:
             _logger.warning("%s", self.unwritten)
         return result
 
-    def _measured(self, rounds: Rounds, outcome: Outcome) -> CheckResult:
+    def _measured(self, rounds: Rounds, outcome: Outcome, quiet: QuietWait) -> CheckResult:
         """The result so far is on the disk after every round, so that a killed check leaves what it knew."""
-        config, device = self._config, outcome.subject.device.device
         try:
-            with _contention_noticed(device, config.wait_quiet_s, outcome.run_id) as quiet:
-                while rounds.has_time and not rounds.is_over:
-                    quiet.wait()
-                    rounds.measure()
-                    so_far = outcome.result(rounds, is_interrupted=True)
-                    with contextlib.suppress(OutputError):  # it is tried again at the end
-                        write_check(so_far, config.check_file)
-                    self._on_round(so_far)
+            while rounds.has_time and not rounds.is_over:
+                quiet.wait()
+                rounds.measure()
+                so_far = outcome.result(rounds, is_interrupted=True)
+                with contextlib.suppress(OutputError):  # it is tried again at the end
+                    write_check(so_far, self._config.check_file)
+                self._on_round(so_far)
         except KeyboardInterrupt:
             return outcome.result(rounds, is_interrupted=True)
         return outcome.result(rounds)
