@@ -61,7 +61,7 @@ def _comment(result: CheckResult, rows: int) -> list[str]:
     noted = [one for one in ordered if one.verdict is not Verdict.PASS]
     rest = [one for one in ordered if one.verdict is Verdict.PASS]
     several = len(ordered) > 1
-    passing = f"{formats.plural(len(rest), 'candidate')} passed" if several else "Measured"
+    passing = f"{formats.plural(len(rest), wording.unit(result))} passed" if several else "Measured"
     return [
         comment_marker(result),
         *_head(result, rows),

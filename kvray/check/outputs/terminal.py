@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -41,8 +41,13 @@ def _parts(result: CheckResult) -> Iterator[RenderableType]:
     for one in whole:
         yield from _candidate(result, one)
     if named:
-        yield Text(f"\nPASS: {formats.plural(len(named), 'more candidate')}", style=_STYLES[Verdict.PASS])
-        yield from (_indented(wording.name_of(one)) for one in named)
+        yield Text(f"\nPASS: {formats.plural(len(named), f'more {wording.unit(result)}')}", style=_STYLES[Verdict.PASS])
+        yield from (_indented(": ".join((wording.name_of(one), *_remark(one)))) for one in named)
+
+
+def _remark(candidate: CheckedCandidate) -> Sequence[str]:
+    """What differs and is no fault, such as outputs that moved within their tolerance."""
+    return [wording.outside("; ".join(candidate.differences))] if candidate.differences else []
 
 
 def _shown(result: CheckResult) -> tuple[list[CheckedCandidate], list[CheckedCandidate]]:

@@ -38,12 +38,19 @@ def summary(result: CheckResult) -> str:
     concerned = [one for one in result.candidates if _is_noted(result, one)]
     total = len(result.candidates)
     if result.verdict is Verdict.PASS:
-        better = f" {_are(len(concerned), total)} better than before." if concerned and total > 1 else ""
+        are = "is" if len(concerned) == 1 else "are"
+        some = f" {len(concerned)} of {total} {unit(result)}s {are} better than before."
+        better = some if concerned and total > 1 else ""
         return f"Nothing is worse than its margin.{better or _with_more(result)}"
     if concerned and total > 1:
         one, several = ("fails", "fail") if result.verdict is Verdict.FAIL else ("is undecided", "are undecided")
-        return f"{len(concerned)} of {total} candidates {one if len(concerned) == 1 else several}."
+        return f"{len(concerned)} of {total} {unit(result)}s {one if len(concerned) == 1 else several}."
     return _with_more(result).strip() or "Nothing was measured to its end."
+
+
+def unit(result: CheckResult) -> str:
+    """What is checked: the suite has cases, everything else candidates."""
+    return "case" if result.mode is CheckMode.SUITE else "candidate"
 
 
 def own_reasons(result: CheckResult) -> tuple[str, ...]:
@@ -234,10 +241,6 @@ def _with_more(result: CheckResult) -> str:
 def _own_reasons(result: CheckResult) -> tuple[str, ...]:
     theirs = {text for one in result.candidates for text in one.reasons}
     return tuple(sentence(text) for text in dict.fromkeys(result.reasons) if text not in theirs)
-
-
-def _are(count: int, total: int) -> str:
-    return f"{count} of {total} candidates {'is' if count == 1 else 'are'}"
 
 
 def _side_parts(side: SideInfo) -> Iterator[str]:

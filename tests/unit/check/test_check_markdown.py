@@ -42,7 +42,7 @@ def test_the_comment_folds_what_passes() -> None:
     shown, _, folded = render_comment(SEVERAL).partition("<details>")
     assert "dynamic/sdpa_flash/bfloat16" in shown
     assert "static/sdpa_flash/bfloat16" not in shown
-    assert folded.startswith("<summary>3 candidates passed</summary>\n\n| candidate |")
+    assert folded.startswith("<summary>3 cases passed</summary>\n\n| candidate |")
     assert "|" not in render_comment(PASSED).partition("<details>")[0]
 
 

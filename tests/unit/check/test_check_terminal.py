@@ -9,7 +9,7 @@ from rich.console import Console
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.check.outputs import wording
 from kvray.check.outputs.terminal import render_terminal
-from kvray.check.result import Change, CheckResult
+from kvray.check.result import Change, CheckMode, CheckResult
 
 
 def printed(result: CheckResult, width: int = 200) -> str:
@@ -71,12 +71,14 @@ def test_what_was_not_measured_shows_as_missing() -> None:
 
 def test_of_many_candidates_the_worst_come_first_and_the_quiet_ones_are_named() -> None:
     text = printed(SEVERAL)
-    assert text.startswith("FAIL: 1 of 4 candidates fails.")
-    assert (
-        text.index("FAIL  dynamic/sdpa_flash") < text.index("PASS  offloaded") < text.index("PASS: 2 more candidates")
-    )
-    assert text.index("PASS: 2 more candidates") < text.index("random:llama quantized/eager/float32")
-    better = SEVERAL.model_copy(update={"candidates": SEVERAL.candidates[2:], "verdict": Verdict.PASS})
+    assert text.startswith("FAIL: 1 of 4 cases fails.")
+    assert text.index("FAIL  dynamic/sdpa_flash") < text.index("PASS  offloaded") < text.index("PASS: 2 more cases")
+    assert text.index("PASS: 2 more cases") < text.index("random:llama quantized/eager/float32")
+    moved = SEVERAL.candidates[0].model_copy(update={"differences": ("log-probabilities moved by 1e-5 nats",)})
+    some = SEVERAL.model_copy(update={"candidates": (moved, *SEVERAL.candidates[1:])})
+    assert "static/sdpa_flash/bfloat16: log-probabilities moved by 1e-5 nats" in printed(some)
+    changes = {"candidates": SEVERAL.candidates[2:], "verdict": Verdict.PASS, "mode": CheckMode.A_B}
+    better = SEVERAL.model_copy(update=changes)
     assert printed(better).startswith(
         "PASS: nothing is worse than its margin. 1 of 2 candidates is better than before."
     )
