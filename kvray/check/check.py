@@ -65,8 +65,8 @@ class RegressionCheck:
         store = ResultsStore(config.output_dir)
         store.check_writable()
         records, run_id = KeptRecords(store), f"{started_at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        noticed = _contention_noticed(subject.device.device, config.wait_quiet_s, run_id)
-        with noticed as quiet, _sides(config, subject) as sides:  # quiet is looked for before a side starts to work
+        busy = disturbers(subject.device.device)  # before a side starts to work, which is not another program's
+        with _sides(config, subject) as sides:
             outcome = Outcome(
                 config=config,
                 subject=subject,
@@ -79,22 +79,24 @@ class RegressionCheck:
             )
             rounds = Rounds(_round_plan(outcome), sides, keep=records.keep, clock=self._clock)
             write_check(outcome.result(rounds, is_interrupted=True), config.check_file)  # in place of an older one
-            result = self._measured(rounds, outcome, quiet)
+            result = self._measured(rounds, outcome, busy)
         self.unwritten = write_or_rescue(result, config.check_file, records.finish(run_id))
         if self.unwritten is not None:
             _logger.warning("%s", self.unwritten)
         return result
 
-    def _measured(self, rounds: Rounds, outcome: Outcome, quiet: QuietWait) -> CheckResult:
+    def _measured(self, rounds: Rounds, outcome: Outcome, busy: Sequence[str]) -> CheckResult:
         """The result so far is on the disk after every round, so that a killed check leaves what it knew."""
+        config, device = self._config, outcome.subject.device.device
         try:
-            while rounds.has_time and not rounds.is_over:
-                quiet.wait()
-                rounds.measure()
-                so_far = outcome.result(rounds, is_interrupted=True)
-                with contextlib.suppress(OutputError):  # it is tried again at the end
-                    write_check(so_far, self._config.check_file)
-                self._on_round(so_far)
+            with _contention_noticed(device, config.wait_quiet_s, outcome.run_id, busy) as quiet:
+                while rounds.has_time and not rounds.is_over:
+                    quiet.wait()
+                    rounds.measure()
+                    so_far = outcome.result(rounds, is_interrupted=True)
+                    with contextlib.suppress(OutputError):  # it is tried again at the end
+                        write_check(so_far, config.check_file)
+                    self._on_round(so_far)
         except KeyboardInterrupt:
             return outcome.result(rounds, is_interrupted=True)
         return outcome.result(rounds)
@@ -118,14 +120,17 @@ def _sides(config: CheckConfig, subject: Subject) -> Iterator[Sequence[Side]]:
 
 
 @contextlib.contextmanager
-def _contention_noticed(device: DeviceType, wait_quiet_s: float, run_id: str) -> Iterator[QuietWait]:
-    """Warn of who else uses `device`, after waiting for quiet as long as is allowed."""
+def _contention_noticed(
+    device: DeviceType, wait_quiet_s: float, run_id: str, busy: Sequence[str]
+) -> Iterator[QuietWait]:
+    """Warn of who else uses `device`, or wait for quiet as long as is allowed.
+
+    Args:
+        busy: a sentence for everything that kept the device busy before the check began.
+    """
     quiet = QuietWait(device, wait_quiet_s, tell=_warn)
     with announced_sweep(device, run_id) as others:
-        for sentence in others:
-            _warn(sentence)
-        quiet.wait()
-        for sentence in disturbers(device):
+        for sentence in (*others, *(() if wait_quiet_s else busy)):
             _warn(sentence)
         yield quiet
 
