@@ -220,7 +220,7 @@ def _colour(event: WatchEvent) -> str:
 
 def _time_axis(observations: Sequence[Observation], *, anchor: str) -> dict[str, Any]:
     first, last = observations[0].observed_at, observations[-1].observed_at
-    pad = max((last - first) * 0.03, dt.timedelta(hours=3))
+    pad = (last - first) * 0.05 or dt.timedelta(hours=3)
     days = [(7, "week"), (30, "month"), (365, "year")]
     buttons = [
         {"count": count, "step": "day", "stepmode": "backward", "label": label}

@@ -35,7 +35,7 @@ from kvray.check.watch.anchor import AnchorRates, measure_anchor
 from kvray.engines.base import DeviceFacts
 from kvray.errors import ResultsError
 from kvray.probes.cpu import trial_threads, wished_threads
-from kvray.record import TrialResult
+from kvray.record import TrialResult, short_model_name
 from kvray.store.history import Observation, ObservationRole
 
 
@@ -56,7 +56,7 @@ class Subject:
     @property
     def shown(self) -> str:
         """What is watched, in short."""
-        return f"{self.candidate.label} of {self.baseline.model_id} ({self.baseline.profile.name})"
+        return f"{self.candidate.label} of {short_model_name(self.baseline.model_id)} ({self.baseline.profile.name})"
 
 
 def read_subject(plan: str, consent: Consent) -> Subject:

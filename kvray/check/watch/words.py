@@ -79,9 +79,10 @@ def refuted_text(judged: Judged, plan: str) -> str:
 def _changed(watched: Watched, change: Change | None, plan: str, verb: str) -> str:
     if change is None:
         return f"{plan} has changed."
-    interval = f" ({interval_text(*_factors(watched, change))})"
-    since = f"since {_moment(change)}"
-    text = _change_text(watched, change)
+    text, since = _change_text(watched, change), f"since {_moment(change)}"
+    low, high = _factors(watched, change)
+    # "1.67× as long" speaks of the time, "31 % slower" of the speed.
+    interval = f" ({interval_text(1 / high, 1 / low) if text.endswith('as long') else interval_text(low, high)})"
     if watched is None:
         verb = _verb(verb, "take") if text.endswith("as long") else verb
         return f"The machine {verb} {text}{interval} {since}, by a computation that no library changes."

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,13 @@ def test_an_axis_shows_calm_values_whatever_a_disturbed_one_was() -> None:
     (ttft, *_) = charts([observation(0), observation(1), observation(2, ttft_ms=12_000.0, disturbed=True)])
     low, high = ttft.plot["layout"]["yaxis"]["range"]
     assert low < 120 < high < 140
+
+
+def test_a_few_minutes_of_history_fill_the_chart() -> None:
+    minutes = [replace(observation(), observed_at=at(0) + dt.timedelta(minutes=number)) for number in range(5)]
+    for chart in charts(minutes):
+        first, last = (dt.datetime.fromisoformat(end) for end in chart.plot["layout"]["xaxis"]["range"])
+        assert last - first < dt.timedelta(minutes=5)
 
 
 def test_only_the_newest_observations_are_in_the_table() -> None:

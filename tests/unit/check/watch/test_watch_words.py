@@ -31,12 +31,12 @@ def judged(watched: Watched, before: float, now: float) -> Judged:
     ("watched", "before", "now", "said"),
     [
         (ComparedMetric.TTFT, 100.0, 112.0, "Time to first token of X is 11 % slower (−"),
-        (ComparedMetric.TTFT, 100.0, 288.0, "Time to first token of X is 2.88× as long ("),
+        (ComparedMetric.TTFT, 100.0, 288.0, "Time to first token of X is 2.88× as long (2.86× to 2.90×) since"),
         (ComparedMetric.DECODE, 100.0, 88.0, "X reaches 12 % fewer tok/s (−"),
         (ComparedMetric.DECODE, 100.0, 40.0, "X reaches 1/2.5 of the tok/s ("),
         (ComparedMetric.MEMORY, 100.0, 112.0, "X takes 12 % more memory (+"),
         (None, 100.0, 88.0, "The machine is 12 % slower (−"),
-        (None, 100.0, 34.7, "The machine takes 2.88× as long ("),
+        (None, 100.0, 34.7, "The machine takes 2.88× as long (2.72× to 3.06×) since"),
     ],
 )
 def test_a_change_reads_as_a_colleague_would_say_it(watched: Watched, before: float, now: float, said: str) -> None:
