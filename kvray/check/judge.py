@@ -44,6 +44,8 @@ _OTHERWISE = {
 }
 """What must be the same on both sides, by the field of `RanFacts`."""
 
+_ENOUGH_FOR_A_RECORD = 8
+"""Rounds after which more of them hardly narrow a comparison with a record: the spread between sessions stays."""
 _KL_NOISE = 1e-4
 """Nats per token by which two measurements of the same may differ."""
 
@@ -85,15 +87,28 @@ def judged(
 
 
 def is_closed(checked: CheckedCandidate) -> bool:
-    """Whether no further round is measured."""
-    return bool(checked.before.failures) or is_over(checked.verdict, len(checked.now.processes))
+    """Whether no further round is measured. A record does not grow: once it is seen to tell too little, that is all."""
+    measured = len(checked.now.processes)
+    if checked.before.failures or is_over(checked.verdict, measured):
+        return True
+    return _is_settled(checked, measured) and is_hopeless(checked)
 
 
 def is_hopeless(checked: CheckedCandidate) -> bool:
     """Whether as many rounds as a check measures do not come to a verdict, or would not at the spread seen."""
-    measured = len(checked.now.processes)
-    is_open = checked.verdict is Verdict.INCONCLUSIVE and not checked.before.failures
-    return is_open and (measured >= MOST_ROUNDS or measured + (checked.more_rounds or 0) > MOST_ROUNDS)
+    if checked.verdict is not Verdict.INCONCLUSIVE or checked.before.failures:
+        return False
+    measured, more = len(checked.now.processes), checked.more_rounds
+    if more is None:
+        return measured >= MOST_ROUNDS or _is_settled(checked, measured)
+    return measured >= MOST_ROUNDS or measured + more > MOST_ROUNDS
+
+
+def _is_settled(checked: CheckedCandidate, measured: int) -> bool:
+    """Whether the other side is of another session and so many rounds were measured that the spread between sessions
+    decides."""
+    before, now = ({one.session for one in side.processes} for side in (checked.before, checked.now))
+    return measured >= _ENOUGH_FOR_A_RECORD and before.isdisjoint(now)
 
 
 def overall(candidates: Sequence[CheckedCandidate]) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kvray.analysis.comparison import Margins
 from kvray.candidate import Candidate, DeviceType
-from kvray.check.judge import is_closed, is_hopeless, judged
+from kvray.check.judge import is_closed, judged
 from kvray.check.measured import measured_side
 from kvray.check.result import CheckedCandidate, MeasuredSide
 from kvray.check.side_request import SideRequest
@@ -17,9 +17,6 @@ from kvray.engines.base import ModelRequest
 from kvray.record import TrialResult
 from kvray.trial.spec import ReferenceSpec
 from kvray.workload import WorkloadProfile
-
-_ENOUGH_FOR_A_RECORD = 8
-"""Rounds after which more of them hardly narrow a comparison with a record: the spread between sessions stays."""
 
 
 class Measuring(Protocol):
@@ -92,7 +89,7 @@ class Rounds:
     @property
     def is_over(self) -> bool:
         """Whether every candidate has a verdict, or cannot get one."""
-        return self.number > 0 and all(map(self._is_closed, self.checked))
+        return self.number > 0 and all(map(is_closed, self.checked))
 
     @property
     def has_time(self) -> bool:
@@ -112,17 +109,12 @@ class Rounds:
             for place, (candidate, checked) in enumerate(zip(self._plan.candidates, self.checked, strict=True)):
                 if place and self.spent_s + self._clock() - started > self._plan.budget_s:
                     break
-                if number == 1 or not self._is_closed(checked):
+                if number == 1 or not is_closed(checked):
                     for name, side in order:
                         self._measure(name, side, candidate, number)
         finally:
             self.checked = tuple(map(self._judged, self._plan.candidates))
         self._spent_s.append(self._clock() - started)
-
-    def _is_closed(self, checked: CheckedCandidate) -> bool:
-        """A record does not grow: once it is seen that what it tells is too little, no further round is measured."""
-        enough = bool(self._plan.recorded) and len(checked.now.processes) >= _ENOUGH_FOR_A_RECORD
-        return is_closed(checked) or (enough and (checked.more_rounds is None or is_hopeless(checked)))
 
     def _measure(self, name: str, side: Measuring, candidate: Candidate, number: int) -> None:
         plan = self._plan

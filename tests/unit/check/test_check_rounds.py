@@ -14,7 +14,7 @@ from checked import candidate
 
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.candidate import CacheStrategy, Candidate, DeviceType
-from kvray.check.judge import default_margins, more_rounds, overall, side_differences
+from kvray.check.judge import default_margins, is_hopeless, more_rounds, overall, side_differences
 from kvray.check.measured import measured_side
 from kvray.check.result import CheckedCandidate, CheckMode, SideInfo
 from kvray.check.rounds import RoundPlan, Rounds
@@ -151,6 +151,7 @@ def test_no_round_is_spent_on_what_a_record_can_never_show() -> None:
     rounds = rounds_of(FakeSide(ttft_ms=10.1), recorded={candidate().candidate_id: record})
     assert measured(rounds).verdict is Verdict.INCONCLUSIVE, "two sessions differ by more than 5 % may tell"
     assert (rounds.number, rounds.is_over) == (8, True)
+    assert is_hopeless(rounds.checked[0]), "so the check says what would help"
     lenient = default_margins(PROFILE, CheckMode.RECORD)
     assert lenient[ComparedMetric.TTFT] == 0.15
     rounds = rounds_of(FakeSide(ttft_ms=10.1), recorded={candidate().candidate_id: record}, margins=lenient)
