@@ -38,6 +38,7 @@ class Baseline:
         variables: that make libraries faster or slower, as they were set.
         ranked: candidates that may be checked, the winner first.
         recorded: by candidate id, what was measured.
+        is_check: whether it is the result of a check, all candidates of which were measured to be judged.
         why_unrecorded: why `recorded` is empty, as a sentence; `None` where it is not.
     """
 
@@ -55,6 +56,7 @@ class Baseline:
     ranked: tuple[Candidate, ...]
     recorded: Mapping[str, MeasuredSide] = field(default_factory=dict)
     why_unrecorded: str | None = None
+    is_check: bool = False
 
 
 def read_baseline(place: str) -> Baseline:
@@ -280,6 +282,7 @@ def of_check(result: CheckResult, *, shown: str) -> Baseline:
         trust_remote_code=result.trust_remote_code,
         allow_pickle=result.allow_pickle,
         side=result.now.model_copy(update={"name": _NAME}),
+        is_check=True,
         ranked=tuple(one.candidate for one in checked if one.candidate is not None),
         recorded={
             one.candidate.candidate_id: one.now for one in checked if one.candidate is not None and one.now.processes

@@ -55,13 +55,32 @@ def read_check(path: str | Path) -> CheckResult:
     Raises:
         ResultsError: it is missing, no result of a check, damaged, or of a version that this kvray does not read.
     """
-    shown = shown_document(path)
+    return parse_check(read_text(path, most_bytes=MOST_BYTES, hint=_WHERE_THEY_ARE), shown=shown_document(path))
+
+
+def read_text(path: str | Path, *, most_bytes: int, hint: str) -> str:
+    """The text of the file at `path`, which may be a URI.
+
+    Raises:
+        ResultsError: it cannot be read, or has more than `most_bytes`.
+    """
     try:
-        text = read_document(path, most_bytes=MOST_BYTES)
+        return read_document(path, most_bytes=most_bytes)
     except (OSError, ValueError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ResultsError(f"Cannot read {shown!r}: {why.rstrip('.')}.", hint=_WHERE_THEY_ARE) from error
-    return parse_check(text, shown=shown)
+        raise ResultsError(f"Cannot read {shown_document(path)!r}: {why.rstrip('.')}.", hint=hint) from error
+
+
+def parse_json(text: str, problem: str) -> object:
+    """What `text` holds.
+
+    Raises:
+        ResultsError: it is not JSON; `problem` begins the message.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{problem}: it is not JSON ({error}).") from error
 
 
 def parse_check(text: str, *, shown: str) -> CheckResult:
@@ -70,11 +89,7 @@ def parse_check(text: str, *, shown: str) -> CheckResult:
     Raises:
         ResultsError: as `read_check`.
     """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{shown!r} is not a result of a check: it is not JSON ({error}).") from error
-    _check_version(data, shown)
+    _check_version(parse_json(text, f"{shown!r} is not a result of a check"), shown)
     try:
         return CheckResult.model_validate_json(text)
     except ValidationError as error:

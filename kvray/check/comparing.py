@@ -9,12 +9,10 @@ from pathlib import Path
 from kvray.analysis.comparison import Comparison, Margins, Verdict, compare
 from kvray.candidate import Candidate
 from kvray.check.baseline import Baseline, of_sweep, read_baseline
-from kvray.check.check_file import MOST_BYTES
 from kvray.check.judge import judged, side_differences
 from kvray.check.measured import samples_of
 from kvray.check.result import SideInfo
 from kvray.errors import InvalidValueError, ResultsError
-from kvray.files.documents import read_document
 from kvray.files.remote import is_uri
 from kvray.report.compare import Comparison as SweepComparison
 from kvray.report.compare import compare_info
@@ -32,13 +30,11 @@ class MeasuredPlace:
     Attributes:
         baseline: `None` for a sweep that ranks nothing.
         sweep: what a report shows of it; `None` for a plan or a check.
-        is_check: whether it is the result of a check, all candidates of which were measured to be judged.
     """
 
     name: str
     baseline: Baseline | None
     sweep: ReportInfo | None = None
-    is_check: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +94,7 @@ def read_place(place: str) -> MeasuredPlace:
     document = None if run else _document_in(folder)
     if document is not None:
         baseline = read_baseline(document)
-        is_check = '"check_version"' in read_document(document, most_bytes=MOST_BYTES)
-        return MeasuredPlace(name=_name_of(baseline), baseline=baseline, is_check=is_check)
+        return MeasuredPlace(name=_name_of(baseline), baseline=baseline)
     store = ResultsStore(folder)
     result = read_measured(store, chosen_run(store, run or None))
     ranks = bool(result.analysis.ranking.entries)
@@ -144,7 +139,8 @@ def compare_places(a: MeasuredPlace, b: MeasuredPlace, *, margins: Margins, forc
             f"A and B were measured on unlike machines ({'; '.join(machine)}), so their figures do not compare.",
             hint="Compare them anyway with --force, or measure both on one machine.",
         )
-    wants_all, are_sweeps = a.is_check and b.is_check, a.sweep is not None and b.sweep is not None
+    wants_all = sides is not None and all(one.is_check for one in sides)
+    are_sweeps = a.sweep is not None and b.sweep is not None
     candidates = () if sides is None else tuple(_compared(*sides, margins, wants_all=wants_all))
     verdicts = [one.verdict for one in candidates if one.verdict is not None]
     if margins and not verdicts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from kvray.analysis.comparison import SideSamples, side_samples
-from kvray.check.result import LogValues, MeasuredSide, ProcessSample, RanFacts
+from kvray.check.result import LogValues, MeasuredSide, ProcessSample, RanFacts, SideInfo
+from kvray.check.side import Side
 from kvray.errors import sentence_of
 from kvray.record import TrialRecord, TrialResult, TrialStatus
 from kvray.workload import WorkloadProfile
@@ -38,6 +40,27 @@ def measured_side(results: Sequence[TrialResult], profile: WorkloadProfile) -> M
         ),
         ran=ran_facts([one.record for one in complete]),
         failures=tuple(failure_text(one.record) for one in results if one.record.status.is_failure),
+    )
+
+
+def side_info(side: Side, *, run_id: str, measured_at: dt.datetime) -> SideInfo:
+    """What results tell of a side that measured."""
+    facts = side.facts
+    versions = {name: version for one in facts.engine_versions.values() for name, version in one.items()}
+    return SideInfo(
+        name=side.spec.name,
+        kvray_version=facts.kvray_version,
+        engine_versions=versions,
+        python=facts.python,
+        variables=side.spec.variable_names,
+        host=facts.host,
+        device_name=facts.device_name,
+        driver_version=facts.driver_version,
+        cpus=facts.cpus,
+        memory_gib=facts.memory_gib,
+        hardware=facts.hardware,
+        run_id=run_id,
+        measured_at=measured_at,
     )
 
 

@@ -10,6 +10,7 @@ from kvray.analysis.comparison import Margins, Verdict
 from kvray.analysis.looks import MOST_ROUNDS
 from kvray.check.config import CheckConfig
 from kvray.check.judge import is_hopeless, more_rounds, overall, side_differences
+from kvray.check.measured import side_info
 from kvray.check.preparing import Subject
 from kvray.check.result import CheckMode, CheckResult, SideInfo
 from kvray.check.rounds import Rounds
@@ -90,27 +91,8 @@ class Outcome:
         )
 
     def _sides(self) -> tuple[SideInfo, SideInfo]:
-        *before, now = (self._side(one) for one in self.sides)
+        *before, now = (side_info(one, run_id=self.run_id, measured_at=self.started_at) for one in self.sides)
         return (before[0] if before else self.subject.baseline.side, now)
-
-    def _side(self, side: Side) -> SideInfo:
-        facts = side.facts
-        versions = {name: version for one in facts.engine_versions.values() for name, version in one.items()}
-        return SideInfo(
-            name=side.spec.name,
-            kvray_version=facts.kvray_version,
-            engine_versions=versions,
-            python=facts.python,
-            variables=side.spec.variable_names,
-            host=facts.host,
-            device_name=facts.device_name,
-            driver_version=facts.driver_version,
-            cpus=facts.cpus,
-            memory_gib=facts.memory_gib,
-            hardware=facts.hardware,
-            run_id=self.run_id,
-            measured_at=self.started_at,
-        )
 
     def _differences(self, sides: tuple[SideInfo, SideInfo]) -> tuple[str, ...]:
         if self.subject.mode is CheckMode.RECORD:

@@ -11,7 +11,6 @@ import numpy as np
 
 from kvray.candidate import DeviceType
 from kvray.check.measured import measured_side
-from kvray.check.result import SideInfo
 from kvray.check.side import Side
 from kvray.check.side_request import SideRequest
 from kvray.check.suite.cases import SUITE_PROFILE, TOLD_TOKENS, Case
@@ -130,26 +129,6 @@ def recorded_case(case: Case, results: Sequence[TrialResult]) -> RecordedCase:
         kv_cache_mib=max((one.kv_cache_mib for one in working if one.kv_cache_mib is not None), default=None),
         outputs=_outputs(working),
         measured=measured_side(results, SUITE_PROFILE),
-    )
-
-
-def side_info(side: Side, run_id: str) -> SideInfo:
-    """What results tell of `side`."""
-    facts = side.facts
-    versions = {name: version for one in facts.engine_versions.values() for name, version in one.items()}
-    return SideInfo(
-        name=side.spec.name,
-        kvray_version=facts.kvray_version,
-        engine_versions=versions,
-        python=facts.python,
-        variables=side.spec.variable_names,
-        host=facts.host,
-        device_name=facts.device_name,
-        driver_version=facts.driver_version,
-        cpus=facts.cpus,
-        memory_gib=facts.memory_gib,
-        hardware=facts.hardware,
-        run_id=run_id,
     )
 
 

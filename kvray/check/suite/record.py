@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kvray.candidate import DeviceType
-from kvray.check.check_file import write_output
+from kvray.check.check_file import parse_json, read_text, write_output
 from kvray.check.result import CheckedConfiguration, MeasuredSide, SideInfo
 from kvray.check.suite.cases import SUITE_VERSION
 from kvray.errors import ResultsError, describe_problems
-from kvray.files.documents import read_document, shown_document
+from kvray.files.documents import shown_document
 from kvray.plan.plan import NotNegative
 from kvray.record import TrialStatus
 
@@ -148,15 +148,7 @@ def read_record(path: str | Path) -> SuiteRecord:
         ResultsError: it is missing, no record of the suite, damaged, or of another version of the suite.
     """
     shown = shown_document(path)
-    try:
-        text = read_document(path, most_bytes=_MOST_BYTES)
-    except (OSError, ValueError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ResultsError(f"Cannot read {shown!r}: {why.rstrip('.')}.", hint=_RUN_IT) from error
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{shown!r} is not a record of the suite: it is not JSON ({error}).") from error
+    data = parse_json(read_text(path, most_bytes=_MOST_BYTES, hint=_RUN_IT), f"{shown!r} is not a record of the suite")
     _check_versions(data, shown)
     try:
         return SuiteRecord.model_validate(data)

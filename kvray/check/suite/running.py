@@ -15,12 +15,13 @@ from kvray.analysis.comparison import ComparedMetric, Margins
 from kvray.candidate import DeviceType
 from kvray.check.against import Against
 from kvray.check.judge import is_closed, more_rounds, overall, side_differences
+from kvray.check.measured import side_info
 from kvray.check.result import CheckedCandidate, CheckMode, CheckResult, SideInfo
 from kvray.check.side import Side, SideSpec
 from kvray.check.suite.cases import SUITE_PROFILE, SUITE_VERSION, Case, suite_cases
 from kvray.check.suite.choosing import Asked, Chosen, choose_cases
 from kvray.check.suite.judging import SuiteRules, judge_case, lost_case, same_kernels, same_machine
-from kvray.check.suite.measuring import SuiteModels, SuiteRounds, side_info
+from kvray.check.suite.measuring import SuiteModels, SuiteRounds
 from kvray.check.suite.outputs import OutputRules
 from kvray.check.suite.record import RecordedCase, SuiteRecord
 from kvray.engines.base import DeviceFacts
@@ -152,7 +153,7 @@ class _Sitting:
 
     def info(self, side: Side) -> SideInfo:
         """What results tell of `side`."""
-        return side_info(side, self.run_id).model_copy(update={"measured_at": self.started_at})
+        return side_info(side, run_id=self.run_id, measured_at=self.started_at)
 
 
 @contextlib.contextmanager
