@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 
 from kvray.candidate import DeviceType
 from kvray.engines.base import EngineAdapter
+from kvray.engines.rates_process import print_rates, rates_from
 from kvray.forecast.hardware import Hardware
 from kvray.search_paths import child_environment, python_command
 
@@ -25,11 +25,7 @@ def rates_in(python: str, adapter: EngineAdapter, device: DeviceType, threads: i
     named = f"{kind.__module__}:{kind.__qualname__}"
     command = python_command("-m", __name__, named, device.value, str(threads or _UNSET), python=python)
     own = child_environment(python=python)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=own)
-        return Hardware.from_json(done.stdout.splitlines()[-1])
-    except (subprocess.SubprocessError, OSError, ValueError, LookupError, TypeError):
-        return None
+    return rates_from(command, environment=own, timeout_s=TIMEOUT_S)
 
 
 def _main(named: str, device: str, threads: str) -> None:
@@ -38,7 +34,7 @@ def _main(named: str, device: str, threads: str) -> None:
     measured = adapter.measure_hardware(DeviceType(device), None if threads == _UNSET else int(threads))
     if measured is None:
         sys.exit(f"The engine {adapter.name} could not measure this device.")
-    sys.stdout.write("\n" + measured.to_json().replace("\n", ""))
+    print_rates(measured)
 
 
 if __name__ == "__main__":

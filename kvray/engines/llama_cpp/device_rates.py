@@ -6,13 +6,13 @@ its own, whose rates are near those of a good BLAS; forecasts need no more.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from kvray.candidate import DeviceType, DType
+from kvray.engines.rates_process import print_rates, rates_from
 from kvray.forecast.hardware import Hardware
 from kvray.probes.cpu import PeakRss
 from kvray.probes.disturbance import TrialWatch
@@ -33,11 +33,7 @@ def measure_apart(threads: int, environment: Mapping[str, str]) -> Hardware | No
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     command = python_command("-m", __name__, str(threads))
     own = {**environment, **child_environment(), **limits}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=own)
-        return Hardware.from_json(done.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError, LookupError, TypeError):
-        return None
+    return rates_from(command, environment=own, timeout_s=TIMEOUT_S)
 
 
 def measure(threads: int) -> Hardware:
@@ -96,4 +92,4 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(measure(int(sys.argv[1])).to_json())
+    print_rates(measure(int(sys.argv[1])))

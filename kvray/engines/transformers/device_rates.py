@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from kvray.candidate import DeviceType, DType
 from kvray.engines.hugging_face.torch_rates import copy_rate, matmul_rate, seconds, stream_rate, to_device_rate
+from kvray.engines.rates_process import print_rates, rates_from
 from kvray.forecast.hardware import Hardware
 from kvray.probes.cpu import PeakRss
 from kvray.probes.disturbance import TrialWatch
@@ -32,11 +32,7 @@ def measure_apart(device: DeviceType, threads: int | None, environment: Mapping[
     if threads is not None:
         own["OMP_NUM_THREADS"] = str(threads)
     command = python_command("-m", __name__, device.value)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=own)
-        return Hardware.from_json(done.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError, LookupError, TypeError):
-        return None
+    return rates_from(command, environment=own, timeout_s=TIMEOUT_S)
 
 
 def measure(kind: DeviceType) -> Hardware:
@@ -111,4 +107,4 @@ def _token_s(device: Any, layers: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(measure(DeviceType(sys.argv[1])).to_json())
+    print_rates(measure(DeviceType(sys.argv[1])))

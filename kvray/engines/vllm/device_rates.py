@@ -7,12 +7,12 @@ a minute: what vLLM needs for a step beside its kernels is set here instead.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 
 from kvray.candidate import DeviceType, DType
 from kvray.engines.hugging_face.torch_rates import copy_rate, matmul_rate, stream_rate, to_device_rate
+from kvray.engines.rates_process import print_rates, rates_from
 from kvray.forecast.hardware import Hardware
 from kvray.probes.cpu import PeakRss
 from kvray.probes.disturbance import TrialWatch
@@ -35,11 +35,7 @@ def measure_apart(device: DeviceType, threads: int | None, environment: Mapping[
     if threads is not None:
         own["OMP_NUM_THREADS"] = str(threads)
     command = python_command("-m", __name__, device.value)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=own)
-        return Hardware.from_json(done.stdout.splitlines()[-1])
-    except (subprocess.SubprocessError, OSError, ValueError, LookupError, TypeError):
-        return None
+    return rates_from(command, environment=own, timeout_s=TIMEOUT_S)
 
 
 def measure(kind: DeviceType) -> Hardware:
@@ -80,6 +76,4 @@ def _resident_mib(kind: DeviceType) -> float:
 
 
 if __name__ == "__main__":
-    measured = measure(DeviceType(sys.argv[1]))
-    # vLLM may have written lines of its own, so ours is the last.
-    sys.stdout.write("\n" + measured.to_json().replace("\n", ""))
+    print_rates(measure(DeviceType(sys.argv[1])))
