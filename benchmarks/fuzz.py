@@ -26,7 +26,7 @@ FAILED = 1
 """Exit code of pytest where properties do not hold."""
 MODULES = sorted((Path(__file__).parents[1] / "tests" / "fuzz").glob("test_*.py"))
 Tallies = dict[str, tuple[int, int, float]]
-"""Of each kind: the inputs, how many were accepted, the seconds."""
+"""For each kind: the inputs, how many were accepted, the seconds."""
 
 
 def main() -> None:

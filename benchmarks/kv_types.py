@@ -41,7 +41,7 @@ ENGINE = "llama_cpp"
 
 
 class Types(NamedTuple):
-    """Of keys and of values, and whether flash attention reads them."""
+    """Types of keys and of values, and whether flash attention reads them."""
 
     keys: str
     values: str
@@ -151,7 +151,7 @@ def whole_text() -> str:
 def measure_quality(
     model: str, rows: Sequence[Types], cut: Sequence[tuple[int, ...]], folder: Path
 ) -> dict[Types, Divergence]:
-    """Of each pair of types against the first pair, whose log-probabilities are kept in `folder`."""
+    """Divergence of each pair of types from the first pair, whose log-probabilities are kept in `folder`."""
     kept = [folder / f"{number}.npy" for number in range(len(cut))]
     for path, piece, told in zip(kept, cut, forced(model, rows[0], cut), strict=True):
         np.save(path, np.stack([row for _, row in told]))
@@ -171,7 +171,7 @@ def measure_quality(
 def forced(
     model: str, types: Types, cut: Sequence[tuple[int, ...]]
 ) -> Iterator[Iterator[tuple[int, NDArray[np.float32]]]]:
-    """Of each piece the compared tokens, each with the log-probabilities before it."""
+    """The compared tokens of each piece, each with the log-probabilities before it."""
     profile = create_custom_profile(
         "pieces",
         context_lengths=(CELL.context_tokens,),

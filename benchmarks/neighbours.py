@@ -88,7 +88,7 @@ class InTurn(InSequence):
         self._round_began_s = 0.0
         self._out: set[str] = set()
         self._turns: list[str] = []
-        """Of the running round, the one that runs first."""
+        """The one that runs first in this round."""
         self._is_measured = True
         self._launched = 0
         self.rounds = 0
@@ -118,7 +118,7 @@ class InTurn(InSequence):
 
     @override
     def is_out_of_time(self) -> bool:
-        """Of neighbours, which end with their rung once the candidate is measured."""
+        """Tasks of neighbours, which end with their rung once the candidate is measured."""
         return self._is_measured
 
     def _next_turn(self) -> bool:
@@ -242,7 +242,7 @@ def effects(results: Sequence[TrialResult], profile: WorkloadProfile) -> dict[st
 
 
 def disturbed_share(results: Sequence[TrialResult], kind: str) -> float:
-    """Of the runs of the candidate alone, or beside others."""
+    """Figures of the candidate's runs, alone or beside others."""
     runs = [run for one in results if one.record.trial_id.startswith(kind) for run in one.runs]
     return sum(run.disturbed for run in runs) / len(runs)
 

@@ -71,8 +71,8 @@ def _effects(kind: Kind, axes: Sequence[Array], generator: np.random.Generator) 
 
 
 def _effect(positions: Array, generator: np.random.Generator) -> Array:
-    """Of each value of an axis. Names are independent. Numbers share a level and follow a curve: saturating, with a
-    best place, and with a knee, as chunk sizes, windows and threads have."""
+    """The effect of each value of an axis. Names are independent. Numbers share a level and follow a curve: saturating,
+    with a best place, and with a knee, as chunk sizes, windows and threads have."""
     found = generator.standard_normal(len(positions))
     numbers = ~np.isnan(positions)
     if numbers.any():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 PIECE = 512
 """Tokens that are read from an empty cache."""
 SCORED = PIECE // 2 - 1
-"""Of these the last are compared: the first half is there to be remembered."""
+"""So many of a piece's last tokens are compared; the first half is there to be remembered."""
 _OPTIONS = ("-c", str(PIECE), "-b", str(PIECE), "-ub", str(PIECE), "-fa", "on")
 _SAID = {
     "mean_kld": r"^Mean +KLD: +(\S+)",
@@ -45,7 +45,7 @@ class Divergence:
 
 
 def divergence(compared: Iterable[tuple[NDArray[np.float32], NDArray[np.float32], int]]) -> Divergence:
-    """Of triples: the reference's log-probabilities, the candidate's, and the token that followed."""
+    """Divergence over triples: the reference's log-probabilities, the candidate's, and the token that followed."""
     rows = np.array([_compare(*one) for one in compared])
     kld, same_top, dp = rows.T
     return Divergence(

@@ -250,7 +250,7 @@ class Pace(Ear):
             self.rss_mib.append(psutil.Process().memory_info().rss / 2**20)
 
     def ms_per_trial(self, begin: int = 0, end: int = 10) -> float:
-        """Of the trials between two tenths."""
+        """The trials between two tenths."""
         return self._per_trial(0, begin, end)
 
     def cpu_ms_per_trial(self) -> float:

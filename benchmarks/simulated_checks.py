@@ -16,14 +16,14 @@ from kvray.workload import Cell
 CELLS = tuple(Cell(context, output, 1) for context in (512, 2048) for output in (32, 128))
 MEMORY_SD = 0.005
 CELL_SD, RUN_SD = 0.01, 0.015
-"""Of a cell within its process, and of a single run: a process of a check measures each cell once."""
+"""Spread of a cell within its process, and of a single run: a process of a check measures each cell once."""
 HEAVY_TAILED = 0.3
 """Share of checks on a machine whose processes differ as Student's t with four degrees of freedom."""
 SLOWED_CHECKS = 0.3
 """Share of checks in which something else slows processes now and then; how often, by how much and whether that is
 noticed is as in `simulated_sweeps`."""
 DRIFT_SD, DRIFT_KEPT = 0.03, 0.9
-"""Of the machine's speed, and how much of its deviation is left at the next process."""
+"""Spread of the machine's speed, and how much of its deviation is left at the next process."""
 MODE_SHARE, MODE_SIZE = 0.3, 0.1
 """The second mode of a bimodal side."""
 ONE_CELL = 0.25
@@ -72,7 +72,7 @@ def rows() -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Of the machine in one check; `slowed` is the share of processes that something else slows."""
+    """The machine's deviations in one check; `slowed` is the share of processes that something else slows."""
 
     spread: float
     is_heavy_tailed: bool
@@ -142,5 +142,5 @@ def drift(count: int, generator: np.random.Generator) -> Array:
 
 
 def session_offset(generator: np.random.Generator) -> Array:
-    """Of each metric. What was measured of sessions includes the drift between them."""
+    """The spread of each metric. What was measured of sessions includes the drift between them."""
     return np.asarray(generator.normal(size=3) * np.array([SESSION_SD[one] for one in ComparedMetric]))

@@ -219,7 +219,7 @@ def _machine(engines: Indices, generator: Generator, *, pooled: bool) -> Machine
 
 
 def _gains(evidence: Evidence, truth: Array, engines: Indices) -> Iterator[tuple[str, bool]]:
-    """Of all that were confirmed."""
+    """Figures of all that were confirmed."""
     base, confirmed = int(BASELINE), np.unique(evidence.owner[evidence.rounds != SEARCH_ROUND]).tolist()
     for metric in (TTFT, DECODE):
         for key, stated in gain_intervals(evidence, [str(one) for one in confirmed], BASELINE, metric).items():
@@ -230,7 +230,7 @@ def _gains(evidence: Evidence, truth: Array, engines: Indices) -> Iterator[tuple
 
 
 def _values(evidence: Evidence, truth: Array, engines: Indices, generator: Generator) -> Iterator[tuple[str, bool]]:
-    """Of a few that nobody has chosen for being good."""
+    """Figures of a few that nobody has chosen for being good."""
     for place in generator.choice(len(engines), LOOKED_AT, replace=False).tolist():
         for metric in (TTFT, DECODE):
             stated = metric_interval(evidence, str(place), metric)

@@ -39,7 +39,7 @@ NOISES = (1.5, 2.0, 3.0, 4.0)
 HEADLINE = 2.0
 """Per cent: the standard deviation of one observation of three processes, drift and load left out."""
 SESSION_SHARE = 0.6
-"""Of that, what all processes of one observation have in common."""
+"""The part of it that all processes of one observation have in common."""
 LOAD = 0.03
 """How much slower it is from 8 to 18 on working days."""
 ANCHOR_SD = 0.01

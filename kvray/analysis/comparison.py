@@ -146,7 +146,7 @@ def compare(before: SideSamples, now: SideSamples, *, margins: Margins) -> Compa
 
 
 def _differences(sides: AlignedSides) -> Differences:
-    """Of the means over all cells, one per metric; then of each cell, where there are several."""
+    """Differences of the means over all cells, one per metric; then those of each cell, where there are several."""
     before, now = _quantities(sides, sides.before), _quantities(sides, sides.now)
     columns = np.array([one.column for one in sides.metrics] * (before.shape[1] // len(sides.metrics)))
     if sides.is_paired:

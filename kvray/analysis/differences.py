@@ -28,7 +28,7 @@ _MAD_TO_SD = 1.4826
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Of S quantities: the logarithm of now over before.
+    """The logarithm of now over before, for S quantities.
 
     Attributes:
         values: S.

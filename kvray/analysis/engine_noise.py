@@ -18,7 +18,7 @@ ENGINE_SD = 0.8
 differ by a factor of 2 or 3. In `benchmarks/two_engines.py`, where it is six, a belief in likeness (0.3) leaves the
 noisy engine's intervals too narrow, and 1.2 makes those of an engine measured once twice as wide as with one engine."""
 _LEAST_VARIANCE = 1e-8
-"""Of a run, 0.01 %: runs that agree more closely than that tell nothing more."""
+"""Variance of a run whose spread is 0.01 %: runs that agree more closely than that tell nothing more."""
 
 
 def engine_codes(engines: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -49,7 +49,7 @@ class Subject:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Of the sides, before and now."""
+        """Names of the sides, before and now."""
         return ("A", "B") if self.mode is CheckMode.A_B else ("baseline", "now")
 
 

@@ -42,7 +42,7 @@ def listing(root: Path, names: "list[str]") -> "list[dict[str, object]]":
 
 
 def sha256_of(path: Path) -> str:
-    """Of what the file at `path` holds."""
+    """The digest of what the file at `path` holds."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

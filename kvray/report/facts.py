@@ -116,7 +116,7 @@ def _other_models(manifest: SweepManifest) -> str:
 
 
 def _engine_pythons(manifest: SweepManifest) -> str:
-    """Of one engine its path alone."""
+    """The path alone where there is one engine."""
     named = {name: formats.clean_line(path) for name, path in manifest.engine_pythons.items()}
     if len(manifest.engines) == 1:
         return named.get(manifest.engine, "")

@@ -16,7 +16,7 @@ from kvray.report.rows import Row
 
 WINNER, BASELINE, FRONT, OTHER = "#0f9d8a", "#d98324", "#5b7fd1", "#98a3b3"
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
-"""Of the engines in the scatter, in the order of the ranking; further ones have the last."""
+"""Signs of the engines in the scatter, in the order of the ranking; further ones have the last."""
 MAX_BARS = 16
 GRID = "rgba(128,136,148,0.22)"
 """Colour of lines that only help to read."""

@@ -26,7 +26,7 @@ from kvray.sweep.gpu_types import gpu_type_of, measured_types
 from kvray.sweep.remote_model import NodeModels
 
 _GPU_SHARE = 0.001
-"""Of a GPU, so that the question waits only where every GPU of the node is taken as a whole."""
+"""Share of a GPU, so that the question waits only where every GPU of the node is taken as a whole."""
 _PATIENCE_S = 10.0
 _LATEST_S = 60.0
 """After the first answer, until which the others must have come: a type whose GPUs are all taken holds up no other."""

@@ -47,7 +47,7 @@ class ForcedLogs:
 
     @property
     def digest(self) -> str:
-        """Of the log-probabilities, bit by bit."""
+        """Digest of the log-probabilities, bit by bit."""
         return hashlib.sha256(np.array(self.rows, dtype="<f4").tobytes()).hexdigest()[:16]
 
 

@@ -302,7 +302,7 @@ def _later(left_s: Range | None, since_s: float) -> Range | None:
 
 
 def _longest(every: Sequence[Range | None]) -> Range | None:
-    """Of what runs at the same time; `None` where anything is unknown."""
+    """The longest of what runs at the same time; `None` where anything is unknown."""
     known = [one for one in every if one is not None]
     if not known or len(known) < len(every):
         return None

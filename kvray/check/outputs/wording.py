@@ -13,7 +13,7 @@ from kvray.ratios import MISSING, SAME_WITHIN, amount_sign, multiple
 from kvray.report import formats
 
 MOST_CHARACTERS = 500
-"""Of one text from outside. An engine's message may be a page; `check.json` has it whole."""
+"""Length of one text from outside. An engine's message may be a page; `check.json` has it whole."""
 _MORE_AND_LESS = {
     ComparedMetric.TTFT: ("longer", "shorter", "long"),
     ComparedMetric.DECODE: ("higher", "lower", "high"),

@@ -16,7 +16,7 @@ from kvray.check.suite.models import MODELS, Attention, SuiteModel
 from kvray.workload import WorkloadProfile, get_profile
 
 SUITE_VERSION = 1
-"""Of models, cases, workload and fed text. A record of another version is not comparable."""
+"""Version of models, cases, workload and fed text together. A record of another version is not comparable."""
 SUITE_PROFILE: WorkloadProfile = get_profile("ci-micro").without_quality_limit()
 """One cell of 512 prompt tokens and 32 of an answer."""
 TOLD_TOKENS = 64

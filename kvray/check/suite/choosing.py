@@ -51,7 +51,7 @@ class Chosen:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """Of the cases that run."""
+        """Engines of the cases that run."""
         return tuple(dict.fromkeys(case.engine for case in self.cases))
 
 

@@ -133,7 +133,7 @@ def recorded_case(case: Case, results: Sequence[TrialResult]) -> RecordedCase:
 
 
 def _outputs(records: Sequence[TrialRecord]) -> Outputs:
-    """Of the first process; the others say whether it repeats itself."""
+    """Outputs of the first process; the others say whether it repeats itself."""
     if not records:
         return Outputs()
     first, *others = [_outputs_of(record) for record in records]

@@ -77,7 +77,7 @@ class SuiteModel:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the weights, so that results of unlike models are never compared."""
+        """Digest of the weights, so that results of unlike models are never compared."""
         return digest_of(self.weights)
 
     @property
@@ -110,7 +110,7 @@ def _shared_config(model: SuiteModel) -> dict[str, Any]:
 
 NORM_EPSILON = 1e-6
 ROPE_BASE, FAR_ROPE_BASE = 10_000.0, 1_000_000.0
-"""Of the layers with a window and of all layers of Llama; of the layers that see all tokens beside a window."""
+"""The first is for layers with a window and for all layers of Llama, the second for Gemma's layers without one."""
 FULL_EVERY = 6
 """llama.cpp knows Gemma 3 as five layers with a window and one without, and reads no other pattern."""
 

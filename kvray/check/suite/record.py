@@ -109,7 +109,7 @@ class SuiteRecord(_Part):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the cases that it knows, measured or skipped."""
+        """Names of the cases that it knows, measured or skipped."""
         return (*(one.name for one in self.cases), *(one.name for one in self.skipped))
 
     def case(self, name: str) -> RecordedCase | None:

@@ -259,7 +259,7 @@ def _without_names(side: SideInfo) -> SideInfo:
 
 
 def _within(asked: Asked, record: SuiteRecord | None) -> Asked:
-    """Of what is asked for, the cases that `record` knows: it may be of a part of the suite."""
+    """Those of the asked cases that `record` knows: it may hold a part of the suite only."""
     if record is None:
         return asked
     return replace(asked, known=frozenset(record.names))

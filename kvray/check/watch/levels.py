@@ -179,7 +179,7 @@ def _samples(levels: Levels, explained: Array, part: slice) -> SideSamples:
 
 
 def _machine_step(before: Array, after: Array) -> float | None:
-    """Of the two rates that one which changed more."""
+    """The step of that one of the two rates which changed more."""
     known = [rows[np.isfinite(rows).all(axis=1)] for rows in (before, after)]
     if not all(map(len, known)):
         return None

@@ -147,7 +147,7 @@ class LlamaCppCosts(CostModel):
         return share * self._weight_bytes
 
     def _share_on_gpu(self, settings: ContextSettings) -> float:
-        """Of the layers, among which llama.cpp counts what comes after the last one."""
+        """Share of the layers; llama.cpp counts what comes after the last one as a layer."""
         if settings.n_gpu_layers == ALL_LAYERS:
             return 1.0
         return min(1.0, settings.n_gpu_layers / (len(self._shape.layers) + 1))

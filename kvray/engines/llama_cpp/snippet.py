@@ -15,7 +15,7 @@ from kvray.engines.llama_cpp.settings import ContextSettings, SplitMode, largest
 from kvray.workload import Cell
 
 _TYPE_NUMBERS = {"bf16": "30"}
-"""Of types that the binding does not name."""
+"""Numbers of types that the binding does not name."""
 _SPLIT_MODES = tuple(SplitMode)
 
 

@@ -16,7 +16,7 @@ from kvray.engines.snippet_case import SnippetCase, SnippetRun, serve
 TEXT = "The capital of France is"
 _TEXT_TOKENS = 4
 _ANY = Candidate(engine="llama_cpp", cache=CacheStrategy.STATIC, attention=AttentionBackend.FLASH, dtype=DType.FLOAT32)
-"""Of no importance: only its vocabulary is asked."""
+"""Any would do: only the vocabulary is asked."""
 
 
 def run_snippet(case: SnippetCase) -> SnippetRun:

@@ -22,7 +22,7 @@ from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.workload import Cell
 
 _SCALE_BYTES = 4
-"""Of each key and value of a head, where these have a scale each."""
+"""Bytes of the scale of each key and value of a head, where these have one each."""
 _EIGHT_BIT, _FOUR_BIT = 1.0, 0.5
 _ELEMENT_BYTES = {
     **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2", "int8_per_token_head", "fp8_per_token_head"), _EIGHT_BIT),

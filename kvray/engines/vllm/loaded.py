@@ -115,7 +115,7 @@ class VllmModel(LoadedModel):
 
     @override
     def kv_cache_bytes(self) -> int:
-        """Of the blocks that the cell's sequences fill; the pool holds the largest cell."""
+        """Bytes of the blocks that the cell's sequences fill; the pool holds the largest cell."""
         cell, seen = self._prepared_cell, self._workers_say()
         blocks = cell.batch_size * math.ceil((cell.context_tokens + cell.output_tokens) / seen.block_size)
         return round(min(blocks / max(seen.blocks - 1, 1), 1.0) * seen.kv_bytes)
@@ -179,7 +179,7 @@ class VllmModel(LoadedModel):
         return self._seen
 
     def _peaks_mib(self) -> tuple[float, float]:
-        """Of all workers together: allocated, and held from the driver."""
+        """Peaks of all workers together: allocated, and held from the driver."""
         peaks = self._session.ask_workers("kvray_peak_bytes")
         return sum(peak[0] for peak in peaks) / _MIB, sum(peak[1] for peak in peaks) / _MIB
 
