@@ -5,7 +5,9 @@ second. Then the real command judges A against B, in turn, in fresh processes:
 
 * the same code 40 times against itself: nothing has changed, so FAIL is a false alarm;
 * B slowed 20 times by what happens to people: one thread less, or all threads on one CPU. FAIL is right, and the
-  result should name what differs.
+  result should name what differs;
+* with `--other-python PATH`, B in another virtual environment 10 times, whose llama.cpp is an older version or was not
+  compiled for this machine. FAIL is right if that one is slower, which its own `llama-bench` can tell.
 
 With `--records FILE` each check adds a line to FILE, beside which the baseline lies, and the next call goes on from
 there; with `--seconds S` it stops early, so that all of it can be measured in pieces.
@@ -33,6 +35,8 @@ SLOWED: Mapping[str, tuple[str, str]] = {
     "one thread less": ("OMP_NUM_THREADS", "1"),
     "all threads on one CPU": ("GOMP_CPU_AFFINITY", "0"),
 }
+OTHER_LIBRARY = "another llama.cpp"
+CHECKS_OF_OTHER_LIBRARY = 10
 CHECKS_OF_SLOWED = 20
 """Twice as many are of the same code."""
 BUDGET = "60s"
@@ -63,12 +67,12 @@ def main() -> None:
         records = arguments.records or Path(folder) / "checks.jsonl"
         checks = read_checks(records)
         begun = time.monotonic()
-        for cause in left_to_do(planned(arguments.quick), checks):
+        for cause in left_to_do(planned(arguments), checks):
             if arguments.seconds is not None and time.monotonic() - begun > arguments.seconds:
                 break
             if not (baseline := records.with_name("baseline")).exists():
                 measure_baseline(baseline)
-            checks.append(run_check(baseline, cause, Path(folder)))
+            checks.append(run_check(baseline, cause, Path(folder), arguments.other_python))
             with records.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(checks[-1])) + "\n")
     show(checks)
@@ -80,12 +84,14 @@ class _Arguments:
     json: Path | None
     records: Path | None
     seconds: float | None
+    other_python: Path | None
 
 
 def parse() -> _Arguments:
     parser = make_parser(__doc__)
     parser.add_argument("--records", type=Path, metavar="FILE", help="JSON lines to add to")
     parser.add_argument("--seconds", type=float, metavar="S", help="begin no further check after S seconds")
+    parser.add_argument("--other-python", type=Path, metavar="PATH", help="of an environment with another llama.cpp")
     return parser.parse_args(namespace=_Arguments())
 
 
@@ -106,12 +112,13 @@ def left_to_do(causes: Sequence[str], checks: Sequence[Check]) -> Iterator[str]:
             yield cause
 
 
-def planned(quick: bool) -> Sequence[str]:
+def planned(arguments: _Arguments) -> Sequence[str]:
     """The causes in an order in which every stretch has some of each."""
     slowed = [cause for _ in range(CHECKS_OF_SLOWED // len(SLOWED)) for cause in SLOWED]
-    if quick:
-        slowed = slowed[: len(SLOWED)]
-    return [one for cause in slowed for one in (SAME, cause, SAME)]
+    other = [OTHER_LIBRARY] * CHECKS_OF_OTHER_LIBRARY if arguments.other_python else []
+    if arguments.quick:
+        slowed, other = slowed[: len(SLOWED)], other[:1]
+    return [*(one for cause in slowed for one in (SAME, cause, SAME)), *other]
 
 
 def measure_baseline(folder: Path) -> None:
@@ -122,17 +129,19 @@ def measure_baseline(folder: Path) -> None:
     run_kvray("tune", str(demo_model()), *what, "--output", str(folder))
 
 
-def run_check(baseline: Path, cause: str, folder: Path) -> Check:
+def run_check(baseline: Path, cause: str, folder: Path, other_python: Path | None) -> Check:
     """One check of A against B, in which `cause` acts on B."""
     name, value = SLOWED.get(cause, ("", ""))
     variables, output = folder / "b.env", folder / "check"
     variables.write_text(f"{name}={value}\n" if name else "# nothing\n", encoding="utf-8")
+    side = f"python={other_python}" if cause == OTHER_LIBRARY else f"env={variables}"
+    named_by = {SAME: (), OTHER_LIBRARY: ("llama",)}.get(cause, (name, "threads"))
     started = time.monotonic()
     run_kvray(
         "check",
         str(baseline),
         "--against",
-        f"env={variables}",
+        side,
         "--budget",
         BUDGET,
         "--output",
@@ -148,7 +157,7 @@ def run_check(baseline: Path, cause: str, folder: Path) -> Check:
         verdict=result["verdict"],
         rounds=checked["rounds"],
         seconds=seconds,
-        is_named=bool(name) and (name in told or "threads" in told),
+        is_named=any(word in told for word in named_by),
     )
 
 
@@ -168,7 +177,8 @@ def run_kvray(*arguments: str, allowed: Sequence[int] = ()) -> None:
 def figures(checks: Sequence[Check]) -> dict[str, Figure]:
     """What README quotes."""
     same = [one for one in checks if one.cause == SAME]
-    slowed = [one for one in checks if one.cause != SAME]
+    slowed = [one for one in checks if one.cause in SLOWED]
+    other = [one for one in checks if one.cause == OTHER_LIBRARY]
     return {
         "same": len(same),
         "false_fails": count(same, "fail"),
@@ -176,6 +186,9 @@ def figures(checks: Sequence[Check]) -> dict[str, Figure]:
         "slowed": len(slowed),
         "slowed_fails": count(slowed, "fail"),
         "slowed_named": sum(one.is_named for one in slowed),
+        "other_library": len(other),
+        "other_library_fails": count(other, "fail"),
+        "other_library_named": sum(one.is_named for one in other),
         "rounds_median": statistics.median(one.rounds for one in checks),
         "seconds_median": round(statistics.median(one.seconds for one in checks), 1),
         "same_rounds_median": statistics.median(one.rounds for one in same),
