@@ -135,7 +135,7 @@ def run_check(baseline: Path, cause: str, folder: Path, other_python: Path | Non
     variables, output = folder / "b.env", folder / "check"
     variables.write_text(f"{name}={value}\n" if name else "# nothing\n", encoding="utf-8")
     side = f"python={other_python}" if cause == OTHER_LIBRARY else f"env={variables}"
-    named_by = {SAME: (), OTHER_LIBRARY: ("llama",)}.get(cause, (name, "threads"))
+    named_by = {SAME: (), OTHER_LIBRARY: ("build_leaves_out",)}.get(cause, (name, "threads"))
     started = time.monotonic()
     run_kvray(
         "check",

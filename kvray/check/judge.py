@@ -48,6 +48,8 @@ _ENOUGH_FOR_A_RECORD = 8
 """Rounds after which more of them hardly narrow a comparison with a record: the spread between sessions stays."""
 _KL_NOISE = 1e-4
 """Nats per token by which two measurements of the same may differ."""
+_LIST_SIGN, _LONG_LIST = " | ", 4
+"""Between the parts of a list, as llama.cpp writes it, and from how many signs on it is too long to show whole."""
 
 
 def default_margins(profile: WorkloadProfile, mode: CheckMode) -> dict[ComparedMetric, float]:
@@ -201,7 +203,16 @@ def _differences(before: RanFacts | None, now: RanFacts | None) -> Iterator[str]
     one, two = (json.loads(side.resolved) if side.resolved else {} for side in (before, now))
     for name in sorted(one.keys() & two.keys()):
         if one[name] != two[name]:
-            yield f"{name}: {one[name]} → {two[name]}"
+            yield f"{name}: {' → '.join(_what_changed(str(one[name]), str(two[name])))}"
+
+
+def _what_changed(before: str, now: str) -> tuple[str, str]:
+    """Of long lists, such as the instructions that a library was compiled for, what only one of them has."""
+    if min(before.count(_LIST_SIGN), now.count(_LIST_SIGN)) < _LONG_LIST:
+        return before, now
+    one, two = before.split(_LIST_SIGN), now.split(_LIST_SIGN)
+    sides = ([part for part in one if part not in two], [part for part in two if part not in one])
+    return (_LIST_SIGN.join(sides[0]) or "without that", _LIST_SIGN.join(sides[1]) or "without that")
 
 
 def _disturbed(before: MeasuredSide, now: MeasuredSide, names: tuple[str, str]) -> Iterator[str]:

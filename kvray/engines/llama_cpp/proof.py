@@ -79,7 +79,7 @@ def resolved(evidence: Evidence, build: Build) -> dict[str, ParamValue]:
     told: dict[str, ParamValue | None] = {
         "llama_cpp": build.version,
         "build": build.system_info.strip(" |"),
-        "build_leaves_out": ", ".join(build.left_out),
+        "build_leaves_out": ", ".join(build.left_out) or "nothing",
         **evidence.sizes,
         **{f"{use.lower()}_mib": said.mib_by_device(use) for use in ("model", "KV", "RS", "output", "compute")},
         "rotated_before_quantising": said.rotated,

@@ -204,6 +204,15 @@ def test_what_the_engine_made_of_the_configuration_is_told_and_decides_nothing()
     assert one.verdict is Verdict.PASS
 
 
+def test_of_two_builds_only_the_instructions_that_one_lacks_are_told() -> None:
+    every = "SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 1 | AMX_INT8 = 1 | OPENMP = 1"
+    fewer = "SSE3 = 1 | AVX = 1 | AVX2 = 1 | LLAMAFILE = 1 | OPENMP = 1"
+    least = "SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 1 | OPENMP = 1"
+    sides = [FakeSide(facts={"resolved": f'{{"build": "{build}"}}'}) for build in (every, fewer, least)]
+    assert measured(rounds_of(sides[0], sides[1])).differences == ("build: AVX512 = 1 | AMX_INT8 = 1 → LLAMAFILE = 1",)
+    assert measured(rounds_of(sides[0], sides[2])).differences == ("build: AMX_INT8 = 1 → without that",)
+
+
 @pytest.mark.parametrize(
     ("status", "told"),
     [

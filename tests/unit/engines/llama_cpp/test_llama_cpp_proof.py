@@ -231,6 +231,8 @@ def test_the_record_says_what_the_settings_came_to_and_how_the_library_was_built
         "CPU : AVX = 1 | OPENMP = 1",
         "AVX512",
     )
+    whole = Build(version="0.5.0", system_info="CPU : AVX = 1", left_out=())
+    assert resolved(evidence(wished, ON_GPU), whole)["build_leaves_out"] == "nothing"
     assert (told["n_ctx"], told["threads"], told["rotated_before_quantising"]) == (768, 1, "k")
     assert (told["kv_mib"], told["model_mib"]) == ("CUDA0 16.88", "CPU_Mapped 28.69, CUDA0 100.00")
     assert (told["splits_prefill"], told["splits_decode"], told["layers_on_gpu"]) == (2, 1, 31)
