@@ -62,9 +62,13 @@ class TrialCells:
         flags = self.figures.is_disturbed[self.start : self.stop].tolist()
         return frozenset(cell for cell, flag in zip(self.place_of, flags, strict=True) if flag) if any(flags) else _NONE
 
-    def rows(self, cells: Sequence[Cell]) -> Integers:
+    def places(self, cells: tuple[Cell, ...]) -> tuple[int, ...] | None:
+        """The row of each of `cells` within this trial's; `None` where one was not measured."""
+        return _places_of(self.figures.shapes[self.start : self.stop].tobytes(), cells)
+
+    def rows(self, cells: tuple[Cell, ...]) -> list[int]:
         """The rows of these cells, all of which were measured, in `figures`."""
-        return np.array([self.start + self.place_of[cell] for cell in cells])
+        return [self.start + place for place in self.places(cells) or ()]
 
 
 class TrialBlock:
@@ -91,6 +95,10 @@ class TrialBlock:
     @cached_property
     def _are_disturbed(self) -> bool:
         return bool(self.columns.disturbed[int(self._starts[0]) : int(self._starts[-1])].any())
+
+    def compute(self) -> None:
+        """Compute the cells of all trials, if that was not done yet."""
+        _ = self._computed
 
     def cells(self, trial: int) -> TrialCells:
         """Those of one trial. The first call computes them for all."""
@@ -211,6 +219,12 @@ def _at_share(ordered: Floats, share: float) -> Floats:
     low, high = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
     rest = place - below
     return np.asarray(high - (high - low) * (1 - rest) if rest >= 0.5 else low + (high - low) * rest)
+
+
+@lru_cache(maxsize=4096)
+def _places_of(shapes: bytes, cells: tuple[Cell, ...]) -> tuple[int, ...] | None:
+    places = _places(shapes)
+    return tuple(places[cell] for cell in cells) if all(cell in places for cell in cells) else None
 
 
 @lru_cache(maxsize=4096)

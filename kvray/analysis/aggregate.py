@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+from typing_extensions import override
 
 from kvray.cell_figures import TrialCells
+from kvray.lazy import MadeLater
 from kvray.record import Run
 from kvray.run_columns import Floats, RunColumns
 from kvray.workload import Cell
@@ -125,31 +127,61 @@ def cells_of_columns(by_cell: Mapping[Cell, RunColumns]) -> tuple[CellMetrics, .
     return tuple(_cell_metrics(cell, by_cell[cell]) for cell in sorted(by_cell))
 
 
-def cells_of_trial(trial: TrialCells, wanted: Iterable[Cell]) -> tuple[CellMetrics, ...]:
+def cells_of_trial(trial: TrialCells, wanted: Iterable[Cell]) -> StoredCells:
     """Metrics of those of the `wanted` cells that the trial measured, in the order of the cells."""
-    figures, rows = trial.figures, slice(trial.start, trial.stop)
-    medians, itl_ms = figures.medians[rows].tolist(), figures.itl_ms[rows].tolist()
-    runs, places = figures.runs[rows].tolist(), trial.place_of
-    return tuple(
-        CellMetrics(
-            cell=cell,
-            metrics=_metrics(medians[place], itl_ms[place]),
-            runs=runs[place],
-            is_disturbed=cell in trial.disturbed,
+    cells = tuple(sorted(wanted))
+    measured = trial.places(cells)
+    if measured is None:
+        measured = tuple(place for cell in cells if (place := trial.place_of.get(cell)) is not None)
+    return StoredCells(trial, measured)
+
+
+class StoredCells(MadeLater[CellMetrics]):
+    """Cells of one trial.
+
+    Args:
+        places: their rows among the trial's.
+    """
+
+    def __init__(self, trial: TrialCells, places: Sequence[int]) -> None:
+        self._trial = trial
+        self._rows = [trial.start + place for place in places]
+
+    @property
+    def runs(self) -> int:
+        """How many runs they rest on together."""
+        return int(self._trial.figures.runs[self._rows].sum())
+
+    @property
+    def columns(self) -> tuple[list[float], ...]:
+        """Their metrics, in the order of the fields of `Metrics`; NaN where one is not known."""
+        ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok = self._trial.figures.medians[self._rows].T.tolist()
+        return ttft_ms, *self._trial.figures.itl_ms[self._rows].T.tolist(), decode_tok_s, peak_mib, energy_j_per_tok
+
+    @override
+    def _make(self) -> tuple[CellMetrics, ...]:
+        figures, rows = self._trial.figures, self._rows
+        shapes = (Cell(*shape) for shape in figures.shapes[rows].tolist())
+        about = zip(shapes, zip(*self.columns, strict=True), figures.runs[rows].tolist(), strict=True)
+        disturbed = self._trial.disturbed
+        return tuple(
+            CellMetrics(cell=cell, metrics=_metrics(values), runs=runs, is_disturbed=cell in disturbed)
+            for cell, values, runs in about
         )
-        for cell in sorted(wanted)
-        if (place := places.get(cell)) is not None
-    )
+
+    @override
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
-def _metrics(medians: Sequence[float], itl_ms: Sequence[float]) -> Metrics:
-    ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok = medians
-    p50, p95, p99 = itl_ms
+def _metrics(values: Iterable[float]) -> Metrics:
+    """Args: values: in the order of the fields; NaN where peak or energy is not known."""
+    ttft_ms, itl_p50_ms, itl_p95_ms, itl_p99_ms, decode_tok_s, peak_mib, energy_j_per_tok = values
     return Metrics(
         ttft_ms=ttft_ms,
-        itl_p50_ms=p50,
-        itl_p95_ms=p95,
-        itl_p99_ms=p99,
+        itl_p50_ms=itl_p50_ms,
+        itl_p95_ms=itl_p95_ms,
+        itl_p99_ms=itl_p99_ms,
         decode_tok_s=decode_tok_s,
         peak_mib=None if math.isnan(peak_mib) else peak_mib,
         energy_j_per_tok=None if math.isnan(energy_j_per_tok) else energy_j_per_tok,
@@ -171,26 +203,35 @@ def aggregate(cells: Sequence[CellMetrics]) -> Metrics:
     """
     if not cells:
         raise ValueError("a candidate without cells has no metrics")
-    metrics = [cell.metrics for cell in cells]
-    return Metrics(
-        ttft_ms=_geometric_mean(one.ttft_ms for one in metrics),
-        itl_p50_ms=_geometric_mean(one.itl_p50_ms for one in metrics),
-        itl_p95_ms=_geometric_mean(one.itl_p95_ms for one in metrics),
-        itl_p99_ms=_geometric_mean(one.itl_p99_ms for one in metrics),
-        decode_tok_s=_geometric_mean(one.decode_tok_s for one in metrics),
-        peak_mib=_of_complete(_geometric_mean, (one.peak_mib for one in metrics)),
-        energy_j_per_tok=_of_complete(_geometric_mean, (one.energy_j_per_tok for one in metrics)),
-    )
+    return _metrics(map(_geometric_mean, _columns(cells)))
 
 
-def highest_peak_mib(cells: Iterable[CellMetrics]) -> float | None:
+def _columns(cells: Sequence[CellMetrics]) -> Sequence[list[float]]:
+    """The metrics of `cells`, in the order of the fields of `Metrics`; NaN where one is not known."""
+    if isinstance(cells, StoredCells):
+        return cells.columns
+    names = (field.name for field in fields(Metrics))
+    return [[_or_nan(getattr(cell.metrics, name)) for cell in cells] for name in names]
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def runs_behind(cells: Sequence[CellMetrics]) -> int:
+    """How many runs the metrics of `cells` rest on."""
+    return cells.runs if isinstance(cells, StoredCells) else sum(cell.runs for cell in cells)
+
+
+def highest_peak_mib(cells: Sequence[CellMetrics]) -> float | None:
     """Memory (MiB) that lets every one of `cells` run: the highest of their peaks, `None` if one lacks it.
 
     Not `Metrics.peak_mib`, which is a mean over cells, made for comparing and not for fitting.
     """
-    peaks = [cell.metrics.peak_mib for cell in cells]
-    known = [peak for peak in peaks if peak is not None]
-    return max(known) if known and len(known) == len(peaks) else None
+    if not cells:
+        return None
+    *_, peaks, _energies = _columns(cells)
+    return None if any(map(math.isnan, peaks)) else max(peaks)
 
 
 def _of_complete(mean: Callable[[Sequence[float]], float], values: Iterable[float | None]) -> float | None:
@@ -200,9 +241,11 @@ def _of_complete(mean: Callable[[Sequence[float]], float], values: Iterable[floa
     return mean(known) if len(known) == len(listed) else None
 
 
-def _geometric_mean(values: Iterable[float]) -> float:
-    """The geometric mean of non-negative values; 0 if one is 0 (token gaps below the clock's resolution)."""
-    listed = list(values)
-    if min(listed) == 0:
+def _geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean of non-negative values; NaN if one is, else 0 if one is 0 (token gaps below the clock's
+    resolution)."""
+    if math.isnan(sum(values)):
+        return math.nan
+    if min(values) == 0:
         return 0.0
-    return math.exp(math.fsum(map(math.log, listed)) / len(listed))
+    return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,10 @@ import numpy.typing as npt
 from kvray.analysis.engine_noise import engine_codes, run_variances
 from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pooling import (
-    FULL_RUNG,
     Pools,
+    full_cells,
     full_length_cells,
-    missing_cells,
+    has_every_cell,
     pool_complete_trials,
     quality_records,
     with_quality_of,
@@ -136,11 +137,10 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile, po
     complete = pool_complete_trials(results, profile) if pools is None else pools
     pools = {**_stopped_late(results, profile), **complete}
     kept = {key: _calm(pool, profile) for key, pool in sorted(pools.items())}
-    rows = [(place, trial) for place, pool in enumerate(kept.values()) for trial in pool]
-    measured = [_Process.of(trial, profile) for _, trial in rows]
+    trials = [trial for pool in kept.values() for trial in pool]
+    owner = np.array([place for place, pool in enumerate(kept.values()) for _ in pool], dtype=np.int64)
     engines = tuple(pool[0].record.engine for pool in kept.values())
-    engine_of = engine_codes(engines)[[place for place, _ in rows]]
-    per_run = _variances_per_run(measured, engine_of)
+    measured = _Processes.of(trials, profile)
     qualities = quality_records(results)
     misses = {key: _missed_limits(pool, qualities.get(key), profile) for key, pool in pools.items()}
     misses = {key: missed for key, missed in misses.items() if missed}
@@ -148,19 +148,17 @@ def gather_evidence(results: Sequence[TrialResult], profile: WorkloadProfile, po
         ids=tuple(kept),
         contenders=frozenset(kept) - misses.keys(),
         misses=misses,
-        owner=np.array([place for place, _ in rows], dtype=np.int64),
+        owner=owner,
         rounds=np.array(
             rounds_by_device(
                 [number for pool in kept.values() for number in _rounds(pool)],
-                [trial.record.device_uuid for _, trial in rows],
+                [trial.record.device_uuid for trial in trials],
             ),
             dtype=np.int64,
         ),
-        logs=np.array([one.logs for one in measured]).reshape(-1, len(METRICS)),
-        within=np.array(
-            [one.run_share * per_run[engine] for one, engine in zip(measured, engine_of, strict=True)]
-        ).reshape(-1, len(METRICS)),
-        disturbed=np.array([not _is_calm(trial, profile) for _, trial in rows], dtype=np.bool_),
+        logs=measured.logs,
+        within=measured.within(engine_codes(engines)[owner]),
+        disturbed=np.array([not _is_calm(trial, profile) for trial in trials], dtype=np.bool_),
         engines=engines,
     )
 
@@ -189,43 +187,56 @@ def rounds_by_device(rounds: Sequence[int], devices: Sequence[str | None]) -> li
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Process:
-    """What one process measured.
+class _Processes:
+    """What N processes measured.
 
     Attributes:
-        run_share: how much of a single run's variance is left in `logs`.
-        squares: sums of the squares by which the logarithms of runs differ from the mean of their cell.
-        freedom: degrees of freedom of `squares`.
+        logs: N × metrics.
+        run_shares: N: how much of a single run's variance is left in `logs`.
+        squares: N × metrics sums of the squares by which the logarithms of runs differ from the mean of their cell.
+        freedom: N degrees of freedom of `squares`.
     """
 
     logs: Array
-    run_share: float
+    run_shares: Array
     squares: Array
-    freedom: int
+    freedom: Indices
 
     @classmethod
-    def of(cls, trial: TrialResult, profile: WorkloadProfile) -> _Process:
-        figures, rows = trial.cells.figures, trial.cells.rows(_cells(trial, profile))
-        runs = figures.runs[rows].tolist()
-        return cls(
-            logs=figures.log_medians[rows].mean(axis=0),
-            run_share=math.fsum(map(_median_variance, runs)) / len(runs) ** 2,
-            squares=figures.log_squares[rows].sum(axis=0),
-            freedom=sum(runs) - len(runs),
-        )
+    def of(cls, trials: Sequence[TrialResult], profile: WorkloadProfile) -> _Processes:
+        """Trials whose cells were computed together are read together."""
+        logs, squares = np.empty((len(trials), len(METRICS))), np.empty((len(trials), len(METRICS)))
+        run_shares, freedom = np.empty(len(trials)), np.empty(len(trials), dtype=np.int64)
+        together: defaultdict[int, list[int]] = defaultdict(list)
+        for number, trial in enumerate(trials):
+            together[id(trial.cells.figures)].append(number)
+        for numbers in together.values():
+            figures = trials[numbers[0]].cells.figures
+            rows = np.array([trials[number].cells.rows(_cells(trials[number], profile)) for number in numbers])
+            runs = figures.runs[rows]
+            logs[numbers] = figures.log_medians[rows].mean(axis=1)
+            squares[numbers] = figures.log_squares[rows].sum(axis=1)
+            run_shares[numbers] = [_run_share(tuple(one)) for one in runs.tolist()]
+            freedom[numbers] = runs.sum(axis=1) - runs.shape[1]
+        return cls(logs=logs, run_shares=run_shares, squares=squares, freedom=freedom)
+
+    def within(self, engine_of: Indices) -> Array:
+        """N × metrics variances that `logs` have because the runs of a process differ.
+
+        Args:
+            engine_of: N numbers of engines.
+        """
+        engines = engine_of.max(initial=-1) + 1
+        squares = [np.bincount(engine_of, column, engines) for column in self.squares.T]
+        freedom = np.bincount(engine_of, self.freedom, engines)
+        per_run = run_variances(np.stack(squares, axis=1), freedom)
+        return np.asarray(self.run_shares[:, None] * per_run[engine_of])
 
 
-def _variances_per_run(processes: Sequence[_Process], engine_of: Indices) -> Array:
-    """Engines × metrics: of a run around its cell's mean.
-
-    Args:
-        engine_of: of each process, the number of its engine.
-    """
-    squares, freedom = np.zeros((engine_of.max(initial=-1) + 1, len(METRICS))), np.zeros(engine_of.max(initial=-1) + 1)
-    for one, engine in zip(processes, engine_of, strict=True):
-        squares[engine] += one.squares
-        freedom[engine] += one.freedom
-    return run_variances(squares, freedom)
+@lru_cache(maxsize=4096)
+def _run_share(runs: tuple[int, ...]) -> float:
+    """How much of a single run's variance is left in the mean over cells with so many runs."""
+    return math.fsum(map(_median_variance, runs)) / len(runs) ** 2
 
 
 def _median_variance(runs: int) -> float:
@@ -242,7 +253,7 @@ def _is_calm(trial: TrialResult, profile: WorkloadProfile) -> bool:
 
 
 def _cells(trial: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
-    return profile.cells(trial.record.batch_size, rung=FULL_RUNG)
+    return full_cells(trial.record, profile)
 
 
 def _rounds(pool: Sequence[TrialResult]) -> Iterable[int]:
@@ -260,7 +271,7 @@ def _stopped_late(results: Iterable[TrialResult], profile: WorkloadProfile) -> M
     return {
         result.record.candidate_id: (result,)
         for result in results
-        if result.record.status.is_cut_short and not missing_cells(result, profile)
+        if result.record.status.is_cut_short and has_every_cell(result, profile)
     }
 
 

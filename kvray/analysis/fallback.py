@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, highest_peak_mib
@@ -28,7 +28,7 @@ class Fallback:
     peak_mib: float
     reason: str
     metrics: Metrics | None = None
-    cells: tuple[CellMetrics, ...] = ()
+    cells: Sequence[CellMetrics] = ()
 
 
 def fallback_chain(ranking: Ranking, start: RankedCandidate | None = None) -> tuple[Fallback, ...]:
@@ -56,7 +56,7 @@ class _Option:
     record: TrialRecord
     utility: float
     metrics: Metrics
-    cells: tuple[CellMetrics, ...]
+    cells: Sequence[CellMetrics]
     peak_mib: float
 
     def as_fallback(self, before: str, peak_before: float) -> Fallback:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kvray.analysis.aggregate import CellMetrics, cells_of_columns, cells_of_trial
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
@@ -17,7 +17,7 @@ _QUALITY = (
 )
 Pools = Mapping[str, tuple[TrialResult, ...]]
 """What `pool_complete_trials` makes of a sweep's results."""
-_ROLE_ORDER = tuple(Role)
+_ROLE_ORDER = {role: place for place, role in enumerate(Role)}
 
 
 def pool_complete_trials(
@@ -32,7 +32,7 @@ def pool_complete_trials(
     pools: defaultdict[str, list[TrialResult]] = defaultdict(list)
     for result in sorted(results, key=_trial_order):
         status = result.record.status
-        if (status is TrialStatus.OK or status.is_cut_short) and not missing_cells(result, profile):
+        if (status is TrialStatus.OK or status.is_cut_short) and has_every_cell(result, profile):
             pools[result.record.candidate_id].append(result)
     return {
         candidate_id: tuple(pool)
@@ -57,24 +57,30 @@ def with_quality_of(other: TrialRecord | None, record: TrialRecord) -> TrialReco
     return record.with_(**{name: getattr(other, name) for name in _QUALITY})
 
 
+def has_every_cell(result: TrialResult, profile: WorkloadProfile) -> bool:
+    """Whether the trial measured all full-length cells of `profile`."""
+    return result.cells.places(full_cells(result.record, profile)) is not None
+
+
 def missing_cells(result: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:
     """Full-length cells of `profile` that the trial did not measure."""
-    return tuple(cell for cell in _cells(result.record, profile) if cell not in result.cells.place_of)
+    return tuple(cell for cell in full_cells(result.record, profile) if cell not in result.cells.place_of)
 
 
-def full_length_cells(pool: Iterable[TrialResult], profile: WorkloadProfile) -> tuple[CellMetrics, ...]:
+def full_length_cells(pool: Iterable[TrialResult], profile: WorkloadProfile) -> Sequence[CellMetrics]:
     """Metrics of the profile's full-length cells over the runs of all trials in `pool` (one candidate's)."""
     trials = tuple(pool)
     if len(trials) == 1:
-        return cells_of_trial(trials[0].cells, _cells(trials[0].record, profile))
-    wanted = dict.fromkeys(cell for trial in trials for cell in _cells(trial.record, profile))
+        return cells_of_trial(trials[0].cells, full_cells(trials[0].record, profile))
+    wanted = dict.fromkeys(cell for trial in trials for cell in full_cells(trial.record, profile))
     measured = {cell: [trial.full_length[cell] for trial in trials if cell in trial.full_length] for cell in wanted}
     return cells_of_columns({cell: joined(columns) for cell, columns in measured.items() if columns})
 
 
-def _cells(record: TrialRecord, profile: WorkloadProfile) -> tuple[Cell, ...]:
+def full_cells(record: TrialRecord, profile: WorkloadProfile) -> tuple[Cell, ...]:
+    """The full-length cells of `profile` that the trial is to measure, in order."""
     return profile.cells(record.batch_size, rung=FULL_RUNG)
 
 
 def _trial_order(result: TrialResult) -> tuple[int, str]:
-    return _ROLE_ORDER.index(result.record.role), result.record.trial_id
+    return _ROLE_ORDER[result.record.role], result.record.trial_id

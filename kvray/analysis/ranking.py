@@ -91,7 +91,7 @@ class RankedCandidate:
     score: float
     utility: float
     metrics: Metrics
-    cells: tuple[CellMetrics, ...]
+    cells: Sequence[CellMetrics]
     gain: Gain | None
     on_pareto_front: bool
     break_even_tokens: float | None
@@ -111,7 +111,7 @@ class UnrankedTrial:
     misses: tuple[Miss, ...] = ()
     utility: float | None = None
     metrics: Metrics | None = None
-    cells: tuple[CellMetrics, ...] = ()
+    cells: Sequence[CellMetrics] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +193,7 @@ class _Measured:
     """A candidate with every cell measured; `cold_s` is the median over its trials."""
 
     record: TrialRecord
-    cells: tuple[CellMetrics, ...]
+    cells: Sequence[CellMetrics]
     metrics: Metrics
     utility: float
     cold_s: float | None

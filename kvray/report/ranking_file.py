@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvray.analysis import Analysis
-from kvray.analysis.aggregate import Metrics
+from kvray.analysis.aggregate import Metrics, runs_behind
 from kvray.analysis.intervals import Interval
 from kvray.analysis.pooling import pool_complete_trials
 from kvray.analysis.ranking import Gain, RankedCandidate, UnrankedTrial, gain_over
@@ -71,7 +71,7 @@ class _Table:
             kl_upper=record.kl_upper,
             top1_agreement=record.top1_agreement,
             processes=self.processes.get(record.candidate_id, 1 if one.cells else 0),
-            runs=sum(cell.runs for cell in one.cells),
+            runs=runs_behind(one.cells),
             fingerprint=record.fingerprint,
             hardware=self.hardware,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvray.analysis import Analysis
+from kvray.analysis.aggregate import runs_behind
 from kvray.analysis.intervals import Interval
 from kvray.analysis.pooling import pool_complete_trials
 from kvray.analysis.ranking import Gain, gain_over
@@ -222,7 +223,7 @@ def ranking_rows(
                 is_tied=candidate_id in ties or (bool(ties) and entry.rank == 1),
                 is_unpaired=has_pairs and gain is not None and not gain.pairs and candidate_id != baseline_id,
                 processes=len(pools.get(candidate_id, ())),
-                runs=sum(cell.runs for cell in entry.cells),
+                runs=runs_behind(entry.cells),
             )
         )
     return tuple(rows)

@@ -33,7 +33,7 @@ R = TypeVar("R")
 _REQUESTS_AT_ONCE = 16
 _THREADS_HERE = min(4, os.cpu_count() or 1)
 _WORTH_A_THREAD = 32
-"""Files that make up for the start of another thread."""
+"""Files of single trials that make up for the start of another thread."""
 _LARGEST_WHOLE = 256 * 2**20
 """Bytes. Manifests and reports are read whole; records, which may be more, are not."""
 
@@ -73,11 +73,16 @@ class ResultsFiles:
             return shown(path)
         return "/".join((self.display_name.rstrip("/"), *path.relative_to(self.root).parts))
 
-    def each(self, do: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    def each(self, do: Callable[[T], R], items: Iterable[T], *, worth_a_thread: int = _WORTH_A_THREAD) -> list[R]:
         """What `do` returns for each of `items`, in their order. In an object store, where each waits for an answer,
-        several are asked at once; here, where Arrow computes beside Python, many are shared among a few threads."""
+        several are asked at once; here, where Arrow and numpy compute beside Python, many are shared among a few
+        threads.
+
+        Args:
+            worth_a_thread: items that make up for the start of another thread.
+        """
         listed = list(items)
-        at_once = min(_THREADS_HERE, len(listed) // _WORTH_A_THREAD) if self.is_local else _REQUESTS_AT_ONCE
+        at_once = min(_THREADS_HERE, len(listed) // worth_a_thread) if self.is_local else _REQUESTS_AT_ONCE
         if at_once < 2:
             return [do(item) for item in listed]
         with ThreadPoolExecutor(at_once) as threads:

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
+from kvray.cell_figures import TrialBlock
 from kvray.errors import OutputError, ResultsError
 from kvray.record import Run, TrialRecord, TrialResult
 from kvray.store.encoding import few_rows, many_rows
@@ -263,6 +264,8 @@ class ResultsStore:
         runs: dict[str, StoredRuns] = {}
         for file in self._read_folder(paths.runs, Run, run_id):
             runs.update(file.counted_runs)
+        blocks = {id(one.block): one.block for one in runs.values()}
+        self._files.each(TrialBlock.compute, blocks.values(), worth_a_thread=1)
         records.sort(key=lambda record: (record.started_at or _NEVER, record.trial_id))
         return [TrialResult(record=record, runs=runs.get(record.trial_id, ())) for record in records]
 
@@ -289,20 +292,23 @@ class ResultsStore:
         raise ResultsError(f"The files in {self._files.shown(folder)!r} change while they are read.", hint="Try again.")
 
     def _read_files(self, paths: Sequence[Path], kind: type[T], run_id: str) -> list[RecordsFile[T]]:
-        """Files of single trials many at a time, because every look at a table costs the same for many rows."""
-        found: list[RecordsFile[T]] = []
+        """Many at a time, because every look at a table costs the same for many rows. A merged file of runs has many
+        rows already, so these are read side by side."""
+
+        def read(some: Sequence[Path]) -> list[RecordsFile[T]]:
+            return self._read_together(some, kind, run_id)
+
+        merged = [path for path in paths if part_number(path) is not None]
         single = [path for path in paths if part_number(path) is None]
-        merged: list[Sequence[Path]] = [[path] for path in paths if part_number(path) is not None]
-        alike: list[Sequence[Path]] = [
-            single[first : first + _FILES_AT_ONCE] for first in range(0, len(single), _FILES_AT_ONCE)
-        ]
-        for some in (*merged, *alike):
-            read = self._files.each(self._read_raw, some)
-            raw = [file for file in read if file is not None]
-            together = checked_together(raw, kind, run_id) if raw else None
-            one_by_one = (self._checked(file, kind, run_id) for file in raw) if together is None else together
-            found.extend(file for file in one_by_one if file is not None)
-        return found
+        by_side = [[path] for path in merged] if kind is Run else _few_at_once(merged)
+        read_by_side = self._files.each(read, by_side, worth_a_thread=1)
+        return list(itertools.chain(*read_by_side, *map(read, _few_at_once(single))))
+
+    def _read_together(self, paths: Sequence[Path], kind: type[T], run_id: str) -> list[RecordsFile[T]]:
+        raw = [file for file in self._files.each(self._read_raw, paths) if file is not None]
+        together = checked_together(raw, kind, run_id) if raw else []
+        one_by_one = (self._checked(file, kind, run_id) for file in raw) if together is None else together
+        return [file for file in one_by_one if file is not None]
 
     def _read_file(self, path: Path, kind: type[T], run_id: str) -> RecordsFile[T] | None:
         raw = self._read_raw(path)
@@ -363,6 +369,10 @@ class ResultsStore:
         except ResultsError as error:
             self._warn_of(path, error.message)
             return None
+
+
+def _few_at_once(paths: Sequence[Path]) -> list[Sequence[Path]]:
+    return [paths[first : first + _FILES_AT_ONCE] for first in range(0, len(paths), _FILES_AT_ONCE)]
 
 
 def records_sha256(results: Iterable[TrialResult]) -> str:

@@ -29,13 +29,33 @@ def check_plausible(item: Run | TrialRecord) -> None:
     for name in (*_METRICS, *_MAY_BE_ZERO):
         _check(name, getattr(item, name, None), may_be_zero=name in _MAY_BE_ZERO)
     if isinstance(item, TrialRecord):
-        _check_candidate(item)
+        check_candidate(item)
         return
     for name in _COUNTS:
         if getattr(item, name) < 1:
             raise ValueError(f"{name} {getattr(item, name)} is not a positive number")
     for value in item.itl_ms:
         _check("itl_ms", value, may_be_zero=True)
+
+
+def check_candidate(record: TrialRecord) -> None:
+    """Refuse a record whose id is not that of its configuration.
+
+    Raises:
+        ValueError: names the id, or the field that no configuration has.
+    """
+    try:
+        own = record.candidate.candidate_id
+    except InvalidValueError as error:
+        raise ValueError(error.message.rstrip(".")) from error
+    if record.candidate_id != own:
+        raise ValueError(f"candidate_id {record.candidate_id!r} is not that of its fields, {own!r}")
+
+
+def have_plain_figures(table: pa.Table) -> bool:
+    """Whether `check_plausible` passes the figures of every trial in `table`, which has the columns of `TrialRecord`."""
+    names = [name for name in (*_METRICS, *_MAY_BE_ZERO) if name in TrialRecord.__dataclass_fields__]
+    return all(_all_within(table.column(name), LEAST, may_be_zero=name in _MAY_BE_ZERO) for name in names)
 
 
 def are_plain_runs(table: pa.Table) -> bool:
@@ -68,6 +88,11 @@ def numbers(array: pa.Array) -> npt.NDArray[Any]:
     return np.frombuffer(buffer, kind, count=len(array), offset=array.offset * kind.itemsize)
 
 
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """`column` in one piece, which is copied only where it has several."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def _all_within(values: pa.ChunkedArray, least: float, most: float = MOST, *, may_be_zero: bool = False) -> bool:
     """Nulls are; NaN is not."""
     if _are_ordinary(values, least, most):
@@ -87,15 +112,6 @@ def _are_ordinary(values: pa.ChunkedArray, least: float, most: float) -> bool:
         if len(found) and not (found.min() >= least and found.max() <= most):  # both are NaN where one is
             return False
     return True
-
-
-def _check_candidate(record: TrialRecord) -> None:
-    try:
-        own = record.candidate.candidate_id
-    except InvalidValueError as error:
-        raise ValueError(error.message.rstrip(".")) from error
-    if record.candidate_id != own:
-        raise ValueError(f"candidate_id {record.candidate_id!r} is not that of its fields, {own!r}")
 
 
 def _check(name: str, value: float | None, *, may_be_zero: bool) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DType
 from kvray.record import Phase, Role, Run, TrialRecord, TrialStatus
+from kvray.store.plausible import numbers, whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -212,14 +213,26 @@ def rows_of(fitting: pa.Table, kind: type[T]) -> list[T]:
     # A column of nulls leaves every row its default; of a trial's hundred columns half are so.
     names = [name for name in schema_of(kind).names if fitting.column(name).null_count < fitting.num_rows]
     try:
-        columns = [_decoded(fitting.column(name), name) for name in names]
-        rows = zip(*columns, strict=True) if names else ((),) * fitting.num_rows
-        # Null is left to the field's default; a required field without a value makes the constructor raise.
-        return [
-            kind(**{name: value for name, value in zip(names, row, strict=True) if value is not None}) for row in rows
-        ]
+        columns = {name: _decoded(fitting.column(name), name) for name in names}
     except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
         raise SchemaError(f"a row does not fit: {error}") from error
+    lacking = [name for name in _required(kind) if name not in columns or None in columns[name]]
+    if lacking and fitting.num_rows:
+        raise SchemaError(f"a row does not fit: it has no {lacking[0]}")
+    rows = zip(*columns.values(), strict=True) if columns else ((),) * fitting.num_rows
+    return [_made(kind, zip(names, row, strict=True)) for row in rows]
+
+
+def _made(kind: type[T], values: Iterable[tuple[str, Any]]) -> T:
+    """An item with these values and its fields' defaults for the others and for null. The constructor would set all of
+    a trial's hundred fields one by one, which takes longer than to read them."""
+    item = object.__new__(kind)
+    item.__dict__.update({name: value for name, value in values if value is not None})
+    return item
+
+
+def _required(kind: type[Run] | type[TrialRecord]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if not _has_default(field)]
 
 
 def conform(table: pa.Table, kind: type[Run] | type[TrialRecord]) -> pa.Table:
@@ -230,8 +243,7 @@ def conform(table: pa.Table, kind: type[Run] | type[TrialRecord]) -> pa.Table:
     """
     _check_version(table)
     schema = schema_of(kind)
-    required = [field.name for field in dataclasses.fields(kind) if not _has_default(field)]
-    if missing := [name for name in required if name not in table.column_names]:
+    if missing := [name for name in _required(kind) if name not in table.column_names]:
         raise SchemaError(f"required columns are missing: {', '.join(missing)}")
     try:
         known = {field.name: _column(table, field) for field in schema}
@@ -298,16 +310,25 @@ _FROM_PLAIN: Mapping[str, Callable[[Any], Any]] = {
 
 
 def _decoded(column: pa.ChunkedArray, name: str) -> Sequence[Any]:
-    """The values of a column as a record has them; equal ones are translated once."""
+    """The values of a column as a record has them; equal texts are one object, and are translated once."""
     # Of instants pyarrow would import pandas, if it is there, to make objects.
-    values: list[Any] = (column.cast(INT) if column.type == _INSTANT else column).to_pylist()
+    array = whole(column.cast(INT) if column.type == _INSTANT else column)
     translate = _FROM_PLAIN.get(name)
-    if translate is None:
-        return values
-    if translate is tuple:
-        return [None if value is None else tuple(value) for value in values]
-    known = {value: translate(value) for value in set(values) - {None}}
-    return [known.get(value) for value in values]
+    if pa.types.is_dictionary(array.type) or array.type == TEXT:
+        return _texts_decoded(array, translate)
+    is_plain = array.type in (INT, FLOAT) and not array.null_count
+    values: list[Any] = numbers(array).tolist() if is_plain else array.to_pylist()
+    return values if translate is None else [None if value is None else translate(value) for value in values]
+
+
+def _texts_decoded(array: pa.Array, translate: Callable[[Any], Any] | None) -> list[Any]:
+    """`array` may be a dictionary with values that no row has."""
+    encoded = (array.dictionary_decode() if pa.types.is_dictionary(array.type) else array).dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    known = texts if translate is None else [translate(text) for text in texts]
+    if encoded.null_count:
+        return [None if place is None else known[place] for place in encoded.indices.to_pylist()]
+    return [known[place] for place in numbers(encoded.indices).tolist()]
 
 
 def _array(rows: Sequence[DataclassInstance], field: pa.Field) -> pa.Array:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +13,15 @@ import pyarrow.compute as pc
 from typing_extensions import override
 
 from kvray.cell_figures import TrialBlock, TrialCells
+from kvray.lazy import MadeLater
 from kvray.record import Run
 from kvray.run_columns import Floats, RunColumns
-from kvray.store.plausible import numbers
+from kvray.store.plausible import numbers, whole
 from kvray.store.schema import from_table
 
 
-class StoredRuns(Sequence[Run]):
-    """Like a tuple of the runs of one trial, which lie together in `table`, and equal to one.
+class StoredRuns(MadeLater[Run]):
+    """The runs of one trial, which lie together in `table`.
 
     Args:
         block: the runs in `table` of many trials, of which number `place` is this one.
@@ -30,15 +29,15 @@ class StoredRuns(Sequence[Run]):
 
     def __init__(self, table: pa.Table, block: TrialBlock, place: int) -> None:
         self._table = table
-        self._block = block
+        self.block = block
         self._place = place
 
     @property
     def columns(self) -> RunColumns:
         """What analysis reads of them, with why they were disturbed, where that is recorded. Made anew every time: ten
         thousand trials' would take as much memory as what they show."""
-        begin, end = self._block.span(self._place)
-        columns = self._block.columns.between(begin, end)
+        begin, end = self.block.span(self._place)
+        columns = self.block.columns.between(begin, end)
         noted = self._table.column("disturbance")
         if noted.null_count == len(noted):
             return columns
@@ -47,47 +46,21 @@ class StoredRuns(Sequence[Run]):
     @property
     def has_disturbed(self) -> bool:
         """Whether one of them was disturbed."""
-        return self._block.has_disturbed(self._place)
+        return self.block.has_disturbed(self._place)
 
     @property
     def cells(self) -> TrialCells:
         """What the full-length cells come to."""
-        return self._block.cells(self._place)
-
-    @cached_property
-    def _objects(self) -> tuple[Run, ...]:
-        return tuple(from_table(self._table.slice(self._block.span(self._place)[0], len(self)), Run))
-
-    @overload
-    def __getitem__(self, place: int) -> Run: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Run, ...]: ...
+        return self.block.cells(self._place)
 
     @override
-    def __getitem__(self, place: int | slice) -> Run | tuple[Run, ...]:
-        return self._objects[place]
+    def _make(self) -> tuple[Run, ...]:
+        return tuple(from_table(self._table.slice(self.block.span(self._place)[0], len(self)), Run))
 
     @override
     def __len__(self) -> int:
-        begin, end = self._block.span(self._place)
+        begin, end = self.block.span(self._place)
         return end - begin
-
-    @override
-    def __iter__(self) -> Iterator[Run]:
-        return iter(self._objects)
-
-    @override
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and self._objects == tuple(other)
-
-    @override
-    def __hash__(self) -> int:
-        return hash(self._objects)
-
-    @override
-    def __repr__(self) -> str:
-        return repr(self._objects)
 
 
 def runs_by_trial(table: pa.Table) -> dict[str, StoredRuns]:
@@ -143,5 +116,4 @@ def _flags(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _whole(table: pa.Table, name: str) -> pa.Array:
-    column = table.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return whole(table.column(name))

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from kvray.cell_figures import TrialBlock
 from kvray.record import Run, TrialRecord
 from kvray.store.paths import BESIDE, NOT_LAUNCHED, PART, part_number
-from kvray.store.plausible import are_plain_runs, check_plausible
+from kvray.store.plausible import are_plain_runs, check_candidate, check_plausible, have_plain_figures
 from kvray.store.schema import RUN_KEY, VERSION_KEY, SchemaError, conform, from_table, rows_of
 from kvray.store.stored_runs import StoredRuns, columns_of, runs_by_trial
 
@@ -235,8 +235,9 @@ def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[Fals
     if kind is Run:
         return None if are_plain_runs(table) else False
     items = rows_of(table, kind)
+    check = check_candidate if have_plain_figures(table) else check_plausible
     for item in items:
-        check_plausible(item)
+        check(item)
     return items
 
 
