@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Set
 from dataclasses import dataclass, fields
 
 from kvray.analysis.pareto import MEMORY_STEP
 from kvray.analysis.ranking import Gain
 from kvray.analysis.utility_posterior import UtilityPosterior
 from kvray.candidate import CacheStrategy, Candidate, CompileMode
+from kvray.lazy import ChosenLater
 
 WORSE_CHANCE = 0.1
 """A leaner or simpler tie is chosen if the chance that it is more than 2 % worse than the leader is at most this. An
@@ -60,27 +61,32 @@ def choose(
         better: ids that are `better_than_baseline`.
     """
     leader, means = posterior.leader, posterior.means
-    eligible = [key for key in posterior.ids if baseline_id is None or key in better]
+
+    def is_eligible(key: str) -> bool:
+        return baseline_id is None or key in better
+
     near = [leader, *(key for key in posterior.ties(leader) if posterior.worse_share(key, leader) <= WORSE_CHANCE)]
-    near = [key for key in near if key in eligible]
+    near = [key for key in near if is_eligible(key)]
     if not near and leader == baseline_id:
         return Choice(candidate_id=leader, over=leader, reason=Reason.BEST)
-    if not near and not eligible:
+    best_first = sorted(posterior.ids, key=lambda key: (means[key], key), reverse=True) if not near else []
+    surest = next(filter(is_eligible, best_first), None)
+    if not near and surest is None:
         return Choice(candidate_id=baseline_id or leader, over=leader, reason=Reason.NO_GAIN)
-    lean = _leanest(near, peaks_mib) if near else [max(eligible, key=lambda key: (means[key], key))]
+    lean = [surest] if surest else _leanest(near, peaks_mib)
     best = min(lean, key=lambda key: (complexities[key], -means[key], key))
     return Choice(candidate_id=best, over=leader, reason=_reason(best, leader, near, peaks_mib))
 
 
-def better_than_baseline(posterior: UtilityPosterior, baseline_id: str, gains: Mapping[str, Gain]) -> frozenset[str]:
+def better_than_baseline(posterior: UtilityPosterior, baseline_id: str, gains: Mapping[str, Gain]) -> Set[str]:
     """Candidates that are worth a change: their score is surely higher and something of theirs measurably better, or
     they need less memory and are hardly more than 2 % worse."""
-    return frozenset(
-        key
-        for key, gain in gains.items()
-        if key != baseline_id
-        and (_scores_higher(posterior, key, baseline_id, gain) or _is_leaner(posterior, key, baseline_id, gain))
-    )
+
+    def is_better(key: str) -> bool:
+        gain = gains[key]
+        return _scores_higher(posterior, key, baseline_id, gain) or _is_leaner(posterior, key, baseline_id, gain)
+
+    return ChosenLater((key for key in gains if key != baseline_id), is_better)
 
 
 def complexity(candidate: Candidate, baseline: Candidate | None) -> Complexity:

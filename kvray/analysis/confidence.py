@@ -14,6 +14,7 @@ from kvray.analysis.pooling import FULL_RUNG, pool_complete_trials
 from kvray.analysis.ranking import Ranking
 from kvray.analysis.score import utility_weights
 from kvray.analysis.utility_posterior import UtilityPosterior, draw_utilities
+from kvray.lazy import FoundLater
 from kvray.record import TrialResult
 from kvray.run_columns import joined
 from kvray.workload import WorkloadProfile
@@ -110,10 +111,11 @@ def _choice(ranking: Ranking, posterior: UtilityPosterior) -> Choice:
     baseline = ranking.baseline.record.candidate if ranking.baseline else None
     ranked_baseline = ranking.baseline_id if ranking.baseline_id in posterior.ids else None
     gains = {entry.record.candidate_id: entry.gain for entry in ranking.entries if entry.gain is not None}
+    records = {entry.record.candidate_id: entry.record for entry in ranking.entries}
     return choose(
         posterior,
         {entry.record.candidate_id: entry.metrics.peak_mib for entry in ranking.entries},
-        {entry.record.candidate_id: complexity(entry.record.candidate, baseline) for entry in ranking.entries},
+        FoundLater(records, lambda key: complexity(records[key].candidate, baseline)),
         baseline_id=ranked_baseline,
         better=better_than_baseline(posterior, ranked_baseline, gains) if ranked_baseline else (),
     )

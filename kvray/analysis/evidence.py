@@ -83,9 +83,9 @@ class Evidence:
         return np.split(order, np.searchsorted(self.owner[order], np.arange(1, len(self.ids))))
 
     @cached_property
-    def has_rounds(self) -> bool:
-        """Whether a process is of a confirming round."""
-        return bool((self.rounds != SEARCH_ROUND).any())
+    def confirmed_ids(self) -> frozenset[str]:
+        """The candidates that a confirming round measured."""
+        return frozenset(self.ids[place] for place in np.unique(self.owner[self.rounds != SEARCH_ROUND]).tolist())
 
     def rows_of(self, candidate_id: str) -> Indices:
         """The processes of a candidate."""

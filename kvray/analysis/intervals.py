@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence, Indices
+from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence
 from kvray.analysis.noise import half_widths_95, process_variances
 
 
@@ -42,12 +42,18 @@ class LogInterval:
         return Interval(value=factor.value - 1, low=factor.low - 1, high=factor.high - 1)
 
 
+def as_gains(intervals: Sequence[LogInterval]) -> list[Interval]:
+    """`as_gain` of each, computed at once."""
+    each = np.array([(one.value, one.half_width) for one in intervals]).reshape(-1, 2, 1)
+    gains = np.exp(each[:, 0] + np.array([-1, 0, 1]) * each[:, 1]) - 1
+    return [Interval(value=value, low=low, high=high) for low, value, high in gains.tolist()]
+
+
 def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogInterval:
     """Where the mean over many fresh processes of the candidate lies."""
-    rows = evidence.rows_of(candidate_id)
+    rows = evidence.rows_of(candidate_id).tolist()
     variances = process_variances(evidence, _axis(metric), paired=False).own
-    shares = _Shares(rows=rows, weights=np.full(len(rows), 1 / len(rows)))
-    return _weighted(evidence, [shares], metric, variances)[0]
+    return _weighted(evidence, [_Shares(rows=rows, weights=_equal(rows))], metric, variances)[0]
 
 
 def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int) -> LogInterval:
@@ -72,7 +78,7 @@ def gain_intervals(
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
     """Confirming rounds that measured both on the same device."""
-    if not evidence.has_rounds:
+    if not {candidate_id, baseline_id} <= evidence.confirmed_ids:
         return []
     ours, theirs = (set(evidence.rounds[evidence.rows_of(key)].tolist()) for key in (candidate_id, baseline_id))
     return sorted((ours & theirs) - {SEARCH_ROUND})
@@ -82,26 +88,28 @@ def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> li
 class _Shares:
     """Processes, and with which weight each of them is summed."""
 
-    rows: Indices
-    weights: Array
+    rows: list[int]
+    weights: list[float]
 
 
 def _gain_shares(evidence: Evidence, candidate_id: str, baseline_id: str) -> _Shares:
-    ours, theirs = (evidence.rows_of(key) for key in (candidate_id, baseline_id))
+    ours, theirs = (evidence.rows_of(key).tolist() for key in (candidate_id, baseline_id))
     if pairs := paired_rounds(evidence, candidate_id, baseline_id):
-        ours, theirs = (rows[np.isin(evidence.rounds[rows], pairs)] for rows in (ours, theirs))
-    weights = [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs)
-    return _Shares(rows=np.concatenate([ours, theirs]), weights=np.array(weights))
+        ours, theirs = ([row for row in rows if evidence.rounds[row] in pairs] for rows in (ours, theirs))
+    return _Shares(rows=ours + theirs, weights=_equal(ours) + [-one for one in _equal(theirs)])
+
+
+def _equal(rows: Sequence[int]) -> list[float]:
+    return [1 / len(rows)] * len(rows)
 
 
 def _weighted(evidence: Evidence, shares: Sequence[_Shares], metric: int, variances: Array) -> list[LogInterval]:
     """The intervals of weighted sums of processes, each with its candidate's noise (a column of `variances`)."""
     if not shares:
         return []
-    counts = [len(one.rows) for one in shares]
-    starts = np.cumsum([0, *counts])[:-1]
-    rows = np.concatenate([one.rows for one in shares])
-    weights = np.concatenate([one.weights for one in shares])
+    starts = np.cumsum([0, *(len(one.rows) for one in shares)])[:-1]
+    rows = np.array([row for one in shares for row in one.rows])
+    weights = np.array([weight for one in shares for weight in one.weights])
     values = np.add.reduceat(weights * evidence.logs[rows, metric], starts)
     within = np.add.reduceat(weights**2 * evidence.within[rows, metric], starts)
     between = np.add.reduceat(variances[:, evidence.owner[rows]] * weights**2, starts, axis=1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
-from kvray.analysis.intervals import Interval, gain_intervals, paired_rounds
+from kvray.analysis.intervals import Interval, as_gains, gain_intervals, paired_rounds
 from kvray.analysis.limits import Miss, missed_limits
 from kvray.analysis.pareto import MEMORY_STEP, pareto_front
 from kvray.analysis.pooling import (
@@ -276,36 +276,34 @@ def measured_gains(metrics: Mapping[str, Metrics], other_id: str, evidence: Evid
     """By candidate id, the gains over `other_id`, one of them, as processes show them: those of the same confirming
     round where there are any."""
     ttft, throughput = (gain_intervals(evidence, metrics, other_id, metric) for metric in (TTFT, DECODE))
-    return {
-        key: _gain(
-            gain_over(metrics[other_id], one),
-            ttft[key].negated().as_gain(),
-            throughput[key].as_gain(),
-            pairs=0 if key == other_id else len(paired_rounds(evidence, key, other_id)),
-        )
-        for key, one in metrics.items()
-    }
-
-
-def _gain(of_figures: Gain, ttft: Interval, throughput: Interval, *, pairs: int) -> Gain:
-    return replace(
-        of_figures,
-        ttft=ttft.value,
-        throughput=throughput.value,
-        pairs=pairs,
-        ttft_interval=ttft,
-        throughput_interval=throughput,
+    intervals = zip(
+        as_gains([ttft[key].negated() for key in metrics]), as_gains([throughput[key] for key in metrics]), strict=True
     )
+    return {
+        key: Gain(
+            ttft=of_ttft.value,
+            throughput=of_throughput.value,
+            memory=_memory_gain(metrics[other_id], one),
+            pairs=0 if key == other_id else len(paired_rounds(evidence, key, other_id)),
+            ttft_interval=of_ttft,
+            throughput_interval=of_throughput,
+        )
+        for (key, one), (of_ttft, of_throughput) in zip(metrics.items(), intervals, strict=True)
+    }
 
 
 def gain_over(baseline: Metrics, metrics: Metrics) -> Gain:
     """The gain of `metrics` over `baseline`, from these figures alone."""
-    peaks = baseline.peak_mib, metrics.peak_mib
     return Gain(
         ttft=baseline.ttft_ms / metrics.ttft_ms - 1,
         throughput=metrics.decode_tok_s / baseline.decode_tok_s - 1,
-        memory=None if peaks[0] is None or peaks[1] is None else peaks[0] / peaks[1] - 1,
+        memory=_memory_gain(baseline, metrics),
     )
+
+
+def _memory_gain(baseline: Metrics, metrics: Metrics) -> float | None:
+    peaks = baseline.peak_mib, metrics.peak_mib
+    return None if peaks[0] is None or peaks[1] is None else peaks[0] / peaks[1] - 1
 
 
 def _find_baseline(results: Iterable[TrialResult], measured: Mapping[str, _Measured]) -> _Measured | None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from statistics import NormalDist
 
 import numpy as np
@@ -33,6 +33,7 @@ import numpy as np
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Flags
 from kvray.analysis.intervals import Interval
 from kvray.analysis.noise import EQUALLY_LIKELY, process_variances, typical_variance
+from kvray.lazy import FoundLater
 
 TIE_SHARE = 0.05
 NEAR = math.log(1.02)
@@ -47,10 +48,6 @@ _SPREADS = np.exp(np.arange(-4.0, 4.01, 0.1))
 """Standard deviations s that are weighed, over the one that is most likely beforehand."""
 
 _NORMAL = NormalDist()
-
-
-_ROWS_AT_ONCE = 512
-"""Candidates whose draws are copied at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +72,15 @@ class UtilityPosterior:
         return {key: place for place, key in enumerate(self.ids)}
 
     @cached_property
+    def _highest(self) -> Array:
+        """The best utility of each draw."""
+        return np.asarray(self.utilities.max(axis=0))
+
+    @cached_property
     def lead_shares(self) -> dict[str, float]:
         """Share of the draws in which each is the best."""
         # Of ten thousand few are ever at the head, and to look for the best down the columns takes long.
-        highest = self.utilities.max(axis=0).min()
-        places = np.flatnonzero(self.utilities.max(axis=1) >= highest)
+        places = np.flatnonzero(self.utilities.max(axis=1) >= self._highest.min())
         leaders = np.bincount(places[np.argmax(self.utilities[places], axis=0)], minlength=len(self.ids))
         return dict(zip(self.ids, (leaders / self.utilities.shape[1]).tolist(), strict=True))
 
@@ -90,7 +91,7 @@ class UtilityPosterior:
 
     def near_share(self, candidate_id: str) -> float:
         """Share of the draws in which nothing is better than it by more than 2 %."""
-        behind = self.utilities.max(axis=0) - self.utilities[self._place_of[candidate_id]]
+        behind = self._highest - self.utilities[self._place_of[candidate_id]]
         return float((behind <= NEAR).mean())
 
     def worse_share(self, candidate_id: str, than: str) -> float:
@@ -102,15 +103,14 @@ class UtilityPosterior:
         """Share of the draws in which it is better than another."""
         return float((self.utilities[self._place_of[candidate_id]] > self.utilities[self._place_of[than]]).mean())
 
-    def score_ratios(self, to: str) -> dict[str, Interval]:
-        """By candidate id, the 95 % interval of its score as a multiple of that of `to`."""
-        found: list[Interval] = []
-        for first in range(0, len(self.ids), _ROWS_AT_ONCE):
-            ahead = self.utilities[first : first + _ROWS_AT_ONCE] - self.utilities[self._place_of[to]]
-            lows, highs = np.exp(np.quantile(ahead, (0.025, 0.975), axis=1)).tolist()
-            values = np.exp(ahead.mean(axis=1)).tolist()
-            found += map(lambda value, low, high: Interval(value=value, low=low, high=high), values, lows, highs)
-        return dict(zip(self.ids, found, strict=True))
+    def score_ratios(self, to: str) -> Mapping[str, Interval]:
+        """By candidate id, the 95 % interval of its score as a multiple of that of `to`; found when asked for."""
+        return FoundLater(self.ids, partial(self._score_ratio, to))
+
+    def _score_ratio(self, to: str, candidate_id: str) -> Interval:
+        ahead = self.utilities[self._place_of[candidate_id]] - self.utilities[self._place_of[to]]
+        low, high = np.exp(np.quantile(ahead, (0.025, 0.975))).tolist()
+        return Interval(value=float(np.exp(ahead.mean())), low=low, high=high)
 
     def ties(self, candidate_id: str) -> tuple[str, ...]:
         """Candidates that cannot be told apart from it because they may be the best too, the likeliest first."""
@@ -132,28 +132,29 @@ def draw_utilities(
     rows = np.array([evidence.place_of[key] for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
     generator = np.random.default_rng(seed)
-    each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number, for `_mirrored`
+    each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number: half of them mirror the others
     expected = SPREAD**2 * typical_variance(weights)
     utilities = np.empty((len(own.ids), draws))  # ten thousand candidates take 160 MB: no second copy
+    drawn = np.empty((len(own.ids), each))
     for number, (machine, one, level) in enumerate(zip(variances.machine, variances.own, _levels(own), strict=True)):
         noise = within + one[rows]
         population = _population(own, values, noise, expected, level)
-        drawn = _draw(own, values, noise, float(machine), population, each, generator)
-        begin = number * each
-        utilities[:, begin : begin + each] = drawn[:, : draws - begin] if begin < draws else drawn[:, :0]
+        _draw(drawn, own, values, noise, float(machine), population, generator)
+        free = utilities[:, number * each : (number + 1) * each]
+        free[:] = drawn[:, : free.shape[1]]
     return UtilityPosterior(ids=own.ids, utilities=utilities)
 
 
 def _draw(
+    drawn: Array,
     evidence: Evidence,
     values: Array,
     variances: Array,
     typical: float,
     population: tuple[Array, float],
-    draws: int,
     generator: np.random.Generator,
-) -> Array:
-    """Candidates × `draws`: first the rounds' effects, then the utilities given those. Both are normal.
+) -> None:
+    """Fill `drawn`, candidates × draws: first the rounds' effects, then the utilities given those. Both are normal.
 
     With weight a_p = 1 / (v_c + w_p) and P_c = 1/s² + Σ a_p over the processes of c, the utility given all b is
 
@@ -165,6 +166,9 @@ def _draw(
 
     and the mean J⁻¹ h, where h_k = Σ_{p in k} a_p y_p − Σ_c S_ck (m_e/s² + Σ a_p y_p) / P_c.
 
+    Every normal number is used with its negative too, so that means are not left to chance where two candidates hardly
+    differ.
+
     Args:
         variances: v_c + w_p of every process.
         typical: v.
@@ -174,25 +178,22 @@ def _draw(
     mean, spread = population
     precision = 1 / spread + np.bincount(owner, weights, count)
     pull = mean / spread + np.bincount(owner, weights * values, count)
-    noise = _mirrored(count, draws, generator) / np.sqrt(precision)[:, None]
+    half = drawn.shape[1] // 2
+    noise = generator.standard_normal((count, half))
+    noise /= np.sqrt(precision)[:, None]
     in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
     if not in_round.shape[1]:
-        return np.asarray((pull / precision)[:, None] + noise)
-    shared = np.stack([np.bincount(owner, weights * is_member, count) for is_member in in_round.T], axis=1)
-    information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
-    covariance = np.linalg.inv(information)
-    effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
-    rounds = effects[:, None] + np.linalg.cholesky(covariance) @ _mirrored(len(effects), draws, generator)
-    return np.asarray((pull[:, None] - shared @ rounds) / precision[:, None] + noise)
-
-
-def _mirrored(rows: int, draws: int, generator: np.random.Generator) -> Array:
-    """Standard normal numbers, rows × `draws` (an even number).
-
-    Each comes with its negative, so that means are not left to chance where two candidates hardly differ.
-    """
-    half = generator.standard_normal((rows, draws // 2))
-    return np.concatenate([half, -half], axis=1)
+        drawn[:] = (pull / precision)[:, None]
+    else:
+        shared = np.stack([np.bincount(owner, weights * is_member, count) for is_member in in_round.T], axis=1)
+        information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
+        covariance = np.linalg.inv(information)
+        effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
+        normal = generator.standard_normal((len(effects), half))
+        rounds = effects[:, None] + np.linalg.cholesky(covariance) @ np.concatenate([normal, -normal], axis=1)
+        drawn[:] = (pull[:, None] - shared @ rounds) / precision[:, None]
+    drawn[:, :half] += noise
+    drawn[:, half:] -= noise
 
 
 def _levels(evidence: Evidence) -> Array:

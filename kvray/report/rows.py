@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.analysis import Analysis
@@ -32,7 +32,7 @@ class Row:
     """One ranked candidate. Units are in the names.
 
     Attributes:
-        score_ratio: 95 % interval of its score as a multiple of the winner's; `None` where that was not computed.
+        score_ratios: of every candidate, see `score_ratio`.
         gain: against the baseline; `None` without one.
         is_tied: cannot be told apart from the winner (the winner itself included, when anything ties with it).
         figures_gain: the same from the shown figures alone, which are of all processes; `gain` may rest on fewer.
@@ -48,7 +48,7 @@ class Row:
     engine: str
     label: str
     score: float
-    score_ratio: Interval | None
+    score_ratios: Mapping[str, Interval] = field(repr=False, compare=False)
     ttft_ms: float
     itl_p50_ms: float
     itl_p95_ms: float
@@ -69,6 +69,11 @@ class Row:
     is_unpaired: bool
     processes: int
     runs: int
+
+    @property
+    def score_ratio(self) -> Interval | None:
+        """95 % interval of its score as a multiple of the winner's; `None` where that was not computed."""
+        return self.score_ratios.get(self.candidate_id)
 
     @property
     def ttft_gain(self) -> float | None:
@@ -203,7 +208,7 @@ def ranking_rows(
                 engine=clean_line(entry.record.candidate.engine),
                 label=label_of(entry.record),
                 score=entry.score,
-                score_ratio=score_ratios.get(candidate_id),
+                score_ratios=score_ratios,
                 ttft_ms=metrics.ttft_ms,
                 itl_p50_ms=metrics.itl_p50_ms,
                 itl_p95_ms=metrics.itl_p95_ms,
