@@ -221,8 +221,10 @@ def _machine(engines: Indices, generator: Generator, *, pooled: bool) -> Machine
 def _gains(evidence: Evidence, truth: Array, engines: Indices) -> Iterator[tuple[str, bool]]:
     """Figures of all that were confirmed."""
     base, confirmed = int(BASELINE), np.unique(evidence.owner[evidence.rounds != SEARCH_ROUND]).tolist()
-    for metric in (TTFT, DECODE):
-        for key, stated in gain_intervals(evidence, [str(one) for one in confirmed], BASELINE, metric).items():
+    metrics = (TTFT, DECODE)
+    found = gain_intervals(evidence, [str(one) for one in confirmed], BASELINE, metrics)
+    for metric, intervals in zip(metrics, found, strict=True):
+        for key, stated in intervals.items():
             if key != BASELINE:
                 true = truth[int(key), metric] - truth[base, metric]
                 kind = NAMES[engines[base]] if engines[int(key)] == engines[base] else MIXED

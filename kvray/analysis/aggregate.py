@@ -155,8 +155,10 @@ class StoredCells(MadeLater[CellMetrics]):
     @property
     def columns(self) -> tuple[list[float], ...]:
         """Their metrics, in the order of the fields of `Metrics`; NaN where one is not known."""
-        ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok = self._trial.figures.medians[self._rows].T.tolist()
-        return ttft_ms, *self._trial.figures.itl_ms[self._rows].T.tolist(), decode_tok_s, peak_mib, energy_j_per_tok
+        ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok, *itl_ms = (
+            [column[row] for row in self._rows] for column in self._trial.figures.metrics
+        )
+        return ttft_ms, *itl_ms, decode_tok_s, peak_mib, energy_j_per_tok
 
     @override
     def _make(self) -> tuple[CellMetrics, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence
+from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence, Indices
 from kvray.analysis.noise import half_widths_95, process_variances
 
 
@@ -53,7 +53,7 @@ def metric_interval(evidence: Evidence, candidate_id: str, metric: int) -> LogIn
     """Where the mean over many fresh processes of the candidate lies."""
     rows = evidence.rows_of(candidate_id).tolist()
     variances = process_variances(evidence, _axis(metric), paired=False).own
-    return _weighted(evidence, [_Shares(rows=rows, weights=_equal(rows))], metric, variances)[0]
+    return _intervals(evidence, _Sums.of([(rows, [1 / len(rows)] * len(rows))]), metric, variances)[0]
 
 
 def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metric: int) -> LogInterval:
@@ -62,18 +62,24 @@ def gain_interval(evidence: Evidence, candidate_id: str, baseline_id: str, metri
     It rests on the confirming rounds that measured both, each of which is a pair, and only if there are none on all
     processes. Exactly 0 for the baseline itself.
     """
-    return gain_intervals(evidence, (candidate_id,), baseline_id, metric)[candidate_id]
+    return gain_intervals(evidence, (candidate_id,), baseline_id, (metric,))[0][candidate_id]
 
 
 def gain_intervals(
-    evidence: Evidence, candidate_ids: Iterable[str], baseline_id: str, metric: int
-) -> dict[str, LogInterval]:
-    """The `gain_interval` of each of many candidates, at the price of one: what is believed of the noise is shared."""
+    evidence: Evidence, candidate_ids: Iterable[str], baseline_id: str, metrics: Sequence[int]
+) -> list[dict[str, LogInterval]]:
+    """For each of `metrics`, the `gain_interval` of each of many candidates, at the price of one: what is believed of
+    the noise is shared."""
     ids = tuple(candidate_ids)
-    variances = process_variances(evidence, _axis(metric)).own
-    shares = {key: _gain_shares(evidence, key, baseline_id) for key in ids if key != baseline_id}
-    intervals = dict(zip(shares, _weighted(evidence, list(shares.values()), metric, variances), strict=True))
-    return {key: intervals.get(key, LogInterval(value=0.0, half_width=0.0)) for key in ids}
+    none = LogInterval(value=0.0, half_width=0.0)
+    others = [key for key in ids if key != baseline_id]
+    sums = _Sums.of([_gain_weights(evidence, key, baseline_id) for key in others])
+    found = []
+    for metric in metrics:
+        variances = process_variances(evidence, _axis(metric)).own
+        of_others = dict(zip(others, _intervals(evidence, sums, metric, variances), strict=True))
+        found.append({key: of_others.get(key, none) for key in ids})
+    return found
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:
@@ -84,32 +90,43 @@ def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> li
     return sorted((ours & theirs) - {SEARCH_ROUND})
 
 
+_Weighted = tuple[list[int], list[float]]
+"""Processes, and with which weight each of them is summed."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Shares:
-    """Processes, and with which weight each of them is summed."""
+class _Sums:
+    """Sums of processes with weights, one after the other.
 
-    rows: list[int]
-    weights: list[float]
+    Attributes:
+        starts: where each sum begins.
+    """
+
+    rows: Indices
+    weights: Array
+    starts: Indices
+
+    @classmethod
+    def of(cls, sums: Sequence[_Weighted]) -> _Sums:
+        return cls(
+            rows=np.array([row for rows, _ in sums for row in rows], dtype=np.int64),
+            weights=np.array([weight for _, weights in sums for weight in weights]),
+            starts=np.cumsum([0, *(len(rows) for rows, _ in sums)])[:-1],
+        )
 
 
-def _gain_shares(evidence: Evidence, candidate_id: str, baseline_id: str) -> _Shares:
+def _gain_weights(evidence: Evidence, candidate_id: str, baseline_id: str) -> _Weighted:
     ours, theirs = (evidence.rows_of(key).tolist() for key in (candidate_id, baseline_id))
     if pairs := paired_rounds(evidence, candidate_id, baseline_id):
         ours, theirs = ([row for row in rows if evidence.rounds[row] in pairs] for rows in (ours, theirs))
-    return _Shares(rows=ours + theirs, weights=_equal(ours) + [-one for one in _equal(theirs)])
+    return ours + theirs, [1 / len(ours)] * len(ours) + [-1 / len(theirs)] * len(theirs)
 
 
-def _equal(rows: Sequence[int]) -> list[float]:
-    return [1 / len(rows)] * len(rows)
-
-
-def _weighted(evidence: Evidence, shares: Sequence[_Shares], metric: int, variances: Array) -> list[LogInterval]:
-    """The intervals of weighted sums of processes, each with its candidate's noise (a column of `variances`)."""
-    if not shares:
+def _intervals(evidence: Evidence, sums: _Sums, metric: int, variances: Array) -> list[LogInterval]:
+    """Those of the sums, each process with its candidate's noise (a column of `variances`)."""
+    if not len(sums.starts):
         return []
-    starts = np.cumsum([0, *(len(one.rows) for one in shares)])[:-1]
-    rows = np.array([row for one in shares for row in one.rows])
-    weights = np.array([weight for one in shares for weight in one.weights])
+    rows, weights, starts = sums.rows, sums.weights, sums.starts
     values = np.add.reduceat(weights * evidence.logs[rows, metric], starts)
     within = np.add.reduceat(weights**2 * evidence.within[rows, metric], starts)
     between = np.add.reduceat(variances[:, evidence.owner[rows]] * weights**2, starts, axis=1)

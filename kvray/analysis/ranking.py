@@ -275,7 +275,7 @@ def _gains(measured: Sequence[_Measured], baseline: _Measured, evidence: Evidenc
 def measured_gains(metrics: Mapping[str, Metrics], other_id: str, evidence: Evidence) -> dict[str, Gain]:
     """By candidate id, the gains over `other_id`, one of them, as processes show them: those of the same confirming
     round where there are any."""
-    ttft, throughput = (gain_intervals(evidence, metrics, other_id, metric) for metric in (TTFT, DECODE))
+    ttft, throughput = gain_intervals(evidence, metrics, other_id, (TTFT, DECODE))
     intervals = zip(
         as_gains([ttft[key].negated() for key in metrics]), as_gains([throughput[key] for key in metrics]), strict=True
     )

@@ -9,6 +9,7 @@ from kvray.analysis import Analysis
 from kvray.analysis.ranking import Ranking
 from kvray.record import TrialResult, TrialStatus
 from kvray.report.certainty import confidence_sentence
+from kvray.report.disturbances import disturbances
 from kvray.report.listing import NearestMiss
 from kvray.report.notes import notes
 from kvray.report.rows import Row
@@ -45,12 +46,12 @@ def headline(
     set_aside: Sequence[TrialResult] = (),
 ) -> Headline:
     """The headline of a sweep whose ranking is `rows`, and whose `nearest` misses are those where nothing is ranked."""
-    baseline = analysis.ranking.baseline
+    baseline, disturbed = analysis.ranking.baseline, disturbances(results)
     return Headline(
-        sentence=verdict(manifest, results, analysis, rows, nearest),
-        tone=tone(manifest, results, rows),
+        sentence=verdict(manifest, results, analysis, rows, nearest, disturbed),
+        tone=tone(manifest, rows, disturbed),
         confidence=_confidence(analysis, rows),
-        notes=notes(manifest, results, analysis, rows, nearest, set_aside),
+        notes=notes(manifest, results, analysis, rows, nearest, set_aside, disturbed),
         stats=winner_stats(rows[0], baseline.metrics if baseline else None) if rows else (),
     )
 

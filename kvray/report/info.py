@@ -92,6 +92,15 @@ class FallbackStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """A sweep, its trials, and what they mean."""
+
+    manifest: SweepManifest
+    results: Sequence[TrialResult]
+    analysis: Analysis
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportInfo:
     """Everything a report shows. Strings from outside are already cleaned of control characters, not escaped.
 
@@ -107,7 +116,7 @@ class ReportInfo:
         groups: what is listed and not ranked, without what is in `missed` and `skipped`.
         skipped: what the search did not launch, and what its model expects of it.
         left_out: what the engine knows and the sweep did not try.
-        comparable: what must be equal for another sweep to be compared with this one.
+        source: what all this is made from.
     """
 
     title: str
@@ -126,12 +135,39 @@ class ReportInfo:
     groups: tuple[StatusGroup, ...]
     skipped: tuple[Skipped, ...]
     left_out: tuple[LeftOut, ...]
-    cold: tuple[ColdCost, ...]
-    observations: tuple[Observation, ...]
-    qualities: tuple[Quality, ...]
-    method: tuple[Fact, ...]
-    environment: tuple[Fact, ...]
-    comparable: tuple[Fact, ...]
+    source: Source
+
+    @cached_property
+    def cold(self) -> tuple[ColdCost, ...]:
+        """What each candidate costs before it is warm. This, and what follows, is made for reports that show it: a
+        terminal shows neither."""
+        return cold_costs(self.source.analysis)
+
+    @cached_property
+    def observations(self) -> tuple[Observation, ...]:
+        """What was seen to run."""
+        return observations(self.source.analysis)
+
+    @cached_property
+    def qualities(self) -> tuple[Quality, ...]:
+        """How far each candidate's output strays from the reference."""
+        return qualities(self.source.analysis)
+
+    @cached_property
+    def method(self) -> tuple[Fact, ...]:
+        """How it was measured."""
+        winner_id = self.rows[0].candidate_id if self.rows else None
+        return method_facts(self.source.manifest, self.source.results, winner_id)
+
+    @cached_property
+    def environment(self) -> tuple[Fact, ...]:
+        """On what it was measured."""
+        return environment_facts(self.source.manifest, self.source.results)
+
+    @cached_property
+    def comparable(self) -> tuple[Fact, ...]:
+        """What must be equal for another sweep to be compared with this one."""
+        return comparable_facts(self.source.manifest, self.source.results)
 
     @property
     def break_even_note(self) -> str:
@@ -145,7 +181,7 @@ class ReportInfo:
 
     @cached_property
     def grids(self) -> tuple[CellGrid, ...]:
-        """First token and throughput, cell by cell. A terminal shows none, so they are made when asked for."""
+        """First token and throughput, cell by cell."""
         return cell_grids(self.ranking)
 
     @cached_property
@@ -213,12 +249,7 @@ def report_info(
         groups=status_groups(analysis.ranking.unranked),
         skipped=skipped_candidates(analysis.ranking.unranked),
         left_out=left_out(manifest),
-        cold=cold_costs(analysis),
-        observations=observations(analysis),
-        qualities=qualities(analysis),
-        method=method_facts(manifest, results, rows[0].candidate_id if rows else None),
-        environment=environment_facts(manifest, results),
-        comparable=comparable_facts(manifest, results),
+        source=Source(manifest=manifest, results=results, analysis=analysis),
     )
 
 

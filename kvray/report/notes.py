@@ -19,7 +19,7 @@ from kvray.ratios import MISSING, leaner_text, memory_text
 from kvray.record import TrialRecord, TrialResult
 from kvray.report import formats
 from kvray.report.attempts import attempt_notes
-from kvray.report.disturbances import disturbances
+from kvray.report.disturbances import Disturbances
 from kvray.report.listing import NearestMiss
 from kvray.report.rows import NEVER, Row, label_of
 from kvray.report.searching import open_question
@@ -39,6 +39,7 @@ def notes(
     rows: Sequence[Row],
     nearest: Sequence[NearestMiss],
     set_aside: Sequence[TrialResult],
+    disturbed: Disturbances,
 ) -> tuple[str, ...]:
     """The notes under the verdict, the most important first."""
     ranking = analysis.ranking
@@ -47,7 +48,7 @@ def notes(
         *map(formats.clean_line, manifest.model_notes),
         *map(formats.clean_line, filter(None, [unlike_weights(manifest, ranking)])),
         *_processors_note(results),
-        *_disturbance_note(results, manifest.run_id, has_figures=bool(rows or nearest)),
+        *_disturbance_note(disturbed, manifest.run_id, has_figures=bool(rows or nearest)),
         *(_winner_notes(manifest, results, analysis, rows) if rows else ()),
         *(() if nearest else _baseline_note(manifest.baseline_id, ranking)),
     )
@@ -74,8 +75,7 @@ def _winner_notes(
         yield question
 
 
-def _disturbance_note(results: Sequence[TrialResult], run_id: str, *, has_figures: bool) -> Iterator[str]:
-    found = disturbances(results)
+def _disturbance_note(found: Disturbances, run_id: str, *, has_figures: bool) -> Iterator[str]:
     if not has_figures or not found.decides:
         return
     if found.reason is None:

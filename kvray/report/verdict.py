@@ -11,7 +11,7 @@ from kvray.analysis.ranking import Ranking
 from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
 from kvray.report.attempts import incomplete_prefix
-from kvray.report.disturbances import disturbances
+from kvray.report.disturbances import Disturbances
 from kvray.report.engines import engine_sentence
 from kvray.report.listing import NearestMiss
 from kvray.report.rows import Row, label_of
@@ -28,11 +28,11 @@ class Tone(enum.StrEnum):
     FAILED = "failed"
 
 
-def tone(manifest: SweepManifest, results: Sequence[TrialResult], rows: Sequence[Row]) -> Tone:
+def tone(manifest: SweepManifest, rows: Sequence[Row], disturbed: Disturbances) -> Tone:
     """Good is only a gain that was measured completely and undisturbed."""
     if not rows:
         return Tone.FAILED
-    if disturbances(results).decides or manifest.is_complete is False:
+    if disturbed.decides or manifest.is_complete is False:
         return Tone.DOUBTFUL
     return Tone.NEUTRAL if rows[0].is_baseline or len(rows) == 1 else Tone.GOOD
 
@@ -43,10 +43,11 @@ def verdict(
     analysis: Analysis,
     rows: Sequence[Row],
     nearest: Sequence[NearestMiss],
+    disturbed: Disturbances,
 ) -> str:
     """The sentence, which begins with what makes it doubtful: interrupted, or disturbed."""
     return (
-        f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(results, has_figures=bool(rows or nearest))}"
+        f"{incomplete_prefix(manifest, results)}{_disturbed_prefix(disturbed, has_figures=bool(rows or nearest))}"
         f"{_verdict(manifest, results, analysis, rows, nearest)}"
     )
 
@@ -114,10 +115,9 @@ def _is_cut_short(ranking: Ranking) -> bool:
     return TrialStatus.SKIPPED in statuses and not any(status.was_launched for status in statuses)
 
 
-def _disturbed_prefix(results: Sequence[TrialResult], *, has_figures: bool) -> str:
+def _disturbed_prefix(disturbed: Disturbances, *, has_figures: bool) -> str:
     """Begins a verdict whose figures are not to be trusted, for readers who read no further."""
-    found = disturbances(results)
-    return f"Uncertain, {found.counted} disturbed: " if has_figures and found.decides else ""
+    return f"Uncertain, {disturbed.counted} disturbed: " if has_figures and disturbed.decides else ""
 
 
 def _nothing_ranked(ranking: Ranking, results: Sequence[TrialResult]) -> str:

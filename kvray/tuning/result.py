@@ -12,15 +12,10 @@ from kvray.analysis import Analysis, analyse
 from kvray.analysis.hardware import best_first, by_hardware, device_name_of, gpu_type_of
 from kvray.errors import InvalidValueError, ResultsError, did_you_mean
 from kvray.judgement import Judging
-from kvray.plan.builder import PlanBuilder
-from kvray.plan.snippet import render_snippet
 from kvray.record import TrialResult
 from kvray.report.attempts import lost_runs_text
-from kvray.report.html import render_html
 from kvray.report.info import ReportInfo, report_info
-from kvray.report.markdown import render_markdown
 from kvray.report.other_hardware import hardware_note, with_notes
-from kvray.report.ranking_file import ranking_file_rows
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore, records_sha256
 from kvray.store.paths import ResultsPaths
@@ -179,6 +174,8 @@ def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
+    from kvray.report.ranking_file import ranking_file_rows  # what writes takes 0.1 s to load, and `kvray rank` only reads
+
     rows = [
         row
         for one in on_each_hardware(result)
@@ -190,6 +187,11 @@ def write_artefacts(store: ResultsStore, result: TuneResult) -> None:
 
 
 def _write_reports(store: ResultsStore, result: TuneResult) -> None:
+    from kvray.plan.builder import PlanBuilder
+    from kvray.plan.snippet import render_snippet
+    from kvray.report.html import render_html
+    from kvray.report.markdown import render_markdown
+
     info = info_of(result)
     store.write_text(result.paths.report_markdown, render_markdown(info))
     store.write_text(result.paths.report_html, render_html(info))
