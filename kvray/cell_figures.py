@@ -3,6 +3,7 @@ half a minute."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -43,9 +44,26 @@ class CellFigures:
     log_squares: Floats
 
     @cached_property
-    def metrics(self) -> tuple[list[float], ...]:
-        """The columns of `medians` and `itl_ms` as lists: to take one trial's from arrays takes five times as long."""
-        return *self.medians.T.tolist(), *self.itl_ms.T.tolist()
+    def metrics(self) -> list[list[float]]:
+        """TTFT, the percentiles of token gaps, throughput, peak and energy, each as a list of N: to take a trial's rows
+        out of arrays takes several times as long."""
+        ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok = self.medians.T.tolist()
+        return [ttft_ms, *self.itl_ms.T.tolist(), decode_tok_s, peak_mib, energy_j_per_tok]
+
+    @cached_property
+    def logs(self) -> list[list[float]]:
+        """The natural logarithms of `metrics`."""
+        return [[*map(natural_log, column)] for column in self.metrics]
+
+    @cached_property
+    def run_counts(self) -> list[int]:
+        """`runs` as a list."""
+        return self.runs.tolist()  # type: ignore[no-any-return]
+
+
+def natural_log(value: float) -> float:
+    """Of 0, which a token gap below the clock's resolution has, minus infinity."""
+    return math.log(value) if value else -math.inf
 
 
 class TrialCells:
@@ -202,11 +220,18 @@ class _Groups:
         found = np.full((len(places), len(ITL_SHARES)), np.nan)
         for total in np.unique(totals[totals > 0]).tolist():
             alike = totals == total
-            each, first = lengths[alike].ravel().astype(np.int64), starts[alike].ravel()
-            index = np.repeat(first - (np.cumsum(each) - each), each) + np.arange(int(each.sum()))
-            ordered = np.sort(self.columns.gaps_ms[index].reshape(-1, total), axis=1)
+            ordered = _taken(self.columns.gaps_ms, starts[alike].ravel(), lengths[alike].ravel()).reshape(-1, total)
+            ordered.sort(axis=1)
             found[alike] = np.stack([_at_share(ordered, share) for share in ITL_SHARES], axis=1)
         return found
+
+
+def _taken(values: Floats, starts: Integers, lengths: Integers) -> Floats:
+    """A copy of the pieces of `values` that begin at `starts`, one after the other."""
+    if (lengths == lengths[0]).all():  # whole pieces are copied faster than single values
+        return np.asarray(np.lib.stride_tricks.sliding_window_view(values, int(lengths[0]))[starts])
+    shifts = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return np.asarray(values[shifts + np.arange(int(lengths.sum()))])
 
 
 def _median(values: Floats) -> Floats:

@@ -6,11 +6,12 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 
 import numpy as np
 from typing_extensions import override
 
-from kvray.cell_figures import TrialCells
+from kvray.cell_figures import TrialCells, natural_log
 from kvray.lazy import MadeLater
 from kvray.record import Run
 from kvray.run_columns import Floats, RunColumns
@@ -32,6 +33,9 @@ class Metrics:
     decode_tok_s: float
     peak_mib: float | None
     energy_j_per_tok: float | None = None
+
+
+_NAMES = tuple(field.name for field in fields(Metrics))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,28 +148,38 @@ class StoredCells(MadeLater[CellMetrics]):
     """
 
     def __init__(self, trial: TrialCells, places: Sequence[int]) -> None:
+        first, last = (places[0], places[-1]) if places else (0, -1)
+        rows = [trial.start + place for place in places]
+        lie_together = last - first + 1 == len(places)
         self._trial = trial
-        self._rows = [trial.start + place for place in places]
+        self._rows = rows
+        self._pick = itemgetter(slice(trial.start + first, trial.start + last + 1)) if lie_together else itemgetter(*rows)
 
     @property
     def runs(self) -> int:
         """How many runs they rest on together."""
-        return int(self._trial.figures.runs[self._rows].sum())
+        return sum(self._pick(self._trial.figures.run_counts))
 
     @property
-    def columns(self) -> tuple[list[float], ...]:
+    def columns(self) -> Sequence[Sequence[float]]:
         """Their metrics, in the order of the fields of `Metrics`; NaN where one is not known."""
-        ttft_ms, decode_tok_s, peak_mib, energy_j_per_tok, *itl_ms = (
-            [column[row] for row in self._rows] for column in self._trial.figures.metrics
-        )
-        return ttft_ms, *itl_ms, decode_tok_s, peak_mib, energy_j_per_tok
+        return [self._pick(column) for column in self._trial.figures.metrics]
+
+    @property
+    def logs(self) -> Sequence[Sequence[float]]:
+        """The natural logarithms of `columns`."""
+        return [self._pick(column) for column in self._trial.figures.logs]
+
+    @property
+    def peaks_mib(self) -> Sequence[float]:
+        """Of `columns` that of the peaks."""
+        return self._pick(self._trial.figures.metrics[_NAMES.index("peak_mib")])  # type: ignore[no-any-return]
 
     @override
     def _make(self) -> tuple[CellMetrics, ...]:
-        figures, rows = self._trial.figures, self._rows
-        shapes = (Cell(*shape) for shape in figures.shapes[rows].tolist())
-        about = zip(shapes, zip(*self.columns, strict=True), figures.runs[rows].tolist(), strict=True)
-        disturbed = self._trial.disturbed
+        figures, disturbed = self._trial.figures, self._trial.disturbed
+        cells = (Cell(*shape) for shape in figures.shapes[self._rows].tolist())
+        about = zip(cells, zip(*self.columns, strict=True), self._pick(figures.run_counts), strict=True)
         return tuple(
             CellMetrics(cell=cell, metrics=_metrics(values), runs=runs, is_disturbed=cell in disturbed)
             for cell, values, runs in about
@@ -205,15 +219,15 @@ def aggregate(cells: Sequence[CellMetrics]) -> Metrics:
     """
     if not cells:
         raise ValueError("a candidate without cells has no metrics")
-    return _metrics(map(_geometric_mean, _columns(cells)))
+    return _metrics(math.exp(math.fsum(logs) / len(logs)) for logs in _logs(cells))
 
 
-def _columns(cells: Sequence[CellMetrics]) -> Sequence[list[float]]:
-    """The metrics of `cells`, in the order of the fields of `Metrics`; NaN where one is not known."""
+def _logs(cells: Sequence[CellMetrics]) -> Sequence[Sequence[float]]:
+    """Natural logarithms of the metrics of `cells`, in the order of the fields of `Metrics`; NaN where one is not
+    known."""
     if isinstance(cells, StoredCells):
-        return cells.columns
-    names = (field.name for field in fields(Metrics))
-    return [[_or_nan(getattr(cell.metrics, name)) for cell in cells] for name in names]
+        return cells.logs
+    return [[natural_log(_or_nan(getattr(cell.metrics, name))) for cell in cells] for name in _NAMES]
 
 
 def _or_nan(value: float | None) -> float:
@@ -232,7 +246,7 @@ def highest_peak_mib(cells: Sequence[CellMetrics]) -> float | None:
     """
     if not cells:
         return None
-    *_, peaks, _energies = _columns(cells)
+    peaks = cells.peaks_mib if isinstance(cells, StoredCells) else [_or_nan(cell.metrics.peak_mib) for cell in cells]
     return None if any(map(math.isnan, peaks)) else max(peaks)
 
 
@@ -241,13 +255,3 @@ def _of_complete(mean: Callable[[Sequence[float]], float], values: Iterable[floa
     listed = list(values)
     known = [value for value in listed if value is not None]
     return mean(known) if len(known) == len(listed) else None
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    """The geometric mean of non-negative values; NaN if one is, else 0 if one is 0 (token gaps below the clock's
-    resolution)."""
-    if math.isnan(sum(values)):
-        return math.nan
-    if min(values) == 0:
-        return 0.0
-    return math.exp(math.fsum(map(math.log, values)) / len(values))

@@ -249,7 +249,8 @@ def _calm(pool: tuple[TrialResult, ...], profile: WorkloadProfile) -> tuple[Tria
 
 
 def _is_calm(trial: TrialResult, profile: WorkloadProfile) -> bool:
-    return trial.cells.disturbed.isdisjoint(_cells(trial, profile))
+    disturbed = trial.cells.disturbed
+    return not disturbed or disturbed.isdisjoint(_cells(trial, profile))
 
 
 def _cells(trial: TrialResult, profile: WorkloadProfile) -> tuple[Cell, ...]:

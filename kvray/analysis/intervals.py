@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvray.analysis.evidence import METRICS, SEARCH_ROUND, Array, Evidence, Indices
+from kvray.analysis.in_threads import computed_ahead
 from kvray.analysis.noise import half_widths_95, process_variances
 
 
@@ -74,12 +75,14 @@ def gain_intervals(
     none = LogInterval(value=0.0, half_width=0.0)
     others = [key for key in ids if key != baseline_id]
     sums = _Sums.of([_gain_weights(evidence, key, baseline_id) for key in others])
-    found = []
-    for metric in metrics:
-        variances = process_variances(evidence, _axis(metric)).own
-        of_others = dict(zip(others, _intervals(evidence, sums, metric, variances), strict=True))
-        found.append({key: of_others.get(key, none) for key in ids})
-    return found
+
+    def of_others(metric: int) -> list[LogInterval]:
+        return _intervals(evidence, sums, metric, process_variances(evidence, _axis(metric)).own)
+
+    found = (
+        dict(zip(others, one, strict=True)) for one in computed_ahead(of_others, metrics, rows=len(evidence.owner))
+    )
+    return [{key: one.get(key, none) for key in ids} for one in found]
 
 
 def paired_rounds(evidence: Evidence, candidate_id: str, baseline_id: str) -> list[int]:

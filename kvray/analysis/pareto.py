@@ -31,11 +31,26 @@ def _front_of_known(costs: npt.NDArray[np.float64]) -> tuple[bool, ...]:
     order = np.lexsort(costs.T[::-1])
     front = np.empty_like(costs)
     found = 0
-    for place in order.tolist():
-        if not _is_dominated(costs[place], front[:found]):
-            on_front[place], front[found] = True, costs[place]
-            found += 1
+    for first in range(0, len(order), _AT_ONCE):
+        some = order[first : first + _AT_ONCE]
+        before = front[:found]
+        for place in some[~_are_dominated(costs[some], before)].tolist():
+            if not _is_dominated(costs[place], front[:found]):
+                on_front[place], front[found] = True, costs[place]
+                found += 1
     return tuple(on_front.tolist())
+
+
+_AT_ONCE = 256
+"""Points that are compared together with those on the front so far."""
+
+
+def _are_dominated(costs: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """`_is_dominated` of each of `costs`, none of which is NaN."""
+    is_as_good, is_better = np.array(True), np.array(False)
+    for column, of_others in zip(costs.T[:, :, None], others.T, strict=True):
+        is_as_good, is_better = is_as_good & (of_others <= column), is_better | (of_others < column)
+    return np.asarray((is_as_good & is_better).any(axis=1))
 
 
 def _is_dominated(cost: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> bool:

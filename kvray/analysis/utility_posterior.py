@@ -31,6 +31,7 @@ from statistics import NormalDist
 import numpy as np
 
 from kvray.analysis.evidence import SEARCH_ROUND, Array, Evidence, Flags
+from kvray.analysis.in_threads import computed_ahead
 from kvray.analysis.intervals import Interval
 from kvray.analysis.noise import EQUALLY_LIKELY, process_variances, typical_variance
 from kvray.lazy import FoundLater
@@ -136,10 +137,15 @@ def draw_utilities(
     expected = SPREAD**2 * typical_variance(weights)
     utilities = np.empty((len(own.ids), draws))  # ten thousand candidates take 160 MB: no second copy
     drawn = np.empty((len(own.ids), each))
-    for number, (machine, one, level) in enumerate(zip(variances.machine, variances.own, _levels(own), strict=True)):
-        noise = within + one[rows]
-        population = _population(own, values, noise, expected, level)
-        _draw(drawn, own, values, noise, float(machine), population, generator)
+
+    def population(drawn_noise: tuple[Array, Array]) -> tuple[Array, float]:
+        one, level = drawn_noise
+        return _population(own, values, within + one[rows], expected, level)
+
+    noises = zip(variances.own, _levels(own), strict=True)
+    populations = computed_ahead(population, noises, rows=len(rows))
+    for number, (machine, one, found) in enumerate(zip(variances.machine, variances.own, populations, strict=True)):
+        _draw(drawn, own, values, within + one[rows], float(machine), found, generator)
         free = utilities[:, number * each : (number + 1) * each]
         free[:] = drawn[:, : free.shape[1]]
     return UtilityPosterior(ids=own.ids, utilities=utilities)
