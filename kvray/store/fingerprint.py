@@ -10,16 +10,17 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from kvray.candidate import DeviceType
-from kvray.engines.base import DeviceFacts, ModelInfo
-from kvray.probes.cpu import threads_are_rays, total_memory_mib
-from kvray.probes.environment import Environment
 from kvray.record import known_versions, version_fields
 from kvray.workload import WorkloadProfile
+
+if TYPE_CHECKING:
+    from kvray.engines.base import DeviceFacts, ModelInfo
+    from kvray.probes.environment import Environment
 
 SPEED_VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
@@ -117,6 +118,8 @@ class SweepFingerprint(BaseModel):
         other_engines: dict[str, str] | None = None,
     ) -> Self:
         """The fingerprint of a sweep that starts here and now."""
+        from kvray.probes.cpu import total_memory_mib  # takes long to load, and who reads a fingerprint does without
+
         is_cpu = device.device is DeviceType.CPU
         here: dict[str, Any] = {
             "gpus": None if is_cpu else device.gpu_count,
@@ -189,6 +192,8 @@ def hardware_digest(environment: Environment, *, memory_mib: float, versions: Ma
 
 def users_variables() -> dict[str, str]:
     """The variables of this process that make libraries faster or slower, without what Ray has put there."""
+    from kvray.probes.cpu import threads_are_rays
+
     found = {name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ}
     if threads_are_rays():
         found.pop("OMP_NUM_THREADS", None)
