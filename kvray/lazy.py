@@ -1,4 +1,4 @@
-"""Sequences and mappings whose objects are made when somebody asks for them: of ten thousand candidates few are shown."""
+"""Sequences, mappings and sets that are made when somebody asks: of ten thousand candidates few are shown."""
 
 from __future__ import annotations
 
@@ -70,6 +70,10 @@ class FoundLater(Mapping[str, V_co]):
         return known
 
     @override
+    def __contains__(self, key: object) -> bool:
+        return key in self._known
+
+    @override
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
 
@@ -90,7 +94,7 @@ class ChosenLater(Set[str]):
 
     @override
     def __contains__(self, key: object) -> bool:
-        return key in self._answers.keys() and self._answers[str(key)]
+        return key in self._answers and self._answers[str(key)]
 
     @override
     def __iter__(self) -> Iterator[str]:

@@ -148,12 +148,10 @@ class StoredCells(MadeLater[CellMetrics]):
     """
 
     def __init__(self, trial: TrialCells, places: Sequence[int]) -> None:
-        first, last = (places[0], places[-1]) if places else (0, -1)
-        rows = [trial.start + place for place in places]
-        lie_together = last - first + 1 == len(places)
         self._trial = trial
-        self._rows = rows
-        self._pick = itemgetter(slice(trial.start + first, trial.start + last + 1)) if lie_together else itemgetter(*rows)
+        self._rows = rows = [trial.start + place for place in places]
+        begin, end = (rows[0], rows[-1] + 1) if rows else (0, 0)
+        self._pick = itemgetter(slice(begin, end)) if end - begin == len(rows) else itemgetter(*rows)
 
     @property
     def runs(self) -> int:

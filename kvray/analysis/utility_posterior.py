@@ -189,7 +189,7 @@ def _draw(
     noise /= np.sqrt(precision)[:, None]
     in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
     if not in_round.shape[1]:
-        drawn[:] = (pull / precision)[:, None]
+        centres = np.broadcast_to((pull / precision)[:, None], drawn.shape)
     else:
         shared = np.stack([np.bincount(owner, weights * is_member, count) for is_member in in_round.T], axis=1)
         information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
@@ -197,9 +197,9 @@ def _draw(
         effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
         normal = generator.standard_normal((len(effects), half))
         rounds = effects[:, None] + np.linalg.cholesky(covariance) @ np.concatenate([normal, -normal], axis=1)
-        drawn[:] = (pull[:, None] - shared @ rounds) / precision[:, None]
-    drawn[:, :half] += noise
-    drawn[:, half:] -= noise
+        centres = (pull[:, None] - shared @ rounds) / precision[:, None]
+    np.add(centres[:, :half], noise, out=drawn[:, :half])
+    np.subtract(centres[:, half:], noise, out=drawn[:, half:])
 
 
 def _levels(evidence: Evidence) -> Array:

@@ -53,7 +53,7 @@ def check_candidate(record: TrialRecord) -> None:
 
 
 def have_plain_figures(table: pa.Table) -> bool:
-    """Whether `check_plausible` passes the figures of every trial in `table`, which has the columns of `TrialRecord`."""
+    """Whether `check_plausible` passes the figures of all trials in `table`, which has the columns of `TrialRecord`."""
     names = [name for name in (*_METRICS, *_MAY_BE_ZERO) if name in TrialRecord.__dataclass_fields__]
     return all(_all_within(table.column(name), LEAST, may_be_zero=name in _MAY_BE_ZERO) for name in names)
 
