@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvray.analysis import analyse
+from kvray.analysis.aggregate import StoredCells
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.run_columns import RunColumns
 from kvray.store import stored_runs, tables
 from kvray.store.parquet import ResultsStore
-from kvray.store.schema import conform, to_table
+from kvray.store.paths import part_file
+from kvray.store.schema import SchemaError, conform, from_table, to_table
 from kvray.workload import create_custom_profile
 
 RUN_ID = "20260101-120000-abcd"
@@ -101,10 +104,18 @@ def test_reading_and_ranking_makes_no_object_of_a_run_and_checks_few_tables(
     assert len(conformed) == 2, "all trials together, and all runs together"
 
 
-@pytest.mark.parametrize("is_compacted", [False, True])
-def test_what_is_read_is_what_was_appended_as_objects_and_as_columns(store: ResultsStore, is_compacted: bool) -> None:
-    if is_compacted:
-        store.compact(RUN_ID)
+def merge(store: ResultsStore) -> None:
+    """Merge the trials as a running sweep does, all but the last."""
+    appended = {store.append(result): result for result in RESULTS[:-1]}
+    for first in range(0, len(appended), 8):
+        store.merge(RUN_ID, dict(list(appended.items())[first : first + 8]))
+
+
+@pytest.mark.parametrize("arrange", [lambda _: None, merge, lambda store: store.compact(RUN_ID)])
+def test_what_is_read_is_what_was_appended_as_objects_and_as_columns(
+    store: ResultsStore, arrange: Callable[[ResultsStore], None]
+) -> None:
+    arrange(store)
     read = store.read(RUN_ID)
     assert read == RESULTS
     for one, other in zip(read, RESULTS, strict=True):
@@ -138,6 +149,34 @@ def test_one_file_of_many_that_is_out_of_the_ordinary_is_named_alone(
     assert [one.record.trial_id for one in read if not one.runs] == [victim.record.trial_id]
     assert [record.getMessage() for record in caplog.records if path.name in record.getMessage()]
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"candidate_id": "another"}, {"ttft_ms": -1.0}, {"run_id": "another"}])
+def test_a_merged_file_with_a_record_that_is_out_of_the_ordinary_is_named_alone(
+    store: ResultsStore, caplog: pytest.LogCaptureFixture, wrong: dict[str, object]
+) -> None:
+    merge(store)
+    path = part_file(store.paths(RUN_ID).trials, 2)
+    records = [result.record for result in RESULTS[8:16]]
+    pq.write_table(to_table([records[0].with_(**wrong), *records[1:]], TrialRecord), path)
+    read = store.read(RUN_ID)
+    assert [one.record.trial_id for one in read] == [one.record.trial_id for one in (*RESULTS[:8], *RESULTS[16:])]
+    (said,) = caplog.records
+    assert path.name in said.getMessage()
+
+
+def test_a_row_without_a_value_that_it_must_have_is_refused_naming_it() -> None:
+    table = to_table([one.record for one in RESULTS[:2]], TrialRecord)
+    place = table.schema.get_field_index("trial_id")
+    table = table.set_column(place, "trial_id", pa.array(["t", None]))
+    with pytest.raises(SchemaError, match="it has no trial_id"):
+        from_table(table, TrialRecord)
+
+
+def test_ranking_makes_no_object_of_a_cell(store: ResultsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = store.read(RUN_ID)
+    monkeypatch.setattr(StoredCells, "_make", lambda _: pytest.fail("somebody asked for a cell"))
+    assert analyse(results, PROFILE).ranking.entries
 
 
 def test_the_text_of_a_result_is_short_and_makes_no_object_of_a_run(
