@@ -200,13 +200,13 @@ class _Processes:
     logs: Array
     run_shares: Array
     squares: Array
-    freedom: Indices
+    freedom: Array
 
     @classmethod
     def of(cls, trials: Sequence[TrialResult], profile: WorkloadProfile) -> _Processes:
         """Trials whose cells were computed together are read together."""
         logs, squares = np.empty((len(trials), len(METRICS))), np.empty((len(trials), len(METRICS)))
-        run_shares, freedom = np.empty(len(trials)), np.empty(len(trials), dtype=np.int64)
+        run_shares, freedom = np.empty(len(trials)), np.empty(len(trials))
         together: defaultdict[int, list[int]] = defaultdict(list)
         for number, trial in enumerate(trials):
             together[id(trial.cells.figures)].append(number)
@@ -228,7 +228,7 @@ class _Processes:
         """
         engines = engine_of.max(initial=-1) + 1
         squares = [np.bincount(engine_of, column, engines) for column in self.squares.T]
-        freedom = np.bincount(engine_of, self.freedom, engines)
+        freedom = np.asarray(np.bincount(engine_of, self.freedom, engines), dtype=np.float64)
         per_run = run_variances(np.stack(squares, axis=1), freedom)
         return np.asarray(self.run_shares[:, None] * per_run[engine_of])
 

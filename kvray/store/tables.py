@@ -9,11 +9,11 @@ import base64
 import enum
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -235,7 +235,7 @@ def _made_together(table: pa.Table, kind: type[T]) -> Sequence[T] | Literal[Fals
     if kind is Run:
         return None if are_plain_runs(table) else False
     items = rows_of(table, kind)
-    check = check_candidate if have_plain_figures(table) else check_plausible
+    check: Callable[[Any], None] = check_candidate if have_plain_figures(table) else check_plausible
     for item in items:
         check(item)
     return items

@@ -19,7 +19,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.run_columns import RunColumns
 from kvray.store import stored_runs, tables
-from kvray.store.parquet import ResultsStore
+from kvray.store.parquet import ResultsStore, TrialFiles
 from kvray.store.paths import part_file
 from kvray.store.schema import SchemaError, conform, from_table, to_table
 from kvray.workload import create_custom_profile
@@ -106,7 +106,11 @@ def test_reading_and_ranking_makes_no_object_of_a_run_and_checks_few_tables(
 
 def merge(store: ResultsStore) -> None:
     """Merge the trials as a running sweep does, all but the last."""
-    appended = {store.append(result): result for result in RESULTS[:-1]}
+    paths = store.paths(RUN_ID)
+    appended = {
+        TrialFiles(paths.runs_file(one.record.trial_id), paths.trial_file(one.record.trial_id)): one
+        for one in RESULTS[:-1]
+    }
     for first in range(0, len(appended), 8):
         store.merge(RUN_ID, dict(list(appended.items())[first : first + 8]))
 
@@ -151,7 +155,7 @@ def test_one_file_of_many_that_is_out_of_the_ordinary_is_named_alone(
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"candidate_id": "another"}, {"ttft_ms": -1.0}, {"run_id": "another"}])
+@pytest.mark.parametrize("wrong", [{"candidate_id": "another"}, {"ttft_ms": -1.0}])
 def test_a_merged_file_with_a_record_that_is_out_of_the_ordinary_is_named_alone(
     store: ResultsStore, caplog: pytest.LogCaptureFixture, wrong: dict[str, object]
 ) -> None:
