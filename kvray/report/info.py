@@ -139,8 +139,8 @@ class ReportInfo:
 
     @cached_property
     def cold(self) -> tuple[ColdCost, ...]:
-        """What each candidate costs before it is warm. This, and what follows, is made for reports that show it: a
-        terminal shows neither."""
+        """What each candidate costs before it is warm. This and what follows is made when somebody asks for it: a
+        terminal shows none of it."""
         return cold_costs(self.source.analysis)
 
     @cached_property
