@@ -76,10 +76,10 @@ def _options(ranking: Ranking, origin: RankedCandidate) -> tuple[_Option, ...]:
     """Measured candidates of `origin`'s batch size, one option each; a ranked entry goes before a stopped trial."""
     found: dict[str, _Option] = {}
     for one in ranking.listed:
-        peak = highest_peak_mib(one.cells)
-        if one.metrics is None or one.utility is None or peak is None or _loses_quality(one):
+        if one.metrics is None or one.utility is None or _loses_quality(one):
             continue
-        if one.record.batch_size == origin.record.batch_size:
+        peak = highest_peak_mib(one.cells)
+        if peak is not None and one.record.batch_size == origin.record.batch_size:
             option = _Option(
                 record=one.record, utility=one.utility, metrics=one.metrics, cells=one.cells, peak_mib=peak
             )

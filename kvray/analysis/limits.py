@@ -77,7 +77,9 @@ def missed_limits(record: TrialRecord, cells: Sequence[CellMetrics], limits: Lim
     """Each of `limits` that does not hold in all of `cells`, which the trial of `record` measured, or for the loss of
     quality that `record` has. A loss that was not measured misses nothing.
     """
-    checked = (_missed(bound, cells, limits) for bound in (_bounds(record) if limits.bound_cells else ()))
+    if not limits.bound_cells:
+        return missed_quality(record, limits)
+    checked = (_missed(bound, cells, limits) for bound in _bounds(record))
     return (*(miss for miss in checked if miss is not None), *missed_quality(record, limits))
 
 

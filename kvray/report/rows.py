@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,7 +191,7 @@ def ranking_rows(
     analysis: Analysis, results: Sequence[TrialResult], profile: WorkloadProfile, baseline_id: str
 ) -> tuple[Row, ...]:
     """The ranked candidates, best first."""
-    pools = pool_complete_trials(results, profile)
+    processes = _processes(results, profile)
     ties = set(analysis.confidence.ties) if analysis.confidence else set()
     score_ratios = analysis.confidence.score_ratios if analysis.confidence else {}
     has_pairs = any(entry.gain and entry.gain.pairs for entry in analysis.ranking.entries)
@@ -227,11 +227,18 @@ def ranking_rows(
                 is_baseline=candidate_id == baseline_id,
                 is_tied=candidate_id in ties or (bool(ties) and entry.rank == 1),
                 is_unpaired=has_pairs and gain is not None and not gain.pairs and candidate_id != baseline_id,
-                processes=len(pools.get(candidate_id, ())),
+                processes=processes.get(candidate_id, 0),
                 runs=runs_behind(entry.cells),
             )
         )
     return tuple(rows)
+
+
+def _processes(results: Sequence[TrialResult], profile: WorkloadProfile) -> dict[str, int]:
+    """By candidate id, how many processes measured a ranked candidate. One of a single trial has that one's."""
+    trials = Counter(one.record.candidate_id for one in results)
+    several = [one for one in results if trials[one.record.candidate_id] > 1]
+    return {**trials, **{key: len(pool) for key, pool in pool_complete_trials(several, profile).items()}}
 
 
 def _is_score_apart(gain: Gain | None, of_figures: Gain | None, profile: WorkloadProfile) -> bool:

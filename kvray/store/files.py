@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 _REQUESTS_AT_ONCE = 16
 _THREADS_HERE = min(4, os.cpu_count() or 1)
-_WORTH_A_THREAD = 32
+_WORTH_A_THREAD = 16
 """Files of single trials that make up for the start of another thread."""
 _LARGEST_WHOLE = 256 * 2**20
 """Bytes. Manifests and reports are read whole; records, which may be more, are not."""
