@@ -135,6 +135,8 @@ class HalvingPerSweep(FIFOScheduler):
         self._metric = UTILITY
         self._lanes = lanes
         self._halvings: dict[tuple[str, str | None], SparingHalving] = {}
+        self._waiting: dict[Any, None] = {}
+        """Trials that have not begun, the first one first."""
 
     @override
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -143,6 +145,7 @@ class HalvingPerSweep(FIFOScheduler):
 
     @override
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._waiting[trial] = None
         self._of(trial).on_trial_add(tune_controller, trial)
 
     @override
@@ -168,12 +171,15 @@ class HalvingPerSweep(FIFOScheduler):
 
     @override
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Tune asks at every step. A trial whose node has died before it could start would wait for it for ever: it is
-        given back to its queue."""
-        for trial in list(tune_controller.get_live_trials()):
+        """The first trial that waits. Tune asks at every step, and its own schedulers look through all trials of the
+        sweep each time. A trial whose node has died before it could start would wait for it for ever: it is given back
+        to its queue."""
+        for trial in list(self._waiting):
             if trial.status == Trial.PENDING and self._is_stranded(trial.config[TASK]):
                 tune_controller.stop_trial(trial)
-        return super().choose_trial_to_run(tune_controller)
+            if trial.status != Trial.PENDING:
+                del self._waiting[trial]
+        return next(iter(self._waiting), None)
 
     def _is_stranded(self, task: TrialTask) -> bool:
         return self._lanes.of(task.spec).admission.is_stranded(task)

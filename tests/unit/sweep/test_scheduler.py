@@ -32,6 +32,7 @@ class FakeTrial:
     def __init__(self, trial_id: str, task: TrialTask | None = None) -> None:
         self.trial_id = trial_id
         self.config = {TASK: task}
+        self.status = "PENDING"
 
 
 def report(
@@ -249,3 +250,18 @@ def test_a_trial_is_held_against_those_of_its_own_sweep_alone() -> None:
     assert [verdict(task, GOOD) for task in fast[:2]] == [True, True]
     assert not verdict(fast[2], beaten)
     assert verdict(slow[1], beaten), "the first of its own sweep"
+
+
+def test_the_first_trial_that_waits_is_started_and_those_that_have_ended_are_not_looked_through() -> None:
+    batch = SweepBatch([QueuedSweep(queue=make_queue(), observer=Deaf())])
+    lane = Lane(batch=batch, admission=Admission(batch, room=lambda: Room(slots=8)))
+    scheduler = HalvingPerSweep(Lanes({None: lane}))
+    trials = [FakeTrial(str(number), task) for number in range(3) if (task := batch.next_trial()) is not None]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    for trial in trials:
+        # Without a controller it cannot ask for all trials.
+        assert scheduler.choose_trial_to_run(None) is trial
+        assert scheduler.choose_trial_to_run(None) is trial, "it has not started yet"
+        trial.status = "RUNNING"
+    assert scheduler.choose_trial_to_run(None) is None
