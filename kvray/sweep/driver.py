@@ -12,6 +12,7 @@ from kvray.sweep.admission import Admission
 from kvray.sweep.batch import Newcomers, QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Capacity, Room
 from kvray.sweep.lanes import Lane, Lanes
+from kvray.sweep.lean_ray import kept_trainables
 from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot_plan import SlotPlan
 from kvray.sweep.trial_task import TrialTask
@@ -90,7 +91,8 @@ def run_sweep(
     # By default Tune starts one slot after the other. When a trial finds a slot whose own trial has ended, Tune cancels
     # the start of another: with short trials the further slots would never come up.
     try:
-        with changed_environment({"TUNE_MAX_PENDING_TRIALS_PG": str(sum(plan.slots for plan in plans.values()))}):
+        pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(sum(plan.slots for plan in plans.values()))}
+        with changed_environment(pending), kept_trainables():
             tuner.fit()
     except (KeyboardInterrupt, SweepError):
         callback.break_off()

@@ -1,7 +1,7 @@
-"""A private Ray without what a sweep on one machine never uses.
+"""Ray without what a sweep never uses: processes of a private Ray, and requests of Tune's.
 
-Ray offers no option for its processes, so private names of it are replaced while it starts. Where a version lacks them,
-those processes run as Ray has it.
+Ray offers no option for them, so private names of it are replaced meanwhile. Where a version lacks them, all is as Ray
+has it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,36 @@ def lean_ray() -> Iterator[None]:
     finally:
         for name, start in before.items():
             setattr(Node, name, start)
+
+
+@contextmanager
+def kept_trainables() -> Iterator[None]:
+    """Tune knows its trainables by name. For every trial it asks Ray's server three times what a name stands for, and
+    unpickles the class that comes back; here it remembers the answer."""
+    from ray.tune import registry
+
+    known: dict[tuple[str, str], Any] = {}
+    names = getattr(registry, "_global_registry", None)
+    if not all(hasattr(names, name) for name in ("register", "contains", "get")):
+        yield
+        return
+    register, contains, get = names.register, names.contains, names.get
+
+    def registered(category: str, key: str, value: Any) -> None:
+        known.pop((category, key), None)
+        register(category, key, value)
+
+    def known_or_got(category: str, key: str) -> Any:
+        if (category, key) not in known:
+            known[category, key] = get(category, key)
+        return known[category, key]
+
+    names.register, names.get = registered, known_or_got
+    names.contains = lambda category, key: (category, key) in known or contains(category, key)
+    try:
+        yield
+    finally:
+        names.register, names.contains, names.get = register, contains, get
 
 
 def _start_nothing(self: Any) -> None:

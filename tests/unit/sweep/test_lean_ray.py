@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from ray._private.node import Node
+from ray.tune import registry
 
-from kvray.sweep.lean_ray import lean_ray
+from kvray.sweep.lean_ray import kept_trainables, lean_ray
 
 
 def test_ray_is_as_before_once_it_has_started() -> None:
@@ -11,3 +13,20 @@ def test_ray_is_as_before_once_it_has_started() -> None:
         assert Node.start_monitor not in before
         assert Node.start_log_monitor not in before
     assert (Node.start_monitor, Node.start_log_monitor) == before
+
+
+def test_tune_asks_once_for_a_trainable_and_again_after_it_was_registered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = registry._Registry(prefix="test")
+    monkeypatch.setattr(registry, "_global_registry", names)
+    asked: list[str] = []
+    get = names.get
+    monkeypatch.setattr(names, "get", lambda category, key: asked.append(key) or get(category, key))
+    before = (names.register, names.contains, names.get)
+    with kept_trainables():
+        assert not names.contains(registry.TRAINABLE_CLASS, "slot")
+        for value in ("first", "second"):
+            names.register(registry.TRAINABLE_CLASS, "slot", value)
+            assert [names.get(registry.TRAINABLE_CLASS, "slot") for _ in range(3)] == [value] * 3
+            assert names.contains(registry.TRAINABLE_CLASS, "slot")
+    assert asked == ["slot", "slot"]
+    assert (names.register, names.contains, names.get) == before
