@@ -189,10 +189,11 @@ def to_table(items: Iterable[T], kind: type[T], *, run_id: str | None = None) ->
     Raises:
         ValueError: a datetime has no time zone.
     """
-    rows = list(items)
-    schema = schema_of(kind)
     metadata = METADATA if run_id is None else {**METADATA, RUN_KEY: run_id.encode()}
-    return pa.Table.from_arrays([_array(rows, one) for one in schema], schema=schema.with_metadata(metadata))
+    # As one array of rows: an array for each of a trial's hundred columns takes twice as long.
+    columns, row_type = schema_of(kind).names, _row_type(kind)
+    rows = pa.array([_stored(item, columns) for item in items], row_type)
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)]).replace_schema_metadata(metadata)
 
 
 def from_table(table: pa.Table, kind: type[T]) -> list[T]:
@@ -331,23 +332,18 @@ def _texts_decoded(array: pa.Array, translate: Callable[[Any], Any] | None) -> l
     return [known[place] for place in numbers(encoded.indices).tolist()]
 
 
-def _array(rows: Sequence[DataclassInstance], field: pa.Field) -> pa.Array:
-    """One column of `rows`. Most of a trial's hundred columns are numbers, or were not measured."""
-    values = [getattr(row, field.name) for row in rows]
-    if values == [None]:
-        return _null_of(field.name)
-    if field.name not in _NUMBERS:
-        values = [None if value is None else _plain(field.name, value) for value in values]
-    return pa.array(values, field.type)
+def _stored(row: DataclassInstance, columns: Sequence[str]) -> dict[str, Any]:
+    """The values that are not null. Most of a trial's hundred are numbers, or were not measured."""
+    values = ((name, getattr(row, name)) for name in columns)
+    return {name: v if name in _NUMBERS else _plain(name, v) for name, v in values if v is not None}
 
 
-_FIELDS = {field.name: field.type for schema in _SCHEMAS.values() for field in schema}
-_NUMBERS = frozenset(name for name, kind in _FIELDS.items() if kind in (INT, FLOAT, BOOL))
+_NUMBERS = frozenset(one.name for schema in _SCHEMAS.values() for one in schema if one.type in (INT, FLOAT, BOOL))
 
 
 @cache
-def _null_of(name: str) -> pa.Array:
-    return pa.nulls(1, _FIELDS[name])
+def _row_type(kind: type[Run] | type[TrialRecord]) -> pa.StructType:
+    return pa.struct(list(schema_of(kind)))
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
