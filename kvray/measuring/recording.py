@@ -83,27 +83,29 @@ def measured_record(
             began.
         hardware: digest of the node that measured, on a cluster.
     """
-    record = blank_record(spec, status, message=_redacted(message)).with_(
-        phase=phase,
-        log_tail=_redacted(log_tail),
-        rung=rung,
-        started_at=started_at,
-        ended_at=started_at + dt.timedelta(seconds=wall_s),
-        wall_s=wall_s,
-        host=environment.host,
-        device_name=environment.device_name,
-        device_uuid=environment.device_uuid,
-        driver_version=environment.driver_version,
-        kvray_version=environment.kvray_version,
-        hardware=hardware,
-        **_versions(environment.engine_versions),
-    )
     metrics = rung_metrics(runs, rung)
-    if metrics is not None:
-        record = record.with_(**vars(metrics), **forecast_columns(spec.forecast, metrics, rung=rung))
     reserved = [run.reserved_peak_mib for run in runs if run.reserved_peak_mib is not None]
-    record = record.with_(reserved_peak_mib=max(reserved, default=None))
-    return record if facts is None else _with_facts(record, facts)
+    columns: dict[str, Any] = {
+        "phase": phase,
+        "log_tail": _redacted(log_tail),
+        "rung": rung,
+        "started_at": started_at,
+        "ended_at": started_at + dt.timedelta(seconds=wall_s),
+        "wall_s": wall_s,
+        "host": environment.host,
+        "device_name": environment.device_name,
+        "device_uuid": environment.device_uuid,
+        "driver_version": environment.driver_version,
+        "kvray_version": environment.kvray_version,
+        "hardware": hardware,
+        "reserved_peak_mib": max(reserved, default=None),
+        **_versions(environment.engine_versions),
+    }
+    if metrics is not None:
+        columns |= {**vars(metrics), **forecast_columns(spec.forecast, metrics, rung=rung)}
+    if facts is not None:
+        columns |= _facts_columns(facts)
+    return blank_record(spec, status, message=_redacted(message)).with_(**columns)
 
 
 def _versions(versions: Mapping[str, str]) -> dict[str, Any]:
@@ -114,46 +116,44 @@ def _redacted(text: str | None) -> str | None:
     return None if text is None else redact(text)
 
 
-def _with_facts(record: TrialRecord, facts: TrialFacts) -> TrialRecord:
+def _facts_columns(facts: TrialFacts) -> dict[str, Any]:
     observed, compiled = facts.observed, facts.compilation
-    if facts.quality is not None:
-        record = record.with_(**vars(facts.quality))
-    if facts.engine_versions is not None:
-        record = record.with_(**_versions(facts.engine_versions))
-    return record.with_(
-        pid=facts.pid,
-        niceness=facts.niceness,
-        cpus=facts.cpus,
-        cpu_quota=facts.cpu_quota,
-        busy_s=facts.busy_s,
-        proof_s=facts.proof_s,
-        load_s=facts.load_s,
-        compile_s=facts.compile_s,
-        first_call_s=facts.first_call_s,
-        warmup_s=facts.warmup_s,
-        cold_s=facts.cold_s,
-        warmed_up=facts.warmed_up,
-        kv_cache_mib=facts.kv_cache_mib,
-        device_peak_mib=facts.device_peak_mib,
-        device_peak_gpu_mib=facts.device_peak_gpu_mib,
-        gpu_clock_mhz=facts.device_state.clock_mhz,
-        gpu_temperature_c=facts.device_state.temperature_c,
-        gpu_power_w=facts.device_state.power_w,
-        quality_s=facts.quality_s,
-        quality_note=_redacted(facts.quality_note),
-        sample_context_tokens=facts.sample.cell.context_tokens if facts.sample else None,
-        sample_tokens=json.dumps(facts.sample.tokens) if facts.sample else None,
-        forced_logs=facts.forced.to_json() if facts.forced else None,
-        processors=observed.processors,
-        processor_share=observed.processor_share,
-        threads=observed.threads,
-        cache_class=observed.cache_class,
-        cache_layers=observed.cache_layers,
-        kernel_prefill=observed.kernel_prefill,
-        kernel_decode=observed.kernel_decode,
-        graph_breaks=compiled.graph_breaks if compiled else None,
-        recompiles=compiled.recompiles if compiled else None,
-        compile_cold=compiled.is_cold if compiled else None,
-        kv_dtype=observed.kv_dtype,
-        resolved=json.dumps(dict(sorted(observed.resolved.items()))) if observed.resolved else None,
-    )
+    return {
+        **({} if facts.quality is None else vars(facts.quality)),
+        **({} if facts.engine_versions is None else _versions(facts.engine_versions)),
+        "pid": facts.pid,
+        "niceness": facts.niceness,
+        "cpus": facts.cpus,
+        "cpu_quota": facts.cpu_quota,
+        "busy_s": facts.busy_s,
+        "proof_s": facts.proof_s,
+        "load_s": facts.load_s,
+        "compile_s": facts.compile_s,
+        "first_call_s": facts.first_call_s,
+        "warmup_s": facts.warmup_s,
+        "cold_s": facts.cold_s,
+        "warmed_up": facts.warmed_up,
+        "kv_cache_mib": facts.kv_cache_mib,
+        "device_peak_mib": facts.device_peak_mib,
+        "device_peak_gpu_mib": facts.device_peak_gpu_mib,
+        "gpu_clock_mhz": facts.device_state.clock_mhz,
+        "gpu_temperature_c": facts.device_state.temperature_c,
+        "gpu_power_w": facts.device_state.power_w,
+        "quality_s": facts.quality_s,
+        "quality_note": _redacted(facts.quality_note),
+        "sample_context_tokens": facts.sample.cell.context_tokens if facts.sample else None,
+        "sample_tokens": json.dumps(facts.sample.tokens) if facts.sample else None,
+        "forced_logs": facts.forced.to_json() if facts.forced else None,
+        "processors": observed.processors,
+        "processor_share": observed.processor_share,
+        "threads": observed.threads,
+        "cache_class": observed.cache_class,
+        "cache_layers": observed.cache_layers,
+        "kernel_prefill": observed.kernel_prefill,
+        "kernel_decode": observed.kernel_decode,
+        "graph_breaks": compiled.graph_breaks if compiled else None,
+        "recompiles": compiled.recompiles if compiled else None,
+        "compile_cold": compiled.is_cold if compiled else None,
+        "kv_dtype": observed.kv_dtype,
+        "resolved": json.dumps(dict(sorted(observed.resolved.items()))) if observed.resolved else None,
+    }

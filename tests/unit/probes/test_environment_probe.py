@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from kvray.candidate import DeviceType
 from kvray.probes import environment as environment_probe
 from kvray.probes.cpu import available_cpus, cpu_name
-from kvray.probes.environment import capture_environment, kvray_version
+from kvray.probes.environment import capture_environment, kvray_version, library_versions
 
 pytestmark = pytest.mark.spawns
 
@@ -57,3 +58,17 @@ def test_a_gpu_that_nvml_does_not_list_is_named_by_its_number_on_its_machine(mon
     assert capture_environment(DeviceType.CUDA).device_uuid == f"{machine}:3,MIG-12"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert capture_environment(DeviceType.CUDA).device_uuid is None
+
+
+@pytest.mark.parametrize("version", ["1.2.3", "0.0.0.dev0+g1234"])
+def test_a_version_is_what_the_head_of_the_metadata_says(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "some_thing-9.dist-info"
+    folder.mkdir()
+    text = f"Metadata-Version: 2.1\nName: some-thing\nVersion: {version}\n\nVersion: 8 is told of in the readme\n"
+    (folder / "METADATA").write_text(text)
+    (tmp_path / "older.egg-info").mkdir()
+    (tmp_path / "older.egg-info" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: older\nVersion: 5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert library_versions(["some-thing", "older", "absent"]) == {"some-thing": version, "older": "5"}
