@@ -181,6 +181,7 @@ def run_trials(
         prepared.start()
         with patch.object(slot_module, "Slot", slot), suppress(KeyboardInterrupt):
             run_sweep(*prepared.queued, ray=ray, slots=plan, scratch=scratch)
+        prepared.keeper.finish_writing()
         gc.collect()  # Tune gives the slots back when its controller is collected
     return prepared
 

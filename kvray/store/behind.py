@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+_LINGERS_S = 5.0
+
 
 class WriteBehind:
     """Calls `write` in the background whenever it was asked for since the last call began, never twice at a time.
 
-    The thread ends when nothing is asked for. It does not keep the process alive.
+    The thread ends when nothing has been asked for in a while. It does not keep the process alive.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
@@ -18,9 +20,9 @@ class WriteBehind:
         self._asked = 0
         self._done = 0
         self._runs = False
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
-    def ask(self, *, within_s: float) -> bool:
+    def ask(self, *, within_s: float = 0.0) -> bool:
         """Have everything written that there is now. Returns whether that was done within so many seconds.
 
         Raises what `write` has raised since the last call.
@@ -30,12 +32,13 @@ class WriteBehind:
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="kvray-write-behind", daemon=True).start()
+            self._changed.notify_all()
             return self._is_done(self._asked, within_s)
 
-    def wait(self) -> None:
-        """Until all that was asked for is done. Raises as `ask`."""
+    def wait(self, *, within_s: float | None = None) -> bool:
+        """Until all that was asked for is done, but no longer than that. Returns whether it is. Raises as `ask`."""
         with self._changed:
-            self._is_done(self._asked, None)
+            return self._is_done(self._asked, within_s)
 
     def _is_done(self, number: int, within_s: float | None) -> bool:
         done = self._changed.wait_for(lambda: self._done >= number, within_s)
@@ -47,14 +50,14 @@ class WriteBehind:
     def _run(self) -> None:
         while True:
             with self._changed:
-                number = self._asked
-                if self._done >= number:
+                if not self._changed.wait_for(lambda: self._asked > self._done, _LINGERS_S):
                     self._runs = False
                     return
-            error = None
+                number = self._asked
+            error: BaseException | None = None
             try:
                 self._write()
-            except Exception as raised:  # noqa: BLE001  (raised again in the thread that asks)
+            except BaseException as raised:  # noqa: BLE001  (raised again in the thread that asks)
                 error = raised
             with self._changed:
                 self._done, self._error = number, error or self._error

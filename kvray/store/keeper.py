@@ -1,8 +1,8 @@
 """`RecordKeeper`: keeps what a sweep measures, whatever the disk does meanwhile.
 
-Every record is written the moment it comes; where a service is slow, a little later, while measuring goes on. What
-cannot be written stays in memory, is tried again with further ones, and goes to a second place until then: the cache
-folder, or else the folder for temporary files.
+Every record is written the moment it comes, in a thread of its own, while measuring goes on. What cannot be written
+stays in memory, is tried again with further ones, and goes to a second place until then: the cache folder, or else the
+folder for temporary files.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import math
 import shlex
 import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvray.config import cache_dir
@@ -41,8 +42,7 @@ class RecordKeeper:
     """Holds one sweep, in memory and in `store`, whose manifest must lie there already. One thread uses it. `claim` is
     what keeps other processes from writing there.
 
-    In an object store another thread writes, and only it touches the places and `_trouble` until `finish_writing` has
-    returned.
+    Another thread writes, and only it touches the places and `_trouble` until `finish_writing` has returned.
 
     Nothing but `settle` raises: a sweep must not end because a disk does.
     """
@@ -57,8 +57,11 @@ class RecordKeeper:
         self._trouble: KvrayError | None = None
         self._try_again_at = 0.0
         self._new: deque[str] = deque()
-        self._behind = None if store.is_local else WriteBehind(self._save)
+        self._behind = WriteBehind(self._save)
+        self._waits_until = -math.inf
         self._was_slow = False
+        self._then: deque[Callable[[], None]] = deque()
+        """What is to be called as soon as all that was kept has been written."""
 
     @property
     def results(self) -> tuple[TrialResult, ...]:
@@ -91,8 +94,37 @@ class RecordKeeper:
         return 0 if self._trouble is not None else len({*self._new, *self._first.lacks})
 
     def keep(self, result: TrialResult) -> None:
-        """A trial that ended."""
+        """A trial that ended. Returns when it is written, or a slow service has been waited for."""
         self._keep([result])
+
+    def keep_soon(self, result: TrialResult, then: Callable[[], None]) -> None:
+        """Have a trial that ended written while the caller goes on; before that, `catch_up`.
+
+        Args:
+            then: called once the trial is written, or could not be: by `tell_written`, or by the next method that waits
+                for the writing.
+        """
+        self.catch_up()
+        self._hand_over([result])
+        self._then.append(then)
+
+    def tell_written(self) -> None:
+        """Call what waits for the end of the writing, if that has come. Does not wait."""
+        if self._then and self._behind.wait(within_s=0.0):
+            self._tell_all()
+
+    def catch_up(self) -> None:
+        """Wait until all that was kept is written, or a slow service has been waited for; whoever waits for it is told
+        then."""
+        left_s = None if self._first.store.is_local else max(0.0, self._waits_until - time.monotonic())
+        if not self._behind.wait(within_s=left_s) and not self._was_slow:
+            self._was_slow = True
+            _logger.warning(
+                "Results folder %r is slow. Measuring goes on while records are written; if kvray is killed, those "
+                "that were not written yet are lost.",
+                self._first.store.display_name,
+            )
+        self._tell_all()
 
     def keep_unlaunched(self, records: Sequence[TrialRecord]) -> None:
         """Trials that no process was started for."""
@@ -108,8 +140,8 @@ class RecordKeeper:
 
     def finish_writing(self) -> None:
         """Wait until all that was kept has been written, or could not be."""
-        if self._behind is not None:
-            self._behind.wait()
+        self._behind.wait()
+        self._tell_all()
 
     def settle(self) -> ResultsStore:
         """Call it when the sweep has ended. Returns the store that holds all of it: the given one, or the second place.
@@ -159,18 +191,19 @@ class RecordKeeper:
         return self._second.store
 
     def _keep(self, results: Sequence[TrialResult]) -> None:
+        self._hand_over(results)
+        self.catch_up()
+
+    def _hand_over(self, results: Sequence[TrialResult]) -> None:
         for result in results:
             self._held[result.record.trial_id] = result
             self._new.append(result.record.trial_id)
-        if self._behind is None:
-            self._save()
-        elif not self._behind.ask(within_s=_WAIT_S) and not self._was_slow:
-            self._was_slow = True
-            _logger.warning(
-                "Results folder %r is slow. Measuring goes on while records are written; if kvray is killed, those "
-                "that were not written yet are lost.",
-                self._first.store.display_name,
-            )
+        self._waits_until = time.monotonic() + _WAIT_S
+        self._behind.ask()
+
+    def _tell_all(self) -> None:
+        while self._then:
+            self._then.popleft()()
 
     def _save(self) -> None:
         while self._new:

@@ -24,6 +24,8 @@ class QueuedSweep:
         size: sweeps are launched from in this order, the largest first: what is left for the end is then short.
         gpu_type: Ray's accelerator type of the GPUs that its trials keep to, as their `SlotPlan` has it.
         most_gpus: GPUs of its largest trial.
+        attend: called several times a second while trials may run, and once with `True` when none will any more, for
+            what the observer could not tell at once.
         ended: called once when none of its trials runs any more and none will, with the unexpected error that ended
             it, if one did. Without it an error of its queue or its observer ends all sweeps.
     """
@@ -33,6 +35,7 @@ class QueuedSweep:
     size: float = 0.0
     gpu_type: str | None = None
     most_gpus: int = 1
+    attend: Callable[[bool], None] | None = None
     ended: Callable[[Exception | None], None] | None = None
 
 
@@ -122,6 +125,11 @@ class SweepBatch:
         sweep = self.sweep_of(run_id)
         self._ask(sweep, lambda: news(sweep.observer))
 
+    def attend(self, *, is_over: bool = False) -> None:
+        """Attend to all sweeps that have not ended. To be called several times a second, and when all break off."""
+        for sweep in self._going_on:
+            self._attend(sweep, is_over)
+
     def decide(self, run_id: str, ask: Callable[[], T], *, otherwise: T) -> T:
         """What `ask` says of a trial of this sweep; `otherwise` where the sweep has broken down, then or before."""
         sweep = self.sweep_of(run_id)
@@ -135,9 +143,14 @@ class SweepBatch:
             self._out[id(sweep)] += 1
         elif self._is_over(sweep):
             self._going_on.remove(sweep)
+            self._attend(sweep, True)
             if sweep.ended is not None:
                 sweep.ended(self._errors.get(id(sweep)))
         return task
+
+    def _attend(self, sweep: QueuedSweep, is_over: bool) -> None:
+        if sweep.attend is not None:
+            self._ask(sweep, partial(sweep.attend, is_over))
 
     def _next_task(self, sweep: QueuedSweep) -> TrialTask | None:
         """The next trial of the sweep; with one of a confirming round come all others that wait."""

@@ -62,6 +62,11 @@ class Lanes:
                 return task
         return None
 
+    def attend(self, *, is_over: bool = False) -> None:
+        """As `SweepBatch.attend`, for all lanes."""
+        for lane in self._lanes.values():
+            lane.batch.attend(is_over=is_over)
+
     def check_room(self) -> None:
         """Ask at every step whether there are nodes to run on. A lane without any waits while another one measures.
 

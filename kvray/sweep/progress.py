@@ -39,6 +39,7 @@ class ObserverCallback(tune.Callback):
     @override
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._check_alive()
+        self._lanes.attend()
 
     @override
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -91,6 +92,7 @@ class ObserverCallback(tune.Callback):
         for latest in self._latest.values():
             self._tell_end(latest)
         self._running, self._latest = {}, {}
+        self._lanes.attend(is_over=True)
 
     def _begin(self, trial_id: str, task: TrialTask) -> None:
         self._running[trial_id] = task

@@ -65,6 +65,7 @@ class PreparedShare:
             size=self.size,
             gpu_type=self.gpu_type,
             most_gpus=self.most_gpus,
+            attend=self.recorder.attend,
         )
 
 

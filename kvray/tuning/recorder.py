@@ -1,9 +1,10 @@
-"""`Recorder`: writes every trial the moment it ends, then passes the news on to whoever shows it."""
+"""`Recorder`: has every trial written the moment it ends, then passes the news on to whoever shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from typing_extensions import override
 
@@ -55,6 +56,7 @@ class Recorder(SweepObserver):
 
     @override
     def trial_started(self, spec: TrialSpec) -> None:
+        self._keeper.catch_up()  # what ended before this trial is on the disk, and told
         for observer in self._observers:
             observer.trial_started(spec)
 
@@ -70,11 +72,21 @@ class Recorder(SweepObserver):
 
     @override
     def trial_finished(self, result: TrialResult) -> None:
-        """Observers are not told of interrupted trials, because the message that ends the sweep names them."""
+        """Observers are told once the trial is written. They are not told of interrupted trials, because the message
+        that ends the sweep names them."""
         if result.record.status is TrialStatus.INTERRUPTED:
             self._keep_interrupted(result)
-            return
-        self._keeper.keep(result)
+        else:
+            self._keeper.keep_soon(result, partial(self._tell_end, result))
+
+    def attend(self, is_over: bool) -> None:
+        """Tell of trials that have been written meanwhile; if the sweep is over, wait for all."""
+        if is_over:
+            self._keeper.catch_up()
+        else:
+            self._keeper.tell_written()
+
+    def _tell_end(self, result: TrialResult) -> None:
         for observer in self._observers:
             observer.trial_finished(result)
 

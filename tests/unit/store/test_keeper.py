@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import shutil
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import OutputError, ResultsError
@@ -16,7 +19,7 @@ from kvray.store.claim import claimed_sweep
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepAttempt, SweepManifest
-from kvray.store.parquet import ResultsStore
+from kvray.store.parquet import ResultsStore, TrialFiles
 from kvray.workload import get_profile
 
 RUN_ID = "20260101-120000-abcd"
@@ -211,3 +214,50 @@ def test_what_another_process_claimed_meanwhile_is_left_to_it_and_the_sweep_goes
             assert f"Sweep '{RUN_ID}' is being measured already, by process" in caplog.text
         keep(keeper, "b")
         assert there(folder) == {"a", "b"}
+
+
+class SlowStore(ResultsStore):
+    """Writes a trial when it is let."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.writes, self.may_write = threading.Event(), threading.Event()
+
+    @override
+    def append(self, result: TrialResult) -> TrialFiles:
+        self.writes.set()
+        assert self.may_write.wait(30)
+        return super().append(result)
+
+
+def test_a_trial_is_told_of_once_it_is_written_and_nobody_waits_for_that(folder: Path) -> None:
+    store, told = SlowStore(folder), list[set[str]]()
+    keeper = RecordKeeper(store, MANIFEST)
+    keeper.keep_soon(TrialResult(record=record("a")), lambda: told.append(there(folder)))
+    assert store.writes.wait(30)
+    keeper.tell_written()
+    assert (told, there(folder)) == ([], set())
+    store.may_write.set()
+    keeper.catch_up()
+    assert told == [{"a"}]
+    keeper.tell_written()
+    assert told == [{"a"}], "told once"
+
+
+def test_at_most_one_trial_is_not_written_yet(folder: Path) -> None:
+    keeper, told = keeper_of(folder), list[str]()
+    for number, name in enumerate("abc"):
+        keeper.keep_soon(TrialResult(record=record(name)), partial(told.append, name))
+        assert told == list("abc"[:number]), "those before it"
+        assert there(folder) >= set(told)
+    keeper.settle()
+    assert (told, there(folder)) == (["a", "b", "c"], {"a", "b", "c"})
+
+
+def test_a_trial_that_could_not_be_written_is_told_of_as_well(folder: Path) -> None:
+    keeper, told = keeper_of(folder), list[str]()
+    for place in (folder / ".partial", folder.parent / "cache", folder.parent / "tmp"):
+        block(place)
+    keeper.keep_soon(TrialResult(record=record("a")), lambda: told.append("a"))
+    keeper.catch_up()
+    assert told == ["a"]

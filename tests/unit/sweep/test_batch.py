@@ -219,3 +219,40 @@ def test_a_sweep_whose_queue_fails_at_once_is_told_of() -> None:
     assert batch.next_trial() is None
     assert batch.is_over
     assert [type(error) for error in ended] == [ZeroDivisionError]
+
+
+def test_a_sweep_is_attended_to_while_it_runs_and_once_more_before_it_is_said_to_have_ended() -> None:
+    heard: list[str] = []
+
+    def attend(is_over: bool) -> None:
+        heard.append("over" if is_over else "runs")
+
+    def ended(error: Exception | None) -> None:
+        heard.append(f"ended: {error}")
+
+    sweep = QueuedSweep(queue=make_queue(max_trials=1), observer=Deaf(), attend=attend, ended=ended)
+    batch = SweepBatch([sweep])
+    task = batch.next_trial()
+    batch.attend()
+    end(batch, [task])
+    assert batch.next_trial() is None
+    assert heard == ["runs", "over", "ended: None"]
+    batch.attend()
+    assert heard[3:] == []
+
+
+def test_an_error_while_a_sweep_is_attended_to_is_its_own() -> None:
+    errors: list[Exception | None] = []
+
+    def attend(is_over: bool) -> None:
+        raise ZeroDivisionError("a fault")
+
+    broken = QueuedSweep(
+        queue=make_queue(run_id="broken"), observer=Deaf(), attend=attend, ended=errors.append, size=2.0
+    )
+    batch = SweepBatch([broken, QueuedSweep(queue=make_queue(run_id="whole"), observer=Deaf())])
+    task = batch.next_trial()
+    batch.attend()
+    end(batch, [task])
+    assert names([batch.next_trial()]) == ["whole"]
+    assert [type(error) for error in errors] == [ZeroDivisionError]

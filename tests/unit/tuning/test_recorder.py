@@ -1,0 +1,97 @@
+"""What has ended is on the disk before anybody is told of it, and before another trial begins."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import cast
+
+from typing_extensions import override
+
+from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
+from kvray.engines.base import ModelRequest
+from kvray.measuring.recording import blank_record
+from kvray.record import Role, TrialResult, TrialStatus
+from kvray.store.keeper import RecordKeeper
+from kvray.store.manifest import SweepManifest
+from kvray.store.parquet import ResultsStore
+from kvray.trial.spec import TrialSpec
+from kvray.tuning.observer import SearchObserver
+from kvray.tuning.preview import Preview
+from kvray.tuning.recorder import Recorder
+from kvray.workload import get_profile
+
+RUN_ID = "20260101-120000-abcd"
+MANIFEST = SweepManifest(
+    kvray_version="0.1.0",
+    run_id=RUN_ID,
+    created_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    model_id="m",
+    model_revision="r",
+    architecture="A",
+    engine="fake",
+    device="cpu",
+    device_name="CPU",
+    profile=get_profile("ci-micro"),
+    baseline_id="b",
+    memory_note="none",
+)
+
+
+class Hearing(SearchObserver):
+    """Notes what it hears, with the trials that lie on the disk at that moment."""
+
+    def __init__(self, store: ResultsStore) -> None:
+        self.store = store
+        self.heard: list[tuple[str, set[str]]] = []
+
+    @override
+    def trial_started(self, spec: TrialSpec) -> None:
+        self._note(f"start {spec.trial_id}")
+
+    @override
+    def trial_finished(self, result: TrialResult) -> None:
+        self._note(f"{result.record.status} {result.record.trial_id}")
+
+    def _note(self, what: str) -> None:
+        self.heard.append((what, {one.record.trial_id for one in self.store.read(RUN_ID)}))
+
+
+def spec_of(name: str) -> TrialSpec:
+    return TrialSpec(
+        run_id=RUN_ID,
+        trial_id=name,
+        role=Role.SEARCH,
+        request=ModelRequest(model_id="fake:ok"),
+        candidate=Candidate(
+            engine="fake", cache=CacheStrategy.DYNAMIC, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32
+        ),
+        profile=MANIFEST.profile,
+        device=DeviceType.CPU,
+        timeout_s=1.0,
+    )
+
+
+def ended(name: str, status: TrialStatus = TrialStatus.OK) -> TrialResult:
+    return TrialResult(record=blank_record(spec_of(name), status))
+
+
+def test_a_trial_is_written_then_told_of_then_the_next_one_begins(tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path)
+    store.write_manifest(MANIFEST)
+    hearing = Hearing(store)
+    recorder = Recorder(RecordKeeper(store, MANIFEST), cast(Preview, None), MANIFEST, [hearing])
+    recorder.trial_started(spec_of("a"))
+    recorder.trial_finished(ended("a"))
+    recorder.trial_started(spec_of("b"))
+    recorder.trial_finished(ended("b"))
+    recorder.attend(True)
+    recorder.trial_finished(ended("c"))
+    recorder.trial_finished(ended("d", TrialStatus.INTERRUPTED))
+    assert hearing.heard == [
+        ("start a", set()),
+        ("ok a", {"a"}),
+        ("start b", {"a"}),
+        ("ok b", {"a", "b"}),
+        ("ok c", {"a", "b", "c", "d"}),
+    ]
