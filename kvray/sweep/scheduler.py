@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvray.analysis.aggregate import Metrics, aggregate
 from kvray.analysis.pareto import covers, is_beaten_clearly
 from kvray.measuring.recording import rung_cells
 from kvray.record import Role, TrialResult
+from kvray.sweep.admission import WAITS_S
 from kvray.sweep.lanes import Lanes
 from kvray.sweep.slot import FIDELITY, KEEPS_LIMITS, MAY_KEEP_LIMITS, REDUCTION_FACTOR, RESULT, TASK, UTILITY
 from kvray.sweep.trial_queue import TrialQueue
@@ -130,13 +132,16 @@ class HalvingPerSweep(FIFOScheduler):
     """A `SparingHalving` for each sweep of a batch and each type of GPU: trials are held against those of their own
     sweep and type alone."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._metric = UTILITY
         self._lanes = lanes
         self._halvings: dict[tuple[str, str | None], SparingHalving] = {}
-        self._waiting: dict[Any, None] = {}
-        """Trials that have not begun, the first one first."""
+        self._clock = clock
+        self._waiting: dict[Any, float] = {}
+        """When each trial that has not begun was added, the first one first."""
+        self._new: list[Any] = []
+        """Those for which no slot has been looked for yet."""
 
     @override
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -145,7 +150,8 @@ class HalvingPerSweep(FIFOScheduler):
 
     @override
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        self._waiting[trial] = None
+        self._waiting[trial] = self._clock()
+        self._new.append(trial)
         self._of(trial).on_trial_add(tune_controller, trial)
 
     @override
@@ -171,15 +177,23 @@ class HalvingPerSweep(FIFOScheduler):
 
     @override
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """The first trial that waits. Tune asks at every step, and its own schedulers look through all trials of the
-        sweep each time. A trial whose node has died before it could start would wait for it for ever: it is given back
-        to its queue."""
+        """The trial that gets a free slot, if there is one. Tune asks at every step.
+
+        A new one comes first. Those before it have a slot each that is still starting, and Tune gives up that start
+        when it puts the trial elsewhere: while trials are shorter than a start, no further slot would come up. A trial
+        whose slot does not start is put first after `WAITS_S`. One whose node has died before it could start would wait
+        for it for ever: it is given back to its queue.
+        """
         for trial in list(self._waiting):
             if trial.status == Trial.PENDING and self._is_stranded(trial.config[TASK]):
                 tune_controller.stop_trial(trial)
             if trial.status != Trial.PENDING:
                 del self._waiting[trial]
-        return next(iter(self._waiting), None)
+        new, self._new = [trial for trial in self._new if trial in self._waiting], []
+        first = next(iter(self._waiting), None)
+        if first is None or not new or self._clock() - self._waiting[first] > WAITS_S:
+            return first
+        return new[0]
 
     def _is_stranded(self, task: TrialTask) -> bool:
         return self._lanes.of(task.spec).admission.is_stranded(task)

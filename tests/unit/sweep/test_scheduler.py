@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from queue_samples import Deaf, make_queue
+from queue_samples import Clock, Deaf, make_queue
 from ray.tune.schedulers import TrialScheduler
 
 from kvray.analysis.score import utility
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.measuring.recording import rung_metrics
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
-from kvray.sweep.admission import Admission
+from kvray.sweep.admission import WAITS_S, Admission
 from kvray.sweep.batch import QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Room
 from kvray.sweep.lanes import Lane, Lanes
@@ -252,16 +252,29 @@ def test_a_trial_is_held_against_those_of_its_own_sweep_alone() -> None:
     assert verdict(slow[1], beaten), "the first of its own sweep"
 
 
-def test_the_first_trial_that_waits_is_started_and_those_that_have_ended_are_not_looked_through() -> None:
+def test_a_new_trial_gets_a_free_slot_before_those_whose_own_slots_are_starting() -> None:
+    clock = Clock()
     batch = SweepBatch([QueuedSweep(queue=make_queue(), observer=Deaf())])
     lane = Lane(batch=batch, admission=Admission(batch, room=lambda: Room(slots=8)))
-    scheduler = HalvingPerSweep(Lanes({None: lane}))
-    trials = [FakeTrial(str(number), task) for number in range(3) if (task := batch.next_trial()) is not None]
-    for trial in trials:
+    scheduler = HalvingPerSweep(Lanes({None: lane}), clock=clock)
+    first, second, third, fourth = [
+        FakeTrial(str(number), task) for number in range(4) if (task := batch.next_trial()) is not None
+    ]
+
+    def chosen() -> FakeTrial | None:
+        # There is no controller to ask for all trials of the sweep.
+        trial: FakeTrial | None = scheduler.choose_trial_to_run(None)
+        return trial
+
+    for trial in (first, second):
         scheduler.on_trial_add(None, trial)
-    for trial in trials:
-        # Without a controller it cannot ask for all trials.
-        assert scheduler.choose_trial_to_run(None) is trial
-        assert scheduler.choose_trial_to_run(None) is trial, "it has not started yet"
-        trial.status = "RUNNING"
-    assert scheduler.choose_trial_to_run(None) is None
+    assert [chosen(), chosen()] == [first, first], "slots are looked for in the order in which trials come"
+    first.status = "RUNNING"
+    scheduler.on_trial_add(None, third)
+    assert [chosen(), chosen()] == [third, second], "what nobody new takes goes to the trial that waits longest"
+    third.status = "RUNNING"
+    clock.now += WAITS_S + 1
+    scheduler.on_trial_add(None, fourth)
+    assert chosen() is second, "its own slot does not start"
+    second.status = fourth.status = "RUNNING"
+    assert chosen() is None
