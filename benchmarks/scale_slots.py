@@ -107,8 +107,7 @@ def sleeping_slot(sleep_s: float, *, all_up: Path | None = None, real_from: Path
     """A slot whose trials sleep `sleep_s`.
 
     Args:
-        all_up: a file before which no trial ends: a slot that takes longer to start than a trial of another one lasts
-            is given up by Tune, which gives its trial to that other one.
+        all_up: a file before which no trial ends, so that all slots are at work from then on.
         real_from: a file after which trials start processes.
     """
 

@@ -88,8 +88,7 @@ def run_sweep(
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    # By default Tune starts one slot after the other. When a trial finds a slot whose own trial has ended, Tune cancels
-    # the start of another: with short trials the further slots would never come up.
+    # By default Tune starts one slot after the other.
     try:
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(sum(plan.slots for plan in plans.values()))}
         with changed_environment(pending), kept_trainables():
