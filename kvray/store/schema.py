@@ -10,7 +10,6 @@ import dataclasses
 import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -191,8 +190,8 @@ def to_table(items: Iterable[T], kind: type[T], *, run_id: str | None = None) ->
     """
     metadata = METADATA if run_id is None else {**METADATA, RUN_KEY: run_id.encode()}
     # As one array of rows: an array for each of a trial's hundred columns takes twice as long.
-    columns, row_type = schema_of(kind).names, _row_type(kind)
-    rows = pa.array([_stored(item, columns) for item in items], row_type)
+    columns = schema_of(kind).names
+    rows = pa.array([_stored(item, columns) for item in items], _ROW_TYPES[kind])
     return pa.Table.from_batches([pa.RecordBatch.from_struct_array(rows)]).replace_schema_metadata(metadata)
 
 
@@ -340,10 +339,7 @@ def _stored(row: DataclassInstance, columns: Sequence[str]) -> dict[str, Any]:
 
 _NUMBERS = frozenset(one.name for schema in _SCHEMAS.values() for one in schema if one.type in (INT, FLOAT, BOOL))
 
-
-@cache
-def _row_type(kind: type[Run] | type[TrialRecord]) -> pa.StructType:
-    return pa.struct(list(schema_of(kind)))
+_ROW_TYPES: Mapping[type, pa.StructType] = {kind: pa.struct(list(schema)) for kind, schema in _SCHEMAS.items()}
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:

@@ -45,7 +45,7 @@ def kept_trainables() -> Iterator[None]:
     from ray.tune import registry
 
     known: dict[tuple[str, str], Any] = {}
-    names = getattr(registry, "_global_registry", None)
+    names: Any = getattr(registry, "_global_registry", None)
     if not all(hasattr(names, name) for name in ("register", "contains", "get")):
         yield
         return

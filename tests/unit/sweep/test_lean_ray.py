@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from ray._private.node import Node
 from ray.tune import registry
@@ -20,7 +22,12 @@ def test_tune_asks_once_for_a_trainable_and_again_after_it_was_registered_anew(m
     monkeypatch.setattr(registry, "_global_registry", names)
     asked: list[str] = []
     get = names.get
-    monkeypatch.setattr(names, "get", lambda category, key: asked.append(key) or get(category, key))
+
+    def heard(category: str, key: str) -> Any:
+        asked.append(key)
+        return get(category, key)
+
+    monkeypatch.setattr(names, "get", heard)
     before = (names.register, names.contains, names.get)
     with kept_trainables():
         assert not names.contains(registry.TRAINABLE_CLASS, "slot")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,8 @@ from kvray.record import Role, TrialResult, TrialStatus
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.sweep.outlook import Outlook
+from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.preview import Preview
@@ -44,6 +47,30 @@ class Hearing(SearchObserver):
     def __init__(self, store: ResultsStore) -> None:
         self.store = store
         self.heard: list[tuple[str, set[str]]] = []
+
+    @override
+    def measuring_device(self) -> None: ...
+
+    @override
+    def checking_code(self) -> None: ...
+
+    @override
+    def search_started(
+        self,
+        preview: Preview,
+        manifest: SweepManifest,
+        recorded: Sequence[TrialResult],
+        positions: PositionBoard | None = None,
+    ) -> None: ...
+
+    @override
+    def rung_finished(self, result: TrialResult) -> None: ...
+
+    @override
+    def trial_lost(self, spec: TrialSpec) -> None: ...
+
+    @override
+    def outlook_changed(self, outlook: Outlook) -> None: ...
 
     @override
     def trial_started(self, spec: TrialSpec) -> None:
