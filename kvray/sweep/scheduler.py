@@ -67,6 +67,22 @@ class SparingHalving(AsyncHyperBandScheduler):
         del metric, mode, spec
         return True
 
+    @override
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self._queue.stops_early:
+            super().on_trial_add(tune_controller, trial)
+
+    @override
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Tune compares the trial with all before it, which is of no use where none is stopped."""
+        if self._queue.stops_early:
+            super().on_trial_complete(tune_controller, trial, result)
+
+    @override
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        if self._queue.stops_early:
+            super().on_trial_remove(tune_controller, trial)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE after one rung of `trial`."""
         measured: TrialResult = result[RESULT]

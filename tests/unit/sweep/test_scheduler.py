@@ -278,3 +278,15 @@ def test_a_new_trial_gets_a_free_slot_before_those_whose_own_slots_are_starting(
     assert chosen() is second, "its own slot does not start"
     second.status = fourth.status = "RUNNING"
     assert chosen() is None
+
+
+def test_where_no_trial_is_stopped_none_is_compared_with_those_before_it() -> None:
+    queue = make_queue()
+    queue.stops_early = False
+    scheduler = SparingHalving(queue)
+    before = scheduler.debug_string()
+    for number in range(3):
+        trial = FakeTrial(str(number))
+        scheduler.on_trial_add(None, trial)
+        scheduler.on_trial_complete(None, trial, report(100, 50, 500, rung=2))
+    assert scheduler.debug_string() == before
