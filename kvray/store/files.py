@@ -88,11 +88,12 @@ class ResultsFiles:
         with ThreadPoolExecutor(at_once) as threads:
             return list(threads.map(do, listed))
 
-    def check_writable(self) -> None:
-        """Make the folder, write a probe file into it and remove it; warn of what the file system cannot do."""
+    def check_writable(self, room: int = 0) -> None:
+        """Make the folder, write a probe file of `room` bytes into it and remove it; warn of what the file system
+        cannot do."""
         probe = self.root / f".write-check-{uuid.uuid4().hex}"
         try:
-            for weakness in sorted(self._put(probe, b""), key=str):
+            for weakness in sorted(self._put(probe, os.urandom(room)), key=str):
                 _logger.warning("Results folder %r: %s.", self.display_name, weakness.value)
             self._filesystem.delete_file(probe.as_posix())
         except _FAILURES as error:

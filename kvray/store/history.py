@@ -29,6 +29,8 @@ VERSION_KEY = b"kvray_history_version"
 OBSERVATIONS = "observations"
 MERGED_AT = 64
 """Single files, after which they are merged."""
+ROOM_BYTES = 256 * 1024
+"""Ten times what the files of an observation and of its confirming rounds have together."""
 _logger = logging.getLogger("kvray.watch")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -163,6 +165,10 @@ class WatchHistory:
         """Make the folder and write a file on trial."""
         self._files.check_writable()
 
+    def check_room(self) -> None:
+        """Write on trial as much as an observation and its confirming rounds take."""
+        self._files.check_writable(ROOM_BYTES)
+
     def read(self, watch_id: str) -> list[Observation]:
         """All observations of the watch, oldest first; none where there is no history yet. A file that is damaged is
         warned of and left out.
@@ -240,6 +246,11 @@ class WatchHistory:
 
 class NewerHistoryError(Exception):
     """A file of a newer version; its text is the version."""
+
+
+def observation_json(observation: Observation) -> str:
+    """All that `observation` holds, as one line of JSON: for where the history cannot be written."""
+    return json.dumps(dataclasses.asdict(observation), default=str)
 
 
 def _table(rows: Iterable[Observation]) -> pa.Table:

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from drivers import FAKE, Driver, recorded
 
+from kvray.errors import OutputError
 from kvray.record import TrialResult, TrialStatus
+from kvray.store.history import WatchHistory
 from kvray.store.parquet import ResultsStore
 
 Tune = Callable[..., Driver]
@@ -133,3 +135,15 @@ def test_where_all_lies_on_one_disk_that_fills_the_loss_and_the_best_are_said(tu
     assert said(sweep, "Measuring goes on; what cannot be written is kept in memory only.")
     lost = r"No other place could be written either: [12] of 3 records are lost\. The best measured was dynamic/"
     assert re.search(lost, sweep.lines[-1])
+
+
+def test_a_watch_finds_out_before_it_measures_that_an_observation_has_no_room(disk: Path) -> None:
+    history = WatchHistory(disk / "watch")
+    history.check_writable()
+    history.check_room()
+    with fill(disk).open("r+b") as ballast:
+        ballast.truncate(ballast.seek(0, os.SEEK_END) - 16 * 1024)
+    history.check_writable()
+    with pytest.raises(OutputError, match=r"Cannot write to results folder .*: No space left on device"):
+        history.check_room()
+    assert [path.name for path in (disk / "watch").rglob("*") if path.is_file()] == []

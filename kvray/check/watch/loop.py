@@ -47,7 +47,7 @@ from kvray.files.remote import is_uri, without_secrets
 from kvray.probes.contention import announced_sweep, disturbers
 from kvray.probes.holds import HeldError, hold
 from kvray.store.files import reason
-from kvray.store.history import Observation, ObservationRole, WatchHistory
+from kvray.store.history import Observation, ObservationRole, WatchHistory, observation_json
 from kvray.store.paths import PARTIAL
 
 WAIT_QUIET_S = 900.0
@@ -136,7 +136,10 @@ class Watch:
                 hint="Choose a local folder with --output.",
             )
         subject = read_subject(self._config.plan, self._config.consent)
-        self._history.check_writable()
+        if self._config.every_s is None:
+            self._history.check_room()
+        else:  # what a full disk does not take stays in memory
+            self._history.check_writable()
         with self._only_here():
             self._rows = self._history.read(subject.watch_id)
             standings_of(self._rows)
@@ -150,6 +153,7 @@ class Watch:
                 else:
                     self._again_and_again(subject, self._config.every_s)
             finally:
+                self._say_unwritten()
                 self._teller.close()
 
     @contextlib.contextmanager
@@ -269,9 +273,20 @@ class Watch:
         """Write `row`, with what could not be written before, and tell it then. What still cannot be written stays
         here and is tried again."""
         self._unwritten.append(row)
+        self._write()
+
+    def _write(self) -> None:
         while self._unwritten:
             self._history.append(self._unwritten[0])
             self._teller.tell_row(self._unwritten.pop(0))
+
+    def _say_unwritten(self) -> None:
+        """Before the watch ends, try once more to write what could not be written; log in full what still cannot."""
+        try:
+            self._write()
+        except OutputError:
+            for row in self._unwritten:
+                _logger.error("This observation could not be written: %s", observation_json(row))
 
     def _tell(self, subject: Subject, kind: EventKind, text: str) -> None:
         at = _now(self._clock)

@@ -271,13 +271,49 @@ def test_a_full_disk_costs_no_observation(bench: Bench, monkeypatch: pytest.Monk
     assert bench.told.kinds == ["error", "observation", "observation"]
 
 
-def test_once_on_a_full_disk_is_an_error_that_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(history: WatchHistory, row: Observation) -> None:
-        raise OutputError("Cannot write 'x': No space left on device.")
+def no_space(*_: object) -> None:
+    raise OutputError("Cannot write 'x': No space left on device.")
 
-    monkeypatch.setattr(WatchHistory, "append", failing)
+
+def test_once_on_a_full_disk_says_so_before_it_measures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Measured] = []
+    bench.prepare = measured.append
+    monkeypatch.setattr(WatchHistory, "check_room", no_space)
     assert isinstance(bench.once(), OutputError)
+    assert measured == []
+
+
+@pytest.mark.parametrize("every_s", [None, EVERY_S])
+def test_what_a_disk_that_has_filled_up_does_not_take_is_logged_in_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, every_s: float | None
+) -> None:
+    calls = iter((False, True))
+
+    def prepare(measured: Measured) -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+
+    bench.prepare = prepare
+    monkeypatch.setattr(WatchHistory, "append", no_space)
+    with pytest.raises(OutputError if every_s is None else KeyboardInterrupt):
+        bench.watch(every_s=every_s).run()
     assert bench.told.kinds == ["error"]
+    (said,) = [one.getMessage() for one in caplog.records if "could not be written: {" in one.getMessage()]
+    row = json.loads(said.partition(": ")[2])
+    assert (row["role"], row["processes"], len(row["ttft_ms_each"])) == ("winner", 3, 3)
+    assert row["observed_at"].startswith("2026-03-02")
+
+
+def test_what_a_watch_could_not_write_is_tried_again_when_it_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    append, failures = WatchHistory.append, iter((True, False))
+    monkeypatch.setattr(
+        WatchHistory, "append", lambda history, row: no_space() if next(failures) else append(history, row)
+    )
+    assert isinstance(bench.once(), OutputError)
+    assert len(bench.rows) == 1
+    assert "could not be written" not in caplog.text
 
 
 def test_an_observation_without_a_process_is_kept_and_is_an_error(bench: Bench) -> None:
