@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from kvray.analysis.comparison import Verdict
-from kvray.check.result import OnInconclusive
-from kvray.errors import InconclusiveError, KvrayError, RegressionError
+from kvray.check.outputs.wording import headline
+from kvray.check.result import CheckResult, OnInconclusive
+from kvray.errors import InconclusiveError, KvrayError, RegressionError, SweepInterruptedError
+
+
+def error_of_check(result: CheckResult, *, on_inconclusive: OnInconclusive | None) -> KvrayError | None:
+    """What to raise after `result` was shown and written: for its verdict, or because the user ended it early."""
+    if result.is_interrupted:
+        return SweepInterruptedError("The check was interrupted; what it measured is kept.")
+    return error_of(result.verdict, headline(result), on_inconclusive=on_inconclusive)
 
 
 def error_of(verdict: Verdict, text: str, *, on_inconclusive: OnInconclusive | None = None) -> KvrayError | None:

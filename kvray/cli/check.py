@@ -11,17 +11,15 @@ from kvray.analysis.comparison import Verdict
 from kvray.check.against import parse_against
 from kvray.check.check import RegressionCheck
 from kvray.check.config import BUDGET_S, CheckConfig, Consent
-from kvray.check.ending import error_of
+from kvray.check.ending import error_of_check
 from kvray.check.outputs import wording
 from kvray.check.outputs.terminal import render_terminal
-from kvray.check.result import CheckResult, OnInconclusive
+from kvray.check.result import CheckResult
 from kvray.cli import options
 from kvray.cli.check_files import CheckFiles
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.parsing import parse_duration
 from kvray.cli.verdict_options import Margin, OnInconclusiveText, counts_as, given_margins
-from kvray.errors import KvrayError, SweepInterruptedError
-from kvray.report.formats import plural
 
 app = typer.Typer(add_completion=False)
 
@@ -95,14 +93,8 @@ def check(
     file_error = files.write(result, on_inconclusive=mapped)
     if (unwritten := one.unwritten or file_error) is not None:
         raise unwritten
-    if error := _ending(result, mapped):
+    if error := error_of_check(result, on_inconclusive=mapped):
         raise error
-
-
-def _ending(result: CheckResult, mapped: OnInconclusive | None) -> KvrayError | None:
-    if result.is_interrupted:
-        return SweepInterruptedError("The check was interrupted; what it measured is kept.")
-    return error_of(result.verdict, wording.headline(result), on_inconclusive=mapped)
 
 
 class _RoundLines:
@@ -119,8 +111,7 @@ class _RoundLines:
         if is_open and result.seconds - self._told_s < self._BETWEEN_S:
             return
         self._told_s = result.seconds
-        rounds = max((len(one.now.processes) + len(one.now.failures) for one in result.candidates), default=0)
-        typer.echo(f"kvray: {plural(rounds, 'round')}, {result.seconds:.0f} s: {_standing(result)}", err=True)
+        typer.echo(f"kvray: {wording.rounds_of_check(result)}, {result.seconds:.0f} s: {_standing(result)}", err=True)
 
 
 def _standing(result: CheckResult) -> str:

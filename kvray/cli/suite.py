@@ -13,11 +13,10 @@ from rich.console import Console
 from kvray.candidate import DeviceType
 from kvray.check.against import parse_against
 from kvray.check.check_file import write_check
-from kvray.check.ending import error_of
+from kvray.check.ending import error_of_check
 from kvray.check.outputs.terminal import render_terminal
-from kvray.check.outputs.wording import headline
 from kvray.check.suite.choosing import Asked, availability
-from kvray.check.suite.record import read_record, write_record
+from kvray.check.suite.record import read_record, unfinished_place, write_record
 from kvray.check.suite.running import (
     DEFAULT_BUDGET_S,
     DEFAULT_MARGINS,
@@ -28,11 +27,12 @@ from kvray.check.suite.running import (
 )
 from kvray.check.suite.tables import list_table, record_table
 from kvray.cli.check_files import CheckFiles
+from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.option_groups import grouped
 from kvray.cli.options import FILES
 from kvray.cli.parsing import parse_duration
 from kvray.cli.verdict_options import Margin, OnInconclusiveText, counts_as, parse_margins
-from kvray.errors import AllTrialsFailedError, InvalidValueError
+from kvray.errors import AllTrialsFailedError, InvalidValueError, SweepInterruptedError
 from kvray.tuning.local_device import detect_device
 
 app = typer.Typer(
@@ -62,12 +62,17 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Fresh processes of each case.")] = DEFAULT_ROUNDS,
 ) -> None:
     """Measure the suite and write a record, to be compared with later."""
-    with _progress() as tell:
+    with patient_interrupts(lambda: "Left at once. Nothing was written."), _progress() as tell:
         ask = SuiteAsk(cases=_asked(engine, only, quick=quick), device=_device(device), tell=tell)
         record = run_suite(ask, rounds=rounds)
-    write_record(record, output)
+    if record.is_interrupted and not record.cases:
+        raise SweepInterruptedError("The suite was interrupted before a case was measured; nothing was written.")
+    place = unfinished_place(output) if record.is_interrupted else output
+    write_record(record, place)
     Console().print(record_table(record))
-    typer.echo(f"record: {output}")
+    typer.echo(f"record: {place}")
+    if record.is_interrupted:
+        raise SweepInterruptedError("The suite was interrupted; what it measured is kept, and is no baseline.")
     if not any(case.works for case in record.cases):
         raise AllTrialsFailedError("No case of the suite works here.", hint=f"The reasons are in {output}.")
 
@@ -108,7 +113,7 @@ def check(
     undecided = counts_as(on_inconclusive)
     files.check_places()
     record = None if baseline is None else read_record(baseline)
-    with _progress() as tell:
+    with patient_interrupts(lambda: "Left at once. Nothing was written."), _progress() as tell:
         ask = SuiteAsk(
             cases=_asked(engine, only, quick=quick),
             device=_device(device),
@@ -123,7 +128,7 @@ def check(
         write_check(result, json_file)
     if (unwritten := files.write(result, on_inconclusive=undecided)) is not None:
         raise unwritten
-    if (error := error_of(result.verdict, headline(result), on_inconclusive=undecided)) is not None:
+    if error := error_of_check(result, on_inconclusive=undecided):
         raise error
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from kvray.cli.app import run
 RECORD = Path(__file__).parents[1] / "assets" / "suite_quick.json"
 """Made by `kvray suite run --quick --output tests/assets/suite_quick.json`."""
 HELD, CHANGED, LOST = "transformers/sliding/dynamic", "llama_cpp/gqa/q8_0", "vllm/gqa/paged"
+OTHER = "llama_cpp/gqa/q4_0"
 Suite = Callable[..., tuple[int, str, str]]
 
 
@@ -66,6 +71,40 @@ def test_the_recorded_outputs_hold_and_what_differs_is_named(suite: Suite, tmp_p
     assert "another token" in out.lower()
     assert err.startswith("kvray: FAIL")
     assert LOST in (tmp_path / "found.xml").read_text()
+
+
+def test_an_interrupted_suite_keeps_what_it_measured_and_that_is_no_baseline(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, unfinished = tmp_path / "suite.json", tmp_path / "suite.unfinished.json"
+    record.write_text("whole")
+    line = ("--only", f"{CHANGED},{OTHER}", "--device", "cpu")
+    signalled_before(OTHER, monkeypatch)
+    code, out, err = suite("run", *line, "--output", record)
+    assert (code, record.read_text()) == (130, "whole"), err
+    assert f"record: {unfinished}" in out
+    assert err.splitlines()[-1] == "kvray: The suite was interrupted; what it measured is kept, and is no baseline."
+    kept = read_record(unfinished)
+    assert ([one.name for one in kept.cases], kept.is_interrupted) == ([CHANGED], True)
+    code, _, err = suite("check", unfinished)
+    assert (code, "is no baseline: it was interrupted when 1 case had been measured" in err) == (10, True)
+    write_record(kept.model_copy(update={"is_interrupted": False}), record)
+    signalled_before(CHANGED, monkeypatch)
+    code, _, err = suite("check", record, "--device", "cpu", "--json", tmp_path / "found.json")
+    found = read_check(tmp_path / "found.json")
+    assert (code, found.is_interrupted, found.verdict) == (130, True, Verdict.INCONCLUSIVE), err
+    assert reasons(found)[CHANGED] == ("it was not measured, because the check was interrupted before",)
+
+
+def signalled_before(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM comes when it is the turn of `case`."""
+
+    def tell(text: str) -> None:
+        if text.endswith(f": {case}"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    monkeypatch.setattr("kvray.cli.suite._progress", lambda: contextlib.nullcontext(tell))
 
 
 def reasons(result: CheckResult) -> dict[str, tuple[str, ...]]:

@@ -76,6 +76,16 @@ def lost_case(case: Case, before: RecordedCase, reason: str) -> CheckedCandidate
     )
 
 
+def unmeasured_case(case: Case) -> CheckedCandidate:
+    """A case whose turn had not come when the user ended the check."""
+    return CheckedCandidate(
+        label=case.name,
+        candidate=case.candidate,
+        verdict=Verdict.INCONCLUSIVE,
+        reasons=("it was not measured, because the check was interrupted before",),
+    )
+
+
 def _comparable(before: RecordedCase, rules: SuiteRules) -> MeasuredSide:
     """What `before` measured, without kernels and figures that are no finding."""
     side = before.measured

@@ -94,6 +94,10 @@ class SuiteRounds:
         """What `side` has measured of `case` so far."""
         return tuple(self._results.get((side.spec.name, case.name), ()))
 
+    def has(self, case: Case) -> bool:
+        """Whether every side has measured `case` at least once."""
+        return all(self.results(side, case) for side in self._sides)
+
     def recorded(self, side: Side, case: Case) -> RecordedCase:
         """The same, as a record keeps it."""
         return recorded_case(case, self.results(side, case))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,7 @@ from kvray.check.result import CheckedConfiguration, MeasuredSide, SideInfo
 from kvray.check.suite.cases import SUITE_VERSION
 from kvray.errors import ResultsError, describe_problems
 from kvray.files.documents import shown_document
+from kvray.files.remote import is_uri
 from kvray.plan.plan import NotNegative
 from kvray.record import TrialStatus
 
@@ -87,6 +88,8 @@ class SuiteRecord(_Part):
         seconds: from its start to its end.
         side: who measured, with what, and where.
         rounds: fresh processes of each case.
+        cases: where it was interrupted, those that were measured at least once.
+        is_interrupted: whether the user ended it early.
     """
 
     suite_record_version: Literal[1] = RECORD_VERSION
@@ -99,6 +102,7 @@ class SuiteRecord(_Part):
     rounds: Annotated[int, Field(ge=1)]
     cases: tuple[RecordedCase, ...]
     skipped: tuple[SkippedCase, ...] = ()
+    is_interrupted: bool = False
 
     @model_validator(mode="after")
     def _names_each_once(self) -> Self:
@@ -115,6 +119,14 @@ class SuiteRecord(_Part):
     def case(self, name: str) -> RecordedCase | None:
         """The case called `name`; `None`: it was not measured."""
         return next((one for one in self.cases if one.name == name), None)
+
+
+def unfinished_place(path: str) -> str:
+    """Where a record goes that was interrupted, so that it replaces no whole one: `suite.unfinished.json`. A URI keeps
+    its options."""
+    place, mark, options = path.partition("?") if is_uri(path) else (path, "", "")
+    suffix = PurePosixPath(place).suffix
+    return f"{place.removesuffix(suffix)}.unfinished{suffix}{mark}{options}"
 
 
 def write_record(record: SuiteRecord, path: str | Path) -> None:

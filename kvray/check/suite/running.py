@@ -20,13 +20,21 @@ from kvray.check.result import CheckedCandidate, CheckMode, CheckResult, SideInf
 from kvray.check.side import Side, SideSpec
 from kvray.check.suite.cases import SUITE_PROFILE, SUITE_VERSION, Case, suite_cases
 from kvray.check.suite.choosing import Asked, Chosen, choose_cases
-from kvray.check.suite.judging import SuiteRules, judge_case, lost_case, same_kernels, same_machine
+from kvray.check.suite.judging import (
+    SuiteRules,
+    judge_case,
+    lost_case,
+    same_kernels,
+    same_machine,
+    unmeasured_case,
+)
 from kvray.check.suite.measuring import SuiteModels, SuiteRounds
 from kvray.check.suite.outputs import OutputRules
 from kvray.check.suite.record import RecordedCase, SuiteRecord
 from kvray.engines.base import DeviceFacts
 from kvray.errors import InvalidValueError, ResultsError
 from kvray.probes.environment import kvray_version
+from kvray.report.formats import plural
 from kvray.tuning.local_device import detect_device
 
 DEFAULT_ROUNDS = 3
@@ -61,6 +69,8 @@ class SuiteAsk:
 def run_suite(ask: SuiteAsk, *, rounds: int = DEFAULT_ROUNDS) -> SuiteRecord:
     """Measure every case that can run here in `rounds` fresh processes.
 
+    Ctrl-C ends it early with what was measured so far: `SuiteRecord.is_interrupted`.
+
     Raises:
         InvalidValueError, NoCandidatesError, EngineError: nothing can be measured.
     """
@@ -69,8 +79,9 @@ def run_suite(ask: SuiteAsk, *, rounds: int = DEFAULT_ROUNDS) -> SuiteRecord:
     with _sitting(chosen, device, ask) as sitting:
         side = sitting.start("now")
         measured = sitting.rounds([side])
-        for _ in range(rounds):
-            measured.measure(chosen.cases)
+        with _interruptible() as interruption:
+            for _ in range(rounds):
+                measured.measure(chosen.cases)
         return SuiteRecord(
             suite_version=SUITE_VERSION,
             kvray_version=kvray_version(),
@@ -79,8 +90,9 @@ def run_suite(ask: SuiteAsk, *, rounds: int = DEFAULT_ROUNDS) -> SuiteRecord:
             device=device.device,
             side=_without_names(sitting.info(side)),
             rounds=rounds,
-            cases=tuple(measured.recorded(side, case) for case in chosen.cases),
+            cases=tuple(measured.recorded(side, case) for case in chosen.cases if measured.has(case)),
             skipped=chosen.skipped,
+            is_interrupted=interruption.came,
         )
 
 
@@ -88,7 +100,7 @@ def check_suite(
     ask: SuiteAsk, record: SuiteRecord | None, *, against: Against | None = None, shown: str = ""
 ) -> CheckResult:
     """Compare the suite now with `record`; or, with `against`, what is there (B) with this environment (A), both
-    measured now.
+    measured now. Ctrl-C ends it early with what was measured so far: `CheckResult.is_interrupted`.
 
     Args:
         record: with `against` it only says which cases there are.
@@ -99,6 +111,11 @@ def check_suite(
     """
     if record is None and against is None:
         raise InvalidValueError("There is nothing to compare with.", hint="Name a record, or another side: --against.")
+    if record is not None and record.is_interrupted:
+        raise ResultsError(
+            f"{shown!r} is no baseline: it was interrupted when {plural(len(record.cases), 'case')} had been measured.",
+            hint="Let kvray suite run come to its end.",
+        )
     device = detect_device(ask.device or (None if record is None else record.device))
     if record is not None and record.device is not device.device:
         raise ResultsError(
@@ -162,6 +179,23 @@ def _sitting(chosen: Chosen, device: DeviceFacts, ask: SuiteAsk) -> Iterator[_Si
         yield _Sitting(Path(scratch), stack, chosen, device, ask)
 
 
+@dataclass
+class _Interruption:
+    """Whether the user ended the measuring early."""
+
+    came: bool = False
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[_Interruption]:
+    """Ctrl-C ends the block, and what was measured is kept."""
+    interruption = _Interruption()
+    try:
+        yield interruption
+    except KeyboardInterrupt:
+        interruption.came = True
+
+
 class _Check:
     """A comparison of `side` with `other`, or with `record` where there is no other side."""
 
@@ -193,8 +227,9 @@ class _Check:
     def result(self, shown: str) -> CheckResult:
         """Measure until all is decided or the budget is spent, and judge."""
         begun_s = self._sitting.spent_s
-        self._measure()
-        round_s = (self._sitting.spent_s - begun_s) / self._rounds.rounds
+        with _interruptible() as interruption:
+            self._measure()
+        round_s = (self._sitting.spent_s - begun_s) / max(1, self._rounds.rounds)
         candidates = (*(self._judged(case) for case in self._sitting.chosen.cases), *self._lost())
         more = more_rounds(candidates)
         return CheckResult(
@@ -217,6 +252,7 @@ class _Check:
             more_seconds=None if more is None else more * round_s,
             margins=dict(self._margins),
             budget_s=self._ask.budget_s,
+            is_interrupted=interruption.came,
         )
 
     def _measure(self) -> None:
@@ -229,6 +265,8 @@ class _Check:
             cases = [case for case in cases if not is_closed(self._judged(case))]
 
     def _judged(self, case: Case) -> CheckedCandidate:
+        if not self._rounds.has(case):
+            return unmeasured_case(case)
         now = self._rounds.recorded(self._side, case)
         return judge_case(case, self._recorded_before(case), now, self._rules)
 

@@ -13,7 +13,15 @@ from kvray.candidate import DeviceType
 from kvray.check.result import SideInfo
 from kvray.check.suite.cases import SUITE_VERSION
 from kvray.check.suite.measuring import recorded_case
-from kvray.check.suite.record import SkippedCase, SuiteRecord, read_record, record_text, write_record
+from kvray.check.suite.record import (
+    SkippedCase,
+    SuiteRecord,
+    read_record,
+    record_text,
+    unfinished_place,
+    write_record,
+)
+from kvray.check.suite.running import SuiteAsk, check_suite
 from kvray.errors import ResultsError
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.trial.forced_logs import ForcedLogs
@@ -47,6 +55,27 @@ def trial(**changes: Any) -> TrialResult:
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
     write_record(RECORD, tmp_path / "suite.json")
     assert read_record(tmp_path / "suite.json") == RECORD
+
+
+def test_an_interrupted_record_says_so_and_is_no_baseline(tmp_path: Path) -> None:
+    interrupted = RECORD.model_copy(update={"is_interrupted": True})
+    write_record(interrupted, tmp_path / "suite.json")
+    assert read_record(tmp_path / "suite.json") == interrupted
+    assert "is_interrupted" not in record_text(RECORD)
+    with pytest.raises(ResultsError, match=r"'mine' is no baseline: it was interrupted when 1 case had been measured"):
+        check_suite(SuiteAsk(), interrupted, shown="mine")
+
+
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [
+        ("out/suite.json", "out/suite.unfinished.json"),
+        ("a.b/suite", "a.b/suite.unfinished"),
+        ("s3://bucket/suite.json?region=eu-west-1", "s3://bucket/suite.unfinished.json?region=eu-west-1"),
+    ],
+)
+def test_an_interrupted_record_replaces_no_whole_one(asked: str, place: str) -> None:
+    assert unfinished_place(asked) == place
 
 
 def test_each_case_is_a_line_so_that_a_change_of_one_is_a_change_of_one_line() -> None:
