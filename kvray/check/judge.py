@@ -81,6 +81,8 @@ def judged(
         metrics=() if compared is None else tuple(map(_metric, compared.metrics)),
         cells=() if compared is None else tuple(map(_cell, compared.cells)),
         rounds=0 if compared is None else compared.rounds,
+        measured_rounds=len(now.processes) + len(now.failures),
+        disturbed_rounds=_set_aside(before, now),
         failed_trials=len(before.failures) + len(now.failures),
         more_rounds=compared.more_rounds if compared is not None and verdict is Verdict.INCONCLUSIVE else None,
         before=before,
@@ -220,6 +222,14 @@ def _disturbed(before: MeasuredSide, now: MeasuredSide, names: tuple[str, str]) 
     for name, side in zip(names, (before, now), strict=True):
         if side.processes and all(one.disturbed for one in side.processes):
             yield f"{name}: other programs disturbed every process, so its figures may be too low or too high"
+
+
+def _set_aside(before: MeasuredSide, now: MeasuredSide) -> int:
+    """Rounds of this sitting that do not count: a side was disturbed in them, and has other processes that were not."""
+    here = {one.session for one in now.processes}
+    calm_sides = [side for side in (before, now) if not all(one.disturbed for one in side.processes)]
+    disturbed = (one for side in calm_sides for one in side.processes if one.disturbed and one.session in here)
+    return len({(one.session, one.round) for one in disturbed})
 
 
 def _verdict(before: MeasuredSide, now: MeasuredSide, compared: Comparison | None, *, fails: bool) -> Verdict:

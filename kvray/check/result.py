@@ -141,7 +141,9 @@ class CheckedCandidate(_Part):
         reasons: why it fails whatever the numbers, e.g. `another kernel ran in decode: …`.
         differences: what differs between the sides: kernels, cache class, resolved settings, threads.
         cells: those that are outside the margin by themselves.
-        rounds: how many rounds the verdict rests on.
+        rounds: how many rounds the verdict rests on; against a record, processes of the smaller side.
+        measured_rounds: how many were measured; `None` in files of before.
+        disturbed_rounds: how many of these do not count, because other programs disturbed them.
         before, now: what each side measured, so that this check can be the baseline of a later one.
     """
 
@@ -154,6 +156,8 @@ class CheckedCandidate(_Part):
     metrics: tuple[MetricVerdict, ...] = ()
     cells: tuple[CellVerdict, ...] = ()
     rounds: Count = 0
+    measured_rounds: Count | None = None
+    disturbed_rounds: Count = 0
     failed_trials: Count = 0
     more_rounds: Count | None = None
     before: MeasuredSide = MeasuredSide()

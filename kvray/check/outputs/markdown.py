@@ -91,8 +91,9 @@ def _notes(result: CheckResult, candidates: Sequence[CheckedCandidate], rows: in
     for one in candidates[:rows]:
         texts = (*wording.notes(result, one), *(f"differs: {wording.outside(text)}" for text in one.differences))
         failed = [f"{formats.plural(one.failed_trials, 'measurement')} failed."] if one.failed_trials else []
-        if texts or failed:
-            blocks += [f"{_label(one)}: **{one.verdict.upper()}**", _bullets((*texts, *failed), rows)]
+        aside = [f"{wording.rounds_text(one)}."] if one.disturbed_rounds and len(result.candidates) > 1 else []
+        if said := (*texts, *failed, *aside):
+            blocks += [f"{_label(one)}: **{one.verdict.upper()}**", _bullets(said, rows)]
     return blocks
 
 

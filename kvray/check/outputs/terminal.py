@@ -65,7 +65,7 @@ def _candidate(result: CheckResult, candidate: CheckedCandidate) -> Iterator[Ren
     head.append(candidate.verdict.upper(), style=_STYLES[candidate.verdict])
     head.append(f"  {wording.name_of(candidate)}", style="bold")
     failed = candidate.failed_trials
-    head.append(f"  {formats.plural(candidate.rounds, 'round')}", style="dim")
+    head.append(f"  {wording.rounds_text(candidate)}", style="dim")
     head.append(f", {formats.plural(failed, 'failed measurement')}" if failed else "", style="yellow")
     yield head
     yield from (_indented(text) for text in wording.notes(result, candidate))

@@ -166,17 +166,30 @@ def would_take(result: CheckResult) -> str | None:
 
 def about(result: CheckResult) -> str:
     """What was checked, where and how, on one line."""
-    rounds = max((one.rounds for one in result.candidates), default=0)
     parts = [
         outside(result.shown_model),
         name_of(result.candidates[0]) if len(result.candidates) == 1 else "",
         f"profile {outside(result.profile.name)}",
         outside(result.device_name),
         _MODES[result.mode],
-        formats.plural(rounds, "round"),
+        rounds_of_check(result),
         formats.duration_range(result.seconds, result.seconds).removeprefix("about "),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def rounds_of_check(result: CheckResult) -> str:
+    """The rounds of its candidate; of several, as many as that one had which was measured most often."""
+    if len(result.candidates) == 1:
+        return rounds_text(result.candidates[0])
+    return formats.plural(max(map(_rounds_of, result.candidates), default=0), "round")
+
+
+def rounds_text(candidate: CheckedCandidate) -> str:
+    """`4 rounds`, `4 rounds, 1 of them set aside because other programs disturbed it`."""
+    measured, aside = formats.plural(_rounds_of(candidate), "round"), candidate.disturbed_rounds
+    them = "it" if aside == 1 else "them"
+    return f"{measured}, {aside} of them set aside because other programs disturbed {them}" if aside else measured
 
 
 def name_of(candidate: CheckedCandidate) -> str:
@@ -261,6 +274,11 @@ def _side_parts(side: SideInfo) -> Iterator[str]:
 
 def _words_and_interval(metric: ComparedMetric, change: Change) -> str:
     return f"{change_words(metric, change.value)} ({interval_text(change)})"
+
+
+def _rounds_of(candidate: CheckedCandidate) -> int:
+    measured = candidate.measured_rounds
+    return candidate.rounds if measured is None else measured
 
 
 def _is_none(change: float) -> bool:

@@ -38,6 +38,14 @@ def test_the_page_shows_each_metric_with_interval_margin_and_verdict() -> None:
     assert "About 14 more rounds" in render_markdown(UNDECIDED)
 
 
+def test_rounds_that_do_not_count_are_said() -> None:
+    one = checked(measured_rounds=4, disturbed_rounds=1, rounds=3)
+    said = "4 rounds, 1 of them set aside because other programs disturbed it"
+    assert render_markdown(check_of(one)).count(said) == 1
+    assert f"- {said}." in render_markdown(check_of(one, checked(measured_rounds=6)))
+    assert said in render_comment(check_of(one))
+
+
 def test_the_comment_folds_what_passes() -> None:
     shown, _, folded = render_comment(SEVERAL).partition("<details>")
     assert "dynamic/sdpa_flash/bfloat16" in shown

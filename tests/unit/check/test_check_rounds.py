@@ -16,6 +16,7 @@ from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.candidate import CacheStrategy, Candidate, DeviceType
 from kvray.check.judge import default_margins, is_hopeless, more_rounds, overall, side_differences
 from kvray.check.measured import measured_side
+from kvray.check.outputs.wording import rounds_text
 from kvray.check.result import CheckedCandidate, CheckMode, SideInfo
 from kvray.check.rounds import RoundPlan, Rounds
 from kvray.check.side_request import SideRequest
@@ -46,6 +47,7 @@ class FakeSide:
     calls: list[str] = field(default_factory=list)
     name: str = ""
     spread: float = 0.002
+    disturbed_rounds: tuple[int, ...] = ()
 
     def measure(self, request: SideRequest) -> TrialResult:
         self.asked.append(request)
@@ -78,6 +80,7 @@ class FakeSide:
             decode_tok_s=100.0 * noise,
             peak_mib=64.0,
             started_at=AT,
+            disturbed=request.round_number in self.disturbed_rounds,
         )
         return TrialResult(record=record, runs=(run,))
 
@@ -233,6 +236,33 @@ def test_what_cannot_be_measured_before_is_no_fail_of_what_is_now() -> None:
     one = measured(rounds)
     assert (one.verdict, rounds.number) == (Verdict.INCONCLUSIVE, 1)
     assert one.reasons == ("A: it ran out of memory",)
+
+
+def test_rounds_that_were_disturbed_are_counted_apart() -> None:
+    rounds = rounds_of(FakeSide(disturbed_rounds=(2,)), FakeSide(disturbed_rounds=(2, 4)))
+    for _ in range(5):
+        rounds.measure()
+    one = rounds.checked[0]
+    assert (one.measured_rounds, one.disturbed_rounds) == (5, 2)
+    assert one.rounds == 3
+    assert rounds_text(one) == "5 rounds, 2 of them set aside because other programs disturbed them"
+
+
+def test_a_side_that_was_always_disturbed_sets_no_round_aside() -> None:
+    rounds = rounds_of(FakeSide(disturbed_rounds=(1, 2, 3)), FakeSide())
+    for _ in range(3):
+        rounds.measure()
+    one = rounds.checked[0]
+    assert (one.rounds, one.measured_rounds, one.disturbed_rounds) == (3, 3, 0)
+
+
+def test_a_records_own_disturbed_processes_are_no_rounds_of_this_check() -> None:
+    record = measured_side([FakeSide(disturbed_rounds=(1,)).measure(request(number)) for number in (1, 2, 3)], PROFILE)
+    rounds = rounds_of(FakeSide(disturbed_rounds=(2,)), run_id="r2", recorded={candidate().candidate_id: record})
+    for _ in range(4):
+        rounds.measure()
+    one = rounds.checked[0]
+    assert (one.measured_rounds, one.disturbed_rounds) == (4, 1)
 
 
 def test_a_record_that_was_disturbed_throughout_is_named() -> None:

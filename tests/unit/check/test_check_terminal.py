@@ -3,7 +3,20 @@ from __future__ import annotations
 import io
 
 import pytest
-from checks import ALL, BETTER, EMPTY, HOSTILE, NOT_MEASURED, OTHER_KERNEL, PASSED, SEVERAL, SLOWER, UNDECIDED
+from checks import (
+    ALL,
+    BETTER,
+    EMPTY,
+    HOSTILE,
+    NOT_MEASURED,
+    OTHER_KERNEL,
+    PASSED,
+    SEVERAL,
+    SLOWER,
+    UNDECIDED,
+    check_of,
+    checked,
+)
 from rich.console import Console
 
 from kvray.analysis.comparison import ComparedMetric, Verdict
@@ -41,6 +54,16 @@ def test_a_failure_names_the_change_its_interval_and_the_margin() -> None:
     assert any("at 64→16 tokens is 20.1 % longer" in line and "outside the margin by itself" in line for line in lines)
     assert any("1/2.1 as high (1/2.2 to 1/2.0)" in line for line in lines)
     assert sum("12.3 % longer" in line for line in lines) == 1, "what the headline says is not said again"
+
+
+def test_rounds_that_do_not_count_are_said() -> None:
+    one = checked(measured_rounds=4, disturbed_rounds=1, rounds=3)
+    text = printed(check_of(one), width=300)
+    assert text.count("4 rounds, 1 of them set aside because other programs disturbed it") == 2
+    text = printed(check_of(one, checked(measured_rounds=6)))
+    assert " · 6 rounds · " in text
+    assert text.count("4 rounds, 1 of them set aside") == 1
+    assert " · 6 rounds · " in printed(check_of(checked())), "a check.json of before knows only the rounds that count"
 
 
 def test_what_differs_comes_before_the_metrics() -> None:
