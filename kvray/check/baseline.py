@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from kvray.candidate import Candidate, DeviceType
 from kvray.check.check_file import MOST_BYTES, parse_check
@@ -18,6 +19,7 @@ from kvray.plan.plan import Plan, load_plan_file
 from kvray.record import RANDOM_PREFIX
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.store.speed_variables import names_in
 from kvray.tuning.result import TuneResult, chosen_run, read_measured
 from kvray.workload import WorkloadProfile
 
@@ -36,6 +38,7 @@ class Baseline:
         reference: the candidate that qualities are held against; `None` where there is none.
         side: who measured, with what, and where.
         variables: that make libraries faster or slower, as they were set.
+        known_variables: names of all that would be among `variables` if they had been set.
         ranked: candidates that may be checked, the winner first.
         recorded: by candidate id, what was measured.
         is_check: whether it is the result of a check, all candidates of which were measured to be judged.
@@ -53,6 +56,7 @@ class Baseline:
     allow_pickle: bool = False
     side: SideInfo
     variables: Mapping[str, str] = field(default_factory=dict)
+    known_variables: frozenset[str] = frozenset()
     ranked: tuple[Candidate, ...]
     recorded: Mapping[str, MeasuredSide] = field(default_factory=dict)
     why_unrecorded: str | None = None
@@ -132,7 +136,7 @@ def of_sweep(result: TuneResult, *, shown: str) -> Baseline:
         trust_remote_code=manifest.trust_remote_code,
         allow_pickle=manifest.allow_pickle,
         side=_side_of(result),
-        variables=_variables_of(manifest),
+        **_variables_of(manifest),
         ranked=ranked,
         recorded=_recorded_of(result),
     )
@@ -177,8 +181,11 @@ def _side_of(result: TuneResult) -> SideInfo:
     )
 
 
-def _variables_of(manifest: SweepManifest) -> dict[str, str]:
-    return dict(manifest.attempts[-1].fingerprint.variables or {}) if manifest.attempts else {}
+def _variables_of(manifest: SweepManifest) -> dict[str, Any]:
+    known = manifest.attempts[-1].fingerprint if manifest.attempts else None
+    if known is None or known.variables is None:
+        return {}
+    return {"variables": known.variables, "known_variables": names_in(known.variables_list)}
 
 
 def _recorded_of(result: TuneResult) -> dict[str, MeasuredSide]:
@@ -214,6 +221,7 @@ def _of_plan(plan: Plan, place: str) -> Baseline:
         allow_pickle=plan.allow_pickle,
         side=_planned_side(plan) if sweep is None else sweep.side,
         variables={} if sweep is None else sweep.variables,
+        known_variables=frozenset() if sweep is None else sweep.known_variables,
         ranked=tuple(dict.fromkeys((plan.winner.candidate, *others))),
         recorded={} if sweep is None else sweep.recorded,
         why_unrecorded=missing if sweep is None else None,

@@ -179,8 +179,10 @@ def _machine_differences(a: SideInfo, b: SideInfo) -> Iterator[str]:
 def _differences(a: Baseline, b: Baseline, *, are_sweeps: bool) -> Iterator[str]:
     """How the sides differ. Of two sweeps the report says most of it itself; only they know their variables."""
     if are_sweeps:
-        variables = {"before_variables": a.variables, "now_variables": b.variables}
-        yield from side_differences(SideInfo(name="A"), SideInfo(name="B"), **variables)
+        both = a.known_variables & b.known_variables
+        before, now = ({name: side.variables[name] for name in side.variables if name in both} for side in (a, b))
+        sides = SideInfo(name="A"), SideInfo(name="B")
+        yield from side_differences(*sides, before_variables=before, now_variables=now)
         return
     pairs = {
         "model": (a.model_id, b.model_id),

@@ -28,7 +28,7 @@ from kvray.check.result import (
     RanFacts,
     SideInfo,
 )
-from kvray.store.fingerprint import SPEED_VARIABLES
+from kvray.store.speed_variables import SPEED_VARIABLES
 from kvray.workload import WorkloadProfile
 
 DEFAULT_MARGINS: Margins = {ComparedMetric.TTFT: 0.05, ComparedMetric.DECODE: 0.05, ComparedMetric.MEMORY: 0.02}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from kvray.check.rounds import Rounds
 from kvray.check.side import Side
 from kvray.probes.environment import kvray_version
 from kvray.report.formats import plural
-from kvray.store.fingerprint import users_variables
+from kvray.store.speed_variables import users_variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +97,12 @@ class Outcome:
 
     def _differences(self, sides: tuple[SideInfo, SideInfo]) -> tuple[str, ...]:
         if self.subject.mode is CheckMode.RECORD:
-            before, now = dict(self.subject.baseline.variables), users_variables()
+            baseline = self.subject.baseline
+            before, known = dict(baseline.variables), baseline.known_variables
+            now = {name: value for name, value in users_variables().items() if name in known}
         else:
             before, now = (dict(one.spec.variables) for one in self.sides)
-            before |= {name: value for name, value in users_variables().items() if name in now}
+            before |= {name: os.environ[name] for name in now if name in os.environ}
         told = side_differences(*sides, before_variables=before, now_variables=now)
         return (*told, *self._other_code())
 

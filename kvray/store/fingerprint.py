@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,27 +15,13 @@ from pydantic import BaseModel, ConfigDict
 
 from kvray.candidate import DeviceType
 from kvray.record import known_versions, version_fields
+from kvray.store.speed_variables import LIST, SPEED_VARIABLES, names_in, users_variables
 from kvray.workload import WorkloadProfile
 
 if TYPE_CHECKING:
     from kvray.engines.base import DeviceFacts, ModelInfo
     from kvray.probes.environment import Environment
 
-SPEED_VARIABLES = (
-    "CUBLAS_WORKSPACE_CONFIG",
-    "KMP_AFFINITY",
-    "KMP_BLOCKTIME",
-    "LD_PRELOAD",
-    "MALLOC_ARENA_MAX",
-    "MKL_NUM_THREADS",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "TORCHINDUCTOR_MAX_AUTOTUNE",
-)
-"""Environment variables by which libraries compute faster or slower."""
 _UNKNOWN_GPU = "GPU of the cluster"
 _CLUSTER = "a Ray cluster"
 OWN_CHOICE = 0
@@ -76,6 +61,7 @@ class SweepFingerprint(BaseModel):
         engine_versions: of the engine's libraries, by name; two of them have fields of their own in older ones.
         kvray_release: major and minor version.
         variables: those of `SPEED_VARIABLES` that the user has set.
+        variables_list: number of the list that was looked at. Two are compared by what is on the lists of both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +87,7 @@ class SweepFingerprint(BaseModel):
     python_version: str | None = None
     kvray_release: str | None = None
     variables: dict[str, str] | None = None
+    variables_list: int | None = None
 
     @classmethod
     def of(
@@ -144,6 +131,7 @@ class SweepFingerprint(BaseModel):
             python_version=".".join(environment.python_version.split(".")[:2]),
             kvray_release=release_of(environment.kvray_version),
             variables=users_variables(),
+            variables_list=LIST,
             **({} if on_cluster else here),
         )
 
@@ -156,16 +144,20 @@ class SweepFingerprint(BaseModel):
     def digest(self) -> str:
         """Eight hexadecimal digits over everything that is compared and known. Another kvray may compare more or less
         and compute another one, so an attempt keeps the one that its records carry."""
-        known = {key: value for key, value in self._compared().items() if value is not None}
+        known = {key: value for key, value in self._compared(SPEED_VARIABLES).items() if value is not None}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
 
     def differences(self, other: SweepFingerprint) -> tuple[str, ...]:
         """What is different in `other`, e.g. `torch: 2.12.0 → 2.13.0`; empty where the two may be compared."""
-        return tuple(_differences(self._compared(), other._compared()))
+        both = names_in(self.variables_list) & names_in(other.variables_list)
+        return tuple(_differences(self._compared(both), other._compared(both)))
 
-    def _compared(self) -> dict[str, Any]:
+    def _compared(self, variables: frozenset[str]) -> dict[str, Any]:
+        """What is compared, with those of its variables that are among `variables`."""
         profile = None if self.profile is None else self.profile.measured
-        values = self.model_dump(mode="json", exclude=set(version_fields({})))
+        values = self.model_dump(mode="json", exclude={*version_fields({}), "variables_list"})
+        if self.variables is not None:
+            values["variables"] = {name: value for name, value in self.variables.items() if name in variables}
         # On a cluster each record says what measured it. Older versions named no GPU that this machine did not have.
         by_record = self.device == DeviceType.CUDA and self.place == _CLUSTER
         name = None if by_record or self.device_name == _UNKNOWN_GPU else self.device_name
@@ -188,16 +180,6 @@ def hardware_digest(environment: Environment, *, memory_mib: float, versions: Ma
         "kvray_release": release_of(environment.kvray_version),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def users_variables() -> dict[str, str]:
-    """The variables of this process that make libraries faster or slower, without what Ray has put there."""
-    from kvray.probes.cpu import threads_are_rays
-
-    found = {name: os.environ[name] for name in SPEED_VARIABLES if name in os.environ}
-    if threads_are_rays():
-        found.pop("OMP_NUM_THREADS", None)
-    return found
 
 
 def release_of(version: str) -> str:

@@ -19,6 +19,7 @@ from kvray.record import TrialStatus
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.parquet import ResultsStore
+from kvray.store.speed_variables import names_in
 from kvray.tuning.result import read_measured, write_artefacts
 
 
@@ -70,6 +71,7 @@ def check_is_of_the_sweep(baseline: Baseline) -> None:
     assert baseline.profile == PROFILE
     assert (baseline.side.cpus, baseline.side.memory_gib, baseline.side.run_id) == (2, 24, RUN)
     assert baseline.variables == {"OMP_NUM_THREADS": "2"}
+    assert baseline.known_variables == names_in(None)
     assert baseline.models["fake"].python == "/other/python"
     assert baseline.why_unrecorded is None
 

@@ -13,6 +13,7 @@ from kvray.candidate import DeviceType, DType
 from kvray.engines.base import DeviceFacts, ModelInfo
 from kvray.probes.environment import Environment
 from kvray.store.fingerprint import SweepFingerprint, judgement_differences
+from kvray.store.speed_variables import LIST, users_variables
 from kvray.workload import Limits
 
 ENVIRONMENT: dict[str, Any] = {
@@ -156,8 +157,39 @@ def test_variables_that_change_speed_are_in_it_and_others_are_not(monkeypatch: p
     before = here()
     monkeypatch.setenv("KMP_BLOCKTIME", "0")
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert before.differences(here()) == ("KMP_BLOCKTIME: none → 0",)
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", "0")
+    assert before.differences(here()) == ("GOMP_CPU_AFFINITY: none → 0", "KMP_BLOCKTIME: none → 0")
     assert "secret" not in here().model_dump_json()
+
+
+def test_of_a_variable_that_an_older_kvray_did_not_look_at_nothing_is_known() -> None:
+    now = {"GOMP_CPU_AFFINITY": "0", "OMP_NUM_THREADS": "1"}
+    older, newer = fingerprint(variables={}), fingerprint(variables=now, variables_list=LIST)
+    assert older.differences(newer) == ("OMP_NUM_THREADS: none → 1",)
+    assert newer.differences(older) == ("OMP_NUM_THREADS: 1 → none",)
+    plain = fingerprint(variables={}, variables_list=LIST)
+    assert plain.digest == older.digest
+    assert plain.differences(newer) == ("GOMP_CPU_AFFINITY: none → 0", "OMP_NUM_THREADS: none → 1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ATEN_CPU_CAPABILITY",
+        "CUDA_LAUNCH_BLOCKING",
+        "GGML_CUDA_DISABLE_GRAPHS",
+        "GOMP_CPU_AFFINITY",
+        "MALLOC_CONF",
+        "MKL_CBWR",
+        "NCCL_ALGO",
+        "OMP_WAIT_POLICY",
+        "ONEDNN_MAX_CPU_ISA",
+        "VLLM_ATTENTION_BACKEND",
+    ],
+)
+def test_variables_of_every_library_are_known(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {name: "1", "HOME": "/"})
+    assert users_variables() == {name: "1"}
 
 
 @pytest.mark.parametrize(

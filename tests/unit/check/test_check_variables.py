@@ -1,0 +1,44 @@
+"""What a check says of the variables in which its sides differ."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvray.check.outcome import Outcome
+from kvray.check.result import CheckMode, SideInfo
+from kvray.store.speed_variables import SPEED_VARIABLES
+
+SIDES = (SideInfo(name="A"), SideInfo(name="B"))
+
+
+def told(mode: CheckMode, *, baseline: Any = None, b: dict[str, str] | None = None) -> tuple[str, ...]:
+    """What `Outcome` tells, of which nothing but the sides' variables counts here."""
+    facts = SimpleNamespace(kvray_source="s", kvray_version="1")
+    sides: Any = [SimpleNamespace(spec=SimpleNamespace(variables=one), facts=facts) for one in ({}, b or {})]
+    unused: Any = dict.fromkeys(("config", "margins", "run_id", "results", "started_at", "elapsed_s"))
+    subject: Any = SimpleNamespace(mode=mode, baseline=baseline)
+    return Outcome(subject=subject, sides=sides, **unused)._differences(SIDES)
+
+
+def test_another_sides_variables_are_told_with_the_values_that_change_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"ATEN_CPU_CAPABILITY": "avx512", "MINE": "a", "SAME": "1"})
+    changed = {"ATEN_CPU_CAPABILITY": "avx2", "MINE": "b", "SAME": "1", "NEW": "secret", "GOMP_CPU_AFFINITY": "0"}
+    assert told(CheckMode.A_B, b=changed) == (
+        "ATEN_CPU_CAPABILITY: avx512 → avx2",
+        "GOMP_CPU_AFFINITY: not set → 0",
+        "MINE has another value",
+        "NEW: not set → set",
+    )
+
+
+def test_of_a_record_only_the_variables_that_it_knows_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.environ", {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"})
+    known = SimpleNamespace(variables={"OMP_NUM_THREADS": "2"}, known_variables=frozenset({"OMP_NUM_THREADS"}))
+    assert told(CheckMode.RECORD, baseline=known) == ("OMP_NUM_THREADS: 2 → 1",)
+    known.known_variables = SPEED_VARIABLES
+    assert told(CheckMode.RECORD, baseline=known) == ("OMP_NUM_THREADS: 2 → 1", "OMP_WAIT_POLICY: not set → passive")
+    nothing = SimpleNamespace(variables={}, known_variables=frozenset())
+    assert told(CheckMode.RECORD, baseline=nothing) == ()
