@@ -14,6 +14,8 @@ _TIMES_FROM = 1.5
 """What takes half as long again, and more, is a multiple."""
 _LEAST_SHARE = 0.5
 """Memory is saved in per cent down to this share of it: `40 % less` is what people say."""
+_LEAST_MULTIPLE = 0.01
+"""Below it two decimals say nothing."""
 MISSING = "–"
 
 
@@ -34,12 +36,20 @@ def speed_sign(factor: float | None) -> str:
 
 
 def interval_text(low: float, high: float) -> str:
-    """From `low` to `high`, both written in one way: `2.20× to 3.20×`, `−3 % to +21 %`, `1/170 to 1/140`."""
+    """From `low` to `high`, both written in one way: `2.20× to 3.20×`, `−3 % to +21 %`, `1/170 to 1/140`, `0.53× to
+    0.97×`. Only a hundredth and less stays a fraction: `1/170 to 0.97×`."""
     if low > 1 / _TIMES_FROM and high < _TIMES_FROM:
         return f"{speed_sign(low)} to {speed_sign(high)}"
-    if high < 1:
+    if high <= 1 / _TIMES_FROM:
         return f"1/{_short(1 / low)} to 1/{_short(1 / high)}"
-    return f"{multiple(low)} to {multiple(high)}"
+    least = multiple(low) if low > _LEAST_MULTIPLE else f"1/{_short(1 / low)}"
+    return f"{least} to {multiple(high)}"
+
+
+def speed_interval_text(factor: float, low: float, high: float) -> str:
+    """The interval of a speed that is told as `speed_text(factor)`. `2.88× as long` speaks of the time, so its interval
+    does, too: `2.70× to 3.10×`."""
+    return interval_text(1 / high, 1 / low) if factor <= 1 / _TIMES_FROM else interval_text(low, high)
 
 
 def tok_s_text(factor: float) -> str:

@@ -13,7 +13,15 @@ from rich.text import Text
 from kvray.analysis.comparison import ComparedMetric, MetricComparison, Verdict
 from kvray.analysis.intervals import Interval
 from kvray.check.comparing import ComparedCandidate, ComparedPlaces
-from kvray.ratios import SAME_WITHIN, amount_sign, interval_text, memory_text, speed_text, tok_s_text
+from kvray.ratios import (
+    SAME_WITHIN,
+    amount_sign,
+    interval_text,
+    memory_text,
+    speed_interval_text,
+    speed_text,
+    tok_s_text,
+)
 from kvray.report import formats
 from kvray.report.compare import Comparison as SweepComparison
 from kvray.report.compare import render_comparison
@@ -53,7 +61,9 @@ def _change_text(one: MetricComparison) -> str:
 
 def _span(metric: ComparedMetric, change: Interval) -> str:
     low, high = 1 + change.low, 1 + change.high
-    return interval_text(1 / high, 1 / low) if metric is ComparedMetric.TTFT else interval_text(low, high)
+    if metric is ComparedMetric.TTFT:
+        return speed_interval_text(1 / (1 + change.value), 1 / high, 1 / low)
+    return interval_text(low, high)
 
 
 def verdict_text(one: ComparedCandidate) -> str:

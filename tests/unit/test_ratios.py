@@ -68,11 +68,37 @@ def test_phrases_for_what_is_leaner_higher_or_beyond_a_limit() -> None:
     ]
 
 
-def test_both_ends_of_an_interval_are_written_in_one_way() -> None:
-    assert ratios.interval_text(0.97, 1.21) == "−3 % to +21 %"
-    assert ratios.interval_text(1.2, 3.2) == "1.20× to 3.20×"
-    assert ratios.interval_text(0.3, 3.2) == "0.30× to 3.20×"
-    assert ratios.interval_text(1 / 170, 1 / 140) == "1/170 to 1/140"
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.97, 1.21, "−3 % to +21 %"),
+        (0.998, 1.002, "±0 % to ±0 %"),
+        (1.2, 3.2, "1.20× to 3.20×"),
+        (2.2, 3.2, "2.20× to 3.20×"),
+        (0.3, 3.2, "0.30× to 3.20×"),
+        (0.53, 0.97, "0.53× to 0.97×"),
+        (0.53, 0.999, "0.53× to 1.00×"),
+        (1 / 170, 0.97, "1/170 to 0.97×"),
+        (1 / 170, 1 / 140, "1/170 to 1/140"),
+        (0.4, 0.6, "1/2.5 to 1/1.7"),
+    ],
+)
+def test_both_ends_of_an_interval_are_written_in_one_way(low: float, high: float, text: str) -> None:
+    assert ratios.interval_text(low, high) == text
+
+
+@pytest.mark.parametrize(
+    ("factor", "low", "high", "text"),
+    [
+        (1 / 2.88, 1 / 3.1, 1 / 2.7, "2.88× as long (2.70× to 3.10×)"),
+        (0.66, 0.5, 0.9, "1.52× as long (1.11× to 2.00×)"),
+        (0.69, 0.53, 0.97, "31 % slower (0.53× to 0.97×)"),
+        (0.95, 0.93, 0.97, "5 % slower (−7 % to −3 %)"),
+        (2.0, 1.9, 2.1, "2.00× as fast (1.90× to 2.10×)"),
+    ],
+)
+def test_an_interval_speaks_of_what_its_text_speaks_of(factor: float, low: float, high: float, text: str) -> None:
+    assert f"{ratios.speed_text(factor)} ({ratios.speed_interval_text(factor, low, high)})" == text
 
 
 @pytest.mark.parametrize("factor", [None, math.nan, math.inf, 0.0, -1.0])

@@ -10,7 +10,7 @@ from kvray.check.watch.events import WatchState
 from kvray.check.watch.levels import Change, Watched
 from kvray.check.watch.observed import differences
 from kvray.check.watch.states import Judged
-from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
+from kvray.ratios import interval_text, memory_text, speed_interval_text, speed_text, tok_s_text
 from kvray.store.history import Observation
 
 _MOST_NAMED = 6
@@ -80,9 +80,7 @@ def _changed(watched: Watched, change: Change | None, plan: str, verb: str) -> s
     if change is None:
         return f"{plan} has changed."
     text, since = _change_text(watched, change), f"since {_moment(change)}"
-    low, high = _factors(watched, change)
-    # "1.67× as long" speaks of the time, "31 % slower" of the speed.
-    interval = f" ({interval_text(1 / high, 1 / low) if text.endswith('as long') else interval_text(low, high)})"
+    interval = f" ({_interval_text(watched, change)})"
     if watched is None:
         verb = _verb(verb, "take") if text.endswith("as long") else verb
         return f"The machine {verb} {text}{interval} {since}, by a computation that no library changes."
@@ -110,10 +108,11 @@ def _change_text(watched: Watched, change: Change | None) -> str:
     return speed_text(1 / factor if watched is ComparedMetric.TTFT else factor)
 
 
-def _factors(watched: Watched, change: Change) -> tuple[float, float]:
-    """The interval: of a speed, as times as fast."""
-    low, high = 1 + change.change.low, 1 + change.change.high
-    return (1 / high, 1 / low) if watched is ComparedMetric.TTFT else (low, high)
+def _interval_text(watched: Watched, change: Change) -> str:
+    factor, low, high = 1 + change.change.value, 1 + change.change.low, 1 + change.change.high
+    if watched is ComparedMetric.TTFT:
+        return speed_interval_text(1 / factor, 1 / high, 1 / low)
+    return speed_interval_text(factor, low, high) if watched is None else interval_text(low, high)
 
 
 def _moment(change: Change | None) -> str:
