@@ -37,14 +37,17 @@ _PAUSE_S = 1.0
 _CONSEQUENCE = ": what is measured now will be disturbed."
 _SUFFIX = ".sweep"
 _PROBLEMS = (OSError, RuntimeError)  # the latter: no home folder
+Look = Callable[[DeviceType], Sequence[str]]
+"""Gives a sentence for everything that keeps a device busy."""
 
 
 class QuietWait:
     """Waits until no other program keeps the device busy, by the measure that calls a run disturbed.
 
-    All waits together take no longer than `most_s`; then measuring goes on as it is, and disturbed runs are marked.
+    All waits together take no longer than `most_s`. What happens then is the caller's to decide.
 
     Args:
+        otherwise: what is said to happen then.
         tell: is given one line when a wait begins, every `NEWS_S`, and when it ends.
         look: gives a sentence for everything that keeps the device busy.
     """
@@ -55,7 +58,8 @@ class QuietWait:
         most_s: float,
         *,
         tell: Callable[[str], None],
-        look: Callable[[DeviceType], Sequence[str]] | None = None,
+        otherwise: str = "measuring anyway",
+        look: Look | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -63,31 +67,38 @@ class QuietWait:
         self._most_s = most_s
         self._spent_s = 0.0
         self._tell = tell
+        self._otherwise = otherwise
         self._look = look or disturbers
         self._clock = clock
         self._pause = pause
+        self.still_busy: str | None = None
+        """Who kept the device busy when the last wait ended without quiet, in one line; `None`: nobody."""
 
     def wait(self) -> None:
-        """Return when the device is quiet, or no time to wait is left. Takes one look where it is quiet already."""
+        """Return when the device is quiet, or no time to wait is left. Takes one look where it is quiet already, and
+        none where no time was left before."""
+        self.still_busy = None
         if self._spent_s >= self._most_s or not (busy := self._look(self._device)):
             return
         started, before_s, told_s, quiet_looks = self._clock(), self._spent_s, -math.inf, 0
         while quiet_looks < QUIET_LOOKS and self._spent_s < self._most_s:
             if busy and self._spent_s - told_s >= NEWS_S:
                 told_s = self._spent_s
-                self._tell(f"Waiting for quiet, {_minutes(told_s)} of {_minutes(self._most_s)}: {_reasons(busy)}.")
+                self._tell(f"Waiting for quiet, {_minutes(told_s)} of {_minutes(self._most_s)}: {busy_text(busy)}.")
             self._pause(_PAUSE_S)
             busy = self._look(self._device)
             quiet_looks = 0 if busy else quiet_looks + 1
             self._spent_s = before_s + self._clock() - started
-        if quiet_looks < QUIET_LOOKS:
-            self._tell(f"It did not become quiet within {_minutes(self._most_s)}: measuring anyway.")
+        if busy:
+            self._tell(f"It did not become quiet within {_minutes(self._most_s)}: {self._otherwise}.")
         else:
             self._tell("It is quiet now: measuring goes on.")
+        self.still_busy = busy_text(busy)
 
 
-def _reasons(sentences: Sequence[str]) -> str:
-    return "; ".join(sentence.removesuffix(_CONSEQUENCE) for sentence in sentences)
+def busy_text(sentences: Sequence[str]) -> str | None:
+    """Who keeps a device busy, in one line without what that means for a measurement; `None`: nobody."""
+    return "; ".join(sentence.removesuffix(_CONSEQUENCE) for sentence in sentences) or None
 
 
 def _minutes(seconds: float) -> str:

@@ -22,6 +22,7 @@ from kvray.errors import ResultsError
 from kvray.store.encoding import few_rows, many_rows
 from kvray.store.files import ResultsFiles, reason
 from kvray.store.paths import part_file, part_number
+from kvray.store.skipped import SKIPPED, SkippedTurn, skipped_bytes, skipped_turns
 from kvray.store.tables import UNREADABLE, read_raw
 
 HISTORY_VERSION = 1
@@ -195,6 +196,23 @@ class WatchHistory:
         path = self.folder / f"{observation.observation_id}.parquet"
         self._files.write(path, few_rows(_table([observation])))
 
+    def skipped(self) -> list[SkippedTurn]:
+        """The turns that were skipped because others used the machine, oldest first; none where the file is missing or
+        damaged, which is warned of once."""
+        path = self._files.root / SKIPPED
+        try:
+            with self._files.open(path) as source:
+                return skipped_turns(read_raw(source, path).table)
+        except FileNotFoundError:
+            return []
+        except UNREADABLE as error:
+            self._warn_of(path, error)
+            return []
+
+    def append_skipped(self, turn: SkippedTurn) -> None:
+        """Make `turn` durable."""
+        self._files.write(self._files.root / SKIPPED, skipped_bytes([*self.skipped(), turn]))
+
     def tidy(self) -> None:
         """Merge the files of single observations where they are many, and remove what a killed process has left. To be
         called by the one process that writes."""
@@ -238,10 +256,13 @@ class WatchHistory:
                 hint="Use a newer kvray, or choose another folder with --output.",
             ) from error
         except UNREADABLE as error:
-            if path not in self._warned:
-                self._warned.add(path)
-                _logger.warning("%r is damaged and is left out: %s.", self._files.shown(path), reason(error))
+            self._warn_of(path, error)
             return []
+
+    def _warn_of(self, path: Path, error: BaseException) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            _logger.warning("%r is damaged and is left out: %s.", self._files.shown(path), reason(error))
 
 
 class NewerHistoryError(Exception):

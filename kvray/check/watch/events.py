@@ -109,6 +109,11 @@ class WatchEvent:
         """Whether somebody should be called: also where what is watched can no longer be measured."""
         return self.kind.is_alert or (self.kind is EventKind.ERROR and self.observation is not None)
 
+    @property
+    def is_a_turn(self) -> bool:
+        """Whether the history has changed: something was observed, or a turn was skipped."""
+        return self.observation is not None or self.kind is EventKind.SKIPPED
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `from_dict` reads it. The observation is left out: it is a row of the history."""
         return {

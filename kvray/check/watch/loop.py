@@ -21,7 +21,6 @@ from kvray.analysis.comparison import ComparedMetric
 from kvray.check.config import Consent
 from kvray.check.watch.events import EventKind, Sink, WatchEvent, WatchState
 from kvray.check.watch.levels import Watched
-from kvray.check.watch.quiet import Look, busy_reason, wait_for_quiet
 from kvray.check.watch.states import (
     CONFIRMING,
     PROCESSES,
@@ -44,11 +43,12 @@ from kvray.errors import (
 )
 from kvray.extras import Extra
 from kvray.files.remote import is_uri, without_secrets
-from kvray.probes.contention import announced_sweep, disturbers
+from kvray.probes.contention import Look, QuietWait, announced_sweep, busy_text, disturbers
 from kvray.probes.holds import HeldError, hold
 from kvray.store.files import reason
 from kvray.store.history import Observation, ObservationRole, WatchHistory, observation_json
 from kvray.store.paths import PARTIAL
+from kvray.store.skipped import SkippedTurn
 
 WAIT_QUIET_S = 900.0
 _MARKER = "told.json"
@@ -97,7 +97,8 @@ class Watch:
         open_sinks: makes those who are told, given the watch's folder and what gives all observations so far. It is
             called once, when this is the only watch of the folder.
         open_measurer: makes what observes, given the seconds that one phase of a process may take.
-        look, clock, pause: what keeps the machine busy, Unix time, and sleep.
+        look, clock, elapsed, pause: what keeps the machine busy, Unix time, seconds that no clock change moves, and
+            sleep.
     """
 
     def __init__(
@@ -108,12 +109,14 @@ class Watch:
         open_measurer: Callable[[Subject, float], contextlib.AbstractContextManager[Measuring]] = Measurer,
         look: Look = disturbers,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._config = config
         self._open_measurer = open_measurer
         self._look = look
         self._clock = clock
+        self._elapsed = elapsed
         self._pause = pause
         self._history = WatchHistory(config.folder)
         self._open_sinks = open_sinks
@@ -209,7 +212,7 @@ class Watch:
         with announced_sweep(subject.device.device, run_id) as others:
             load = self._load(subject, others)
             if load is not None and self._config.when_busy is WhenBusy.WAIT:
-                self._tell(subject, EventKind.SKIPPED, f"Not measured, because others use the machine: {load}.")
+                self._skip(subject, load)
                 return None
             with self._open_measurer(subject, self._config.timeout_s) as measurer:
                 row = measurer.observe(ObservationRole.WINNER, self._config.processes, at=at, load=load, run_id=run_id)
@@ -226,19 +229,30 @@ class Watch:
                     row, _ = self._taken(subject, more)
         return row
 
+    def _skip(self, subject: Subject, load: str) -> None:
+        try:
+            self._history.append_skipped(SkippedTurn(at=_now(self._clock), reason=load))
+        finally:
+            self._tell(subject, EventKind.SKIPPED, f"Not measured, because others use the machine: {load}.")
+
     def _load(self, subject: Subject, others: Sequence[str]) -> str | None:
         """Who uses the machine, after waiting for quiet where that is asked for."""
-        device = subject.device.device
-
-        def look(kind: object) -> Sequence[str]:
-            del kind
-            return self._look(device)
-
-        if self._config.when_busy is WhenBusy.MEASURE:
-            return "; ".join(filter(None, (*others, busy_reason(device, look)))) or None
-        if others:
+        config, device = self._config, subject.device.device
+        if config.when_busy is WhenBusy.WAIT and others:
             return "; ".join(one.rstrip(".") for one in others)
-        return wait_for_quiet(device, self._config.wait_quiet_s, tell=_logger.info, look=look, pause=self._pause)
+        if config.when_busy is WhenBusy.MEASURE or not config.wait_quiet_s:
+            return "; ".join(filter(None, (*others, busy_text(self._look(device))))) or None
+        quiet = QuietWait(
+            device,
+            config.wait_quiet_s,
+            tell=_logger.info,
+            otherwise="this turn is skipped",
+            look=self._look,
+            clock=self._elapsed,
+            pause=self._pause,
+        )
+        quiet.wait()
+        return quiet.still_busy
 
     def _check_machine(self, row: Observation) -> None:
         """Refuse to mix two machines in one history."""

@@ -12,6 +12,7 @@ import numpy as np
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, ObservationRole, WatchEvent, WatchState
 from kvray.report import formats
+from kvray.store.skipped import SkippedTurn
 
 
 def stored_events(observation: Observation) -> Iterator[WatchEvent]:
@@ -47,6 +48,11 @@ def state_of(metric: ComparedMetric, observation: Observation) -> WatchState:
 def is_calm(observation: Observation) -> bool:
     """Whether it counts: others may have used the machine when it began and still not have disturbed its runs."""
     return not observation.disturbed
+
+
+def skipped_since(last: Observation, skipped: Sequence[SkippedTurn]) -> list[SkippedTurn]:
+    """The turns after the observation `last` that were skipped, oldest first."""
+    return [one for one in skipped if one.at > last.observed_at]
 
 
 def remark(observation: Observation) -> str:

@@ -10,12 +10,23 @@ import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
-from kvray.check.watch.observed import around, differences, figure_of, is_calm, levels, remark, state_of, stored_events
+from kvray.check.watch.observed import (
+    around,
+    differences,
+    figure_of,
+    is_calm,
+    levels,
+    remark,
+    skipped_since,
+    state_of,
+    stored_events,
+)
 from kvray.ratios import amount_sign, interval_text
 from kvray.record import short_model_name
 from kvray.report import formats
 from kvray.report.facts import Fact
 from kvray.report.verdict import Tone
+from kvray.store.skipped import SkippedTurn
 
 MOST_ROWS = 200
 """Observations in the page's table; the history has all."""
@@ -108,8 +119,9 @@ class PageInfo:
     facts: tuple[Fact, ...]
 
 
-def page_info(observations: Sequence[Observation]) -> PageInfo:
-    """The page of one watch with at least one observation; `observations` are in the order of time."""
+def page_info(observations: Sequence[Observation], skipped: Sequence[SkippedTurn] = ()) -> PageInfo:
+    """The page of one watch with at least one observation; `observations` and `skipped` turns are in the order of
+    time."""
     last, first = observations[-1], observations[0]
     told = [event for one in observations for event in stored_events(one)]
     newest = observations[: -MOST_ROWS - 1 : -1]
@@ -120,8 +132,8 @@ def page_info(observations: Sequence[Observation]) -> PageInfo:
         ),
         sentence=_sentence(observations, told),
         tone=_tone(observations),
-        notes=tuple(_notes(observations, told)),
-        counts=_counts(observations),
+        notes=(*_notes(observations, told), *_skipped_notes(last, skipped)),
+        counts=_counts(observations, skipped),
         metrics=tuple(now for metric in ComparedMetric if (now := _metric_now(metric, observations, told))),
         observations=tuple(observations),
         events=tuple(_event_row(event, observations) for event in reversed(told) if _is_shown(event)),
@@ -225,6 +237,19 @@ def _notes(observations: Sequence[Observation], told: Sequence[WatchEvent]) -> l
     return notes
 
 
+def _skipped_notes(last: Observation, skipped: Sequence[SkippedTurn]) -> list[str]:
+    """Whether it was looked at lately."""
+    since = skipped_since(last, skipped)
+    if not since:
+        return []
+    why = formats.clean_line(since[-1].reason).rstrip(".")
+    turns = "the last turn was" if len(since) == 1 else f"the last {formats.count(len(since))} turns were"
+    return [
+        f"Not looked at since {formats.timestamp(last.observed_at)}: {turns} skipped because others used the machine, "
+        f"the latest on {formats.timestamp(since[-1].at)} ({why})."
+    ]
+
+
 def _changed_note(at: dt.datetime, observations: Sequence[Observation]) -> str | None:
     before, after = around(at, observations)
     if not before or not after:
@@ -255,12 +280,13 @@ def _machine_note(at: dt.datetime, observations: Sequence[Observation]) -> str |
     return f"The machine's own speed there, by the anchor: {formats.listed(moves)}." if moves else None
 
 
-def _counts(observations: Sequence[Observation]) -> str:
+def _counts(observations: Sequence[Observation], skipped: Sequence[SkippedTurn]) -> str:
     disturbed = sum(not is_calm(one) for one in observations if one.processes)
     missing = sum(one.processes == 0 for one in observations)
     parts = [formats.plural(len(observations), "observation")]
     parts += [f"{formats.count(disturbed)} disturbed"] if disturbed else []
     parts += [f"{formats.count(missing)} not measured"] if missing else []
+    parts += [f"{formats.plural(len(skipped), 'turn')} skipped"] if skipped else []
     return f"{', '.join(parts)}; the last on {formats.timestamp(observations[-1].observed_at)}."
 
 

@@ -116,6 +116,7 @@ class Bench:
             open_measurer=self._measurer,
             look=lambda device: self.busy,
             clock=lambda: self.now_s,
+            elapsed=lambda: self.now_s,
             pause=self._pause,
         )
 
@@ -144,6 +145,10 @@ class Bench:
 
     def _pause(self, seconds: float) -> None:
         self.now_s += seconds
+
+
+def no_space(*_: object) -> None:
+    raise OutputError("Cannot write 'x': No space left on device.")
 
 
 def write_plan(path: Path, model_id: str = "fake:ok", revision: str | None = None) -> None:
@@ -218,8 +223,28 @@ def test_a_busy_machine_is_waited_for_then_skipped_and_said(bench: Bench, caplog
     assert bench.told.events[0].text == (
         "Not measured, because others use the machine: Other programs keep 2.0 of 2 CPUs busy."
     )
-    assert "Waiting for quiet, 0 of 0 min: Other programs keep" in caplog.text
+    assert "Waiting for quiet, 0:00 min of 0:03 min: Other programs keep" in caplog.text
+    assert "It did not become quiet within 0:03 min: this turn is skipped." in caplog.text
     assert bench.rows == []
+
+
+def test_turns_that_were_skipped_are_kept_with_the_reason(bench: Bench) -> None:
+    bench.once()
+    bench.busy = ("Other programs keep 2.0 of 2 CPUs busy: what is measured now will be disturbed.",)
+    bench.once(2)
+    bench.busy = ()
+    bench.once()
+    skipped = WatchHistory(bench.folder).skipped()
+    assert [round(one.at.timestamp() - START) for one in skipped] == [EVERY_S + 3, 2 * EVERY_S + 6]
+    assert {one.reason for one in skipped} == {"Other programs keep 2.0 of 2 CPUs busy"}
+    assert len(bench.rows) == 2
+
+
+def test_a_skipped_turn_that_cannot_be_kept_is_told_all_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.busy = ("Other programs keep 2.0 of 2 CPUs busy: what is measured now will be disturbed.",)
+    monkeypatch.setattr(WatchHistory, "append_skipped", no_space)
+    assert isinstance(bench.once(), OutputError)
+    assert bench.told.kinds == ["skipped", "error"]
 
 
 def test_a_busy_machine_is_measured_where_that_is_asked_for(bench: Bench) -> None:
@@ -269,10 +294,6 @@ def test_a_full_disk_costs_no_observation(bench: Bench, monkeypatch: pytest.Monk
         bench.watch(every_s=EVERY_S).run()
     assert len(bench.rows) == 2
     assert bench.told.kinds == ["error", "observation", "observation"]
-
-
-def no_space(*_: object) -> None:
-    raise OutputError("Cannot write 'x': No space left on device.")
 
 
 def test_once_on_a_full_disk_says_so_before_it_measures(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from kvray.errors import ResultsError
 from kvray.store.history import MERGED_AT, Observation, ObservationRole, WatchHistory
+from kvray.store.skipped import MOST_SKIPPED, SKIPPED, SkippedTurn, skipped_bytes
 
 START = dt.datetime(2026, 3, 2, 6, tzinfo=dt.UTC)
 ROW = Observation(
@@ -129,3 +130,30 @@ def test_an_older_history_lacks_columns_and_is_read(tmp_path: Path) -> None:
     pq.write_table(table.append_column("later", pa.array(["x"])), path)
     (found,) = history.read("w1")
     assert (found.ttft_ms, found.ttft_ms_each, found.load) == (12.5, (), None)
+
+
+def test_skipped_turns_are_kept_beside_the_observations(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    history = filled(tmp_path, 1)
+    assert history.skipped() == []
+    turns = [SkippedTurn(at=START + dt.timedelta(hours=hours), reason=f"busy {hours}") for hours in (1, 2)]
+    for turn in turns:
+        history.append_skipped(turn)
+    assert history.skipped() == turns
+    assert history.read("w1") == [replace(row(0), message="? is no text")]
+    assert duckdb.sql(f"SELECT count(*), max(reason) FROM '{tmp_path / SKIPPED}'").fetchall() == [(2, "busy 2")]
+    (tmp_path / SKIPPED).write_bytes(b"no Parquet")
+    with caplog.at_level(logging.WARNING, "kvray.watch"):
+        assert (history.skipped(), history.skipped()) == ([], [])
+    assert len([one for one in caplog.records if "is damaged and is left out" in one.getMessage()]) == 1
+    history.append_skipped(turns[0])
+    assert history.skipped() == turns[:1]
+
+
+def test_of_many_skipped_turns_the_newest_are_kept(tmp_path: Path) -> None:
+    many = [SkippedTurn(at=START + dt.timedelta(minutes=number), reason="\udcff") for number in range(MOST_SKIPPED)]
+    (tmp_path / SKIPPED).write_bytes(skipped_bytes(many))
+    history = WatchHistory(tmp_path)
+    history.append_skipped(SkippedTurn(at=START + dt.timedelta(days=9), reason="busy"))
+    found = history.skipped()
+    assert (len(found), found[0].at, found[0].reason) == (MOST_SKIPPED, many[1].at, "?")
+    assert found[-1].reason == "busy"

@@ -15,6 +15,7 @@ from kvray.check.watch.sinks.log_line import LogLine
 from kvray.check.watch.sinks.prometheus import Prometheus
 from kvray.check.watch.sinks.webhook import Webhook
 from kvray.errors import InvalidValueError
+from kvray.store.history import WatchHistory
 
 PAGE = "watch.html"
 WAITING_FOR_WEBHOOK, WAITING_FOR_COMMAND = "waiting_webhook.json", "waiting_exec.json"
@@ -62,8 +63,9 @@ def open_sinks(
     if asked.command is not None:
         deliveries.append(Deliveries(ExecCommand(asked.command), folder / WAITING_FOR_COMMAND))
     endpoint = None if asked.listen is None else Endpoint(asked.listen)
-    prometheus = Prometheus(history, file=asked.prometheus_file, endpoint=endpoint)
+    skipped = WatchHistory(folder).skipped
+    prometheus = Prometheus(history, skipped=skipped, file=asked.prometheus_file, endpoint=endpoint)
     prometheus.open()
     for one in deliveries:
         one.start()
-    return (LogLine(), *deliveries, prometheus, WatchPage(folder / PAGE, history))
+    return (LogLine(), *deliveries, prometheus, WatchPage(folder / PAGE, history, skipped))

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
-from kvray.check.watch.observed import is_calm, state_of, stored_events
+from kvray.check.watch.observed import is_calm, skipped_since, state_of, stored_events
 from kvray.check.watch.sinks.endpoint import Endpoint
 from kvray.check.watch.sinks.exposition import Sample, exposition
+from kvray.check.watch.trouble import Trouble
 from kvray.errors import InvalidValueError, OutputError
 from kvray.files.file_systems import write_whole
 from kvray.report import formats
+from kvray.store.skipped import SkippedTurn
 
 SUFFIX = ".prom"
 """Node exporter's textfile collector reads no others."""
@@ -27,6 +29,8 @@ class WatchMetric(enum.Enum):
     """A metric that a watch exports; each has the labels `watch_id`, `model`, `engine`, `profile` and `device`."""
 
     LAST = "kvray_watch_last_observation_timestamp_seconds"
+    LAST_TURN = "kvray_watch_last_turn_timestamp_seconds"
+    SKIPPED = "kvray_watch_skipped_since_last_observation"
     OBSERVATIONS = "kvray_watch_observations_total"
     ALERTS = "kvray_watch_alerts_total"
     STATE = "kvray_watch_state"
@@ -54,8 +58,10 @@ class WatchMetric(enum.Enum):
 
 _HELP = {
     WatchMetric.LAST: "When the last observation began, in Unix time.",
+    WatchMetric.LAST_TURN: "When the last turn was, in Unix time: an observation, or a turn that was skipped.",
+    WatchMetric.SKIPPED: "Turns since the last observation that were skipped because others use the machine.",
     WatchMetric.OBSERVATIONS: "Observations in the history, by outcome: calm, disturbed, or not_measured.",
-    WatchMetric.ALERTS: "Alerts in the history, by kind and metric.",
+    WatchMetric.ALERTS: "Alerts in the history, by kind and metric; of kind error: it can no longer be measured.",
     WatchMetric.STATE: "1 for the state that a metric, or the machine, is in; 0 for the others.",
     WatchMetric.TTFT: "Time to first token of the last observation, geometric mean over the profile's cells.",
     WatchMetric.DECODE: "Decode throughput of the last observation, geometric mean over the profile's cells.",
@@ -65,8 +71,12 @@ _HELP = {
 }
 
 
-def samples(observations: Sequence[Observation]) -> list[Sample]:
-    """All metrics of one watch; none where nothing has been observed."""
+def samples(observations: Sequence[Observation], skipped: Sequence[SkippedTurn] = ()) -> list[Sample]:
+    """All metrics of one watch; none where nothing has been observed.
+
+    Args:
+        skipped: turns that were skipped, oldest first.
+    """
     if not observations:
         return []
     last = observations[-1]
@@ -80,7 +90,12 @@ def samples(observations: Sequence[Observation]) -> list[Sample]:
     labels = {key: formats.clean_line(value) for key, value in about.items()}
     return [
         Sample(metric=metric, value=value, labels={**labels, **further})
-        for metric, value, further in (*_counted(observations), *_states(last), *_figures(last))
+        for metric, value, further in (
+            *_counted(observations),
+            *_turns(last, skipped),
+            *_states(last),
+            *_figures(last),
+        )
     ]
 
 
@@ -89,6 +104,7 @@ class Prometheus:
 
     Args:
         history: all observations so far, oldest first, that of the event included.
+        skipped: the turns that were skipped so far.
         file: for node exporter's textfile collector; its name ends in `.prom`.
         endpoint: serves them on this machine's loopback; opened and closed here.
 
@@ -100,6 +116,7 @@ class Prometheus:
         self,
         history: Callable[[], Sequence[Observation]],
         *,
+        skipped: Callable[[], Sequence[SkippedTurn]] = tuple,
         file: Path | None = None,
         endpoint: Endpoint | None = None,
     ) -> None:
@@ -109,7 +126,8 @@ class Prometheus:
                 hint=f"Name it {file.name}{SUFFIX}, for instance.",
             )
         self._history, self._file, self._endpoint = history, file, endpoint
-        self._told = ""
+        self._skipped = skipped
+        self._trouble = Trouble()
 
     def open(self) -> None:
         """Publish what the history holds already.
@@ -130,17 +148,15 @@ class Prometheus:
 
     def tell(self, event: WatchEvent) -> None:
         """Publish anew. What cannot be written is said, once; it is written with the next observation."""
-        if event.observation is None:
+        if not event.is_a_turn:
             return
         try:
             self._publish()
         except OSError as error:
-            text = f"Cannot write {self._file} for Prometheus: {error.strerror or error}. Measuring goes on."
-            if text != self._told:
-                _logger.warning("%s", text)
-            self._told = text
+            why = error.strerror or error
+            self._trouble.say(f"Cannot write {self._file} for Prometheus: {why}. Measuring goes on.")
         else:
-            self._told = ""
+            self._trouble.is_over()
 
     def close(self) -> None:
         """Stop serving. The file stays: it tells when the last observation was."""
@@ -148,7 +164,7 @@ class Prometheus:
             self._endpoint.close()
 
     def _publish(self) -> None:
-        text = exposition(samples(self._history()))
+        text = exposition(samples(self._history(), self._skipped()))
         if self._endpoint is not None:
             self._endpoint.publish(text)
         if self._file is not None:
@@ -165,12 +181,20 @@ def _counted(observations: Sequence[Observation]) -> _Rows:
     )
     for outcome in ("calm", "disturbed", "not_measured"):
         yield WatchMetric.OBSERVATIONS, outcomes[outcome], {"outcome": outcome}
-    told = (event for one in observations for event in stored_events(one) if event.kind.is_alert)
+    told = [event for one in observations for event in stored_events(one) if event.is_alert]
     alerts = Counter((event.kind, _subject(event)) for event in told)
     for kind in (one for one in EventKind if one.is_alert):
         subjects = ("machine",) if kind is EventKind.MACHINE else tuple(metric.value for metric in ComparedMetric)
         for subject in subjects:
             yield WatchMetric.ALERTS, alerts[kind, subject], {"kind": kind.value, "metric": subject}
+    failures = sum(one.kind is EventKind.ERROR for one in told)
+    yield WatchMetric.ALERTS, failures, {"kind": EventKind.ERROR.value, "metric": "all"}
+
+
+def _turns(last: Observation, skipped: Sequence[SkippedTurn]) -> _Rows:
+    since = skipped_since(last, skipped)
+    yield WatchMetric.LAST_TURN, (since[-1].at if since else last.observed_at).timestamp(), {}
+    yield WatchMetric.SKIPPED, len(since), {}
 
 
 def _subject(event: WatchEvent) -> str:

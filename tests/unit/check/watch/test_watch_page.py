@@ -21,8 +21,10 @@ from kvray.check.watch.observed import differences, levels
 from kvray.check.watch.page import WatchPage, render_watch
 from kvray.check.watch.page_charts import charts
 from kvray.check.watch.page_info import MOST_ROWS, page_info
+from kvray.report.formats import timestamp
 from kvray.report.html import dated
 from kvray.report.verdict import Tone
+from kvray.store.skipped import SkippedTurn
 
 CHROMIUM = shutil.which("chromium")
 EVIL = "</script><script>alert(1)</script>"
@@ -113,6 +115,29 @@ def test_a_watch_that_measures_nothing_says_why() -> None:
     )
     assert charts([not_measured(0)]) == ()
     assert "plotly.js v" not in render_watch([not_measured(0)])
+
+
+def test_turns_that_were_skipped_since_the_last_observation_are_told() -> None:
+    history = [observation(0), observation(4)]
+    skipped = [SkippedTurn(at=at(number), reason="Other programs keep 2.0 of 2 CPUs busy") for number in (1, 5, 6)]
+    info = page_info(history, skipped)
+    assert info.notes == (
+        f"Not looked at since {timestamp(at(4))}: the last 2 turns were skipped because others used the machine, the "
+        f"latest on {timestamp(at(6))} (Other programs keep 2.0 of 2 CPUs busy).",
+    )
+    assert info.counts.startswith("2 observations, 3 turns skipped; the last on ")
+    assert page_info(history, skipped[:1]).notes == ()
+    assert "the last turn was skipped" in page_info(history, skipped[:2]).notes[0]
+
+
+def test_the_page_is_written_anew_when_a_turn_is_skipped(tmp_path: Path) -> None:
+    skipped: list[SkippedTurn] = []
+    page = WatchPage(tmp_path / "watch.html", lambda: [observation(0)], lambda: skipped)
+    page.tell(event(0, EventKind.OBSERVATION, observation=observation(0)))
+    assert "Not looked at since" not in (tmp_path / "watch.html").read_text(encoding="utf-8")
+    skipped.append(SkippedTurn(at=at(1), reason="busy"))
+    page.tell(event(1, EventKind.SKIPPED, None))
+    assert "Not looked at since" in (tmp_path / "watch.html").read_text(encoding="utf-8")
 
 
 def test_a_level_is_the_median_of_calm_observations_between_change_points() -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from watch_histories import event, not_measured, observation, regression, with_events
+from watch_histories import at, event, not_measured, observation, regression, with_events
 
 from kvray.check.watch.events import EventKind, Observation
 from kvray.check.watch.sinks.endpoint import Endpoint
 from kvray.check.watch.sinks.exposition import exposition
 from kvray.check.watch.sinks.prometheus import Prometheus, WatchMetric, samples
 from kvray.errors import InvalidValueError, OutputError
+from kvray.store.skipped import SkippedTurn
 
 pytestmark = pytest.mark.spawns
 Found = dict[tuple[str, frozenset[str]], float]
@@ -65,6 +66,38 @@ def test_what_was_not_measured_has_no_sample_and_an_empty_history_none_at_all() 
     assert "kvray_watch_time_to_first_token_seconds" not in names
     assert "kvray_watch_anchor_copy_bytes_per_second" in names
     assert exposition(samples([])) == ""
+
+
+def test_turns_that_were_skipped_since_the_last_observation_are_told() -> None:
+    history = [observation(0), observation(4)]
+    skipped = [SkippedTurn(at=at(number), reason="busy") for number in (1, 5, 6)]
+    found = parsed(exposition(samples(history, skipped)))
+    assert found["kvray_watch_skipped_since_last_observation", frozenset()] == 2
+    assert found["kvray_watch_last_turn_timestamp_seconds", frozenset()] == at(6).timestamp()
+    assert found["kvray_watch_last_observation_timestamp_seconds", frozenset()] == at(4).timestamp()
+    found = exported(history)
+    assert found["kvray_watch_skipped_since_last_observation", frozenset()] == 0
+    assert found["kvray_watch_last_turn_timestamp_seconds", frozenset()] == at(4).timestamp()
+
+
+def test_what_can_no_longer_be_measured_counts_as_an_alert() -> None:
+    failed = not_measured(1)
+    error = event(1, EventKind.ERROR, None, change_point=None, observation=failed)
+    history = [observation(0), with_events(failed, [error]), not_measured(2)]
+    found = exported(history)
+    assert found["kvray_watch_alerts_total", frozenset({"error", "all"})] == 1
+    assert found["kvray_watch_alerts_total", frozenset({"machine"})] == 0
+    assert exported([observation(0)])["kvray_watch_alerts_total", frozenset({"error", "all"})] == 0
+
+
+def test_the_file_is_written_anew_when_a_turn_is_skipped(tmp_path: Path) -> None:
+    skipped: list[SkippedTurn] = []
+    file = tmp_path / "kvray.prom"
+    sink = Prometheus(lambda: [observation(0)], skipped=lambda: skipped, file=file)
+    sink.open()
+    skipped.append(SkippedTurn(at=at(1), reason="busy"))
+    sink.tell(event(1, EventKind.SKIPPED, None))
+    assert parsed(file.read_text())["kvray_watch_skipped_since_last_observation", frozenset()] == 1
 
 
 def test_labels_from_outside_are_escaped_and_kept_on_their_line() -> None:
