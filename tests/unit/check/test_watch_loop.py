@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from checked import candidate, checked
+from observations import WATCH_START, plain_observation
 
 from kvray.check.check_file import write_output
 from kvray.check.result import CheckedModel, SideInfo
@@ -30,7 +31,7 @@ from kvray.errors import (
 from kvray.probes.holds import hold
 from kvray.store.history import WatchHistory
 
-START = dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp()
+START = WATCH_START.timestamp()
 EVERY_S = 6 * 3600.0
 Measure = Callable[[ObservationRole, int], float]
 
@@ -69,18 +70,14 @@ class Measured:
         times = [
             10 * self.slow * math.exp(0.01 * math.sin(7 * at.timestamp() / 3600 + place)) for place in range(count)
         ]
-        return Observation(
+        return plain_observation(
             observation_id=observation_id(at, role),
             watch_id=self._subject.watch_id,
             observed_at=at,
             role=role if count else ObservationRole.ANCHOR,
             candidate_id=self._subject.candidate.candidate_id,
             model_id="fake:ok",
-            profile="ci-micro",
-            engine="fake",
-            device_name="a CPU",
             hardware=self.hardware,
-            host="here",
             processes=count,
             ttft_ms=times[0] if times else None,
             ttft_ms_each=tuple(times),
@@ -88,7 +85,6 @@ class Measured:
             peak_mib_each=(900.0,) * count,
             copy_gb_s=20.0,
             matmul_gflop_s=80.0,
-            anchor="CPU",
             load=load,
             message=None if count else "it crashed in load: exit code 7.",
         )

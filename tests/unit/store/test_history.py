@@ -10,23 +10,15 @@ from typing import Any
 
 import duckdb
 import pytest
+from observations import plain_observation
 
 from kvray.errors import ResultsError
-from kvray.store.history import MERGED_AT, Observation, ObservationRole, WatchHistory
+from kvray.store.history import MERGED_AT, Observation, WatchHistory
 from kvray.store.skipped import MOST_SKIPPED, SKIPPED, SkippedTurn, skipped_bytes
 
 START = dt.datetime(2026, 3, 2, 6, tzinfo=dt.UTC)
-ROW = Observation(
-    observation_id="0",
-    watch_id="w1",
+ROW = plain_observation(
     observed_at=START,
-    role=ObservationRole.WINNER,
-    candidate_id="dynamic-1a2b",
-    model_id="tiny",
-    profile="ci-micro",
-    engine="fake",
-    device_name="a CPU",
-    hardware="12345678",
     processes=2,
     ttft_ms=12.5,
     ttft_ms_each=(12.0, 13.0),

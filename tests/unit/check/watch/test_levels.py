@@ -9,35 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from observations import WATCH_START, plain_observation
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.levels import levels_of
 from kvray.store.history import Observation, ObservationRole
 
-START = dt.datetime(2026, 3, 2, tzinfo=dt.UTC)
-ROW = Observation(
-    observation_id="0",
-    watch_id="w",
-    observed_at=START,
-    role=ObservationRole.WINNER,
-    candidate_id="c",
-    model_id="m",
-    profile="p",
-    engine="fake",
-    device_name="d",
-    hardware="h",
-    anchor="NumPy 2",
-    ttft_ms_each=(10.0, 10.0),
-    decode_tok_s_each=(50.0,),
-    copy_gb_s=20.0,
-    matmul_gflop_s=80.0,
-)
+ROW = plain_observation(ttft_ms_each=(10.0, 10.0), decode_tok_s_each=(50.0,), copy_gb_s=20.0, matmul_gflop_s=80.0)
 
 
 def rows(*changes: dict[str, Any]) -> list[Observation]:
     return [
         dataclasses.replace(
-            ROW, observation_id=str(number), observed_at=START + dt.timedelta(hours=6 * number), **change
+            ROW, observation_id=str(number), observed_at=WATCH_START + dt.timedelta(hours=6 * number), **change
         )
         for number, change in enumerate(changes)
     ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from observations import WATCH_START, plain_observation
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, WatchState
@@ -17,23 +18,9 @@ from kvray.check.watch.telling import events_of
 from kvray.errors import InvalidValueError
 from kvray.store.history import Observation, ObservationRole
 
-START = dt.datetime(2026, 3, 2, tzinfo=dt.UTC)
 TTFT = ComparedMetric.TTFT
 OK, SUSPECTED, CONFIRMED, RECOVERED = WatchState.OK, WatchState.SUSPECTED, WatchState.CONFIRMED, WatchState.RECOVERED
-ROW = Observation(
-    observation_id="",
-    watch_id="w",
-    observed_at=START,
-    role=ObservationRole.WINNER,
-    candidate_id="c",
-    model_id="m",
-    profile="p",
-    engine="fake",
-    device_name="d",
-    hardware="h",
-    anchor="CPU, NumPy 2",
-    engine_versions={"torch": "2.12"},
-)
+ROW = plain_observation(engine_versions={"torch": "2.12"})
 
 
 class Simulated:
@@ -63,7 +50,7 @@ class Simulated:
         row = dataclasses.replace(
             ROW,
             observation_id=f"{number:04}-{role}",
-            observed_at=START + dt.timedelta(hours=6 * number),
+            observed_at=WATCH_START + dt.timedelta(hours=6 * number),
             role=role,
             processes=processes,
             ttft_ms_each=times,

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from observations import plain_observation
+
 from kvray.analysis.comparison import ComparedMetric
 from kvray.analysis.intervals import Interval
 from kvray.check.watch.events import ChangePoint, EventKind, Observation, ObservationRole, WatchEvent, WatchState
@@ -26,15 +28,12 @@ def observation(number: int = 0, *, speed: float = 1.0, **changes: Any) -> Obser
     """`speed` 2 halves times."""
     values: dict[str, Any] = {
         "observation_id": f"{at(number):%Y%m%d-%H%M%S}-{number:04}",
-        "watch_id": "w1",
         "observed_at": at(number),
-        "role": ObservationRole.WINNER,
         "candidate_id": "c1",
         "model_id": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "profile": "chat-agent",
         "engine": "transformers",
         "device_name": "AMD EPYC 7B13, 2 CPUs",
-        "hardware": "h1",
         "host": "node-7",
         "processes": 2,
         "ttft_ms": 120.0 / speed,
@@ -51,7 +50,7 @@ def observation(number: int = 0, *, speed: float = 1.0, **changes: Any) -> Obser
         "kvray_version": "0.1.0",
         "kernels": "sdpa_flash, sdpa_math, DynamicCache",
     }
-    return Observation(**{**values, **changes})
+    return plain_observation(**{**values, **changes})
 
 
 def not_measured(number: int, message: str = "the engine needs 900 MiB more") -> Observation:
