@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from kvray.analysis import looks
 from kvray.analysis.comparison import (
     CellComparison,
     ComparedMetric,
@@ -15,7 +16,7 @@ from kvray.analysis.comparison import (
     compare,
 )
 from kvray.analysis.intervals import Interval
-from kvray.analysis.looks import MOST_ROUNDS, is_over
+from kvray.analysis.looks import is_over
 from kvray.candidate import Candidate
 from kvray.check.measured import samples_of
 from kvray.check.result import (
@@ -43,9 +44,6 @@ _OTHERWISE = {
     "kv_dtype": "keys and values have another type",
 }
 """What must be the same on both sides, by the field of `RanFacts`."""
-
-_ENOUGH_FOR_A_RECORD = 8
-"""Rounds after which more of them hardly narrow a comparison with a record: the spread between sessions stays."""
 _KL_NOISE = 1e-4
 """Nats per token by which two measurements of the same may differ."""
 _LIST_SIGN, _LONG_LIST = " | ", 4
@@ -92,27 +90,22 @@ def judged(
 
 def is_closed(checked: CheckedCandidate) -> bool:
     """Whether no further round is measured. A record does not grow: once it is seen to tell too little, that is all."""
-    measured = len(checked.now.processes)
-    if checked.before.failures or is_over(checked.verdict, measured):
+    if checked.before.failures or is_over(checked.verdict, len(checked.now.processes)):
         return True
-    return _is_settled(checked, measured) and is_hopeless(checked)
+    return _is_settled(checked) and is_hopeless(checked)
 
 
 def is_hopeless(checked: CheckedCandidate) -> bool:
     """Whether as many rounds as a check measures do not come to a verdict, or would not at the spread seen."""
     if checked.verdict is not Verdict.INCONCLUSIVE or checked.before.failures:
         return False
-    measured, more = len(checked.now.processes), checked.more_rounds
-    if more is None:
-        return measured >= MOST_ROUNDS or _is_settled(checked, measured)
-    return measured >= MOST_ROUNDS or measured + more > MOST_ROUNDS
+    measured = len(checked.now.processes)
+    return looks.is_hopeless(measured, checked.more_rounds, is_settled=_is_settled(checked))
 
 
-def _is_settled(checked: CheckedCandidate, measured: int) -> bool:
-    """Whether the other side is of another session and so many rounds were measured that the spread between sessions
-    decides."""
+def _is_settled(checked: CheckedCandidate) -> bool:
     before, now = ({one.session for one in side.processes} for side in (checked.before, checked.now))
-    return measured >= _ENOUGH_FOR_A_RECORD and before.isdisjoint(now)
+    return looks.is_settled(len(checked.now.processes), is_record=before.isdisjoint(now))
 
 
 def overall(candidates: Sequence[CheckedCandidate]) -> Verdict:
