@@ -21,6 +21,7 @@ from kvray.store.parquet import ResultsStore
 from kvray.tuning.result import chosen_run, info_of, read_measured
 
 _PLAN, _CHECK = "best_plan.json", "check.json"
+_NOTHING_SHARED = "A and B have no single measurements of a candidate that they share."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class ComparedPlaces:
         machine: how the machines differ, because of which figures do not compare.
         differences: what else differs for every candidate: versions, driver, profile. Where `sweeps` is there, what
             it does not say.
+        remarks: why there is nothing to see, one sentence each: A and B are the same run, or share no measurement.
         candidates: the winner of A first. Where B has another winner, the two winners come next.
         sweeps: all candidates that both rank, where both are sweeps.
         margins: empty where nothing is judged.
@@ -79,6 +81,7 @@ class ComparedPlaces:
     sweeps: SweepComparison | None
     margins: Margins
     verdict: Verdict | None
+    remarks: tuple[str, ...] = ()
 
 
 def read_place(place: str) -> MeasuredPlace:
@@ -144,10 +147,7 @@ def compare_places(a: MeasuredPlace, b: MeasuredPlace, *, margins: Margins, forc
     candidates = () if sides is None else tuple(_compared(*sides, margins, wants_all=wants_all))
     verdicts = [one.verdict for one in candidates if one.verdict is not None]
     if margins and not verdicts:
-        raise ResultsError(
-            "There is nothing to judge: A and B have no single measurements of a candidate that they share.",
-            hint=_why_nothing(a, b),
-        )
+        raise ResultsError(f"There is nothing to judge: {_NOTHING_SHARED}", hint=_why_nothing(a, b))
     return ComparedPlaces(
         name_a=a.name,
         name_b=b.name,
@@ -157,10 +157,25 @@ def compare_places(a: MeasuredPlace, b: MeasuredPlace, *, margins: Margins, forc
         sweeps=compare_info(a.sweep, b.sweep) if a.sweep is not None and b.sweep is not None else None,
         margins=margins,
         verdict=_overall(verdicts) if margins else None,
+        remarks=tuple(_remarks(a, b, is_empty=not candidates)),
     )
 
 
-def _why_nothing(a: MeasuredPlace, b: MeasuredPlace) -> str | None:
+def _remarks(a: MeasuredPlace, b: MeasuredPlace, *, is_empty: bool) -> Iterator[str]:
+    if (run := _run_of(a)) is not None and run == _run_of(b):
+        yield f"A and B are the same run, {run}, so nothing can differ."
+    if is_empty:
+        yield f"There is nothing to compare: {_NOTHING_SHARED}"
+        yield _why_nothing(a, b)
+
+
+def _run_of(place: MeasuredPlace) -> str | None:
+    if place.sweep is not None:
+        return place.sweep.run_id
+    return None if place.baseline is None else place.baseline.side.run_id
+
+
+def _why_nothing(a: MeasuredPlace, b: MeasuredPlace) -> str:
     missing = (one.baseline.why_unrecorded for one in (a, b) if one.baseline is not None)
     return next((one for one in missing if one), "Compare two sweeps or checks of the same candidate.")
 

@@ -108,6 +108,9 @@ def _own_parts(compared: ComparedPlaces) -> Iterator[RenderableType]:
         yield Text("What differs from A to B:", style="bold yellow")
         yield from (Text(f"- {formats.clean_line(text)}", style="yellow") for text in told)
         yield Text()
+    if compared.remarks:
+        yield from (Text(formats.clean_line(text), style="bold yellow") for text in compared.remarks)
+        yield Text()
     for one in compared.candidates:
         yield from _candidate_parts(one, is_judged=bool(compared.margins))
         yield Text()
@@ -167,6 +170,7 @@ def _markdown_lines(compared: ComparedPlaces) -> Iterator[str]:
     if told := (*compared.machine, *compared.differences, *warnings):
         yield "\n**What differs**\n"
         yield from (f"- {md_escape(text)}" for text in told)
+    yield from (f"\n{md_escape(text)}" for text in compared.remarks)
     for one in compared.candidates:
         yield f"\n### {md_escape(_title(one))}\n"
         yield from (f"- {md_escape(text)}" for text in (*one.differences, *one.reasons))
@@ -191,6 +195,7 @@ def summary_of(compared: ComparedPlaces) -> dict[str, Any]:
         "b": compared.name_b,
         "machine": list(compared.machine),
         "differences": list(compared.differences),
+        "remarks": list(compared.remarks),
         "margins": {metric.value: margin for metric, margin in compared.margins.items()},
         "verdict": compared.verdict,
         "candidates": [_candidate_summary(one) for one in compared.candidates],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,30 @@ def test_checks_that_share_no_candidate_cannot_be_judged(tmp_path: Path) -> None
     write_check(checked(candidates=(other,)), tmp_path / "b.json")
     with pytest.raises(ResultsError, match="nothing to judge"):
         compared(a, str(tmp_path / "b.json"))
+    for form in ("table", "markdown", "json"):
+        done = compare(a, str(tmp_path / "b.json"), "--format", form)
+        assert (done.exit_code, done.exception) == (0, None)
+        text = " ".join(done.stdout.split())
+        assert "There is nothing to compare: A and B have no single measurements of a candidate that they sh" in text
+        assert "Compare two sweeps or checks of the same candidate." in text
+
+
+def test_a_copied_plan_says_why_nothing_of_it_can_be_compared(tmp_path: Path) -> None:
+    copied = shutil.copy(RESULTS / "reports" / FAKE / "best_plan.json", tmp_path / "best_plan.json")
+    text = " ".join(compare(str(copied), f"{RESULTS}#{TINY}").stdout.split())
+    assert "There is nothing to compare: A and B have no" in text
+    assert "holds no single measurements, and the results folder that it was made in is not around it." in text
+    assert "are the same run" not in text
+
+
+@pytest.mark.parametrize("place", [f"{RESULTS}#{FAKE}", str(RESULTS / "reports" / FAKE / "best_plan.json")])
+def test_a_run_compared_with_itself_is_told_so(place: str) -> None:
+    told = f"A and B are the same run, {FAKE}, so nothing can differ."
+    found = compare_places(read_place(place), read_place(f"{RESULTS}#{FAKE}"), margins={}, force=False)
+    assert found.remarks == (told,)
+    assert told in " ".join(compare(place, f"{RESULTS}#{FAKE}").stdout.split())
+    other = compare_places(read_place(place), read_place(f"{RESULTS}#{TINY}"), margins={}, force=False)
+    assert not any("same run" in one for one in other.remarks)
 
 
 @pytest.mark.parametrize(
