@@ -12,7 +12,7 @@ from kvray.sweep.admission import Admission
 from kvray.sweep.batch import Newcomers, QueuedSweep, SweepBatch
 from kvray.sweep.capacity import Capacity, Room
 from kvray.sweep.lanes import Lane, Lanes
-from kvray.sweep.lean_ray import kept_trainables
+from kvray.sweep.lean_ray import lean_tune
 from kvray.sweep.session import RaySession, living_nodes
 from kvray.sweep.slot_plan import SlotPlan
 from kvray.sweep.trial_task import TrialTask
@@ -91,7 +91,7 @@ def run_sweep(
     # By default Tune starts one slot after the other.
     try:
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(sum(plan.slots for plan in plans.values()))}
-        with changed_environment(pending), kept_trainables():
+        with changed_environment(pending), lean_tune():
             tuner.fit()
     except (KeyboardInterrupt, SweepError):
         callback.break_off()

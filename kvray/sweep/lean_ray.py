@@ -39,7 +39,32 @@ def lean_ray() -> Iterator[None]:
 
 
 @contextmanager
-def kept_trainables() -> Iterator[None]:
+def lean_tune() -> Iterator[None]:
+    """For the length of `Tuner.fit`."""
+    with _kept_trainables(), _unasked_actors():
+        yield
+
+
+@contextmanager
+def _unasked_actors() -> Iterator[None]:
+    """Tune asks an actor twice per trial for figures that a trial without results would be shown with, and keeps the
+    answers; here it asks for none."""
+    from ray.tune.experiment import Trial
+
+    before = Trial.set_ray_actor
+    Trial.set_ray_actor = _set_ray_actor
+    try:
+        yield
+    finally:
+        Trial.set_ray_actor = before
+
+
+def _set_ray_actor(trial: Any, ray_actor: Any) -> None:
+    trial.temporary_state.ray_actor = ray_actor
+
+
+@contextmanager
+def _kept_trainables() -> Iterator[None]:
     """Tune knows its trainables by name. For every trial it asks Ray's server three times what a name stands for, and
     unpickles the class that comes back; here it remembers the answer."""
     from ray.tune import registry
