@@ -108,6 +108,11 @@ class RecordKeeper:
         self._hand_over([result])
         self._then.append(then)
 
+    def when_written(self, news: Callable[[], None]) -> None:
+        """Call `news` after what waits for the writing, so that all is told in order: at once where nothing does."""
+        self._then.append(news)
+        self.tell_written()
+
     def tell_written(self) -> None:
         """Call what waits for the end of the writing, if that has come. Does not wait."""
         if self._then and self._behind.wait(within_s=0.0):

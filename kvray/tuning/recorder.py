@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -56,19 +56,15 @@ class Recorder(SweepObserver):
 
     @override
     def trial_started(self, spec: TrialSpec) -> None:
-        self._keeper.catch_up()  # what ended before this trial is on the disk, and told
-        for observer in self._observers:
-            observer.trial_started(spec)
+        self._tell(lambda observer: observer.trial_started(spec))
 
     @override
     def rung_finished(self, result: TrialResult) -> None:
-        for observer in self._observers:
-            observer.rung_finished(result)
+        self._tell(lambda observer: observer.rung_finished(result))
 
     @override
     def trial_lost(self, spec: TrialSpec) -> None:
-        for observer in self._observers:
-            observer.trial_lost(spec)
+        self._tell(lambda observer: observer.trial_lost(spec))
 
     @override
     def trial_finished(self, result: TrialResult) -> None:
@@ -77,7 +73,7 @@ class Recorder(SweepObserver):
         if result.record.status is TrialStatus.INTERRUPTED:
             self._keep_interrupted(result)
         else:
-            self._keeper.keep_soon(result, partial(self._tell_end, result))
+            self._keeper.keep_soon(result, partial(self._tell_now, lambda observer: observer.trial_finished(result)))
 
     def attend(self, is_over: bool) -> None:
         """Tell of trials that have been written meanwhile; if the sweep is over, wait for all."""
@@ -86,9 +82,13 @@ class Recorder(SweepObserver):
         else:
             self._keeper.tell_written()
 
-    def _tell_end(self, result: TrialResult) -> None:
+    def _tell(self, news: Callable[[SearchObserver], None]) -> None:
+        """After the end of a trial that is still being written."""
+        self._keeper.when_written(partial(self._tell_now, news))
+
+    def _tell_now(self, news: Callable[[SearchObserver], None]) -> None:
         for observer in self._observers:
-            observer.trial_finished(result)
+            news(observer)
 
     def _keep_interrupted(self, result: TrialResult) -> None:
         """Keep the trial, unless it was to replace a recorded failure, which then stays."""
@@ -98,8 +98,7 @@ class Recorder(SweepObserver):
     @override
     def outlook_changed(self, outlook: Outlook) -> None:
         outlook = replace(outlook, gpu_type=self._gpu_type)
-        for observer in self._observers:
-            observer.outlook_changed(outlook)
+        self._tell(lambda observer: observer.outlook_changed(outlook))
 
     def _keep_unlaunched(
         self, reasons: Iterable[tuple[Candidate, str]], status: TrialStatus, expected: Iterable[Prediction] = ()
