@@ -214,6 +214,8 @@ class TrialRecord:
         decode_tok_s: tokens per second of all sequences together, the first token left out.
         peak_mib: peak memory: of the device's allocator, or on a CPU the resident sets of the engine's processes.
         reserved_peak_mib: what the device's allocator held from the driver at most, the highest of any run.
+        library_mib: what pages of shared libraries' files took of `peak_mib` on a CPU, after the last run. The system
+            decides how many of them it keeps, so comparisons leave them out. `None` in older records.
         kv_cache_mib: size of the cache at the end of the longest generation.
         device_peak_mib: what NVML says the trial's processes held on the visible GPUs after any run at most, CUDA
             contexts and libraries included. An allocator that caches keeps until the next cell what it took within a
@@ -326,6 +328,7 @@ class TrialRecord:
     decode_tok_s: float | None = None
     peak_mib: float | None = None
     reserved_peak_mib: float | None = None
+    library_mib: float | None = None
     device_peak_mib: float | None = None
     device_peak_gpu_mib: float | None = None
     kv_cache_mib: float | None = None

@@ -54,7 +54,7 @@ class _Problem:
 
 def align(before: SideSamples, now: SideSamples, *, judged: Sequence[ComparedMetric]) -> AlignedSides:
     """What `before` and `now` have in common. Only the metrics `judged` give problems, apart from missing cells."""
-    before, now = before.calm(), now.calm()
+    before, now = _with_equal_libraries(before.calm(), now.calm())
     cells = tuple(cell for cell in before.cells if _has_cell(before, cell) and _has_cell(now, cell))
     problems = list(_missing_cells(before, now))
     before, now = before.of_cells(cells), now.of_cells(cells)
@@ -75,6 +75,14 @@ def align(before: SideSamples, now: SideSamples, *, judged: Sequence[ComparedMet
         problems=tuple(one.text for one in problems),
         has_failed=any(one.is_failure for one in problems),
     )
+
+
+def _with_equal_libraries(before: SideSamples, now: SideSamples) -> tuple[SideSamples, SideSamples]:
+    """Both as if libraries' files took as much memory as they did before; that is not what is compared."""
+    if before.library_mib is None or now.library_mib is None or not len(before.library_mib):
+        return before, now
+    usual = float(np.median(before.library_mib))
+    return before.with_libraries_of(usual), now.with_libraries_of(usual)
 
 
 def _has_cell(side: SideSamples, cell: Cell) -> bool:
@@ -109,13 +117,15 @@ def _missing_metrics(before: SideSamples, now: SideSamples, judged: Sequence[Com
 
 
 def _collapsed(before: SideSamples, now: SideSamples, judged: Sequence[ComparedMetric]) -> Iterator[_Problem]:
-    """Processes of now that lack a value which others have, or are many times worse than before."""
+    """Processes of now that lack a value which others have, or are many times worse than before. That a disturbed
+    process is worse may be the fault of other programs, so it is no FAIL."""
     if not (len(before.logs) and len(now.logs)):
         return
     columns = [metric.column for metric in judged]
     values, worse_is_more = now.logs[:, :, columns], np.array([metric.worse_is_more for metric in judged], dtype=bool)
     change = values - _usual(before.logs[:, :, columns])
-    bad = ~np.isfinite(values) | (np.where(worse_is_more, change, -change) >= np.log(COLLAPSE_FACTOR))
+    is_missing = ~np.isfinite(values)
+    bad = is_missing | (np.where(worse_is_more, change, -change) >= np.log(COLLAPSE_FACTOR))
     count = int(bad.any(axis=(1, 2)).sum()) if bad.size else 0
     if count:
         _, cell, place = np.argwhere(bad)[0].tolist()
@@ -124,7 +134,8 @@ def _collapsed(before: SideSamples, now: SideSamples, judged: Sequence[ComparedM
             f"{count} of {len(now.logs)} processes collapsed now: {where} is missing or at least {COLLAPSE_FACTOR:g} "
             "times as bad as before."
         )
-        yield _Problem(text=text, is_failure=count >= min(_COLLAPSED_TO_FAIL, len(now.logs)))
+        certain = int((is_missing | (bad & ~now.disturbed[:, None, None])).any(axis=(1, 2)).sum())
+        yield _Problem(text=text, is_failure=certain >= min(_COLLAPSED_TO_FAIL, len(now.logs)))
 
 
 def _usual(logs: Array) -> Array:

@@ -167,7 +167,7 @@ def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margin
     for place, (metric, width) in enumerate(zip(sides.metrics, widths, strict=True)):
         change, margin = LogInterval(value=float(found.values[place]), half_width=width), margins.get(metric)
         beyond = _beyond(metric, change.value, margin or 0.0)
-        verdict = None if margin is None else _verdict(sides, beyond, width)
+        verdict = None if margin is None else _verdict(sides, metric, beyond, width)
         before, now = _levels(sides, metric, change.value)
         yield MetricComparison(
             metric=metric,
@@ -200,10 +200,18 @@ def _beyond(metric: ComparedMetric, value: float, margin: float) -> float:
     return value - math.log1p(margin) if metric.worse_is_more else math.log1p(-margin) - value
 
 
-def _verdict(sides: AlignedSides, beyond: float, half_width: float) -> Verdict:
+def _verdict(sides: AlignedSides, metric: ComparedMetric, beyond: float, half_width: float) -> Verdict:
     if _missing_rounds(sides) or abs(beyond) <= half_width:
         return Verdict.INCONCLUSIVE
-    return Verdict.FAIL if beyond > 0 else Verdict.PASS
+    if beyond <= 0:
+        return Verdict.PASS
+    return Verdict.INCONCLUSIVE if _others_may_be_the_cause(sides, metric) else Verdict.FAIL
+
+
+def _others_may_be_the_cause(sides: AlignedSides, metric: ComparedMetric) -> bool:
+    """Whether other programs slowed every process of now and not those of before. Memory they do not change."""
+    is_time = metric is not ComparedMetric.MEMORY
+    return bool(is_time and sides.now.disturbed.all() and not sides.before.disturbed.all())
 
 
 def _missing_rounds(sides: AlignedSides) -> int:
@@ -233,7 +241,7 @@ def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> I
         value, margin = float(found.values[len(sides.metrics) + place]), margins.get(metric)
         if margin is None:
             continue
-        if _verdict(sides, _beyond(metric, value, margin), strict[place]) is Verdict.FAIL:
+        if _verdict(sides, metric, _beyond(metric, value, margin), strict[place]) is Verdict.FAIL:
             change = LogInterval(value=value, half_width=shown[place]).as_gain()
             yield CellComparison(cell=cell, metric=metric, change=change, verdict=Verdict.FAIL)
 

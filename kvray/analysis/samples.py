@@ -63,6 +63,7 @@ class SideSamples:
             after the other and are compared as a pair.
         sessions: P: which sitting measured the process. Sides that took turns have the same one.
         disturbed: P: whether the process lacks an undisturbed run of some cell.
+        library_mib: P: MiB of the peak that pages of shared libraries' files take; `None` where that is not known.
     """
 
     cells: tuple[Cell, ...]
@@ -70,6 +71,7 @@ class SideSamples:
     rounds: Indices
     sessions: tuple[str, ...]
     disturbed: Flags
+    library_mib: Array | None = None
 
     def at(self, rows: Indices) -> SideSamples:
         """The processes in these rows, in this order."""
@@ -79,11 +81,22 @@ class SideSamples:
             rounds=self.rounds[rows],
             sessions=tuple(self.sessions[row] for row in rows.tolist()),
             disturbed=self.disturbed[rows],
+            library_mib=None if self.library_mib is None else self.library_mib[rows],
         )
 
     def calm(self) -> SideSamples:
         """The undisturbed processes, or all where there are no others."""
         return self.at(np.flatnonzero(~self.disturbed | self.disturbed.all()))
+
+    def with_libraries_of(self, mib: float) -> SideSamples:
+        """With the peaks that the processes would have if libraries' files took `mib` of each, where that is known."""
+        if self.library_mib is None:
+            return self
+        with np.errstate(invalid="ignore", divide="ignore"):  # a peak that is missing, or less than a library
+            peaks = np.log(np.exp(self.logs[..., PEAK]) + (mib - self.library_mib)[:, None])
+        logs = self.logs.copy()
+        logs[..., PEAK] = np.where(np.isfinite(peaks), peaks, np.nan)
+        return replace(self, logs=logs, library_mib=np.full(len(logs), mib))
 
     def of_cells(self, cells: Sequence[Cell]) -> SideSamples:
         """All processes, with these cells of theirs only."""
@@ -111,7 +124,13 @@ def side_samples(results: Sequence[TrialResult], profile: WorkloadProfile) -> Si
         rounds=np.array([confirm_round(one.record) or SEARCH_ROUND for one in kept], dtype=np.int64),
         sessions=tuple(one.record.run_id for one in kept),
         disturbed=np.array([not one.cells.disturbed.isdisjoint(cells) for one in kept], dtype=np.bool_),
+        library_mib=known_or_none([one.record.library_mib for one in kept]),
     )
+
+
+def known_or_none(values: Sequence[float | None]) -> Array | None:
+    """`values` as an array where each is known."""
+    return None if None in values else np.array(values, dtype=np.float64)
 
 
 def _cell_logs(result: TrialResult, cell: Cell) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from kvray.analysis import looks
@@ -46,6 +47,8 @@ _OTHERWISE = {
 """What must be the same on both sides, by the field of `RanFacts`."""
 _KL_NOISE = 1e-4
 """Nats per token by which two measurements of the same may differ."""
+_LIBRARY_NOISE_MIB = 4
+"""By which that may differ from process to process."""
 _LIST_SIGN, _LONG_LIST = " | ", 4
 """Between the parts of a list, as llama.cpp writes it, and from how many signs on it is too long to show whole."""
 
@@ -75,7 +78,11 @@ def judged(
         candidate=candidate,
         verdict=verdict,
         reasons=(*reasons, *problems),
-        differences=tuple(dict.fromkeys((*_differences(before.ran, now.ran), *_disturbed(before, now, names)))),
+        differences=tuple(
+            dict.fromkeys(
+                (*_differences(before.ran, now.ran), *_libraries(before, now), *_disturbed(before, now, names))
+            )
+        ),
         metrics=() if compared is None else tuple(map(_metric, compared.metrics)),
         cells=() if compared is None else tuple(map(_cell, compared.cells)),
         rounds=0 if compared is None else compared.rounds,
@@ -208,6 +215,15 @@ def _what_changed(before: str, now: str) -> tuple[str, str]:
     one, two = before.split(_LIST_SIGN), now.split(_LIST_SIGN)
     sides = ([part for part in one if part not in two], [part for part in two if part not in one])
     return (_LIST_SIGN.join(sides[0]) or "without that", _LIST_SIGN.join(sides[1]) or "without that")
+
+
+def _libraries(before: MeasuredSide, now: MeasuredSide) -> Iterator[str]:
+    """What is not compared, where it would have shown."""
+    each = [[one.library_mib for one in side.processes if one.library_mib is not None] for side in (before, now)]
+    if all(each):
+        one, two = map(statistics.median, each)
+        if abs(two - one) > _LIBRARY_NOISE_MIB:
+            yield f"libraries' files in memory: {one:.0f} → {two:.0f} MiB, which the system decides: not compared"
 
 
 def _disturbed(before: MeasuredSide, now: MeasuredSide, names: tuple[str, str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvray.analysis.comparison import SideSamples, side_samples
+from kvray.analysis.samples import known_or_none
 from kvray.check.result import LogValues, MeasuredSide, ProcessSample, RanFacts, SideInfo
 from kvray.check.side import Side
 from kvray.errors import sentence_of
@@ -31,12 +32,13 @@ def measured_side(results: Sequence[TrialResult], profile: WorkloadProfile) -> M
     complete = [one for one in results if not one.record.status.is_failure]
     samples = side_samples(complete, profile)
     logs = [[_log_values(row) for row in process] for process in samples.logs.tolist()]
-    facts = zip(samples.rounds.tolist(), samples.sessions, samples.disturbed.tolist(), logs, strict=True)
+    libraries = [None] * len(logs) if samples.library_mib is None else samples.library_mib.tolist()
+    facts = zip(samples.rounds.tolist(), samples.sessions, samples.disturbed.tolist(), logs, libraries, strict=True)
     return MeasuredSide(
         cells=samples.cells,
         processes=tuple(
-            ProcessSample(round=number, session=session, disturbed=disturbed, logs=tuple(rows))
-            for number, session, disturbed, rows in facts
+            ProcessSample(round=number, session=session, disturbed=disturbed, logs=tuple(rows), library_mib=mib)
+            for number, session, disturbed, rows, mib in facts
         ),
         ran=ran_facts([one.record for one in complete]),
         failures=tuple(failure_text(one.record) for one in results if one.record.status.is_failure),
@@ -74,6 +76,7 @@ def samples_of(side: MeasuredSide) -> SideSamples:
         rounds=np.array([one.round for one in side.processes], dtype=np.int64),
         sessions=tuple(one.session for one in side.processes),
         disturbed=np.array([one.disturbed for one in side.processes], dtype=np.bool_),
+        library_mib=known_or_none([one.library_mib for one in side.processes]),
     )
 
 

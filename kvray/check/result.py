@@ -104,12 +104,14 @@ class ProcessSample(_Part):
         round: number of its round, from 1; processes of both sides in one round ran one after the other.
         session: which sitting measured it.
         logs: a row for each of the side's cells.
+        library_mib: MiB of the peak that pages of shared libraries' files take. They are not compared.
     """
 
     round: Count
     session: str
     disturbed: bool = False
     logs: tuple[LogValues, ...]
+    library_mib: float | None = None
 
 
 class MeasuredSide(_Part):

@@ -134,6 +134,7 @@ def _facts_columns(facts: TrialFacts) -> dict[str, Any]:
         "cold_s": facts.cold_s,
         "warmed_up": facts.warmed_up,
         "kv_cache_mib": facts.kv_cache_mib,
+        "library_mib": facts.library_mib,
         "device_peak_mib": facts.device_peak_mib,
         "device_peak_gpu_mib": facts.device_peak_gpu_mib,
         "gpu_clock_mhz": facts.device_state.clock_mhz,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from kvray.probes.cpu import PeakRss
+from kvray.probes.cpu import PeakRss, mapped_libraries_mib
 
 _PROC = Path("/proc")
 
@@ -68,6 +68,12 @@ class OwnProcesses:
         for pid in self._other_named():
             self._peaks.setdefault(pid, PeakRss(pid))  # it was started within the window
         return sum(peak.read_mib() for peak in self._peaks.values())
+
+    def libraries_mib(self) -> float | None:
+        """What pages of shared libraries' files take of the resident sets of this process and those that the engine
+        names, added up as their peaks are."""
+        each = [mapped_libraries_mib(pid) for pid in (os.getpid(), *self._other_named())]
+        return sum(filter(None, each)) or None
 
     def _other_named(self) -> list[int]:
         return [pid for pid in self._named() if pid != os.getpid()]

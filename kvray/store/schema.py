@@ -82,6 +82,7 @@ TRIALS_SCHEMA = pa.schema(
         ("decode_tok_s", FLOAT),
         ("peak_mib", FLOAT),
         ("reserved_peak_mib", FLOAT),
+        ("library_mib", FLOAT),
         ("device_peak_mib", FLOAT),
         ("device_peak_gpu_mib", FLOAT),
         ("kv_cache_mib", FLOAT),

@@ -60,6 +60,7 @@ class TrialFacts:
     busy_s: float = 0.0
     proof_s: float = 0.0
     kv_cache_mib: float | None = None
+    library_mib: float | None = None
     device_peak_mib: float | None = None
     device_peak_gpu_mib: float | None = None
     device_state: DeviceState = field(default_factory=DeviceState)

@@ -140,6 +140,8 @@ class TrialProtocol:
             self._enter(Phase.MEASURE, cell)
             for _ in self._repeats(rung):
                 self._measure_calmly(model, cell, rung)
+        if self._spec.device is DeviceType.CPU:
+            self.facts = replace(self.facts, library_mib=self._watch.own.libraries_mib())
 
     def _measure_calmly(self, model: LoadedModel, cell: Cell, rung: int) -> None:
         """Measure, and again at once while the run was disturbed and the limits allow. Every run is told."""

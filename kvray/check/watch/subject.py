@@ -237,8 +237,9 @@ def _machine_digest(facts: SideFacts) -> str:
 
 
 def _each(samples: SideSamples, metric: ComparedMetric) -> tuple[float, ...]:
-    """The geometric mean over the cells of each process that measured them all."""
-    means = samples.logs[:, :, metric.column].mean(axis=1)
+    """The geometric mean over the cells of each process that measured them all. Files of libraries are no part of the
+    memory, because the system decides how many of their pages it keeps."""
+    means = samples.with_libraries_of(0).logs[:, :, metric.column].mean(axis=1)
     return tuple(float(math.exp(one)) for one in means if math.isfinite(one))
 
 

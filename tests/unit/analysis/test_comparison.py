@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -202,6 +204,38 @@ def test_a_collapsed_process_forbids_a_pass_and_two_are_a_failure(value: float) 
     assert found.problems[0].startswith("1 of 8 processes collapsed now: time to first token of 128→32 is missing")
     two = changed(one, row=5, cell=1, metric=TTFT, to=value)
     assert compare(make_side(), two, margins=MARGINS).verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize("rounds", [1, 8])
+def test_no_failure_rests_on_processes_of_now_that_were_all_disturbed(rounds: int) -> None:
+    """Other programs may have slowed them. That a value is missing is not their fault, nor is memory."""
+    calm = changed(make_side(rounds, seed=1), row=slice(None), cell=0, metric=TTFT, to=USUAL[0] + np.log(4.0))
+    disturbed = replace(calm, disturbed=np.ones(rounds, dtype=np.bool_))
+    found = compare(make_side(rounds), disturbed, margins=MARGINS)
+    assert found.problems[0].startswith(f"{rounds} of {rounds} processes collapsed now")
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert compare(make_side(rounds), calm, margins=MARGINS).verdict is Verdict.FAIL
+    missing = replace(disturbed, logs=np.where(np.arange(3) == TTFT.column, np.nan, disturbed.logs))
+    assert compare(make_side(rounds), missing, margins=MARGINS).verdict is Verdict.FAIL
+    larger = make_side(8, seed=1, factors=(1.0, 1.0, 1.1))
+    larger = replace(larger, disturbed=np.ones(8, dtype=np.bool_))
+    assert of(compare(make_side(), larger, margins=MARGINS), MEMORY).verdict is Verdict.FAIL
+    both = replace(make_side(), disturbed=np.ones(8, dtype=np.bool_))
+    slower = replace(make_side(8, seed=1, factors=(1.2, 1.0, 1.0)), disturbed=np.ones(8, dtype=np.bool_))
+    assert compare(both, slower, margins=MARGINS).verdict is Verdict.FAIL, "both took turns on the busy machine"
+
+
+def test_what_files_of_libraries_take_of_the_memory_is_not_compared() -> None:
+    """The second copy of the libraries takes 50 MiB less of each process, and 2 % more is the program's own."""
+    before = replace(make_side(), library_mib=np.full(8, 120.0))
+    peaks = np.exp(make_side(seed=1).logs)
+    peaks[..., MEMORY.column] = np.exp(before.logs[..., MEMORY.column]) * 1.02 - 50.0
+    now = replace(make_side(seed=1), logs=np.log(peaks), library_mib=np.full(8, 70.0))
+    found = of(compare(before, now, margins=MARGINS), MEMORY)
+    assert found.change.value == pytest.approx(0.02, abs=1e-9)
+    assert found.now == pytest.approx(1.02 * found.before)
+    unknown = of(compare(replace(before, library_mib=None), now, margins=MARGINS), MEMORY)
+    assert unknown.change.value < 0.02
 
 
 def test_nothing_in_common_is_never_a_pass() -> None:

@@ -15,7 +15,7 @@ from checked import candidate
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.candidate import CacheStrategy, Candidate, DeviceType
 from kvray.check.judge import default_margins, is_hopeless, more_rounds, overall, side_differences
-from kvray.check.measured import measured_side
+from kvray.check.measured import measured_side, samples_of
 from kvray.check.outputs.wording import rounds_text
 from kvray.check.result import CheckedCandidate, CheckMode, SideInfo
 from kvray.check.rounds import RoundPlan, Rounds
@@ -205,6 +205,15 @@ def test_what_the_engine_made_of_the_configuration_is_told_and_decides_nothing()
         "n_batch: 512 → 256",
     )
     assert one.verdict is Verdict.PASS
+
+
+def test_what_libraries_files_take_is_told_where_it_differs_and_kept() -> None:
+    sides = [FakeSide(facts={"library_mib": mib}) for mib in (140.0, 104.2, 141.0)]
+    one = measured(rounds_of(sides[0], sides[1]))
+    assert one.differences == ("libraries' files in memory: 140 → 104 MiB, which the system decides: not compared",)
+    assert {process.library_mib for process in one.now.processes} == {104.2}
+    assert np.array_equal(np.array(samples_of(one.now).library_mib), [104.2] * one.rounds)
+    assert measured(rounds_of(sides[0], sides[2])).differences == ()
 
 
 def test_of_two_builds_only_the_instructions_that_one_lacks_are_told() -> None:

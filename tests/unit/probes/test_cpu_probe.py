@@ -25,6 +25,30 @@ def output_of(script: str) -> list[str]:
 
 
 @linux_only
+def test_files_of_libraries_are_counted_by_the_pages_that_no_process_has_written_to() -> None:
+    """The count by another reader of the same text, and a library that is mapped and read counts from then on."""
+    words = output_of(
+        """
+        import mmap, shutil, sys, tempfile, psutil
+        from kvray.probes.cpu import mapped_libraries_mib
+        def by_psutil():
+            maps = psutil.Process().memory_maps(grouped=False)
+            return sum(m.rss - m.anonymous for m in maps if ".so" in m.path.rpartition("/")[2]) / 2**20
+        before, same = mapped_libraries_mib(), by_psutil()
+        with tempfile.NamedTemporaryFile(suffix=".so.6") as file:
+            file.write(b"x" * 2**23)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 2**23, access=mmap.ACCESS_READ)
+            bytes(mapped)
+            print(before, same, mapped_libraries_mib())
+        """
+    )
+    before, same, after = map(float, words[:3])
+    assert before == pytest.approx(same, abs=0.1)
+    assert 7.5 < after - before < 8.5
+
+
+@linux_only
 def test_the_peak_is_that_of_the_window_and_not_of_the_process_s_life() -> None:
     words = output_of(
         """

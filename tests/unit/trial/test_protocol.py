@@ -440,6 +440,8 @@ def test_memory_is_that_of_all_processes_that_the_engine_names(
     assert protocol.run() is True
     assert set(asked) == {(os.getpid(), os.getppid(), 990_001)}
     assert protocol.facts.device_peak_mib == 3.0
+    libraries = protocol.facts.library_mib
+    assert libraries is not None and libraries > 1 if device is DeviceType.CPU else libraries is None
     assert protocol.facts.device_peak_gpu_mib == 2.0
     peaks = [run.peak_mib for run in runs_of(events) if run.peak_mib is not None]
     assert all(peak > 64 for peak in peaks) if device is DeviceType.CPU else set(peaks) == {64.0}
