@@ -20,8 +20,8 @@ PENALTY = 9.0
 """In variances of one observation: a step must explain that much. Lower finds steps sooner and is wrong more often."""
 LEAST_BEFORE = 4
 """Observations, before which no step is looked for."""
-LEAST_SINCE = 2
-"""The same after a step: what the noise is like is known by then."""
+LEAST_SINCE = 1
+"""The same after a step: what the noise is like is known by then, and what passes at once is a level, too."""
 MOST_SEGMENT = 120
 """Observations that a step is looked for in: a month, four times a day. What drifts slowly is no step."""
 MOST_HISTORY = 240

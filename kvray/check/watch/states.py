@@ -106,7 +106,7 @@ def _judged(rows: Sequence[Observation], watched: Watched, before: Standing, aft
         )
     if change.noise_sds < REFUTED_SDS:
         return Judged(watched=watched, standing=calm, was=before.state, change=change)
-    if not _is_confirmed(change):
+    if not _is_confirmed(change, is_back=_is_back(before, watched, change)):
         return Judged(watched=watched, standing=before, was=before.state, change=change)
     by_machine = watched in SPEEDS and _is_the_machines(change)
     return Judged(
@@ -119,10 +119,10 @@ def _judged(rows: Sequence[Observation], watched: Watched, before: Standing, aft
     )
 
 
-def _is_confirmed(change: Change) -> bool:
+def _is_confirmed(change: Change, *, is_back: bool) -> bool:
     """All processes of one sitting have something in common that another sitting has not, so it takes two, unless the
-    change is far beyond that."""
-    is_lasting = change.sittings >= LEAST_SITTINGS or change.noise_sds >= OBVIOUS_SDS
+    change is far beyond that, or leads back to a level that is known."""
+    is_lasting = is_back or change.sittings >= LEAST_SITTINGS or change.noise_sds >= OBVIOUS_SDS
     return is_lasting and change.is_certain and change.noise_sds >= CERTAIN_SDS
 
 
@@ -142,10 +142,17 @@ def _after(before: Standing, watched: Watched, change: Change, *, by_machine: bo
         return Standing(state=WatchState.CONFIRMED, starts=starts, reference=reference)
     if before.reference is None:
         return Standing(state=WatchState.OK, starts=starts)
-    lost = change.level - before.reference
-    if change.level + change.size - before.reference <= max(LEAST_CHANGE[watched], lost / 2):
+    if _is_back(before, watched, change):
         return Standing(state=WatchState.RECOVERED, starts=starts)
     return Standing(state=WatchState.CONFIRMED, starts=starts, reference=before.reference)
+
+
+def _is_back(before: Standing, watched: Watched, change: Change) -> bool:
+    """Whether the change leads from a confirmed regression back to the level before it."""
+    if before.reference is None or change.is_worse:
+        return False
+    lost = change.level - before.reference
+    return change.level + change.size - before.reference <= max(LEAST_CHANGE[watched], lost / 2)
 
 
 def _is_the_machines(change: Change) -> bool:
