@@ -1,4 +1,4 @@
-"""The extras of kvray's package, and the one line for a user who lacks one.
+"""The extras of kvray's package, and the command that installs one where a user lacks it.
 
 The core reads, ranks and reports. What measures comes with `kvray[transformers]` or the extra of another engine.
 """
@@ -6,9 +6,17 @@ The core reads, ranks and reports. What measures comes with `kvray[transformers]
 from __future__ import annotations
 
 import enum
+import importlib.metadata
 import importlib.util
+import json
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from kvray.errors import EngineError
+from kvray.search_paths import python_command
 
 
 class Extra(enum.StrEnum):
@@ -26,7 +34,7 @@ class Extra(enum.StrEnum):
     @property
     def install_command(self) -> str:
         """What a user types to get it."""
-        return f"pip install 'kvray[{self.value}]'"
+        return install_command(self)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -47,7 +55,7 @@ class Extra(enum.StrEnum):
             are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
             raise EngineError(
                 f"{user} needs {', '.join(missing)}, which {are} not installed.",
-                hint=f"Install {them} with {self.install_command}.",
+                hint=f"Install {them}: {self.install_command}",
             )
 
 
@@ -63,12 +71,66 @@ _MODULES = {
 }
 
 
+def install_command(*extras: Extra, python: str | None = None) -> str:
+    """What a user types to get this kvray with `extras` for the interpreter at the path `python`; `None`: this one.
+
+    It names the source that this kvray was installed from, because no package index may have it.
+    """
+    try:
+        installed = importlib.metadata.distribution("kvray")
+    except importlib.metadata.PackageNotFoundError:
+        return pip_command(_named(extras), python=python)
+    return pip_command(*_requirement(_origin_of(installed), extras, installed.version), python=python)
+
+
+def pip_command(*arguments: str, python: str | None = None) -> str:
+    """What a user types to install `arguments` for the interpreter at the path `python`; `None`: this one."""
+    return shlex.join((python or python_command()[0], "-m", "pip", "install", *arguments))
+
+
+def _origin_of(installed: importlib.metadata.Distribution) -> dict[str, Any]:
+    """Where pip found it (PEP 610); empty where that was an index, or nothing is known."""
+    try:
+        origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    except ValueError:
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def _requirement(origin: dict[str, Any], extras: Iterable[Extra], version: str) -> tuple[str, ...]:
+    """Arguments of `pip install` for kvray as `origin` has it. A file that is gone leaves the version alone."""
+    url = str(origin.get("url", ""))
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        path = unquote(parts.path)
+        editable = ("-e",) if (origin.get("dir_info") or {}).get("editable") else ()
+        return (*editable, f"{path}{_in_brackets(extras)}") if Path(path).exists() else (_exact(extras, version),)
+    if not parts.scheme or parts.password:
+        return (_exact(extras, version),)
+    repository = origin.get("vcs_info")
+    if repository:
+        url = f"{repository.get('vcs', 'git')}+{url}@{repository.get('commit_id', '')}".rstrip("@")
+    folder = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""
+    return (f"{_named(extras)} @ {url}{folder}",)
+
+
+def _exact(extras: Iterable[Extra], version: str) -> str:
+    return f"{_named(extras)}=={version}"
+
+
+def _named(extras: Iterable[Extra]) -> str:
+    return f"kvray{_in_brackets(extras)}"
+
+
+def _in_brackets(extras: Iterable[Extra]) -> str:
+    names = ",".join(dict.fromkeys(extras))
+    return f"[{names}]" if names else ""
+
+
 def missing_extra(error: ModuleNotFoundError) -> EngineError | None:
     """What to tell a user in place of `error`, where an extra would have brought the module; else `None`."""
     module = (error.name or "").partition(".")[0]
     extra = next((one for one in Extra if module in one.modules), None)
     if extra is None:
         return None
-    return EngineError(
-        f"This needs {module}, which is not installed.", hint=f"Install it with {extra.install_command}."
-    )
+    return EngineError(f"This needs {module}, which is not installed.", hint=f"Install it: {extra.install_command}")

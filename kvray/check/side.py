@@ -169,7 +169,7 @@ class Side:
             answer = self._answer(within_s=_START_S)
         except (EOFError, BrokenPipeError, ConnectionError, _SilentError) as error:
             self._end()
-            raise start_problem(spec.shown_name, spec.python, self._last_line() or str(error)) from error
+            raise start_problem(spec.shown_name, spec.python, spec.engines, self._last_line() or str(error)) from error
         except BaseException:
             self._end()
             raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kvray.errors import EngineError
-from kvray.probes.environment import kvray_version
+from kvray.engines.registry import get_engine
+from kvray.errors import EngineError, InvalidValueError
+from kvray.extras import Extra, install_command
 from kvray.search_paths import child_environment, python_command
 
 _ANSWER_S = 60.0
@@ -23,11 +26,12 @@ print(json.dumps({"kvray": found("kvray"), "version": version, "program": found(
 """
 
 
-def start_problem(side: str, python: str | None, last_words: str) -> EngineError:
+def start_problem(side: str, python: str | None, engines: Iterable[str], last_words: str) -> EngineError:
     """The error for `side`, whose program has ended before it had said what it is.
 
     Args:
         python: path of its interpreter; `None`: this one.
+        engines: those that are to measure there.
         last_words: the last thing that it printed.
     """
     here = _looked_at(python)
@@ -36,13 +40,20 @@ def start_problem(side: str, python: str | None, last_words: str) -> EngineError
             f"{side} is no Python 3.11 or later.",
             hint="Name the python of a virtual environment, as in --against python=/envs/new/bin/python.",
         )
-    install = f"{python or 'python'} -m pip install kvray=={kvray_version()}"
+    install = install_command(*_extras_of(engines), python=python)
     if not here["kvray"]:
         return EngineError(f"{side} has no kvray, which measures there.", hint=f"Install it: {install}")
     if not here["program"]:
         version = here["version"] or "of an unknown version"
         return EngineError(f"{side} has kvray {version}, which is too old for checks.", hint=f"Replace it: {install}")
     return EngineError(f"{side} cannot measure: {last_words.rstrip('.')}.", hint="Install what it lacks there.")
+
+
+def _extras_of(engines: Iterable[str]) -> Iterator[Extra]:
+    for name in engines:
+        with contextlib.suppress(InvalidValueError, EngineError):
+            if (extra := get_engine(name).extra) is not None:
+                yield extra
 
 
 def _looked_at(python: str | None) -> dict[str, Any] | None:

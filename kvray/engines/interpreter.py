@@ -13,6 +13,7 @@ from typing import Any
 from kvray.engines.base import EngineAdapter
 from kvray.engines.python_inspection import source_digest
 from kvray.errors import EngineError
+from kvray.extras import install_command
 from kvray.probes.environment import UNKNOWN_VERSION, Environment, kvray_version
 from kvray.search_paths import child_environment, python_command
 
@@ -71,18 +72,19 @@ def inspect_python(path: str, adapter: EngineAdapter) -> EnginePython:
     question = {"adapter": f"{kind.__module__}:{kind.__qualname__}", "libraries": adapter.libraries, "source": source}
     answer = _asked(path, adapter.name, question)
     where, own = f"The Python of engine {adapter.name!r}, {path!r},", kvray_version()
+    command = install_command(*([] if adapter.extra is None else [adapter.extra]), python=path)
+    install = f"Install the same kvray there: {command}"
     if answer["source"] is None:
-        raise EngineError(f"{where} has no kvray.", hint=_install(path, own))
+        raise EngineError(f"{where} has no kvray.", hint=install)
     if (there := answer["kvray"] or UNKNOWN_VERSION) != own:
-        raise EngineError(f"{where} has kvray {there}, and this is {own}.", hint=_install(path, own))
+        raise EngineError(f"{where} has kvray {there}, and this is {own}.", hint=install)
     if answer["source"] != source:
-        raise EngineError(f"{where} has a kvray {own} with other code than this one.", hint=_install(path, own))
+        raise EngineError(f"{where} has a kvray {own} with other code than this one.", hint=install)
     missing = [name for name in adapter.libraries if name not in answer["versions"]]
     problem = f"{', '.join(missing)} is not installed" if missing else answer["problem"]
     if problem:
-        raise EngineError(
-            f"{where} cannot run it: {problem.rstrip('.')}.", hint="Install what it needs with that Python's pip."
-        )
+        hint = f"Install it there: {command}" if missing else "Install what it needs with that Python's pip."
+        raise EngineError(f"{where} cannot run it: {problem.rstrip('.')}.", hint=hint)
     return EnginePython(path=path, python_version=answer["python"], engine_versions=answer["versions"])
 
 
@@ -110,7 +112,3 @@ def _asked(path: str, engine: str, question: dict[str, Any]) -> dict[str, Any]:
             hint=f"Name the python of a virtual environment with --engine-python or {python_variable(engine)}.",
         )
     return answer
-
-
-def _install(path: str, version: str) -> str:
-    return f"Install the same kvray there: {path} -m pip install kvray=={version}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvray.environment import changed_environment
 from kvray.errors import InvalidValueError, SweepError, sentence_of
-from kvray.extras import Extra
+from kvray.extras import Extra, pip_command
 from kvray.sweep.joining import token_problem
 from kvray.sweep.quiet import mute_handlers_of_ray
 
@@ -113,7 +113,7 @@ class JobServer:
         if theirs != ray.__version__:
             raise SweepError(
                 f"The cluster at {address} has Ray {theirs}, and this machine has Ray {ray.__version__}.",
-                hint=f"Install the cluster's version here: pip install 'ray[default]=={theirs}'.",
+                hint=f"Install the cluster's version here: {pip_command(f'ray[default]=={theirs}')}",
             )
         self._client = self._make_client()
 

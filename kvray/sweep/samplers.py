@@ -25,7 +25,7 @@ def check_search(search: SearchStrategy) -> None:
         EngineError: Optuna is not installed.
     """
     if search is SearchStrategy.OPTUNA and importlib.util.find_spec("optuna") is None:
-        raise EngineError("Optuna is not installed.", hint=f"Install it with {Extra.OPTUNA.install_command}.")
+        raise EngineError("Optuna is not installed.", hint=f"Install it: {Extra.OPTUNA.install_command}")
 
 
 def make_sampler(

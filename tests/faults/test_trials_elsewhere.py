@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,6 +19,7 @@ from test_trial_process import ended, spec_of, wait_until_gone
 
 from kvray.engines.interpreter import inspect_python
 from kvray.errors import EngineError
+from kvray.extras import install_command
 from kvray.probes.environment import kvray_version, library_versions
 from kvray.record import TrialStatus
 from kvray.testing.fake import FakeAdapter
@@ -66,7 +68,7 @@ def test_what_is_not_there_or_no_python_is_refused(tmp_path: Path) -> None:
 
 def test_a_python_must_have_this_very_kvray(tmp_path: Path) -> None:
     bare = make_environment(tmp_path / "bare")
-    with pytest.raises(EngineError, match=rf"has no kvray\. Install .* -m pip install kvray=={kvray_version()}"):
+    with pytest.raises(EngineError, match=rf"has no kvray\. Install .*{re.escape(install_command(python=bare))}"):
         inspect_python(bare, FakeAdapter())
     (packages,) = (tmp_path / "bare").glob("lib/python3*/site-packages")
     shutil.copytree(SOURCE, packages / "kvray", ignore=shutil.ignore_patterns("__pycache__"))

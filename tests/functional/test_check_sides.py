@@ -62,7 +62,7 @@ def open_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenS
     opened: list[Side] = []
 
     def start(name: str = "now", **spec: Any) -> Side:
-        side = Side(SideSpec(name=name, engines=("fake",), **spec), tmp_path / name)
+        side = Side(SideSpec(name=name, **{"engines": ("fake",), **spec}), tmp_path / name)
         opened.append(side)
         return side.__enter__()
 
@@ -260,8 +260,10 @@ def test_a_kvray_that_cannot_answer_is_told_with_the_cure(
     with pytest.raises(EngineError, match=r"has kvray 0\.0\.9, which is too old for checks\. Replace it: .* -m pip "):
         open_side("B", python=python)
     shutil.move(packages / "kvray", tmp_path / "kvray")
-    with pytest.raises(EngineError, match=r"has no kvray, which measures there\. Install it: .* -m pip install kvray"):
-        open_side("B", python=python)
+    with pytest.raises(
+        EngineError, match=r"has no kvray, which measures there\. Install it: .* -m pip install .*\[llama-cpp\]"
+    ):
+        open_side("B", python=python, engines=("fake", "llama_cpp"))
     shutil.move(tmp_path / "kvray", packages / "kvray")
     (tmp_path / "program").rename(program)
     assert programs() == []

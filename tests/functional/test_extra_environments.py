@@ -43,4 +43,4 @@ def test_what_another_extra_brings_is_named_in_the_menu(with_transformers: Path,
     assert done.returncode == 0, done.stderr
     asked = run_in(with_transformers, tmp_path, *preview, "--cache", "quantized(backend=hqq,nbits=4)")
     assert asked.returncode != 0
-    assert "pip install 'kvray[quantized]' brings hqq" in asked.stderr
+    assert "-m pip install 'kvray[quantized]==0.1.0' brings hqq" in asked.stderr

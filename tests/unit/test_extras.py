@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from kvray.cli.app import run
 from kvray.errors import EngineError
-from kvray.extras import Extra, missing_extra
+from kvray.extras import Extra, install_command, missing_extra
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -56,8 +58,8 @@ def test_an_extra_that_is_there_is_no_obstacle() -> None:
 @pytest.mark.parametrize(
     ("absent", "message"),
     [
-        (("ray",), r"^Measuring needs ray, which is not installed\. Install it with pip install 'kvray\[tune\]'\.$"),
-        (("ray", "scipy"), r"^Measuring needs ray, scipy, which are not installed\. Install them with pip install"),
+        (("ray",), r"^Measuring needs ray, which is not installed\. Install it: .* -m pip install .*\[tune\]'?$"),
+        (("ray", "scipy"), r"^Measuring needs ray, scipy, which are not installed\. Install them: .* -m pip install"),
     ],
 )
 def test_an_extra_that_is_not_there_is_named(
@@ -74,12 +76,47 @@ def test_an_extra_that_is_not_there_is_named(
 def test_an_import_that_fails_names_the_extra(module: str, extra: str) -> None:
     told = missing_extra(ModuleNotFoundError(f"No module named {module!r}", name=module))
     assert told is not None
-    assert f"pip install 'kvray[{extra}]'" in str(told)
+    assert str(told).endswith(f"Install it: {Extra(extra).install_command}")
 
 
 @pytest.mark.parametrize("name", [None, "torchlike", "kvray.gone"])
 def test_an_import_that_no_extra_cures_stays_what_it_is(name: str | None) -> None:
     assert missing_extra(ModuleNotFoundError("No module", name=name)) is None
+
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "'kvray[llama-cpp]==1.2'"),
+        ("no JSON", "'kvray[llama-cpp]==1.2'"),
+        ({"url": f"file://{HERE}", "dir_info": {"editable": True}}, f"-e '{HERE}[llama-cpp]'"),
+        ({"url": f"file://{HERE}", "dir_info": {}}, f"'{HERE}[llama-cpp]'"),
+        ({"url": f"file://{__file__}", "archive_info": {}}, f"'{__file__}[llama-cpp]'"),
+        ({"url": "file:///gone/kvray-1.2-py3-none-any.whl", "archive_info": {}}, "'kvray[llama-cpp]==1.2'"),
+        (
+            {"url": "https://example.org/kvray.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}},
+            "'kvray[llama-cpp] @ git+https://example.org/kvray.git@c0ffee'",
+        ),
+        ({"url": "https://example.org/kvray.whl"}, "'kvray[llama-cpp] @ https://example.org/kvray.whl'"),
+        ({"url": "https://me:secret@example.org/kvray.whl"}, "'kvray[llama-cpp]==1.2'"),
+    ],
+)
+def test_the_command_installs_kvray_from_where_it_came(
+    origin: object, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "kvray-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kvray\nVersion: 1.2\n")
+    if origin is not None:
+        (metadata / "direct_url.json").write_text(origin if isinstance(origin, str) else json.dumps(origin))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert (
+        install_command(Extra.LLAMA_CPP, python="/envs/b/bin/python") == f"/envs/b/bin/python -m pip install {command}"
+    )
+    assert Extra.LLAMA_CPP.install_command == f"{sys.executable} -m pip install {command}"
 
 
 def test_a_command_that_meets_an_absent_module_ends_in_one_line(
@@ -91,5 +128,5 @@ def test_a_command_that_meets_an_absent_module_ends_in_one_line(
     monkeypatch.setattr("kvray.tuning.local_device.DeviceType.parse", fail)
     assert run(["info", "--device", "cpu"], verbose=False) == EngineError.exit_code
     assert capsys.readouterr().err == (
-        "kvray: This needs ray, which is not installed. Install it with pip install 'kvray[tune]'.\n"
+        f"kvray: This needs ray, which is not installed. Install it: {Extra.TUNE.install_command}\n"
     )

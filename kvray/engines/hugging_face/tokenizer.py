@@ -15,6 +15,7 @@ from kvray.engines.base import ModelRequest, UnsupportedError
 from kvray.engines.hugging_face.quiet import quiet_library
 from kvray.engines.prompts import forced_text, prompt_text
 from kvray.errors import ModelError, sentence_of
+from kvray.extras import pip_command
 from kvray.record import RANDOM_PREFIX
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "tekken.json", "*.model", "*.spm", "*.tiktoken")
@@ -148,7 +149,7 @@ def _missing_reader(folder: Path) -> str | None:
         return None
     for pattern, library in _READERS.items():
         if any(folder.glob(pattern)) and find_spec(library) is None:
-            return f"Install {library} (pip install {library}), which reads {pattern}."
+            return f"Install {library} ({pip_command(library)}), which reads {pattern}."
     return None
 
 

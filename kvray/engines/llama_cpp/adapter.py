@@ -19,7 +19,7 @@ from kvray.engines.base import (
 )
 from kvray.engines.llama_cpp import axes, description, device_rates, model_file, rules, serving, snippet, spaces
 from kvray.engines.llama_cpp.amx_build import check_tiles
-from kvray.engines.llama_cpp.build import GPU_BUILD, installed_build
+from kvray.engines.llama_cpp.build import gpu_build_command, installed_build
 from kvray.engines.llama_cpp.costs import LlamaCppCosts
 from kvray.engines.llama_cpp.portable import build_note
 from kvray.engines.llama_cpp.sizes import NativeSizes
@@ -78,7 +78,7 @@ class LlamaCppAdapter(EngineAdapter):
         if device is not None and device.device is DeviceType.CUDA and build is not None and not build.has_gpu:
             raise ModelError(
                 "llama.cpp cannot use this GPU: llama-cpp-python was built for the CPU alone.",
-                hint=f"Build it for CUDA with {GPU_BUILD}, or measure with --device cpu.",
+                hint=f"Measure with --device cpu, or build it for CUDA: {gpu_build_command()}",
             )
         note = build_note() if device is not None and device.device is DeviceType.CPU else None
         return info if note is None else replace(info, notes=(*info.notes, note))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kvray.engines.llama_cpp.build import library_files
 from kvray.errors import EngineError
+from kvray.extras import pip_command
 from kvray.probes.cpu import cpu_flags
 
 _HEADER = Path(__file__).with_name("amx_tiles.h")
@@ -34,8 +35,8 @@ def check_tiles() -> None:
         raise EngineError(
             "llama-cpp-python was compiled by a GCC that compiles AMX wrongly (GCC bug 114098): on this CPU it would "
             "end at its first product (SIGSEGV).",
-            hint=f'Compile it again: CXXFLAGS="-include {_HEADER}" pip install --force-reinstall --no-deps '
-            "--no-cache-dir llama-cpp-python. A newer GCC (12.4, 13.3, 14) needs no CXXFLAGS.",
+            hint=f'Compile it again (a newer GCC, 12.4, 13.3 or 14, needs no CXXFLAGS): CXXFLAGS="-include {_HEADER}" '
+            f"{pip_command('--force-reinstall', '--no-deps', '--no-cache-dir', 'llama-cpp-python')}",
         )
 
 

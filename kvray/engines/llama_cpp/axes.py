@@ -15,7 +15,7 @@ from kvray.candidate import (
     ParamValue,
 )
 from kvray.engines.base import DeviceFacts
-from kvray.engines.llama_cpp.build import GPU_BUILD, Build, installed_build
+from kvray.engines.llama_cpp.build import Build, gpu_build_command, installed_build
 from kvray.engines.llama_cpp.settings import (
     ALL_LAYERS,
     CACHE_TYPES,
@@ -181,7 +181,7 @@ def _gpu_obstacle(device: DeviceFacts, build: Build | None) -> str | None:
     if device.device is DeviceType.CPU:
         return "needs a GPU and llama-cpp-python built for it"
     if build is not None and not build.has_gpu:
-        return f"this llama-cpp-python was built for the CPU alone: {GPU_BUILD}"
+        return f"this llama-cpp-python was built for the CPU alone: {gpu_build_command()}"
     return None
 
 

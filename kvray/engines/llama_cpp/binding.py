@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvray.errors import EngineError
+from kvray.extras import Extra
 from kvray.probes.cpu import cpu_flags
 
 _MODULE = "llama_cpp.llama_cpp"
@@ -112,7 +113,7 @@ def library() -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f"The engine llama_cpp needs llama-cpp-python, which cannot be loaded: {error}",
-            hint="Install it with pip install 'kvray[llama-cpp]'.",
+            hint=f"Install it: {Extra.LLAMA_CPP.install_command}",
         ) from error
     module.llama_log_set(_log_callback(module), ctypes.c_void_p(0))
     module.llama_backend_init()

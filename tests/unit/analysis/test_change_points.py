@@ -82,5 +82,5 @@ def test_an_anchor_that_was_never_measured_explains_nothing() -> None:
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"needs ruptures, which is not installed\. Install it with pip install 'kv"):
+    with pytest.raises(EngineError, match=r"needs ruptures, which is not installed\. Install it: .*\[watch\]"):
         find_step(clean(series(noise(60))))

@@ -28,6 +28,7 @@ from kvray.errors import (
     RegressionError,
     ResultsError,
 )
+from kvray.extras import Extra
 from kvray.probes.holds import hold
 from kvray.store.history import WatchHistory
 
@@ -416,7 +417,7 @@ def test_without_ruptures_it_says_what_to_install(bench: Bench, monkeypatch: pyt
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error = bench.once()
     assert str(error) == (
-        "kvray watch needs ruptures, which is not installed. Install it with pip install 'kvray[watch]'."
+        f"kvray watch needs ruptures, which is not installed. Install it: {Extra.WATCH.install_command}"
     )
 
 

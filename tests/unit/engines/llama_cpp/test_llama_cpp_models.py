@@ -219,7 +219,9 @@ def test_a_build_for_the_cpu_alone_is_not_measured_on_a_gpu(tmp_path: Path, monk
     info = described(path)
     monkeypatch.setattr(adapter, "build_note", lambda: None)
     monkeypatch.setattr(adapter, "installed_build", lambda: build.Build(has_gpu=False, has_openmp=True))
-    with pytest.raises(ModelError, match=r"built for the CPU alone\. Build it for CUDA with CMAKE_ARGS=-DGGML_CUDA=on"):
+    with pytest.raises(
+        ModelError, match=r"built for the CPU alone\. Measure with .* or build it for CUDA: CMAKE_ARGS=-DGGML_CUDA=on /"
+    ):
         ADAPTER.adapt_to_device(request(path), info, GPU)
     assert ADAPTER.adapt_to_device(request(path), info, CPU) == info
     assert ADAPTER.adapt_to_device(request(path), info, None) == info

@@ -20,6 +20,7 @@ from kvray.engines.llama_cpp.binding import Build, EngineLog, left_out_instructi
 from kvray.engines.llama_cpp.failed import context_error, decode_error, load_error
 from kvray.engines.llama_cpp.forced import check_text, feed_plan, log_probabilities
 from kvray.errors import EngineError, ModelError
+from kvray.extras import Extra
 
 NATIVE = (
     "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | AVX512 = 1 | AMX_INT8 = 1 | OPENMP = 1 | REPACK = 1 | "
@@ -91,7 +92,7 @@ def test_an_absent_binding_is_named_with_the_cure(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(binding, "_MODULE", "no_such_binding")
     with pytest.raises(EngineError, match="needs llama-cpp-python, which cannot be loaded") as raised:
         binding.library.__wrapped__()
-    assert raised.value.hint == "Install it with pip install 'kvray[llama-cpp]'."
+    assert raised.value.hint == f"Install it: {Extra.LLAMA_CPP.install_command}"
 
 
 @pytest.mark.parametrize(
