@@ -114,6 +114,8 @@ def found_engine(baseline: Baseline, name: str, consent: Consent, device: Device
                 f"The baseline was measured with weights that might be pickled. {error.message}",
                 hint="If you trust whoever made them, add --allow-pickle.",
             ) from error
+        if recorded.model_id.startswith((".", "/", "~")) or recorded.model_id.lower().endswith(".gguf"):
+            error.hint = f"The path comes from {baseline.shown!r}: put the model back there, or tune again."
         raise
     return CheckedEngine(
         adapter=adapter, request=request, model=model, python=python, recorded_revision=recorded.model_revision

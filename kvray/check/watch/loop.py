@@ -30,7 +30,7 @@ from kvray.check.watch.states import (
     standing_json,
     standings_of,
 )
-from kvray.check.watch.subject import Measurer, Measuring, Subject, read_subject
+from kvray.check.watch.subject import Measurer, Measuring, Subject, Target, prepare, read_target, unmeasured
 from kvray.check.watch.telling import Teller, event_json, events_of
 from kvray.errors import (
     AllTrialsFailedError,
@@ -90,6 +90,10 @@ class WatchConfig:
         return self.output_dir or str(Path(self.plan).parent / "watch")
 
 
+class _OtherMachineError(ResultsError):
+    """The history is another machine's: it must not get a row of this one."""
+
+
 class Watch:
     """Observes, judges, keeps and tells.
 
@@ -138,26 +142,58 @@ class Watch:
                 f"A watch keeps its history on this machine, not in {without_secrets(place)!r}.",
                 hint="Choose a local folder with --output.",
             )
-        subject = read_subject(self._config.plan, self._config.consent)
+        target = read_target(self._config.plan)
+        try:
+            subject = prepare(target, self._config.consent)
+        except KvrayError as error:
+            self._keep_unprepared(target, error)
+            raise
+        with self._opened(target):
+            if self._config.every_s is None:
+                self._once(subject)
+            else:
+                self._again_and_again(subject, self._config.every_s)
+
+    @contextlib.contextmanager
+    def _opened(self, target: Target) -> Iterator[None]:
+        """The history, and those who are told."""
         if self._config.every_s is None:
             self._history.check_room()
         else:  # what a full disk does not take stays in memory
             self._history.check_writable()
         with self._only_here():
-            self._rows = self._history.read(subject.watch_id)
+            self._rows = self._history.read(target.watch_id)
             standings_of(self._rows)
             self._history.tidy()
             sinks = self._open_sinks(self._history.root, lambda: tuple(self._rows))
             self._teller = Teller(sinks, self._history.root / _MARKER)
             try:
                 self._teller.catch_up(self._rows)
-                if self._config.every_s is None:
-                    self._once(subject)
-                else:
-                    self._again_and_again(subject, self._config.every_s)
+                yield
             finally:
                 self._say_unwritten()
                 self._teller.close()
+
+    def _keep_unprepared(self, target: Target, error: KvrayError) -> None:
+        """Keep and tell that nothing can be measured any more, where something was measured before."""
+        if not self._history.folder.is_dir():
+            return
+        try:
+            with self._opened(target):
+                self._keep_error(target, error)
+        except KvrayError as another:  # the first one is what the user must hear of
+            _logger.warning("The watch could not tell of this error: %s", sentence_of(another))
+
+    def _keep_error(self, target: Target, error: KvrayError) -> None:
+        """Tell that there is no observation; where the reason is what is watched, the history has that, too."""
+        why = sentence_of(error)
+        if not self._rows or isinstance(error, OutputError | _OtherMachineError):
+            self._tell(target, EventKind.ERROR, why)
+            return
+        try:
+            self._taken(target, unmeasured(target, self._rows[-1], at=_now(self._clock), why=why))
+        except OutputError as full:
+            self._tell(target, EventKind.ERROR, sentence_of(full))
 
     @contextlib.contextmanager
     def _only_here(self) -> Iterator[None]:
@@ -182,7 +218,7 @@ class Watch:
         try:
             row = self._observe(subject)
         except KvrayError as error:
-            self._tell(subject, EventKind.ERROR, sentence_of(error))
+            self._keep_error(subject, error)
             raise
         if row is not None and not row.processes:
             raise AllTrialsFailedError(f"Nothing was measured to its end: {row.message or 'nobody knows why.'}")
@@ -203,7 +239,7 @@ class Watch:
                 self._observe(subject)
                 self._history.tidy()
             except KvrayError as error:  # the next one may succeed: a disk is emptied, a driver comes back
-                self._tell(subject, EventKind.ERROR, sentence_of(error))
+                self._keep_error(subject, error)
 
     def _observe(self, subject: Subject) -> Observation | None:
         """One observation, and at once the confirming one that it asks for. `None`: it was skipped."""
@@ -258,18 +294,18 @@ class Watch:
         """Refuse to mix two machines in one history."""
         if self._rows and self._rows[-1].hardware != row.hardware:
             known = self._rows[-1]
-            raise ResultsError(
+            raise _OtherMachineError(
                 f"{self._history.display_name!r} was measured on another machine ({known.device_name} of {known.host}; "
                 f"this is {row.device_name} of {row.host}).",
                 hint="Begin a history of this machine with --output.",
             )
 
-    def _taken(self, subject: Subject, row: Observation) -> tuple[Observation, tuple[Judged, ...]]:
+    def _taken(self, target: Target, row: Observation) -> tuple[Observation, tuple[Judged, ...]]:
         """Judge what was measured, keep it, and tell."""
         before = standings_of(self._rows)
         judged = judge([*self._rows, row], before, after_rounds=row.role is ObservationRole.CONFIRM)
         standings = {one.watched: one.standing for one in judged}
-        told = events_of(row, judged, [*self._rows, row], subject.shown)
+        told = events_of(row, judged, [*self._rows, row], target.shown)
         row = replace(
             row,
             standing=standing_json(standings),
@@ -302,7 +338,7 @@ class Watch:
             for row in self._unwritten:
                 _logger.error("This observation could not be written: %s", observation_json(row))
 
-    def _tell(self, subject: Subject, kind: EventKind, text: str) -> None:
+    def _tell(self, target: Target, kind: EventKind, text: str) -> None:
         at = _now(self._clock)
         self._teller.tell(
             [
@@ -310,8 +346,8 @@ class Watch:
                     event_id=f"{at:%Y%m%dT%H%M%S}.{at.microsecond:06}Z-{kind}",
                     kind=kind,
                     at=at,
-                    plan=subject.shown,
-                    watch_id=subject.watch_id,
+                    plan=target.shown,
+                    watch_id=target.watch_id,
                     text=text,
                 )
             ]

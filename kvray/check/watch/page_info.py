@@ -189,6 +189,8 @@ def _sentence(observations: Sequence[Observation], told: Sequence[WatchEvent]) -
     suspected = [metric.title for metric in ComparedMetric if state_of(metric, last) is WatchState.SUSPECTED]
     if all(one.processes == 0 for one in observations):
         return "Nothing could be measured yet."
+    if not last.processes:
+        return f"It can no longer be measured, since {formats.timestamp(_begun_to_fail(observations).observed_at)}."
     if worse:
         return f"Worse than before: {'; '.join(_worse_text(metric, told) for metric in worse)}."
     if last.machine_state == WatchState.CONFIRMED:
@@ -199,6 +201,15 @@ def _sentence(observations: Sequence[Observation], told: Sequence[WatchEvent]) -
     since = recovered[-1].at if recovered else observations[0].observed_at
     why = "the last recovery" if recovered else "the watch began"
     return f"As good as before: nothing has become worse since {why} ({formats.timestamp(since)})."
+
+
+def _begun_to_fail(observations: Sequence[Observation]) -> Observation:
+    """The first of the last observations that measured nothing."""
+    return next(
+        after
+        for before, after in zip(observations[-2::-1], observations[::-1], strict=False)
+        if before.processes and not after.processes
+    )
 
 
 def _worse_text(metric: ComparedMetric, told: Sequence[WatchEvent]) -> str:
@@ -218,11 +229,11 @@ def _since(event: WatchEvent | None) -> str:
 def _tone(observations: Sequence[Observation]) -> Tone:
     last = observations[-1]
     states = [state_of(metric, last) for metric in ComparedMetric]
-    if all(one.processes == 0 for one in observations):
+    if not last.processes:
         return Tone.FAILED
     if any(one is not WatchState.OK and one is not WatchState.RECOVERED for one in states):
         return Tone.DOUBTFUL
-    return Tone.GOOD if last.machine_state == WatchState.OK and last.processes else Tone.DOUBTFUL
+    return Tone.GOOD if last.machine_state == WatchState.OK else Tone.DOUBTFUL
 
 
 def _notes(observations: Sequence[Observation], told: Sequence[WatchEvent]) -> list[str]:

@@ -35,13 +35,14 @@ from kvray.check.watch.anchor import AnchorRates, measure_anchor
 from kvray.engines.base import DeviceFacts
 from kvray.errors import ResultsError
 from kvray.probes.cpu import trial_threads, wished_threads
+from kvray.probes.environment import kvray_version
 from kvray.record import TrialResult, short_model_name
 from kvray.store.history import Observation, ObservationRole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The watched configuration on this machine.
+class Target:
+    """The configuration that a plan says to watch, whether or not it can be measured now.
 
     Attributes:
         watch_id: the same for every plan that has this configuration measured in this way.
@@ -49,8 +50,6 @@ class Subject:
 
     baseline: Baseline
     candidate: Candidate
-    engine: CheckedEngine
-    device: DeviceFacts
     watch_id: str
 
     @property
@@ -59,14 +58,32 @@ class Subject:
         return f"{self.candidate.label} of {short_model_name(self.baseline.model_id)} ({self.baseline.profile.name})"
 
 
-def read_subject(plan: str, consent: Consent) -> Subject:
+@dataclass(frozen=True, kw_only=True)
+class Subject(Target):
+    """The watched configuration on this machine."""
+
+    engine: CheckedEngine
+    device: DeviceFacts
+
+
+def read_target(plan: str) -> Target:
     """What the plan (or whatever `kvray check` takes) says to watch.
 
     Raises:
-        KvrayError: it cannot be read, or cannot be measured here.
+        KvrayError: it cannot be read.
     """
     baseline = read_baseline(plan)
     candidate = baseline.ranked[0]
+    return Target(baseline=baseline, candidate=candidate, watch_id=_watch_id(baseline, candidate))
+
+
+def prepare(target: Target, consent: Consent) -> Subject:
+    """`target` on this machine.
+
+    Raises:
+        KvrayError: it cannot be measured here.
+    """
+    baseline, candidate = target.baseline, target.candidate
     device = device_of(baseline)
     check_consent(baseline, [candidate], consent)
     engine = found_engine(baseline, candidate.engine, consent, device)
@@ -78,20 +95,15 @@ def read_subject(plan: str, consent: Consent) -> Subject:
         )
     check_workload(engine, baseline.profile)
     check_candidates({candidate.engine: engine}, [candidate], device, baseline.profile)
-    return Subject(
-        baseline=baseline,
-        candidate=candidate,
-        engine=engine,
-        device=device,
-        watch_id=_watch_id(baseline, candidate, engine),
-    )
+    return Subject(baseline=baseline, candidate=candidate, watch_id=target.watch_id, engine=engine, device=device)
 
 
-def _watch_id(baseline: Baseline, candidate: Candidate, engine: CheckedEngine) -> str:
+def _watch_id(baseline: Baseline, candidate: Candidate) -> str:
+    recorded = baseline.models.get(candidate.engine)
     known = {
         "candidate": candidate.candidate_id,
         "model": baseline.model_id,
-        "revision": engine.recorded_revision,
+        "revision": None if recorded is None else recorded.model_revision,
         "profile": baseline.profile.measured,
         "device": baseline.device.value,
     }
@@ -222,6 +234,25 @@ def _observation(subject: Subject, sitting: _Sitting, role: ObservationRole, loa
         message=f"{'; '.join(failures)}." if failures else None,
         run_id=sitting.run_id,
         trial_ids=tuple(one.trial_id for one in records),
+    )
+
+
+def unmeasured(target: Target, last: Observation, *, at: dt.datetime, why: str) -> Observation:
+    """The observation of a moment when nothing could be measured, on the machine of the observation `last`."""
+    return Observation(
+        observation_id=observation_id(at, ObservationRole.ANCHOR),
+        watch_id=target.watch_id,
+        observed_at=at,
+        role=ObservationRole.ANCHOR,
+        candidate_id=target.candidate.candidate_id,
+        model_id=target.baseline.model_id,
+        profile=target.baseline.profile.name,
+        engine=target.candidate.engine,
+        device_name=last.device_name,
+        hardware=last.hardware,
+        host=last.host,
+        kvray_version=kvray_version(),
+        message=why,
     )
 
 

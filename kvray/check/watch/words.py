@@ -18,6 +18,8 @@ _MOST_NAMED = 6
 
 def observation_text(row: Observation) -> str:
     """What was measured."""
+    if not row.processes and row.anchor is None:
+        return f"Nothing was measured. {row.message or ''}".rstrip()
     figures = [
         f"{row.ttft_ms:.4g} ms to the first token" if row.ttft_ms else None,
         f"{row.decode_tok_s:.4g} tok/s" if row.decode_tok_s else None,

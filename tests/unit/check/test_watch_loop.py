@@ -19,11 +19,14 @@ from kvray.check.check_file import write_output
 from kvray.check.result import CheckedModel, SideInfo
 from kvray.check.watch.events import EventKind, Observation, ObservationRole, Sink, WatchEvent
 from kvray.check.watch.loop import Watch, WatchConfig, WhenBusy
+from kvray.check.watch.page_info import page_info
 from kvray.check.watch.subject import Subject, observation_id
 from kvray.errors import (
     AllTrialsFailedError,
+    EngineError,
     InvalidValueError,
     KvrayError,
+    ModelError,
     OutputError,
     RegressionError,
     ResultsError,
@@ -31,6 +34,7 @@ from kvray.errors import (
 from kvray.extras import Extra
 from kvray.probes.holds import hold
 from kvray.store.history import WatchHistory
+from kvray.testing.fake import FakeAdapter
 
 START = WATCH_START.timestamp()
 EVERY_S = 6 * 3600.0
@@ -148,8 +152,10 @@ def no_space(*_: object) -> None:
     raise OutputError("Cannot write 'x': No space left on device.")
 
 
-def write_plan(path: Path, model_id: str = "fake:ok", revision: str | None = None) -> None:
-    models = {"fake": CheckedModel(model_id=model_id, model_revision=revision)}
+def write_plan(
+    path: Path, model_id: str = "fake:ok", revision: str | None = None, model: CheckedModel | None = None
+) -> None:
+    models = {"fake": model or CheckedModel(model_id=model_id, model_revision=revision)}
     sides = (SideInfo(name="A"), SideInfo(name="B"))
     write_output(str(path), checked(model_id=model_id, models=models, sides=sides).model_dump_json())
 
@@ -346,6 +352,76 @@ def test_an_observation_without_a_process_is_kept_and_is_an_error(bench: Bench) 
     assert bench.told.kinds == ["error", "observation", "observation"]
     assert [one.is_alert for one in bench.told.events] == [True, False, False]
     assert bench.told.events[0].text.endswith("can no longer be measured: it crashed in load: exit code 7.")
+
+
+def engine_is_gone(bench: Bench, patch: pytest.MonkeyPatch) -> None:
+    def missing(_: FakeAdapter) -> None:
+        raise EngineError("Engine 'fake' is not installed.")
+
+    patch.setattr(FakeAdapter, "check_installed", missing)
+
+
+@pytest.mark.parametrize(
+    ("change", "why", "exit_code"),
+    [
+        (
+            lambda bench, _: write_plan(bench.plan, model=CheckedModel(model_id="moved.gguf")),
+            "check.json': put the model back there, or tune again.",
+            4,
+        ),
+        (engine_is_gone, "Engine 'fake' is not installed.", 5),
+        (
+            lambda _, patch: patch.setattr(FakeAdapter, "axes", lambda *_: ()),
+            "Not every candidate can be measured here:",
+            8,
+        ),
+    ],
+    ids=["model", "engine", "candidate"],
+)
+def test_what_can_no_longer_be_prepared_is_an_alert_once_and_is_in_the_history(
+    bench: Bench,
+    change: Callable[[Bench, pytest.MonkeyPatch], None],
+    why: str,
+    exit_code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench.once(2)
+    bench.told.events.clear()
+    with monkeypatch.context() as patch:
+        change(bench, patch)
+        error = bench.once(2)
+    assert error is not None
+    assert error.exit_code == exit_code
+    assert why in str(error)
+    assert [one.is_alert for one in bench.told.events] == [True, False]
+    (alert, _) = bench.told.events
+    assert alert.kind is EventKind.ERROR
+    assert f"{alert.plan} can no longer be measured: " in alert.text
+    assert why in alert.text
+    assert [one.processes for one in bench.rows] == [3, 3, 0, 0]
+    assert str(error) == bench.rows[-1].message
+    assert page_info(bench.rows).sentence == "It can no longer be measured, since 2026-03-02 12:00 UTC."
+    write_plan(bench.plan)
+    assert bench.once() is None
+    assert page_info(bench.rows).sentence.startswith("As good as before")
+
+
+def test_an_engine_that_does_not_start_is_in_the_history_as_well(bench: Bench) -> None:
+    def refuse(_: Measured) -> None:
+        raise EngineError("Engine 'fake' cannot run: it is gone.")
+
+    bench.once()
+    bench.prepare = refuse
+    assert isinstance(bench.once(), EngineError)
+    assert [one.processes for one in bench.rows] == [3, 0]
+    assert [one.kind.value for one in bench.told.events if one.is_alert] == ["error"]
+
+
+def test_what_could_never_be_measured_leaves_no_folder(bench: Bench) -> None:
+    write_plan(bench.plan, "another")
+    error = bench.once()
+    assert isinstance(error, ModelError)
+    assert not bench.folder.exists()
 
 
 def test_two_watches_on_one_folder_are_one_line(bench: Bench) -> None:
