@@ -35,6 +35,7 @@ lint: $(VENV)/.dev
 
 # The stamp files say what the virtual environment holds; they are made again when what they depend on changes.
 $(VENV)/.installed: pyproject.toml constraints-cpu.txt
+	@echo "Installing kvray with PyTorch and Transformers into $(VENV): about a minute."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[transformers]"
@@ -43,6 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 # llama.cpp is compiled for this very CPU: about 5 minutes on two cores, once, because pip keeps what it has built. It
 # needs a C++ compiler and a header where that is an old GCC (the header says why).
 $(VENV)/.llama: $(VENV)/.installed kvray/engines/llama_cpp/amx_tiles.h
+	@echo "Compiling llama.cpp for this CPU: about 5 minutes on two cores, unless pip has kept it from before."
 	CXXFLAGS="$$CXXFLAGS -include $(CURDIR)/kvray/engines/llama_cpp/amx_tiles.h" \
 		$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[llama-cpp]"
 	touch $@
