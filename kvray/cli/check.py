@@ -71,7 +71,7 @@ def check(
     Exit code 0: PASS. 1: FAIL. 14: INCONCLUSIVE, neither could be shown.
     """
     mapped = counts_as(on_inconclusive)
-    files.check_places()
+    files.check_places(json_file=json_file)
     config = CheckConfig(
         baseline=baseline,
         against=parse_against(against) if against else None,

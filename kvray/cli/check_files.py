@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,14 +58,19 @@ class CheckFiles:
         typer.Option("--bencher", metavar="FILE", help="JSON for Bencher's adapter json.", rich_help_panel=FILES),
     ] = None
 
-    def check_places(self) -> None:
+    def check_places(self, *, json_file: str | None = None) -> None:
         """Before anything is measured: no file is named twice, and each has a folder that can be written to.
+
+        Args:
+            json_file: that of `--json`, which is no field here because each command writes it in its own way.
 
         Raises:
             InvalidValueError: two options name one file.
             OutputError: a file cannot be written.
         """
-        options = {f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in fields(self)}
+        options = {"--json": json_file} | {
+            f"--{field.name.replace('_', '-')}": getattr(self, field.name) for field in fields(self)
+        }
         places: dict[str, str] = {}
         for option, path in options.items():
             if path is None:
@@ -74,8 +79,7 @@ class CheckFiles:
                 raise InvalidValueError(
                     f"{other} and {option} both name {shown_document(path)!r}.", hint="Name two files."
                 )
-            if not is_uri(path) and (problem := _problem_of(Path(path))):
-                raise OutputError(f"{option}: {path!r} cannot be written, because {problem}.")
+            check_place(option, path)
 
     def write(self, result: CheckResult, *, on_inconclusive: OnInconclusive | None = None) -> OutputError | None:
         """Write the files that were asked for, and the summary of a GitHub step where there is one.
@@ -106,11 +110,26 @@ class CheckFiles:
                     yield error
 
 
+def check_place(option: str, path: str) -> None:
+    """Before anything is measured: a file can be written at the path of `option`. A URI is not tried.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if not is_uri(path) and (problem := _problem_of(Path(path))):
+        raise OutputError(f"{option}: {path!r} cannot be written, because {problem}.", hint="Name another file.")
+
+
 def _problem_of(path: Path) -> str | None:
-    """What stands in the way of a file at `path`, or of the folders in which it is to be."""
+    """What stands in the way of a file at `path`, or of the folders in which it is to be. A file is tried there: mode
+    bits do not tell of `/proc` or of a file system that is mounted read-only."""
     if path.is_dir():
         return "it is a folder"
     folder = next(one for one in path.absolute().parents if one.exists())
     if not folder.is_dir():
         return f"{str(folder)!r} is no folder"
-    return None if os.access(folder, os.W_OK | os.X_OK) else f"the folder {str(folder)!r} is not writable"
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kvray-", suffix="~"):
+            return None
+    except OSError as error:
+        return f"the folder {str(folder)!r} is not writable ({error.strerror})"

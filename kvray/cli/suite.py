@@ -26,7 +26,7 @@ from kvray.check.suite.running import (
     run_suite,
 )
 from kvray.check.suite.tables import list_table, record_table
-from kvray.cli.check_files import CheckFiles
+from kvray.cli.check_files import CheckFiles, check_place
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.option_groups import grouped
 from kvray.cli.options import FILES
@@ -62,6 +62,7 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Fresh processes of each case.")] = DEFAULT_ROUNDS,
 ) -> None:
     """Measure the suite and write a record, to be compared with later."""
+    check_place("--output", output)
     with patient_interrupts(lambda: "Left at once. Nothing was written."), _progress() as tell:
         ask = SuiteAsk(cases=_asked(engine, only, quick=quick), device=_device(device), tell=tell)
         record = run_suite(ask, rounds=rounds)
@@ -111,7 +112,7 @@ def check(
     Exit code 0: PASS. 1: FAIL. 14: INCONCLUSIVE, the budget was spent before either could be shown.
     """
     undecided = counts_as(on_inconclusive)
-    files.check_places()
+    files.check_places(json_file=json_file)
     record = None if baseline is None else read_record(baseline)
     with patient_interrupts(lambda: "Left at once. Nothing was written."), _progress() as tell:
         ask = SuiteAsk(

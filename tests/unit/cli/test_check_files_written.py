@@ -67,6 +67,32 @@ def test_a_place_for_a_file_is_refused_before_anything_is_measured(tmp_path: Pat
         CheckFiles(comment="same", bencher="same").check_places()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "no-baseline.json", "--junit", "/proc/a.xml"],
+        ["check", "no-baseline.json", "--bencher", "/proc/new/a.json"],
+        ["check", "no-baseline.json", "--json", "/proc/a.json"],
+        ["suite", "check", "no-record.json", "--json", "/proc/a.json"],
+        ["suite", "check", "no-record.json", "--markdown", "/proc/a.md"],
+        ["suite", "run", "--engine", "none", "--output", "/proc/a.json"],
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_only_trying_shows_is_refused_first(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command, verbose=False) == OutputError.exit_code
+    assert f"{command[-2]}: {command[-1]!r} cannot be written, because the folder '/proc' is" in capsys.readouterr().err
+
+
+def test_nothing_is_left_where_a_place_was_tried(tmp_path: Path) -> None:
+    CheckFiles(junit=str(tmp_path / "junit.xml")).check_places(json_file=str(tmp_path / "check.json"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InvalidValueError, match="--json and --junit both name"):
+        CheckFiles(junit="same").check_places(json_file="same")
+
+
 def test_the_summary_of_a_step_is_found_by_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     assert CheckFiles().write(RESULT) is None
