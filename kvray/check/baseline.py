@@ -23,7 +23,7 @@ from kvray.store.speed_variables import names_in
 from kvray.tuning.result import TuneResult, chosen_run, read_measured
 from kvray.workload import WorkloadProfile
 
-_FORMS = "It is a plan (best_plan.json), a results folder (FOLDER or FOLDER#RUN_ID), or a check.json."
+_FORMS = "A baseline is a plan (best_plan.json), a results folder (FOLDER or FOLDER#RUN_ID), or a check.json."
 _NAME = "baseline"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,17 +12,21 @@ from rich.text import Text
 
 from kvray.errors import OutputError, PlanError
 from kvray.files.documents import shown_document, write_document
+from kvray.files.remote import is_uri
 from kvray.plan.plan import Plan, PlannedBest, load_plan_file
 from kvray.plan.serving import serving_command
 from kvray.plan.snippet import gain_text, render_snippet
 
 _logger = logging.getLogger("kvray.cli")
+_PLAN = "best_plan.json"
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def apply(
-    plan: Annotated[str, typer.Argument(help="best_plan.json of a sweep: a path or a URI.")],
+    plan: Annotated[
+        str, typer.Argument(help="best_plan.json, or a results folder (FOLDER or FOLDER#RUN_ID): a path or a URI.")
+    ],
     print_snippet: Annotated[bool, typer.Option("--print-snippet", help="Print the code to stdout.")] = False,
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the code to this file, a path or a URI.")
@@ -32,7 +37,7 @@ def apply(
 ) -> None:
     """Say what a plan decides, and print what applies it: the code, which needs the engine's library alone, and the
     command line of the engine's server, where it has one."""
-    loaded = load_plan_file(plan)
+    loaded = load_plan_file(_plan_at(plan))
     snippet, command = render_snippet(loaded), serving_command(loaded)
     if print_command and command is None:
         raise PlanError(
@@ -74,6 +79,29 @@ def apply(
         console.print(Text(f"snippet  {shown_document(out)}"), soft_wrap=True)
     else:
         console.print("Add --print-snippet or --out FILE for the code.", style="dim")
+
+
+def _plan_at(place: str) -> str:
+    """The plan that `place` is, or that lies in it: in the folder of a sweep's reports, or in a results folder."""
+    folder, separator, run = place.partition("#")
+    if Path(place).is_file() or (is_uri(place) and not separator and place.endswith(".json")):
+        return place
+    if not separator and (Path(place) / _PLAN).is_file():
+        return str(Path(place) / _PLAN)
+    if not folder or not (separator or is_uri(place) or Path(folder).is_dir()):
+        return place
+    from kvray.store.parquet import ResultsStore  # Parquet takes long to load
+    from kvray.tuning.result import chosen_run
+
+    store = ResultsStore(folder)
+    run = chosen_run(store, run or None)
+    found = f"{folder.rstrip('/')}/reports/{run}/{_PLAN}"
+    if not is_uri(folder) and not Path(found).is_file():
+        raise PlanError(
+            f"Sweep {run!r} in {folder!r} has no plan, because it has no winner.",
+            hint="kvray rank says what it measured.",
+        )
+    return found
 
 
 def _size_note(plan: Plan) -> str:

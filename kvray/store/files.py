@@ -163,7 +163,7 @@ class ResultsFiles:
                 return iter(sorted(_local_files(folder)))
             found = self._remote_files(folder)
         except _FAILURES as error:
-            raise ResultsError(f"Cannot list {self.shown(folder)!r}: {reason(error)}.") from error
+            raise self._unread("list", folder, error) from error
         return iter(sorted(Path(info.path) for info in found))
 
     def ages_s(self, folder: Path, prefix: str) -> dict[Path, float]:
@@ -203,7 +203,18 @@ class ResultsFiles:
         except FileNotFoundError:
             raise
         except _FAILURES as error:
-            raise ResultsError(f"Cannot read {self.shown(path)!r}: {reason(error)}.") from error
+            raise self._unread("read", path, error) from error
+
+    def _unread(self, action: str, path: Path, error: BaseException) -> ResultsError:
+        """The error for a `path` that could not be read or listed. A file in the place of the results folder is the
+        likeliest mistake."""
+        if self.is_local and self.root.is_file():
+            return ResultsError(
+                f"A results folder is needed, and {self.display_name!r} is a file.",
+                hint="Name the folder that kvray tune wrote, in which reports/RUN_ID/best_plan.json lies. kvray apply "
+                "shows a plan by itself.",
+            )
+        return ResultsError(f"Cannot {action} {self.shown(path)!r}: {reason(error)}.")
 
     def _check_inside(self, folder: Path) -> None:
         """A results folder that somebody else has made may hold links to what is not theirs."""

@@ -13,7 +13,7 @@ from kvray.plan.plan import load_plan_file
 from kvray.space.search_space import MOST_CANDIDATES
 
 _MOST_BYTES = 16 << 20
-_FORMS = "It is a plan, or a JSON list of candidates as a plan has them, or of candidate ids of the results folder."
+_FORMS = "Name a plan, or a JSON list of candidates as a plan has them, or one of candidate ids of the results folder."
 
 
 def listed_candidates(path: str, *, results: str) -> tuple[Candidate, ...]:

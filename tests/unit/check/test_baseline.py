@@ -114,7 +114,7 @@ def test_a_check_of_before_is_a_baseline_of_what_it_measured_last(tmp_path: Path
         (a_sweep, "{}#other", ResultsError, "holds no sweep 'other'.*It holds: " + RUN),
         (lambda at: (at / "a.json").write_text("[]"), "{}/a.json", ResultsError, "holds a list, not an object"),
         (lambda at: (at / "a.json").write_text("{"), "{}/a.json", ResultsError, "is not JSON"),
-        (lambda at: (at / "a.json").write_text("{}"), "{}/a.json", ResultsError, "neither a plan nor a check.json"),
+        (lambda at: (at / "a.json").write_text("{}"), "{}/a.json", ResultsError, "check.json. A baseline is a plan"),
         (lambda at: (at / "a.json").write_text('{"plan_version": 9}'), "{}/a.json", PlanError, "plan_version 9"),
         (lambda at: (at / "a.json").write_text('{"check_version": 9}'), "{}/a.json", ResultsError, "Upgrade kvray"),
         (
