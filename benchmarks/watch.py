@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric
-from kvray.check.watch.events import WatchState
+from kvray.check.watch.events import EventKind, WatchEvent
 from kvray.check.watch.levels import Watched
-from kvray.check.watch.states import CONFIRMING, PROCESSES, Judged, Standing, judge
+from kvray.check.watch.states import CONFIRMING, PROCESSES, Standing, judge
+from kvray.check.watch.telling import events_of
 from kvray.store.history import Observation, ObservationRole
 
 START = dt.datetime(2027, 1, 1, tzinfo=dt.UTC)
@@ -67,10 +68,13 @@ class Outcome:
 
     Attributes:
         delays_h: by number of the step, how long after it the alert came.
+        false_alerts: alerts that are no step's, and those for which somebody was called a second time.
+        notes: changes that were only logged: to the better, or the machine's.
     """
 
     delays_h: dict[int, float] = field(default_factory=dict)
     false_alerts: int = 0
+    notes: int = 0
     suspicions: int = 0
 
     @property
@@ -119,18 +123,19 @@ def watched_year(seed: int, noise: float) -> Outcome:
             rows.append(_observation(year, place, ObservationRole.CONFIRM, CONFIRMING, random))
             judged = judge(rows, standings, after_rounds=True)
             standings = {one.watched: one.standing for one in judged}
-            for one in judged:
-                if one.is_new:
-                    _count(outcome, year, place, one)
+            alerts = [one for one in events_of(rows[-1], judged, rows, "simulated") if one.is_alert]
+            outcome.notes += sum(one.is_new for one in judged) - len(alerts)
+            for alert in alerts:
+                _count(outcome, year, place, alert)
     return outcome
 
 
-def _count(outcome: Outcome, year: Year, place: int, one: Judged) -> None:
+def _count(outcome: Outcome, year: Year, place: int, alert: WatchEvent) -> None:
     """The first right alert of a step is its alert; every other one is false."""
     for number, (start, sign) in enumerate(zip(year.steps, SIGNS, strict=True)):
         since_h = float(place - start) * EVERY_H
-        told = WatchState.CONFIRMED if sign > 0 else WatchState.RECOVERED
-        is_its = one.watched is ComparedMetric.TTFT and one.standing.state is told and 0 <= since_h <= LATEST_H
+        kind = EventKind.CONFIRMED if sign > 0 else EventKind.RECOVERED
+        is_its = alert.metric is ComparedMetric.TTFT and alert.kind is kind and 0 <= since_h <= LATEST_H
         if is_its and number not in outcome.delays_h:
             outcome.delays_h[number] = since_h
             return
@@ -185,6 +190,7 @@ def summed_up(outcomes: Sequence[Outcome]) -> dict[str, float | int | None]:
         "delay_h_worst": round(max(delays), 1) if delays else None,
         "false_alerts": round(float(np.mean([one.false_alerts for one in outcomes])), 3),
         "false_alerts_worst": max(one.false_alerts for one in outcomes),
+        "notes": round(float(np.mean([one.notes for one in outcomes])), 1),
         "suspicions": round(float(np.mean([one.suspicions for one in outcomes])), 1),
     }
 
