@@ -36,6 +36,9 @@ _PATTERN_SD = 0.015
 """How far apart the hours of a week are expected to lie, before anything is known."""
 _ANCHOR_SD = 0.5
 """How much of the anchor's movement a metric is expected to follow."""
+MOST_PASSED_ON = 1.25
+"""By how much more than the machine a metric may become slower because of it. What goes beyond is a change of its own,
+also where the first slow observation is all that anyone has seen the anchor move."""
 _CLIP_SD = 4.0
 _EXPECTED_COUNTS = 8.0
 """Observations that `typical_sd` is worth."""
@@ -150,6 +153,7 @@ def _explained(series: Series) -> Array:
     weights = np.linalg.solve(gram, centred.T @ np.clip(target, *_bounds(target)) / variance)
     kinds = moving.shape[1] - anchors.shape[1]
     weights[kinds:] = np.maximum(weights[kinds:], 0.0)  # nothing becomes faster because the machine is slower
+    weights[kinds:] *= MOST_PASSED_ON / max(MOST_PASSED_ON, weights[kinds:].sum())
     fitted: Array = features @ weights
     return fitted - float(np.median(fitted))
 

@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from kvray.analysis.change_points import Array, Series, clean, find_step
+from kvray.analysis.change_points import MOST_PASSED_ON, Array, Series, clean, find_step
 from kvray.errors import EngineError
 
 HOUR_S = 3600.0
@@ -72,6 +72,17 @@ def test_what_the_anchor_moves_is_taken_out() -> None:
     values = machine + noise(120, 0.005)
     anchors = np.column_stack([machine, machine])
     assert np.std(clean(series(values, anchors=anchors)).values) < 0.5 * np.std(clean(series(values)).values)
+
+
+@pytest.mark.parametrize(("calm", "slow"), [(3, 1), (5, 2), (8, 6)])
+def test_a_slower_machine_explains_no_more_than_it_is_slower(calm: int, slow: int) -> None:
+    """The configuration is eight times as slow on a machine that is half as fast, and nobody has seen the anchor move
+    before."""
+    values, machine = np.random.default_rng(2).normal(size=calm + slow) * 0.01, np.zeros(calm + slow)
+    values[calm:] += np.log(8.0)
+    machine[calm:] = np.log(2.0)
+    explained = clean(series(values, anchors=np.column_stack([machine, machine]))).explained
+    assert 0.1 < explained[-1] - explained[0] <= MOST_PASSED_ON * np.log(2.0) + 0.05
 
 
 def test_an_anchor_that_was_never_measured_explains_nothing() -> None:
