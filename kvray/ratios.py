@@ -12,7 +12,7 @@ SAME_WITHIN = 0.005
 """Changes below half a per cent are shown as none."""
 _TIMES_FROM = 1.5
 """What takes half as long again, and more, is a multiple."""
-_LEAST_SHARE = 0.5
+LEAST_SHARE = 0.5
 """Memory is saved in per cent down to this share of it: `40 % less` is what people say."""
 _LEAST_MULTIPLE = 0.01
 """Below it two decimals say nothing."""
@@ -46,30 +46,38 @@ def interval_text(low: float, high: float) -> str:
     return f"{least} to {multiple(high)}"
 
 
+def amount_interval_text(low: float, high: float) -> str:
+    """The same beside `amount_sign`, which tells in per cent what is down to half: `−47 % to −37 %`."""
+    if low > LEAST_SHARE and high < _TIMES_FROM:
+        return f"{amount_sign(low)} to {amount_sign(high)}"
+    return interval_text(low, high)
+
+
 def speed_interval_text(factor: float, low: float, high: float) -> str:
     """The interval of a speed that is told as `speed_text(factor)`. `2.88× as long` speaks of the time, so its interval
     does, too: `2.70× to 3.10×`."""
     return interval_text(1 / high, 1 / low) if factor <= 1 / _TIMES_FROM else interval_text(low, high)
 
 
-def tok_s_text(factor: float) -> str:
-    """`1.91× the tok/s`, `12 % more tok/s`, `the same tok/s`, `3 % fewer tok/s`, `1/12 of the tok/s`."""
-    return _amount_text(factor, "tok/s", less="fewer", least=1 / _TIMES_FROM)
+def tok_s_text(factor: float, *, least: float = 1 / _TIMES_FROM) -> str:
+    """`1.91× the tok/s`, `12 % more tok/s`, `the same tok/s`, `3 % fewer tok/s`; from the share `least` down
+    `1/12 of the tok/s`."""
+    return _amount_text(factor, "tok/s", less="fewer", least=least)
 
 
 def memory_text(factor: float) -> str:
     """`1.91× the memory`, `12 % more memory`, `the same memory`, `28 % less memory`, `1/12 of the memory`."""
-    return _amount_text(factor, "memory", less="less", least=_LEAST_SHARE)
+    return _amount_text(factor, "memory", less="less", least=LEAST_SHARE)
 
 
 def amount_sign(factor: float | None) -> str:
     """The same for a table: `1.91×`, `+12 %`, `±0 %`, `−28 %`, `1/12`."""
-    return _sign(factor, least=_LEAST_SHARE)
+    return _sign(factor, least=LEAST_SHARE)
 
 
 def leaner_text(factor: float) -> str:
     """For memory that is less: `28 % less memory than`, `1/2.5 of the memory of`."""
-    return f"{memory_text(factor)} {'than' if factor > _LEAST_SHARE else 'of'}"
+    return f"{memory_text(factor)} {'than' if factor > LEAST_SHARE else 'of'}"
 
 
 def higher_text(factor: float) -> str:
@@ -81,7 +89,7 @@ def limit_text(factor: float) -> str:
     """What goes before "the limit": `28 % over`, `less than 1 % over`, `1.62×`, `25 % under`, `1/2.9 of`."""
     if factor >= _TIMES_FROM:
         return multiple(factor)
-    if factor <= _LEAST_SHARE:
+    if factor <= LEAST_SHARE:
         return f"1/{_short(1 / factor)} of"
     by = "less than 1 %" if abs(factor - 1) < 0.01 else _percent(factor)
     return f"{by} {'over' if factor > 1 else 'under'}"

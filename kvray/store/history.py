@@ -66,6 +66,7 @@ class Observation:
         hardware: digest over what the machine is, without its software.
         disturbed: most of the runs were disturbed by other programs.
         load: who used the machine when it began, as a sentence; `None`: nobody.
+        variables: environment variables that make libraries faster or slower, as they were set; `None`: not known.
         kernels: what ran in prefill and decode, and the cache's class.
         message: why processes failed.
         ttft_state, decode_state, memory_state, machine_state: states after this observation.
@@ -101,6 +102,7 @@ class Observation:
     engine_versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     python_version: str | None = None
     kvray_version: str | None = None
+    variables: Mapping[str, str] | None = None
     kernels: str | None = None
     disturbed: bool = False
     load: str | None = None
@@ -179,10 +181,9 @@ class WatchHistory:
         """
         found = self._read_all()
         if others := sorted({one.watch_id for one in found.values()} - {watch_id}):
-            other = next(one for one in found.values() if one.watch_id == others[0])
+            other = max((one for one in found.values() if one.watch_id == others[0]), key=lambda one: one.observed_at)
             raise ResultsError(
-                f"{self.display_name!r} holds the history of another watch: {other.candidate_id} of {other.model_id} "
-                f"with profile {other.profile}.",
+                f"{self.display_name!r} holds the history of another watch: {_watched(other)}.",
                 hint="Choose another folder with --output, or give that watch's plan.",
             )
         return sorted(found.values(), key=lambda one: (one.observed_at, one.observation_id))
@@ -274,6 +275,14 @@ def observation_json(observation: Observation) -> str:
     return json.dumps(dataclasses.asdict(observation), default=str)
 
 
+def _watched(observation: Observation) -> str:
+    """What is watched, as its events call it; by the candidate's id where it has none."""
+    try:
+        return str(json.loads(observation.events)[0]["plan"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return f"{observation.candidate_id} of {observation.model_id} with profile {observation.profile}"
+
+
 def _table(rows: Iterable[Observation]) -> pa.Table:
     listed = list(rows)
     arrays = [pa.array([_plain(getattr(row, one.name)) for row in listed], one.type) for one in HISTORY_SCHEMA]
@@ -323,13 +332,14 @@ def _observation(row: Mapping[str, Any]) -> Observation:
         raise ValueError(f"a row lacks {', '.join(missing)}")
     given["observed_at"] = _EPOCH + dt.timedelta(microseconds=given["observed_at"])
     given["role"] = ObservationRole(given["role"])
-    if "engine_versions" in given:
-        given["engine_versions"] = _versions(given["engine_versions"])
+    for name in ("engine_versions", "variables"):
+        if name in given:
+            given[name] = _texts(given[name], name)
     return Observation(**given)
 
 
-def _versions(text: str) -> dict[str, str]:
+def _texts(text: str, column: str) -> dict[str, str]:
     found = json.loads(text)
     if not isinstance(found, dict):
-        raise ValueError("its engine_versions are no object")  # noqa: TRY004  (as all damage)
+        raise ValueError(f"its {column} are no object")  # noqa: TRY004  (as all damage)
     return {str(name): str(value) for name, value in found.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind, Observation, ObservationRole, WatchEvent, WatchState
 from kvray.report import formats
 from kvray.store.skipped import SkippedTurn
+
+_CPU_ANCHOR = re.compile(r"CPU, (\d+) threads?(?:, (.+))?")
+"""As `anchor.measure_cpu` names it."""
 
 
 def stored_events(observation: Observation) -> Iterator[WatchEvent]:
@@ -112,7 +116,8 @@ def differences(before: Observation, after: Observation) -> tuple[str, ...]:
         ("Python", before.python_version, after.python_version),
         ("kvray", before.kvray_version, after.kvray_version),
         ("kernels", before.kernels, after.kernels),
-        ("anchor", before.anchor, after.anchor),
+        *_anchor_pairs(before.anchor, after.anchor),
+        *_variable_pairs(before.variables, after.variables),
         ("device", before.device_name, after.device_name),
         ("host", before.host or None, after.host or None),
     ]
@@ -120,6 +125,26 @@ def differences(before: Observation, after: Observation) -> tuple[str, ...]:
     if before.hardware != after.hardware and before.device_name == after.device_name:
         told.append("the machine's hardware")
     return tuple(map(formats.clean_line, told))
+
+
+def _anchor_pairs(before: str | None, after: str | None) -> Iterator[tuple[str, str | None, str | None]]:
+    """The threads that it took and that the engine is given; then what else the anchor was."""
+    was, now = (_CPU_ANCHOR.fullmatch(one or "") for one in (before, after))
+    if was is None or now is None:
+        yield "anchor", before, after
+        return
+    yield "threads:", was[1], now[1]
+    yield "anchor:", was[2], now[2]
+
+
+def _variable_pairs(
+    before: Mapping[str, str] | None, after: Mapping[str, str] | None
+) -> Iterator[tuple[str, str | None, str | None]]:
+    """Nothing where an observation does not know them."""
+    if before is None or after is None:
+        return
+    for name in sorted({*before, *after}):
+        yield f"{name}:", before.get(name, "not set"), after.get(name, "not set")
 
 
 def around(at: dt.datetime, observations: Sequence[Observation]) -> tuple[list[Observation], list[Observation]]:

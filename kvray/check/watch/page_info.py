@@ -21,7 +21,7 @@ from kvray.check.watch.observed import (
     state_of,
     stored_events,
 )
-from kvray.ratios import amount_sign, interval_text
+from kvray.ratios import amount_interval_text, amount_sign
 from kvray.record import short_model_name
 from kvray.report import formats
 from kvray.report.facts import Fact
@@ -161,7 +161,9 @@ def _event_row(event: WatchEvent, observations: Sequence[Observation]) -> EventR
         badge="winner" if _is_recovery(event) else _BADGES.get(event.kind, ""),
         what="note" if event.kind is EventKind.OBSERVATION else event.kind.value,
         title=metric.title if metric else "the machine" if point else "–",
-        change=f"{amount_sign(1 + change.value)} ({interval_text(1 + change.low, 1 + change.high)})" if change else "–",
+        change=f"{amount_sign(1 + change.value)} ({amount_interval_text(1 + change.low, 1 + change.high)})"
+        if change
+        else "–",
         figures=f"{formats.quantity(point.before)} → {formats.quantity(point.after)}{unit}" if point else "–",
         differences=None if point is None else _differences_at(point.at, observations),
     )

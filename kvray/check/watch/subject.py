@@ -38,6 +38,7 @@ from kvray.probes.cpu import trial_threads, wished_threads
 from kvray.probes.environment import kvray_version
 from kvray.record import TrialResult, short_model_name
 from kvray.store.history import Observation, ObservationRole
+from kvray.store.speed_variables import users_variables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,7 @@ def _observation(subject: Subject, sitting: _Sitting, role: ObservationRole, loa
         engine_versions=dict(facts.engine_versions.get(subject.candidate.engine, {})),
         python_version=facts.python_version,
         kvray_version=facts.kvray_version,
+        variables=users_variables(),
         kernels=_kernels(whole),
         disturbed=bool(len(samples.disturbed)) and float(np.mean(samples.disturbed)) > 0.5,
         load=load,

@@ -10,8 +10,8 @@ from kvray.check.watch.events import WatchState
 from kvray.check.watch.levels import Change, Watched
 from kvray.check.watch.observed import differences
 from kvray.check.watch.states import Judged
-from kvray.ratios import interval_text, memory_text, speed_interval_text, speed_text, tok_s_text
-from kvray.store.history import Observation
+from kvray.ratios import LEAST_SHARE, amount_interval_text, memory_text, speed_interval_text, speed_text, tok_s_text
+from kvray.store.history import Observation, ObservationRole
 
 _MOST_NAMED = 6
 
@@ -34,7 +34,8 @@ def observation_text(row: Observation) -> str:
     )
     disturbed = " Other programs disturbed it." if row.disturbed else ""
     why = f" {row.message}" if row.message else ""
-    return f"{told} in {counted}{anchor}.{disturbed}{why}"
+    again = "measured again to confirm: " if row.role is ObservationRole.CONFIRM else ""
+    return f"{again}{told} in {counted}{anchor}.{disturbed}{why}"
 
 
 def failure_text(row: Observation, plan: str) -> str:
@@ -106,7 +107,7 @@ def _change_text(watched: Watched, change: Change | None) -> str:
     if watched is ComparedMetric.MEMORY:
         return memory_text(factor)
     if watched is ComparedMetric.DECODE:
-        return tok_s_text(factor)
+        return tok_s_text(factor, least=LEAST_SHARE)
     return speed_text(1 / factor if watched is ComparedMetric.TTFT else factor)
 
 
@@ -114,7 +115,7 @@ def _interval_text(watched: Watched, change: Change) -> str:
     factor, low, high = 1 + change.change.value, 1 + change.change.low, 1 + change.change.high
     if watched is ComparedMetric.TTFT:
         return speed_interval_text(1 / factor, 1 / high, 1 / low)
-    return speed_interval_text(factor, low, high) if watched is None else interval_text(low, high)
+    return speed_interval_text(factor, low, high) if watched is None else amount_interval_text(low, high)
 
 
 def _moment(change: Change | None) -> str:
@@ -124,8 +125,12 @@ def _moment(change: Change | None) -> str:
 def _what_changed(rows: Sequence[Observation], change: Change | None) -> str:
     """What else is different since the change: a version, a driver, a kernel."""
     ids = [one.observation_id for one in rows]
-    if change is None or change.observation_id not in ids or not (place := ids.index(change.observation_id)):
+    if change is None or change.observation_id not in ids:
         return ""
-    found = differences(rows[place - 1], rows[place])
+    place = ids.index(change.observation_id)
+    before = next((one for one in rows[:place][::-1] if one.processes), None)
+    if before is None:
+        return ""
+    found = differences(before, rows[place])
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return f" Changed at that time: {', '.join(found[:_MOST_NAMED])}{more}." if found else ""

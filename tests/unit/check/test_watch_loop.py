@@ -16,11 +16,12 @@ from checked import candidate, checked
 from observations import WATCH_START, plain_observation
 
 from kvray.check.check_file import write_output
+from kvray.check.config import Consent
 from kvray.check.result import CheckedModel, SideInfo
 from kvray.check.watch.events import EventKind, Observation, ObservationRole, Sink, WatchEvent
 from kvray.check.watch.loop import Watch, WatchConfig, WhenBusy
 from kvray.check.watch.page_info import page_info
-from kvray.check.watch.subject import Subject, observation_id
+from kvray.check.watch.subject import Subject, observation_id, prepare, read_target
 from kvray.errors import (
     AllTrialsFailedError,
     EngineError,
@@ -429,7 +430,7 @@ def test_two_watches_on_one_folder_are_one_line(bench: Bench) -> None:
     with hold(bench.folder / ".partial" / "watch.lock", about):
         error = bench.once()
     assert isinstance(error, ResultsError)
-    assert "is watched already, by process 77 on here, since 2026-03-02" in str(error)
+    assert "is watched already, by process 77 on here, since 2026-03-02 00:00 UTC." in str(error)
 
 
 def test_the_folder_of_another_plan_is_refused(bench: Bench) -> None:
@@ -437,7 +438,9 @@ def test_the_folder_of_another_plan_is_refused(bench: Bench) -> None:
     write_plan(bench.plan, "fake:other")
     error = bench.once()
     assert isinstance(error, ResultsError)
-    assert f"holds the history of another watch: {candidate().candidate_id} of fake:ok" in str(error)
+    watched = prepare(read_target(str(bench.plan)), Consent()).shown.replace("other", "ok")
+    assert f"holds the history of another watch: {watched}." in str(error)
+    assert candidate().label in watched
 
 
 def test_another_machine_is_refused(bench: Bench) -> None:

@@ -23,6 +23,7 @@ ROW = plain_observation(
     ttft_ms=12.5,
     ttft_ms_each=(12.0, 13.0),
     engine_versions={"torch": "2.13.0"},
+    variables={"OMP_NUM_THREADS": "1"},
     trial_ids=("t1", "t2"),
     message="\udcff is no text",
 )

@@ -205,7 +205,11 @@ def test_what_differs_between_two_observations_is_named() -> None:
     )
     assert differences(observation(0), observation(1)) == ()
     fewer = observation(1, anchor="CPU, 1 thread")
-    assert differences(observation(0, anchor="CPU, 2 threads"), fewer) == ("anchor CPU, 2 threads → CPU, 1 thread",)
+    assert differences(observation(0, anchor="CPU, 2 threads"), fewer) == ("threads: 2 → 1",)
+    older = observation(0, anchor="CPU, 2 threads, NumPy 2.3.1", variables=None)
+    newer = observation(1, anchor="CPU, 2 threads, NumPy 2.4.6", variables={"OMP_NUM_THREADS": "2"})
+    assert differences(older, newer) == ("anchor: NumPy 2.3.1 → NumPy 2.4.6",)
+    assert differences(newer, observation(2, anchor=newer.anchor, variables={})) == ("OMP_NUM_THREADS: 2 → not set",)
 
 
 def test_charts_mark_disturbed_repeated_and_missing_observations_and_change_points() -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from observations import plain_observation
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.analysis.intervals import Interval
 from kvray.check.watch.events import WatchState
 from kvray.check.watch.levels import Change, Watched
 from kvray.check.watch.states import Judged, Standing
-from kvray.check.watch.words import confirmed_text, suspicion_text
+from kvray.check.watch.words import confirmed_text, observation_text, suspicion_text
+from kvray.store.history import ObservationRole
 
 
 def judged(watched: Watched, before: float, now: float) -> Judged:
@@ -33,6 +35,7 @@ def judged(watched: Watched, before: float, now: float) -> Judged:
         (ComparedMetric.TTFT, 100.0, 112.0, "Time to first token of X is 11 % slower (−"),
         (ComparedMetric.TTFT, 100.0, 288.0, "Time to first token of X is 2.88× as long (2.86× to 2.90×) since"),
         (ComparedMetric.DECODE, 100.0, 88.0, "X reaches 12 % fewer tok/s (−"),
+        (ComparedMetric.DECODE, 140.0, 82.0, "X reaches 41 % fewer tok/s (−43 % to −39 %) since"),
         (ComparedMetric.DECODE, 100.0, 40.0, "X reaches 1/2.5 of the tok/s ("),
         (ComparedMetric.MEMORY, 100.0, 112.0, "X takes 12 % more memory (+"),
         (None, 100.0, 88.0, "The machine is 12 % slower (−"),
@@ -47,3 +50,21 @@ def test_a_suspicion_claims_no_more_than_it_knows() -> None:
     slow = suspicion_text(judged(None, 100.0, 34.7), "X")
     assert slow.startswith("The machine seems to take 2.88× as long (")
     assert suspicion_text(judged(ComparedMetric.DECODE, 100.0, 88.0), "X").startswith("X seems to reach 12 % fewer")
+
+
+def test_the_rounds_after_a_suspicion_say_why_they_were_measured() -> None:
+    row = plain_observation(role=ObservationRole.CONFIRM, processes=6, ttft_ms=493.0)
+    assert observation_text(row).startswith("measured again to confirm: 493 ms to the first token in 6 processes")
+    assert observation_text(plain_observation(processes=3, ttft_ms=493.0)).startswith("493 ms to the first token in 3")
+
+
+def test_what_else_changed_is_told_from_the_last_that_was_measured() -> None:
+    rows = [
+        plain_observation(observation_id="3", processes=3, variables={}, anchor="CPU, 2 threads, NumPy 2.4"),
+        plain_observation(observation_id="4", role=ObservationRole.ANCHOR, anchor=None),
+        plain_observation(
+            observation_id="5", processes=3, variables={"OMP_NUM_THREADS": "1"}, anchor="CPU, 1 thread, NumPy 2.4"
+        ),
+    ]
+    told = confirmed_text(judged(ComparedMetric.TTFT, 100.0, 112.0), "X", rows)
+    assert told.endswith(" Changed at that time: threads: 2 → 1, OMP_NUM_THREADS: not set → 1.")
