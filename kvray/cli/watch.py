@@ -21,6 +21,7 @@ from kvray.standard_error import say
 
 app = typer.Typer(add_completion=False)
 _LEAST_EVERY_S = 60.0
+_INTERRUPTED = "Interrupted. The observation that was being measured is lost; the history is whole."
 _LOST = "Left at once. The observation that was being measured is lost; the history is whole."
 
 
@@ -99,7 +100,7 @@ def _run(watch: Watch, *, once: bool) -> None:
             watch.run()
     except KeyboardInterrupt:
         if once:
-            raise SweepInterruptedError("Interrupted before the observation was whole; the history is.") from None
+            raise SweepInterruptedError(_INTERRUPTED) from None
         say("kvray: The watch has ended.")
 
 

@@ -45,6 +45,7 @@ from kvray.extras import Extra
 from kvray.files.remote import is_uri, without_secrets
 from kvray.probes.contention import Look, QuietWait, announced_sweep, busy_text, disturbers
 from kvray.probes.holds import HeldError, hold
+from kvray.report import formats
 from kvray.store.files import reason
 from kvray.store.history import Observation, ObservationRole, WatchHistory, observation_json
 from kvray.store.paths import PARTIAL
@@ -205,7 +206,7 @@ class Watch:
                 stack.enter_context(hold(path, about))
             except HeldError as error:
                 holder = error.holder
-                who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
+                who = f"process {holder.get('pid')} on {holder.get('host')}, since {_shown_moment(holder.get('since'))}"
                 raise ResultsError(
                     f"{self._history.display_name!r} is watched already, by {who if holder else 'another process'}.",
                     hint="End that watch, or choose another folder with --output.",
@@ -361,6 +362,13 @@ class Watch:
             for one, standing in standings.items()
             if one is not None and standing.state is WatchState.CONFIRMED
         ]
+
+
+def _shown_moment(text: object) -> object:
+    """An ISO time as all messages have it; anything else as it is."""
+    with contextlib.suppress(ValueError):
+        return formats.timestamp(dt.datetime.fromisoformat(str(text)))
+    return text
 
 
 def _now(clock: Callable[[], float]) -> dt.datetime:

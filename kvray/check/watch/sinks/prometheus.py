@@ -123,7 +123,7 @@ class Prometheus:
         if file is not None and file.suffix != SUFFIX:
             raise InvalidValueError(
                 f"--prometheus-file {str(file)!r}: node exporter reads only files whose names end in {SUFFIX}.",
-                hint=f"Name it {file.name}{SUFFIX}, for instance.",
+                hint=f"Name it {file.with_suffix(SUFFIX).name}, for instance.",
             )
         self._history, self._file, self._endpoint = history, file, endpoint
         self._skipped = skipped

@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_first_and_later_said_once(
     history = [observation(0)]
     with pytest.raises(OutputError, match=r"Cannot write '.*missing/kvray\.prom' for Prometheus: No such file"):
         Prometheus(lambda: history, file=tmp_path / "missing" / "kvray.prom").open()
-    with pytest.raises(InvalidValueError, match=r"reads only files whose names end in \.prom"):
+    with pytest.raises(InvalidValueError, match=r"names end in \.prom\. Name it kvray\.prom, for instance"):
         Prometheus(lambda: history, file=tmp_path / "kvray.txt")
     folder = tmp_path / "collector"
     folder.mkdir()
