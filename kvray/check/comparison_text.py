@@ -15,6 +15,7 @@ from kvray.analysis.intervals import Interval
 from kvray.check.comparing import ComparedCandidate, ComparedPlaces
 from kvray.ratios import (
     SAME_WITHIN,
+    amount_interval_text,
     amount_sign,
     interval_text,
     memory_text,
@@ -63,6 +64,8 @@ def _span(metric: ComparedMetric, change: Interval) -> str:
     low, high = 1 + change.low, 1 + change.high
     if metric is ComparedMetric.TTFT:
         return speed_interval_text(1 / (1 + change.value), 1 / high, 1 / low)
+    if metric is ComparedMetric.MEMORY:
+        return amount_interval_text(low, high)
     return interval_text(low, high)
 
 
@@ -151,7 +154,7 @@ def _row(one: MetricComparison, *, is_judged: bool) -> tuple[str, ...]:
         formats.quantity(one.before),
         formats.quantity(one.now),
         amount_sign(1 + one.change.value),
-        interval_text(1 + one.change.low, 1 + one.change.high),
+        amount_interval_text(1 + one.change.low, 1 + one.change.high),
     )
     if not is_judged:
         return cells
