@@ -59,6 +59,11 @@ def speed_interval_text(factor: float, low: float, high: float) -> str:
     return interval_text(1 / high, 1 / low) if factor <= 1 / _TIMES_FROM else interval_text(low, high)
 
 
+def within_noise_text(same: str, low: float, high: float) -> str:
+    """A gain that may as well be none, in place of its value: `the same tok/s within noise (−16 % to +45 %)`."""
+    return f"{same} within noise ({interval_text(low, high)})"
+
+
 def tok_s_text(factor: float, *, least: float = 1 / _TIMES_FROM) -> str:
     """`1.91× the tok/s`, `12 % more tok/s`, `the same tok/s`, `3 % fewer tok/s`; from the share `least` down
     `1/12 of the tok/s`."""

@@ -9,7 +9,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.jobs.sent_model import is_sent_model_note
 from kvray.plan.plan import GainInterval, Plan, PlannedGain
-from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text
+from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text, within_noise_text
 
 # The first two lines are fixed text: a `coding:` in a model's name there would change how Python reads the file.
 _OPENING = ("Written by kvray from measurements. It stands alone: it needs the engine's library, not kvray.", "")
@@ -65,12 +65,11 @@ def winner_request(plan: Plan) -> ModelRequest:
 
 
 def gain_text(gain: PlannedGain) -> str:
-    """E.g. `first token 2.00× as fast (95 %: 1.80× to 2.20×), 12 % more tok/s, the same memory`."""
+    """E.g. `first token 2.00× as fast (95 %: 1.80× to 2.20×), the same tok/s within noise (−3 % to +9 %), the same
+    memory`, in the words of the report's headline."""
     memory = "" if gain.memory is None else f", {memory_text(1 / (1 + gain.memory))}"
-    return (
-        f"first token {speed_text(1 + gain.ttft)}{_interval(gain.ttft_interval)}, "
-        f"{tok_s_text(1 + gain.throughput)}{_interval(gain.throughput_interval)}{memory}"
-    )
+    ttft = _told(f"first token {speed_text(1 + gain.ttft)}", "first token as fast", gain.ttft_interval)
+    return f"{ttft}, {_told(tok_s_text(1 + gain.throughput), 'the same tok/s', gain.throughput_interval)}{memory}"
 
 
 def _evidence(plan: Plan) -> tuple[str, ...]:
@@ -141,8 +140,11 @@ def _incomplete_lines(plan: Plan) -> tuple[str, ...]:
     return ("Incomplete: the sweep was interrupted, and what it did not measure may be better",)
 
 
-def _interval(interval: GainInterval | None) -> str:
-    return f" (95 %: {interval_text(1 + interval.low, 1 + interval.high)})" if interval else ""
+def _told(text: str, same: str, interval: GainInterval | None) -> str:
+    if interval is None:
+        return text
+    low, high = 1 + interval.low, 1 + interval.high
+    return within_noise_text(same, low, high) if low <= 1 <= high else f"{text} (95 %: {interval_text(low, high)})"
 
 
 def _comment_line(text: str) -> str:

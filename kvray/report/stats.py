@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.intervals import Interval
 from kvray.analysis.ranking import Gain
-from kvray.ratios import SAME_WITHIN, interval_text, memory_text, speed_text, tok_s_text
+from kvray.ratios import SAME_WITHIN, interval_text, memory_text, speed_text, tok_s_text, within_noise_text
 from kvray.report import formats
 from kvray.report.rows import Row
 
@@ -87,10 +87,10 @@ def _phrases(gain: Gain, with_intervals: bool) -> Iterator[str]:
         (tok_s_text(1 + gain.throughput), "the same tok/s", gain.throughput_interval),
     )
     for text, same, interval in told:
-        if interval is not None and with_intervals:
-            yield f"{text} (95 %: {gain_interval_text(interval)})"
+        if interval is not None and in_noise(interval):
+            yield within_noise_text(same, 1 + interval.low, 1 + interval.high)
         else:
-            yield f"{same} within noise ({gain_interval_text(interval)})" if interval and in_noise(interval) else text
+            yield f"{text} (95 %: {gain_interval_text(interval)})" if interval and with_intervals else text
     factor = gain.memory_factor
     if factor is not None and abs(factor - 1) >= SAME_WITHIN:
         yield memory_text(factor)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from plan_samples import make_candidate, make_plan, make_profile, make_result, make_sweep
 
+from kvray.analysis.intervals import Interval
+from kvray.analysis.ranking import Gain
 from kvray.candidate import Candidate, DeviceType
 from kvray.engines.base import DeviceFacts, EngineAdapter, LoadedModel, ModelInfo, ModelRequest
 from kvray.errors import EngineError
@@ -18,8 +20,10 @@ from kvray.jobs.doorman import SENT_MODELS
 from kvray.jobs.sent_model import sent_model_note
 from kvray.plan import snippet
 from kvray.plan.builder import PlanBuilder
+from kvray.plan.plan import GainInterval, PlannedGain
 from kvray.plan.snippet import render_snippet
 from kvray.record import Role
+from kvray.report.stats import gain_phrases
 from kvray.space.axis import Axis
 from kvray.space.search_space import SpaceBlock
 from kvray.workload import Cell, WorkloadProfile
@@ -109,6 +113,28 @@ def test_the_header_has_the_evidence() -> None:
     ):
         assert part in header
     assert all(line.startswith("#") for line in header.splitlines())
+
+
+def test_a_gain_within_noise_is_told_as_in_the_headline() -> None:
+    told = Gain(
+        ttft=0.1,
+        throughput=0.5,
+        memory=1.0,
+        ttft_interval=Interval(value=0.1, low=-0.16, high=0.45),
+        throughput_interval=Interval(value=0.5, low=0.41, high=0.49),
+    )
+    planned = PlannedGain(
+        ttft=0.1,
+        throughput=0.5,
+        memory=1.0,
+        ttft_interval=GainInterval(low=-0.16, high=0.45),
+        throughput_interval=GainInterval(low=0.41, high=0.49),
+    )
+    assert snippet.gain_text(planned) == (
+        "first token as fast within noise (−16 % to +45 %), 1.50× the tok/s (95 %: +41 % to +49 %), 1/2.0 of the memory"
+    )
+    assert ", ".join(gain_phrases(told, with_intervals=True)) == snippet.gain_text(planned)
+    assert gain_phrases(told)[0] == "first token as fast within noise (−16 % to +45 %)"
 
 
 def test_the_header_does_not_claim_a_gain_that_is_unknown() -> None:
