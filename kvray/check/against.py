@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from kvray.files.documents import read_document, shown_document
 _FORMS = "Give python=PATH (another virtual environment's Python) or env=FILE (lines of NAME=VALUE), or both."
 _KEYS = ("python", "env")
 _MOST_BYTES = 1_000_000
+_logger = logging.getLogger("kvray.check")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
@@ -79,6 +81,8 @@ def read_variables(path: str) -> dict[str, str]:
             f"{shown!r} is not a list of variables: {'; '.join(problems[:10])}.",
             hint="Write NAME=VALUE on each line, with quotes where a value holds '#', quotes or outer spaces.",
         )
+    if not found:
+        _logger.warning("%r sets no variable, so both sides have the same environment variables.", shown)
     return found
 
 

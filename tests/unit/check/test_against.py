@@ -55,6 +55,17 @@ def test_a_file_of_variables_is_read_as_people_write_it(tmp_path: Path) -> None:
     assert read_variables(str(file)) == expected
 
 
+def test_a_file_without_a_variable_is_said_to_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "b.env"
+    file.write_text("# A=1\n\n", encoding="utf-8")
+    assert parse_against([f"env={file}"]).variables == {}
+    assert caplog.messages == [f"'{file}' sets no variable, so both sides have the same environment variables."]
+    file.write_text("A=1\n", encoding="utf-8")
+    caplog.clear()
+    read_variables(str(file))
+    assert not caplog.messages
+
+
 def test_every_line_that_is_refused_is_named_and_none_is_shown(tmp_path: Path) -> None:
     file = tmp_path / "b.env"
     file.write_text('A=1\nhunter2\n1B=hunter2\nC=\'hunter2\nD="hunter2" x\nA=hunter2\nE=a\0hunter2\n', encoding="utf-8")

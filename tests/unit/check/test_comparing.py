@@ -68,7 +68,7 @@ def test_what_got_slower_fails_with_the_exit_code_of_check(tmp_path: Path) -> No
 def test_a_row_writes_change_and_interval_in_one_way(tmp_path: Path) -> None:
     a, b = check_file(tmp_path / "a.json", 10.0), check_file(tmp_path / "b.json", 6.0)
     row = next(line for line in compare(a, b).stdout.splitlines() if line.startswith("time to first token"))
-    assert re.search(r" −40 % +−4\d % to −3\d %$", row.rstrip()), row
+    assert re.search(r" −40 % +−\d\d % to −\d\d %$", row.rstrip()), row
 
 
 def test_what_lies_near_the_margin_is_inconclusive(tmp_path: Path) -> None:
