@@ -13,7 +13,7 @@ from kvray.analysis.intervals import Interval
 from kvray.check.watch.events import ChangePoint, EventKind, Sink, WatchEvent, WatchState
 from kvray.check.watch.levels import Change
 from kvray.check.watch.observed import stored_events
-from kvray.check.watch.states import Judged, name_of
+from kvray.check.watch.states import REFUTED_SDS, Judged, name_of
 from kvray.check.watch.words import (
     better_text,
     by_machine_text,
@@ -23,6 +23,7 @@ from kvray.check.watch.words import (
     recovered_text,
     refuted_text,
     suspicion_text,
+    unsure_recovery_text,
 )
 from kvray.errors import sentence_of
 from kvray.files.file_systems import write_whole
@@ -43,7 +44,7 @@ def events_of(row: Observation, judged: Sequence[Judged], rows: Sequence[Observa
         text=failure_text(row, plan) if kind is EventKind.ERROR else observation_text(row),
         observation=row,
     )
-    told = [(one, *found) for one in judged if (found := _told(one, rows, plan)) is not None]
+    told = [(one, *found) for one in judged if (found := _told(one, row, rows, plan)) is not None]
     return [
         first,
         *(
@@ -56,8 +57,8 @@ def events_of(row: Observation, judged: Sequence[Judged], rows: Sequence[Observa
                 text=text,
                 metric=one.watched,
                 state=one.standing.state,
-                change=_interval_of(one.change),
-                change_point=_point_of(one),
+                change=None if _may_be_back(one, row) else _interval_of(one.change),
+                change_point=None if _may_be_back(one, row) else _point_of(one),
                 observation=row,
             )
             for number, (one, kind, text) in enumerate(told, start=1)
@@ -72,7 +73,7 @@ def _has_begun_to_fail(rows: Sequence[Observation]) -> bool:
     )
 
 
-def _told(one: Judged, rows: Sequence[Observation], plan: str) -> tuple[EventKind, str] | None:
+def _told(one: Judged, row: Observation, rows: Sequence[Observation], plan: str) -> tuple[EventKind, str] | None:
     """As what, and how; `None`: not at all."""
     if one.is_new and one.by_machine:
         return EventKind.OBSERVATION, by_machine_text(one, plan)
@@ -87,7 +88,17 @@ def _told(one: Judged, rows: Sequence[Observation], plan: str) -> tuple[EventKin
         return EventKind.SUSPECTED, suspicion_text(one, plan)
     if one.was is WatchState.SUSPECTED and one.standing.state is WatchState.OK:
         return EventKind.OBSERVATION, refuted_text(one, plan)
+    if _may_be_back(one, row):
+        return EventKind.OBSERVATION, unsure_recovery_text(one, plan)
     return None
+
+
+def _may_be_back(one: Judged, row: Observation) -> bool:
+    """Whether the confirming rounds look like a recovery and are too few to be sure of it."""
+    is_looked_into = row.role is ObservationRole.CONFIRM and not one.is_new
+    if one.change is None or not is_looked_into or one.standing.state is not WatchState.CONFIRMED:
+        return False
+    return not one.change.is_worse and one.change.noise_sds >= REFUTED_SDS
 
 
 def _interval_of(change: Change | None) -> Interval | None:

@@ -62,6 +62,11 @@ def recovered_text(judged: Judged, plan: str, rows: Sequence[Observation]) -> st
     )
 
 
+def unsure_recovery_text(judged: Judged, plan: str) -> str:
+    """It looks better, and nobody can be sure yet."""
+    return f"{_changed(judged.watched, judged.change, plan, 'seems')} It may be back: the next observation tells."
+
+
 def by_machine_text(judged: Judged, plan: str) -> str:
     """A change that is not the configuration's."""
     return f"{_changed(judged.watched, judged.change, plan, 'is')} The anchor shows that this is the machine's doing."

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from observations import plain_observation
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.analysis.intervals import Interval
-from kvray.check.watch.events import WatchState
+from kvray.check.watch.events import EventKind, WatchState
 from kvray.check.watch.levels import Change, Watched
 from kvray.check.watch.states import Judged, Standing
+from kvray.check.watch.telling import events_of
 from kvray.check.watch.words import confirmed_text, observation_text, suspicion_text
 from kvray.store.history import ObservationRole
 
@@ -68,3 +71,24 @@ def test_what_else_changed_is_told_from_the_last_that_was_measured() -> None:
     ]
     told = confirmed_text(judged(ComparedMetric.TTFT, 100.0, 112.0), "X", rows)
     assert told.endswith(" Changed at that time: threads: 2 → 1, OMP_NUM_THREADS: not set → 1.")
+
+
+@pytest.mark.parametrize(("noise_sds", "said"), [(3.5, True), (1.5, False)])
+def test_rounds_that_look_like_a_recovery_and_do_not_prove_it_are_told_as_that(noise_sds: float, said: bool) -> None:
+    found = judged(ComparedMetric.DECODE, 80.0, 140.0)
+    assert found.change is not None
+    unsure = dataclasses.replace(
+        found,
+        standing=Standing(state=WatchState.CONFIRMED, reference=0.0),
+        was=WatchState.CONFIRMED,
+        change=dataclasses.replace(found.change, size=-0.5, noise_sds=noise_sds),
+    )
+    row = plain_observation(role=ObservationRole.CONFIRM, processes=6)
+    _, *told = events_of(row, [unsure], [row], "X")
+    assert len(told) == said
+    for one in told:
+        assert one.text.startswith("X seems to reach 1.75× the tok/s (")
+        assert one.text.endswith(": 80 → 140 tok/s. It may be back: the next observation tells.")
+        assert (one.kind, one.change_point, one.is_alert) == (EventKind.OBSERVATION, None, False)
+    regular = plain_observation(role=ObservationRole.WINNER, processes=3)
+    assert len(events_of(regular, [unsure], [regular], "X")) == 1, "it is measured again first"
