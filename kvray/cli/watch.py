@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from kvray.check.config import Consent
+from kvray.check.watch.config import WatchConfig, WhenBusy
 from kvray.check.watch.events import Observation, Sink
-from kvray.check.watch.loop import Watch, WatchConfig, WhenBusy
+from kvray.check.watch.loop import Watch
 from kvray.check.watch.sinks.asked import AskedSinks, open_sinks
 from kvray.check.watch.states import CONFIRMING, PROCESSES
 from kvray.cli import options

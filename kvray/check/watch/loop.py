@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import enum
 import logging
 import os
 import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from kvray.analysis.comparison import ComparedMetric
-from kvray.check.config import Consent
+from kvray.check.watch.config import WatchConfig, WhenBusy
 from kvray.check.watch.events import EventKind, Sink, WatchEvent, WatchState
 from kvray.check.watch.levels import Watched
 from kvray.check.watch.states import (
-    CONFIRMING,
-    PROCESSES,
     Judged,
     Standing,
     judge,
@@ -51,44 +48,9 @@ from kvray.store.history import Observation, ObservationRole, WatchHistory, obse
 from kvray.store.paths import PARTIAL
 from kvray.store.skipped import SkippedTurn
 
-WAIT_QUIET_S = 900.0
 _MARKER = "told.json"
 _LOCK = "watch.lock"
 _logger = logging.getLogger("kvray.watch")
-
-
-class WhenBusy(enum.StrEnum):
-    """What to do where others use the machine."""
-
-    WAIT = "wait"
-    MEASURE = "measure"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchConfig:
-    """What a user asks of a watch.
-
-    Attributes:
-        every_s: between the beginnings of two observations; `None`: one observation only.
-        output_dir: folder of the history; `None`: `watch` beside the plan.
-        wait_quiet_s: for how long an observation waits for a quiet machine before it is skipped.
-        timeout_s: seconds that one phase of a process may take.
-    """
-
-    plan: str
-    every_s: float | None = None
-    output_dir: str | None = None
-    when_busy: WhenBusy = WhenBusy.WAIT
-    wait_quiet_s: float = WAIT_QUIET_S
-    processes: int = PROCESSES
-    confirming: int = CONFIRMING
-    timeout_s: float = 600.0
-    consent: Consent = field(default_factory=Consent)
-
-    @property
-    def folder(self) -> str:
-        """Where the history lies."""
-        return self.output_dir or str(Path(self.plan).parent / "watch")
 
 
 class _OtherMachineError(ResultsError):

@@ -18,8 +18,9 @@ from observations import WATCH_START, plain_observation
 from kvray.check.check_file import write_output
 from kvray.check.config import Consent
 from kvray.check.result import CheckedModel, SideInfo
+from kvray.check.watch.config import WatchConfig, WhenBusy
 from kvray.check.watch.events import EventKind, Observation, ObservationRole, Sink, WatchEvent
-from kvray.check.watch.loop import Watch, WatchConfig, WhenBusy
+from kvray.check.watch.loop import Watch
 from kvray.check.watch.page_info import page_info
 from kvray.check.watch.subject import Subject, observation_id, prepare, read_target
 from kvray.errors import (
