@@ -138,7 +138,7 @@ def _title(one: ComparedCandidate) -> str:
 def _table(metrics: Sequence[MetricComparison], *, is_judged: bool) -> Table:
     table = new_table()
     for place, head in enumerate(_heads(is_judged=is_judged)):
-        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
+        table.add_column(head, justify="left" if place == 0 else "right", no_wrap=place > 0)
     for one in metrics:
         table.add_row(*_row(one, is_judged=is_judged))
     return table

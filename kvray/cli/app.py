@@ -186,9 +186,9 @@ def _usage_message(error: Any, arguments: Sequence[str]) -> str:
     """What is wrong with the line, and where to read on: `No such option: --contxt. See kvray tune --help.`"""
     message, suggestion = _told(error)
     problems: Any = getattr(error.__cause__, "errors", list)()
-    if problems:
-        # typer from 0.26 on has pydantic convert values, and its messages do not repeat the value.
-        message += f" (got {problems[0]['input']!r})"
+    if problems and (value := repr(problems[0]["input"])) not in message:
+        # typer from 0.26 on has pydantic convert values, and most of its messages do not repeat the value.
+        message += f" (got {value})"
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     known = f"kvray {command}" if command in COMMANDS else "kvray"
     read_on = known if error.ctx is None else error.ctx.command_path
@@ -204,7 +204,7 @@ def _told(error: Any) -> tuple[str, str]:
         return f"No such option: {error.option_name}", did_you_mean(error.option_name, error.possibilities or ())
     if match := re.match(r"No such command '(.*?)'", message, re.DOTALL):
         return match[0], did_you_mean(match[1], COMMANDS)
-    return message, ""
+    return message.replace(": Value error, ", ": "), ""
 
 
 def _fail(text: str, exit_code: int, *, verbose: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,17 +102,19 @@ def made_ready(
 def with_rates(
     engines: SweepEngines, resolved: Sequence[Resolved], *, before: Callable[[], None] = lambda: None
 ) -> list[Resolved]:
-    """`resolved` of all engines with the rates of the device; before these are measured, `before` is called.
+    """`resolved` of all engines with the rates of the device; before the first are measured, `before` is called once.
 
     Raises:
         KvrayError: the error of the first engine, where it fails for all.
     """
 
+    before_first = functools.cache(before)
+
     def measured(one: Resolved) -> Resolved:
         def before_measuring() -> None:
             # What the weights rule out is told first: it takes less time.
             one.adapter.check_weights(one.request)
-            before()
+            before_first()
 
         return with_measured_rates(one, before_measuring=before_measuring, warns=False)
 

@@ -89,7 +89,7 @@ def _notes(result: CheckResult, candidates: Sequence[CheckedCandidate], rows: in
     """For each candidate what is to be said beside its figures."""
     blocks = []
     for one in candidates[:rows]:
-        texts = (*wording.notes(result, one), *(f"differs: {wording.outside(text)}" for text in one.differences))
+        texts = (*wording.notes(result, one), *wording.told_differences(result, one))
         failed = [f"{formats.plural(one.failed_trials, 'measurement')} failed."] if one.failed_trials else []
         aside = [f"{wording.rounds_text(one)}."] if one.disturbed_rounds and len(result.candidates) > 1 else []
         if said := (*texts, *failed, *aside):

@@ -69,7 +69,7 @@ def _candidate(result: CheckResult, candidate: CheckedCandidate) -> Iterator[Ren
     head.append(f", {formats.plural(failed, 'failed measurement')}" if failed else "", style="yellow")
     yield head
     yield from (_indented(text) for text in wording.notes(result, candidate))
-    yield from (_indented(f"differs: {wording.outside(text)}") for text in candidate.differences)
+    yield from (_indented(text) for text in wording.told_differences(result, candidate))
     if wording.shown_metrics(candidate):
         yield Padding(_metrics(candidate), (0, 0, 0, 2))
 
@@ -80,7 +80,7 @@ def _metrics(candidate: CheckedCandidate) -> Table:
     table.add_column("")
     for name in ("before", "now", "change", "95 % interval", "margin"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     for one in wording.shown_metrics(candidate):
         table.add_row(
             _ROWS[one.metric],

@@ -134,6 +134,12 @@ def interval_text(change: Change | None) -> str:
     return MISSING if change is None else " to ".join(_ends(change))
 
 
+def told_differences(result: CheckResult, candidate: CheckedCandidate) -> list[str]:
+    """What differs for `candidate`, a line each. The suite also remarks on what is the same or was not compared."""
+    begin = "" if result.mode is CheckMode.SUITE else "differs: "
+    return [f"{begin}{outside(text)}" for text in candidate.differences]
+
+
 def margin_text(margin: float | None) -> str:
     """`5 %`, `2.5 %`, or a dash where the metric is only shown."""
     return MISSING if margin is None else f"{margin * 100:.3g} %"

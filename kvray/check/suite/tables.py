@@ -20,7 +20,7 @@ def list_table(obstacles: Mapping[str, str | None]) -> Table:
     """Every case with what stands in its way."""
     table = new_table()
     table.add_column("case", no_wrap=True)
-    table.add_column("here")
+    table.add_column("here", overflow="fold")
     for name, reason in obstacles.items():
         table.add_row(name, "yes" if reason is None else Text(f"no: {clean_line(reason)}"))
     return table
@@ -33,7 +33,7 @@ def record_table(record: SuiteRecord) -> RenderableType:
     for metric in ComparedMetric:
         table.add_column(metric.unit, justify="right", no_wrap=True)
     table.add_column("cache, MiB", justify="right", no_wrap=True)
-    table.add_column("cache and kernel", ratio=1)
+    table.add_column("cache and kernel", ratio=1, overflow="fold")
     for case in record.cases:
         table.add_row(case.name, *_figures(case), Text(_ran(case)))
     parts: list[RenderableType] = [table]

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.check.outputs import wording
+from kvray.check.outputs.markdown import render_markdown
 from kvray.check.outputs.terminal import render_terminal
 from kvray.check.result import Change, CheckMode, CheckResult
 
@@ -76,6 +77,19 @@ def test_another_kernel_fails_whatever_the_numbers() -> None:
     assert text.startswith("FAIL: another kernel ran in decode: sdpa_math, before sdpa_flash.\n")
     assert "differs: kernel in decode" in text
     assert "1 failed measurement" in text
+
+
+def test_what_the_suite_remarks_on_is_not_said_to_differ() -> None:
+    same = "outputs are the same bit by bit"
+    suite = check_of(checked(differences=(same,))).model_copy(update={"mode": CheckMode.SUITE})
+    assert any(line.strip() == same for line in printed(suite).splitlines())
+    assert f"differs: {same}" not in printed(suite) + render_markdown(suite)
+
+
+def test_no_verdict_is_cut_on_a_narrow_terminal() -> None:
+    text = printed(UNDECIDED, width=72)
+    assert any(line.rstrip().endswith("5 %  INCONCLUSIVE") for line in text.splitlines())
+    assert "…" not in text
 
 
 def test_an_undecided_check_says_what_it_would_take() -> None:

@@ -79,6 +79,9 @@ def test_what_lies_near_the_margin_is_inconclusive(tmp_path: Path) -> None:
     assert "More processes would not tell; kvray check --against measures both in turn." in " ".join(
         done.stdout.split()
     )
+    narrow = CliRunner().invoke(app, [a, b, "--margin", "ttft=5%"], env={"COLUMNS": "80"}).stdout
+    assert " 5 %  inconclusive" in narrow
+    assert "…" not in narrow
     assert compare(a, b, "--margin", "ttft=5%", "--on-inconclusive", "pass").exit_code == 0
     mapped = compare(a, b, "--margin", "ttft=5%", "--on-inconclusive", "fail")
     assert isinstance(mapped.exception, RegressionError)

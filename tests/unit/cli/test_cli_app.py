@@ -103,6 +103,10 @@ def test_jobs_alone_says_that_a_command_is_missing(capsys: pytest.CaptureFixture
         ("tune x --slots a", "kvray: Invalid value for '--slots': *'a'*. See kvray tune --help."),
         ("tune x --slots 0", "kvray: Invalid value for '--slots': *1*0*. See kvray tune --help."),
         ("tune x --timeout nan", "kvray: Invalid value for '--timeout': *1*nan*. See kvray tune --help."),
+        (
+            "compare a b --format pdf",
+            "kvray: Invalid value for '--format': 'pdf' is not one of 'table', 'json', 'markdown'. See kvray *.",
+        ),
         ("tune x --contxt 5", "kvray: No such option: --contxt. Did you mean '--context'? See kvray tune --help."),
         ("tun x", "kvray: No such command 'tun'. Did you mean 'tune'? See kvray --help."),
         ("jobs lists", "kvray: No such command 'lists'. See kvray jobs --help."),

@@ -21,7 +21,9 @@ from kvray.probes.cpu import wished_threads
 from kvray.space.axis import Axis
 from kvray.sweep.remote_device import _seen_here
 from kvray.testing.fake import FakeAdapter
+from kvray.tuning.engines import SweepEngines
 from kvray.tuning.preview import preview_sweep
+from kvray.tuning.ready_sweep import with_rates
 from kvray.tuning.resolved import check_request, resolve
 from kvray.tuning.search import TuningSearch
 from kvray.workload import get_profile
@@ -112,6 +114,13 @@ def test_rates_that_were_measured_go_into_the_forecast_without_being_read_again(
     assert {one.decode_tok_s for one in preview_sweep(resolved).forecasts.values()} == {None}
     assert all(one.decode_tok_s for one in preview_sweep(measured).forecasts.values())
     assert asked["load_hardware"] == 1
+
+
+def test_that_the_device_is_measured_is_told_once_for_all_engines(asked: Counter[str], tmp_path: Path) -> None:
+    resolved = resolve(check_request(config(tmp_path), CountingAdapter(asked)))
+    told: list[str] = []
+    with_rates(SweepEngines([resolved.adapter]), [resolved, resolved], before=lambda: told.append("measuring"))
+    assert (told, asked["measure_hardware"]) == (["measuring"], 2)
 
 
 def test_a_node_that_was_measured_gives_the_forecast_that_it_gives_as_a_machine_of_its_own(

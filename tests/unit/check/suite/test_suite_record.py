@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from suite_samples import CASE, recorded
 
 from kvray.candidate import DeviceType
-from kvray.check.result import SideInfo
+from kvray.check.result import RanFacts, SideInfo
 from kvray.check.suite.cases import SUITE_VERSION
 from kvray.check.suite.measuring import recorded_case
 from kvray.check.suite.record import (
@@ -22,6 +24,7 @@ from kvray.check.suite.record import (
     write_record,
 )
 from kvray.check.suite.running import SuiteAsk, check_suite
+from kvray.check.suite.tables import record_table
 from kvray.errors import ResultsError
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.trial.forced_logs import ForcedLogs
@@ -136,3 +139,14 @@ def test_a_missing_record_and_a_case_that_is_there_twice_are_refused(tmp_path: P
     (tmp_path / "twice.json").write_text(json.dumps(data))
     with pytest.raises(ResultsError, match="a case is there twice"):
         read_record(tmp_path / "twice.json")
+
+
+def test_no_name_of_a_cache_is_cut_on_a_terminal_of_80_columns() -> None:
+    name = "llama_kv_cache_of_a_name_that_fits_in_no_column"
+    case = recorded(ran=RanFacts(cache_class=name, kernel_decode="flash"))
+    console = Console(file=io.StringIO(), width=80)
+    console.print(record_table(RECORD.model_copy(update={"cases": (case,)})))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert all(part in shown for part in ("llama_kv_cache", "in_no_column"))
