@@ -34,7 +34,7 @@ from kvray.store.speed_variables import SPEED_VARIABLES
 from kvray.workload import WorkloadProfile
 
 DEFAULT_MARGINS: Margins = {ComparedMetric.TTFT: 0.05, ComparedMetric.DECODE: 0.05, ComparedMetric.MEMORY: 0.02}
-RECORD_MARGINS: Margins = {ComparedMetric.TTFT: 0.15, ComparedMetric.DECODE: 0.15, ComparedMetric.MEMORY: 0.02}
+RECORD_MARGINS: Margins = {ComparedMetric.TTFT: 0.25, ComparedMetric.DECODE: 0.25, ComparedMetric.MEMORY: 0.03}
 """Against a record. Two sessions of the same code differ by some per cent (`benchmarks/sessions.py`), so no number of
 rounds shows that times have kept within 5 %."""
 _OTHERWISE = {

@@ -21,6 +21,7 @@ from kvray.check.suite.running import (
     DEFAULT_BUDGET_S,
     DEFAULT_MARGINS,
     DEFAULT_ROUNDS,
+    RECORD_MARGINS,
     SuiteAsk,
     check_suite,
     run_suite,
@@ -114,11 +115,12 @@ def check(
     undecided = counts_as(on_inconclusive)
     files.check_places(json_file=json_file)
     record = None if baseline is None else read_record(baseline)
+    usual = DEFAULT_MARGINS if against else RECORD_MARGINS
     with patient_interrupts(lambda: "Left at once. Nothing was written."), _progress() as tell:
         ask = SuiteAsk(
             cases=_asked(engine, only, quick=quick),
             device=_device(device),
-            margins={} if outputs_only else parse_margins(margin, otherwise=DEFAULT_MARGINS),
+            margins={} if outputs_only else parse_margins(margin, otherwise=usual),
             tolerance=_tolerance(tolerance),
             budget_s=parse_duration(budget, option="--budget") or DEFAULT_BUDGET_S,
             tell=tell,

@@ -144,7 +144,8 @@ def _change(levels: Levels, cleaned: Cleaned, step: Step) -> Change:
     before, after = levels.before(step.start), slice(step.start, None)
     explained = cleaned.explained
     sides = [_samples(levels, explained, part) for part in (before, after)]
-    (found,) = compare(*sides, margins={}).metrics
+    # The history shows by how much sittings differ on this machine.
+    (found,) = compare(*sides, margins={}, session_sd=dict.fromkeys(ComparedMetric, cleaned.sd)).metrics
     size = _sign(levels.watched) * math.log1p(found.change.value)
     counts = len(levels.series.values[before]), len(levels.series.values[after])
     spread = cleaned.sd * math.sqrt(1 / counts[0] + 1 / counts[1])

@@ -225,6 +225,14 @@ def test_no_failure_rests_on_processes_of_now_that_were_all_disturbed(rounds: in
     assert compare(both, slower, margins=MARGINS).verdict is Verdict.FAIL, "both took turns on the busy machine"
 
 
+def test_where_the_spread_between_sittings_is_known_it_is_that_which_counts() -> None:
+    sides = make_side(session="then"), make_side(seed=1, session="now")
+    usual = of(compare(*sides, margins=MARGINS), TTFT).change
+    own = dict.fromkeys(ComparedMetric, 0.01)
+    known = of(compare(*sides, margins=MARGINS, session_sd=own), TTFT).change
+    assert usual.high - usual.low > 3 * (known.high - known.low)
+
+
 def test_what_files_of_libraries_take_of_the_memory_is_not_compared() -> None:
     """The second copy of the libraries takes 50 MiB less of each process, and 2 % more is the program's own."""
     before = replace(make_side(), library_mib=np.full(8, 120.0))
