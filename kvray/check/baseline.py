@@ -169,6 +169,8 @@ def _side_of(result: TuneResult) -> SideInfo:
     return SideInfo(
         name=_NAME,
         kvray_version=winner.kvray_version or manifest.kvray_version,
+        speed_variables=None if known is None or known.variables is None else dict(known.variables),
+        speed_variables_list=None if known is None else known.variables_list,
         engine_versions=winner.versions,
         host=winner.host,
         device_name=winner.device_name or result.device_name,

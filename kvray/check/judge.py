@@ -30,7 +30,7 @@ from kvray.check.result import (
     RanFacts,
     SideInfo,
 )
-from kvray.store.speed_variables import SPEED_VARIABLES
+from kvray.store.speed_variables import SPEED_VARIABLES, names_in
 from kvray.workload import WorkloadProfile
 
 DEFAULT_MARGINS: Margins = {ComparedMetric.TTFT: 0.05, ComparedMetric.DECODE: 0.05, ComparedMetric.MEMORY: 0.02}
@@ -144,8 +144,8 @@ def side_differences(
     """What differs between two sides, for every candidate: `torch: 2.12.0 → 2.13.0`.
 
     Args:
-        before_variables, now_variables: environment variables that differ from this process's own. Values are told of
-            those alone that make libraries faster or slower; of others the name, because they may be secret.
+        before_variables, now_variables: environment variables beside those that the sides have written down. Values are
+            told of those alone that make libraries faster or slower; of others the name, because they may be secret.
     """
     pairs = {
         "device": (before.device_name, now.device_name),
@@ -159,7 +159,25 @@ def side_differences(
         },
     }
     told = [f"{name}: {one} → {two}" for name, (one, two) in pairs.items() if None not in (one, two) and one != two]
-    return (*sorted(told), *_variable_differences(before_variables or {}, now_variables or {}))
+    kept = _kept_variables(before, now)
+    before_all, now_all = kept[0] | dict(before_variables or {}), kept[1] | dict(now_variables or {})
+    return (*sorted(told), *_variable_differences(before_all, now_all))
+
+
+def _kept_variables(before: SideInfo, now: SideInfo) -> tuple[dict[str, str], dict[str, str]]:
+    """What both sides have written down of the variables that both looked at. One whose value a side left out counts
+    only where the other had not set it."""
+    one, two = before.speed_variables, now.speed_variables
+    if one is None or two is None:
+        return {}, {}
+    both = names_in(before.speed_variables_list) & names_in(now.speed_variables_list)
+    both -= {name for name in one.keys() & two.keys() if one[name] is None or two[name] is None}
+    first, second = ({name: _kept_value(side[name]) for name in side if name in both} for side in (one, two))
+    return first, second
+
+
+def _kept_value(value: str | None) -> str:
+    return "set" if value is None else value
 
 
 def _variable_differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

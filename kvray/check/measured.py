@@ -14,6 +14,7 @@ from kvray.check.result import LogValues, MeasuredSide, ProcessSample, RanFacts,
 from kvray.check.side import Side
 from kvray.errors import sentence_of
 from kvray.record import TrialRecord, TrialResult, TrialStatus
+from kvray.store.speed_variables import LIST, SPEED_VARIABLES, users_variables
 from kvray.workload import WorkloadProfile
 
 _METRICS = 3
@@ -55,6 +56,8 @@ def side_info(side: Side, *, run_id: str, measured_at: dt.datetime) -> SideInfo:
         engine_versions=versions,
         python=facts.python,
         variables=side.spec.variable_names,
+        speed_variables=_speed_variables(side),
+        speed_variables_list=LIST,
         host=facts.host,
         device_name=facts.device_name,
         driver_version=facts.driver_version,
@@ -64,6 +67,11 @@ def side_info(side: Side, *, run_id: str, measured_at: dt.datetime) -> SideInfo:
         run_id=run_id,
         measured_at=measured_at,
     )
+
+
+def _speed_variables(side: Side) -> dict[str, str | None]:
+    own = {name: value for name, value in side.spec.variables.items() if name in SPEED_VARIABLES}
+    return {**users_variables(), **own}
 
 
 def samples_of(side: MeasuredSide) -> SideSamples:

@@ -173,6 +173,9 @@ class SideInfo(_Part):
         name: `baseline` and `now`, or `A` and `B`.
         python: path of its Python.
         variables: names of the environment variables that it sets; their values may be secret.
+        speed_variables: environment variables that make libraries faster or slower, as they were set for it. A value of
+            `None` was left out. `None` in place of all: they were not written down.
+        speed_variables_list: number of the list that was looked at (see `store.speed_variables`).
         cpus: that a process could keep busy there.
         hardware: digest of machine and software (see `store.fingerprint.hardware_digest`).
         run_id: of its records.
@@ -184,6 +187,8 @@ class SideInfo(_Part):
     engine_versions: dict[str, str] = {}
     python: str | None = None
     variables: tuple[str, ...] = ()
+    speed_variables: dict[str, str | None] | None = None
+    speed_variables_list: int | None = None
     host: str | None = None
     device_name: str | None = None
     driver_version: str | None = None

@@ -294,8 +294,10 @@ class _Check:
 
 
 def _without_names(side: SideInfo) -> SideInfo:
-    """`side` for a file that is made to be committed: without a path and a host's name."""
-    return side.model_copy(update={"python": None, "host": None})
+    """`side` for a file that is made to be committed: without paths and a host's name."""
+    variables = side.speed_variables or {}
+    shown = {name: None if value is None or "/" in value else value for name, value in variables.items()}
+    return side.model_copy(update={"python": None, "host": None, "speed_variables": shown})
 
 
 def _within(asked: Asked, record: SuiteRecord | None) -> Asked:

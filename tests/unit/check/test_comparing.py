@@ -99,6 +99,12 @@ def test_what_differs_is_said_first(tmp_path: Path) -> None:
     assert compared(a, b).verdict is Verdict.FAIL, "another kernel is a FAIL whatever the numbers"
 
 
+def test_variables_that_change_speed_are_named_for_two_checks(tmp_path: Path) -> None:
+    a = check_file(tmp_path / "a.json", 10.0, speed_variables={}, speed_variables_list=2)
+    b = check_file(tmp_path / "b.json", 10.0, speed_variables={"OMP_NUM_THREADS": "1"}, speed_variables_list=2)
+    assert "- OMP_NUM_THREADS: not set → 1" in compare(a, b).stdout
+
+
 def test_unlike_machines_are_refused_unless_forced(tmp_path: Path) -> None:
     a = check_file(tmp_path / "a.json", 10.0, device_name="one CPU", cpus=2)
     b = check_file(tmp_path / "b.json", 10.0, device_name="another CPU", cpus=8)
