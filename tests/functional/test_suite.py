@@ -131,8 +131,10 @@ def test_another_environment_is_measured_in_turn(suite: Suite, tmp_path: Path) -
         *("--json", tmp_path / "found.json"),
     )
     assert code == 0, out + err
-    (case,) = read_check(tmp_path / "found.json").candidates
+    found = read_check(tmp_path / "found.json")
+    (case,) = found.candidates
     assert case.verdict is Verdict.PASS
+    assert (found.now.speed_variables or {})["OMP_NUM_THREADS"] == "1"
     assert len(case.before.processes) == len(case.now.processes) == 1
 
 
