@@ -22,6 +22,7 @@ from kvray.candidate import (
 from kvray.engines.base import DeviceFacts, ModelInfo, ModelRequest
 from kvray.engines.transformers import TransformersAdapter, menu
 from kvray.errors import NoCandidatesError
+from kvray.extras import Extra, install_command
 from kvray.space.constraints import SpaceFacts, first_objection
 from kvray.space.menu import check_any_available
 from kvray.space.search_space import SearchSpace, build_space
@@ -71,7 +72,8 @@ def test_an_obstacle_names_the_gpu_generation_first_and_then_the_package(monkeyp
     assert (
         obstacles(AMPERE)["attention", "flash_attention_3"] == "needs compute capability 9.0 (Hopper), this GPU has 8.0"
     )
-    assert "kvray[quantized]" in obstacles(AMPERE)["cache", "quantized(backend=hqq,nbits=4)"]
+    packages = f"needs a package: {install_command(Extra.QUANTIZED)} brings hqq"
+    assert obstacles(AMPERE)["cache", "quantized(backend=hqq,nbits=4)"] == packages
     assert obstacles(TURING)["dtype", "bfloat16"] == "needs compute capability 8.0 (Ampere), this GPU has 7.5"
     menu._is_installed.cache_clear()
 
