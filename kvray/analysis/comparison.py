@@ -39,8 +39,8 @@ SESSION_SD: Mapping[ComparedMetric, float] = {
     ComparedMetric.MEMORY: 0.005,
 }
 """Relative standard deviation between two sittings of the same code, beyond what their processes explain. Measured by
-`benchmarks/sessions.py` on a shared 2-core machine: 20 sessions within six hours of one day show 4 to 5 % for TTFT, 3 to
-5 % for decode, hardly any for memory; those of them that lay further apart a per cent more. Days may differ more,
+`benchmarks/sessions.py` on a shared 2-core machine: 20 sessions within six hours of one day show 4 to 5 % for TTFT, 3
+to 5 % for decode, hardly any for memory; those of them that lay further apart a per cent more. Days may differ more,
 machines of one's own less."""
 LEAST_ROUNDS = 3
 """With fewer rounds nobody can tell an outlying process from a change, so there is no verdict by the intervals."""
