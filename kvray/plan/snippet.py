@@ -9,7 +9,7 @@ from kvray.engines.base import ModelRequest
 from kvray.engines.registry import get_engine
 from kvray.jobs.sent_model import is_sent_model_note
 from kvray.plan.plan import GainInterval, Plan, PlannedGain
-from kvray.ratios import interval_text, memory_text, speed_text, tok_s_text, within_noise_text
+from kvray.ratios import first_token_text, memory_text, throughput_text
 
 # The first two lines are fixed text: a `coding:` in a model's name there would change how Python reads the file.
 _OPENING = ("Written by kvray from measurements. It stands alone: it needs the engine's library, not kvray.", "")
@@ -68,8 +68,8 @@ def gain_text(gain: PlannedGain) -> str:
     """E.g. `first token 2.00× as fast (95 %: 1.80× to 2.20×), the same tok/s within noise (−3 % to +9 %), the same
     memory`, in the words of the report's headline."""
     memory = "" if gain.memory is None else f", {memory_text(1 / (1 + gain.memory))}"
-    ttft = _told(f"first token {speed_text(1 + gain.ttft)}", "first token as fast", gain.ttft_interval)
-    return f"{ttft}, {_told(tok_s_text(1 + gain.throughput), 'the same tok/s', gain.throughput_interval)}{memory}"
+    ttft = first_token_text(1 + gain.ttft, _ends(gain.ttft_interval))
+    return f"{ttft}, {throughput_text(1 + gain.throughput, _ends(gain.throughput_interval))}{memory}"
 
 
 def _evidence(plan: Plan) -> tuple[str, ...]:
@@ -140,11 +140,8 @@ def _incomplete_lines(plan: Plan) -> tuple[str, ...]:
     return ("Incomplete: the sweep was interrupted, and what it did not measure may be better",)
 
 
-def _told(text: str, same: str, interval: GainInterval | None) -> str:
-    if interval is None:
-        return text
-    low, high = 1 + interval.low, 1 + interval.high
-    return within_noise_text(same, low, high) if low <= 1 <= high else f"{text} (95 %: {interval_text(low, high)})"
+def _ends(interval: GainInterval | None) -> tuple[float, float] | None:
+    return None if interval is None else (1 + interval.low, 1 + interval.high)
 
 
 def _comment_line(text: str) -> str:

@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.intervals import Interval
 from kvray.analysis.ranking import Gain
-from kvray.ratios import SAME_WITHIN, interval_text, memory_text, speed_text, tok_s_text, within_noise_text
+from kvray.ratios import (
+    SAME_WITHIN,
+    first_token_text,
+    interval_text,
+    memory_text,
+    speed_interval_text,
+    speed_text,
+    throughput_text,
+    tok_s_text,
+)
 from kvray.report import formats
 from kvray.report.rows import Row
 
@@ -46,16 +55,25 @@ def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
         return stats
     gain, factor = winner.gain, winner.gain.memory_factor
     ttft, throughput, *memory = stats
+    ends = _ends(gain.ttft_interval)
     return (
         _speed(
-            replace(ttft, is_apart=winner.ttft_is_apart),
+            replace(
+                ttft,
+                is_apart=winner.ttft_is_apart,
+                interval=None if ends is None else speed_interval_text(1 + gain.ttft, *ends),
+            ),
             baseline.ttft_ms,
             speed_text(1 + gain.ttft),
             gain.ttft,
             gain.ttft_interval,
         ),
         _speed(
-            replace(throughput, is_apart=winner.throughput_is_apart),
+            replace(
+                throughput,
+                is_apart=winner.throughput_is_apart,
+                interval=None if gain.throughput_interval is None else gain_interval_text(gain.throughput_interval),
+            ),
             baseline.decode_tok_s,
             tok_s_text(1 + gain.throughput),
             gain.throughput,
@@ -82,18 +100,16 @@ def gain_interval_text(interval: Interval) -> str:
 
 
 def _phrases(gain: Gain, with_intervals: bool) -> Iterator[str]:
-    told = (
-        (f"first token {speed_text(1 + gain.ttft)}", "first token as fast", gain.ttft_interval),
-        (tok_s_text(1 + gain.throughput), "the same tok/s", gain.throughput_interval),
-    )
-    for text, same, interval in told:
-        if interval is not None and in_noise(interval):
-            yield within_noise_text(same, 1 + interval.low, 1 + interval.high)
-        else:
-            yield f"{text} (95 %: {gain_interval_text(interval)})" if interval and with_intervals else text
+    ttft, throughput = (_ends(one) for one in (gain.ttft_interval, gain.throughput_interval))
+    yield first_token_text(1 + gain.ttft, ttft, with_interval=with_intervals)
+    yield throughput_text(1 + gain.throughput, throughput, with_interval=with_intervals)
     factor = gain.memory_factor
     if factor is not None and abs(factor - 1) >= SAME_WITHIN:
         yield memory_text(factor)
+
+
+def _ends(interval: Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else (1 + interval.low, 1 + interval.high)
 
 
 def _speed(stat: Stat, before: float, change: str, gain: float, interval: Interval | None) -> Stat:
@@ -101,7 +117,6 @@ def _speed(stat: Stat, before: float, change: str, gain: float, interval: Interv
         stat,
         before=formats.quantity(before),
         change=f"{change}, within noise" if in_noise(interval) else change,
-        interval=gain_interval_text(interval) if interval else None,
         is_better=None if in_noise(interval) else _is_better(1 + gain),
     )
 

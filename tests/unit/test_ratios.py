@@ -104,3 +104,19 @@ def test_an_interval_speaks_of_what_its_text_speaks_of(factor: float, low: float
 @pytest.mark.parametrize("factor", [None, math.nan, math.inf, 0.0, -1.0])
 def test_what_cannot_be_compared_is_a_dash(factor: float | None) -> None:
     assert ratios.speed_sign(factor) == ratios.amount_sign(factor) == "–"
+
+
+@pytest.mark.parametrize(
+    ("factor", "ends", "told"),
+    [
+        (2.0, (1.8, 2.2), "first token 2.00× as fast (95 %: 1.80× to 2.20×)"),
+        (1 / 2.88, (1 / 3.1, 1 / 2.7), "first token 2.88× as long (95 %: 2.70× to 3.10×)"),
+        (1.1, (0.84, 1.45), "first token as fast within noise (−16 % to +45 %)"),
+        (1.1, None, "first token 10 % faster"),
+    ],
+)
+def test_the_interval_of_a_gain_speaks_of_what_its_words_do(
+    factor: float, ends: tuple[float, float] | None, told: str
+) -> None:
+    assert ratios.first_token_text(factor, ends) == told
+    assert ratios.throughput_text(1.12, (1.09, 1.15), with_interval=False) == "12 % more tok/s"
