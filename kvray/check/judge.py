@@ -48,7 +48,7 @@ _OTHERWISE = {
 _KL_NOISE = 1e-4
 """Nats per token by which two measurements of the same may differ."""
 _LIBRARY_NOISE_MIB = 4
-"""By which that may differ from process to process."""
+"""Two processes of one side differ by less in what files of libraries take."""
 _LIST_SIGN, _LONG_LIST = " | ", 4
 """Between the parts of a list, as llama.cpp writes it, and from how many signs on it is too long to show whole."""
 

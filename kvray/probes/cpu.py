@@ -20,12 +20,7 @@ from kvray.probes.cgroups import MIB
 
 _RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job supervisor sets it for the program that it starts
 _RESET_PEAK = "5"  # proc_pid_clear_refs(5): "reset the peak resident set size to the current resident set size"
-_LIBRARY_PAGES = re.compile(
-    r"^[0-9a-f]+-[0-9a-f]+ .*\.so(?:\.[\w.]+)*$(?:\n(?![0-9a-f]+-).*)*?"  # a mapping, then its figures
-    r"\nRss:\s+(\d+) kB(?:\n(?![0-9a-f]+-).*)*?\nAnonymous:\s+(\d+) kB",
-    re.MULTILINE,
-)
-"""KiB that are resident, and of these the KiB that the process has written to, which no file holds any more."""
+_LIBRARY = re.compile(r"\.so(\.[\w.]+)*$")
 _PEAK_SLACK_MIB = 8.0  # the kernel counts RSS in batches per CPU: peak and current may differ by some pages at once
 
 
@@ -182,10 +177,9 @@ def mapped_libraries_mib(pid: int | None = None) -> float | None:
     They are part of its resident set. How many there are depends on the sizes in which the system holds the files in
     its cache, so the same code takes some ten MiB more with one copy of a library than with another.
     """
-    path = Path(f"/proc/{os.getpid() if pid is None else pid}/smaps")
-    with contextlib.suppress(OSError):
-        found = _LIBRARY_PAGES.findall(path.read_text(encoding="utf-8", errors="replace"))
-        return sum(int(resident) - int(written) for resident, written in found) / 1024
+    with contextlib.suppress(psutil.Error, OSError, AttributeError):  # not every system tells of mappings
+        kept = [one for one in psutil.Process(pid).memory_maps(grouped=True) if _LIBRARY.search(one.path)]
+        return float(sum(one.rss - one.anonymous for one in kept)) / MIB  # what was written to is in no file any more
     return None
 
 
