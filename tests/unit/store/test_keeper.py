@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import shutil
 import threading
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from manifests import RUN_ID, plain_manifest
 from typing_extensions import override
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
@@ -18,25 +18,10 @@ from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.claim import claimed_sweep
 from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.keeper import RecordKeeper
-from kvray.store.manifest import SweepAttempt, SweepManifest
+from kvray.store.manifest import SweepAttempt
 from kvray.store.parquet import ResultsStore, TrialFiles
-from kvray.workload import get_profile
 
-RUN_ID = "20260101-120000-abcd"
-MANIFEST = SweepManifest(
-    kvray_version="0.1.0",
-    run_id=RUN_ID,
-    created_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-    model_id="m",
-    model_revision="r",
-    architecture="A",
-    engine="fake",
-    device="cpu",
-    device_name="CPU",
-    profile=get_profile("ci-micro"),
-    baseline_id="b",
-    memory_note="none",
-)
+MANIFEST = plain_manifest()
 
 
 @pytest.fixture

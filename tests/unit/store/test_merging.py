@@ -9,7 +9,8 @@ from typing import Any
 
 import duckdb
 import pytest
-from test_keeper import MANIFEST, RUN_ID
+from manifests import RUN_ID
+from test_keeper import MANIFEST
 from test_many_files import result_of
 
 from kvray.record import TrialResult

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from manifests import RUN_ID, plain_manifest
 from typing_extensions import override
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
@@ -22,23 +22,8 @@ from kvray.trial.spec import TrialSpec
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.preview import Preview
 from kvray.tuning.recorder import Recorder
-from kvray.workload import get_profile
 
-RUN_ID = "20260101-120000-abcd"
-MANIFEST = SweepManifest(
-    kvray_version="0.1.0",
-    run_id=RUN_ID,
-    created_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
-    model_id="m",
-    model_revision="r",
-    architecture="A",
-    engine="fake",
-    device="cpu",
-    device_name="CPU",
-    profile=get_profile("ci-micro"),
-    baseline_id="b",
-    memory_note="none",
-)
+MANIFEST = plain_manifest()
 
 
 class Hearing(SearchObserver):
