@@ -41,10 +41,10 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 	$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[transformers]"
 	touch $@
 
-# llama.cpp is compiled for this very CPU: about 5 minutes on two cores, once, because pip keeps what it has built. It
+# llama.cpp is compiled for this very CPU: about 4 minutes on two cores, once, because pip keeps what it has built. It
 # needs a C++ compiler and a header where that is an old GCC (the header says why).
 $(VENV)/.llama: $(VENV)/.installed kvray/engines/llama_cpp/amx_tiles.h
-	@echo "Compiling llama.cpp for this CPU: about 5 minutes on two cores, unless pip has kept it from before."
+	@echo "Compiling llama.cpp for this CPU: about 4 minutes on two cores, unless pip has kept it from before."
 	CXXFLAGS="$$CXXFLAGS -include $(CURDIR)/kvray/engines/llama_cpp/amx_tiles.h" \
 		$(BIN)/pip install --quiet -c constraints-cpu.txt -e ".[llama-cpp]"
 	touch $@
