@@ -160,10 +160,11 @@ def test_failures_are_not_paid_for_twice_unless_asked_and_then_replaced_in_their
 def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, broken: ChangingAdapter) -> None:
     first = sweep(tmp_path, broken)
     (tmp_path / "mended").touch()
+    interrupter = Listener(last_rung=1)
     with pytest.raises(SweepInterruptedError):
-        sweep(tmp_path, broken, observer=Listener(patience=1), resume=first.manifest.run_id, retry=("oom",))
-    left = ResultsStore(tmp_path / "results").read(first.manifest.run_id)
-    assert sorted(statuses(left).values()) == ["ok", "ok", "ok", "oom"]
+        sweep(tmp_path, broken, observer=interrupter, resume=first.manifest.run_id, retry=("oom",))
+    assert [spec.candidate.label.split("/")[1] for spec in interrupter.started] == ["eager"]
+    assert ResultsStore(tmp_path / "results").read(first.manifest.run_id) == first.results
 
 
 def test_disturbed_candidates_are_measured_again_in_their_place_where_that_is_asked_for(
@@ -197,7 +198,9 @@ def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_m
         sweep(tmp_path, broken, observer=listener)
     store = ResultsStore(tmp_path / "results")
     report = store.read_text(store.paths(listener.manifest.run_id).report_markdown)
-    assert "**Incomplete (2 of 4 candidates not measured yet): " in report
+    ended = [one for one in store.read(listener.manifest.run_id) if one.record.status is not TrialStatus.INTERRUPTED]
+    assert len(ended) in (2, 3)  # the third may end while the second is written
+    assert f"**Incomplete ({4 - len(ended)} of 4 candidates not measured yet): " in report
     paths = store.paths(listener.manifest.run_id)
     assert load_plan_file(tmp_path / "results" / paths.best_plan).is_partial
     assert "\n# Incomplete: " in store.read_text(paths.optimized_config)
