@@ -90,8 +90,10 @@ class RecordKeeper:
 
     @property
     def unwritten(self) -> int:
-        """Trials that lie in memory alone, because the service is slow."""
-        return 0 if self._trouble is not None else len({*self._new, *self._first.lacks})
+        """Trials that lie in memory alone, because the service is slow or nothing can be written anywhere."""
+        second = self._second
+        place = self._first if self._trouble is None or second is None else second
+        return len({*self._new, *place.lacks})
 
     def keep(self, result: TrialResult) -> None:
         """A trial that ended. Returns when it is written, or a slow service has been waited for."""
@@ -104,6 +106,7 @@ class RecordKeeper:
             then: called once the trial is written, or could not be: by `tell_written`, or by the next method that waits
                 for the writing.
         """
+        self._held[result.record.trial_id] = result  # Ctrl-C may come while the trial before it is waited for
         self.catch_up()
         self._hand_over([result])
         self._then.append(then)

@@ -22,7 +22,8 @@ class SweepObserver(Protocol):
         """The trial's slot or its node died; the trial runs again from its beginning on another."""
 
     def trial_finished(self, result: TrialResult) -> None:
-        """The trial ended, with its final status. Called exactly once per trial that was started."""
+        """The trial ended, with its final status. Called once per trial that was started; again where Ctrl-C came
+        while it was called."""
 
     def outlook_changed(self, outlook: Outlook) -> None:
         """What is still to come, told before `trial_started` and `trial_finished`."""

@@ -31,6 +31,8 @@ class ObserverCallback(tune.Callback):
         self._running: dict[str, TrialTask] = {}
         """Tasks by Tune's ids, each from the trial on that runs now."""
         self._latest: dict[str, TrialResult] = {}
+        """By Tune's ids, what the trials have measured. Each stays until its end has been told: Ctrl-C may come while
+        that is done, and then `break_off` tells it."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks into a state that nobody reads, and consoles do not pickle."""
@@ -55,7 +57,8 @@ class ObserverCallback(tune.Callback):
             self._running.pop(trial.trial_id, None)
         elif GOES_ON in result:
             left = self._running.pop(trial.trial_id).left_from(result[GOES_ON])
-            self._tell_end(self._latest.pop(trial.trial_id))
+            self._tell_end(measured)
+            del self._latest[trial.trial_id]
             self._begin(trial.trial_id, left)
         else:
             self._tell(measured.record, lambda observer: observer.rung_finished(measured))
@@ -64,10 +67,11 @@ class ObserverCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial that was stopped ends with its last rung's result."""
         self._running.pop(trial.trial_id, None)
-        latest = self._latest.pop(trial.trial_id, None)
+        latest = self._latest.get(trial.trial_id)
         if latest is not None:
             self._tell_outlook(latest.record)
             self._tell_end(latest)
+            del self._latest[trial.trial_id]
         _forget_results(trial)
 
     @override

@@ -40,3 +40,15 @@ def test_what_a_write_raises_is_raised_once_in_who_waits() -> None:
     with pytest.raises(ZeroDivisionError, match="a fault"):
         behind.ask(within_s=LONG_S)
     behind.wait()
+
+
+def test_where_no_further_thread_can_be_started_who_asks_writes_and_the_next_one_has_a_thread_again() -> None:
+    writers: list[str] = []
+    behind = WriteBehind(lambda: writers.append(threading.current_thread().name))
+    before = threading.stack_size(2**46)  # more than there are addresses
+    try:
+        assert behind.ask(within_s=0.0)
+    finally:
+        threading.stack_size(before)
+    assert behind.ask(within_s=LONG_S)
+    assert writers == [threading.current_thread().name, "kvray-write-behind"]

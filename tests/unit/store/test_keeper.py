@@ -20,6 +20,7 @@ from kvray.store.fingerprint import SweepFingerprint
 from kvray.store.keeper import RecordKeeper
 from kvray.store.manifest import SweepAttempt
 from kvray.store.parquet import ResultsStore, TrialFiles
+from kvray.tuning.outcome import interruption
 
 MANIFEST = plain_manifest()
 
@@ -246,3 +247,28 @@ def test_a_trial_that_could_not_be_written_is_told_of_as_well(folder: Path) -> N
     keeper.keep_soon(TrialResult(record=record("a")), lambda: told.append("a"))
     keeper.catch_up()
     assert told == ["a"]
+
+
+def test_ctrl_c_while_the_trial_before_is_waited_for_loses_none(folder: Path) -> None:
+    keeper = keeper_of(folder)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    keeper.keep_soon(TrialResult(record=record("a")), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.keep_soon(TrialResult(record=record("b")), lambda: None)
+    keeper.settle()
+    assert there(folder) == {"a", "b"}
+
+
+def test_trials_that_lie_in_no_folder_at_all_are_counted_as_unwritten(folder: Path) -> None:
+    keeper = keeper_of(folder)
+    block(folder / ".partial")
+    keep(keeper, "a")
+    assert keeper.unwritten == 0, "it is in the second place"
+    block(folder.parent / "cache")
+    block(folder.parent / "tmp")
+    keep(keeper, "b")
+    assert keeper.unwritten == 2
+    assert "2 trials could not be written there yet." in interruption(keeper).message

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 from queue_samples import SPACE, Deaf, answer, make_queue
 
 from kvray.candidate import DeviceType
@@ -48,8 +49,8 @@ class Hearing(Deaf):
 class Sweep:
     """A sweep on two slots whose search is over; the methods are what Tune would call, in its order."""
 
-    def __init__(self, *, recorded: Sequence[TrialResult] = ()) -> None:
-        self.observer, self.waits = Hearing(), 0
+    def __init__(self, *, recorded: Sequence[TrialResult] = (), observer: Hearing | None = None) -> None:
+        self.observer, self.waits = observer or Hearing(), 0
         self.queue: SweepQueue = make_queue(confirm_rounds=1, recorded=recorded)
         batch = SweepBatch([QueuedSweep(queue=self.queue, observer=self.observer)])
         admission = Admission(batch, room=lambda: Room(slots=2))
@@ -176,6 +177,37 @@ def test_a_sweep_that_is_broken_off_in_a_round_keeps_what_has_ended_and_begins_n
         f"start {second.spec.trial_id}",
         f"interrupted {second.spec.trial_id}",
     ]
+
+
+class Interrupted(Hearing):
+    """Is told something when Ctrl-C comes, once `comes` is set."""
+
+    comes = False
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        self._press()
+
+    def trial_finished(self, result: TrialResult) -> None:
+        self._press()
+        super().trial_finished(result)
+
+    def _press(self) -> None:
+        if self.comes:
+            self.comes = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["end", "go_on"])
+def test_a_trial_that_ended_is_told_of_although_ctrl_c_comes_first(how: str) -> None:
+    observer = Interrupted()
+    sweep = Sweep(observer=observer)
+    trial = sweep.begin("round")
+    first = members(sweep.task)[0]
+    observer.comes = True
+    with pytest.raises(KeyboardInterrupt):
+        getattr(sweep, how)(trial, answer(first))
+    sweep.callback.break_off()
+    assert f"ok {first.spec.trial_id}" in observer.heard
 
 
 def test_the_slot_of_a_round_holds_the_gpus_of_its_largest_candidate() -> None:
