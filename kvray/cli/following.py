@@ -15,6 +15,7 @@ from rich.text import Text
 from kvray.cli.job_events import JobLog
 from kvray.cli.progress import render_state
 from kvray.errors import InvalidValueError, SweepError, SweepInterruptedError
+from kvray.files.remote import is_uri
 from kvray.jobs.client import Job, JobServer, JobState
 
 _STOPS_WITHIN_S = 120.0
@@ -68,8 +69,9 @@ def end_of(server: JobServer, job_id: str, log: JobLog | None = None) -> None:
         raise SweepError(
             f"Job {job.job_id} failed: {why_it_failed(job, log)}", hint=how_to_go_on(server.address, job, log)
         )
-    if log.results_id is not None:
-        typer.echo(f"kvray: results: {log.output} on the cluster; kvray jobs fetch {_there(server, job_id)}", err=True)
+    if log.results_id is not None and log.output is not None:
+        fetch = "" if is_uri(log.output) else f"; kvray jobs fetch {_there(server, job_id)}"
+        typer.echo(f"kvray: results: {place_of(log.output)}{fetch}", err=True)
     if job.state is not JobState.SUCCEEDED:
         raise typer.Exit(job.exit_code or SweepInterruptedError.exit_code)
 
@@ -104,7 +106,7 @@ def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
 
 
 def _rest(address: str, job: Job, log: JobLog) -> str | None:
-    if log.results_id is None:
+    if log.results_id is None or log.output is None:
         return None
     typed = shlex.split(job.command)
     if "--resume" in typed:
@@ -112,7 +114,12 @@ def _rest(address: str, job: Job, log: JobLog) -> str | None:
         del typed[at : at + 2]
     options = ["--address", address, *shlex.split(job.options)]
     command = shlex.join(["kvray", "submit", *options, *typed, "--resume", log.results_id])
-    return f"Its records are kept in {log.output} on the cluster. Measure the rest with: {command}"
+    return f"Its records are kept in {place_of(log.output)}. Measure the rest with: {command}"
+
+
+def place_of(output: str) -> str:
+    """Where a job's results are, in words."""
+    return output if is_uri(output) else f"{output} on the cluster"
 
 
 def wait_until_accepted(server: JobServer, job_id: str) -> bool:

@@ -6,9 +6,8 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
-from kvray.cli.following import how_to_go_on, why_it_failed
+from kvray.cli.following import how_to_go_on, place_of, why_it_failed
 from kvray.cli.job_events import BatchState, JobLog
-from kvray.files.remote import is_uri
 from kvray.jobs.client import Job, JobState
 from kvray.tuning.standing import RUNNING, TrialState
 
@@ -143,7 +142,7 @@ def _batch_json(batch: BatchState) -> dict[str, Any]:
 def _results(job: Job, log: JobLog) -> str:
     if log.results_id is None or log.output is None:
         return "none" if job.state.is_over else "none yet"
-    return log.output if is_uri(log.output) else f"{log.output} on the cluster"
+    return place_of(log.output)
 
 
 def _failure(job: Job, log: JobLog) -> str | None:

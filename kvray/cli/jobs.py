@@ -16,6 +16,7 @@ from kvray.cli.job_status import job_json, list_line, status_json, status_lines
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
 from kvray.files.documents import shown_document
+from kvray.files.remote import is_uri
 from kvray.jobs.client import Job, JobServer, JobState, job_server_address
 from kvray.jobs.destination import destination
 from kvray.jobs.fetching import fetch_results
@@ -128,7 +129,7 @@ def results_of(job: Job, log: JobLog) -> tuple[str, str]:
             f"Job {job.job_id!r} has no results yet: it has not begun to measure.",
             hint=f"kvray jobs status {job.job_id} shows when it has.",
         )
-    if "://" in log.output:
+    if is_uri(log.output):
         raise ResultsError(
             f"The results of job {job.job_id!r} are in {log.output}, which needs no fetching.",
             hint=f"Read them there: {_reading(log.output, log.results_id, is_batch=log.batch is not None)}.",

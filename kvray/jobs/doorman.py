@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import urlsplit
 
 MARK = "\x1e"
 """Begins a line that is meant for the program that follows the log (`kvray.cli.job_events`)."""
@@ -70,6 +71,14 @@ def driver_environment(job: "dict[str, str]", here: str) -> "dict[str, str]":
     return {**environment, "COLUMNS": job["columns"], JOB: "1"}
 
 
+def without_secrets(output: str) -> str:
+    """A results folder for the job's log, which others may read: of a URI no credentials and no options."""
+    if "://" not in output:
+        return output
+    parts = urlsplit(output)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 def _version(package: str) -> "str | None":
     try:
         return version(package)
@@ -88,7 +97,7 @@ def main() -> None:
         sys.exit(REFUSED)
     arguments = command_line(job["arguments"], here)
     (output,) = command_line([job["output"]], here)
-    print(MARK + json.dumps({"event": "accepted", "output": output, "lines": 0}), flush=True)
+    print(MARK + json.dumps({"event": "accepted", "output": without_secrets(output), "lines": 0}), flush=True)
     address = f"--address={os.environ['RAY_ADDRESS']}"
     # What a batch file names by relative paths lies in the job's package, on every node.
     os.chdir(here if arguments[0] == "batch" else os.path.expanduser("~"))

@@ -67,7 +67,7 @@ class BatchOptions:
 
     def command(self, batch_id: str) -> str:
         """What measures the rest of a batch in the same way; it may take as long as it needs."""
-        parts = ["kvray", "batch", "--resume", batch_id, "--output", str(self.output_dir)]
+        parts = ["kvray", "batch", "--resume", batch_id, "--output", ResultsStore(self.output_dir).display_name]
         if retry := str(self.retry):
             parts += ["--retry", retry]
         for name in ("device", "address", "gpu_type", "slots"):

@@ -11,7 +11,7 @@ import typer
 
 from kvray.cli.submit import _OWN_OPTIONS, app, prepare_arguments
 from kvray.errors import InvalidValueError, KvrayError, ProfileError
-from kvray.jobs.doorman import command_line, mismatch
+from kvray.jobs.doorman import command_line, mismatch, without_secrets
 from kvray.jobs.package import Argument
 from kvray.jobs.sender import files_of, stream
 
@@ -37,6 +37,18 @@ def test_unlike_versions_are_refused_with_both_named(name: str, said: str) -> No
 def test_files_and_folders_are_named_by_their_places_on_the_cluster(tmp_path: Path) -> None:
     found = command_line([{"text": "--space=", "file": "files/1/s.yaml"}, {"text": "", "home": "out"}], str(tmp_path))
     assert found == [f"--space={tmp_path}/files/1/s.yaml", str(Path.home() / "out")]
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        ("/home/a@b/r?", "/home/a@b/r?"),
+        ("s3://bucket/r", "s3://bucket/r"),
+        ("s3://KEY:SECRET@bucket/r?endpoint_override=h:9000&scheme=http", "s3://bucket/r"),
+    ],
+)
+def test_the_log_names_the_results_folder_without_credentials(output: str, shown: str) -> None:
+    assert without_secrets(output) == shown
 
 
 def test_what_a_command_names_here_is_sent_with_it(tmp_path: Path) -> None:

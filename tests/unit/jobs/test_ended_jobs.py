@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import pytest
 
-from kvray.cli.following import how_to_go_on, why_it_failed
+from kvray.cli.following import end_of, how_to_go_on, why_it_failed
 from kvray.cli.job_events import BatchState, JobLog
 from kvray.cli.jobs import results_of, still_runs
 from kvray.errors import ResultsError
-from kvray.jobs.client import Job, JobState
+from kvray.jobs.client import Job, JobServer, JobState
 
 
 def failed(command: str, *, exit_code: int | None, message: str = "") -> Job:
@@ -139,3 +140,36 @@ def test_the_command_for_the_rest_has_the_options_of_submit_that_the_job_needs()
 
 def test_of_a_job_that_measured_nothing_there_is_no_rest() -> None:
     assert how_to_go_on("http://head:8265", failed("tune m", exit_code=-9), JobLog()) is None
+
+
+class Server:
+    """A job server that knows one job."""
+
+    address = "http://head:8265"
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def job(self, job_id: str) -> Job:
+        return self._job
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("/r", "kvray: results: /r on the cluster; kvray jobs fetch --address http://head:8265 raysubmit_1\n"),
+        ("s3://b/r", "kvray: results: s3://b/r\n"),
+    ],
+)
+def test_results_are_fetched_from_the_clusters_folders_alone(
+    output: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = dataclasses.replace(failed("tune m", exit_code=0), state=JobState.SUCCEEDED)
+    end_of(cast(JobServer, Server(job)), job.job_id, JobLog(output=output, run_id="r1"))
+    assert capsys.readouterr().err == said
+
+
+def test_what_lies_in_a_bucket_is_not_said_to_be_on_the_cluster() -> None:
+    told = how_to_go_on("http://head:8265", failed("tune m", exit_code=-9), JobLog(output="s3://b/r", run_id="r1"))
+    assert told is not None
+    assert told.startswith("Its records are kept in s3://b/r. Measure the rest with: ")

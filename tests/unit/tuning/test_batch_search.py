@@ -84,6 +84,11 @@ def test_an_interrupted_batch_says_how_to_go_on_and_then_tries_the_rest(tmp_path
     assert LOOKED_AT == ["gated", "stopped"]
 
 
+def test_the_command_that_goes_on_has_no_credentials() -> None:
+    told = BatchOptions(output_dir="s3://KEY:SECRET@bucket/r?scheme=http", slots=2).command("batch-1")
+    assert told == "kvray batch --resume batch-1 --output s3://bucket/r --slots 2"
+
+
 def test_when_the_budget_has_ended_the_rest_waits(tmp_path: Path) -> None:
     times = iter((0.0, 1.0, 100.0, 100.0))
     search = BatchSearch(asked("gated", "odd"), options(tmp_path, budget_s=50), clock=lambda: next(times))
