@@ -19,8 +19,8 @@ def patient_interrupts(farewell: Callable[[], str]) -> Iterator[None]:
     """SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt` and says that the end is under way; a second one says
     `farewell` and leaves. A signal that was ignored (`nohup`) stays so.
 
-    Leaving loses no record, because each is durable before its trial is reported; only a slow object store may lack the
-    last ones. Ray's processes end with this one.
+    Leaving loses no trial that was shown as ended, except where an object store is slow. Of each sweep it may lose the
+    one that ended last, whose record is being written. Ray's processes end with this one.
     """
     presses = 0
 

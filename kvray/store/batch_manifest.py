@@ -29,7 +29,8 @@ class BatchStatus(enum.StrEnum):
     NO_WINNER = "no winner"
     """Measured to its end, and no candidate can be ranked."""
     FAILED = "failed"
-    """The model cannot be measured: it is not there, gated, too large or broken."""
+    """It could not be measured: the model is not there, gated, too large or broken, Ray broke down, or its records
+    could not be written to the results folder."""
     ERROR = "error"
     """Something unexpected ended it; a fault of kvray or of a library."""
 

@@ -30,7 +30,7 @@ _BEAT_S = 20.0
 
 
 class Lease:
-    """`take`, `keep`, `renew` and `release` are for the thread that made it."""
+    """`take`, `keep`, `renew` and `release` are for one thread at a time."""
 
     def __init__(self, files: ResultsFiles, folder: Path, prefix: str, about: Mapping[str, Any]) -> None:
         self._files = files

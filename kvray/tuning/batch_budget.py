@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from typing_extensions import override
 
 from kvray.record import TrialResult
 from kvray.report.formats import duration
 from kvray.store.batch_manifest import BatchAttempt
-from kvray.store.manifest import SweepManifest
+from kvray.sweep.observer import SweepObserver
 from kvray.sweep.outlook import Outlook
-from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
-from kvray.tuning.observer import SearchObserver
-from kvray.tuning.preview import Preview
 
 _CLEARLY = 1.1
 
 
-class BatchBudget(SearchObserver):
-    """Observes all sweeps of a batch, and tells how many seconds each of them has left.
+class BatchBudget:
+    """Hears of the trials of all sweeps of a batch, and tells how many seconds each sweep has left.
 
     A sweep that has all slots uses one second a second; one that has a single slot of four, a quarter. What is left of
     the batch is shared equally by the sweeps that have not ended, so what one of them does not need goes to the others.
@@ -58,46 +55,25 @@ class BatchBudget(SearchObserver):
         return min(bounds, default=None)
 
     def ended(self, run_id: str) -> None:
-        """A sweep needs nothing any more."""
-        self._to_come = self._to_come - {run_id}
+        """A sweep needs nothing any more. Several threads call it."""
+        self._to_come.discard(run_id)
 
-    @override
     def trial_started(self, spec: TrialSpec) -> None:
+        """It holds its slots from now on."""
         self._running[spec.run_id, spec.trial_id] = (self._clock(), spec.candidate.parallelism)
 
-    @override
     def trial_lost(self, spec: TrialSpec) -> None:
+        """It holds no slot any more."""
         self._charge(spec.run_id, spec.trial_id)
 
-    @override
     def trial_finished(self, result: TrialResult) -> None:
+        """As `trial_lost`."""
         self._charge(result.record.run_id, result.record.trial_id)
 
-    @override
-    def rung_finished(self, result: TrialResult) -> None:
-        """Nothing changes."""
-
-    @override
-    def outlook_changed(self, outlook: Outlook) -> None:
-        """Nothing changes."""
-
-    @override
-    def measuring_device(self) -> None:
-        """Nothing changes."""
-
-    @override
-    def checking_code(self) -> None:
-        """Nothing changes."""
-
-    @override
-    def search_started(
-        self,
-        preview: Preview,
-        manifest: SweepManifest,
-        recorded: Sequence[TrialResult],
-        positions: PositionBoard | None = None,
-    ) -> None:
-        """Nothing changes."""
+    def charged(self, observer: SweepObserver) -> SweepObserver:
+        """What tells this budget of every trial at once, then `observer`, which may wait with its own news until a
+        trial is written."""
+        return _Charged(self, observer)
 
     def _charge(self, run_id: str, trial_id: str) -> None:
         if (started := self._running.pop((run_id, trial_id), None)) is not None:
@@ -109,6 +85,37 @@ class BatchBudget(SearchObserver):
 
     def _share_s(self, started_s: float, slots: int) -> float:
         return (self._clock() - started_s) * slots / self.slots
+
+
+class _Charged(SweepObserver):
+    """See `BatchBudget.charged`."""
+
+    def __init__(self, budget: BatchBudget, observer: SweepObserver) -> None:
+        self._budget = budget
+        self._observer = observer
+
+    @override
+    def trial_started(self, spec: TrialSpec) -> None:
+        self._budget.trial_started(spec)
+        self._observer.trial_started(spec)
+
+    @override
+    def rung_finished(self, result: TrialResult) -> None:
+        self._observer.rung_finished(result)
+
+    @override
+    def trial_lost(self, spec: TrialSpec) -> None:
+        self._budget.trial_lost(spec)
+        self._observer.trial_lost(spec)
+
+    @override
+    def trial_finished(self, result: TrialResult) -> None:
+        self._budget.trial_finished(result)
+        self._observer.trial_finished(result)
+
+    @override
+    def outlook_changed(self, outlook: Outlook) -> None:
+        self._observer.outlook_changed(outlook)
 
 
 def excess_of(attempt: BatchAttempt) -> str | None:

@@ -38,7 +38,6 @@ from kvray.tuning.batch_words import reason_of
 from kvray.tuning.begun_sweep import BegunSweep, written_up
 from kvray.tuning.each_type import each_type
 from kvray.tuning.observer import SearchObserver
-from kvray.tuning.outcome import broken_off
 from kvray.tuning.prepared import prepare_sweep
 from kvray.tuning.ready_sweep import ReadySweep, engines_first, look_at, named_adapters
 from kvray.tuning.resolved import CheckedRequest
@@ -169,10 +168,16 @@ class BatchPool:
             if self._budget.is_spent:
                 self._end(sweep, BatchStatus.WAITING, OUT_OF_BUDGET)
             elif (begun := self._guarded(sweep, partial(self._begin, sweep, ready))) is not None:
-                self._begun[sweep.run_id] = begun
                 queued = begun.prepared.queued
                 self._open_shares[sweep.run_id] = len(queued)
-                self._joining += [replace(each, ended=partial(self._share_ended, begun)) for each in queued]
+                self._joining += [
+                    replace(
+                        each,
+                        observer=self._budget.charged(each.observer),
+                        ended=partial(self._share_ended, begun),
+                    )
+                    for each in queued
+                ]
         return share
 
     def _joining_on(self, gpu_type: str | None) -> QueuedSweep | None:
@@ -301,8 +306,7 @@ class BatchPool:
             while (one := self._taken()) is not None:
                 self._guarded(one[0], partial(_raise, error))
         for begun in tuple(self._begun.values()):
-            told = broken_off(error, begun.prepared.keeper) if isinstance(error, SweepError) else error
-            self._ended(begun, told)
+            self._ended(begun, error)
 
     @contextmanager
     def _session(self) -> Iterator[tuple[RaySession, Path]]:
@@ -360,7 +364,19 @@ class BatchPool:
                 self._ready.remove(largest)
             return largest
 
-    def _begin(self, sweep: BatchSweep, ready: tuple[ReadySweep, ...]) -> BegunSweep:
+    def _begin(self, sweep: BatchSweep, ready: tuple[ReadySweep, ...]) -> BegunSweep | None:
+        """`None` where it ended at once."""
+        begun = self._begun[sweep.run_id] = self._prepared(sweep, ready)
+        # From here on Ctrl-C ends it like any sweep that measures.
+        try:
+            self._keep(sweep, BatchStatus.MEASURING, None)
+            begun.prepared.start()
+        except Exception as error:  # noqa: BLE001  (the boundary of one sweep: the others of a night go on)
+            self._ended(begun, error)
+            return None
+        return begun
+
+    def _prepared(self, sweep: BatchSweep, ready: tuple[ReadySweep, ...]) -> BegunSweep:
         place = self._place
         if place is None:
             raise RuntimeError("nothing is there to measure on")
@@ -374,10 +390,7 @@ class BatchPool:
         with ExitStack() as claims, ExitStack() as watching:
             views = [] if self._view is None else [watching.enter_context(self._view(sweep))]
             shares = each_type(placed, lambda one: share_of(*one))
-            shares = [
-                replace(one, observers=[self._budget, *views, *self._metrics(place, one.slots, watching)])
-                for one in shares
-            ]
+            shares = [replace(one, observers=[*views, *self._metrics(place, one.slots, watching)]) for one in shares]
             prepared = prepare_sweep(
                 self._store,
                 config,
@@ -389,8 +402,6 @@ class BatchPool:
                 clock=lambda: (share_s or 0.0) - (self._budget.left_s(run_id, own_s) or 0.0),
                 pythons={name: python for one in ready for name, python in one.pythons.items()},
             )
-            self._keep(sweep, BatchStatus.MEASURING, None)
-            prepared.start()
             return BegunSweep(
                 sweep=sweep, ready=ready[0], prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
             )
@@ -402,8 +413,7 @@ class BatchPool:
         return [until.enter_context(MetricsObserver(gpus_per_slot=slots.gpus_per_slot, gpu_type=slots.gpu_type))]
 
     def _ended(self, begun: BegunSweep, error: Exception | None, *, interrupted: bool = False) -> None:
-        """Has the sweep written up, while others measure."""
-        del self._begun[begun.sweep.run_id]
+        """Has the sweep written up, while others measure. It counts as begun until then: Ctrl-C may come meanwhile."""
         begun.watching.close()
         self._budget.ended(begun.sweep.run_id)
         self._writer.submit(
@@ -411,6 +421,7 @@ class BatchPool:
             begun.sweep,
             lambda: self._keep(begun.sweep, *written_up(begun, error, interrupted=interrupted)),
         )
+        del self._begun[begun.sweep.run_id]
 
     def _guarded(self, sweep: BatchSweep, do: Callable[[], T]) -> T | None:
         """What `do` returns; an error becomes the sweep's status."""

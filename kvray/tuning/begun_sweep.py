@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from kvray.errors import SweepError
 from kvray.store.batch_manifest import BatchStatus, BatchSweep
 from kvray.tuning.code_run import CodeRunner
-from kvray.tuning.outcome import no_winner, warn_of_disturbance, write_up
+from kvray.tuning.outcome import broken_off, no_winner, warn_of_disturbance, write_up
 from kvray.tuning.prepared import PreparedSweep
 from kvray.tuning.ready_sweep import ReadySweep
 
@@ -46,6 +47,8 @@ def written_up(begun: BegunSweep, error: Exception | None, *, interrupted: bool)
         result = write_up(prepared.keeper, config.profile, (lambda _: None) if checks_later else runner.check)
         if prepared.keeper.has_moved:
             raise prepared.keeper.moved()
+        if isinstance(error, SweepError):
+            raise broken_off(error, prepared.keeper, hint="The rest is measured when the batch is resumed.")
         if error is not None:
             raise error
         warn_of_disturbance(result, name=begun.sweep.title)

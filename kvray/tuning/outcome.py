@@ -94,10 +94,15 @@ def interruption(keeper: RecordKeeper) -> SweepInterruptedError:
     )
 
 
-def broken_off(error: SweepError, keeper: RecordKeeper) -> SweepError:
-    """The `error` that ended the sweep, of the same class, with where its trials are and how to go on."""
+def broken_off(error: SweepError, keeper: RecordKeeper, *, hint: str | None = None) -> SweepError:
+    """The `error` that ended the sweep, of the same class, with where its trials are and how to go on.
+
+    Args:
+        hint: how, where that is not by the command of a single sweep.
+    """
     return type(error)(
-        f"{error.message} The trials that had finished are kept in {keeper.place.display_name}.", hint=_to_go_on(keeper)
+        f"{error.message} The trials that had finished are kept in {keeper.place.display_name}.",
+        hint=hint or _to_go_on(keeper),
     )
 
 

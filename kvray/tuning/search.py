@@ -47,6 +47,8 @@ from kvray.tuning.surroundings import contention_noticed, log_kept_in, passing_l
 from kvray.tuning.watching import MetricsObserver
 
 T = TypeVar("T")
+BreakOff = Callable[[], KvrayError]
+"""Makes the error of a sweep that was broken off. It says where the records are, so it is called when they are."""
 
 
 def _offline_where_asked(method: Callable[[TuningSearch], T]) -> Callable[[TuningSearch], T]:
@@ -246,7 +248,8 @@ class TuningSearch:
             with while_measuring:  # Ray has ended, or is left, when the records are written up
                 keeper, break_off = self._measure(store, run_id, resolved, claim, cluster, while_measuring)
             runner = self._code_runner(engines, interrupted=break_off is not None)
-            return write_up(keeper, self._config.profile, runner.check), break_off
+            result = write_up(keeper, self._config.profile, runner.check)
+            return result, None if break_off is None else break_off()
         except KeyboardInterrupt:
             # After the last trial too: a user who does not press again gets what was measured.
             if self._keeper is None:
@@ -270,8 +273,8 @@ class TuningSearch:
         claim: Claim,
         cluster: _Cluster | None,
         while_measuring: ExitStack,
-    ) -> tuple[RecordKeeper, KvrayError | None]:
-        """Run all trials that `run_id` still lacks; returns who keeps them, and the error if that was broken off."""
+    ) -> tuple[RecordKeeper, BreakOff | None]:
+        """Run all trials that `run_id` still lacks; returns who keeps them, and how to tell that it was broken off."""
         config, started_s = self._config, time.monotonic()
         # Whatever would end every trial alike is found before a private Ray starts.
         ready = each_type(resolved, lambda one: made_ready(config, one[0].engines, one[1], node=one[0].node))
@@ -310,8 +313,8 @@ class TuningSearch:
 
     def _run_trials(
         self, prepared: PreparedSweep, ray: RaySession, slots: Sequence[SlotPlan], folder: Path
-    ) -> KvrayError | None:
-        """All trials that are still to run; the error if that was broken off."""
+    ) -> BreakOff | None:
+        """Run all trials that are still to run; returns how to tell of it if that was broken off."""
         keeper = self._keeper = prepared.keeper
         prepared.start()
         before_launch = self._quiet.wait if self._quiet else None
@@ -326,9 +329,12 @@ class TuningSearch:
             )
         except KeyboardInterrupt:
             if not prepared.is_over:
-                return interruption(keeper)
+                return partial(interruption, keeper)
         except SweepError as error:
-            return broken_off(error, keeper)
+            return partial(broken_off, error, keeper)
+        except Exception:
+            keeper.finish_writing()
+            raise
         prepared.end()
         return None
 

@@ -48,7 +48,7 @@ class Share:
         )
 
 
-def share_of(ready: ReadySweep, slots: SlotPlan, observers: Sequence[SearchObserver] = ()) -> Share:
+def share_of(ready: ReadySweep, slots: SlotPlan) -> Share:
     """What of `ready` is measured on `slots`.
 
     Raises:
@@ -59,7 +59,6 @@ def share_of(ready: ReadySweep, slots: SlotPlan, observers: Sequence[SearchObser
         parts=ready.parts,
         slots=slots,
         environments=ready.node.environments if ready.node else {},
-        observers=observers,
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from queue_samples import Clock, answer, make_queue
+from queue_samples import Clock, Deaf, answer, make_queue
 
+from kvray.record import TrialResult
+from kvray.sweep.outlook import Outlook
 from kvray.sweep.trial_task import TrialTask
+from kvray.trial.spec import TrialSpec
 from kvray.tuning.batch_budget import BatchBudget
 
 
@@ -59,3 +62,43 @@ def test_a_lost_trial_counts_with_the_time_that_it_had() -> None:
     budget.trial_lost(task.spec)
     clock.now = 50
     assert budget.left_s("a", 60) == 55
+
+
+class Hearing(Deaf):
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def trial_started(self, spec: TrialSpec) -> None:
+        self.heard.append("started")
+
+    def rung_finished(self, result: TrialResult) -> None:
+        self.heard.append("rung")
+
+    def trial_lost(self, spec: TrialSpec) -> None:
+        self.heard.append("lost")
+
+    def trial_finished(self, result: TrialResult) -> None:
+        self.heard.append("finished")
+
+    def outlook_changed(self, outlook: Outlook) -> None:
+        self.heard.append("outlook")
+
+
+def test_a_sweep_is_charged_until_its_trial_ends_however_long_that_takes_to_be_written() -> None:
+    clock, hearing = Clock(), Hearing()
+    budget = BatchBudget(["a"], None, clock=clock)
+    task = task_of("a")
+    observer = budget.charged(hearing)
+    observer.outlook_changed(Outlook())
+    observer.trial_started(task.spec)
+    clock.now = 5
+    observer.trial_lost(task.spec)
+    observer.trial_started(task.spec)
+    observer.rung_finished(answer(task))
+    clock.now = 10
+    observer.trial_finished(answer(task))
+    clock.now = 50
+    assert budget.left_s("a", 60) == 50
+    assert hearing.heard == ["outlook", "started", "lost", "started", "rung", "finished"]
