@@ -111,6 +111,9 @@ class BatchSearch:
         self._retried: dict[str, tuple[TrialStatus, ...]] = {}
         self._rows: dict[str, BatchRow] = {}
         self._manifest: BatchManifest | None = None
+        self._unwritten: OutputError | None = None
+        """Why manifest and overview do not tell how the batch stands."""
+        self._log = ""
         self._writing = threading.RLock()
 
     def previews(self) -> list[tuple[AskedSweep | BatchSweep, Preview | KvrayError]]:
@@ -138,6 +141,7 @@ class BatchSearch:
             ResultsError: there is no batch to resume, another process measures it, or its file asks for other sweeps.
             SweepError: the cluster cannot be joined; nothing was written.
             SweepInterruptedError: the user pressed Ctrl-C.
+            OutputError: all has been measured, and how it ended cannot be written.
         """
         manifest = self._begun()
         is_of_this_batch = changed_environment({BATCH: manifest.batch_id})
@@ -148,6 +152,8 @@ class BatchSearch:
             except (KeyboardInterrupt, SweepInterruptedError) as error:
                 raise self.interrupted() from error
             self._keep(self._now.ended(dt.datetime.now(dt.UTC)))
+            if self._unwritten is not None:
+                raise self._without_overview(self._unwritten)
             if any(row.trials for row in self._rows.values()) and (told := excess_of(self._now.attempts[-1])):
                 self._tell(told)
         return self._now
@@ -289,10 +295,18 @@ class BatchSearch:
         told = ": ".join(str(part) for part in (row.status, detail) if part)
         self._tell(f"{place} of {len(self._now.sweeps)}: {sweep.title}: {told}")
 
+    def _without_overview(self, error: OutputError) -> OutputError:
+        return OutputError(
+            f"{error.message} The batch was measured to its end, and its overview does not tell so.",
+            hint=f"Where it can be written again, that is done by: {self._options.command(self._now.batch_id)}",
+        )
+
     def _keep_log(self, text: str) -> None:
+        """After what was said before: each Ray of a batch has a log of its own."""
+        self._log += text
         if text.strip():
             try:
-                self._batches.write_log(self._now.batch_id, text)
+                self._batches.write_log(self._now.batch_id, self._log)
             except OutputError as error:
                 self._tell(f"warning: {error}")
 
@@ -308,6 +322,8 @@ class BatchSearch:
                 manifest.batch_id, html=render_overview_html(info), markdown=render_overview_markdown(info), rows=rows
             )
             self._batches.write_manifest(manifest)
+            self._unwritten = None
         except OutputError as error:  # the sweeps' own records have a second place; the night goes on
+            self._unwritten = error
             self._tell(f"warning: {error}")
         self._kept(manifest, rows)

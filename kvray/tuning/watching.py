@@ -73,15 +73,7 @@ class MetricsObserver(SearchObserver):
         self._preview = preview
         self._engines = tuple(dict.fromkeys(one.engine for one in preview.space.candidates))
         self._state.start(preview, manifest, recorded, positions)
-        self._metrics = SweepMetrics(
-            {
-                "run_id": manifest.run_id,
-                "model": manifest.model_id,
-                "engine": ",".join(self._engines),
-                "profile": manifest.profile.name,
-                "gpu_type": self._gpu_type or "",
-            }
-        )
+        self._metrics = SweepMetrics(sweep_labels(manifest, self._engines, self._gpu_type))
         self._news.set()
 
     @override
@@ -119,6 +111,17 @@ class MetricsObserver(SearchObserver):
         if self._metrics is not None:
             samples = sweep_samples(self._state, self._engines, self._gpus_per_slot, is_running=is_running)
             self._metrics.write(samples)
+
+
+def sweep_labels(manifest: SweepManifest, engines: Sequence[str], gpu_type: str | None) -> dict[str, str]:
+    """A value for each of `SWEEP_LABELS`."""
+    return {
+        "run_id": manifest.run_id,
+        "model": manifest.shown_model(),
+        "engine": ",".join(engines),
+        "profile": manifest.profile.name,
+        "gpu_type": gpu_type or "",
+    }
 
 
 def sweep_samples(

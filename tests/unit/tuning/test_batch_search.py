@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,19 @@ from typer.main import get_command
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.cli import tune
 from kvray.config import TuneConfig
-from kvray.errors import KvrayError, ModelError, ProfileError, ResultsError, SweepError, SweepInterruptedError
+from kvray.errors import (
+    KvrayError,
+    ModelError,
+    OutputError,
+    ProfileError,
+    ResultsError,
+    SweepError,
+    SweepInterruptedError,
+)
 from kvray.judgement import Limits
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.report.repeating import BATCH
-from kvray.store.batch_manifest import BatchStatus
+from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_store import BatchStore
 from kvray.store.claim import claimed_sweep
 from kvray.store.manifest import SweepManifest
@@ -87,6 +96,21 @@ def test_an_interrupted_batch_says_how_to_go_on_and_then_tries_the_rest(tmp_path
 def test_the_command_that_goes_on_has_no_credentials() -> None:
     told = BatchOptions(output_dir="s3://KEY:SECRET@bucket/r?scheme=http", slots=2).command("batch-1")
     assert told == "kvray batch --resume batch-1 --output s3://bucket/r --slots 2"
+
+
+def test_a_batch_whose_end_cannot_be_written_says_so(tmp_path: Path) -> None:
+    def fill(manifest: BatchManifest, _: object) -> None:
+        if manifest.sweeps[-1].status is BatchStatus.FAILED:
+            shutil.rmtree(tmp_path / "batches", ignore_errors=True)
+            (tmp_path / "batches").touch()
+
+    search = BatchSearch(asked("gated"), options(tmp_path), kept=fill)
+    told = (
+        r"batches.*\. The batch was measured to its end, and its overview .*: kvray batch --resume batch-\S+ --output"
+    )
+    with pytest.raises(OutputError, match=told) as raised:
+        search.run()
+    assert raised.value.exit_code == 7
 
 
 def test_when_the_budget_has_ended_the_rest_waits(tmp_path: Path) -> None:

@@ -57,9 +57,13 @@ class Faulty(Pressed):
 
 @pytest.fixture
 def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BatchSearch]:
-    """A batch of one sweep, whose trials are what `trials` makes of its queue."""
+    """A batch whose trials are what `trials` makes of the queue of each sweep."""
 
-    def make(trials: Callable[[QueuedSweep], None] = one_trial, view: SweepView | None = None) -> BatchSearch:
+    def make(
+        trials: Callable[[QueuedSweep], None] = one_trial,
+        view: SweepView | None = None,
+        models: Sequence[str] = ("fake:ok",),
+    ) -> BatchSearch:
         def run_sweep(*, newcomers: Callable[[str | None], Any], **_: object) -> None:
             sweep = newcomers(None).next_sweep()
             if sweep is not None:
@@ -69,7 +73,7 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Batc
         monkeypatch.setattr(batch_pool, "run_sweep", run_sweep)
         monkeypatch.setattr(batch_pool, "RaySession", NoRay)
         settings = {"engine": "fake", "check_snippet": False}
-        asked = [AskedSweep(model_id="fake:ok", profile=get_profile("ci-micro"), settings=settings)]
+        asked = [AskedSweep(model_id=one, profile=get_profile("ci-micro"), settings=settings) for one in models]
         options = BatchOptions(output_dir=str(tmp_path / "out"), device=DeviceType.CPU)
         return BatchSearch(asked, options, view=view)
 
@@ -117,3 +121,24 @@ def test_a_sweep_whose_ray_broke_down_says_where_its_records_are_and_names_no_co
         "The rest is measured when the batch is resumed."
     )
     assert any(one.record.status.was_launched for one in ResultsStore(tmp_path / "out").read(sweep.run_id))
+
+
+def test_the_logs_of_all_rays_of_a_batch_are_kept(
+    batch: Callable[..., BatchSearch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = iter(("the first one's last words", "another one's"))
+
+    @contextmanager
+    def talking(log: Path) -> Iterator[None]:
+        log.write_text(f"{next(said)}\n", encoding="utf-8")
+        yield
+
+    def trials(_: QueuedSweep) -> None:
+        raise SweepError("Ray broke down.")
+
+    monkeypatch.setattr(batch_pool, "quiet_ray", talking)
+    search = batch(trials, models=("fake:ok", "fake:other"))
+    manifest = search.run()
+    assert [one.status.value for one in manifest.sweeps] == ["failed", "failed"]
+    log = BatchStore(tmp_path / "out").paths(manifest.batch_id).log
+    assert log.read_text(encoding="utf-8") == "the first one's last words\nanother one's\n"

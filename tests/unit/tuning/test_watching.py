@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 
 import pytest
+from manifests import plain_manifest
 
 from kvray.analysis.aggregate import Metrics
-from kvray.sweep.metrics import Metric, exports_metrics
+from kvray.sweep.metrics import SWEEP_LABELS, Metric, exports_metrics
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.session import RaySession
 from kvray.tuning.standing import SweepState, TrialState
-from kvray.tuning.watching import sweep_samples
+from kvray.tuning.watching import sweep_labels, sweep_samples
 
 
 def trial(number: int, state: str, *, ttft_ms: float | None = None, engine: str = "fake", gpus: int = 1) -> TrialState:
@@ -90,3 +91,12 @@ def test_an_ended_sweep_is_marked_and_has_no_time_left() -> None:
 
 def test_a_private_ray_which_ends_with_the_sweep_is_not_asked_to_export(tmp_path: Path) -> None:
     assert not exports_metrics(RaySession(address=None, scratch=tmp_path))
+
+
+def test_a_model_that_was_sent_with_a_job_is_labelled_as_its_user_named_it() -> None:
+    manifest = plain_manifest().model_copy(
+        update={"model_id": "/tmp/copy/tiny", "sent_models": {"/tmp/copy/tiny": "./tiny"}}
+    )
+    labels = sweep_labels(manifest, ["fake", "other"], None)
+    assert tuple(labels) == SWEEP_LABELS
+    assert (labels["model"], labels["engine"], labels["gpu_type"]) == ("./tiny", "fake,other", "")
