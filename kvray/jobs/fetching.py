@@ -20,9 +20,14 @@ from kvray.errors import OutputError, ResultsError, SweepError
 from kvray.jobs.client import JobServer, JobState
 from kvray.jobs.package import write_request
 from kvray.jobs.sender import sha256_of
+from kvray.store.files import reason
 
 PART_BYTES = 16 * 2**20
 _WAIT_S = 120.0
+_MOST_CHANGES = 10
+"""So often the results of a running job may change while they come; each time they come anew."""
+_STREAM, _LISTED = "stream", "files.json"
+"""Names of the bytes that have come, and of what all of them will be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,50 +63,88 @@ def fetch_results(
     Raises:
         ResultsError: there is nothing, or what came is damaged.
         SweepError: the connection was lost; what has come is kept, and the next call goes on from there.
+        OutputError: `folder` cannot be written.
     """
     name = hashlib.sha256(f"{server.address} {results} {run_id}".encode()).hexdigest()[:16]
     partial = folder / ".partial" / f"fetch-{name}"
     try:
         partial.mkdir(parents=True, exist_ok=True)
+        files = _fetched(server, folder, partial, results=results, run_id=run_id, node=node, tell=tell, most=part_bytes)
+        if (partial / _STREAM).exists():
+            _unpack(partial / _STREAM, folder, partial, files)
+        shutil.rmtree(partial)
+        _remove_merged(folder, folder / ".partial" / f"fetched-{name}.json", files)
     except OSError as error:
-        raise OutputError(f"Cannot write to {str(folder)!r}: {error.strerror}.") from error
-    stream = partial / "stream"
-    known = _known(partial)
+        hint = "What has come is kept: repeat the command to go on from there."
+        raise OutputError(
+            f"Cannot write to {str(folder)!r}: {reason(error)}.", hint=hint if (partial / _STREAM).exists() else None
+        ) from error
+    return files
+
+
+def _fetched(
+    server: JobServer,
+    folder: Path,
+    partial: Path,
+    *,
+    results: str,
+    run_id: str,
+    node: str | None,
+    tell: Callable[[int, int], None],
+    most: int,
+) -> tuple[RemoteFile, ...]:
+    """Have all files in `partial`, one after another, unless `folder` has them; returns which they are.
+
+    Raises:
+        As `fetch_results`.
+    """
+    stream, known, changes, is_asked = partial / _STREAM, _listed(partial / _LISTED), 0, False
     while True:
         start = stream.stat().st_size if stream.exists() and known is not None else 0
-        if known is not None and start >= sum(one.size for one in known):
-            break
+        if known is not None and is_asked and start >= sum(one.size for one in known):
+            return known
         try:
-            files, data = _part(server, results, run_id=run_id, node=node, start=start, most=part_bytes)
+            files, data = _part(server, results, run_id=run_id, node=node, start=start, most=most)
         except SweepError as error:
             if start:
                 error.hint = "What has come is kept: repeat the command to go on from there."
             raise
+        is_asked = True
         if not files:
             raise ResultsError(f"{results!r} on the cluster holds no results of {run_id}.")
         if files != known:  # the first part, or the sweep has gone on meanwhile
-            (partial / "files.json").write_text(json.dumps([vars(one) for one in files]), encoding="utf-8")
+            (partial / _LISTED).write_text(json.dumps([vars(one) for one in files]), encoding="utf-8")
             stream.unlink(missing_ok=True)
             if all(one.is_here(folder) for one in files):
-                break
-            known = files
+                return files
+            known, changes = files, changes + 1
+            if changes > _MOST_CHANGES:
+                raise ResultsError(
+                    f"The results of {run_id} change on the cluster faster than they come.",
+                    hint="Repeat the command when the job has ended.",
+                )
             if start:
                 continue
         with stream.open("ab") as file:
             file.write(data)
         tell(start + len(data), sum(one.size for one in files))
         if not data:
-            break
-    files = known or files
-    if stream.exists():
-        _unpack(stream, folder, partial, files)
-    shutil.rmtree(partial)
-    return files
+            return files
 
 
-def _known(partial: Path) -> tuple[RemoteFile, ...] | None:
+def _remove_merged(folder: Path, noted: Path, files: tuple[RemoteFile, ...]) -> None:
+    """Remove what an earlier fetch of a running job brought and the cluster has merged into others since: a table would
+    have those trials twice. What `noted` says was brought is `files` from now on."""
+    names = {one.name for one in files}
+    for one in _listed(noted) or ():
+        if one.name not in names and not _leads_out(one.name) and one.is_here(folder):
+            (folder / one.name).unlink()
+    noted.write_text(json.dumps([vars(one) for one in files]), encoding="utf-8")
+
+
+def _listed(path: Path) -> tuple[RemoteFile, ...] | None:
     try:
-        found = json.loads((partial / "files.json").read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         return tuple(RemoteFile(**one) for one in found)
     except (OSError, ValueError, TypeError):
         return None
@@ -135,10 +178,14 @@ def _read(log: str) -> tuple[tuple[RemoteFile, ...], bytes]:
 
 
 def _safe(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
+    if _leads_out(name):
         raise ResultsError(f"The cluster sends a file named {name!r}, which would lie outside the folder.")
     return name
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
 
 
 def _unpack(stream: Path, folder: Path, partial: Path, files: tuple[RemoteFile, ...]) -> None:
