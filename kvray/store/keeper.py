@@ -113,8 +113,11 @@ class RecordKeeper:
 
     def when_written(self, news: Callable[[], None]) -> None:
         """Call `news` after what waits for the writing, so that all is told in order: at once where nothing does."""
-        self._then.append(news)
         self.tell_written()
+        if self._then:
+            self._then.append(news)
+        else:
+            news()
 
     def tell_written(self) -> None:
         """Call what waits for the end of the writing, if that has come. Does not wait."""

@@ -12,6 +12,7 @@ import pytest
 from manifests import RUN_ID, plain_manifest
 from typing_extensions import override
 
+import kvray.store.keeper as keeping
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.errors import OutputError, ResultsError
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
@@ -272,3 +273,30 @@ def test_trials_that_lie_in_no_folder_at_all_are_counted_as_unwritten(folder: Pa
     keep(keeper, "b")
     assert keeper.unwritten == 2
     assert "2 trials could not be written there yet." in interruption(keeper).message
+
+
+class SlowService(SlowStore):
+    """Is no file system, so that nobody waits long for it."""
+
+    @property
+    @override
+    def is_local(self) -> bool:
+        return False
+
+
+def test_what_happens_after_a_trial_that_a_slow_service_was_waited_for_is_told_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "_WAIT_S", 0.0)
+    store, told = SlowService(folder), list[str]()
+    keeper = RecordKeeper(store, MANIFEST)
+    keeper.keep_soon(TrialResult(record=record("a")), lambda: told.append("a ended"))
+    keeper.when_written(lambda: told.append("b began"))
+    assert told == [], "in order"
+    keeper.catch_up()
+    keeper.when_written(lambda: told.append("c began"))
+    assert told == ["a ended", "b began", "c began"]
+    assert there(folder) == set()
+    store.may_write.set()
+    keeper.settle()
+    assert there(folder) == {"a"}
