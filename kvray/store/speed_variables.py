@@ -106,6 +106,31 @@ _COMMUNICATION = (
 )
 SPEED_VARIABLES = frozenset((*_FIRST, *_THREADS, *_CPU_KERNELS, *_GPU_KERNELS, *_COMPILERS, *_MEMORY, *_COMMUNICATION))
 
+_ONLY_SPEED = frozenset(
+    (
+        "CUDA_LAUNCH_BLOCKING",
+        "CUDA_MODULE_LOADING",
+        "GOMP_SPINCOUNT",
+        "KMP_BLOCKTIME",
+        "MALLOC_ARENA_MAX",
+        "MALLOC_CONF",
+        "MALLOC_MMAP_THRESHOLD_",
+        "MALLOC_TOP_PAD_",
+        "MALLOC_TRIM_THRESHOLD_",
+        "OMP_WAIT_POLICY",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "PYTORCH_NO_CUDA_MEMORY_CACHING",
+        "VLLM_CPU_KVCACHE_SPACE",
+    )
+)
+"""How threads wait, when code is loaded, and from where memory comes: the same operations run in the same order."""
+OUTPUT_VARIABLES = SPEED_VARIABLES - _ONLY_SPEED
+"""Those that may change the last bits of an output too: how many threads share a sum, which instructions or kernels
+compute it, in which precision, in which order ranks add up. `GLIBC_TUNABLES` is one of them, because it can hide
+instructions of the CPU from the functions of libm, and `LD_PRELOAD`, because it can put another library in place."""
+
 
 def names_in(number: int | None) -> frozenset[str]:
     """The variables that a kvray with this list looks at; `None`: one that did not number its list."""

@@ -73,6 +73,31 @@ def test_the_recorded_outputs_hold_and_what_differs_is_named(suite: Suite, tmp_p
     assert LOST in (tmp_path / "found.xml").read_text()
 
 
+def test_the_last_bit_counts_only_where_variables_are_those_of_the_record(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("--only", CHANGED, "--device", "cpu")
+    monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
+    assert suite("run", *line, "--rounds", "1", "--output", tmp_path / "suite.json")[0] == 0
+    record = read_record(tmp_path / "suite.json")
+    write_record(record.model_copy(update={"cases": tuple(map(_moved_a_little, record.cases))}), tmp_path / "moved.json")
+    check = ("check", tmp_path / "moved.json", *line, "--outputs-only", "--json", tmp_path / "found.json")
+    code, out, err = suite(*check)
+    assert code == 1, out + err
+    assert "with the same machine and versions" in reasons(read_check(tmp_path / "found.json"))[CHANGED][0]
+    monkeypatch.delenv("MKL_DYNAMIC")
+    code, out, err = suite(*check)
+    assert code == 0, out + err
+    assert "MKL_DYNAMIC: FALSE → not set" in read_check(tmp_path / "found.json").differences
+
+
+def _moved_a_little(case: RecordedCase) -> RecordedCase:
+    (first, *rest), *rows = case.outputs.logs
+    assert first is not None
+    logs = ((first + 1e-5, *rest), *rows)
+    return case.model_copy(update={"outputs": case.outputs.model_copy(update={"logs": logs})})
+
+
 def test_an_interrupted_suite_keeps_what_it_measured_and_that_is_no_baseline(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

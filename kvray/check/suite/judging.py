@@ -11,6 +11,7 @@ from kvray.check.result import CheckedCandidate, MeasuredSide, SideInfo
 from kvray.check.suite.cases import Case
 from kvray.check.suite.outputs import OutputRules, compare_outputs
 from kvray.check.suite.record import RecordedCase
+from kvray.store.speed_variables import OUTPUT_VARIABLES, names_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,22 @@ def same_machine(before: SideInfo, now: SideInfo) -> bool:
 
 
 _MACHINE = ("device_name", "driver_version", "cpus", "memory_gib")
+
+
+def same_output_variables(before: SideInfo, now: SideInfo) -> bool:
+    """Whether both are known to have had the same values of all variables that may change the last bits of an output.
+
+    What a side did not write down, or wrote down without its value, may have been another.
+    """
+    one, two = _output_variables(before), _output_variables(now)
+    return one is not None and one == two and None not in one.values()
+
+
+def _output_variables(side: SideInfo) -> dict[str, str | None] | None:
+    """`None`: it is not known of all of them whether they were set."""
+    if side.speed_variables is None or not names_in(side.speed_variables_list) >= OUTPUT_VARIABLES:
+        return None
+    return {name: value for name, value in side.speed_variables.items() if name in OUTPUT_VARIABLES}
 
 
 def same_kernels(before: SideInfo, now: SideInfo, device: DeviceType) -> bool:

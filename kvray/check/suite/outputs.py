@@ -41,7 +41,8 @@ class OutputRules:
     """How outputs are compared.
 
     Attributes:
-        same_surroundings: whether both were measured on one machine, with the same environment variables.
+        same_surroundings: whether both were measured on one machine, with the same values of all environment variables
+            that may change the last bits of an output.
         tolerance: nats in place of every case's own; `None`: each case's own.
         memory_margin: share by which a cache may grow.
     """

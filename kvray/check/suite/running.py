@@ -26,6 +26,7 @@ from kvray.check.suite.judging import (
     lost_case,
     same_kernels,
     same_machine,
+    same_output_variables,
     unmeasured_case,
 )
 from kvray.check.suite.measuring import SuiteModels, SuiteRounds
@@ -213,10 +214,11 @@ class _Check:
         self._now = sitting.info(side)
         self._same_machine = other is not None or same_machine(self._before, self._now)
         self._margins = ask.margins if self._same_machine else {}
+        same_variables = not side.spec.variables and same_output_variables(self._before, self._now)
         self._rules = SuiteRules(
             names=(self._before.name, self._now.name),
             outputs=OutputRules(
-                same_surroundings=self._same_machine and not side.spec.variables,
+                same_surroundings=self._same_machine and same_variables,
                 tolerance=ask.tolerance,
                 memory_margin=ask.margins.get(ComparedMetric.MEMORY, _EXACT_CACHE),
             ),

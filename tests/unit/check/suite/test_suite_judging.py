@@ -11,9 +11,17 @@ from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.candidate import DeviceType
 from kvray.check.result import CheckedCandidate, MeasuredSide, ProcessSample, RanFacts, SideInfo
 from kvray.check.suite.cases import SUITE_PROFILE
-from kvray.check.suite.judging import SuiteRules, judge_case, lost_case, same_kernels, same_machine
+from kvray.check.suite.judging import (
+    SuiteRules,
+    judge_case,
+    lost_case,
+    same_kernels,
+    same_machine,
+    same_output_variables,
+)
 from kvray.check.suite.outputs import OutputRules
 from kvray.record import TrialStatus
+from kvray.store.speed_variables import LIST
 
 MARGINS = {ComparedMetric.TTFT: 0.15, ComparedMetric.DECODE: 0.15, ComparedMetric.MEMORY: 0.05}
 SIDE = SideInfo(name="now", device_name="a CPU", cpus=2, memory_gib=24)
@@ -98,6 +106,34 @@ def test_a_case_without_a_record_is_said_and_one_that_was_lost_fails() -> None:
 def test_another_machine_is_told_by_device_cpus_memory_and_driver(change: dict[str, Any]) -> None:
     assert same_machine(SIDE, SIDE.model_copy(update={"host": "renamed", "engine_versions": {"torch": "2"}}))
     assert not same_machine(SIDE, SIDE.model_copy(update=change))
+
+
+def with_variables(variables: dict[str, str | None] | None, number: int | None = LIST) -> SideInfo:
+    return SIDE.model_copy(update={"speed_variables": variables, "speed_variables_list": number})
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_CBWR", "ATEN_CPU_CAPABILITY", "GLIBC_TUNABLES", "NCCL_ALGO"])
+def test_a_variable_that_may_change_the_last_bits_is_another_surrounding(name: str) -> None:
+    two, unset = with_variables({name: "2"}), with_variables({})
+    assert same_output_variables(two, two)
+    assert not same_output_variables(two, with_variables({name: "1"}))
+    assert not same_output_variables(two, unset)
+    assert not same_output_variables(unset, two)
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "MALLOC_ARENA_MAX", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_variable_that_changes_speed_alone_is_none(name: str) -> None:
+    assert same_output_variables(with_variables({name: "1"}), with_variables({}))
+
+
+def test_variables_that_nobody_wrote_down_may_have_been_others() -> None:
+    unset, unread, older = with_variables({}), with_variables(None, None), with_variables({}, None)
+    without_value = with_variables({"LD_PRELOAD": None})
+    assert same_output_variables(unset, unset)
+    for one in (unread, older, without_value):
+        assert not same_output_variables(one, one)
+        assert not same_output_variables(one, unset)
+        assert not same_output_variables(unset, one)
 
 
 def test_kernels_of_gpus_of_other_names_have_other_names() -> None:
