@@ -1,7 +1,8 @@
 """How a comparison reads: a change of less than half in per cent, a larger one as a multiple, in both directions.
 
 A `factor` is how many times the other's value this one is; for speeds, how many times as fast. Per cents alone mislead:
-"99 % slower" may be 100 or 155 times as long.
+"99 % slower" may be 100 or 155 times as long. A share is a multiple, too (`0.59×`, never `1/1.7`); only from a tenth
+down it is a fraction with a whole number (`1/12`), because two decimals say too little there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ SAME_WITHIN = 0.005
 _TIMES_FROM = 1.5
 """What takes half as long again, and more, is a multiple."""
 LEAST_SHARE = 0.5
-"""Memory is saved in per cent down to this share of it: `40 % less` is what people say."""
+"""Amounts become less in per cent down to this share of them: `40 % less` is what people say."""
+_FRACTION_FROM = 9.95
+"""How many times less is told as a fraction."""
 _LEAST_MULTIPLE = 0.01
-"""Below it two decimals say nothing."""
+"""Below it two decimals say nothing, also in an interval whose other end is a multiple."""
 MISSING = "–"
 
 
@@ -31,18 +34,18 @@ def speed_text(factor: float) -> str:
 
 
 def speed_sign(factor: float | None) -> str:
-    """The same for a table: `2.65×`, `+12 %`, `±0 %`, `−3 %`, `1/155`."""
+    """The same for a table: `2.65×`, `+12 %`, `±0 %`, `−3 %`, `0.62×`, `1/155`."""
     return _sign(factor, least=1 / _TIMES_FROM)
 
 
 def interval_text(low: float, high: float) -> str:
     """From `low` to `high`, both written in one way: `2.20× to 3.20×`, `−3 % to +21 %`, `1/170 to 1/140`, `0.53× to
-    0.97×`. Only a hundredth and less stays a fraction: `1/170 to 0.97×`."""
+    0.97×`. Beside a multiple only a hundredth and less stays a fraction: `1/170 to 0.97×`."""
     if low > 1 / _TIMES_FROM and high < _TIMES_FROM:
         return f"{speed_sign(low)} to {speed_sign(high)}"
-    if high <= 1 / _TIMES_FROM:
-        return f"1/{_short(1 / low)} to 1/{_short(1 / high)}"
-    least = multiple(low) if low > _LEAST_MULTIPLE else f"1/{_short(1 / low)}"
+    if 1 / high >= _FRACTION_FROM:
+        return f"{_share(low)} to {_share(high)}"
+    least = multiple(low) if low > _LEAST_MULTIPLE else _share(low)
     return f"{least} to {multiple(high)}"
 
 
@@ -62,40 +65,47 @@ def speed_interval_text(factor: float, low: float, high: float) -> str:
 def first_token_text(factor: float, ends: tuple[float, float] | None, *, with_interval: bool = True) -> str:
     """`first token 2.65× as fast (95 %: 2.20× to 3.20×)`. A gain that may as well be none, because 1 lies between the
     `ends` of its 95 % interval, is `first token as fast within noise (−16 % to +45 %)`."""
+    if ends and _is_within(ends):
+        return f"first token as fast within noise ({interval_text(*ends)})"
     interval = speed_interval_text(factor, *ends) if ends and with_interval else ""
-    return _gain_text(f"first token {speed_text(factor)}", "first token as fast", ends, interval)
+    return _with_interval(f"first token {speed_text(factor)}", interval)
 
 
 def throughput_text(factor: float, ends: tuple[float, float] | None, *, with_interval: bool = True) -> str:
     """The same of tok/s: `12 % more tok/s (95 %: +9 % to +15 %)`, `the same tok/s within noise (−3 % to +9 %)`."""
-    interval = interval_text(*ends) if ends and with_interval else ""
-    return _gain_text(tok_s_text(factor), "the same tok/s", ends, interval)
+    interval = amount_interval_text(*ends) if ends else ""
+    if ends and _is_within(ends):
+        return f"the same tok/s within noise ({interval})"
+    return _with_interval(tok_s_text(factor), interval if with_interval else "")
 
 
-def _gain_text(text: str, same: str, ends: tuple[float, float] | None, interval: str) -> str:
-    if ends and ends[0] <= 1 <= ends[1]:
-        return f"{same} within noise ({interval_text(*ends)})"
+def _is_within(ends: tuple[float, float]) -> bool:
+    return ends[0] <= 1 <= ends[1]
+
+
+def _with_interval(text: str, interval: str) -> str:
     return f"{text} (95 %: {interval})" if interval else text
 
 
-def tok_s_text(factor: float, *, least: float = 1 / _TIMES_FROM) -> str:
-    """`1.91× the tok/s`, `12 % more tok/s`, `the same tok/s`, `3 % fewer tok/s`; from the share `least` down
-    `1/12 of the tok/s`."""
-    return _amount_text(factor, "tok/s", less="fewer", least=least)
+def tok_s_text(factor: float) -> str:
+    """`1.91× the tok/s`, `12 % more tok/s`, `the same tok/s`, `41 % fewer tok/s`, `0.40× the tok/s`, `1/12 of the
+    tok/s`."""
+    return _amount_text(factor, "tok/s", less="fewer")
 
 
 def memory_text(factor: float) -> str:
-    """`1.91× the memory`, `12 % more memory`, `the same memory`, `28 % less memory`, `1/12 of the memory`."""
-    return _amount_text(factor, "memory", less="less", least=LEAST_SHARE)
+    """`1.91× the memory`, `12 % more memory`, `the same memory`, `28 % less memory`, `0.40× the memory`, `1/12 of the
+    memory`."""
+    return _amount_text(factor, "memory", less="less")
 
 
 def amount_sign(factor: float | None) -> str:
-    """The same for a table: `1.91×`, `+12 %`, `±0 %`, `−28 %`, `1/12`."""
+    """The same for a table: `1.91×`, `+12 %`, `±0 %`, `−28 %`, `0.40×`, `1/12`."""
     return _sign(factor, least=LEAST_SHARE)
 
 
 def leaner_text(factor: float) -> str:
-    """For memory that is less: `28 % less memory than`, `1/2.5 of the memory of`."""
+    """For memory that is less: `28 % less memory than`, `0.40× the memory of`."""
     return f"{memory_text(factor)} {'than' if factor > LEAST_SHARE else 'of'}"
 
 
@@ -105,11 +115,11 @@ def higher_text(factor: float) -> str:
 
 
 def limit_text(factor: float) -> str:
-    """What goes before "the limit": `28 % over`, `less than 1 % over`, `1.62×`, `25 % under`, `1/2.9 of`."""
+    """What goes before "the limit": `28 % over`, `less than 1 % over`, `1.62×`, `25 % under`, `0.34×`, `1/12 of`."""
     if factor >= _TIMES_FROM:
         return multiple(factor)
     if factor <= LEAST_SHARE:
-        return f"1/{_short(1 / factor)} of"
+        return _share_of(factor)
     by = "less than 1 %" if abs(factor - 1) < 0.01 else _percent(factor)
     return f"{by} {'over' if factor > 1 else 'under'}"
 
@@ -119,13 +129,13 @@ def multiple(factor: float | None) -> str:
     return MISSING if factor is None or not math.isfinite(factor) else f"{_digits(factor)}×"
 
 
-def _amount_text(factor: float, noun: str, *, less: str, least: float) -> str:
+def _amount_text(factor: float, noun: str, *, less: str) -> str:
     if _is_same(factor):
         return f"the same {noun}"
     if factor >= _TIMES_FROM:
         return f"{multiple(factor)} the {noun}"
-    if factor <= least:
-        return f"1/{_short(1 / factor)} of the {noun}"
+    if factor <= LEAST_SHARE:
+        return f"{_share_of(factor)} the {noun}"
     return f"{_percent(factor)} {'more' if factor > 1 else less} {noun}"
 
 
@@ -137,7 +147,7 @@ def _sign(factor: float | None, *, least: float) -> str:
     if factor >= _TIMES_FROM:
         return multiple(factor)
     if factor <= least:
-        return f"1/{_short(1 / factor)}"
+        return _share(factor)
     return f"{'+' if factor > 1 else '−'}{_percent(factor)}"
 
 
@@ -154,6 +164,12 @@ def _digits(factor: float) -> str:
     return f"{factor:,.0f}" if factor >= 99.95 else f"{factor:.1f}" if factor >= 9.995 else f"{factor:.2f}"
 
 
-def _short(factor: float) -> str:
-    """As `_digits`, with a decimal less, for the bottom of a fraction: `2.7`, `12`, `155`."""
-    return f"{factor:,.0f}" if factor >= 9.95 else f"{factor:.1f}"
+def _share(factor: float) -> str:
+    """`0.59×`, `1/12`, `1/1,550`."""
+    return f"1/{1 / factor:,.0f}" if 1 / factor >= _FRACTION_FROM else multiple(factor)
+
+
+def _share_of(factor: float) -> str:
+    """The same before what it is a share of: `0.59×`, `1/12 of`."""
+    share = _share(factor)
+    return share if share.endswith("×") else f"{share} of"

@@ -17,7 +17,6 @@ from kvray.ratios import (
     SAME_WITHIN,
     amount_interval_text,
     amount_sign,
-    interval_text,
     memory_text,
     speed_interval_text,
     speed_text,
@@ -64,9 +63,7 @@ def _span(metric: ComparedMetric, change: Interval) -> str:
     low, high = 1 + change.low, 1 + change.high
     if metric is ComparedMetric.TTFT:
         return speed_interval_text(1 / (1 + change.value), 1 / high, 1 / low)
-    if metric is ComparedMetric.MEMORY:
-        return amount_interval_text(low, high)
-    return interval_text(low, high)
+    return amount_interval_text(low, high)
 
 
 def verdict_text(one: ComparedCandidate) -> str:

@@ -270,7 +270,7 @@ def _counts(results: Sequence[TrialResult], *, ranked: int) -> Counts:
 def _gains_note(rows: Sequence[Row]) -> str:
     if all(row.gain is None for row in rows):
         return ""
-    note = "Speed and memory are compared with the baseline: 2× is twice as fast, 1/3 takes three times as long."
+    note = "Speed and memory are compared with the baseline: 2× is twice as fast, 0.33× takes three times as long."
     if not any(row.gain and row.gain.pairs for row in rows):
         return note
     mark = f" {UNPAIRED} marks candidates that were in none; all their processes count instead."

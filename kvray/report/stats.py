@@ -10,6 +10,7 @@ from kvray.analysis.intervals import Interval
 from kvray.analysis.ranking import Gain
 from kvray.ratios import (
     SAME_WITHIN,
+    amount_interval_text,
     first_token_text,
     interval_text,
     memory_text,
@@ -55,7 +56,7 @@ def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
         return stats
     gain, factor = winner.gain, winner.gain.memory_factor
     ttft, throughput, *memory = stats
-    ends = _ends(gain.ttft_interval)
+    ends, throughput_ends = _ends(gain.ttft_interval), _ends(gain.throughput_interval)
     return (
         _speed(
             replace(
@@ -72,7 +73,7 @@ def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
             replace(
                 throughput,
                 is_apart=winner.throughput_is_apart,
-                interval=None if gain.throughput_interval is None else gain_interval_text(gain.throughput_interval),
+                interval=None if throughput_ends is None else amount_interval_text(*throughput_ends),
             ),
             baseline.decode_tok_s,
             tok_s_text(1 + gain.throughput),

@@ -95,7 +95,7 @@ def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 
 def _legend(rows: tuple[Row, ...]) -> str:
-    lines = ["speed: compared with the baseline; 1/3 takes three times as long"]
+    lines = ["speed: compared with the baseline; 0.33× takes three times as long"]
     if any(row.gain is not None and row.gain.pairs for row in rows):
         lines.append("score, TTFT, tok/s: of all processes; speed: of the confirming rounds alone")
     if any(row.is_unpaired for row in rows):

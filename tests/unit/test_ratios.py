@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvray import ratios
 
@@ -16,7 +19,7 @@ SPEEDS = [
     (1.004, "as fast", "±0 %"),
     (0.97, "3 % slower", "−3 %"),
     (0.7, "30 % slower", "−30 %"),
-    (1 / 1.6, "1.60× as long", "1/1.6"),
+    (1 / 1.6, "1.60× as long", "0.62×"),
     (1 / 155, "155× as long", "1/155"),
     (1 / 1550, "1,550× as long", "1/1,550"),
 ]
@@ -34,6 +37,9 @@ def test_a_speed_is_told_in_per_cent_or_as_a_multiple_in_both_directions(factor:
         (1.12, "12 % more tok/s"),
         (1.0, "the same tok/s"),
         (0.97, "3 % fewer tok/s"),
+        (1 / 1.7, "41 % fewer tok/s"),
+        (0.4, "0.40× the tok/s"),
+        (1 / 9, "0.11× the tok/s"),
         (1 / 12, "1/12 of the tok/s"),
     ],
 )
@@ -49,7 +55,8 @@ def test_tokens_per_second_are_counted(factor: float, text: str) -> None:
         (0.999, "the same memory", "±0 %"),
         (0.72, "28 % less memory", "−28 %"),
         (0.55, "45 % less memory", "−45 %"),
-        (0.4, "1/2.5 of the memory", "1/2.5"),
+        (0.4, "0.40× the memory", "0.40×"),
+        (1 / 12, "1/12 of the memory", "1/12"),
     ],
 )
 def test_memory_is_more_or_less(factor: float, text: str, sign: str) -> None:
@@ -57,14 +64,15 @@ def test_memory_is_more_or_less(factor: float, text: str, sign: str) -> None:
 
 
 def test_phrases_for_what_is_leaner_higher_or_beyond_a_limit() -> None:
-    assert [ratios.leaner_text(factor) for factor in (0.72, 0.4)] == ["28 % less memory than", "1/2.5 of the memory of"]
+    assert [ratios.leaner_text(factor) for factor in (0.72, 0.4)] == ["28 % less memory than", "0.40× the memory of"]
     assert [ratios.higher_text(factor) for factor in (1.12, 1.62)] == ["12 % higher than", "1.62× as high as"]
-    assert [ratios.limit_text(factor) for factor in (1.62, 1.28, 1.001, 0.75, 1 / 2.9)] == [
+    assert [ratios.limit_text(factor) for factor in (1.62, 1.28, 1.001, 0.75, 1 / 2.9, 1 / 12)] == [
         "1.62×",
         "28 % over",
         "less than 1 % over",
         "25 % under",
-        "1/2.9 of",
+        "0.34×",
+        "1/12 of",
     ]
 
 
@@ -80,7 +88,9 @@ def test_phrases_for_what_is_leaner_higher_or_beyond_a_limit() -> None:
         (0.53, 0.999, "0.53× to 1.00×"),
         (1 / 170, 0.97, "1/170 to 0.97×"),
         (1 / 170, 1 / 140, "1/170 to 1/140"),
-        (0.4, 0.6, "1/2.5 to 1/1.7"),
+        (0.4, 0.6, "0.40× to 0.60×"),
+        (1 / 15, 1 / 9, "0.07× to 0.11×"),
+        (1 / 15, 1 / 12, "1/15 to 1/12"),
     ],
 )
 def test_both_ends_of_an_interval_are_written_in_one_way(low: float, high: float, text: str) -> None:
@@ -120,3 +130,28 @@ def test_the_interval_of_a_gain_speaks_of_what_its_words_do(
 ) -> None:
     assert ratios.first_token_text(factor, ends) == told
     assert ratios.throughput_text(1.12, (1.09, 1.15), with_interval=False) == "12 % more tok/s"
+
+
+@pytest.mark.parametrize(
+    ("factor", "ends", "told"),
+    [
+        (0.6, (0.55, 0.65), "40 % fewer tok/s (95 %: −45 % to −35 %)"),
+        (0.4, (0.35, 0.45), "0.40× the tok/s (95 %: 0.35× to 0.45×)"),
+        (0.8, (0.6, 1.05), "the same tok/s within noise (−40 % to +5 %)"),
+    ],
+)
+def test_the_interval_of_tokens_per_second_is_told_as_they_are(
+    factor: float, ends: tuple[float, float], told: str
+) -> None:
+    assert ratios.throughput_text(factor, ends) == told
+
+
+@given(st.floats(1e-4, 1e4), st.floats(1.0, 10.0))
+def test_no_fraction_has_a_decimal(low: float, width: float) -> None:
+    high = low * width
+    texts = (
+        *(tell(low) for tell in (ratios.tok_s_text, ratios.memory_text, ratios.limit_text, ratios.leaner_text)),
+        *(tell(low) for tell in (ratios.speed_text, ratios.speed_sign, ratios.amount_sign)),
+        *(tell(low, high) for tell in (ratios.interval_text, ratios.amount_interval_text)),
+    )
+    assert not [text for text in texts if re.search(r"1/[\d,]+\.\d", text)]

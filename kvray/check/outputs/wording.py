@@ -112,7 +112,7 @@ def cell_sentence(cell: CellVerdict) -> str:
 
 
 def change_words(metric: ComparedMetric, change: float) -> str:
-    """`12.3 % longer`, `1.92× as long`, `1/2.5 as high`, `the same`."""
+    """`12.3 % longer`, `1.92× as long`, `0.40× as high`, `the same`."""
     more, less, adjective = _MORE_AND_LESS[metric]
     if _is_none(change):
         return "the same"
@@ -122,7 +122,7 @@ def change_words(metric: ComparedMetric, change: float) -> str:
 
 
 def change_text(change: float) -> str:
-    """For a table: `+12.3 %`, `−0.4 %`, `1.92×`, `1/2.5`. Finer than in a report, as margins are a few per cent."""
+    """For a table: `+12.3 %`, `−0.4 %`, `1.92×`, `0.40×`. Finer than in a report, as margins are a few per cent."""
     if not -0.5 < change < 0.5:
         return amount_sign(1 + change)
     sign = "±" if _is_none(change) else "+" if change > 0 else "−"

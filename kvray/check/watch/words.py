@@ -10,7 +10,7 @@ from kvray.check.watch.events import WatchState
 from kvray.check.watch.levels import Change, Watched
 from kvray.check.watch.observed import differences
 from kvray.check.watch.states import Judged
-from kvray.ratios import LEAST_SHARE, amount_interval_text, memory_text, speed_interval_text, speed_text, tok_s_text
+from kvray.ratios import amount_interval_text, memory_text, speed_interval_text, speed_text, tok_s_text
 from kvray.store.history import Observation, ObservationRole
 
 _MOST_NAMED = 6
@@ -112,7 +112,7 @@ def _change_text(watched: Watched, change: Change | None) -> str:
     if watched is ComparedMetric.MEMORY:
         return memory_text(factor)
     if watched is ComparedMetric.DECODE:
-        return tok_s_text(factor, least=LEAST_SHARE)
+        return tok_s_text(factor)
     return speed_text(1 / factor if watched is ComparedMetric.TTFT else factor)
 
 

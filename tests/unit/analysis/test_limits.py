@@ -127,7 +127,7 @@ def test_twice_the_time_and_half_the_speed_are_equally_far_beyond(measured: floa
         (400.4, 400.0, "m 400 u, less than 1 % over the limit of 400 u"),
         (0.0125, 0.01, "m 0.0125 u, 25 % over the limit of 0.01 u"),
         (12345.6, 1000.0, "m 12,346 u, 12.3× the limit of 1,000 u"),
-        (34.1, 100.0, "m 34.1 u, 1/2.9 of the limit of 100 u"),
+        (34.1, 100.0, "m 34.1 u, 0.34× the limit of 100 u"),
     ],
 )
 def test_a_miss_tells_three_figures_or_whole_numbers(measured: float, limit: float, text: str) -> None:

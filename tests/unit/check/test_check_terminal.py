@@ -53,7 +53,7 @@ def test_a_failure_names_the_change_its_interval_and_the_margin() -> None:
     lines = printed(SLOWER).splitlines()
     assert lines[0].endswith("is 12.3 % longer (+10.3 % to +14.3 %); the margin is 5 %. 2 more reasons below.")
     assert any("at 64→16 tokens is 20.1 % longer" in line and "outside the margin by itself" in line for line in lines)
-    assert any("1/2.1 as high (1/2.2 to 1/2.0)" in line for line in lines)
+    assert any("0.48× as high (0.46× to 0.50×)" in line for line in lines)
     assert sum("12.3 % longer" in line for line in lines) == 1, "what the headline says is not said again"
 
 
@@ -145,7 +145,7 @@ def test_every_line_of_eighty_columns_fits() -> None:
         (0.049, "+4.9 %", "4.9 % longer"),
         (-0.049, "−4.9 %", "4.9 % shorter"),
         (0.92, "1.92×", "1.92× as long"),
-        (-0.6, "1/2.5", "1/2.5 as long"),
+        (-0.6, "0.40×", "0.40× as long"),
     ],
 )
 def test_changes_are_finer_than_a_margin(change: float, text: str, words: str) -> None:

@@ -131,7 +131,7 @@ def test_a_gain_within_noise_is_told_as_in_the_headline() -> None:
         throughput_interval=GainInterval(low=0.41, high=0.49),
     )
     assert snippet.gain_text(planned) == (
-        "first token as fast within noise (−16 % to +45 %), 1.50× the tok/s (95 %: +41 % to +49 %), 1/2.0 of the memory"
+        "first token as fast within noise (−16 % to +45 %), 1.50× the tok/s (95 %: +41 % to +49 %), 0.50× the memory"
     )
     assert ", ".join(gain_phrases(told, with_intervals=True)) == snippet.gain_text(planned)
     assert gain_phrases(told)[0] == "first token as fast within noise (−16 % to +45 %)"

@@ -39,7 +39,7 @@ def judged(watched: Watched, before: float, now: float) -> Judged:
         (ComparedMetric.TTFT, 100.0, 288.0, "Time to first token of X is 2.88× as long (2.86× to 2.90×) since"),
         (ComparedMetric.DECODE, 100.0, 88.0, "X reaches 12 % fewer tok/s (−"),
         (ComparedMetric.DECODE, 140.0, 82.0, "X reaches 41 % fewer tok/s (−43 % to −39 %) since"),
-        (ComparedMetric.DECODE, 100.0, 40.0, "X reaches 1/2.5 of the tok/s ("),
+        (ComparedMetric.DECODE, 100.0, 40.0, "X reaches 0.40× the tok/s ("),
         (ComparedMetric.MEMORY, 100.0, 112.0, "X takes 12 % more memory (+"),
         (None, 100.0, 88.0, "The machine is 12 % slower (−"),
         (None, 100.0, 34.7, "The machine takes 2.88× as long (2.72× to 3.06×) since"),
