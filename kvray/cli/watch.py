@@ -10,7 +10,7 @@ import typer
 
 from kvray.check.config import Consent
 from kvray.check.watch.config import WatchConfig, WhenBusy
-from kvray.check.watch.events import Observation, Sink
+from kvray.check.watch.events import Observation, Sink, WatchIdentity
 from kvray.check.watch.loop import Watch
 from kvray.check.watch.sinks.asked import AskedSinks, open_sinks
 from kvray.check.watch.states import CONFIRMING, PROCESSES
@@ -49,7 +49,7 @@ def watch(
         str | None, typer.Option("--exec", metavar="CMD", help="Runs for each alert, with the JSON on its input.")
     ] = None,
     prometheus_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Metrics as text, for node exporter.")
+        str | None, typer.Option(metavar="FILE", help="Metrics as text, for node exporter.")
     ] = None,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve metrics to Prometheus, as 127.0.0.1:9199.")
@@ -88,8 +88,8 @@ def watch(
     )
     asked = AskedSinks(webhook=webhook, command=exec_, prometheus_file=prometheus_file, listen=listen)
 
-    def opened(folder: Path, history: Callable[[], Sequence[Observation]]) -> Sequence[Sink]:
-        return open_sinks(asked, folder=folder, history=history, once=once)
+    def opened(folder: Path, history: Callable[[], Sequence[Observation]], identity: WatchIdentity) -> Sequence[Sink]:
+        return open_sinks(asked, folder=folder, history=history, identity=identity, once=once)
 
     _run(Watch(config, open_sinks=opened), once=once)
 

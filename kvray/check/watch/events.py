@@ -19,6 +19,7 @@ __all__ = [
     "ObservationRole",
     "Sink",
     "WatchEvent",
+    "WatchIdentity",
     "WatchState",
 ]
 
@@ -56,6 +57,17 @@ class EventKind(enum.StrEnum):
     def is_alert(self) -> bool:
         """Whether somebody should be called, whatever the event says."""
         return self in (EventKind.CONFIRMED, EventKind.RECOVERED, EventKind.MACHINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchIdentity:
+    """Which watch it is, known before anything was observed. The names are those of an `Observation`."""
+
+    watch_id: str
+    model_id: str
+    engine: str
+    profile: str
+    device_name: str
 
 
 @dataclass(frozen=True, kw_only=True)

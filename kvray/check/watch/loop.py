@@ -1,34 +1,19 @@
-"""`Watch`: one observation after another, each judged, kept and told before the next.
-
-All that it knows lies in the history, so it may be killed at any moment and goes on where it was.
-"""
+"""`Watch`: turn after turn, an observation or none because others use the machine, each kept before the next."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
 import logging
-import os
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from pathlib import Path
 
-from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.config import WatchConfig, WhenBusy
-from kvray.check.watch.events import EventKind, Sink, WatchEvent, WatchState
-from kvray.check.watch.levels import Watched
-from kvray.check.watch.states import (
-    Judged,
-    Standing,
-    judge,
-    standing_json,
-    standings_of,
-)
+from kvray.check.watch.events import EventKind, WatchState
+from kvray.check.watch.keeping import OpenHistory, OpenSinks, opened_history
+from kvray.check.watch.states import standings_of
 from kvray.check.watch.subject import Measurer, Measuring, Subject, Target, prepare, read_target, unmeasured
-from kvray.check.watch.telling import Teller, event_json, events_of
 from kvray.errors import (
     AllTrialsFailedError,
     InvalidValueError,
@@ -41,15 +26,8 @@ from kvray.errors import (
 from kvray.extras import Extra
 from kvray.files.remote import is_uri, without_secrets
 from kvray.probes.contention import Look, QuietWait, announced_sweep, busy_text, disturbers
-from kvray.probes.holds import HeldError, hold
-from kvray.report import formats
-from kvray.store.files import reason
-from kvray.store.history import Observation, ObservationRole, WatchHistory, observation_json
-from kvray.store.paths import PARTIAL
-from kvray.store.skipped import SkippedTurn
+from kvray.store.history import Observation, ObservationRole, WatchHistory
 
-_MARKER = "told.json"
-_LOCK = "watch.lock"
 _logger = logging.getLogger("kvray.watch")
 
 
@@ -58,11 +36,10 @@ class _OtherMachineError(ResultsError):
 
 
 class Watch:
-    """Observes, judges, keeps and tells.
+    """Takes turns of one configuration.
 
     Args:
-        open_sinks: makes those who are told, given the watch's folder and what gives all observations so far. It is
-            called once, when this is the only watch of the folder.
+        open_sinks: is called once, when this is the only watch of the folder.
         open_measurer: makes what observes, given the seconds that one phase of a process may take.
         look, clock, elapsed, pause: what keeps the machine busy, Unix time, seconds that no clock change moves, and
             sleep.
@@ -72,7 +49,7 @@ class Watch:
         self,
         config: WatchConfig,
         *,
-        open_sinks: Callable[[Path, Callable[[], Sequence[Observation]]], Sequence[Sink]],
+        open_sinks: OpenSinks,
         open_measurer: Callable[[Subject, float], contextlib.AbstractContextManager[Measuring]] = Measurer,
         look: Look = disturbers,
         clock: Callable[[], float] = time.time,
@@ -87,8 +64,6 @@ class Watch:
         self._pause = pause
         self._history = WatchHistory(config.folder)
         self._open_sinks = open_sinks
-        self._rows: list[Observation] = []
-        self._unwritten: list[Observation] = []
 
     def run(self) -> None:
         """Observe once, or again and again until a signal raises `KeyboardInterrupt`.
@@ -111,128 +86,88 @@ class Watch:
         except KvrayError as error:
             self._keep_unprepared(target, error)
             raise
-        with self._opened(target):
+        with self._opened(subject) as kept:
             if self._config.every_s is None:
-                self._once(subject)
+                self._once(subject, kept)
             else:
-                self._again_and_again(subject, self._config.every_s)
+                self._again_and_again(subject, kept, self._config.every_s)
 
     @contextlib.contextmanager
-    def _opened(self, target: Target) -> Iterator[None]:
-        """The history, and those who are told."""
+    def _opened(self, target: Target) -> Iterator[OpenHistory]:
         if self._config.every_s is None:
             self._history.check_room()
         else:  # what a full disk does not take stays in memory
             self._history.check_writable()
-        with self._only_here():
-            self._rows = self._history.read(target.watch_id)
-            standings_of(self._rows)
-            self._history.tidy()
-            sinks = self._open_sinks(self._history.root, lambda: tuple(self._rows))
-            self._teller = Teller(sinks, self._history.root / _MARKER)
-            try:
-                self._teller.catch_up(self._rows)
-                yield
-            finally:
-                self._say_unwritten()
-                self._teller.close()
+        with opened_history(self._history, target, self._open_sinks) as kept:
+            yield kept
 
     def _keep_unprepared(self, target: Target, error: KvrayError) -> None:
         """Keep and tell that nothing can be measured any more, where something was measured before."""
         if not self._history.folder.is_dir():
             return
         try:
-            with self._opened(target):
-                self._keep_error(target, error)
+            with self._opened(target) as kept:
+                self._keep_error(target, kept, error)
         except KvrayError as another:  # the first one is what the user must hear of
             _logger.warning("The watch could not tell of this error: %s", sentence_of(another))
 
-    def _keep_error(self, target: Target, error: KvrayError) -> None:
+    def _keep_error(self, target: Target, kept: OpenHistory, error: KvrayError) -> None:
         """Tell that there is no observation; where the reason is what is watched, the history has that, too."""
         why = sentence_of(error)
-        if not self._rows or isinstance(error, OutputError | _OtherMachineError):
-            self._tell(target, EventKind.ERROR, why)
+        if not kept.rows or isinstance(error, OutputError | _OtherMachineError):
+            kept.tell(self._now(), EventKind.ERROR, why)
             return
         try:
-            self._taken(target, unmeasured(target, self._rows[-1], at=_now(self._clock), why=why))
+            kept.take(unmeasured(target, kept.rows[-1], at=self._now(), why=why))
         except OutputError as full:
-            self._tell(target, EventKind.ERROR, sentence_of(full))
+            kept.tell(self._now(), EventKind.ERROR, sentence_of(full))
 
-    @contextlib.contextmanager
-    def _only_here(self) -> Iterator[None]:
-        path = self._history.root / PARTIAL / _LOCK
-        now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(hold(path, about))
-            except HeldError as error:
-                holder = error.holder
-                who = f"process {holder.get('pid')} on {holder.get('host')}, since {_shown_moment(holder.get('since'))}"
-                raise ResultsError(
-                    f"{self._history.display_name!r} is watched already, by {who if holder else 'another process'}.",
-                    hint="End that watch, or choose another folder with --output.",
-                ) from error
-            except OSError as error:
-                raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
-            yield
-
-    def _once(self, subject: Subject) -> None:
+    def _once(self, subject: Subject, kept: OpenHistory) -> None:
         try:
-            row = self._observe(subject)
+            row = self._observe(subject, kept)
         except KvrayError as error:
-            self._keep_error(subject, error)
+            self._keep_error(subject, kept, error)
             raise
         if row is not None and not row.processes:
             raise AllTrialsFailedError(f"Nothing was measured to its end: {row.message or 'nobody knows why.'}")
         self._history.tidy()
-        if worse := self._worse():
+        if worse := _worse(kept.rows):
             raise RegressionError(
                 f"{subject.shown} has become worse: {', '.join(worse)}.",
                 hint=f"The history is in {self._history.display_name!r}.",
             )
 
-    def _again_and_again(self, subject: Subject, every_s: float) -> None:
-        due = self._rows[-1].observed_at.timestamp() + every_s if self._rows else self._clock()
+    def _again_and_again(self, subject: Subject, kept: OpenHistory, every_s: float) -> None:
+        due = kept.rows[-1].observed_at.timestamp() + every_s if kept.rows else self._clock()
         while True:
             while (left_s := due - self._clock()) > 0:
                 self._pause(min(left_s, 60.0))
             due = self._clock() + every_s
             try:
-                self._observe(subject)
+                self._observe(subject, kept)
                 self._history.tidy()
             except KvrayError as error:  # the next one may succeed: a disk is emptied, a driver comes back
-                self._keep_error(subject, error)
+                self._keep_error(subject, kept, error)
 
-    def _observe(self, subject: Subject) -> Observation | None:
+    def _observe(self, subject: Subject, kept: OpenHistory) -> Observation | None:
         """One observation, and at once the confirming one that it asks for. `None`: it was skipped."""
-        at = dt.datetime.fromtimestamp(self._clock(), dt.UTC)
+        at = self._now()
         run_id = f"watch-{at:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         with announced_sweep(subject.device.device, run_id) as others:
             load = self._load(subject, others)
             if load is not None and self._config.when_busy is WhenBusy.WAIT:
-                self._skip(subject, load)
+                kept.skip(self._now(), load)
                 return None
             with self._open_measurer(subject, self._config.timeout_s) as measurer:
                 row = measurer.observe(ObservationRole.WINNER, self._config.processes, at=at, load=load, run_id=run_id)
-                self._check_machine(row)
-                row, judged = self._taken(subject, row)
+                self._check_machine(kept.rows, row)
+                row, judged = kept.take(row)
                 if any(one.needs_rounds for one in judged):
                     more = measurer.observe(
-                        ObservationRole.CONFIRM,
-                        self._config.confirming,
-                        at=_now(self._clock),
-                        load=load,
-                        run_id=run_id,
+                        ObservationRole.CONFIRM, self._config.confirming, at=self._now(), load=load, run_id=run_id
                     )
-                    row, _ = self._taken(subject, more)
+                    row, _ = kept.take(more)
         return row
-
-    def _skip(self, subject: Subject, load: str) -> None:
-        try:
-            self._history.append_skipped(SkippedTurn(at=_now(self._clock), reason=load))
-        finally:
-            self._tell(subject, EventKind.SKIPPED, f"Not measured, because others use the machine: {load}.")
 
     def _load(self, subject: Subject, others: Sequence[str]) -> str | None:
         """Who uses the machine, after waiting for quiet where that is asked for."""
@@ -253,85 +188,24 @@ class Watch:
         quiet.wait()
         return quiet.still_busy
 
-    def _check_machine(self, row: Observation) -> None:
+    def _check_machine(self, rows: Sequence[Observation], row: Observation) -> None:
         """Refuse to mix two machines in one history."""
-        if self._rows and self._rows[-1].hardware != row.hardware:
-            known = self._rows[-1]
+        if rows and rows[-1].hardware != row.hardware:
+            known = rows[-1]
             raise _OtherMachineError(
                 f"{self._history.display_name!r} was measured on another machine ({known.device_name} of {known.host}; "
                 f"this is {row.device_name} of {row.host}).",
                 hint="Begin a history of this machine with --output.",
             )
 
-    def _taken(self, target: Target, row: Observation) -> tuple[Observation, tuple[Judged, ...]]:
-        """Judge what was measured, keep it, and tell."""
-        before = standings_of(self._rows)
-        judged = judge([*self._rows, row], before, after_rounds=row.role is ObservationRole.CONFIRM)
-        standings = {one.watched: one.standing for one in judged}
-        told = events_of(row, judged, [*self._rows, row], target.shown)
-        row = replace(
-            row,
-            standing=standing_json(standings),
-            events=event_json(told),
-            ttft_state=standings[ComparedMetric.TTFT].state.value,
-            decode_state=standings[ComparedMetric.DECODE].state.value,
-            memory_state=standings[ComparedMetric.MEMORY].state.value,
-            machine_state=standings[None].state.value,
-        )
-        self._rows.append(row)
-        self._keep(row)
-        return row, judged
-
-    def _keep(self, row: Observation) -> None:
-        """Write `row`, with what could not be written before, and tell it then. What still cannot be written stays
-        here and is tried again."""
-        self._unwritten.append(row)
-        self._write()
-
-    def _write(self) -> None:
-        while self._unwritten:
-            self._history.append(self._unwritten[0])
-            self._teller.tell_row(self._unwritten.pop(0))
-
-    def _say_unwritten(self) -> None:
-        """Before the watch ends, try once more to write what could not be written; log in full what still cannot."""
-        try:
-            self._write()
-        except OutputError:
-            for row in self._unwritten:
-                _logger.error("This observation could not be written: %s", observation_json(row))
-
-    def _tell(self, target: Target, kind: EventKind, text: str) -> None:
-        at = _now(self._clock)
-        self._teller.tell(
-            [
-                WatchEvent(
-                    event_id=f"{at:%Y%m%dT%H%M%S}.{at.microsecond:06}Z-{kind}",
-                    kind=kind,
-                    at=at,
-                    plan=target.shown,
-                    watch_id=target.watch_id,
-                    text=text,
-                )
-            ]
-        )
-
-    def _worse(self) -> list[str]:
-        """Metrics of which a confirmed regression holds; the machine is nobody's configuration."""
-        standings: dict[Watched, Standing] = standings_of(self._rows)
-        return [
-            one.title
-            for one, standing in standings.items()
-            if one is not None and standing.state is WatchState.CONFIRMED
-        ]
+    def _now(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._clock(), dt.UTC)
 
 
-def _shown_moment(text: object) -> object:
-    """An ISO time as all messages have it; anything else as it is."""
-    with contextlib.suppress(ValueError):
-        return formats.timestamp(dt.datetime.fromisoformat(str(text)))
-    return text
-
-
-def _now(clock: Callable[[], float]) -> dt.datetime:
-    return dt.datetime.fromtimestamp(clock(), dt.UTC)
+def _worse(rows: Sequence[Observation]) -> list[str]:
+    """Metrics of which a confirmed regression holds; the machine is nobody's configuration."""
+    return [
+        one.title
+        for one, standing in standings_of(rows).items()
+        if one is not None and standing.state is WatchState.CONFIRMED
+    ]

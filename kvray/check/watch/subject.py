@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
+from typing_extensions import override
 
 from kvray.analysis.comparison import ComparedMetric, SideSamples, side_samples
 from kvray.candidate import Candidate, DeviceType
@@ -32,6 +33,7 @@ from kvray.check.subject import (
     found_engine,
 )
 from kvray.check.watch.anchor import AnchorRates, measure_anchor
+from kvray.check.watch.events import WatchIdentity
 from kvray.engines.base import DeviceFacts
 from kvray.errors import ResultsError
 from kvray.probes.cpu import trial_threads, wished_threads
@@ -58,6 +60,22 @@ class Target:
         """What is watched, in short."""
         return f"{self.candidate.label} of {short_model_name(self.baseline.model_id)} ({self.baseline.profile.name})"
 
+    @property
+    def identity(self) -> WatchIdentity:
+        """Which watch it is."""
+        return WatchIdentity(
+            watch_id=self.watch_id,
+            model_id=self.baseline.model_id,
+            engine=self.candidate.engine,
+            profile=self.baseline.profile.name,
+            device_name=self.device_name,
+        )
+
+    @property
+    def device_name(self) -> str:
+        """That of the machine that made the plan."""
+        return self.baseline.side.device_name or self.baseline.device.value
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subject(Target):
@@ -65,6 +83,11 @@ class Subject(Target):
 
     engine: CheckedEngine
     device: DeviceFacts
+
+    @property
+    @override
+    def device_name(self) -> str:
+        return self.device.device_name
 
 
 def read_target(plan: str) -> Target:

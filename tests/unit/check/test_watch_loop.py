@@ -19,7 +19,7 @@ from kvray.check.check_file import write_output
 from kvray.check.config import Consent
 from kvray.check.result import CheckedModel, SideInfo
 from kvray.check.watch.config import WatchConfig, WhenBusy
-from kvray.check.watch.events import EventKind, Observation, ObservationRole, Sink, WatchEvent
+from kvray.check.watch.events import EventKind, Observation, ObservationRole, Sink, WatchEvent, WatchIdentity
 from kvray.check.watch.loop import Watch
 from kvray.check.watch.page_info import page_info
 from kvray.check.watch.subject import Subject, observation_id, prepare, read_target
@@ -115,7 +115,7 @@ class Bench:
         config = WatchConfig(plan=str(self.plan), every_s=every_s, when_busy=when_busy, wait_quiet_s=3.0)
         return Watch(
             config,
-            open_sinks=lambda folder, history: (self.told,),
+            open_sinks=lambda folder, history, identity: (self.told,),
             open_measurer=self._measurer,
             look=lambda device: self.busy,
             clock=lambda: self.now_s,
@@ -472,9 +472,10 @@ def test_the_sinks_are_those_of_the_folder_and_see_the_history(bench: Bench) -> 
 
     history: Callable[[], Sequence[Observation]] = tuple
 
-    def opened(folder: Path, rows: Callable[[], Sequence[Observation]]) -> Sequence[Sink]:
+    def opened(folder: Path, rows: Callable[[], Sequence[Observation]], identity: WatchIdentity) -> Sequence[Sink]:
         nonlocal history
         assert folder == bench.folder
+        assert identity == prepare(read_target(str(bench.plan)), Consent()).identity
         history = rows
         return (Looking(),)
 
@@ -490,7 +491,7 @@ def test_the_sinks_are_those_of_the_folder_and_see_the_history(bench: Bench) -> 
 def test_a_bucket_is_no_place_for_a_watch(plan: str, output: str | None) -> None:
     config = WatchConfig(plan=plan, output_dir=output)
     with pytest.raises(InvalidValueError, match="keeps its history on this machine, not in 's3://bucket/watch"):
-        Watch(config, open_sinks=lambda folder, history: ()).run()
+        Watch(config, open_sinks=lambda folder, history, identity: ()).run()
 
 
 def test_without_ruptures_it_says_what_to_install(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kvray.analysis.comparison import ComparedMetric
-from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
+from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchIdentity, WatchState
 from kvray.check.watch.observed import is_calm, skipped_since, state_of, stored_events
 from kvray.check.watch.sinks.endpoint import Endpoint
 from kvray.check.watch.sinks.exposition import Sample, exposition
@@ -59,7 +59,8 @@ class WatchMetric(enum.Enum):
 _HELP = {
     WatchMetric.LAST: "When the last observation began, in Unix time.",
     WatchMetric.LAST_TURN: "When the last turn was, in Unix time: an observation, or a turn that was skipped.",
-    WatchMetric.SKIPPED: "Turns since the last observation that were skipped because others use the machine.",
+    WatchMetric.SKIPPED: "Turns since the last observation, or of all where there is none, that were skipped because "
+    "others use the machine.",
     WatchMetric.OBSERVATIONS: "Observations in the history, by outcome: calm, disturbed, or not_measured.",
     WatchMetric.ALERTS: "Alerts in the history, by kind and metric; of kind error: it can no longer be measured.",
     WatchMetric.STATE: "1 for the state that a metric, or the machine, is in; 0 for the others.",
@@ -71,21 +72,23 @@ _HELP = {
 }
 
 
-def samples(observations: Sequence[Observation], skipped: Sequence[SkippedTurn] = ()) -> list[Sample]:
-    """All metrics of one watch; none where nothing has been observed.
+def samples(
+    observations: Sequence[Observation], identity: WatchIdentity, skipped: Sequence[SkippedTurn] = ()
+) -> list[Sample]:
+    """All metrics of one watch. Before the first observation these are counts, and when a turn was last skipped.
 
     Args:
+        identity: of the watch, for the labels until there is an observation.
         skipped: turns that were skipped, oldest first.
     """
-    if not observations:
-        return []
-    last = observations[-1]
+    last = observations[-1] if observations else None
+    known = last or identity
     about = {
-        "watch_id": last.watch_id,
-        "model": last.model_id,
-        "engine": last.engine,
-        "profile": last.profile,
-        "device": last.device_name,
+        "watch_id": known.watch_id,
+        "model": known.model_id,
+        "engine": known.engine,
+        "profile": known.profile,
+        "device": known.device_name,
     }
     labels = {key: formats.clean_line(value) for key, value in about.items()}
     return [
@@ -93,8 +96,7 @@ def samples(observations: Sequence[Observation], skipped: Sequence[SkippedTurn] 
         for metric, value, further in (
             *_counted(observations),
             *_turns(last, skipped),
-            *_states(last),
-            *_figures(last),
+            *(() if last is None else (*_states(last), *_figures(last))),
         )
     ]
 
@@ -104,6 +106,7 @@ class Prometheus:
 
     Args:
         history: all observations so far, oldest first, that of the event included.
+        identity: of the watch.
         skipped: the turns that were skipped so far.
         file: for node exporter's textfile collector; its name ends in `.prom`.
         endpoint: serves them on this machine's loopback; opened and closed here.
@@ -115,6 +118,7 @@ class Prometheus:
     def __init__(
         self,
         history: Callable[[], Sequence[Observation]],
+        identity: WatchIdentity,
         *,
         skipped: Callable[[], Sequence[SkippedTurn]] = tuple,
         file: Path | None = None,
@@ -126,7 +130,7 @@ class Prometheus:
                 hint=f"Name it {file.with_suffix(SUFFIX).name}, for instance.",
             )
         self._history, self._file, self._endpoint = history, file, endpoint
-        self._skipped = skipped
+        self._identity, self._skipped = identity, skipped
         self._trouble = Trouble()
 
     def open(self) -> None:
@@ -164,7 +168,7 @@ class Prometheus:
             self._endpoint.close()
 
     def _publish(self) -> None:
-        text = exposition(samples(self._history(), self._skipped()))
+        text = exposition(samples(self._history(), self._identity, self._skipped()))
         if self._endpoint is not None:
             self._endpoint.publish(text)
         if self._file is not None:
@@ -175,7 +179,8 @@ _Rows = Iterator[tuple[WatchMetric, float, Mapping[str, str]]]
 
 
 def _counted(observations: Sequence[Observation]) -> _Rows:
-    yield WatchMetric.LAST, observations[-1].observed_at.timestamp(), {}
+    if observations:
+        yield WatchMetric.LAST, observations[-1].observed_at.timestamp(), {}
     outcomes = Counter(
         "not_measured" if one.processes == 0 else "calm" if is_calm(one) else "disturbed" for one in observations
     )
@@ -191,9 +196,11 @@ def _counted(observations: Sequence[Observation]) -> _Rows:
     yield WatchMetric.ALERTS, failures, {"kind": EventKind.ERROR.value, "metric": "all"}
 
 
-def _turns(last: Observation, skipped: Sequence[SkippedTurn]) -> _Rows:
-    since = skipped_since(last, skipped)
-    yield WatchMetric.LAST_TURN, (since[-1].at if since else last.observed_at).timestamp(), {}
+def _turns(last: Observation | None, skipped: Sequence[SkippedTurn]) -> _Rows:
+    since = skipped if last is None else skipped_since(last, skipped)
+    moments = [*([] if last is None else [last.observed_at]), *(one.at for one in since)]
+    if moments:
+        yield WatchMetric.LAST_TURN, moments[-1].timestamp(), {}
     yield WatchMetric.SKIPPED, len(since), {}
 
 

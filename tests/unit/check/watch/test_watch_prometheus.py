@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from watch_histories import at, event, not_measured, observation, regression, with_events
+from watch_histories import IDENTITY, at, event, not_measured, observation, regression, with_events
 
 from kvray.check.watch.events import EventKind, Observation
 from kvray.check.watch.sinks.endpoint import Endpoint
@@ -38,7 +38,7 @@ def parsed(text: str) -> Found:
 
 
 def exported(history: Sequence[Observation]) -> Found:
-    return parsed(exposition(samples(history)))
+    return parsed(exposition(samples(history, IDENTITY)))
 
 
 def test_prometheus_reads_states_figures_counts_and_the_anchor() -> None:
@@ -61,17 +61,36 @@ def test_prometheus_reads_states_figures_counts_and_the_anchor() -> None:
     assert {name for name, _ in found} == {metric.exported_name for metric in WatchMetric}
 
 
-def test_what_was_not_measured_has_no_sample_and_an_empty_history_none_at_all() -> None:
+def test_what_was_not_measured_has_no_sample() -> None:
     names = {name for name, _ in exported([not_measured(0)])}
     assert "kvray_watch_time_to_first_token_seconds" not in names
     assert "kvray_watch_anchor_copy_bytes_per_second" in names
-    assert exposition(samples([])) == ""
+
+
+def test_before_the_first_observation_a_scrape_tells_of_skipped_turns() -> None:
+    found = exported([])
+    assert found["kvray_watch_skipped_since_last_observation", frozenset()] == 0
+    assert found["kvray_watch_observations_total", frozenset({"calm"})] == 0
+    assert "kvray_watch_last_turn_timestamp_seconds" not in {name for name, _ in found}
+    skipped = [SkippedTurn(at=at(number), reason="busy") for number in (1, 2)]
+    found = parsed(exposition(samples([], IDENTITY, skipped)))
+    assert found["kvray_watch_skipped_since_last_observation", frozenset()] == 2
+    assert found["kvray_watch_last_turn_timestamp_seconds", frozenset()] == at(2).timestamp()
+    assert not {"kvray_watch_state", "kvray_watch_last_observation_timestamp_seconds"} & {name for name, _ in found}
+
+
+def test_the_first_observation_continues_the_series() -> None:
+    before, after = (
+        next(one for one in samples(history, IDENTITY) if one.metric is WatchMetric.SKIPPED)
+        for history in ([], [observation(0, watch_id=IDENTITY.watch_id)])
+    )
+    assert before.labels == after.labels
 
 
 def test_turns_that_were_skipped_since_the_last_observation_are_told() -> None:
     history = [observation(0), observation(4)]
     skipped = [SkippedTurn(at=at(number), reason="busy") for number in (1, 5, 6)]
-    found = parsed(exposition(samples(history, skipped)))
+    found = parsed(exposition(samples(history, IDENTITY, skipped)))
     assert found["kvray_watch_skipped_since_last_observation", frozenset()] == 2
     assert found["kvray_watch_last_turn_timestamp_seconds", frozenset()] == at(6).timestamp()
     assert found["kvray_watch_last_observation_timestamp_seconds", frozenset()] == at(4).timestamp()
@@ -93,7 +112,7 @@ def test_what_can_no_longer_be_measured_counts_as_an_alert() -> None:
 def test_the_file_is_written_anew_when_a_turn_is_skipped(tmp_path: Path) -> None:
     skipped: list[SkippedTurn] = []
     file = tmp_path / "kvray.prom"
-    sink = Prometheus(lambda: [observation(0)], skipped=lambda: skipped, file=file)
+    sink = Prometheus(lambda: [observation(0)], IDENTITY, skipped=lambda: skipped, file=file)
     sink.open()
     skipped.append(SkippedTurn(at=at(1), reason="busy"))
     sink.tell(event(1, EventKind.SKIPPED, None))
@@ -102,7 +121,7 @@ def test_the_file_is_written_anew_when_a_turn_is_skipped(tmp_path: Path) -> None
 
 def test_labels_from_outside_are_escaped_and_kept_on_their_line() -> None:
     evil = 'C:\\models\\"x"\n{y="z"} 1\n# HELP'
-    text = exposition(samples([observation(0, model_id=evil, device_name="\ud800")]))
+    text = exposition(samples([observation(0, model_id=evil, device_name="\ud800")], IDENTITY))
     (family, *_) = text_string_to_metric_families(text)
     assert family.samples[0].labels["model"] == 'C:\\models\\"x" {y="z"} 1 # HELP'
     assert family.samples[0].labels["device"] == "?"
@@ -112,9 +131,9 @@ def test_labels_from_outside_are_escaped_and_kept_on_their_line() -> None:
 def test_the_file_is_replaced_whole_with_each_observation(tmp_path: Path) -> None:
     history: list[Observation] = []
     file = tmp_path / "kvray.prom"
-    sink = Prometheus(lambda: history, file=file)
+    sink = Prometheus(lambda: history, IDENTITY, file=file)
     sink.open()
-    assert file.read_text() == ""
+    assert parsed(file.read_text())["kvray_watch_observations_total", frozenset({"calm"})] == 0
     history.append(observation(0))
     sink.tell(event(0, EventKind.OBSERVATION, observation=history[0]))
     sink.close()
@@ -128,12 +147,12 @@ def test_a_file_that_cannot_be_written_is_refused_at_first_and_later_said_once(
     logging.getLogger("kvray").propagate = True
     history = [observation(0)]
     with pytest.raises(OutputError, match=r"Cannot write '.*missing/kvray\.prom' for Prometheus: No such file"):
-        Prometheus(lambda: history, file=tmp_path / "missing" / "kvray.prom").open()
+        Prometheus(lambda: history, IDENTITY, file=tmp_path / "missing" / "kvray.prom").open()
     with pytest.raises(InvalidValueError, match=r"names end in \.prom\. Name it kvray\.prom, for instance"):
-        Prometheus(lambda: history, file=tmp_path / "kvray.txt")
+        Prometheus(lambda: history, IDENTITY, file=tmp_path / "kvray.txt")
     folder = tmp_path / "collector"
     folder.mkdir()
-    sink = Prometheus(lambda: history, file=folder / "kvray.prom")
+    sink = Prometheus(lambda: history, IDENTITY, file=folder / "kvray.prom")
     sink.open()
     (folder / "kvray.prom").unlink()
     folder.rmdir()
@@ -148,7 +167,7 @@ def test_a_file_that_cannot_be_written_is_refused_at_first_and_later_said_once(
 def test_the_endpoint_serves_the_newest_metrics_on_loopback(listen: str) -> None:
     history = [observation(0)]
     endpoint = Endpoint(listen)
-    sink = Prometheus(lambda: history, endpoint=endpoint)
+    sink = Prometheus(lambda: history, IDENTITY, endpoint=endpoint)
     sink.open()
     try:
         history.append(with_events(observation(1), [event(1, EventKind.CONFIRMED)]))

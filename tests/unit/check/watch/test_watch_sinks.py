@@ -14,7 +14,7 @@ from hook_server import hook_server
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from watch_histories import event, observation
+from watch_histories import IDENTITY, event, observation
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.watch.events import EventKind
@@ -84,8 +84,8 @@ def test_every_sink_is_told_and_only_alerts_are_sent(tmp_path: Path, caplog: pyt
     folder, prom = tmp_path / "watch", tmp_path / "kvray.prom"
     folder.mkdir()
     with hook_server() as server:
-        asked = AskedSinks(webhook=server.url, command=f"sh -c 'cat >> {tmp_path}/told'", prometheus_file=prom)
-        sinks = open_sinks(asked, folder=folder, history=lambda: [one], once=True)
+        asked = AskedSinks(webhook=server.url, command=f"sh -c 'cat >> {tmp_path}/told'", prometheus_file=str(prom))
+        sinks = open_sinks(asked, folder=folder, history=lambda: [one], identity=IDENTITY, once=True)
         for kind in (EventKind.OBSERVATION, EventKind.SUSPECTED, EventKind.CONFIRMED):
             for sink in sinks:
                 sink.tell(event(0, kind, text=f"It is {kind.value}.", observation=one))
@@ -117,9 +117,12 @@ def test_an_alert_that_is_told_again_while_it_waits_is_sent_once(tmp_path: Path)
 
 def test_options_that_cannot_be_used_are_refused_before_anything_opens(tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match="with --once it ends at once"):
-        open_sinks(AskedSinks(listen="127.0.0.1:0"), folder=tmp_path, history=list, once=True)
+        open_sinks(AskedSinks(listen="127.0.0.1:0"), folder=tmp_path, history=list, identity=IDENTITY, once=True)
     with pytest.raises(InvalidValueError, match="--exec"):
-        open_sinks(AskedSinks(webhook="http://h/", command="'"), folder=tmp_path, history=list)
+        open_sinks(AskedSinks(webhook="http://h/", command="'"), folder=tmp_path, history=list, identity=IDENTITY)
+    asked = AskedSinks(prometheus_file="s3://key:secret@team/kvray.prom")
+    with pytest.raises(InvalidValueError, match=r"'s3://team/kvray\.prom': node exporter reads files of its machine"):
+        open_sinks(asked, folder=tmp_path, history=list, identity=IDENTITY)
     assert list(tmp_path.iterdir()) == []
 
 

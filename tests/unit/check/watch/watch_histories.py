@@ -13,10 +13,25 @@ from observations import plain_observation
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.analysis.intervals import Interval
-from kvray.check.watch.events import ChangePoint, EventKind, Observation, ObservationRole, WatchEvent, WatchState
+from kvray.check.watch.events import (
+    ChangePoint,
+    EventKind,
+    Observation,
+    ObservationRole,
+    WatchEvent,
+    WatchIdentity,
+    WatchState,
+)
 
 START = dt.datetime(2026, 10, 1, tzinfo=dt.UTC)
 VERSIONS = {"torch": "2.11.0", "transformers": "5.22.0"}
+IDENTITY = WatchIdentity(
+    watch_id="w0",
+    model_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    engine="transformers",
+    profile="chat-agent",
+    device_name="AMD EPYC 7B13, 2 CPUs",
+)
 
 
 def at(number: float) -> dt.datetime:
