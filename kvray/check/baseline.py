@@ -14,7 +14,7 @@ from kvray.check.measured import measured_side
 from kvray.check.result import CheckedModel, CheckMode, CheckResult, MeasuredSide, SideInfo
 from kvray.errors import InvalidValueError, KvrayError, ResultsError
 from kvray.files.documents import read_document, shown_document
-from kvray.files.remote import is_uri
+from kvray.files.remote import has_suffix, is_uri
 from kvray.plan.plan import Plan, load_plan_file
 from kvray.record import RANDOM_PREFIX
 from kvray.store.manifest import SweepManifest
@@ -85,7 +85,7 @@ def read_baseline(place: str) -> Baseline:
 
 def _is_file(place: str) -> bool:
     if is_uri(place):
-        return place.endswith(".json")
+        return has_suffix(place, ".json")
     return Path(place).is_file() or (place.endswith(".json") and not Path(place).is_dir())
 
 
@@ -238,9 +238,11 @@ def _sweep_beside(plan: Plan, place: str) -> Baseline | None:
         head, found, _ = absolute.rpartition(f"reports/{plan.run_id}/")
     if not found:
         return None
-    store = ResultsStore(head.rstrip("/") or ".")
+    options = place.partition("?")[1:] if is_uri(place) else ()
+    folder = "".join((head.rstrip("/") or ".", *options))
+    store = ResultsStore(folder)
     sweep = of_sweep(read_measured(store, chosen_run(store, plan.run_id)), shown=place)
-    return replace(sweep, folder=head.rstrip("/") or ".")
+    return replace(sweep, folder=folder)
 
 
 def _planned_model(plan: Plan, engine: str, sweep: Baseline | None) -> CheckedModel:

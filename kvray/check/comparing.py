@@ -13,7 +13,7 @@ from kvray.check.judge import judged, side_differences
 from kvray.check.measured import samples_of
 from kvray.check.result import SideInfo
 from kvray.errors import InvalidValueError, ResultsError
-from kvray.files.remote import is_uri
+from kvray.files.remote import has_suffix, is_uri
 from kvray.report.compare import Comparison as SweepComparison
 from kvray.report.compare import compare_info
 from kvray.report.info import ReportInfo
@@ -112,7 +112,7 @@ def read_place(place: str) -> MeasuredPlace:
 def _document_in(place: str) -> str | None:
     """The plan or check that `place` is, or that lies in it, where it is no results folder."""
     if is_uri(place):
-        return place if place.endswith(".json") else None
+        return place if has_suffix(place, ".json") else None
     if Path(place).is_file() or (place.endswith(".json") and not Path(place).is_dir()):
         return place
     is_results = (Path(place) / "sweeps").is_dir()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kvray.analysis.comparison import ComparedMetric
 from kvray.check.against import Against
+from kvray.files.remote import within
 
 BUDGET_S = 600.0
 CHECK_FILE = "check.json"
@@ -53,4 +54,4 @@ class CheckConfig:
     @property
     def check_file(self) -> str:
         """Where the result goes."""
-        return self.json_file or f"{self.output_dir.rstrip('/')}/{CHECK_FILE}"
+        return self.json_file or within(self.output_dir, CHECK_FILE)

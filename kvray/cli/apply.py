@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kvray.errors import OutputError, PlanError
 from kvray.files.documents import shown_document, write_document
-from kvray.files.remote import is_uri
+from kvray.files.remote import has_suffix, is_file_at, is_uri, within
 from kvray.plan.plan import Plan, PlannedBest, load_plan_file
 from kvray.plan.serving import serving_command
 from kvray.plan.snippet import gain_text, render_snippet
@@ -84,10 +84,10 @@ def apply(
 def _plan_at(place: str) -> str:
     """The plan that `place` is, or that lies in it: in the folder of a sweep's reports, or in a results folder."""
     folder, separator, run = place.partition("#")
-    if Path(place).is_file() or (is_uri(place) and not separator and place.endswith(".json")):
+    if Path(place).is_file() or (is_uri(place) and not separator and has_suffix(place, ".json")):
         return place
-    if not separator and (Path(place) / _PLAN).is_file():
-        return str(Path(place) / _PLAN)
+    if not separator and _is_there(beside := within(place, _PLAN), otherwise=False):
+        return beside
     if not folder or not (separator or is_uri(place) or Path(folder).is_dir()):
         return place
     from kvray.store.parquet import ResultsStore  # Parquet takes long to load
@@ -95,13 +95,23 @@ def _plan_at(place: str) -> str:
 
     store = ResultsStore(folder)
     run = chosen_run(store, run or None)
-    found = f"{folder.rstrip('/')}/reports/{run}/{_PLAN}"
-    if not is_uri(folder) and not Path(found).is_file():
+    found = within(folder, "reports", run, _PLAN)
+    if not _is_there(found, otherwise=True):
         raise PlanError(
-            f"Sweep {run!r} in {folder!r} has no plan, because it has no winner.",
+            f"Sweep {run!r} in {shown_document(folder)!r} has no plan, because it has no winner.",
             hint="kvray rank says what it measured.",
         )
     return found
+
+
+def _is_there(path: str, *, otherwise: bool) -> bool:
+    """Whether there is a file at a path or URI; `otherwise` where a service does not tell."""
+    if not is_uri(path):
+        return Path(path).is_file()
+    try:
+        return is_file_at(path)
+    except (OSError, ValueError):
+        return otherwise
 
 
 def _size_note(plan: Plan) -> str:

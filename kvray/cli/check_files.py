@@ -21,7 +21,7 @@ from kvray.check.result import CheckResult, OnInconclusive
 from kvray.cli.options import FILES
 from kvray.errors import InvalidValueError, OutputError
 from kvray.files.documents import shown_document
-from kvray.files.remote import is_uri
+from kvray.files.remote import is_uri, try_uri
 
 _logger = logging.getLogger("kvray.check")
 
@@ -111,13 +111,26 @@ class CheckFiles:
 
 
 def check_place(option: str, path: str) -> None:
-    """Before anything is measured: a file can be written at the path of `option`. A URI is not tried.
+    """Before anything is measured: a file can be written at the path or URI that `option` has.
 
     Raises:
         OutputError: it cannot.
     """
-    if not is_uri(path) and (problem := _problem_of(Path(path))):
-        raise OutputError(f"{option}: {path!r} cannot be written, because {problem}.", hint="Name another file.")
+    if problem := _problem_behind(path) if is_uri(path) else _problem_of(Path(path)):
+        raise OutputError(
+            f"{option}: {shown_document(path)!r} cannot be written, because {problem}.", hint="Name another file."
+        )
+
+
+def _problem_behind(uri: str) -> str | None:
+    """What stands in the way of a file at `uri`. One beside it is tried."""
+    try:
+        try_uri(uri)
+    except FileNotFoundError:
+        return "there is no such folder"
+    except (OSError, ValueError) as error:
+        return ((error.strerror if isinstance(error, OSError) else None) or str(error)).rstrip(".")
+    return None
 
 
 def _problem_of(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from kvray.cli.job_status import job_json, list_line, status_json, status_lines
 from kvray.cli.submit import Address
 from kvray.errors import ResultsError
 from kvray.files.documents import shown_document
-from kvray.files.remote import is_uri
+from kvray.files.remote import is_uri, within
 from kvray.jobs.client import Job, JobServer, JobState, job_server_address
 from kvray.jobs.destination import destination
 from kvray.jobs.fetching import fetch_results
@@ -139,7 +139,7 @@ def results_of(job: Job, log: JobLog) -> tuple[str, str]:
 
 def _reading(output: str, results_id: str, *, is_batch: bool) -> str:
     if is_batch:
-        return f"{output.rstrip('/')}/batches/{results_id}/overview.html"
+        return within(output, "batches", results_id, "overview.html")
     return f"kvray rank {output} --run {results_id}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,17 @@ _DETAIL = re.compile(r"AWS Error (.+?)(?: during|:|$)|curlCode: \d+, ([^;]+)")
 def is_uri(place: str | os.PathLike[str]) -> bool:
     """Whether `place` is a URI, not a path of this machine."""
     return "://" in str(place)
+
+
+def within(folder: str, *names: str) -> str:
+    """The path or URI of what is called so in `folder`, which may be either. A URI keeps its options."""
+    place, mark, options = folder.partition("?") if is_uri(folder) else (folder, "", "")
+    return "/".join((*([place.rstrip("/")] if place else []), *names)) + mark + options
+
+
+def has_suffix(place: str, suffix: str) -> bool:
+    """Whether the name in a path or URI ends so, whatever options a URI has."""
+    return (place.partition("?")[0] if is_uri(place) else place).endswith(suffix)
 
 
 def open_uri(uri: str) -> tuple[FileSystem, str]:
@@ -107,6 +119,20 @@ def read_uri(uri: str, *, most_bytes: int) -> bytes:
             return bytes(stream.read(most_bytes))
 
 
+def is_file_at(uri: str) -> bool:
+    """Whether `uri` names a file that exists.
+
+    Raises:
+        OSError: nobody can tell; `strerror` says why on one line.
+        ValueError: `uri` is of no known kind.
+    """
+    from pyarrow.fs import FileType
+
+    with _in_plain_words(uri):
+        filesystem, path = open_uri(uri)
+        return bool(filesystem.get_file_info(path).type == FileType.File)
+
+
 def write_uri(uri: str, data: bytes) -> None:
     """Put `data` into the file that `uri` names, in place of what was there.
 
@@ -117,6 +143,31 @@ def write_uri(uri: str, data: bytes) -> None:
     with _in_plain_words(uri):
         filesystem, path = open_uri(uri)
         upload(filesystem, path, data)
+
+
+def try_uri(uri: str) -> None:
+    """Find out whether the file that `uri` names can be written: write another one beside it, and remove that. Where
+    removing is not allowed it stays, because writing is.
+
+    Raises:
+        OSError: it cannot be written; `strerror` says why on one line.
+        ValueError: `uri` is of no known kind, or names no file.
+    """
+    from pyarrow import ArrowException
+    from pyarrow.fs import FileType
+
+    with _in_plain_words(uri):
+        filesystem, path = open_uri(uri)
+        folder, separator, _ = path.rpartition("/")
+        if not separator or urlsplit(uri).path.endswith("/"):
+            raise ValueError("it names no file")
+        beside = f"{folder}/.kvray-{uuid.uuid4().hex}~"
+        upload(filesystem, beside, b"")
+        with contextlib.suppress(OSError, ArrowException):
+            filesystem.delete_file(beside)
+        with contextlib.suppress(OSError, ArrowException):  # who may write may not be allowed to look
+            if filesystem.get_file_info(path).type == FileType.Directory:
+                raise ValueError("it is a folder")
 
 
 @contextlib.contextmanager

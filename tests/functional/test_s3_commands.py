@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 from kvray_logger import logger_as_before
 from moto.server import ThreadedMotoServer
 from own_ray import own_ray
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSelector, FileSystem
 
 from kvray.cli.app import run
-from kvray.errors import OutputError
+from kvray.errors import OutputError, ResultsError
 from kvray.files.documents import read_document
+from kvray.files.remote import open_uri
 
 Here = Callable[..., str]
 SMALL = ("--engine", "fake", "--device", "cpu", "--context", "16", "--output-len", "4", "--repeats", "1")
@@ -97,7 +99,32 @@ def test_a_sweep_is_measured_resumed_ranked_reported_compared_and_applied_in_a_b
     assert "sdpa" in here("compare", f"{bucket}#{run_id[1]}", f"{bucket}#{sweep[1]}-01")
 
     plan = f"{bucket}/reports/{run_id[1]}/best_plan.json"
+    shown = here("apply", plan, "--print-snippet")
+    reports = f"{bucket}/reports/{run_id[1]}"
+    server = f"endpoint_override={os.environ['AWS_ENDPOINT_URL'].removeprefix('http://')}&scheme=http"
+    with pytest.MonkeyPatch.context() as environment:
+        for place in (f"{bucket}#{run_id[1]}", f"{bucket}/#{run_id[1]}", reports):
+            assert here("apply", place, "--print-snippet") == shown
+        environment.delenv("AWS_ENDPOINT_URL")
+        for place in (f"{plan}?{server}", f"{bucket}?{server}#{run_id[1]}", f"{reports}?{server}"):
+            assert here("apply", place, "--print-snippet") == shown
+        assert "A and B are the same run" in here("compare", f"{plan}?{server}", f"{bucket}?{server}#{run_id[1]}")
     assert f"snippet  {bucket}/winner.py" in here("apply", plan, "--out", f"{bucket}/winner.py")
     assert read_document(f"{bucket}/winner.py", most_bytes=10**6) == here("apply", plan, "--print-snippet")[:-1]
     refused = here("apply", plan, "--out", "s3://nowhere/winner.py", code=OutputError.exit_code)
     assert "Cannot write 's3://nowhere/winner.py': there is no such bucket" in refused
+
+
+def test_a_file_that_cannot_be_put_into_a_bucket_is_refused_before_anything_is_measured(
+    bucket: str, here: Here
+) -> None:
+    code = OutputError.exit_code
+    refused = here("suite", "run", "--engine", "none", "--output", "s3://nowhere/suite.json", code=code)
+    assert "--output: 's3://nowhere/suite.json' cannot be written, because there is no such bucket" in refused
+    refused = here("suite", "check", "x.json", "--json", f"{bucket}/a.json", "--junit", "s3://team", code=code)
+    assert "--junit: 's3://team' cannot be written, because it names no file" in refused
+    tried = here("check", "no-baseline.json", "--json", f"{bucket}/check.json", code=ResultsError.exit_code)
+    assert "no-baseline.json" in tried
+    filesystem, folder = open_uri(bucket)
+    kept = filesystem.get_file_info(FileSelector(folder, allow_not_found=True))
+    assert [one.base_name for one in kept if one.base_name.startswith(".kvray-")] == []

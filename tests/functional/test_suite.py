@@ -80,7 +80,9 @@ def test_the_last_bit_counts_only_where_variables_are_those_of_the_record(
     monkeypatch.setenv("MKL_DYNAMIC", "FALSE")
     assert suite("run", *line, "--rounds", "1", "--output", tmp_path / "suite.json")[0] == 0
     record = read_record(tmp_path / "suite.json")
-    write_record(record.model_copy(update={"cases": tuple(map(_moved_a_little, record.cases))}), tmp_path / "moved.json")
+    write_record(
+        record.model_copy(update={"cases": tuple(map(_moved_a_little, record.cases))}), tmp_path / "moved.json"
+    )
     check = ("check", tmp_path / "moved.json", *line, "--outputs-only", "--json", tmp_path / "found.json")
     code, out, err = suite(*check)
     assert code == 1, out + err

@@ -23,8 +23,12 @@ Captured = pytest.CaptureFixture[str]
         (PLAN.parent, "static/sdpa/bfloat16"),
         (RESULTS, "static/sdpa/bfloat16"),
         (f"{RESULTS}#{TINY}", "dynamic/sdpa/float32+chunk:32×2"),
+        (f"file://{PLAN}", "static/sdpa/bfloat16"),
+        (f"file://{PLAN.parent}", "static/sdpa/bfloat16"),
+        (f"file://{RESULTS}/", "static/sdpa/bfloat16"),
+        (f"file://{RESULTS}#{TINY}", "dynamic/sdpa/float32+chunk:32×2"),
     ],
-    ids=["plan", "folder of a run", "folder", "run"],
+    ids=["plan", "folder of a run", "folder", "run", "plan by URI", "run's folder by URI", "URI", "run by URI"],
 )
 def test_a_plan_is_found_in_a_results_folder(place: Path | str, winner: str, capsys: Captured) -> None:
     assert run(["apply", str(place)], verbose=False) == 0
@@ -36,6 +40,8 @@ def test_a_plan_is_found_in_a_results_folder(place: Path | str, winner: str, cap
     [
         ("{}#other", ResultsError, "holds no sweep 'other'. It holds: "),
         (f"{{}}#{FAKE}", PlanError, f"Sweep '{FAKE}' in '{{}}' has no plan, because it has no winner."),
+        (f"file://{{}}#{FAKE}", PlanError, f"Sweep '{FAKE}' in 'file://{{}}' has no plan, because it has no winner."),
+        ("file://{}/nowhere", ResultsError, "There is no results folder 'file://{}/nowhere'."),
         ("nowhere", PlanError, "Cannot read plan 'nowhere': No such file or directory."),
         ("#x", PlanError, "Cannot read plan '#x'"),
     ],

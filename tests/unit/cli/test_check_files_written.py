@@ -58,7 +58,6 @@ def test_every_file_that_was_asked_for_is_written_and_no_other(tmp_path: Path) -
 def test_a_place_for_a_file_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     files_in(tmp_path / "new" / "folder").check_places()
-    CheckFiles(junit="s3://bucket/junit.xml").check_places()
     with pytest.raises(OutputError, match=r"--junit: .* cannot be written, because it is a folder"):
         CheckFiles(junit=str(tmp_path)).check_places()
     with pytest.raises(OutputError, match=r"--github-action-benchmark: .*file' is no folder"):
@@ -84,6 +83,40 @@ def test_a_place_that_only_trying_shows_is_refused_first(
 ) -> None:
     assert run(command, verbose=False) == OutputError.exit_code
     assert f"{command[-2]}: {command[-1]!r} cannot be written, because the folder '/proc' is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("file://{folder}/missing/a.json", "there is no such folder"),
+        ("file://{folder}", "it is a folder"),
+        ("file://{folder}/a/", "it names no file"),
+        ("nonsense://bucket/a.json", "Unrecognized filesystem type in URI"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "no-baseline.json", "--junit"],
+        ["check", "no-baseline.json", "--json"],
+        ["suite", "check", "no-record.json", "--markdown"],
+        ["suite", "check", "no-record.json", "--json"],
+        ["suite", "run", "--engine", "none", "--output"],
+    ],
+    ids=" ".join,
+)
+def test_a_uri_is_tried_before_anything_else(
+    command: list[str], uri: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = uri.format(folder=tmp_path)
+    assert run([*command, place], verbose=False) == OutputError.exit_code
+    assert f"{command[-1]}: {place!r} cannot be written, because {problem}" in capsys.readouterr().err
+
+
+def test_nothing_is_left_where_a_uri_was_tried(tmp_path: Path) -> None:
+    (tmp_path / "check.json").write_text("older")
+    CheckFiles(junit=f"file://{tmp_path}/junit.xml").check_places(json_file=f"file://{tmp_path}/check.json")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]
 
 
 def test_nothing_is_left_where_a_place_was_tried(tmp_path: Path) -> None:
