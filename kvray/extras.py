@@ -9,8 +9,9 @@ import enum
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -59,6 +60,7 @@ class Extra(enum.StrEnum):
             )
 
 
+_OF_AN_EXTRA = re.compile(r"(?P<package>[^;]+);.*extra == ['\"](?P<extra>[\w-]+)['\"].*")
 _MODULES = {
     Extra.TUNE: ("ray", "scipy"),
     Extra.TRANSFORMERS: ("accelerate", "gguf", "huggingface_hub", "safetensors", "torch", "transformers"),
@@ -74,13 +76,17 @@ _MODULES = {
 def install_command(*extras: Extra, python: str | None = None) -> str:
     """What a user types to get this kvray with `extras` for the interpreter at the path `python`; `None`: this one.
 
-    It names the source that this kvray was installed from, because no package index may have it.
+    It names the source that this kvray was installed from, because no package index may have it. Where the source is
+    gone or not known, it names for this interpreter the packages that are absent.
     """
     try:
         installed = importlib.metadata.distribution("kvray")
     except importlib.metadata.PackageNotFoundError:
         return pip_command(_named(extras), python=python)
-    return pip_command(*_requirement(_origin_of(installed), extras, installed.version), python=python)
+    source = _source(_origin_of(installed), extras)
+    if source is None and python is None:
+        source = tuple(_absent_packages(installed.requires or (), extras))
+    return pip_command(*(source or (f"{_named(extras)}=={installed.version}",)), python=python)
 
 
 def pip_command(*arguments: str, python: str | None = None) -> str:
@@ -97,16 +103,17 @@ def _origin_of(installed: importlib.metadata.Distribution) -> dict[str, Any]:
     return origin if isinstance(origin, dict) else {}
 
 
-def _requirement(origin: dict[str, Any], extras: Iterable[Extra], version: str) -> tuple[str, ...]:
-    """Arguments of `pip install` for kvray as `origin` has it. A file that is gone leaves the version alone."""
+def _source(origin: dict[str, Any], extras: Iterable[Extra]) -> tuple[str, ...] | None:
+    """Arguments of `pip install` for kvray as `origin` has it; `None` where that is a file that is gone, a URL with a
+    password, or not known."""
     url = str(origin.get("url", ""))
     parts = urlsplit(url)
     if parts.scheme == "file":
         path = unquote(parts.path)
         editable = ("-e",) if (origin.get("dir_info") or {}).get("editable") else ()
-        return (*editable, f"{path}{_in_brackets(extras)}") if Path(path).exists() else (_exact(extras, version),)
+        return (*editable, f"{path}{_in_brackets(extras)}") if Path(path).exists() else None
     if not parts.scheme or parts.password:
-        return (_exact(extras, version),)
+        return None
     repository = origin.get("vcs_info")
     if repository:
         url = f"{repository.get('vcs', 'git')}+{url}@{repository.get('commit_id', '')}".rstrip("@")
@@ -114,8 +121,18 @@ def _requirement(origin: dict[str, Any], extras: Iterable[Extra], version: str) 
     return (f"{_named(extras)} @ {url}{folder}",)
 
 
-def _exact(extras: Iterable[Extra], version: str) -> str:
-    return f"{_named(extras)}=={version}"
+def _absent_packages(requirements: Iterable[str], extras: Iterable[Extra]) -> Iterator[str]:
+    """Those of kvray's requirements that `extras` bring and this environment lacks, each once."""
+    brought = dict.fromkeys(
+        found["package"].strip()
+        for one in requirements
+        if (found := _OF_AN_EXTRA.fullmatch(one)) and found["extra"] in set(extras)
+    )
+    for one in brought:
+        try:
+            importlib.metadata.distribution(re.split(r"[^\w.-]", one)[0])
+        except importlib.metadata.PackageNotFoundError:
+            yield one
 
 
 def _named(extras: Iterable[Extra]) -> str:

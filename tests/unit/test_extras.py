@@ -119,6 +119,35 @@ def test_the_command_installs_kvray_from_where_it_came(
     assert Extra.LLAMA_CPP.install_command == f"{sys.executable} -m pip install {command}"
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        None,
+        {"url": "file:///gone/kvray-1.2-py3-none-any.whl", "archive_info": {}},
+        {"url": "https://me:secret@example.org/kvray.whl"},
+    ],
+)
+def test_without_a_source_the_command_names_the_packages_that_are_absent(
+    origin: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "kvray-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kvray\nVersion: 1.2\nRequires-Dist: absent-core>=1\n"
+        "Requires-Dist: numpy>=1; extra == 'watch'\n"
+        "Requires-Dist: absent-one[all]<3,>=2; extra == 'watch'\n"
+        "Requires-Dist: absent-two>=1; sys_platform == 'linux' and extra == \"watch\"\n"
+        "Requires-Dist: absent-three; extra == 'optuna'\n"
+    )
+    if origin is not None:
+        (metadata / "direct_url.json").write_text(json.dumps(origin))
+    monkeypatch.syspath_prepend(tmp_path)
+    here = f"{sys.executable} -m pip install"
+    assert Extra.WATCH.install_command == f"{here} 'absent-one[all]<3,>=2' 'absent-two>=1'"
+    assert Extra.LLAMA_CPP.install_command == f"{here} 'kvray[llama-cpp]==1.2'", "nothing is known to be absent"
+    assert install_command(Extra.WATCH, python="/b/python") == "/b/python -m pip install 'kvray[watch]==1.2'"
+
+
 def test_a_command_that_meets_an_absent_module_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
