@@ -190,11 +190,12 @@ class RecordKeeper:
             f"{self._trouble.message if self._trouble else 'The results folder fails.'} {what}", hint=hint
         )
 
-    def move(self, trouble: OutputError) -> ResultsStore:
-        """Go on in the second place, because what is written after the records cannot be written to the first.
+    def move(self, trouble: KvrayError) -> ResultsStore:
+        """Go on in the second place, because what is written after the records cannot be written to the first, or the
+        records not be read there.
 
         Raises:
-            OutputError: there is no second place.
+            KvrayError: `trouble`, because there is no second place.
         """
         self._stumble(trouble)
         if self._second is None or self._second.lacks:

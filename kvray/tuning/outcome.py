@@ -17,6 +17,7 @@ from kvray.errors import (
     LimitsMissedError,
     ModelError,
     OutputError,
+    ResultsError,
     SweepError,
     SweepInterruptedError,
 )
@@ -38,7 +39,7 @@ def write_up(keeper: RecordKeeper, profile: WorkloadProfile, check_code: CodeTes
     with what `check_code` says of the winner's code.
 
     Raises:
-        OutputError: it could be written nowhere.
+        OutputError, ResultsError: it could be written nowhere, or not be read where it was written.
     """
     try:
         store = keeper.settle()
@@ -49,12 +50,15 @@ def write_up(keeper: RecordKeeper, profile: WorkloadProfile, check_code: CodeTes
         raise OutputError(f"{error.message}{best}", hint=error.hint) from error
     try:
         return _written_to(store, keeper.run_id, check_code)
-    except OutputError as trouble:
+    except (OutputError, ResultsError) as trouble:
         return _written_to(keeper.move(trouble), keeper.run_id, check_code)
 
 
 def _written_to(store: ResultsStore, run_id: str, check_code: CodeTest) -> TuneResult:
-    store.compact(run_id)
+    try:
+        store.compact(run_id)
+    except OutputError as error:  # every record is there, some perhaps twice, which readers know
+        _logger.warning("%s The records of sweep %s stay in several files.", error.message, run_id)
     result = read_result(store, run_id)
     write_artefacts(store, result)
     return _with_code_check(store, result, check_code)
