@@ -26,7 +26,8 @@ from kvray.store.behind import WriteBehind
 from kvray.store.claim import Claim
 from kvray.store.manifest import SweepManifest
 from kvray.store.merging import Merger
-from kvray.store.parquet import ResultsStore, without_overtaken
+from kvray.store.parquet import ResultsStore
+from kvray.store.place import Place
 
 _logger = logging.getLogger("kvray.store")
 _RESCUED = "rescued"
@@ -52,8 +53,8 @@ class RecordKeeper:
         self._manifest = manifest
         self._held = {one.record.trial_id: one for one in store.read(manifest.run_id)}
         merger = Merger(store, manifest.run_id, self._held) if store.is_local else None
-        self._first = _Place(store, self._held, merger)
-        self._second: _Place | None = None
+        self._first = Place(store, self._held, merger)
+        self._second: Place | None = None
         self._trouble: KvrayError | None = None
         self._try_again_at = 0.0
         self._new: deque[str] = deque()
@@ -252,7 +253,7 @@ class RecordKeeper:
             where = "in memory only" if self._second is None else f"also in {self._second.store.display_name!r}"
             _logger.warning("%s Measuring goes on; what cannot be written is kept %s.", trouble.message, where)
 
-    def _rescued(self) -> _Place | None:
+    def _rescued(self) -> Place | None:
         """The place that all of the sweep has been written to, the known one if it still can be."""
         known = [] if self._second is None else [self._second]
         for place in (*known, *self._new_places()):
@@ -261,12 +262,18 @@ class RecordKeeper:
                 return place
         return None
 
-    def _new_places(self) -> Sequence[_Place]:
+    def _new_places(self) -> Sequence[Place]:
         folders = (cache_dir() / _RESCUED, Path(tempfile.gettempdir()) / f"kvray-{_RESCUED}")
-        places = [_Place(ResultsStore(folder / self._manifest.run_id), self._held) for folder in folders]
+        stores = [ResultsStore(folder / self._manifest.run_id) for folder in folders]
+        # A sweep may go on in what was an earlier attempt's second place.
+        places = [Place(store, self._held) for store in stores if not self._is_first(store)]
         for place in places:
             place.lacks = set(self._held)
         return places
+
+    def _is_first(self, local: ResultsStore) -> bool:
+        first, run_id = self._first.store, self.run_id
+        return first.is_local and first.paths(run_id).root.resolve() == local.paths(run_id).root.resolve()
 
     def _leave_second(self) -> None:
         """All lies in the first place after all."""
@@ -274,47 +281,3 @@ class RecordKeeper:
             shutil.rmtree(self._second.store.paths(self._manifest.run_id).root, ignore_errors=True)
             self._second = None
             _logger.warning("Everything could be written to %r after all.", self._first.store.display_name)
-
-
-class _Place:
-    """A results folder, and what has yet to be written to it.
-
-    Attributes:
-        lacks: ids of trials in `held`.
-    """
-
-    def __init__(self, store: ResultsStore, held: dict[str, TrialResult], merger: Merger | None = None) -> None:
-        self.store = store
-        self._merger = merger
-        self.lacks: set[str] = set()
-        self.lacks_manifest = False
-        self._held = held
-
-    def holds(self, manifest: SweepManifest) -> bool:
-        """Whether it holds such a sweep (still)."""
-        return self.store.has_manifest(manifest.run_id)
-
-    def write(self, manifest: SweepManifest, *, is_known_to_be_there: bool = False) -> None:
-        """Write what it lacks.
-
-        Raises:
-            OutputError, ResultsError
-        """
-        if self.lacks_manifest or not (is_known_to_be_there or self.holds(manifest)):
-            self.store.write_manifest(manifest)
-            self.lacks_manifest = False
-        unlaunched = [name for name in self.lacks if not self._held[name].record.status.was_launched]
-        for name in sorted(self.lacks.difference(unlaunched)):
-            files = self.store.append(self._held[name])
-            self.lacks.discard(name)
-            if self._merger is not None:
-                self._merger.appended(files, self._held[name])
-        self.store.append_many([self._held[name].record for name in unlaunched])
-        self.lacks.difference_update(unlaunched)
-
-    def doubt_everything(self, manifest: SweepManifest) -> None:
-        """Look what really lies there; a file may have been taken away."""
-        expected = without_overtaken([one.record for one in self._held.values()])
-        with contextlib.suppress(ResultsError):
-            there = {one.record.trial_id for one in self.store.read(manifest.run_id)}
-            self.lacks |= {record.trial_id for record in expected} - there

@@ -300,3 +300,16 @@ def test_what_happens_after_a_trial_that_a_slow_service_was_waited_for_is_told_a
     store.may_write.set()
     keeper.settle()
     assert there(folder) == {"a"}
+
+
+def test_a_second_place_that_a_sweep_goes_on_in_is_not_given_up_as_one(folder: Path) -> None:
+    store = ResultsStore(second_of(folder))
+    store.write_manifest(MANIFEST)
+    with claimed_sweep(store, RUN_ID) as claim:
+        keeper = RecordKeeper(store, MANIFEST, claim)
+        store.paths(RUN_ID).lock.unlink()
+        with claimed_sweep(store, RUN_ID):
+            keep(keeper, "a")
+        keep(keeper, "b")
+        assert keeper.settle().paths(RUN_ID).root == second_of(folder)
+    assert there(second_of(folder)) == {"a", "b"}
