@@ -107,9 +107,9 @@ class RecordKeeper:
             then: called once the trial is written, or could not be: by `tell_written`, or by the next method that waits
                 for the writing.
         """
-        self._held[result.record.trial_id] = result  # Ctrl-C may come while the trial before it is waited for
+        self._take([result])  # first: Ctrl-C may come while the trial before it is waited for
         self.catch_up()
-        self._hand_over([result])
+        self._write_soon()
         self._then.append(then)
 
     def when_written(self, news: Callable[[], None]) -> None:
@@ -204,13 +204,16 @@ class RecordKeeper:
         return self._second.store
 
     def _keep(self, results: Sequence[TrialResult]) -> None:
-        self._hand_over(results)
+        self._take(results)
+        self._write_soon()
         self.catch_up()
 
-    def _hand_over(self, results: Sequence[TrialResult]) -> None:
+    def _take(self, results: Sequence[TrialResult]) -> None:
         for result in results:
             self._held[result.record.trial_id] = result
             self._new.append(result.record.trial_id)
+
+    def _write_soon(self) -> None:
         self._waits_until = time.monotonic() + _WAIT_S
         self._behind.ask()
 

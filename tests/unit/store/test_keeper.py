@@ -251,6 +251,7 @@ def test_a_trial_that_could_not_be_written_is_told_of_as_well(folder: Path) -> N
 
 
 def test_ctrl_c_while_the_trial_before_is_waited_for_loses_none(folder: Path) -> None:
+    keeper_of(folder).keep(TrialResult(record=record("b", TrialStatus.OOM)))
     keeper = keeper_of(folder)
 
     def interrupted() -> None:
@@ -260,7 +261,8 @@ def test_ctrl_c_while_the_trial_before_is_waited_for_loses_none(folder: Path) ->
     with pytest.raises(KeyboardInterrupt):
         keeper.keep_soon(TrialResult(record=record("b")), lambda: None)
     keeper.settle()
-    assert there(folder) == {"a", "b"}
+    statuses = {one.record.trial_id: one.record.status for one in ResultsStore(folder).read(RUN_ID)}
+    assert statuses == {"a": TrialStatus.OK, "b": TrialStatus.OK}, "the one that was to replace a failure, too"
 
 
 def test_trials_that_lie_in_no_folder_at_all_are_counted_as_unwritten(folder: Path) -> None:
