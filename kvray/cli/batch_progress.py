@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from kvray.cli.progress import QUIET_S, LineProgress
 from kvray.store.batch_manifest import BatchSweep
-from kvray.tuning.batch_pool import SweepView
+from kvray.tuning.begun_sweep import SweepView
 from kvray.tuning.observer import SearchObserver
 
 

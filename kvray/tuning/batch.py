@@ -29,10 +29,11 @@ from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.batch_budget import BatchBudget, excess_of
 from kvray.tuning.batch_file import AskedSweep
-from kvray.tuning.batch_pool import BatchPool, SweepView
+from kvray.tuning.batch_pool import BatchPool
 from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_rows import batch_row
 from kvray.tuning.batch_words import in_file_words, reason_of, unlike_sweeps
+from kvray.tuning.begun_sweep import SweepView
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
 from kvray.tuning.outcome import check_code_of

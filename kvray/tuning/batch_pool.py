@@ -10,8 +10,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,46 +23,26 @@ from kvray.errors import KvrayError, SweepError
 from kvray.files.redaction import redact
 from kvray.probes.contention import QuietWait
 from kvray.store.batch_manifest import BatchStatus, BatchSweep
-from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
 from kvray.sweep.batch import Newcomers, QueuedSweep
 from kvray.sweep.driver import run_sweep
 from kvray.sweep.imports import engine_folders
-from kvray.sweep.metrics import exports_metrics
 from kvray.sweep.quiet import quiet_ray
 from kvray.sweep.remote_device import NodeFacts, ask_nodes
 from kvray.sweep.session import RaySession
 from kvray.sweep.slot_plan import SlotPlan
 from kvray.tuning.batch_budget import BatchBudget
 from kvray.tuning.batch_words import reason_of
-from kvray.tuning.begun_sweep import BegunSweep, written_up
+from kvray.tuning.begun_sweep import BatchPlace, BegunSweep, SweepView, begin_sweep, written_up
 from kvray.tuning.each_type import each_type
-from kvray.tuning.observer import SearchObserver
-from kvray.tuning.prepared import prepare_sweep
 from kvray.tuning.ready_sweep import ReadySweep, engines_first, look_at, named_adapters
 from kvray.tuning.resolved import CheckedRequest
-from kvray.tuning.share import share_of, slots_on
+from kvray.tuning.share import slots_on
 from kvray.tuning.surroundings import contention_noticed, passing_log
-from kvray.tuning.watching import MetricsObserver
 
 T = TypeVar("T")
 KeepStatus = Callable[[BatchSweep, BatchStatus, str | None], None]
-SweepView = Callable[[BatchSweep], AbstractContextManager[SearchObserver]]
-"""Makes the observer of one sweep; its context ends with the sweep's last trial."""
 OUT_OF_BUDGET = "the budget ended before its turn"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """Where the trials of this round run.
-
-    Attributes:
-        slots: by type of GPU.
-    """
-
-    ray: RaySession
-    folder: Path
-    slots: Mapping[str | None, SlotPlan]
 
 
 class _NewcomersOfType(Newcomers):
@@ -130,7 +110,7 @@ class BatchPool:
         self._is_looking = False
         self._is_stopping = False
         self._nodes: dict[tuple[str, ...], tuple[NodeFacts, ...]] = {}
-        self._place: _Place | None = None
+        self._place: BatchPlace | None = None
         self._quiet: QuietWait | None = None
         self._surroundings = ExitStack()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvray-write-up")
@@ -277,7 +257,7 @@ class BatchPool:
             self._broke_down(error)
 
     def _measure(self, ray: RaySession, folder: Path) -> None:
-        self._place = _Place(ray=ray, folder=folder, slots=self._slots(ray))
+        self._place = BatchPlace(ray=ray, folder=folder, slots=self._slots(ray))
         first, *others = self._place.slots.values()
         self._budget.slots = sum(one.slots for one in (first, *others))
         self._joining.clear()
@@ -366,7 +346,11 @@ class BatchPool:
 
     def _begin(self, sweep: BatchSweep, ready: tuple[ReadySweep, ...]) -> BegunSweep | None:
         """`None` where it ended at once."""
-        begun = self._begun[sweep.run_id] = self._prepared(sweep, ready)
+        if self._place is None:
+            raise RuntimeError("nothing is there to measure on")
+        begun = self._begun[sweep.run_id] = begin_sweep(
+            sweep, ready, self._place, store=self._store, budget=self._budget, view=self._view
+        )
         # From here on Ctrl-C ends it like any sweep that measures.
         try:
             self._keep(sweep, BatchStatus.MEASURING, None)
@@ -375,42 +359,6 @@ class BatchPool:
             self._ended(begun, error)
             return None
         return begun
-
-    def _prepared(self, sweep: BatchSweep, ready: tuple[ReadySweep, ...]) -> BegunSweep:
-        place = self._place
-        if place is None:
-            raise RuntimeError("nothing is there to measure on")
-        given, run_id = ready[0].config, sweep.run_id
-        own_s = given.budget_s
-        share_s = self._budget.left_s(run_id, own_s)
-        config = given if share_s is None else given.model_copy(update={"budget_s": share_s})
-        placed = [(one, place.slots[one.gpu_type]) for one in ready if one.gpu_type in place.slots]
-        scratch = place.folder / run_id
-        scratch.mkdir(exist_ok=True)
-        with ExitStack() as claims, ExitStack() as watching:
-            views = [] if self._view is None else [watching.enter_context(self._view(sweep))]
-            shares = each_type(placed, lambda one: share_of(*one))
-            shares = [replace(one, observers=[*views, *self._metrics(place, one.slots, watching)]) for one in shares]
-            prepared = prepare_sweep(
-                self._store,
-                config,
-                shares,
-                claim=claims.enter_context(claimed_sweep(self._store, run_id)),
-                run_id=run_id,
-                scratch=scratch,
-                started_s=0.0,
-                clock=lambda: (share_s or 0.0) - (self._budget.left_s(run_id, own_s) or 0.0),
-                pythons={name: python for one in ready for name, python in one.pythons.items()},
-            )
-            return BegunSweep(
-                sweep=sweep, ready=ready[0], prepared=prepared, claims=claims.pop_all(), watching=watching.pop_all()
-            )
-
-    def _metrics(self, place: _Place, slots: SlotPlan, until: ExitStack) -> list[SearchObserver]:
-        """Ray's metrics, on a cluster that has them."""
-        if not exports_metrics(place.ray):
-            return []
-        return [until.enter_context(MetricsObserver(gpus_per_slot=slots.gpus_per_slot, gpu_type=slots.gpu_type))]
 
     def _ended(self, begun: BegunSweep, error: Exception | None, *, interrupted: bool = False) -> None:
         """Has the sweep written up, while others measure. It counts as begun until then: Ctrl-C may come meanwhile."""

@@ -25,7 +25,7 @@ from kvray.trial.position import PositionBoard
 from kvray.tuning import batch_pool
 from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import AskedSweep
-from kvray.tuning.batch_pool import SweepView
+from kvray.tuning.begun_sweep import SweepView
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.preview import Preview
 from kvray.workload import get_profile
