@@ -80,7 +80,10 @@ def stop(job: JobId, address: Address = None) -> None:
         typer.echo(f"Job {before.job_id} had already ended: {before.state.value.lower()}.")
         return
     ended = stop_job(server, job)
-    typer.echo(f"Job {ended.job_id}: {ended.state.value.lower()}.")
+    if ended.state.is_over:
+        typer.echo(f"Job {ended.job_id}: {ended.state.value.lower()}.")
+    else:
+        typer.echo(f"Job {ended.job_id} is still ending. kvray jobs status {ended.job_id} shows when it has.")
 
 
 @app.command()

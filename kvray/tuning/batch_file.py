@@ -70,7 +70,9 @@ class SweepSettings(_Strict):
     timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="Seconds that one phase may take.")
     search: SearchStrategy | None = Field(None, description="How the space is searched.")
     budget_s: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Seconds of a slot that this sweep may take, beside its share of the batch's budget."
+        None,
+        description="Seconds that this sweep may take, beside its share of the batch's budget. "
+        "On one of four slots a trial counts a quarter.",
     )
     max_trials: Count | None = Field(None, description="Launches of the search at most.")
     confirm_rounds: Annotated[int, Field(ge=0)] | None = Field(None, description="Confirming rounds at most.")

@@ -187,3 +187,28 @@ def test_a_batch_whose_sweeps_were_disturbed_says_so() -> None:
     log.feed(f"{MARK}{json.dumps({'batch': told, 'lines': 0})}\n")
     lines = list(status_lines(running("batch m.yaml"), log, address=ADDRESS))
     assert lines[3:5] == ["sweeps:   2 ok", "doubt:    1 sweep disturbed too much to be trusted"]
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (JobState.STOPPED, "Job raysubmit_1: stopped.\n"),
+        (JobState.RUNNING, "Job raysubmit_1 is still ending. kvray jobs status raysubmit_1 shows when it has.\n"),
+    ],
+)
+def test_a_job_that_takes_long_to_end_is_not_said_to_run_on(
+    state: JobState, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Server:
+        def job(self, _: str) -> Job:
+            return running()
+
+        def stop(self, _: str) -> bool:
+            return True
+
+        def wait(self, _: str, *, within_s: float) -> Job:
+            return dataclasses.replace(running(), state=state)
+
+    monkeypatch.setattr(jobs, "_server", lambda address: Server())
+    jobs.stop("raysubmit_1")
+    assert capsys.readouterr().out == said
