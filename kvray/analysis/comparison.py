@@ -9,6 +9,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from kvray.analysis.evidence import Array
 from kvray.analysis.intervals import Interval, LogInterval
 from kvray.analysis.noise import half_widths
 from kvray.analysis.samples import ComparedMetric, SideSamples, side_samples
+from kvray.ratios import SAME_WITHIN
 from kvray.workload import Cell
 
 __all__ = [
@@ -45,7 +47,6 @@ machines of one's own less."""
 LEAST_ROUNDS = 3
 """With fewer rounds nobody can tell an outlying process from a change, so there is no verdict by the intervals."""
 CERTAINTY = 0.95
-_NORMAL_95 = 1.96
 MOST_MORE_ROUNDS = 200
 """More rounds than this are not worth naming: the value lies on the margin."""
 
@@ -72,6 +73,7 @@ class MetricComparison:
         change: 95 % interval of now/before - 1.
         margin: how much worse it may become; `None`: not judged.
         verdict: `None` where there is no margin.
+        is_better: whether it has improved, with the certainty that so many intervals need.
         more_rounds: how many more rounds would decide at the spread seen; `None` where it is decided, or where the
             value lies so close to the margin that no reasonable number would.
     """
@@ -82,6 +84,7 @@ class MetricComparison:
     change: Interval
     margin: float | None
     verdict: Verdict | None
+    is_better: bool
     more_rounds: int | None
 
 
@@ -121,6 +124,7 @@ def compare(
     *,
     margins: Margins,
     session_sd: Mapping[ComparedMetric, float] = SESSION_SD,
+    together: int = 1,
 ) -> Comparison:
     """How `now` differs from `before`, and whether it is worse than `margins` allow.
 
@@ -128,8 +132,15 @@ def compare(
     the spread between sessions is added. Disturbed processes count only where a side has no others. Before
     `LEAST_ROUNDS` only what is missing or collapsed decides.
 
+    Of many comparisons some look worse or better by chance. So what is said of one of them needs the certainty that
+    leaves all of them together the uncertainty of one (Bonferroni's inequality; Dunn, "Multiple comparisons among
+    means", Journal of the American Statistical Association 56, 1961). A FAIL has its part of as many as are looked at
+    `together`, because the margin and the metrics' number are part of what `benchmarks/gate.py` tried; what is better
+    has no margin, and its part is one of all metrics of all of them. Intervals that are shown, and PASS, stay at 95 %.
+
     Args:
         session_sd: relative standard deviation between two sittings, where this machine's own is known.
+        together: how many comparisons are made of which the worst decides: candidates of a check, cases of a suite.
     """
     sides = align(before, now, judged=tuple(margins))
     if not sides.can_be_compared:
@@ -142,8 +153,8 @@ def compare(
             more_rounds=None,
         )
     found = _differences(sides, session_sd)
-    metrics = tuple(_metric_comparisons(sides, found, margins))
-    cells = tuple(_worse_cells(sides, found, margins))
+    metrics = tuple(_metric_comparisons(sides, found, margins, together))
+    cells = tuple(_worse_cells(sides, found, margins, together))
     verdict = _overall(metrics, cells, sides)
     return Comparison(
         metrics=metrics,
@@ -172,12 +183,16 @@ def _quantities(sides: AlignedSides, samples: SideSamples) -> Array:
     return np.concatenate([means, logs.reshape(len(logs), -1)], axis=1) if len(sides.cells) > 1 else means
 
 
-def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[MetricComparison]:
-    widths = half_widths(found.variances[: len(sides.metrics)], level=CERTAINTY)
-    for place, (metric, width) in enumerate(zip(sides.metrics, widths, strict=True)):
+def _metric_comparisons(
+    sides: AlignedSides, found: Differences, margins: Margins, together: int
+) -> Iterator[MetricComparison]:
+    spread, certainty = found.variances[: len(sides.metrics)], _of_each(together)
+    levels = CERTAINTY, certainty, _of_each(together * len(sides.metrics))
+    widths = zip(*(half_widths(spread, level=level) for level in levels), strict=True)
+    for place, (metric, (width, to_fail, to_gain)) in enumerate(zip(sides.metrics, widths, strict=True)):
         change, margin = LogInterval(value=float(found.values[place]), half_width=width), margins.get(metric)
         beyond = _beyond(metric, change.value, margin or 0.0)
-        verdict = None if margin is None else _verdict(sides, metric, beyond, width)
+        verdict = None if margin is None else _verdict(sides, metric, beyond, to_pass=width, to_fail=to_fail)
         before, now = _levels(sides, metric, change.value)
         yield MetricComparison(
             metric=metric,
@@ -186,8 +201,22 @@ def _metric_comparisons(sides: AlignedSides, found: Differences, margins: Margin
             change=change.as_gain(),
             margin=margin,
             verdict=verdict,
-            more_rounds=_more_rounds(sides, found, place, beyond) if verdict is Verdict.INCONCLUSIVE else None,
+            is_better=verdict in (Verdict.PASS, None) and _is_better(metric, change, to_gain),
+            more_rounds=_more_rounds(sides, found, place, beyond, certainty)
+            if verdict is Verdict.INCONCLUSIVE
+            else None,
         )
+
+
+def _of_each(count: int) -> float:
+    """The certainty that each of `count` statements needs, so that all together have `CERTAINTY`."""
+    return 1 - (1 - CERTAINTY) / count
+
+
+def _is_better(metric: ComparedMetric, change: LogInterval, half_width: float) -> bool:
+    """Whether it has improved by more than what is shown as none, and by more than `half_width` might explain."""
+    sign = -1 if metric.worse_is_more else 1
+    return sign * change.value > half_width and sign * change.as_gain().value > SAME_WITHIN
 
 
 def _levels(sides: AlignedSides, metric: ComparedMetric, change: float) -> tuple[float, float]:
@@ -210,8 +239,8 @@ def _beyond(metric: ComparedMetric, value: float, margin: float) -> float:
     return value - math.log1p(margin) if metric.worse_is_more else math.log1p(-margin) - value
 
 
-def _verdict(sides: AlignedSides, metric: ComparedMetric, beyond: float, half_width: float) -> Verdict:
-    if _missing_rounds(sides) or abs(beyond) <= half_width:
+def _verdict(sides: AlignedSides, metric: ComparedMetric, beyond: float, *, to_pass: float, to_fail: float) -> Verdict:
+    if _missing_rounds(sides) or -to_pass <= beyond <= to_fail:
         return Verdict.INCONCLUSIVE
     if beyond <= 0:
         return Verdict.PASS
@@ -228,22 +257,27 @@ def _missing_rounds(sides: AlignedSides) -> int:
     return max(LEAST_ROUNDS - len(sides.now.logs), 0)
 
 
-def _more_rounds(sides: AlignedSides, found: Differences, place: int, beyond: float) -> int | None:
-    """What it takes until the interval ends at the margin, if the value stays where it is."""
+def _more_rounds(sides: AlignedSides, found: Differences, place: int, beyond: float, to_fail: float) -> int | None:
+    """What it takes until the interval ends at the margin, if the value stays where it is.
+
+    Args:
+        to_fail: the certainty of a FAIL.
+    """
     measured, fixed = len(sides.now.logs), float(found.fixed_variances[place])
-    room = (beyond / _NORMAL_95) ** 2 - fixed
+    reach = round(NormalDist().inv_cdf((1 + (to_fail if beyond > 0 else CERTAINTY)) / 2), 2)
+    room = (beyond / reach) ** 2 - fixed
     of_one_process = (float(found.variances[place].mean()) - fixed) * measured
     if room <= 0 or of_one_process / room - measured > MOST_MORE_ROUNDS:
         return None
     return max(math.ceil(of_one_process / room) - measured, _missing_rounds(sides), 1)
 
 
-def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> Iterator[CellComparison]:
+def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins, together: int) -> Iterator[CellComparison]:
     """Each cell has its part of the uncertainty that all together may have."""
     judged = [one for one in sides.metrics if one in margins]
     if len(sides.cells) < 2 or not judged:
         return
-    level = 1 - (1 - CERTAINTY) / (len(sides.cells) * len(judged))
+    level = _of_each(together * len(sides.cells) * len(judged))
     spread = found.variances[len(sides.metrics) :]
     strict, shown = half_widths(spread, level=level), half_widths(spread, level=CERTAINTY)
     quantities = [(cell, metric) for cell in sides.cells for metric in sides.metrics]
@@ -251,7 +285,8 @@ def _worse_cells(sides: AlignedSides, found: Differences, margins: Margins) -> I
         value, margin = float(found.values[len(sides.metrics) + place]), margins.get(metric)
         if margin is None:
             continue
-        if _verdict(sides, metric, _beyond(metric, value, margin), strict[place]) is Verdict.FAIL:
+        reach, beyond = strict[place], _beyond(metric, value, margin)
+        if _verdict(sides, metric, beyond, to_pass=reach, to_fail=reach) is Verdict.FAIL:
             change = LogInterval(value=value, half_width=shown[place]).as_gain()
             yield CellComparison(cell=cell, metric=metric, change=change, verdict=Verdict.FAIL)
 

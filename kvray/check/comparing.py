@@ -222,20 +222,22 @@ def _compared(a: Baseline, b: Baseline, margins: Margins, *, wants_all: bool) ->
     shared = [one for one in a.ranked if {one.candidate_id} <= a.recorded.keys() & b.recorded.keys()]
     wanted = shared if wants_all else [one for one in shared if one == a.ranked[0]]
     for candidate in wanted:
-        yield _same_candidate(candidate, a, b, margins)
+        yield _same_candidate(candidate, a, b, margins, together=len(wanted))
     winners = a.ranked[0], b.ranked[0]
     measured = winners[0].candidate_id in a.recorded and winners[1].candidate_id in b.recorded
     if winners[0] != winners[1] and measured and not wants_all:
         yield _two_candidates(*winners, a, b, margins=margins, is_judged=not wanted)
 
 
-def _same_candidate(candidate: Candidate, a: Baseline, b: Baseline, margins: Margins) -> ComparedCandidate:
+def _same_candidate(
+    candidate: Candidate, a: Baseline, b: Baseline, margins: Margins, *, together: int
+) -> ComparedCandidate:
     before, now = a.recorded[candidate.candidate_id], b.recorded[candidate.candidate_id]
-    found = judged(candidate, before, now, ("A", "B"), margins)
+    found = judged(candidate, before, now, ("A", "B"), margins, together=together)
     return ComparedCandidate(
         label_a=candidate.label,
         label_b=candidate.label,
-        comparison=compare(samples_of(before), samples_of(now), margins=margins),
+        comparison=compare(samples_of(before), samples_of(now), margins=margins, together=together),
         reasons=found.reasons,
         differences=tuple(dict.fromkeys(found.differences)),
         verdict=found.verdict if margins else None,

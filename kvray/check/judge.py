@@ -66,10 +66,18 @@ def default_margins(profile: WorkloadProfile, mode: CheckMode) -> dict[ComparedM
 
 
 def judged(
-    candidate: Candidate, before: MeasuredSide, now: MeasuredSide, names: tuple[str, str], margins: Margins
+    candidate: Candidate,
+    before: MeasuredSide,
+    now: MeasuredSide,
+    names: tuple[str, str],
+    margins: Margins,
+    *,
+    together: int,
 ) -> CheckedCandidate:
-    """The verdict on one candidate, from what was measured so far."""
-    compared = compare(samples_of(before), samples_of(now), margins=margins) if _is_measured(before, now) else None
+    """The verdict on one candidate of as many as are looked at `together`, from what was measured so far."""
+    compared: Comparison | None = None
+    if _is_measured(before, now):
+        compared = compare(samples_of(before), samples_of(now), margins=margins, together=together)
     reasons = (*_failures(before, now, names), *_otherwise(before.ran, now.ran))
     problems = () if compared is None or before.failures or now.failures else compared.problems
     verdict = _verdict(before, now, compared, fails=bool(_otherwise(before.ran, now.ran)))
@@ -275,6 +283,7 @@ def _metric(one: MetricComparison) -> MetricVerdict:
         change=_change(one.change),
         margin=one.margin,
         verdict=one.verdict,
+        is_better=one.is_better,
         more_rounds=one.more_rounds,
     )
 

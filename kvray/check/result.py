@@ -61,6 +61,7 @@ class MetricVerdict(_Part):
     Attributes:
         before, now: geometric means over the cells, in the metric's unit; `None` where that was not measured.
         margin: 0.05 is 5 %; `None` where the metric is shown, not judged.
+        is_better: whether it has improved, with the certainty that as many intervals as the check has need.
         more_rounds: about how many further rounds a verdict would take; `None` where there is one, or nobody can say.
     """
 
@@ -70,6 +71,7 @@ class MetricVerdict(_Part):
     change: Change | None = None
     margin: float | None = None
     verdict: Verdict | None = None
+    is_better: bool = False
     more_rounds: Count | None = None
 
 

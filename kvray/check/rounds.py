@@ -143,4 +143,4 @@ class Rounds:
             else plan.recorded[key]
             for name in plan.names
         )
-        return judged(candidate, before, now, plan.names, plan.margins)
+        return judged(candidate, before, now, plan.names, plan.margins, together=len(plan.candidates))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.check.result import CellVerdict, Change, CheckedCandidate, CheckMode, CheckResult, MetricVerdict, SideInfo
-from kvray.ratios import MISSING, SAME_WITHIN, amount_sign, multiple
+from kvray.ratios import MISSING, amount_sign, multiple
 from kvray.report import formats
 
 MOST_CHARACTERS = 500
@@ -76,17 +76,8 @@ def gains(candidate: CheckedCandidate) -> tuple[str, ...]:
     return tuple(
         f"{title(one.metric)} is better than before: {_words_and_interval(one.metric, one.change)}."
         for one in candidate.metrics
-        if one.change is not None and is_better(one)
+        if one.change is not None and one.is_better
     )
-
-
-def is_better(metric: MetricVerdict) -> bool:
-    """Whether the metric has measurably improved: the whole interval is better, by more than half a per cent."""
-    if metric.change is None or metric.verdict not in (Verdict.PASS, None):
-        return False
-    sign = -1 if metric.metric.worse_is_more else 1
-    nearest = min(sign * metric.change.low, sign * metric.change.high)
-    return nearest > 0 and sign * metric.change.value > SAME_WITHIN
 
 
 def shown_metrics(candidate: CheckedCandidate) -> tuple[MetricVerdict, ...]:
@@ -101,8 +92,17 @@ def metric_sentence(metric: MetricVerdict) -> str:
     margin = "it has no margin" if metric.margin is None else f"the margin is {margin_text(metric.margin)}"
     if metric.verdict is Verdict.INCONCLUSIVE:
         between = f"lies between {' and '.join(_ends(metric.change))}"
-        return f"The change of {_name(metric.metric)} {between}; {margin}."
+        return f"The change of {_name(metric.metric)} {between}; {margin}.{_uncertain(metric)}"
     return f"{title(metric.metric)} is {_words_and_interval(metric.metric, metric.change)}; {margin}."
+
+
+def _uncertain(metric: MetricVerdict) -> str:
+    """What explains that an interval outside the margin is no FAIL."""
+    if metric.change is None or metric.margin is None:
+        return ""
+    sign = 1 if metric.metric.worse_is_more else -1
+    is_outside = min(sign * metric.change.low, sign * metric.change.high) > metric.margin
+    return " That it is worse is not certain enough for a FAIL." if is_outside else ""
 
 
 def cell_sentence(cell: CellVerdict) -> str:
@@ -153,7 +153,7 @@ def title(metric: ComparedMetric) -> str:
 def verdict_word(metric: MetricVerdict) -> str:
     """`PASS`, `PASS, better`, `FAIL`, `INCONCLUSIVE`; `not judged` without a margin."""
     word = "not judged" if metric.verdict is None else metric.verdict.upper()
-    return f"{word}, better" if is_better(metric) else word
+    return f"{word}, better" if metric.is_better else word
 
 
 def would_take(result: CheckResult) -> str | None:

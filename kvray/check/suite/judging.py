@@ -22,12 +22,14 @@ class SuiteRules:
         names: of the sides, before and now.
         same_kernels: whether both sides can be expected to run the same kernels.
         margins: of times and memory; empty where they are not comparable.
+        together: how many cases are judged, each of which may look otherwise by chance.
     """
 
     names: tuple[str, str]
     outputs: OutputRules
     same_kernels: bool
     margins: Margins
+    together: int
 
 
 def same_machine(before: SideInfo, now: SideInfo) -> bool:
@@ -67,7 +69,8 @@ def judge_case(case: Case, before: RecordedCase | None, now: RecordedCase, rules
     if not (before.works and now.works):
         verdict = Verdict.FAIL if found.failures else Verdict.PASS
         return _told(case, now, verdict, before=before, reasons=found.failures, differences=found.remarks)
-    checked = judged(case.candidate, _comparable(before, rules), now.measured, rules.names, rules.margins)
+    comparable = _comparable(before, rules)
+    checked = judged(case.candidate, comparable, now.measured, rules.names, rules.margins, together=rules.together)
     fails = bool(found.failures) or checked.verdict is Verdict.FAIL
     return checked.model_copy(
         update={

@@ -224,6 +224,7 @@ class _Check:
             ),
             same_kernels=same_kernels(self._before, self._now, sitting.device.device),
             margins=self._margins,
+            together=len(sitting.chosen.cases),
         )
         sides = [side] if other is None else [other, side]
         self._rounds = sitting.rounds(sides, is_timed=bool(self._margins))

@@ -91,6 +91,46 @@ def test_what_lies_on_the_margin_is_inconclusive_and_says_what_it_would_take() -
     assert 1 <= (found.more_rounds or 0) <= 100
 
 
+def test_what_fails_alone_is_not_certain_enough_among_many() -> None:
+    before, slower = make_side(6), make_side(6, seed=1, factors=(1.1, 1.0, 1.0))
+    alone, among = (compare(before, slower, margins=MARGINS, together=count) for count in (1, 27))
+    assert (of(alone, TTFT).verdict, of(among, TTFT).verdict) == (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    assert of(alone, TTFT).change == of(among, TTFT).change
+    assert (of(among, TTFT).more_rounds or 0) > 0
+    much = compare(before, make_side(6, seed=1, factors=(1.3, 1.0, 1.0)), margins=MARGINS, together=27)
+    assert much.verdict is Verdict.FAIL
+
+
+def test_one_cell_that_fails_alone_is_not_certain_enough_among_many() -> None:
+    before, now = make_side(6), make_side(6, seed=1)
+    slower = changed(now, row=slice(None), cell=0, metric=TTFT, to=now.logs[:, 0, 0] + np.log(1.11))
+    alone, among = (compare(before, slower, margins=MARGINS, together=count) for count in (1, 27))
+    assert (len(alone.cells), among.cells) == (1, ())
+
+
+def test_what_passes_is_the_same_among_many() -> None:
+    before, now = make_side(), make_side(seed=1)
+    alone, among = (compare(before, now, margins=MARGINS, together=count) for count in (1, 100))
+    assert among == alone
+
+
+def test_what_is_better_alone_is_not_certain_enough_among_many() -> None:
+    before, faster = make_side(), make_side(seed=1, factors=(0.95, 1.0, 1.0))
+    alone, among = (compare(before, faster, margins=MARGINS, together=count) for count in (1, 27))
+    assert [one.is_better for one in alone.metrics] == [True, False, False]
+    assert [one.is_better for one in among.metrics] == [False] * 3
+    much = compare(before, make_side(seed=1, factors=(0.8, 1.0, 1.0)), margins=MARGINS, together=27)
+    assert of(much, TTFT).is_better
+
+
+def test_what_is_better_needs_the_certainty_of_all_its_metrics() -> None:
+    """The 95 % interval alone is below 0 here."""
+    before, faster = make_side(), make_side(seed=1, factors=(0.967, 1.0, 1.0))
+    found = of(compare(before, faster, margins=MARGINS), TTFT)
+    assert found.change.high < 0
+    assert not found.is_better
+
+
 def test_a_metric_without_a_margin_is_shown_and_not_judged() -> None:
     found = compare(make_side(), make_side(seed=1, factors=(2.0, 1.0, 1.0)), margins={DECODE: 0.05})
     assert of(found, TTFT).verdict is None

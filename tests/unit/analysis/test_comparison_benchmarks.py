@@ -30,6 +30,15 @@ def test_a_simulated_gate_comes_to_the_true_verdict(name: str, verdict: str, gat
     assert figures[f"{name}_rounds"] <= 12
 
 
+def test_a_simulated_suite_says_little_by_chance_and_finds_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    chance = importlib.import_module("suite_chance")
+    alone, among = chance.unchanged(4, 1, 4), chance.unchanged(4, chance.CASES, 4)
+    assert alone["none_4_1_better"] > among["none_4_27_better"] == 0
+    assert chance.one_changed(4, chance.CASES, 50, 10)["one_4_27_50"] >= 0.9
+    assert chance.one_changed(4, chance.CASES, -40, 10)["one_4_27_-40"] >= 0.9
+
+
 def test_the_spread_between_sessions_is_told_from_that_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     sessions = importlib.import_module("sessions")

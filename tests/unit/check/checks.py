@@ -22,6 +22,7 @@ def change(value: float, half_width: float = 0.02) -> Change:
 
 
 def metric(which: ComparedMetric, value: float, verdict: Verdict | None, half_width: float = 0.02) -> MetricVerdict:
+    gain = -value if which.worse_is_more else value
     return MetricVerdict(
         metric=which,
         before=BEFORE[which],
@@ -29,6 +30,7 @@ def metric(which: ComparedMetric, value: float, verdict: Verdict | None, half_wi
         change=change(value, half_width),
         margin=None if verdict is None else MARGINS[which],
         verdict=verdict,
+        is_better=verdict in (Verdict.PASS, None) and gain > max(half_width, 0.005),
         more_rounds=14 if verdict is Verdict.INCONCLUSIVE else None,
     )
 

@@ -16,6 +16,7 @@ from checks import (
     UNDECIDED,
     check_of,
     checked,
+    metric,
 )
 from rich.console import Console
 
@@ -47,6 +48,14 @@ def test_a_better_result_passes_and_is_said() -> None:
     assert text.startswith("PASS: nothing is worse than its margin. ")
     assert "is better than before: 12.3 % higher (+10.3 % to +14.3 %)." in text
     assert "PASS, better" in text
+
+
+def test_a_metric_outside_its_margin_that_is_no_failure_says_why() -> None:
+    for which, value in ((ComparedMetric.TTFT, 0.2), (ComparedMetric.DECODE, -0.2)):
+        told = wording.metric_sentence(metric(which, value, Verdict.INCONCLUSIVE))
+        assert told.endswith("the margin is 5 %. That it is worse is not certain enough for a FAIL.")
+    open_one = wording.metric_sentence(metric(ComparedMetric.TTFT, 0.06, Verdict.INCONCLUSIVE))
+    assert open_one.endswith("; the margin is 5 %.")
 
 
 def test_a_failure_names_the_change_its_interval_and_the_margin() -> None:

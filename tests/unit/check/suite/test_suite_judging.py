@@ -33,6 +33,7 @@ def rules(margins: Mapping[ComparedMetric, float] = MARGINS, **changes: Any) -> 
             "names": ("baseline", "now"),
             "outputs": OutputRules(same_surroundings=True),
             "same_kernels": True,
+            "together": 1,
             "margins": margins,
             **changes,
         }
@@ -64,6 +65,14 @@ def test_times_beyond_the_margin_fail_and_within_it_pass() -> None:
     slower = judged((10.0, 10.1, 9.9, 10.0), (15.0, 15.2, 15.1, 14.9), rules())
     assert slower.verdict is Verdict.FAIL
     assert {one.metric: one.verdict for one in slower.metrics}[ComparedMetric.TTFT] is Verdict.FAIL
+
+
+def test_what_fails_alone_is_not_certain_enough_among_many_cases() -> None:
+    before, slower = (10.0, 10.4, 9.6, 10.1), (12.6, 13.0, 12.7, 12.4)
+    assert judged(before, slower, rules()).verdict is Verdict.FAIL
+    among = judged(before, slower, rules(together=27))
+    assert among.verdict is Verdict.INCONCLUSIVE
+    assert among.more_rounds
 
 
 def test_without_margins_times_are_not_judged_and_outputs_are() -> None:
