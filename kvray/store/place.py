@@ -30,14 +30,23 @@ class Place:
         return self.store.has_manifest(manifest.run_id)
 
     def write(self, manifest: SweepManifest, *, is_known_to_be_there: bool = False) -> None:
-        """Write what it lacks.
+        """Write what it lacks. That the sweep has ended is written last: then nothing is missing.
 
         Raises:
             OutputError, ResultsError
         """
-        if self.lacks_manifest or not (is_known_to_be_there or self.holds(manifest)):
+        self.lacks_manifest = self.lacks_manifest or not (is_known_to_be_there or self.holds(manifest))
+        if not manifest.is_complete:
+            self._write_manifest(manifest)
+        self._write_records()
+        self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: SweepManifest) -> None:
+        if self.lacks_manifest:
             self.store.write_manifest(manifest)
             self.lacks_manifest = False
+
+    def _write_records(self) -> None:
         unlaunched = [name for name in self.lacks if not self._held[name].record.status.was_launched]
         for name in sorted(self.lacks.difference(unlaunched)):
             files = self.store.append(self._held[name])

@@ -315,3 +315,23 @@ def test_a_second_place_that_a_sweep_goes_on_in_is_not_given_up_as_one(folder: P
         keep(keeper, "b")
         assert keeper.settle().paths(RUN_ID).root == second_of(folder)
     assert there(second_of(folder)) == {"a", "b"}
+
+
+def test_a_folder_that_lacks_records_is_not_said_to_hold_a_whole_sweep(folder: Path) -> None:
+    attempt = SweepAttempt(
+        started_at=MANIFEST.created_at,
+        kvray_version="0.1.0",
+        fingerprint_id="0" * 8,
+        fingerprint=SweepFingerprint(),
+    )
+    begun = MANIFEST.model_copy(update={"attempts": (attempt,)})
+    ResultsStore(folder).write_manifest(begun)
+    keeper = RecordKeeper(ResultsStore(folder), begun)
+    keep(keeper, "a")
+    shutil.rmtree(folder / "trials")
+    (folder / "trials").touch()  # manifests can be written, records cannot
+    keep(keeper, "b")
+    keeper.end_attempt()
+    assert keeper.settle().paths(RUN_ID).root == second_of(folder)
+    assert ResultsStore(second_of(folder)).read_manifest(RUN_ID).is_complete
+    assert not ResultsStore(folder).read_manifest(RUN_ID).is_complete
