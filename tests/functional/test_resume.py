@@ -164,7 +164,7 @@ def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, brok
     with pytest.raises(SweepInterruptedError):
         sweep(tmp_path, broken, observer=interrupter, resume=first.manifest.run_id, retry=("oom",))
     assert [spec.candidate.label.split("/")[1] for spec in interrupter.started] == ["eager"]
-    assert ResultsStore(tmp_path / "results").read(first.manifest.run_id) == first.results
+    assert tuple(ResultsStore(tmp_path / "results").read(first.manifest.run_id)) == first.results
 
 
 def test_disturbed_candidates_are_measured_again_in_their_place_where_that_is_asked_for(
