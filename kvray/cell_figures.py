@@ -51,9 +51,9 @@ class CellFigures:
         return [ttft_ms, *self.itl_ms.T.tolist(), decode_tok_s, peak_mib, energy_j_per_tok]
 
     @cached_property
-    def logs(self) -> list[list[float]]:
-        """The natural logarithms of `metrics`."""
-        return [[*map(natural_log, column)] for column in self.metrics]
+    def logs(self) -> Floats:
+        """N × 7 natural logarithms of `metrics`."""
+        return logarithms(np.array(self.metrics).T)
 
     @cached_property
     def run_counts(self) -> list[int]:
@@ -61,9 +61,10 @@ class CellFigures:
         return self.runs.tolist()  # type: ignore[no-any-return]
 
 
-def natural_log(value: float) -> float:
-    """Of 0, which a token gap below the clock's resolution has, minus infinity."""
-    return math.log(value) if value else -math.inf
+def logarithms(values: npt.ArrayLike) -> Floats:
+    """Natural ones. That of 0, which a token gap below the clock's resolution has, is minus infinity."""
+    with np.errstate(divide="ignore"):
+        return np.log(np.ascontiguousarray(values, dtype=np.float64))
 
 
 class TrialCells:

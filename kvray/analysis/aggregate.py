@@ -11,7 +11,7 @@ from operator import itemgetter
 import numpy as np
 from typing_extensions import override
 
-from kvray.cell_figures import TrialCells, natural_log
+from kvray.cell_figures import TrialCells, logarithms
 from kvray.lazy import MadeLater
 from kvray.record import Run
 from kvray.run_columns import Floats, RunColumns
@@ -151,7 +151,8 @@ class StoredCells(MadeLater[CellMetrics]):
         self._trial = trial
         self._rows = rows = [trial.start + place for place in places]
         begin, end = (rows[0], rows[-1] + 1) if rows else (0, 0)
-        self._pick = itemgetter(slice(begin, end)) if end - begin == len(rows) else itemgetter(*rows)
+        self._span = slice(begin, end) if end - begin == len(rows) else None
+        self._pick = itemgetter(*rows) if self._span is None else itemgetter(self._span)
 
     @property
     def runs(self) -> int:
@@ -164,9 +165,9 @@ class StoredCells(MadeLater[CellMetrics]):
         return [self._pick(column) for column in self._trial.figures.metrics]
 
     @property
-    def logs(self) -> Sequence[Sequence[float]]:
-        """The natural logarithms of `columns`."""
-        return [self._pick(column) for column in self._trial.figures.logs]
+    def logs(self) -> Floats:
+        """Cells × 7 natural logarithms of `columns`."""
+        return self._trial.figures.logs[self._rows if self._span is None else self._span]
 
     @property
     def peaks_mib(self) -> Sequence[float]:
@@ -217,15 +218,16 @@ def aggregate(cells: Sequence[CellMetrics]) -> Metrics:
     """
     if not cells:
         raise ValueError("a candidate without cells has no metrics")
-    return _metrics(math.exp(math.fsum(logs) / len(logs)) for logs in _logs(cells))
+    logs = _logs(cells)
+    return _metrics(np.exp(np.add.reduce(logs, axis=0) / len(logs)).tolist())
 
 
-def _logs(cells: Sequence[CellMetrics]) -> Sequence[Sequence[float]]:
-    """Natural logarithms of the metrics of `cells`, in the order of the fields of `Metrics`; NaN where one is not
+def _logs(cells: Sequence[CellMetrics]) -> Floats:
+    """Cells × 7 natural logarithms of their metrics, in the order of the fields of `Metrics`; NaN where one is not
     known."""
     if isinstance(cells, StoredCells):
         return cells.logs
-    return [[natural_log(_or_nan(getattr(cell.metrics, name))) for cell in cells] for name in _NAMES]
+    return logarithms([[_or_nan(getattr(cell.metrics, name)) for name in _NAMES] for cell in cells])
 
 
 def _or_nan(value: float | None) -> float:

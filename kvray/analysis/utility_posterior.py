@@ -51,17 +51,13 @@ _SPREADS = np.exp(np.arange(-4.0, 4.01, 0.1))
 _NORMAL = NormalDist()
 
 
-_ROWS_AT_ONCE = 512
-"""Candidates whose draws are looked through at a time."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class UtilityPosterior:
     """Draws from the posterior of the true utilities.
 
     Attributes:
         ids: the contenders.
-        utilities: contenders × draws.
+        utilities: draws × contenders.
     """
 
     ids: tuple[str, ...]
@@ -76,49 +72,46 @@ class UtilityPosterior:
     def _place_of(self) -> Mapping[str, int]:
         return {key: place for place, key in enumerate(self.ids)}
 
+    def _drawn(self, candidate_id: str) -> Array:
+        return self.utilities[:, self._place_of[candidate_id]]
+
     @cached_property
     def _best(self) -> tuple[Array, Indices]:
         """The best utility of each draw, and the place of the first who has it."""
-        draws = self.utilities.shape[1]
-        highest, leaders = np.full(draws, -math.inf), np.zeros(draws, dtype=np.int64)
-        for first in range(0, len(self.ids), _ROWS_AT_ONCE):
-            some = self.utilities[first : first + _ROWS_AT_ONCE]
-            best = some.max(axis=0)
-            ahead = np.flatnonzero(best > highest)  # ever fewer: to look for the best down the columns takes long
-            highest[ahead], leaders[ahead] = best[ahead], first + some[:, ahead].argmax(axis=0)
-        return highest, leaders
+        leaders = self.utilities.argmax(axis=1)
+        return self.utilities[np.arange(len(leaders)), leaders], leaders
 
     @cached_property
     def lead_shares(self) -> dict[str, float]:
         """Share of the draws in which each is the best."""
         leads = np.bincount(self._best[1], minlength=len(self.ids))
-        return dict(zip(self.ids, (leads / self.utilities.shape[1]).tolist(), strict=True))
+        return dict(zip(self.ids, (leads / len(self.utilities)).tolist(), strict=True))
 
     @cached_property
     def means(self) -> dict[str, float]:
         """Expected utilities: nearer to each other than the measured ones, of which the highest were also lucky."""
-        return dict(zip(self.ids, self.utilities.mean(axis=1).tolist(), strict=True))
+        return dict(zip(self.ids, self.utilities.mean(axis=0).tolist(), strict=True))
 
     def near_share(self, candidate_id: str) -> float:
         """Share of the draws in which nothing is better than it by more than 2 %."""
-        behind = self._best[0] - self.utilities[self._place_of[candidate_id]]
+        behind = self._best[0] - self._drawn(candidate_id)
         return float((behind <= NEAR).mean())
 
     def worse_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is more than 2 % worse than another."""
-        behind = self.utilities[self._place_of[than]] - self.utilities[self._place_of[candidate_id]]
+        behind = self._drawn(than) - self._drawn(candidate_id)
         return float((behind > NEAR).mean())
 
     def better_share(self, candidate_id: str, than: str) -> float:
         """Share of the draws in which it is better than another."""
-        return float((self.utilities[self._place_of[candidate_id]] > self.utilities[self._place_of[than]]).mean())
+        return float((self._drawn(candidate_id) > self._drawn(than)).mean())
 
     def score_ratios(self, to: str) -> Mapping[str, Interval]:
         """By candidate id, the 95 % interval of its score as a multiple of that of `to`; found when asked for."""
         return FoundLater(self.ids, partial(self._score_ratio, to))
 
     def _score_ratio(self, to: str, candidate_id: str) -> Interval:
-        ahead = self.utilities[self._place_of[candidate_id]] - self.utilities[self._place_of[to]]
+        ahead = self._drawn(candidate_id) - self._drawn(to)
         low, high = np.exp(np.quantile(ahead, (0.025, 0.975))).tolist()
         return Interval(value=float(np.exp(ahead.mean())), low=low, high=high)
 
@@ -144,8 +137,7 @@ def draw_utilities(
     generator = np.random.default_rng(seed)
     each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number: half of them mirror the others
     expected = SPREAD**2 * typical_variance(weights)
-    utilities = np.empty((len(own.ids), draws))  # ten thousand candidates take 160 MB: no second copy
-    drawn = np.empty((len(own.ids), each))
+    utilities = np.empty((each * len(variances.machine), len(own.ids)))  # ten thousand candidates take 160 MB: no copy
 
     def population(drawn_noise: tuple[Array, Array]) -> tuple[Array, float]:
         one, level = drawn_noise
@@ -154,10 +146,9 @@ def draw_utilities(
     noises = zip(variances.own, _levels(own), strict=True)
     populations = computed_ahead(population, noises, rows=len(rows))
     for number, (machine, one, found) in enumerate(zip(variances.machine, variances.own, populations, strict=True)):
+        drawn = utilities[number * each : (number + 1) * each]
         _draw(drawn, own, values, within + one[rows], float(machine), found, generator)
-        free = utilities[:, number * each : (number + 1) * each]
-        free[:] = drawn[:, : free.shape[1]]
-    return UtilityPosterior(ids=own.ids, utilities=utilities)
+    return UtilityPosterior(ids=own.ids, utilities=utilities[:draws])
 
 
 def _draw(
@@ -169,7 +160,7 @@ def _draw(
     population: tuple[Array, float],
     generator: np.random.Generator,
 ) -> None:
-    """Fill `drawn`, candidates × draws: first the rounds' effects, then the utilities given those. Both are normal.
+    """Fill `drawn`, draws × candidates: first the rounds' effects, then the utilities given those. Both are normal.
 
     With weight a_p = 1 / (v_c + w_p) and P_c = 1/s² + Σ a_p over the processes of c, the utility given all b is
 
@@ -193,22 +184,21 @@ def _draw(
     mean, spread = population
     precision = 1 / spread + np.bincount(owner, weights, count)
     pull = mean / spread + np.bincount(owner, weights * values, count)
-    half = drawn.shape[1] // 2
-    noise = generator.standard_normal((count, half))
-    noise /= np.sqrt(precision)[:, None]
+    half = len(drawn) // 2
+    noise = generator.standard_normal((count, half)).T / np.sqrt(precision)
     in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
     if not in_round.shape[1]:
-        centres = np.broadcast_to((pull / precision)[:, None], drawn.shape)
+        centres = np.broadcast_to(pull / precision, drawn.shape)
     else:
         shared = np.stack([np.bincount(owner, weights * is_member, count) for is_member in in_round.T], axis=1)
         information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
         covariance = np.linalg.inv(information)
         effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
-        normal = generator.standard_normal((len(effects), half))
-        rounds = effects[:, None] + np.linalg.cholesky(covariance) @ np.concatenate([normal, -normal], axis=1)
-        centres = (pull[:, None] - shared @ rounds) / precision[:, None]
-    np.add(centres[:, :half], noise, out=drawn[:, :half])
-    np.subtract(centres[:, half:], noise, out=drawn[:, half:])
+        normal = generator.standard_normal((len(effects), half)).T
+        rounds = effects + np.concatenate([normal, -normal]) @ np.linalg.cholesky(covariance).T
+        centres = (pull - rounds @ shared.T) / precision
+    np.add(centres[:half], noise, out=drawn[:half])
+    np.subtract(centres[half:], noise, out=drawn[half:])
 
 
 def _levels(evidence: Evidence) -> Array:

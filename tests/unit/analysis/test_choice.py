@@ -18,8 +18,8 @@ ODD = (2, False, False)
 
 def posterior(*, noise: float = 0.006, **means: float) -> UtilityPosterior:
     """Draws around `means` that overlap within a few `noise`."""
-    draws = np.random.default_rng(0).normal(0.0, noise, (len(means), 4000))
-    return UtilityPosterior(ids=tuple(means), utilities=draws + np.array(list(means.values()))[:, None])
+    draws = np.random.default_rng(0).normal(0.0, noise, (len(means), 4000)).T
+    return UtilityPosterior(ids=tuple(means), utilities=draws + np.array(list(means.values())))
 
 
 def test_a_clear_leader_is_chosen_however_complex() -> None:

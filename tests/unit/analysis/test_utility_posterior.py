@@ -65,8 +65,8 @@ def test_the_same_seed_gives_the_same_draws() -> None:
 
 def test_the_ratio_of_each_score_is_that_of_its_draws() -> None:
     posterior = stand(of_throughputs({"a": [50.0], "b": [52.0], "c": [49.0]}))
-    ratios, ahead = posterior.score_ratios("a"), posterior.utilities - posterior.utilities[0]
-    lows, highs = np.exp(np.quantile(ahead, (0.025, 0.975), axis=1))
+    ratios, ahead = posterior.score_ratios("a"), posterior.utilities - posterior.utilities[:, :1]
+    lows, highs = np.exp(np.quantile(ahead, (0.025, 0.975), axis=0))
     for place, key in enumerate(posterior.ids):
         ratio = ratios[key]
-        assert (ratio.low, ratio.value, ratio.high) == (lows[place], np.exp(ahead[place].mean()), highs[place])
+        assert (ratio.low, ratio.value, ratio.high) == (lows[place], np.exp(ahead[:, place].mean()), highs[place])

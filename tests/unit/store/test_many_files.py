@@ -19,6 +19,7 @@ from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
 from kvray.record import Role, Run, TrialRecord, TrialResult, TrialStatus
 from kvray.run_columns import RunColumns
 from kvray.store import stored_runs, tables
+from kvray.store.files import ResultsFiles
 from kvray.store.parquet import ResultsStore, TrialFiles
 from kvray.store.paths import part_file
 from kvray.store.schema import SchemaError, conform, from_table, to_table
@@ -113,6 +114,27 @@ def merge(store: ResultsStore) -> None:
     }
     for first in range(0, len(appended), 8):
         store.merge(RUN_ID, dict(list(appended.items())[first : first + 8]))
+
+
+def test_what_a_merge_removes_after_it_was_listed_is_listed_again(
+    store: ResultsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings: list[str] = []
+
+    def merging_meanwhile(files: ResultsFiles, folder: Path, suffix: str) -> list[Path]:
+        listings.append(folder.parent.name)
+        found = listed(files, folder, suffix)
+        if len(listings) == 1:
+            merge(ResultsStore(store.files.root))
+            del listings[1:]
+        return found
+
+    listed = ResultsFiles.list
+    monkeypatch.setattr(ResultsFiles, "list", merging_meanwhile)
+    assert {one.record.trial_id: len(one.runs) for one in store.read(RUN_ID)} == {
+        one.record.trial_id: len(one.runs) for one in RESULTS
+    }
+    assert listings == ["trials", "trials", "runs"], "the runs of a trial that is seen are listed after it"
 
 
 @pytest.mark.parametrize("arrange", [lambda _: None, merge, lambda store: store.compact(RUN_ID)])
