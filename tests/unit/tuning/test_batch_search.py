@@ -32,7 +32,7 @@ from kvray.store.batch_store import BatchStore
 from kvray.store.claim import claimed_sweep
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
-from kvray.tuning import batch_pool
+from kvray.tuning import batch_pool, batch_queue
 from kvray.tuning.batch import BatchOptions, BatchSearch
 from kvray.tuning.batch_file import AskedSweep, SweepSettings
 from kvray.tuning.batch_retry import BatchRetry
@@ -57,7 +57,7 @@ def ending(config: TuneConfig, *_: object, **__: object) -> None:
 
 @pytest.fixture(autouse=True)
 def _ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_pool, "look_at", ending)
+    monkeypatch.setattr(batch_queue, "look_at", ending)
     LOOKED_AT.clear()
 
 
@@ -151,7 +151,7 @@ def test_when_ray_cannot_start_what_is_ready_fails_and_the_batch_ends(
     def no_ray(**_: object) -> None:
         raise SweepError("Ray cannot start.")
 
-    monkeypatch.setattr(batch_pool, "look_at", ready)
+    monkeypatch.setattr(batch_queue, "look_at", ready)
     monkeypatch.setattr(batch_pool, "RaySession", no_ray)
     manifest = BatchSearch(asked("one", "other"), options(tmp_path)).run()
     assert [(one.status.value, one.reason) for one in manifest.sweeps] == [("failed", "Ray cannot start.")] * 2
@@ -230,7 +230,7 @@ def test_a_resume_measures_again_what_is_to_be_retried_and_leaves_what_is_done(
         configs[config.model_id] = config
         raise ModelError("Enough.")
 
-    monkeypatch.setattr(batch_pool, "look_at", noting)
+    monkeypatch.setattr(batch_queue, "look_at", noting)
     search = BatchSearch((), replace(options(tmp_path), retry=retry), resume=batch_id)
     assert {one.model_id for one, _ in search.previews()} == set(measured)
     search.run()
