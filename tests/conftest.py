@@ -1,8 +1,8 @@
 """Property tests try the same examples in every run of CI, so that none fails by chance; elsewhere they look on.
 `--hypothesis-profile=deep` feeds each property of `tests/fuzz` as many inputs as `make fuzz` does.
 
-What tests of all kinds share: a logger that is as it was before each, a second environment, and a count at the end of
-what was fed to the properties."""
+What tests of all kinds share: a logger that is as it was before each, a second environment, a limit for slow ones, and
+a count at the end of what was fed to the properties."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ settings.register_profile("deep", max_examples=int(os.environ.get("KVRAY_FUZZ_IN
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+SLOW_LIMIT_S = 900
+"""For slow tests that name no limit of their own: a busy machine makes them several times as long."""
+
 
 @pytest.fixture(autouse=True)
 def _logger() -> Iterator[None]:
@@ -35,6 +38,13 @@ def _logger() -> Iterator[None]:
 def second_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Python of another virtual environment, in which all that is here can be imported."""
     return make_environment(tmp_path_factory.mktemp("second") / "env", *sys.path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Only a test that hangs reaches its limit, however busy the machine is."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
 
 
 def pytest_collection_finish() -> None:

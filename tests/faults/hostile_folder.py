@@ -64,6 +64,5 @@ def run(
         env={**unsafe, **careless, "COLUMNS": "200", "NO_COLOR": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )

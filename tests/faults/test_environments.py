@@ -52,7 +52,7 @@ def run_kvray(
     own = {"COLUMNS": "120", "HF_HUB_OFFLINE": "1", **(environment or {})}
     line = [*before, sys.executable, "-m", "kvray", *map(str, arguments)]
     surroundings = {name: value for name, value in os.environ.items() if name != without}
-    return subprocess.run(line, capture_output=True, check=False, timeout=240, env={**surroundings, **own})
+    return subprocess.run(line, capture_output=True, check=False, env={**surroundings, **own})
 
 
 def records_in(folder: Path) -> list[TrialRecord]:

@@ -158,7 +158,6 @@ def test_a_batch_measures_on_a_joined_cluster_and_retries_there_what_failed(
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=200,
             check=False,
         )
         assert done.returncode == 13, done.stderr

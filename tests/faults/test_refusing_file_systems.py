@@ -148,7 +148,6 @@ def test_a_sweep_on_a_file_system_that_refuses_all_of_it_is_measured(refusing: P
         },
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

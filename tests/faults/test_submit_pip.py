@@ -54,6 +54,5 @@ def submit(cluster: RayCluster, *options: str) -> subprocess.CompletedProcess[st
         cwd=cluster.home,
         capture_output=True,
         text=True,
-        timeout=240,
         check=False,
     )

@@ -36,7 +36,6 @@ def kvray(environment: dict[str, str]) -> Kvray:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
             cwd=cwd,
             env={**environment, **extra},
         )

@@ -22,7 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(results: Path, demo_model: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / "tune_api.py"), str(demo_model), str(results)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
 
 
 @pytest.mark.slow  # tunes the demo model
@@ -45,7 +45,7 @@ def test_the_plan_example_answers_sensibly(
 ) -> None:
     (plan,) = results.glob("reports/*/best_plan.json")
     command = [sys.executable, str(EXAMPLES / "use_plan.py"), str(plan), "The capital of France is"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "Paris" in done.stdout
     assert "answered by " in done.stderr
 

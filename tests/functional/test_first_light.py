@@ -18,7 +18,6 @@ def test_every_step_of_first_light_runs_on_a_cpu(environment: dict[str, str], tm
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
         cwd=tmp_path,
         env=environment,
     )

@@ -82,7 +82,6 @@ def offline(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Watche
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
         env=environment_of(folder),
         cwd=folder,
     )

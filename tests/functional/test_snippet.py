@@ -105,7 +105,6 @@ def outcomes(
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
         env={
             **environment,
             **TransformersAdapter().process_environment(),
