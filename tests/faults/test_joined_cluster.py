@@ -50,7 +50,6 @@ def test_a_cluster_is_found_by_itself(cluster: RayCluster, tmp_path: Path) -> No
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     assert done.stdout == "1\n", done.stderr
@@ -63,7 +62,6 @@ def test_a_type_of_gpu_is_not_looked_for_on_a_cpu_in_its_place(cluster: RayClust
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     assert done.returncode != 0
@@ -99,7 +97,6 @@ def test_a_cluster_of_another_ray_is_refused_before_it_is_joined(cluster: RayClu
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     assert done.stdout.startswith(
@@ -125,7 +122,6 @@ def test_without_its_token_one_line_says_so_and_what_ray_says_is_in_the_log(
         env={**cluster.environment, "KVRAY_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path), **wrong},
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     assert done.returncode == 11

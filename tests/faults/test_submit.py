@@ -76,7 +76,6 @@ def kvray(
         cwd=folder or cluster.home,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
 

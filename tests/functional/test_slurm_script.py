@@ -59,7 +59,7 @@ class SlurmJob:
         """What each `srun` was asked for: the node, then the command."""
         return [line.split() for line in self._calls.read_text().splitlines()]
 
-    def wait(self, timeout_s: float = 120.0) -> int:
+    def wait(self, timeout_s: float = 240.0) -> int:
         try:
             return self.process.wait(timeout_s)
         finally:
