@@ -96,7 +96,7 @@ def _print_one(console: Console, preview: Preview, config: TuneConfig) -> None:
 def _too_long(preview: Preview) -> str:
     every = (one.hardware.disturbance for one in (preview, *preview.others) if one.hardware is not None)
     told = next(filter(None, every), None)
-    return f", which is too long: while this device's rates were measured, {told}" if told else ""
+    return f". That is more than it will take: while this device's rates were measured, {told}" if told else ""
 
 
 def _rest_text(rest: Rest, *, max_trials: int | None) -> str:

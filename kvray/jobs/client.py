@@ -7,6 +7,7 @@ import enum
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,14 +212,15 @@ class JobServer:
         import requests
 
         try:
-            answer = self._version_answer()
-            if answer.status_code in (401, 403):
-                _send_token()
+            with self._token_told():
                 answer = self._version_answer()
+                if answer.status_code in (401, 403):
+                    _send_token()
+                    answer = self._version_answer()
         except requests.exceptions.RequestException as error:
             raise self._unreachable(error) from error
         if answer.status_code in (401, 403):
-            raise token_problem(f"The job server at {self.address} cannot be used")
+            raise self._token_problem()
         try:
             return str(answer.json()["ray_version"])
         except (ValueError, KeyError, TypeError):
@@ -234,6 +236,19 @@ class JobServer:
         return requests.get(
             f"{self.address}/api/version", headers=get_auth_headers_if_auth_enabled({}), timeout=_KNOCK_S
         )
+
+    @contextmanager
+    def _token_told(self) -> Iterator[None]:
+        """Where Ray finds no token, or one that the server does not accept, says which setting is wrong."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError:
+            raise self._token_problem() from None
+
+    def _token_problem(self) -> SweepError:
+        return token_problem(f"The job server at {self.address} cannot be used")
 
     def _unreachable(self, error: BaseException) -> SweepError:
         return SweepError(
@@ -252,20 +267,19 @@ class JobServer:
                 return super()._do_request(*arguments, **{"timeout": (_KNOCK_S, _ANSWER_S), **options})
 
         try:
-            with changed_environment(dict.fromkeys(_ADDRESSES)):  # they would go before the address that is given
+            # The variables would go before the address that is given.
+            with self._token_told(), changed_environment(dict.fromkeys(_ADDRESSES)):
                 return Client(self.address)
         except (requests.exceptions.RequestException, OSError, RuntimeError) as error:
             raise self._unreachable(error) from error
 
     def _ask(self, method: Any, *arguments: Any, **options: Any) -> Any:
         import requests
-        from ray.exceptions import AuthenticationError
 
         about = options.pop("job_id", None)
         try:
-            return method(*arguments, **options)
-        except AuthenticationError:
-            raise token_problem(f"The job server at {self.address} cannot be used") from None
+            with self._token_told():
+                return method(*arguments, **options)
         except (requests.exceptions.RequestException, ConnectionError) as error:
             raise self._unreachable(error) from error
         except (RuntimeError, ValueError) as error:

@@ -24,6 +24,7 @@ _KNOCK_S = 10.0
 """Seconds in which a cluster must accept a connection."""
 _NOTED, _NOTED_IN = b"CLUSTER_METADATA", b"cluster"
 """Where in Ray's store the head notes its versions, as JSON; `ray.init` compares them after it has connected."""
+_ADDRESS = "RAY_ADDRESS"
 _MODE = "RAY_AUTH_MODE"
 _COPY = "Copy ~/.ray/auth_token from the cluster's head to the same place here, or set RAY_AUTH_TOKEN to what it holds."
 
@@ -45,6 +46,8 @@ def prepare_to_join(address: str) -> str | None:
 
     if address.startswith(("http://", "https://")):
         raise _dashboard_problem(address)
+    if address == "auto" and (named := os.environ.get(_ADDRESS, "")).startswith(("http://", "https://")):
+        raise _dashboard_named(named)
     if "://" in address:
         _knock(address.partition("://")[2])
         raise _client_problem(address)
@@ -78,6 +81,15 @@ def _dashboard_problem(address: str) -> SweepError:
         f"The Ray cluster at {address!r} cannot be reached: that is a dashboard's address.",
         hint=f"Give --address {_bracketed(host)}:6379 here, or send the command to it: "
         f"kvray submit --address {address} …",
+    )
+
+
+def _dashboard_named(address: str) -> SweepError:
+    """Ray's `auto` takes the variable's word, and `kvray submit` reads a dashboard from it."""
+    return SweepError(
+        f"--address auto follows {_ADDRESS}, which is {address!r}: that is a dashboard's address.",
+        hint=f"To join a cluster from one of its machines: env -u {_ADDRESS} kvray … --address auto. To send the "
+        "command to it: kvray submit …",
     )
 
 

@@ -68,7 +68,7 @@ class NodeModels(ModelAccess):
             for node_id in self._node_ids
             if node_id != self._asked_id
         ]
-        self._wait_for([answer for _, answer in answers], f"The weights are fetched on {len(answers)} further nodes.")
+        self._wait_for([answer for _, answer in answers], f"Further nodes that fetch the weights now: {len(answers)}.")
         for node_id, answer in answers:
             try:
                 _answer_of(answer)

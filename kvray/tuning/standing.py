@@ -123,6 +123,7 @@ class SweepState:
         self.budget_s = manifest.budget_s
         for result in recorded:
             self.update(result, preview, ended=True)
+        self.launches = max(self.launches or 0, self.finished)  # an earlier attempt may have launched more
         starts = earlier_session(manifest, recorded)
         if starts or not is_further_type:
             self.recalled = session_text(starts) if starts else ""
@@ -172,7 +173,7 @@ class SweepState:
 
     def best(self) -> TrialState | None:
         """The best candidate of those that were measured completely and keep the limits, by all its processes."""
-        kept = [one for one in self._complete() if all(process.keeps_limits for process in one)]
+        kept = [one for one in self._complete() if all(process.keeps_limits for process in _calm(one))]
         found = max(kept, key=_utility, default=None)
         return None if found is None else _pooled(found)
 
@@ -310,9 +311,9 @@ def _longest(every: Sequence[Range | None]) -> Range | None:
 
 
 def _pooled(processes: Sequence[TrialState]) -> TrialState:
-    """Medians over a candidate's processes."""
+    """Medians over a candidate's processes, as far as they are calm."""
     first = processes[0]
-    metrics = [one.metrics for one in processes if one.metrics is not None]
+    metrics = [one.metrics for one in _calm(processes) if one.metrics is not None]
     return replace(
         first,
         is_baseline=any(one.is_baseline for one in processes),
@@ -327,7 +328,12 @@ def _pooled(processes: Sequence[TrialState]) -> TrialState:
 
 
 def _utility(processes: Sequence[TrialState]) -> float:
-    return statistics.median(one.utility or 0.0 for one in processes)
+    return statistics.median(one.utility or 0.0 for one in _calm(processes))
+
+
+def _calm(processes: Sequence[TrialState]) -> Sequence[TrialState]:
+    """Those with an undisturbed run of each cell; all of them where there are none, as in the final ranking."""
+    return [one for one in processes if not one.rests_on_disturbed] or processes
 
 
 def _best_text(best: TrialState) -> str:

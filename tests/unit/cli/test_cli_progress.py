@@ -259,6 +259,30 @@ def test_a_view_tells_what_a_running_trial_does(preview: Preview, tmp_path: Path
     assert state.doing() == []
 
 
+def test_what_an_earlier_attempt_tried_beyond_the_limit_of_this_one_counts_as_allowed(preview: Preview) -> None:
+    state = SweepState(clock=Clock())
+    recorded = [result_of(spec) for spec in specs_of(preview)[:3]]
+    state.start(preview, manifest_of(preview).model_copy(update={"max_trials": 2}), recorded)
+    assert state.time_line() == "3 of at most 3 of 12 candidates tried · 0 s passed"
+
+
+def test_a_disturbed_process_does_not_count_beside_a_calm_one(preview: Preview) -> None:
+    state, (baseline, other, *_) = SweepState(clock=Clock()), specs_of(preview)
+    state.start(preview, manifest_of(preview), [result_of(baseline, ttft_ms=100.0), result_of(other, ttft_ms=90.0)])
+    again = result_of(replace(baseline, trial_id="confirm", role=Role.CONFIRM), ttft_ms=5000.0)
+    runs = tuple(replace(run, disturbed=True) for run in again.runs)
+    state.update(replace(again, runs=runs), preview, ended=True)
+
+    found = state.baseline()
+    assert found is not None
+    assert found.metrics is not None
+    assert found.metrics.ttft_ms == pytest.approx(100.0)
+    assert not found.rests_on_disturbed
+    gain = state.best_gain()
+    assert gain is not None
+    assert gain.ttft == pytest.approx(1 / 0.9 - 1)
+
+
 def test_what_an_earlier_attempt_has_recorded_counts_as_tried(preview: Preview) -> None:
     state, (baseline, *_) = SweepState(clock=Clock()), specs_of(preview)
     state.start(preview, manifest_of(preview), [result_of(baseline)])

@@ -86,6 +86,18 @@ def test_every_command_tells_in_one_line_what_is_wrong_with_the_job_server(
     assert "has Ray 2.9.9, and this machine has Ray" in only_line(command, serve(another_ray), capsys)
 
 
+def test_a_token_file_that_is_not_there_is_named(
+    serve: Callable[[Answer], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
+    line = only_line(["jobs", "list", "--address", "ADDRESS"], serve(Answer(status=403)), capsys)
+    assert "RAY_AUTH_TOKEN_PATH names '/nowhere/token', which cannot be read or is empty" in line
+
+
 def test_what_a_program_collects_of_rays_log_is_left_alone(
     serve: Callable[[Answer], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

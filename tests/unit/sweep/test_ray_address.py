@@ -76,6 +76,14 @@ def test_a_dashboards_address_is_refused_at_once(tmp_path: Path) -> None:
         connect("http://127.0.0.1:8265", tmp_path)
 
 
+def test_auto_says_that_it_follows_a_variable_with_a_dashboards_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(SweepError, match=r"follows RAY_ADDRESS, which is 'http:.*': that is a dashboard"):
+        connect("auto", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("address", "hint"),
     [
