@@ -5,7 +5,10 @@ from __future__ import annotations
 import http.server
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 import pytest
 
 from kvray.cli.app import run
+from kvray.errors import SweepError
 
 pytestmark = pytest.mark.spawns
 COMMANDS = [
@@ -86,16 +90,18 @@ def test_every_command_tells_in_one_line_what_is_wrong_with_the_job_server(
     assert "has Ray 2.9.9, and this machine has Ray" in only_line(command, serve(another_ray), capsys)
 
 
-def test_a_token_file_that_is_not_there_is_named(
-    serve: Callable[[Answer], str],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
-    line = only_line(["jobs", "list", "--address", "ADDRESS"], serve(Answer(status=403)), capsys)
-    assert "RAY_AUTH_TOKEN_PATH names '/nowhere/token', which cannot be read or is empty" in line
+def test_a_token_file_that_is_not_there_is_named(serve: Callable[[Answer], str]) -> None:
+    """In a process of its own: Ray remembers whether a token was needed before."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-m", "kvray", "jobs", "list", "--address", serve(Answer(status=401))],
+        env={**plain, "RAY_AUTH_TOKEN_PATH": "/nowhere/token"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == SweepError.exit_code
+    assert "RAY_AUTH_TOKEN_PATH names '/nowhere/token', which cannot be read or is empty" in done.stderr
 
 
 def test_what_a_program_collects_of_rays_log_is_left_alone(
