@@ -37,6 +37,8 @@ llama = pytest.importorskip("llama_cpp.llama_cpp")
 CELL = Cell(40, 8, 1)
 LAYERS, ELEMENTS = 30, 3 * 64
 """Layers of SmolLM2, and elements of a token's keys in each."""
+NEARLY = 0.3
+"""Nats between two tokens that rounding may exchange: each may be off by half of it."""
 ROUNDING = 0.02
 """Nats per token between two ways to compute the same: activations in 8 bits magnify small differences."""
 CELLS = 256
@@ -149,10 +151,12 @@ def test_forced_tokens_are_thought_of_as_when_they_were_chosen(prepared: LoadedM
 
 @pytest.mark.parametrize("unified", [False, True])
 def test_each_sequence_of_a_batch_gets_what_it_gets_alone(demo_model: Path, unified: bool) -> None:
-    """Without flash attention, which rounds otherwise where sequences share a buffer."""
+    """Without flash attention, which rounds otherwise where sequences share a buffer. On some CPUs sums are of another
+    order there too; then another token may be chosen that is nearly as probable, and what follows is another text."""
     with closing(load(demo_model, made(AttentionBackend.EAGER, kv_unified=unified))) as model:
         model.prepare(CELL)
-        alone = model.generate(8).tokens
+        alone = model.generate(8).tokens[0]
+        thought = list(model.forced_log_probabilities(ForcedText(ids=(*prompt_of(model), *alone), forced=8)))
         model.prepare(CELL._replace(batch_size=3))
         rows = model.generate(8).tokens
         told = [np.asarray(one) for _, _, one in model.forced_log_probabilities(model.forced_text(8))]
@@ -160,7 +164,10 @@ def test_each_sequence_of_a_batch_gets_what_it_gets_alone(demo_model: Path, unif
     assert used is not None
     assert used.substitutions == ()
     assert used.cache_layers == ("30 layers × 256 cells" if unified else "30 layers × 256 cells × 3")
-    assert rows[0] == alone[0]
+    parting = next((place for place in range(8) if rows[0][place] != alone[place]), None)
+    if parting is not None:
+        logs = np.asarray(thought[parting][2])[0]
+        assert logs[alone[parting]] - logs[rows[0][parting]] < NEARLY
     assert len(set(rows)) == 3
     assert np.mean([divergence(*one) for one in told]) < ROUNDING
 
