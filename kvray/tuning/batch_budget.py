@@ -88,7 +88,7 @@ class BatchBudget:
 
 
 class _Charged(SweepObserver):
-    """See `BatchBudget.charged`."""
+    """Tells a budget of each trial before it tells an observer."""
 
     def __init__(self, budget: BatchBudget, observer: SweepObserver) -> None:
         self._budget = budget
