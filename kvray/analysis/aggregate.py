@@ -171,7 +171,7 @@ class StoredCells(MadeLater[CellMetrics]):
 
     @property
     def peaks_mib(self) -> Sequence[float]:
-        """Of `columns` that of the peaks."""
+        """The peaks among `columns`, in MiB."""
         return self._pick(self._trial.figures.metrics[_NAMES.index("peak_mib")])  # type: ignore[no-any-return]
 
     @override

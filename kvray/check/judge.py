@@ -235,7 +235,7 @@ def _differences(before: RanFacts | None, now: RanFacts | None) -> Iterator[str]
 
 
 def _what_changed(before: str, now: str) -> tuple[str, str]:
-    """Of long lists, such as the instructions that a library was compiled for, what only one of them has."""
+    """What only one of two long lists has, such as the instructions that a library was compiled for."""
     if min(before.count(_LIST_SIGN), now.count(_LIST_SIGN)) < _LONG_LIST:
         return before, now
     one, two = before.split(_LIST_SIGN), now.split(_LIST_SIGN)

@@ -135,7 +135,7 @@ class BatchQueue:
             return self._has_seen_all and not any(one.is_for(gpu_type) for one in self._waiting)
 
     def first(self) -> ReadySweep:
-        """Of a sweep that is ready, on its first type of GPU; it stays here. Call it when `has_one`."""
+        """The first sweep that is ready, on its first type of GPU. It stays here. Call it when `has_one`."""
         return self._waiting[0].ready[0]
 
     def take(self, fits: Callable[[Waiting], bool] = lambda _: True) -> Waiting | None:
