@@ -137,17 +137,18 @@ def test_a_process_is_in_one_group_only(model: TensorParallelModel, request_: Mo
         TensorParallelModel(request_, spread(), DeviceType.CPU)
 
 
-def test_a_rank_that_dies_ends_the_call_at_once_with_how_it_died(model: TensorParallelModel) -> None:
-    """The last test of this model."""
+def test_a_rank_that_dies_ends_the_call_at_once_with_how_it_died(
+    model: TensorParallelModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test of this model. No time limit of ours ends the call: this test would run out of its own before."""
+    monkeypatch.setattr(ranks_module, "IN_STEP_S", 3600.0)
     model.prepare(CELL)
     model.generate(4)
     other = model.processes()[1]
     os.kill(other, signal.SIGKILL)
-    started = time.monotonic()
     for _ in range(2):
         with pytest.raises(CrashedError, match=r"^rank 1 was killed by SIGKILL"):
             model.generate(4)
-    assert time.monotonic() - started < 20
     assert still_alive([other]) == []
     model.close()
     assert not torch.distributed.is_initialized()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -63,10 +63,8 @@ def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> N
 
 
 def test_what_a_command_leaves_running_is_not_waited_for(tmp_path: Path) -> None:
-    began = time.monotonic()
-    ExecCommand(f"sh -c 'sleep 30 & echo $! > {tmp_path}/pid'").deliver(ALERT)
-    assert time.monotonic() - began < 20
-    os.kill(int((tmp_path / "pid").read_text()), 9)
+    ExecCommand(f"sh -c 'sleep 900 & echo $! > {tmp_path}/pid'").deliver(ALERT)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # it is there still
 
 
 def test_a_command_that_runs_when_the_watch_ends_is_killed_and_its_alert_kept(tmp_path: Path) -> None:
