@@ -134,20 +134,21 @@ def draw_utilities(
     variances = process_variances(evidence, weights)
     rows = np.array([evidence.place_of[key] for key in own.ids])[own.owner]
     values, within = own.logs @ weights, own.within @ weights**2
-    generator = np.random.default_rng(seed)
-    each = 2 * math.ceil(draws / (2 * len(variances.machine)))  # an even number: half of them mirror the others
+    noises = len(variances.machine)
+    each = 2 * math.ceil(draws / (2 * noises))  # an even number: half of them mirror the others
     expected = SPREAD**2 * typical_variance(weights)
-    utilities = np.empty((each * len(variances.machine), len(own.ids)))  # ten thousand candidates take 160 MB: no copy
+    levels, generators = _levels(own), np.random.default_rng(seed).spawn(noises)
+    utilities = np.empty((each * noises, len(own.ids)))  # ten thousand candidates take 160 MB: no copy
 
-    def population(drawn_noise: tuple[Array, Array]) -> tuple[Array, float]:
-        one, level = drawn_noise
-        return _population(own, values, within + one[rows], expected, level)
+    def draw(number: int) -> Array:
+        each_process = within + variances.own[number][rows]
+        population = _population(own, values, each_process, expected, levels[number])
+        drawn, typical = utilities[number * each : (number + 1) * each], float(variances.machine[number])
+        _draw(drawn, own, values, each_process, typical, population, generators[number])
+        return drawn
 
-    noises = zip(variances.own, _levels(own), strict=True)
-    populations = computed_ahead(population, noises, rows=len(rows))
-    for number, (machine, one, found) in enumerate(zip(variances.machine, variances.own, populations, strict=True)):
-        drawn = utilities[number * each : (number + 1) * each]
-        _draw(drawn, own, values, within + one[rows], float(machine), found, generator)
+    for _ in computed_ahead(draw, range(noises), rows=len(rows)):
+        pass  # each is drawn where it belongs
     return UtilityPosterior(ids=own.ids, utilities=utilities[:draws])
 
 
@@ -185,7 +186,7 @@ def _draw(
     precision = 1 / spread + np.bincount(owner, weights, count)
     pull = mean / spread + np.bincount(owner, weights * values, count)
     half = len(drawn) // 2
-    noise = generator.standard_normal((count, half)).T / np.sqrt(precision)
+    noise = generator.standard_normal((half, count)) / np.sqrt(precision)
     in_round = evidence.rounds[:, None] == np.unique(evidence.rounds[evidence.rounds != SEARCH_ROUND])
     if not in_round.shape[1]:
         centres = np.broadcast_to(pull / precision, drawn.shape)
@@ -194,7 +195,7 @@ def _draw(
         information = np.diag(weights @ in_round + 1 / typical) - shared.T @ (shared / precision[:, None])
         covariance = np.linalg.inv(information)
         effects = covariance @ ((weights * values) @ in_round - shared.T @ (pull / precision))
-        normal = generator.standard_normal((len(effects), half)).T
+        normal = generator.standard_normal((half, len(effects)))
         rounds = effects + np.concatenate([normal, -normal]) @ np.linalg.cholesky(covariance).T
         centres = (pull - rounds @ shared.T) / precision
     np.add(centres[:half], noise, out=drawn[:half])
@@ -251,11 +252,16 @@ class _Engine:
 
     @classmethod
     def of(cls, values: Array, variances: Array, spreads: Array) -> _Engine:
-        precision = 1 / (spreads[:, None] + variances)
-        total = precision.sum(axis=1)
-        means = precision @ values / total
-        misfit = (precision * (values - means[:, None]) ** 2).sum(axis=1)
-        return cls(means=means, precision=total, logs=np.log(precision).sum(axis=1) - np.log(total) - misfit)
+        """Processes of the same variance count as one: of thousands of processes only some tens differ."""
+        unlike, member = np.unique(variances, return_inverse=True)
+        counts = np.bincount(member).astype(np.float64)
+        centres = np.bincount(member, values) / counts
+        squares = np.bincount(member, (values - centres[member]) ** 2)
+        precision = 1 / (spreads[:, None] + unlike)
+        total = precision @ counts
+        means = precision @ (counts * centres) / total
+        misfit = (precision * (squares + counts * (centres - means[:, None]) ** 2)).sum(axis=1)
+        return cls(means=means, precision=total, logs=np.log(precision) @ counts - np.log(total) - misfit)
 
 
 def _searched(evidence: Evidence) -> list[Flags]:

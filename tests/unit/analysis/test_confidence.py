@@ -177,7 +177,7 @@ def test_the_share_is_right_as_often_as_it_says(processes: int) -> None:
         ]
         results = list(itertools.chain.from_iterable(trials))
         ranking = rank(results, PROFILE)
-        confidence = estimate_confidence(ranking, results, PROFILE, seed=0, replicates=200)
+        confidence = estimate_confidence(ranking, results, PROFILE, seed=0)
         assert confidence is not None
         best = candidates[int(np.argmax(truth))].candidate_id
         stated.append(confidence.winner_share)
