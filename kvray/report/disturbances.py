@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvray.analysis.confidence import DISTURBED_CELLS_WORTH_A_NOTE
-from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed, without_replaced
+from kvray.analysis.disturbed import disturbed_share, resting_on_disturbed
 from kvray.config import DISTURBED
 from kvray.record import TrialResult
 from kvray.report import formats
@@ -19,7 +19,7 @@ _FIGURE = re.compile(r"\d[\d.]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Disturbances:
-    """How many of a sweep's runs were disturbed, without those of trials that undisturbed ones have replaced.
+    """How many of a sweep's recorded runs were disturbed, be they in a figure or not.
 
     Attributes:
         reason: the most frequent one, with the figures of its first run; `None` where none is recorded.
@@ -66,10 +66,9 @@ class Disturbances:
 
 def disturbances(results: Sequence[TrialResult]) -> Disturbances:
     """Count the disturbed runs of a sweep."""
-    counted = without_replaced(results)
-    disturbed = [result.columns for result in counted if result.has_disturbed_runs]
+    disturbed = [result.columns for result in results if result.has_disturbed_runs]
     return Disturbances(
-        runs=sum(len(result.runs) for result in counted),
+        runs=sum(len(result.runs) for result in results),
         disturbed=sum(int(runs.disturbed.sum()) for runs in disturbed),
         reason=_most_frequent(reason for runs in disturbed for reason in runs.reasons),
         share=disturbed_share(results),

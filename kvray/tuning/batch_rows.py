@@ -46,8 +46,7 @@ def result_columns(result: TuneResult, *, is_measured: bool, reason: str | None 
     if not is_measured:
         best = [f"best so far: {one.label}" for one in _ranked_first(result)]
         return _counted(result) | {"reason": "; ".join(filter(None, (reason, *best))) or None}
-    disturbed = disturbances(result.results)
-    found = _counted(result) | {"is_disturbed": disturbed.decides or disturbed.disturbed * 2 > disturbed.runs}
+    found = _counted(result) | {"is_disturbed": disturbances(result.results).decides}
     for one in _ranked_first(result):
         found |= {"winner_id": one.candidate_id, "winner": one.label}
         found |= {name: getattr(one, name) for name in _OF_THE_WINNER}

@@ -78,6 +78,13 @@ def test_a_sweep_whose_runs_were_disturbed_is_marked_and_not_green() -> None:
     assert 'badge failure">disturbed' in html
 
 
+def test_a_sweep_whose_every_cell_has_an_undisturbed_run_is_not_marked() -> None:
+    def mostly_disturbed(result: TrialResult) -> TrialResult:
+        return replace(result, runs=tuple(replace(run, disturbed=run.repeat > 0) for run in result.runs))
+
+    assert row(BatchStatus.OK, [mostly_disturbed(one) for one in TWO]).is_disturbed is False
+
+
 def test_a_baseline_that_wins_says_that_nothing_is_gained() -> None:
     _, markdown, html = pages(row(BatchStatus.OK, TWO[:1]))
     assert markdown.count("none: the baseline wins") == html.count("none: the baseline wins") == 3

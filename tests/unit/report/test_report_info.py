@@ -520,6 +520,15 @@ def test_one_line_says_how_much_was_disturbed_and_how_to_measure_it_again() -> N
     assert disturbances([because(base, reasons), other]).warning("run-1") is None, "every cell has better runs"
 
 
+def test_runs_that_undisturbed_ones_have_replaced_are_counted_like_those_in_the_records() -> None:
+    first, again = measured(BASELINE, role=Role.BASELINE), measured(BASELINE, role=Role.CONFIRM, confirm_round=1)
+    results = [because(first, ["thermal throttling"] * len(first.runs)), again]
+    found = disturbances(results)
+    assert found.runs == sum(len(one.runs) for one in results)
+    assert found.disturbed == len(first.runs)
+    assert (found.decides, found.warning("run-1")) == (False, None)
+
+
 def test_where_nothing_keeps_the_limits_the_verdict_says_that_it_was_disturbed() -> None:
     base = measured(BASELINE, role=Role.BASELINE)
     profile = PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=1.0)})
