@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kvray.analysis.aggregate import CellMetrics, Metrics, aggregate
+from kvray.analysis.aggregate import CellMetrics, Metrics
 from kvray.analysis.evidence import DECODE, TTFT, Evidence, gather_evidence
 from kvray.analysis.intervals import Interval, as_gains, gain_intervals, paired_rounds
 from kvray.analysis.limits import Miss, missed_limits
+from kvray.analysis.measured import Measured
 from kvray.analysis.pareto import MEMORY_STEP, pareto_front
-from kvray.analysis.pooling import (
-    Pools,
-    full_length_cells,
-    missing_cells,
-    pool_complete_trials,
-    quality_records,
-    with_quality_of,
-)
+from kvray.analysis.pooling import Pools, missing_cells, pool_complete_trials, quality_records
 from kvray.analysis.reasons import allowed_now_reason, status_reason
-from kvray.analysis.score import ideal_utility, score, utility
+from kvray.analysis.score import ideal_utility, score
 from kvray.ratios import SAME_WITHIN
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.resuming import is_allowed_now
@@ -170,7 +163,7 @@ def rank(
     pools = pool_complete_trials(results, profile) if pools is None else pools
     qualities = quality_records(results)
     measured = {
-        candidate_id: _Measured.of(pool, profile, quality_of=qualities.get(candidate_id))
+        candidate_id: Measured.of(pool, profile, quality_of=qualities.get(candidate_id))
         for candidate_id, pool in pools.items()
     }
     misses = {key: missed_limits(one.record, one.cells, profile.limits) for key, one in measured.items()}
@@ -180,7 +173,7 @@ def rank(
         entries=_entries(measured, obstacles, baseline, evidence or gather_evidence(results, profile), profile),
         unranked=_sorted_unranked(
             (
-                *(one.unranked(obstacles[key], misses[key]) for key, one in measured.items() if key in obstacles),
+                *(_unranked(one, obstacles[key], misses[key]) for key, one in measured.items() if key in obstacles),
                 *_unpooled(results, pools, profile),
             )
         ),
@@ -188,57 +181,10 @@ def rank(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """A candidate with every cell measured; `cold_s` is the median over its trials."""
-
-    record: TrialRecord
-    cells: Sequence[CellMetrics]
-    metrics: Metrics
-    utility: float
-    cold_s: float | None
-
-    @classmethod
-    def of(
-        cls, pool: Sequence[TrialResult], profile: WorkloadProfile, *, quality_of: TrialRecord | None = None
-    ) -> _Measured:
-        """What a candidate's trials measured. `quality_of` has the quality: confirming trials have none."""
-        cells = full_length_cells(pool, profile)
-        metrics = aggregate(cells)
-        return cls(
-            record=_representative([trial.record for trial in pool], quality_of),
-            cells=cells,
-            metrics=metrics,
-            utility=utility(metrics, profile),
-            cold_s=_cold_s(trial.record for trial in pool),
-        )
-
-    @property
-    def order(self) -> tuple[float, float, str, str]:
-        peak = self.metrics.peak_mib
-        return -self.utility, float("inf") if peak is None else peak, self.record.candidate.label, self.record.trial_id
-
-    def unranked(self, reason: str, misses: tuple[Miss, ...] = ()) -> UnrankedTrial:
-        return UnrankedTrial(
-            record=self.record,
-            reason=reason,
-            misses=misses,
-            utility=self.utility,
-            metrics=self.metrics,
-            cells=self.cells,
-        )
-
-
-def _representative(records: Sequence[TrialRecord], quality_of: TrialRecord | None) -> TrialRecord:
-    """The first that ended ok (if one did), with the quality that the candidate's search trial measured."""
-    first = next((record for record in records if record.status is TrialStatus.OK), records[0])
-    return with_quality_of(quality_of, first)
-
-
 def _entries(
-    measured: Mapping[str, _Measured],
+    measured: Mapping[str, Measured],
     obstacles: Mapping[str, str],
-    baseline: _Measured | None,
+    baseline: Measured | None,
     evidence: Evidence,
     profile: WorkloadProfile,
 ) -> tuple[RankedCandidate, ...]:
@@ -266,7 +212,7 @@ def _entries(
     )
 
 
-def _gains(measured: Sequence[_Measured], baseline: _Measured, evidence: Evidence) -> list[Gain]:
+def _gains(measured: Sequence[Measured], baseline: Measured, evidence: Evidence) -> list[Gain]:
     metrics = {one.record.candidate_id: one.metrics for one in (*measured, baseline)}
     gains = measured_gains(metrics, baseline.record.candidate_id, evidence)
     return [gains[one.record.candidate_id] for one in measured]
@@ -306,27 +252,13 @@ def _memory_gain(baseline: Metrics, metrics: Metrics) -> float | None:
     return None if peaks[0] is None or peaks[1] is None else peaks[0] / peaks[1] - 1
 
 
-def _find_baseline(results: Iterable[TrialResult], measured: Mapping[str, _Measured]) -> _Measured | None:
+def _find_baseline(results: Iterable[TrialResult], measured: Mapping[str, Measured]) -> Measured | None:
     ids = {result.record.candidate_id for result in results if result.record.role is Role.BASELINE}
     complete = [one for key, one in measured.items() if key in ids]
     return min(complete, key=lambda one: (one.record.batch_size, one.record.candidate_id), default=None)
 
 
-def _cold_s(records: Iterable[TrialRecord]) -> float | None:
-    known = [cold_s for record in records if (cold_s := _cold_s_of(record)) is not None]
-    return statistics.median(known) if known else None
-
-
-def _cold_s_of(record: TrialRecord) -> float | None:
-    """Records older than the column `cold_s` tell only what loading and all warm-up calls took."""
-    if record.cold_s is not None:
-        return record.cold_s
-    if record.load_s is None or record.warmup_s is None:
-        return None
-    return record.load_s + record.warmup_s
-
-
-def _break_even_tokens(one: _Measured, baseline: _Measured | None, gain: Gain | None) -> float | None:
+def _break_even_tokens(one: Measured, baseline: Measured | None, gain: Gain | None) -> float | None:
     """Extra cold seconds over seconds saved per generated token. What a faster first token saves is left out."""
     if baseline is None or gain is None:
         return None
@@ -341,13 +273,19 @@ def _break_even_tokens(one: _Measured, baseline: _Measured | None, gain: Gain | 
     return extra_s / saved_s if saved_s > 0 else None
 
 
-def _extra_cold_s(one: _Measured, baseline: _Measured | None) -> float | None:
+def _extra_cold_s(one: Measured, baseline: Measured | None) -> float | None:
     if baseline is None or one.cold_s is None or baseline.cold_s is None:
         return None
     return one.cold_s - baseline.cold_s
 
 
-def _obstacles(measured: Mapping[str, _Measured], misses: Mapping[str, Sequence[Miss]]) -> dict[str, str]:
+def _unranked(one: Measured, reason: str, misses: tuple[Miss, ...] = ()) -> UnrankedTrial:
+    return UnrankedTrial(
+        record=one.record, reason=reason, misses=misses, utility=one.utility, metrics=one.metrics, cells=one.cells
+    )
+
+
+def _obstacles(measured: Mapping[str, Measured], misses: Mapping[str, Sequence[Miss]]) -> dict[str, str]:
     """Why a complete candidate is not ranked, by candidate id; absent if nothing stands in the way."""
     some_have_peak = any(one.metrics.peak_mib is not None for one in measured.values())
     found = {}
@@ -378,7 +316,7 @@ def _unpooled(
             continue
         missing = missing_cells(result, profile)
         if result.record.status.is_cut_short and not missing:
-            yield _Measured.of((result,), profile).unranked(status_reason(result.record))
+            yield _unranked(Measured.of((result,), profile), status_reason(result.record))
         elif result.record.status is TrialStatus.OK and result.has_lost_its_runs:
             yield UnrankedTrial(record=result.record, reason="its raw runs are missing or cannot be read")
         elif result.record.status is TrialStatus.OK:

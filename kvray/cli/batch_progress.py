@@ -58,7 +58,7 @@ class _Row(LineProgress):
 
     @property
     def line(self) -> str:
-        """E.g. `gpt2 · chat-agent: 3 of 12 candidates tried · 42 s passed · best: none yet · warming up 64→4: …`."""
+        """E.g. `gpt2 · chat-agent: 3 of 12 candidates tried · 42 s passed · best so far: none yet · loading: …`."""
         doing = self._state.doing()
         return f"{self._name}: {' · '.join((self._state.time_line(), self._state.best_line(), *doing[:1]))}"
 

@@ -91,7 +91,8 @@ class JobProgress(LineProgress):
         about["gpu_types"] = list(state.gpu_types)
         about["launches"] = state.launches
         standings = [dataclasses.asdict(one) for one in state.standings.values()]
-        self._send({"run_id": manifest.run_id, "sweep": about, "notes": state.notes, "trials": standings})
+        about_sweep = {"run_id": manifest.run_id, "sweep": about, "notes": state.notes, "trials": standings}
+        self._send({**about_sweep, **state.so_far.json_of(list(state.so_far.candidates), state.gpu_types)})
 
     @override
     def outlook_changed(self, outlook: Outlook) -> None:
@@ -116,10 +117,11 @@ class JobProgress(LineProgress):
     @override
     def trial_finished(self, result: TrialResult) -> None:
         super().trial_finished(result)
-        self._send_trial(result.record.trial_id)
+        label = self._state.standings[result.record.trial_id].label
+        self._send_trial(result.record.trial_id, **self._state.so_far.json_of([label], self._state.gpu_types))
 
-    def _send_trial(self, trial_id: str) -> None:
-        self._send({"trials": [dataclasses.asdict(self._state.standings[trial_id])]})
+    def _send_trial(self, trial_id: str, **more: Any) -> None:
+        self._send({"trials": [dataclasses.asdict(self._state.standings[trial_id])], **more})
 
     @override
     def _print_pulse(self, text: str) -> None:
@@ -243,6 +245,7 @@ class JobLog:
         for one in event.get("trials", ()):
             metrics = None if one["metrics"] is None else Metrics(**one["metrics"])
             state.standings[one["trial_id"]] = TrialState(**{**one, "metrics": metrics})
+        state.so_far.hear(event)
         if "finished" in event:
             state.finished = event["finished"]
             state.started = state.clock() - event["passed_s"]

@@ -9,7 +9,8 @@ from typing import Any
 from kvray.cli.following import how_to_go_on, place_of, why_it_failed
 from kvray.cli.job_events import BatchState, JobLog
 from kvray.jobs.client import Job, JobState
-from kvray.tuning.standing import RUNNING, TrialState
+from kvray.tuning.best_so_far import CandidateState
+from kvray.tuning.standing import RUNNING
 
 _SHOWN_COMMAND = 230
 """Characters: three lines of a terminal; the JSON has all of it."""
@@ -74,10 +75,10 @@ def _ended_rows(job: Job, log: JobLog, address: str) -> dict[str, str]:
 
 
 def _best_rows(log: JobLog) -> dict[str, str]:
-    """The verdict of a sweep that has ended; before that, what is best so far by all processes."""
+    """The verdict of a sweep that was written up; before that, what is best so far by all processes."""
     if log.verdicts:
         return {"result": "; ".join(log.verdicts)}
-    return {"best": log.state.best_line().removeprefix("best: "), "gain": log.state.gain_line() or ""}
+    return {"best": f"so far {log.state.best_text()}", "gain": log.state.gain_line() or ""}
 
 
 def _as_of(log: JobLog) -> str:
@@ -104,8 +105,8 @@ def _batch_rows(batch: BatchState) -> dict[str, str]:
 
 
 def _sweep_json(log: JobLog) -> dict[str, Any]:
-    state = log.state
-    gain, left_s = state.best_gain(), state.left_s()
+    state, so_far, left_s = log.state, log.state.so_far, log.state.left_s()
+    gain = so_far.gain()
     return {
         "run_id": log.run_id,
         "title": state.title,
@@ -113,8 +114,8 @@ def _sweep_json(log: JobLog) -> dict[str, Any]:
         "running": [one.label for one in state.standings.values() if one.state == RUNNING],
         "candidates": state.total,
         "tried": state.finished,
-        "best": _figures(state.best()),
-        "baseline": _figures(state.baseline()),
+        "best": _figures(so_far.best()),
+        "baseline": _figures(so_far.baseline()),
         "gain": None if gain is None else {"ttft": gain.ttft, "throughput": gain.throughput},
         "left_s": None if left_s is None else list(left_s),
         "as_of": _iso(log.told_at),
@@ -122,16 +123,16 @@ def _sweep_json(log: JobLog) -> dict[str, Any]:
     }
 
 
-def _figures(standing: TrialState | None) -> dict[str, Any] | None:
-    if standing is None or standing.metrics is None:
+def _figures(one: CandidateState | None) -> dict[str, Any] | None:
+    if one is None:
         return None
-    metrics = standing.metrics
+    metrics = one.metrics
     return {
-        "label": standing.label,
+        "label": one.label,
         "ttft_ms": metrics.ttft_ms,
         "decode_tok_s": metrics.decode_tok_s,
         "peak_mib": metrics.peak_mib,
-        "rests_on_disturbed": standing.rests_on_disturbed,
+        "rests_on_disturbed": one.rests_on_disturbed,
     }
 
 

@@ -52,10 +52,12 @@ def _tune(config: TuneConfig, *, as_json: bool) -> None:
     started = time.monotonic()
     with _progress() as progress:
         search = TuningSearch(config=config, observer=progress, arguments=_typed_arguments())
-        with patient_interrupts(lambda: str(search.interrupted())):
-            result = search.outcome()
-    if is_a_job():
-        tell_of_result(result)
+        try:
+            with patient_interrupts(lambda: str(search.interrupted())):
+                result = search.outcome()
+        finally:
+            if is_a_job() and search.written_up is not None:
+                tell_of_result(search.written_up)
     if as_json:
         typer.echo(json.dumps(summary(result, wall_s=time.monotonic() - started), indent=2))
     else:

@@ -119,6 +119,12 @@ class TuningSearch:
         self._run_id = run_id
         self._keeper: RecordKeeper | None = None
         self._quiet: QuietWait | None = None
+        self._written_up: TuneResult | None = None
+
+    @property
+    def written_up(self) -> TuneResult | None:
+        """What plan and reports say of the sweep, also of one that was broken off; `None` before they are written."""
+        return self._written_up
 
     @_offline_where_asked
     def preview(self) -> Preview:
@@ -158,7 +164,7 @@ class TuningSearch:
     @_offline_where_asked
     def outcome(self) -> TuneResult:
         """Like `run`, and returns a sweep in which nothing can be ranked, too."""
-        self._keeper = None
+        self._keeper = self._written_up = None
         try:
             return self._run()
         except KeyboardInterrupt:
@@ -187,6 +193,7 @@ class TuningSearch:
             if cluster is not None:
                 looks = each_type(cluster.nodes, partial(self._look, recorded))
             result, break_off = self._looked_at_and_measured(store, run_id, looks, claim, cluster, while_measuring)
+        self._written_up = result
         if self._keeper is not None and self._keeper.has_moved:
             raise self._keeper.moved()
         if break_off is not None:

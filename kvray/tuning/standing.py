@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kvray.analysis.aggregate import Metrics
-from kvray.analysis.disturbed import resting_on_disturbed
-from kvray.analysis.limits import missed_limits
-from kvray.analysis.ranking import Gain, gain_over
-from kvray.analysis.score import utility
-from kvray.measuring.recording import rung_cells, rung_metrics
+from kvray.measuring.recording import rung_metrics
 from kvray.ratios import speed_text, tok_s_text
 from kvray.record import Phase, Role, TrialRecord, TrialResult, TrialStatus, short_model_name
 from kvray.report.attempts import session_text
@@ -23,6 +18,7 @@ from kvray.store.resuming import earlier_session
 from kvray.sweep.outlook import Outlook, Range
 from kvray.trial.position import PositionBoard
 from kvray.trial.spec import LAST_RUNG, TrialSpec
+from kvray.tuning.best_so_far import BestSoFar, CandidateState
 from kvray.tuning.preview import Preview
 
 RUNNING = "running"
@@ -54,7 +50,6 @@ class TrialState:
         parallelism: GPUs that it holds on a device of GPUs.
         gpu_type: Ray's accelerator type of these, where that is known.
         wall_s: seconds that it took, once it has ended.
-        rests_on_disturbed: whether it has a cell without an undisturbed run.
     """
 
     label: str
@@ -62,15 +57,11 @@ class TrialState:
     trial_id: str = ""
     rung: int | None = None
     metrics: Metrics | None = None
-    utility: float | None = None
-    keeps_limits: bool = True
-    is_baseline: bool = False
     is_confirming: bool = False
     engine: str = ""
     parallelism: int = 1
     gpu_type: str | None = None
     wall_s: float = 0.0
-    rests_on_disturbed: bool = False
 
     @property
     def rung_text(self) -> str:
@@ -87,6 +78,7 @@ class SweepState:
     Attributes:
         launches: how many of the `total` candidates the search may launch.
         gpu_types: where trials run on several types of GPU, those types; each has a best candidate of its own.
+        so_far: what the candidates that were measured completely come to.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -102,6 +94,7 @@ class SweepState:
     recalled: str = ""
     notes: tuple[str, ...] = ()
     gpu_types: Sequence[str] = ()
+    so_far: BestSoFar = field(default_factory=BestSoFar)
     _foreseen: dict[str | None, tuple[Outlook, float]] = field(default_factory=dict)
 
     def start(
@@ -147,19 +140,15 @@ class SweepState:
         standing = self.standings.setdefault(record.trial_id, self._standing(record))
         standing.rung = record.rung
         standing.metrics = rung_metrics(result.runs, record.rung)
-        standing.rests_on_disturbed = bool(resting_on_disturbed([result]))
-        if standing.metrics is not None:
-            standing.utility = utility(standing.metrics, profile_of.profile)
-            cells = rung_cells(result.runs, record.rung)
-            standing.keeps_limits = not missed_limits(record, cells, profile_of.profile.limits)
         if ended:
+            self.so_far.take(standing.label, result, profile_of.profile)
             standing.state = record.status.value
             standing.wall_s = record.wall_s or 0.0
             self.finished += record.role is not Role.CONFIRM
         return standing
 
     def _standing(self, trial: TrialSpec | TrialRecord) -> TrialState:
-        candidate, role = trial.candidate, trial.role
+        candidate = trial.candidate
         return TrialState(
             label=f"{candidate.label} on {trial.gpu_type}" if self.gpu_types else candidate.label,
             state=RUNNING,
@@ -167,67 +156,42 @@ class SweepState:
             engine=candidate.engine,
             parallelism=candidate.parallelism,
             gpu_type=trial.gpu_type,
-            is_baseline=role is Role.BASELINE,
-            is_confirming=role is Role.CONFIRM,
+            is_confirming=trial.role is Role.CONFIRM,
         )
 
-    def best(self) -> TrialState | None:
-        """The best candidate of those that were measured completely and keep the limits, by all its processes."""
-        kept = [one for one in self._complete() if all(process.keeps_limits for process in _calm(one))]
-        found = max(kept, key=_utility, default=None)
-        return None if found is None else _pooled(found)
-
-    def _complete(self) -> list[list[TrialState]]:
-        """Per candidate, its processes that ended ok."""
-        found: dict[str, list[TrialState]] = {}
-        for one in list(self.standings.values()):
-            if one.state == TrialStatus.OK and one.utility is not None:
-                found.setdefault(one.label, []).append(one)
-        return list(found.values())
-
     def best_line(self) -> str:
-        """E.g. `best: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
+        """E.g. `best so far: static/sdpa/bfloat16 · TTFT 210 ms · 26.1 tok/s`."""
+        return f"best so far: {self.best_text()}"
+
+    def best_text(self) -> str:
+        """The same without `best so far`; `none yet` before anything was measured completely."""
         if self.gpu_types:
-            found = [(one, self._on_type(one).best()) for one in self.gpu_types]
-            texts = (f"none yet on {name}" if best is None else _best_text(best) for name, best in found)
-            return f"best: {'; '.join(texts)}"
-        best = self.best()
-        return f"best: {'none yet' if best is None else _best_text(best)}"
-
-    def baseline(self) -> TrialState | None:
-        """The baseline, by all its processes; `None` before one of them has ended well."""
-        found = (one for one in self._complete() if any(process.is_baseline for process in one))
-        return next(map(_pooled, found), None)
-
-    def best_gain(self) -> Gain | None:
-        """The gain of the best over the baseline; `None` with nothing to compare."""
-        best, baseline = self.best(), self.baseline()
-        if best is None or best.metrics is None or baseline is None or baseline.metrics is None:
-            return None
-        return gain_over(baseline.metrics, best.metrics)
+            found = [(one, self.so_far.best(one)) for one in self.gpu_types]
+            return "; ".join(f"none yet on {name}" if best is None else _best_text(best) for name, best in found)
+        best = self.so_far.best()
+        return "none yet" if best is None else _best_text(best)
 
     def gain_line(self) -> str | None:
         """E.g. `over the baseline: first token 1.98× as fast, 12 % more tok/s`; `None` with nothing to compare."""
         if self.gpu_types:
-            lines = {name: self._on_type(name).gain_line() for name in self.gpu_types}
+            lines = {name: self._gain_line(name) for name in self.gpu_types}
             return "; ".join(f"on {name} {line}" for name, line in lines.items() if line is not None) or None
-        over, best = self.best_gain(), self.best()
-        if over is None or best is None:
+        return self._gain_line(None)
+
+    def _gain_line(self, gpu_type: str | None) -> str | None:
+        best, baseline = self.so_far.best(gpu_type), self.so_far.baseline(gpu_type)
+        over = self.so_far.gain(gpu_type)
+        if over is None or best is None or baseline is None:
             return None
         if best.is_baseline:
             return "this is the baseline"
-        baseline = self.baseline()
-        doubt = DISTURBED_BASELINE if baseline is not None and baseline.rests_on_disturbed else ""
+        doubt = DISTURBED_BASELINE if baseline.rests_on_disturbed else ""
         return f"over the baseline: first token {speed_text(1 + over.ttft)}, {tok_s_text(1 + over.throughput)}{doubt}"
 
     def best_labels(self) -> set[str]:
         """The label of the best candidate on each type of GPU."""
-        states = [self._on_type(name) for name in self.gpu_types] or [self]
-        return {best.label for state in states if (best := state.best()) is not None}
-
-    def _on_type(self, gpu_type: str) -> SweepState:
-        own = {key: one for key, one in list(self.standings.items()) if one.gpu_type == gpu_type}
-        return replace(self, gpu_types=(), standings=own)
+        found = [self.so_far.best(name) for name in self.gpu_types or (None,)]
+        return {best.label for best in found if best is not None}
 
     def counts(self) -> dict[str, int]:
         """How many trials are in each state, of the states that occur, in the order of `STATES`."""
@@ -310,42 +274,16 @@ def _longest(every: Sequence[Range | None]) -> Range | None:
     return max(least for least, _ in known), max(most for _, most in known)
 
 
-def _pooled(processes: Sequence[TrialState]) -> TrialState:
-    """Medians over a candidate's processes, as far as they are calm."""
-    first = processes[0]
-    metrics = [one.metrics for one in _calm(processes) if one.metrics is not None]
-    return replace(
-        first,
-        is_baseline=any(one.is_baseline for one in processes),
-        rests_on_disturbed=all(one.rests_on_disturbed for one in processes),
-        utility=_utility(processes),
-        metrics=replace(
-            metrics[0],
-            ttft_ms=statistics.median(one.ttft_ms for one in metrics),
-            decode_tok_s=statistics.median(one.decode_tok_s for one in metrics),
-        ),
-    )
-
-
-def _utility(processes: Sequence[TrialState]) -> float:
-    return statistics.median(one.utility or 0.0 for one in _calm(processes))
-
-
-def _calm(processes: Sequence[TrialState]) -> Sequence[TrialState]:
-    """Those with an undisturbed run of each cell; all of them where there are none, as in the final ranking."""
-    return [one for one in processes if not one.rests_on_disturbed] or processes
-
-
-def _best_text(best: TrialState) -> str:
+def _best_text(best: CandidateState) -> str:
     return f"{figures_text(best)}{DISTURBED if best.rests_on_disturbed else ''}"
 
 
-def figures_text(standing: TrialState) -> str:
-    """A trial's name and what it measured."""
-    metrics = standing.metrics
+def figures_text(measured: TrialState | CandidateState) -> str:
+    """Name and figures of a trial, or of a candidate by all its processes."""
+    metrics = measured.metrics
     if metrics is None:
-        return standing.label
-    return f"{standing.label} · TTFT {quantity(metrics.ttft_ms)} ms · {quantity(metrics.decode_tok_s)} tok/s"
+        return measured.label
+    return f"{measured.label} · TTFT {quantity(metrics.ttft_ms)} ms · {quantity(metrics.decode_tok_s)} tok/s"
 
 
 def _clock(seconds: float) -> str:

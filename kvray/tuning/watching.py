@@ -149,11 +149,11 @@ def sweep_samples(
 
 def _best_figures(state: SweepState) -> dict[Metric, float]:
     """Empty with nothing to compare."""
-    gain, best, baseline = state.best_gain(), state.best(), state.baseline()
+    gain, best, baseline = state.so_far.gain(), state.so_far.best(), state.so_far.baseline()
     if gain is None or best is None or baseline is None:
         return {}
     return {
-        Metric.BEST_GAIN: math.exp((best.utility or 0.0) - (baseline.utility or 0.0)),
+        Metric.BEST_GAIN: math.exp(best.utility - baseline.utility),
         Metric.BEST_TTFT: 1 + gain.ttft,
         Metric.BEST_DECODE: 1 + gain.throughput,
     }

@@ -95,7 +95,7 @@ def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster
     options = ("--engine", "fake", "--search", "grid", "--confirm", "0")
     done = kvray(cluster, "submit", "tune", "fake:x", *options, "--space", space, "--profile", profile)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "best: " in done.stdout
+    assert "best so far: " in done.stdout
     assert "2 trials launched" in done.stdout
     assert "\x1e" not in done.stdout
 

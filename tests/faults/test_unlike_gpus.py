@@ -133,7 +133,7 @@ def test_each_type_has_a_ranking_a_plan_and_a_report_of_its_own_and_no_round_mix
 def test_the_lines_tell_on_which_type_a_trial_runs_and_the_best_of_each(sweep: Said) -> None:
     assert any(line.startswith("start") and line.endswith(" on H100") for line in sweep.lines), sweep.lines
     assert [line for line in sweep.lines if "A100 + H100 (cuda)" in line]
-    last = [line for line in sweep.lines if "best: " in line][-1]
+    last = [line for line in sweep.lines if "best so far: " in line][-1]
     assert " on A100 · TTFT" in last
     assert " on H100 · TTFT" in last
 

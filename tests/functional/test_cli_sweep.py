@@ -411,7 +411,7 @@ def test_what_misses_a_limit_is_measured_to_its_end_and_never_the_best(missed: M
     ended = [line.split()[0] for line in missed.done.stderr.splitlines() if line.startswith(("ok ", "stopped "))]
     assert ended[0] == "ok"
     assert len(ended) == 3
-    assert missed.done.stderr.count("best: none yet") == 3
+    assert missed.done.stderr.count("best so far: none yet") == 3
 
 
 def test_reports_of_missed_limits_say_so_and_there_is_no_plan(missed: Missed) -> None:

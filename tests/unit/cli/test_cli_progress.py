@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kvray.analysis.ranking import rank
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, CompileMode, DeviceType, DType
 from kvray.cli.batch_progress import batch_progress
 from kvray.cli.job_events import JobLog, JobProgress
@@ -157,15 +158,15 @@ def test_nothing_is_best_before_a_trial_is_complete(preview: Preview) -> None:
     state, (baseline, *_) = state_of(preview), specs_of(preview)
     state.begin(baseline)
     state.update(result_of(baseline, rung=1), preview, ended=False)
-    assert state.best() is None
-    assert state.best_line() == "best: none yet"
+    assert state.so_far.best() is None
+    assert state.best_line() == "best so far: none yet"
     assert state.gain_line() is None
 
 
 def test_the_baseline_alone_is_the_best_and_says_so(preview: Preview) -> None:
     state, (baseline, *_) = state_of(preview), specs_of(preview)
     finish(state, preview, baseline, ttft_ms=100.0, tok_s=50.0)
-    assert state.best_line() == "best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s"
+    assert state.best_line() == "best so far: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s"
     assert state.gain_line() == "this is the baseline"
 
 
@@ -173,7 +174,7 @@ def test_the_best_is_compared_with_the_baseline(preview: Preview) -> None:
     state, (baseline, other, *_) = state_of(preview), specs_of(preview)
     finish(state, preview, baseline, ttft_ms=100.0, tok_s=50.0)
     finish(state, preview, other, ttft_ms=50.0, tok_s=49.0)
-    assert state.best_line() == "best: dynamic/eager/float32 · TTFT 50.0 ms · 49.0 tok/s"
+    assert state.best_line() == "best so far: dynamic/eager/float32 · TTFT 50.0 ms · 49.0 tok/s"
     assert state.gain_line() == "over the baseline: first token 2.00× as fast, 2 % fewer tok/s"
 
 
@@ -182,7 +183,7 @@ def test_without_a_complete_baseline_nothing_is_compared(preview: Preview) -> No
     state.begin(baseline)
     state.update(result_of(baseline, rung=None, status=TrialStatus.OOM), preview, ended=True)
     finish(state, preview, other)
-    assert state.best_line().startswith("best: dynamic/eager/float32")
+    assert state.best_line().startswith("best so far: dynamic/eager/float32")
     assert state.gain_line() is None
 
 
@@ -191,16 +192,16 @@ def test_a_stopped_trial_is_never_the_best(preview: Preview) -> None:
     finish(state, preview, baseline)
     state.begin(fast)
     state.update(result_of(fast, ttft_ms=1.0, tok_s=999.0, rung=0, status=TrialStatus.STOPPED), preview, ended=True)
-    assert state.best_line().startswith("best: dynamic/sdpa/float32")
+    assert state.best_line().startswith("best so far: dynamic/sdpa/float32")
 
 
 def test_what_misses_a_limit_is_never_the_best(preview: Preview) -> None:
     limited = replace(preview, profile=PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=90.0)}))
     state, (baseline, slow, *_) = state_of(limited), specs_of(limited)
     finish(state, limited, baseline, ttft_ms=100.0, tok_s=50.0)
-    assert state.best() is None
+    assert state.so_far.best() is None
     finish(state, limited, slow, ttft_ms=90.0, tok_s=5.0)
-    assert state.best_line().startswith("best: dynamic/eager/float32")
+    assert state.best_line().startswith("best so far: dynamic/eager/float32")
     assert state.gain_line() == "over the baseline: first token 11 % faster, 1/10 of the tok/s"
 
 
@@ -273,12 +274,12 @@ def test_a_disturbed_process_does_not_count_beside_a_calm_one(preview: Preview) 
     runs = tuple(replace(run, disturbed=True) for run in again.runs)
     state.update(replace(again, runs=runs), preview, ended=True)
 
-    found = state.baseline()
+    found = state.so_far.baseline()
     assert found is not None
     assert found.metrics is not None
     assert found.metrics.ttft_ms == pytest.approx(100.0)
     assert not found.rests_on_disturbed
-    gain = state.best_gain()
+    gain = state.so_far.gain()
     assert gain is not None
     assert gain.ttft == pytest.approx(1 / 0.9 - 1)
 
@@ -287,7 +288,7 @@ def test_what_an_earlier_attempt_has_recorded_counts_as_tried(preview: Preview) 
     state, (baseline, *_) = SweepState(clock=Clock()), specs_of(preview)
     state.start(preview, manifest_of(preview), [result_of(baseline)])
     assert state.time_line() == "1 of 12 candidates tried · 0 s passed"
-    assert state.best() is not None
+    assert state.so_far.best() is not None
 
 
 # LineProgress
@@ -310,7 +311,7 @@ def test_lines_tell_every_event_once(preview: Preview, manifest: SweepManifest) 
         "ok      dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s",
     ]
     assert lines[4].startswith("        1 of 12 candidates tried · ")
-    assert lines[4].endswith("best: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s · this is the baseline")
+    assert lines[4].endswith("best so far: dynamic/sdpa/float32 · TTFT 100 ms · 50.0 tok/s · this is the baseline")
     assert lines[5:7] == ["start   dynamic/eager/float32", "oom     dynamic/eager/float32 · no memory"]
     assert len(lines) == 8
 
@@ -398,10 +399,10 @@ def test_the_time_left_runs_down_until_it_is_foreseen_anew(preview: Preview) -> 
 def test_trials_are_counted_by_state_and_the_best_is_told_beside_the_baseline(preview: Preview) -> None:
     state, (baseline, second, third, *_) = state_of(preview), specs_of(preview)
     finish(state, preview, baseline, ttft_ms=100.0)
-    assert state.best_gain() is not None
+    assert state.so_far.gain() is not None
     finish(state, preview, second, ttft_ms=50.0)
     state.begin(third)
-    gain = state.best_gain()
+    gain = state.so_far.gain()
     assert gain is not None
     assert (gain.ttft, gain.throughput) == pytest.approx((1.0, 0.0))
     assert state.counts() == {"running": 1, "ok": 2}
@@ -457,7 +458,7 @@ def test_the_live_view_fits_eighty_columns_without_a_wrapped_line(preview: Previ
     assert lines[0].endswith("…")
     assert lines[1].split() == ["candidate", "rung", "TTFT", "ms", "tok/s", "peak", "MiB"]
     assert lines[2].split() == ["ok", "dynamic/sdpa/float32", "2/2", "12,345", "0.500", "1,000"]
-    assert lines[-3] == "best: dynamic/sdpa/float32 · TTFT 12,345 ms · 0.500 tok/s"
+    assert lines[-3] == "best so far: dynamic/sdpa/float32 · TTFT 12,345 ms · 0.500 tok/s"
     assert lines[-2] == "      this is the baseline"
     assert lines[-1].startswith("12 of 12 candidates tried · ")
 
@@ -477,7 +478,7 @@ def test_a_long_label_is_shortened_rather_than_wrapped(preview: Preview) -> None
     assert header.split() == ["candidate", "rung", "TTFT", "ms", "tok/s", "peak", "MiB"]
     assert row.startswith("running  dynamic(window=4096)/sdpa_efficient")
     assert row.endswith("…")
-    assert rest == ["best: none yet", "0 of 12 candidates tried · 0 s passed"]
+    assert rest == ["best so far: none yet", "0 of 12 candidates tried · 0 s passed"]
 
 
 def test_only_the_latest_trials_are_shown(preview: Preview) -> None:
@@ -503,15 +504,56 @@ def test_the_live_view_is_gone_when_the_sweep_ends(preview: Preview, manifest: S
     assert text.rstrip().endswith("\x1b[2K"), "the last thing written erases the view"
 
 
-def test_the_best_so_far_is_shown_by_all_its_processes(preview: Preview) -> None:
-    state, (baseline, other, *_) = state_of(preview), specs_of(preview)
-    finish(state, preview, baseline)
-    finish(state, preview, other, ttft_ms=20.0)
-    for number, ttft_ms in enumerate((80.0, 90.0)):
-        again = replace(other, trial_id=f"confirm-{number}", role=Role.CONFIRM)
-        finish(state, preview, again, ttft_ms=ttft_ms)
-    assert state.best_line() == f"best: {other.candidate.label} · TTFT 80.0 ms · 50.0 tok/s"
-    assert state.gain_line() == "over the baseline: first token 25 % faster, the same tok/s"
+def again(spec: TrialSpec, number: int) -> TrialSpec:
+    return replace(spec, trial_id=f"confirm-{number}-{spec.candidate.candidate_id}", role=Role.CONFIRM)
+
+
+def test_the_best_so_far_and_its_gain_are_those_of_the_ranking(preview: Preview) -> None:
+    state, (baseline, other, third, *_) = state_of(preview), specs_of(preview)
+    results = [
+        result_of(spec, ttft_ms=ttft_ms, tok_s=tok_s)
+        for spec, ttft_ms, tok_s in (
+            (baseline, 100.0, 50.0),
+            (other, 20.0, 50.0),
+            (third, 95.0, 49.0),
+            (again(baseline, 1), 110.0, 40.0),
+            (again(other, 1), 80.0, 45.0),
+            (again(other, 2), 90.0, 47.0),
+        )
+    ]
+    for result in results:
+        state.update(result, preview, ended=True)
+        winner = rank(results[: results.index(result) + 1], PROFILE).winner
+        best, gain = state.so_far.best(), state.so_far.gain()
+        assert best is not None
+        assert (best.candidate_id, best.metrics) == (winner.record.candidate_id, winner.metrics)
+        assert winner.gain is not None
+        assert gain == replace(winner.gain, ttft_interval=None, throughput_interval=None)
+    assert state.best_line() == f"best so far: {other.candidate.label} · TTFT 80.0 ms · 47.0 tok/s"
+    assert state.gain_line() == "over the baseline: first token 38 % faster, 12 % more tok/s"
+
+
+def test_a_single_process_that_misses_a_limit_by_noise_excludes_nobody(preview: Preview) -> None:
+    limited = replace(preview, profile=PROFILE.model_copy(update={"limits": Limits(max_ttft_ms=100.0)}))
+    state, (baseline, *_) = state_of(limited), specs_of(limited)
+    for spec, ttft_ms in ((baseline, 90.0), (again(baseline, 1), 101.0), (again(baseline, 2), 95.0)):
+        finish(state, limited, spec, ttft_ms=ttft_ms)
+    assert state.best_line() == "best so far: dynamic/sdpa/float32 · TTFT 95.0 ms · 50.0 tok/s"
+
+
+def test_who_follows_a_job_sees_the_best_and_the_gain_of_its_driver(preview: Preview, manifest: SweepManifest) -> None:
+    written = io.StringIO()
+    progress, (baseline, other, *_) = JobProgress(Console(file=written)), specs_of(preview)
+    progress.search_started(preview, manifest, [result_of(baseline)])
+    for spec, ttft_ms in ((other, 20.0), (again(other, 1), 80.0), (again(baseline, 1), 120.0)):
+        progress.trial_started(spec)
+        progress.trial_finished(result_of(spec, ttft_ms=ttft_ms))
+    driver, log = progress._state, JobLog()
+    log.feed(written.getvalue())
+    assert log.state.best_line() == driver.best_line()
+    assert (
+        log.state.gain_line() == driver.gain_line() == ("over the baseline: first token 1.50× as fast, the same tok/s")
+    )
 
 
 def test_what_is_to_be_known_of_the_model_is_said_at_the_start(preview: Preview, manifest: SweepManifest) -> None:
@@ -545,7 +587,7 @@ def test_each_type_of_gpu_has_a_best_of_its_own_and_the_time_left_is_that_of_the
             state.update(result, preview, ended=True)
     label = other.candidate.label
     assert state.best_line() == (
-        f"best: {label} on A100 · TTFT 80.0 ms · 50.0 tok/s; {label} on H100 · TTFT 20.0 ms · 50.0 tok/s"
+        f"best so far: {label} on A100 · TTFT 80.0 ms · 50.0 tok/s; {label} on H100 · TTFT 20.0 ms · 50.0 tok/s"
     )
     assert state.gain_line() == "; ".join(
         f"on {name} over the baseline: first token 2.00× as fast, the same tok/s" for name in ("A100", "H100")

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from kvray.cli.job_events import JobLog
 from kvray.cli.job_status import status_json, status_lines
 from kvray.jobs.client import Job, JobState
 from kvray.jobs.doorman import MARK
+from kvray.tuning.best_so_far import CandidateState
 from kvray.tuning.standing import TrialState
 
 METRICS = Metrics(ttft_ms=1.0, itl_p50_ms=1.0, itl_p95_ms=1.0, itl_p99_ms=1.0, decode_tok_s=100.0, peak_mib=50.0)
@@ -26,24 +28,31 @@ COMMAND = "tune org/a-model " + " ".join(f"--set axis_{number}=1,2,3" for number
 
 def measured(label: str, state: str, ttft_ms: float | None = None) -> dict[str, Any]:
     metrics = None if ttft_ms is None else dataclasses.replace(METRICS, ttft_ms=ttft_ms)
-    trial = TrialState(
-        label=label,
-        state=state,
-        trial_id=label,
-        metrics=metrics,
-        utility=None if ttft_ms is None else -ttft_ms,
-        is_baseline=label == "c0",
+    return dataclasses.asdict(TrialState(label=label, state=state, trial_id=label, metrics=metrics))
+
+
+def candidate_of(trial: dict[str, Any], *, rests_on_disturbed: bool) -> dict[str, Any]:
+    """The candidate of a trial that ended ok."""
+    state = CandidateState(
+        label=trial["label"],
+        candidate_id=trial["label"],
+        metrics=Metrics(**trial["metrics"]),
+        utility=-trial["metrics"]["ttft_ms"],
+        is_baseline=trial["label"] == "c0",
+        rests_on_disturbed=rests_on_disturbed,
     )
-    return dataclasses.asdict(trial)
+    return dataclasses.asdict(state)
 
 
-def log_of(trials: list[dict[str, Any]]) -> JobLog:
+def log_of(trials: list[dict[str, Any]], *, disturbed: Sequence[str] = ()) -> JobLog:
     log = JobLog()
+    ended = [one for one in trials if one["metrics"] is not None]
+    candidates = [candidate_of(one, rests_on_disturbed=one["label"] in disturbed) for one in ended]
     outlook = {"confirming": 0, "confirming_most": 0, "left_s": [60.0, 90.0], "gpu_type": None}
     sweep = {"title": "a-model · chat · GPU (cuda)", "total": 200, "budget_s": None, "recalled": ""}
     for event in (
         {"event": "accepted", "output": "/home/a-user/kvray_results", "lines": 0},
-        {"run_id": "20260101-000000-abcd", "sweep": sweep, "trials": trials, "lines": 0},
+        {"run_id": "20260101-000000-abcd", "sweep": sweep, "trials": trials, "candidates": candidates, "lines": 0},
         {"finished": 2, "passed_s": 100.0, "outlook": outlook, "lines": 0},
     ):
         log.feed(f"{MARK}{json.dumps(event)}\n")
@@ -127,11 +136,11 @@ def test_a_stopped_job_says_how_to_go_on() -> None:
 
 
 def test_a_best_that_was_disturbed_is_told_as_such() -> None:
-    trials = [measured("c0", "ok", 20.0), {**measured("c1", "ok", 10.0), "rests_on_disturbed": True}]
-    lines = list(status_lines(running(), log_of(trials), address=ADDRESS))
-    assert "best:     c1 · TTFT 10.0 ms · 100 tok/s · measured while other programs disturbed it" in lines
-    trials[0]["rests_on_disturbed"] = True
-    gain = next(one for one in status_lines(running(), log_of(trials), address=ADDRESS) if one.startswith("gain:"))
+    trials = [measured("c0", "ok", 20.0), measured("c1", "ok", 10.0)]
+    lines = list(status_lines(running(), log_of(trials, disturbed=["c1"]), address=ADDRESS))
+    assert "best:     so far c1 · TTFT 10.0 ms · 100 tok/s · measured while other programs disturbed it" in lines
+    told = status_lines(running(), log_of(trials, disturbed=["c0", "c1"]), address=ADDRESS)
+    gain = next(one for one in told if one.startswith("gain:"))
     assert gain.endswith(", which was measured while other programs disturbed it")
 
 

@@ -19,6 +19,7 @@ from kvray.store.parquet import ResultsStore, TrialFiles
 from kvray.sweep.batch import QueuedSweep
 from kvray.sweep.session import RaySession
 from kvray.tuning import search
+from kvray.tuning.result import info_of
 from kvray.tuning.search import TuningSearch
 from kvray.workload import get_profile
 
@@ -70,6 +71,23 @@ def test_where_the_records_are_is_told_as_it_is_when_they_have_been_written(
     told = str(raised.value)
     assert f"kept in {tmp_path / 'out'}." in told
     assert told.endswith(f"Repeat the command with --resume {run_id} to measure the rest.")
+
+
+def test_what_the_report_of_a_broken_off_sweep_says_is_known_to_who_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trials(sweep: QueuedSweep) -> None:
+        one_trial(sweep)
+        raise KeyboardInterrupt
+
+    tuning = measure(tmp_path, monkeypatch, trials)
+    assert tuning.written_up is None
+    with pytest.raises(SweepInterruptedError):
+        tuning.outcome()
+    assert tuning.written_up is not None
+    sentence = info_of(tuning.written_up).headline.sentence
+    assert sentence.startswith("Incomplete (")
+    assert sentence in tuning.written_up.paths.report_markdown.read_text(encoding="utf-8")
 
 
 def test_an_error_of_kvrays_own_leaves_the_trial_that_was_being_written(

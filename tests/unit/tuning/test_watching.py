@@ -12,6 +12,7 @@ from kvray.analysis.aggregate import Metrics
 from kvray.sweep.metrics import SWEEP_LABELS, Metric, exports_metrics
 from kvray.sweep.outlook import Outlook
 from kvray.sweep.session import RaySession
+from kvray.tuning.best_so_far import CandidateState
 from kvray.tuning.standing import SweepState, TrialState
 from kvray.tuning.watching import sweep_labels, sweep_samples
 
@@ -27,8 +28,6 @@ def trial(number: int, state: str, *, ttft_ms: float | None = None, engine: str 
         state=state,
         trial_id=f"t{number}",
         metrics=metrics,
-        utility=None if ttft_ms is None else -math.log(ttft_ms),
-        is_baseline=number == 0,
         engine=engine,
         parallelism=gpus,
         wall_s=0.0 if state == "running" else 10.0,
@@ -39,6 +38,17 @@ def told(*trials: TrialState, gpus_per_slot: int = 1, is_running: bool = True) -
     """By metric and the values of its further labels, without trials of which there are none."""
     state = SweepState(clock=lambda: 130.0, total=5, finished=2, started=100.0)
     state.standings = {one.trial_id: one for one in trials}
+    measured = [(one.label, one.metrics) for one in trials if one.metrics is not None]
+    state.so_far.candidates = {
+        label: CandidateState(
+            label=label,
+            candidate_id=label,
+            metrics=metrics,
+            utility=-math.log(metrics.ttft_ms),
+            is_baseline=label == "c0",
+        )
+        for label, metrics in measured
+    }
     state.foresee(Outlook(left_s=(60.0, 90.0)))
     samples = sweep_samples(state, ["fake"], gpus_per_slot, is_running=is_running)
     for one in samples:
