@@ -225,13 +225,12 @@ class SweepQueue(TrialQueue):
     def outlook(self) -> Outlook:
         to_search = self._search.launches_to_come(self._expected_launches)
         begun = self._confirmed + min(1, len(self._in_round))
-        behind = max(0, len(self._in_round) - 1)
+        waiting = max(0, len(self._in_round) - 1)
         least, most = self._confirm.trials_to_come(candidates=len(self._by_id))
-        to_confirm = (least + behind, most + behind)
         return Outlook(
             confirming=begun,
-            confirming_most=begun + to_confirm[1] if self._confirm.round_number else 0,
-            left_s=self._seconds_for(to_search, to_confirm),
+            confirming_most=begun + waiting + most if self._confirm.round_number else 0,
+            left_s=self._seconds_for(to_search, (least + len(self._in_round), most + len(self._in_round))),
         )
 
     @override
@@ -301,7 +300,7 @@ class SweepQueue(TrialQueue):
         return task
 
     def _seconds_for(self, launches: tuple[int, int], confirming: tuple[int, int]) -> Range | None:
-        """Seconds for so many trials, least and most; `None` until a trial has told how long one takes."""
+        """Seconds for so many trials, least and most, running ones included; `None` until a trial has told its time."""
         if not self._times.are_known:
             return None
         least, most = (

@@ -37,6 +37,7 @@ BROKEN_OFF = "broken off"
 """State of a trial that ran when its sweep ended."""
 DISTURBED = " · measured while other programs disturbed it"
 DISTURBED_BASELINE = ", which was measured while other programs disturbed it"
+OVERDUE = "takes longer than expected"
 STATES = (RUNNING, LOST, *(one.value for one in TrialStatus if one.was_launched), BROKEN_OFF)
 """In which a launched trial can be."""
 
@@ -258,8 +259,15 @@ class SweepState:
             text += f" · confirming {self.outlook.confirming} of {self.outlook.confirming_most}"
         bound = "" if self.budget_s is None else f" of {_clock(self.budget_s)}"
         text += f" · {_clock(self.clock() - self.started)}{bound} passed"
+        return " · ".join(filter(None, (text, self._left_text())))
+
+    def _left_text(self) -> str:
         left_s = self.left_s()
-        return text if left_s is None else f"{text} · {duration_range(*left_s)} left"
+        if left_s is None:
+            return ""
+        if left_s[1] > 0:
+            return f"{duration_range(*left_s)} left"
+        return OVERDUE if any(one.state == RUNNING for one in list(self.standings.values())) else ""
 
 
 def _later(left_s: Range | None, since_s: float) -> Range | None:

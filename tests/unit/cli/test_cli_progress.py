@@ -396,6 +396,19 @@ def test_the_time_left_runs_down_until_it_is_foreseen_anew(preview: Preview) -> 
     assert state.left_s() == (10.0, 20.0)
 
 
+def test_no_time_is_said_to_be_left_when_what_was_foreseen_has_passed(preview: Preview) -> None:
+    clock = Clock()
+    state, spec = state_of(preview, clock=clock), specs_of(preview)[0]
+    state.begin(spec)
+    state.foresee(Outlook(left_s=(10.0, 20.0)))
+    clock.now += 19
+    assert state.time_line().endswith(" · about 5 s left")
+    clock.now += 60
+    assert state.time_line().endswith(" passed · takes longer than expected")
+    state.update(result_of(spec), preview, ended=True)
+    assert state.time_line().endswith(" passed"), "nothing runs any more"
+
+
 def test_trials_are_counted_by_state_and_the_best_is_told_beside_the_baseline(preview: Preview) -> None:
     state, (baseline, second, third, *_) = state_of(preview), specs_of(preview)
     finish(state, preview, baseline, ttft_ms=100.0)

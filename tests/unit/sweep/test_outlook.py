@@ -7,6 +7,7 @@ from queue_samples import SPACE, TRIAL_S, Clock, answer, make_queue
 
 from kvray.config import SearchStrategy
 from kvray.forecast.prediction import CellForecast, Forecast
+from kvray.record import Role
 from kvray.sweep.outlook import Outlook, expected_launches, expected_seconds
 from kvray.workload import Cell
 
@@ -48,6 +49,17 @@ def test_confirming_trials_are_numbered_up_to_the_most_there_can_be() -> None:
     assert confirming[-1] == (len(confirming), len(confirming))
     assert all(number <= most for number, most in confirming)
     assert queue.outlook().left_s == (0.0, 0.0)
+
+
+def test_a_confirming_trial_takes_time_until_it_has_ended() -> None:
+    queue = make_queue(confirm_rounds=1)
+    left = []
+    while (task := queue.next_trial()) is not None:
+        if task.spec.role is Role.CONFIRM:
+            left.append(queue.outlook().left_s)
+        queue.trial_finished(answer(task))
+    assert left
+    assert left[-1] == (TRIAL_S, TRIAL_S)
 
 
 @pytest.mark.parametrize(("candidates", "seen"), [(24, 10), (50, 17), (100, 22), (200, 34), (400, 40)])
