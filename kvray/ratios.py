@@ -19,6 +19,8 @@ _FRACTION_FROM = 9.95
 """How many times less is told as a fraction."""
 _LEAST_MULTIPLE = 0.01
 """Below it two decimals say nothing, also in an interval whose other end is a multiple."""
+_NO_DIFFERENCE = 1e-6
+"""Ends of an interval as near to 1 as this are on neither side of it."""
 MISSING = "–"
 
 
@@ -40,43 +42,96 @@ def speed_sign(factor: float | None) -> str:
 
 def interval_text(low: float, high: float) -> str:
     """From `low` to `high`, both written in one way: `2.20× to 3.20×`, `−3 % to +21 %`, `1/170 to 1/140`, `0.53× to
-    0.97×`. Beside a multiple only a hundredth and less stays a fraction: `1/170 to 0.97×`."""
+    0.97×`. Beside a multiple only a hundredth and less stays a fraction: `1/170 to 0.97×`. An end near 1 has the digits
+    that tell on which side it is: `0.53× to 0.999×`, `−7 % to −0.2 %`."""
     if low > 1 / _TIMES_FROM and high < _TIMES_FROM:
-        return f"{speed_sign(low)} to {speed_sign(high)}"
+        return _percent_interval(low, high)
     if 1 / high >= _FRACTION_FROM:
         return f"{_share(low)} to {_share(high)}"
-    least = multiple(low) if low > _LEAST_MULTIPLE else _share(low)
-    return f"{least} to {multiple(high)}"
+    least = _near_multiple(low) if low > _LEAST_MULTIPLE else _share(low)
+    return f"{least} to {_near_multiple(high)}"
 
 
-def amount_interval_text(low: float, high: float) -> str:
-    """The same beside `amount_sign`, which tells in per cent what is down to half: `−47 % to −37 %`."""
-    if low > LEAST_SHARE and high < _TIMES_FROM:
-        return f"{amount_sign(low)} to {amount_sign(high)}"
-    return interval_text(low, high)
+def speed_sign_interval_text(factor: float, low: float, high: float) -> str:
+    """The interval of a speed that is told as `speed_sign(factor)`, in the same unit."""
+    return _interval_beside(factor, low, high, least=1 / _TIMES_FROM)
+
+
+def amount_interval_text(factor: float, low: float, high: float) -> str:
+    """The same beside `amount_sign(factor)`, `tok_s_text(factor)` or `memory_text(factor)`, which tell in per cent what
+    is down to half: `−47 % to −37 %`."""
+    return _interval_beside(factor, low, high, least=LEAST_SHARE)
 
 
 def speed_interval_text(factor: float, low: float, high: float) -> str:
-    """The interval of a speed that is told as `speed_text(factor)`. `2.88× as long` speaks of the time, so its interval
-    does, too: `2.70× to 3.10×`."""
-    return interval_text(1 / high, 1 / low) if factor <= 1 / _TIMES_FROM else interval_text(low, high)
+    """The same beside `speed_text(factor)`. `2.88× as long` speaks of the time, so its interval does, too: `2.70× to
+    3.10×`."""
+    if factor <= 1 / _TIMES_FROM:
+        return interval_text(1 / high, 1 / low)
+    return speed_sign_interval_text(factor, low, high)
+
+
+def first_token_interval_text(factor: float, ends: tuple[float, float]) -> str:
+    """The `ends` of a gain as they are told away from its value: `2.70× to 3.10× as long`, `2.20× to 3.20× as fast`,
+    `−16 % to +45 %`. They speak of what `first_token_text` does."""
+    if _is_within(ends):
+        return _noise_text(ends)
+    unit = " as long" if factor <= 1 / _TIMES_FROM else " as fast" if factor >= _TIMES_FROM else ""
+    return f"{speed_interval_text(factor, *ends)}{unit}"
+
+
+def tok_s_interval_text(factor: float, ends: tuple[float, float]) -> str:
+    """The same of tok/s, beside `throughput_text`."""
+    return _noise_text(ends) if _is_within(ends) else amount_interval_text(factor, *ends)
 
 
 def first_token_text(factor: float, ends: tuple[float, float] | None, *, with_interval: bool = True) -> str:
     """`first token 2.65× as fast (95 %: 2.20× to 3.20×)`. A gain that may as well be none, because 1 lies between the
     `ends` of its 95 % interval, is `first token as fast within noise (−16 % to +45 %)`."""
     if ends and _is_within(ends):
-        return f"first token as fast within noise ({interval_text(*ends)})"
+        return f"first token as fast within noise ({_noise_text(ends)})"
     interval = speed_interval_text(factor, *ends) if ends and with_interval else ""
     return _with_interval(f"first token {speed_text(factor)}", interval)
 
 
 def throughput_text(factor: float, ends: tuple[float, float] | None, *, with_interval: bool = True) -> str:
     """The same of tok/s: `12 % more tok/s (95 %: +9 % to +15 %)`, `the same tok/s within noise (−3 % to +9 %)`."""
-    interval = amount_interval_text(*ends) if ends else ""
     if ends and _is_within(ends):
-        return f"the same tok/s within noise ({interval})"
-    return _with_interval(tok_s_text(factor), interval if with_interval else "")
+        return f"the same tok/s within noise ({_noise_text(ends)})"
+    interval = amount_interval_text(factor, *ends) if ends and with_interval else ""
+    return _with_interval(tok_s_text(factor), interval)
+
+
+def _noise_text(ends: tuple[float, float]) -> str:
+    """Beside what is told as the same."""
+    return _interval_beside(1.0, *ends, least=LEAST_SHARE)
+
+
+def _interval_beside(factor: float, low: float, high: float, *, least: float) -> str:
+    """In per cent where a sign that does so down to `least` tells `factor` in per cent."""
+    if least < factor < _TIMES_FROM and low > 1 / _FRACTION_FROM:
+        return _percent_interval(low, high)
+    return interval_text(low, high)
+
+
+def _percent_interval(low: float, high: float) -> str:
+    return f"{_near_percent(low)} to {_near_percent(high)}"
+
+
+def _near_percent(factor: float) -> str:
+    """`−3 %`, `−0.2 %`; `±0 %` only where there is no difference to speak of."""
+    if abs(factor - 1) < _NO_DIFFERENCE:
+        return "±0 %"
+    shown = f"{abs(factor - 1) * 100:.1g} %" if _is_same(factor) else _percent(factor)
+    return f"{'+' if factor > 1 else '−'}{shown}"
+
+
+def _near_multiple(factor: float) -> str:
+    """`0.97×`, `0.999×`; `1.00×` only where there is no difference to speak of."""
+    if not _is_same(factor) or abs(factor - 1) < _NO_DIFFERENCE:
+        return multiple(factor)
+    decimals = next(digits for digits in range(2, 9) if round(factor, digits) != 1)
+    return f"{factor:.{decimals}f}×"
 
 
 def _is_within(ends: tuple[float, float]) -> bool:

@@ -63,7 +63,7 @@ def _span(metric: ComparedMetric, change: Interval) -> str:
     low, high = 1 + change.low, 1 + change.high
     if metric is ComparedMetric.TTFT:
         return speed_interval_text(1 / (1 + change.value), 1 / high, 1 / low)
-    return amount_interval_text(low, high)
+    return amount_interval_text(1 + change.value, low, high)
 
 
 def verdict_text(one: ComparedCandidate) -> str:
@@ -151,7 +151,7 @@ def _row(one: MetricComparison, *, is_judged: bool) -> tuple[str, ...]:
         formats.quantity(one.before),
         formats.quantity(one.now),
         amount_sign(1 + one.change.value),
-        amount_interval_text(1 + one.change.low, 1 + one.change.high),
+        amount_interval_text(1 + one.change.value, 1 + one.change.low, 1 + one.change.high),
     )
     if not is_judged:
         return cells

@@ -9,7 +9,7 @@ from kvray.analysis.confidence import Confidence
 from kvray.analysis.ranking import Gain
 from kvray.report import formats
 from kvray.report.rows import Row
-from kvray.report.stats import gain_interval_text
+from kvray.report.stats import interval_texts
 
 
 def confidence_sentence(
@@ -70,12 +70,10 @@ def _basis(confidence: Confidence, single: Sequence[str]) -> str:
 
 
 def _gain_basis(gain: Gain | None) -> str:
-    if gain is None or gain.ttft_interval is None or gain.throughput_interval is None:
+    texts = None if gain is None else interval_texts(gain)
+    if gain is None or texts is None:
         return ""
-    intervals = (
-        f"{gain_interval_text(gain.ttft_interval)} for the first token, "
-        f"{gain_interval_text(gain.throughput_interval)} for tok/s"
-    )
+    intervals = f"{texts[0]} for the first token, {texts[1]} for tok/s"
     if not gain.pairs:
         return f"The 95 % intervals of its gains are {intervals}."
     rounds = formats.plural(gain.pairs, "confirming round")

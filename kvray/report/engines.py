@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from kvray.analysis.engine_best import EngineBest
 from kvray.analysis.intervals import Interval
 from kvray.analysis.ranking import RankedCandidate, UnrankedTrial
-from kvray.ratios import MISSING, amount_sign
+from kvray.ratios import MISSING, amount_sign, speed_sign_interval_text
 from kvray.report import formats
 from kvray.report.rows import label_of
-from kvray.report.stats import gain_interval_text, gain_phrases
+from kvray.report.stats import gain_phrases
 
 OWN_DEFAULT = "own default"
 NOTE = (
@@ -106,10 +106,12 @@ def _gains(one: EngineBest) -> Iterator[str]:
     if gain is None or one.is_default:
         yield from [OWN_DEFAULT if one.is_default else MISSING] * 3
         return
-    yield f"{formats.speed_gain(gain.ttft)}{_interval(gain.ttft_interval)}"
-    yield f"{formats.speed_gain(gain.throughput)}{_interval(gain.throughput_interval)}"
+    yield f"{formats.speed_gain(gain.ttft)}{_interval(gain.ttft, gain.ttft_interval)}"
+    yield f"{formats.speed_gain(gain.throughput)}{_interval(gain.throughput, gain.throughput_interval)}"
     yield amount_sign(gain.memory_factor)
 
 
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f" ({gain_interval_text(interval)})"
+def _interval(gain: float, interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f" ({speed_sign_interval_text(1 + gain, 1 + interval.low, 1 + interval.high)})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.ratios import MISSING, amount_sign, interval_text, speed_sign
+from kvray.ratios import MISSING, amount_interval_text, amount_sign, speed_sign, speed_sign_interval_text
 from kvray.record import short_model_name
 from kvray.report import formats
 from kvray.report.html import render_page
@@ -167,4 +167,6 @@ def _gain(
     if factor is None:
         return MISSING
     sign = amount_sign(factor) if of_an_amount else speed_sign(factor)
-    return sign if low is None or high is None else f"{sign} ({interval_text(low, high)})"
+    if low is None or high is None:
+        return sign
+    return f"{sign} ({(amount_interval_text if of_an_amount else speed_sign_interval_text)(factor, low, high)})"

@@ -11,12 +11,13 @@ from kvray.analysis.ranking import Gain
 from kvray.ratios import (
     SAME_WITHIN,
     amount_interval_text,
+    first_token_interval_text,
     first_token_text,
-    interval_text,
     memory_text,
     speed_interval_text,
     speed_text,
     throughput_text,
+    tok_s_interval_text,
     tok_s_text,
 )
 from kvray.report import formats
@@ -73,7 +74,9 @@ def winner_stats(winner: Row, baseline: Metrics | None) -> tuple[Stat, ...]:
             replace(
                 throughput,
                 is_apart=winner.throughput_is_apart,
-                interval=None if throughput_ends is None else amount_interval_text(*throughput_ends),
+                interval=None
+                if throughput_ends is None
+                else amount_interval_text(1 + gain.throughput, *throughput_ends),
             ),
             baseline.decode_tok_s,
             tok_s_text(1 + gain.throughput),
@@ -95,9 +98,13 @@ def in_noise(interval: Interval | None) -> bool:
     return interval is not None and interval.low <= 0 <= interval.high
 
 
-def gain_interval_text(interval: Interval) -> str:
-    """A gain's 95 % interval, e.g. `2.20× to 3.20×` or `−3 % to +21 %`."""
-    return interval_text(1 + interval.low, 1 + interval.high)
+def interval_texts(gain: Gain) -> tuple[str, str] | None:
+    """The 95 % intervals of first token and tok/s, in the direction and unit of `gain_phrases`; `None` where they are
+    not known."""
+    ttft, throughput = _ends(gain.ttft_interval), _ends(gain.throughput_interval)
+    if ttft is None or throughput is None:
+        return None
+    return first_token_interval_text(1 + gain.ttft, ttft), tok_s_interval_text(1 + gain.throughput, throughput)
 
 
 def _phrases(gain: Gain, with_intervals: bool) -> Iterator[str]:

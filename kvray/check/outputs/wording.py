@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvray import ratios
 from kvray.analysis.comparison import ComparedMetric, Verdict
 from kvray.check.result import CellVerdict, Change, CheckedCandidate, CheckMode, CheckResult, MetricVerdict, SideInfo
 from kvray.ratios import MISSING, amount_sign, multiple
@@ -14,6 +15,8 @@ from kvray.report import formats
 
 MOST_CHARACTERS = 500
 """Length of one text from outside. An engine's message may be a page; `check.json` has it whole."""
+_NO_DIFFERENCE = 1e-6
+"""Changes below this are none."""
 _MORE_AND_LESS = {
     ComparedMetric.TTFT: ("longer", "shorter", "long"),
     ComparedMetric.DECODE: ("higher", "lower", "high"),
@@ -91,7 +94,7 @@ def metric_sentence(metric: MetricVerdict) -> str:
         return f"{title(metric.metric)} was not measured on both sides."
     margin = "it has no margin" if metric.margin is None else f"the margin is {margin_text(metric.margin)}"
     if metric.verdict is Verdict.INCONCLUSIVE:
-        between = f"lies between {' and '.join(_ends(metric.change))}"
+        between = f"lies between {interval_text(metric.change).replace(' to ', ' and ')}"
         return f"The change of {_name(metric.metric)} {between}; {margin}.{_uncertain(metric)}"
     return f"{title(metric.metric)} is {_words_and_interval(metric.metric, metric.change)}; {margin}."
 
@@ -125,13 +128,16 @@ def change_text(change: float) -> str:
     """For a table: `+12.3 %`, `−0.4 %`, `1.92×`, `0.40×`. Finer than in a report, as margins are a few per cent."""
     if not -0.5 < change < 0.5:
         return amount_sign(1 + change)
-    sign = "±" if _is_none(change) else "+" if change > 0 else "−"
-    return f"{sign}{abs(change) * 100:.1f} %"
+    return _percent_text(change)
 
 
 def interval_text(change: Change | None) -> str:
-    """`−0.4 % to +4.6 %`, `0.38× to 1.10×`."""
-    return MISSING if change is None else " to ".join(_ends(change))
+    """In the unit of `change_text`: `−0.4 % to +4.6 %`, `1.38× to 2.10×`."""
+    if change is None:
+        return MISSING
+    if not -0.5 < change.value < 0.5:
+        return ratios.interval_text(1 + change.low, 1 + change.high)
+    return f"{_end_text(change.low)} to {_end_text(change.high)}"
 
 
 def told_differences(result: CheckResult, candidate: CheckedCandidate) -> list[str]:
@@ -295,8 +301,13 @@ def _name(metric: ComparedMetric) -> str:
     return begun_small(title(metric))
 
 
-def _ends(change: Change) -> tuple[str, str]:
-    """Both ends of the interval, written in one way."""
-    if (change.low > -0.5 and change.high < 0.5) or change.high <= -0.5:
-        return change_text(change.low), change_text(change.high)
-    return multiple(1 + change.low), multiple(1 + change.high)
+def _end_text(change: float) -> str:
+    """In per cent, with the digits that tell on which side of none it is."""
+    if _is_none(change) and abs(change) > _NO_DIFFERENCE:
+        return f"{'+' if change > 0 else '−'}{abs(change) * 100:.1g} %"
+    return _percent_text(change)
+
+
+def _percent_text(change: float) -> str:
+    sign = "±" if _is_none(change) else "+" if change > 0 else "−"
+    return f"{sign}{abs(change) * 100:.1f} %"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvray.analysis.comparison import ComparedMetric
+from kvray.analysis.intervals import Interval
 from kvray.check.watch.events import EventKind, Observation, WatchEvent, WatchState
 from kvray.check.watch.observed import (
     around,
@@ -161,9 +162,7 @@ def _event_row(event: WatchEvent, observations: Sequence[Observation]) -> EventR
         badge="winner" if _is_recovery(event) else _BADGES.get(event.kind, ""),
         what="note" if event.kind is EventKind.OBSERVATION else event.kind.value,
         title=metric.title if metric else "the machine" if point else "–",
-        change=f"{amount_sign(1 + change.value)} ({amount_interval_text(1 + change.low, 1 + change.high)})"
-        if change
-        else "–",
+        change=_change_text(change) if change else "–",
         figures=f"{formats.quantity(point.before)} → {formats.quantity(point.after)}{unit}" if point else "–",
         differences=None if point is None else _differences_at(point.at, observations),
     )
@@ -179,6 +178,11 @@ def _holding(metric: ComparedMetric | None, told: Sequence[WatchEvent]) -> Watch
     kinds = (EventKind.CONFIRMED, EventKind.RECOVERED) if metric else (EventKind.MACHINE,)
     found = [one for one in told if one.metric is metric and one.kind in kinds and one.change_point is not None]
     return found[-1] if found and not _is_recovery(found[-1]) else None
+
+
+def _change_text(change: Interval) -> str:
+    factor, low, high = 1 + change.value, 1 + change.low, 1 + change.high
+    return f"{amount_sign(factor)} ({amount_interval_text(factor, low, high)})"
 
 
 def _is_recovery(event: WatchEvent) -> bool:

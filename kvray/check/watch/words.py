@@ -120,7 +120,7 @@ def _interval_text(watched: Watched, change: Change) -> str:
     factor, low, high = 1 + change.change.value, 1 + change.change.low, 1 + change.change.high
     if watched is ComparedMetric.TTFT:
         return speed_interval_text(1 / factor, 1 / high, 1 / low)
-    return speed_interval_text(factor, low, high) if watched is None else amount_interval_text(low, high)
+    return (speed_interval_text if watched is None else amount_interval_text)(factor, low, high)
 
 
 def _moment(change: Change | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from report_sweeps import BASELINE, WINNER, info_of, measured
@@ -74,6 +75,14 @@ def test_gains_say_where_they_come_from_and_how_far_to_trust_them() -> None:
         "Its gains come from 2 confirming rounds, in which it and the baseline ran one after the other; their 95 % "
         "intervals are 1."
     ) in paired
+
+
+def test_a_first_token_that_takes_longer_has_an_interval_of_the_time_it_takes() -> None:
+    info = info_of([measured(BASELINE, role=Role.BASELINE), measured(WINNER, speed=40.0, prefill=1 / 3.4)])
+    assert "× as long" in info.headline.sentence
+    told = re.search(r"are ([\d.]+)× to ([\d.]+)× as long for the first token, ", info.headline.confidence)
+    assert told is not None, info.headline.confidence
+    assert float(told[1]) < 3.4 < float(told[2])
 
 
 def test_confidence_of_one_process_says_that_the_spread_is_assumed() -> None:
