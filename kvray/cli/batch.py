@@ -90,7 +90,7 @@ def batch(
             kept=tell_of_batch if is_a_job() else lambda _, __: None,
             view=view,
         )
-        with changed_environment({BATCH: "1"}), patient_interrupts(lambda: str(search.interrupted())):
+        with changed_environment({BATCH: "1"}), patient_interrupts(lambda: str(search.left_at_once())):
             manifest = search.run()
     store = BatchStore(output)
     paths = store.paths(manifest.batch_id)

@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal,
 @contextlib.contextmanager
 def patient_interrupts(farewell: Callable[[], str]) -> Iterator[None]:
     """SIGINT, SIGTERM or SIGHUP raises `KeyboardInterrupt` and says that the end is under way; a second one says
-    `farewell` and leaves. A signal that was ignored (`nohup`) stays so.
+    `farewell`, which may take a moment, and leaves; a third one leaves. A signal that was ignored (`nohup`) stays so.
 
     Leaving loses no trial that was shown as ended, except where an object store is slow. Of each sweep it may lose the
     one that ended last, whose record is being written. Ray's processes end with this one.
@@ -31,8 +31,11 @@ def patient_interrupts(farewell: Callable[[], str]) -> Iterator[None]:
         if presses == 1:
             say(f"kvray: {_ENDING}")
             raise KeyboardInterrupt
-        say(f"kvray: {farewell()}")
-        os._exit(130)
+        try:
+            if presses == 2:
+                say(f"kvray: {farewell()}")
+        finally:
+            os._exit(130)
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number, handler in before.items():

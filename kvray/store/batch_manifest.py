@@ -115,6 +115,11 @@ class BatchManifest(BaseModel):
         """Whether the last attempt came to its end."""
         return self.attempts[-1].ended_at is not None
 
+    @property
+    def has_ended_sweeps_only(self) -> bool:
+        """Whether no sweep of this attempt has trials left, those that failed included."""
+        return all(one.status.is_measured or one.status.is_failure for one in self.sweeps)
+
     def having(self, sweep: BatchSweep) -> BatchManifest:
         """The same with `sweep` in place of the one of its run id."""
         sweeps = tuple(sweep if one.run_id == sweep.run_id else one for one in self.sweeps)

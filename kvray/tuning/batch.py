@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvray.candidate import DeviceType
@@ -32,13 +32,16 @@ from kvray.tuning.batch_file import AskedSweep
 from kvray.tuning.batch_pool import BatchPool
 from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_rows import batch_row
-from kvray.tuning.batch_words import in_file_words, reason_of, unlike_sweeps
+from kvray.tuning.batch_words import in_file_words, interruption_of, reason_of, unlike_sweeps
 from kvray.tuning.begun_sweep import SweepView
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
 from kvray.tuning.outcome import check_code_of
 from kvray.tuning.preview import Preview
 from kvray.tuning.search import TuningSearch
+
+_LAST_WRITE_S = 5.0
+"""So long a process that leaves at once waits for another thread that writes the overview."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,10 +167,29 @@ class BatchSearch:
         if self._manifest is None:
             return SweepInterruptedError("Interrupted before anything was measured.")
         overview = self._batches.shown(self._batches.paths(self._manifest.batch_id).overview_html)
-        return SweepInterruptedError(
-            f"Interrupted; what was measured is kept, and {overview} tells of it.",
-            hint=f"Measure the rest with: {self._options.command(self._manifest.batch_id)}",
+        return interruption_of(
+            self._manifest, overview=overview, resume=self._options.command(self._manifest.batch_id)
         )
+
+    def left_at_once(self) -> SweepInterruptedError:
+        """`interrupted`, for a process that ends without writing up what measures: the overview says so. A signal's
+        handler may call it, whatever the program is doing."""
+        if self._manifest is not None and self._writing.acquire(timeout=_LAST_WRITE_S):
+            try:
+                self._keep_broken_off(self._manifest)
+            finally:
+                self._writing.release()
+        return self.interrupted()
+
+    def _keep_broken_off(self, manifest: BatchManifest) -> None:
+        """The records of what measures are not read for it: that would take a moment for each sweep."""
+        update = {"status": BatchStatus.INTERRUPTED}
+        for sweep in (one for one in manifest.sweeps if one.status is BatchStatus.MEASURING):
+            if (row := self._rows.get(sweep.run_id)) is not None:
+                self._rows[sweep.run_id] = replace(row, **update)
+            manifest = manifest.having(sweep.model_copy(update=update))
+        if manifest is not self._manifest:
+            self._keep(manifest)
 
     @property
     def _now(self) -> BatchManifest:

@@ -1,4 +1,4 @@
-"""Errors in the words of a batch file: where `kvray tune` has an option, the file has a key."""
+"""What a batch says. Its errors are in the words of the batch file: where `kvray tune` has an option, it has a key."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from kvray.errors import sentence_of
+from kvray.errors import SweepInterruptedError, sentence_of
 from kvray.files.redaction import redact
 from kvray.jobs.sent_model import as_typed, typed_text
 from kvray.record import short_model_name
+from kvray.store.batch_manifest import BatchManifest
 from kvray.workload import WorkloadProfile
 
 
@@ -76,6 +77,16 @@ def in_file_words(text: str) -> str:
 def reason_of(error: BaseException) -> str:
     """Why a sweep failed, in one line that may be kept."""
     return in_file_words(redact(typed_text(sentence_of(error))))
+
+
+def interruption_of(manifest: BatchManifest, *, overview: str, resume: str) -> SweepInterruptedError:
+    """What to say of a batch that was interrupted; `resume` is the command that goes on with it."""
+    what, rest = "Interrupted; what was measured is kept", "Measure the rest"
+    if manifest.has_ended_sweeps_only:
+        what, rest = "Interrupted after the last trial; every sweep has ended", "Check the code of the winners"
+        if any(not one.status.is_measured for one in manifest.sweeps):
+            rest += ", and measure what failed,"
+    return SweepInterruptedError(f"{what}, and {overview} tells of it.", hint=f"{rest} with: {resume}")
 
 
 def unlike_sweeps(known: Sequence[AskedLike], asked: Sequence[AskedLike]) -> str:

@@ -131,6 +131,20 @@ def test_a_sweep_measures_and_is_written_up_on_the_slot_that_another_ones_last_t
 
 
 @pytest.mark.slow
+def test_a_batch_interrupted_twice_leaves_no_sweep_that_seems_to_measure(tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(SHARED, encoding="utf-8")
+    batch = start(tmp_path, "models.yaml")
+    wait_until(lambda: any((tmp_path / "results").glob("batches/*.json")) and "measuring" in statuses(tmp_path))
+    batch.send_signal(signal.SIGINT)
+    batch.send_signal(signal.SIGTERM)  # two of one kind may come as one
+    _, told = batch.communicate(timeout=60)
+    assert batch.returncode == 130
+    assert "with: kvray batch --resume" in told.splitlines()[-1], told
+    (overview,) = (tmp_path / "results" / "batches").glob("*/overview.md")
+    assert "measuring" not in statuses(tmp_path)
+    assert "measuring" not in overview.read_text(encoding="utf-8")
+
+
 def test_a_batch_killed_at_random_moments_measures_nothing_twice(batch: Path) -> None:
     moments = random.Random(1)
     ids: list[str] = []

@@ -14,6 +14,7 @@ from kvray.cli import batch_preview
 from kvray.cli.app import run
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.tuning.batch_budget import excess_of
+from kvray.tuning.batch_words import interruption_of
 from kvray.tuning.preview import Rest
 from kvray.workload import get_profile
 
@@ -25,14 +26,37 @@ def attempt(*, took_s: float, budget_s: float | None) -> BatchAttempt:
     return BatchAttempt(started_at=NOW, ended_at=ended_at, kvray_version="0", budget_s=budget_s)
 
 
-def told(**statuses: BatchStatus) -> str:
+def manifest_of(**statuses: BatchStatus) -> BatchManifest:
     sweeps = tuple(
         BatchSweep(run_id=name, model_id=name, profile=get_profile("ci-micro"), status=status)
         for name, status in statuses.items()
     )
     attempts = (attempt(took_s=1, budget_s=None),)
-    manifest = BatchManifest(batch_id="b", created_at=NOW, sweeps=sweeps, attempts=attempts)
+    return BatchManifest(batch_id="b", created_at=NOW, sweeps=sweeps, attempts=attempts)
+
+
+def told(**statuses: BatchStatus) -> str:
+    manifest = manifest_of(**statuses)
     return str(command._without_winners(manifest, overview="overview.md", resume="kvray batch --resume b"))
+
+
+@pytest.mark.parametrize(
+    ("last", "what", "rest"),
+    [
+        (BatchStatus.OK, "Interrupted after the last trial; every sweep has ended", "Check the code of the winners"),
+        (
+            BatchStatus.FAILED,
+            "Interrupted after the last trial; every sweep has ended",
+            "Check the code of the winners, and measure what failed,",
+        ),
+        (BatchStatus.INTERRUPTED, "Interrupted; what was measured is kept", "Measure the rest"),
+        (BatchStatus.WAITING, "Interrupted; what was measured is kept", "Measure the rest"),
+    ],
+)
+def test_an_interrupted_batch_speaks_of_a_rest_only_where_there_is_one(last: BatchStatus, what: str, rest: str) -> None:
+    manifest = manifest_of(a=BatchStatus.OK, b=BatchStatus.NO_WINNER, c=last)
+    said = interruption_of(manifest, overview="o.html", resume="kvray batch --resume b")
+    assert str(said) == f"{what}, and o.html tells of it. {rest} with: kvray batch --resume b"
 
 
 def test_what_was_not_measured_is_not_told_as_without_a_winner() -> None:

@@ -102,6 +102,30 @@ def test_ctrl_c_while_a_sweep_begins_leaves_it_interrupted_and_not_measuring(
     assert [one.status.value for one in manifest_in(tmp_path).sweeps] == ["interrupted"]
 
 
+def test_a_process_that_leaves_at_once_leaves_no_sweep_that_seems_to_measure(
+    batch: Callable[..., BatchSearch], tmp_path: Path
+) -> None:
+    def trials(sweep: QueuedSweep) -> None:
+        one_trial(sweep)
+        assert [one.status.value for one in manifest_in(tmp_path).sweeps] == ["measuring", "waiting"]
+        left.append(search.left_at_once())
+        (overview,) = (tmp_path / "out" / "batches").glob("*/overview.md")
+        shown.append(overview.read_text(encoding="utf-8"))
+        statuses.extend(one.status.value for one in manifest_in(tmp_path).sweeps)
+        raise KeyboardInterrupt
+
+    left: list[SweepInterruptedError] = []
+    shown: list[str] = []
+    statuses: list[str] = []
+    search = batch(trials, models=("fake:ok", "fake:other"))
+    with pytest.raises(SweepInterruptedError):
+        search.run()
+    assert statuses == ["interrupted", "waiting"]
+    assert "1 interrupted" in shown[0]
+    assert "measuring" not in shown[0]
+    assert "Measure the rest with: kvray batch --resume" in str(left[0])
+
+
 def test_a_fault_while_a_sweep_begins_is_its_row(batch: Callable[..., BatchSearch]) -> None:
     (sweep,) = batch(view=viewed_by(Faulty(NO_CONSOLE))).run().sweeps
     assert (sweep.status.value, sweep.reason) == ("error", "ZeroDivisionError: a fault")
