@@ -19,7 +19,8 @@ from kvray.candidate import DeviceType
 from kvray.record import TrialRecord
 from kvray.store.parquet import ResultsStore
 from kvray.testing.misbehaviour import SLOW_S
-from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch import BatchSearch
+from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.batch_file import AskedSweep, read_batch_file
 
 SLOTS = 4

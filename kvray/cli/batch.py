@@ -13,18 +13,17 @@ from kvray.cli import options
 from kvray.cli.batch_preview import sweep_lines
 from kvray.cli.batch_progress import batch_progress
 from kvray.cli.interrupts import patient_interrupts
-from kvray.cli.job_events import is_a_job, tell_of_batch
+from kvray.cli.job_events import tell_of_batch
 from kvray.cli.parsing import parse_duration, parse_retry
-from kvray.environment import changed_environment
 from kvray.errors import BatchFailedError, InvalidValueError, KvrayError, OutputError
-from kvray.jobs.sent_model import as_typed
+from kvray.jobs.sent_model import as_typed, is_a_job
 from kvray.record import short_model_name
 from kvray.report.formats import plural
-from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_store import BatchStore
-from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch import BatchSearch
 from kvray.tuning.batch_file import EXAMPLE, read_batch_file
+from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.batch_retry import FAILED, BatchRetry
 from kvray.tuning.batch_words import in_file_words
 
@@ -68,6 +67,7 @@ def batch(
         raise InvalidValueError("No batch file is given.", hint="kvray batch --init writes an example.")
     common = BatchOptions(
         output_dir=output,
+        file=file,
         device=None if device is None else DeviceType.parse(device),
         address=address,
         gpu_type=gpu_type,
@@ -90,15 +90,13 @@ def batch(
             kept=tell_of_batch if is_a_job() else lambda _, __: None,
             view=view,
         )
-        with changed_environment({BATCH: "1"}), patient_interrupts(lambda: str(search.left_at_once())):
+        with patient_interrupts(lambda: str(search.left_at_once())):
             manifest = search.run()
     store = BatchStore(output)
     paths = store.paths(manifest.batch_id)
     typer.echo(f"batch {manifest.batch_id}: {store.shown(paths.overview_html)}")
     if any(one.status is not BatchStatus.OK for one in manifest.sweeps):
-        raise _without_winners(
-            manifest, overview=store.shown(paths.overview_markdown), resume=common.command(manifest.batch_id)
-        )
+        raise _without_winners(manifest, overview=store.shown(paths.overview_markdown), resume=search.command_to_go_on)
 
 
 def _retry(text: str | None) -> BatchRetry:

@@ -108,7 +108,7 @@ def how_to_go_on(address: str, job: Job, log: JobLog) -> str | None:
 def _rest(address: str, job: Job, log: JobLog) -> str | None:
     if log.results_id is None or log.output is None:
         return None
-    typed = shlex.split(job.command)
+    typed = [one for one in shlex.split(job.command) if not one.startswith("--resume=")]
     if "--resume" in typed:
         at = typed.index("--resume")
         del typed[at : at + 2]

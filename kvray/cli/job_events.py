@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from typing_extensions import override
 
 from kvray.analysis.aggregate import Metrics
 from kvray.cli.progress import QUIET_S, LineProgress
-from kvray.jobs.doorman import JOB, MARK
+from kvray.jobs.doorman import MARK
 from kvray.record import TrialResult
 from kvray.report.formats import plural
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
@@ -35,11 +34,6 @@ from kvray.tuning.standing import BROKEN_OFF, SweepState, TrialState
 
 _SAID = "kvray: "
 _WARNED = "kvray: warning: "
-
-
-def is_a_job() -> bool:
-    """Whether this process runs a command that `kvray submit` has sent."""
-    return bool(os.environ.get(JOB))
 
 
 def tell_of_batch(manifest: BatchManifest, rows: Sequence[BatchRow] = ()) -> None:

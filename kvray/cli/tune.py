@@ -14,12 +14,13 @@ from rich.console import Console
 
 from kvray.cli import options
 from kvray.cli.interrupts import patient_interrupts
-from kvray.cli.job_events import JobProgress, is_a_job, tell_of_result
+from kvray.cli.job_events import JobProgress, tell_of_result
 from kvray.cli.output import print_report, summary
 from kvray.cli.preview import print_preview
 from kvray.cli.progress import LineProgress, LiveProgress
 from kvray.cli.sweep_options import ResumeOptions, SweepOptions, tune_config
 from kvray.config import TuneConfig
+from kvray.jobs.sent_model import is_a_job
 from kvray.tuning.outcome import no_winner
 from kvray.tuning.search import TuningSearch
 

@@ -60,7 +60,7 @@ def write_package(
     files = [
         {"file": there["file"], "typed": redact(str(one.local))}
         for one, there in zip(arguments, packed, strict=True)
-        if one.local is not None and not one.models
+        if one.local is not None and "" not in one.models
     ]
     job = {
         "kvray": version("kvray"),

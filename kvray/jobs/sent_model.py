@@ -36,6 +36,11 @@ def sent_model_name(model_id: str) -> str | None:
     return f"{prefix}{PurePath(model_id.removeprefix(prefix)).name}, sent with the job"
 
 
+def is_a_job() -> bool:
+    """Whether this process runs a command that `kvray submit` has sent."""
+    return bool(os.environ.get(JOB))
+
+
 def is_sent(name: str) -> bool:
     """Whether a model or file came with this job."""
     return name in _sent()
@@ -57,16 +62,16 @@ def typed_text(text: str) -> str:
 
 def typed_arguments(arguments: Iterable[str]) -> tuple[str, ...]:
     """The arguments of `kvray tune` in this job as the user typed them for `kvray submit tune`."""
-    if not os.environ.get(JOB):
+    if not is_a_job():
         return tuple(arguments)
     return tuple(_as_typed(one) for one in arguments if not one.startswith(_ADDED))
 
 
-def repeating_command(*, sends_model: bool) -> str:
-    """What `typed_arguments` follow."""
-    if not os.environ.get(JOB):
-        return "kvray tune"
-    return "kvray submit --upload-model tune" if sends_model else "kvray submit tune"
+def repeating_command(name: str = "tune", *, sends_model: bool) -> str:
+    """What `typed_arguments` follow, or those of the command `name`."""
+    if not is_a_job():
+        return f"kvray {name}"
+    return f"kvray submit {'--upload-model ' if sends_model else ''}{name}"
 
 
 def _as_typed(argument: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from kvray.record import TrialResult, TrialStatus
 from kvray.report import formats
-from kvray.report.repeating import going_on_with, repeat_sentence_with
+from kvray.report.repeating import going_on_with, repeat_with, sentence
 from kvray.store.fingerprint import judgement_differences
 from kvray.store.manifest import SweepAttempt, SweepManifest
 from kvray.store.resuming import earlier_session, judged_by_others
@@ -58,11 +58,11 @@ def lost_runs_text(manifest: SweepManifest, results: Sequence[TrialResult], outp
     they_are, them = ("it is", "it") if lost == 1 else ("they are", "them")
     trials = formats.plural(lost, "trial")
     what = f"The raw runs of {trials} are missing or cannot be read, so {they_are} in no figure."
-    if output is None or not manifest.arguments:
-        run_id = formats.clean_line(manifest.run_id)
-        return f"{what} {repeat_sentence_with(f'--resume {run_id}')} to measure {them} again."
+    if output is None or not manifest.arguments or manifest.was_submitted:
+        how = repeat_with(manifest, f"--resume {formats.clean_line(manifest.run_id)}")
+        return f"{what} {sentence(how)} to measure {them} again."
     kept = _without(repeating_arguments(manifest.arguments), _OUTPUT)
-    command = shlex.join(("kvray", "tune", *kept, "--output", output, "--resume", manifest.run_id))
+    command = shlex.join((*shlex.split(manifest.command), *kept, "--output", output, "--resume", manifest.run_id))
     return f"{what} Measure {them} again with {formats.clean_line(command)}"
 
 
@@ -107,10 +107,9 @@ def _attempt(number: int, attempt: SweepAttempt) -> str:
 
 def _incomplete(manifest: SweepManifest) -> Iterator[str]:
     if manifest.is_complete is False:
-        how = going_on_with(formats.clean_line(manifest.run_id))
         yield (
             "The sweep was interrupted or is still running; what was not measured may be better. "
-            f"{how[0].upper()}{how[1:]} to measure the rest."
+            f"{sentence(going_on_with(manifest))} to measure the rest."
         )
 
 
@@ -126,11 +125,12 @@ def _judged_by_others_note(manifest: SweepManifest, results: Sequence[TrialResul
     counted = ((left[TrialStatus.STOPPED], "stopped early"), (left[TrialStatus.SKIPPED], "not launched"))
     parts = [f"{formats.count(number)} {what}" for number, what in counted if number]
     if parts:
+        how = repeat_with(manifest, f"--resume {formats.clean_line(manifest.run_id)}")
         were, they = ("was", "it") if sum(left.values()) == 1 else ("were", "they")
         yield (
             f"{formats.plural(sum(left.values()), 'candidate')} {were} left out under the earlier weights or limits "
             f"({formats.listed(parts)}); under these {they} may be better. "
-            f"{repeat_sentence_with(f'--resume {formats.clean_line(manifest.run_id)}')} and these options to find out."
+            f"{sentence(how)} and these options to find out."
         )
 
 

@@ -13,6 +13,7 @@ from kvray.config import DISTURBED
 from kvray.record import TrialResult
 from kvray.report import formats
 from kvray.report.repeating import going_on_with
+from kvray.store.manifest import SweepManifest
 
 _FIGURE = re.compile(r"\d[\d.]*")
 
@@ -40,22 +41,22 @@ class Disturbances:
         """Whether so much was disturbed that the sweep's figures are not to be trusted."""
         return self.share > DISTURBED_CELLS_WORTH_A_NOTE
 
-    def warning(self, run_id: str) -> str | None:
-        """One line about the sweep `run_id`; `None` where what was disturbed changed nothing."""
+    def warning(self, manifest: SweepManifest) -> str | None:
+        """One line about the sweep; `None` where what was disturbed changed nothing."""
         if not (self.decides or self.candidates):
             return None
         often = f" (most often: {self.reason})" if self.reason else ""
         candidates = formats.plural(self.candidates, "candidate")
         alone = f", and figures of {candidates} rest on disturbed runs alone" if self.candidates else ""
-        return f"{self.counted} were disturbed{often}{alone}. {self.advice(run_id)}"
+        return f"{self.counted} were disturbed{often}{alone}. {self.advice(manifest)}"
 
-    def advice(self, run_id: str) -> str:
-        """How to measure again what the sweep `run_id` could measure only while it was disturbed."""
+    def advice(self, manifest: SweepManifest) -> str:
+        """How to measure again what the sweep could measure only while it was disturbed."""
         if not self.candidates:
             return "Measure again when the machine is quiet."
         # The option watches the machine that the command runs on, so a sweep on a cluster does not take it.
         wait = "" if self.on_cluster else " --wait-quiet"
-        how = going_on_with(formats.clean_line(run_id), DISTURBED, more=wait)
+        how = going_on_with(manifest, DISTURBED, more=wait)
         return f"To measure again when the machine is quiet, {how}."
 
     @property

@@ -103,6 +103,8 @@ def environment_facts(manifest: SweepManifest, results: Sequence[TrialResult]) -
 
 
 def _repeating(manifest: SweepManifest) -> str:
+    if manifest.batch_id is not None:
+        return formats.clean_line(f"{manifest.command}, with the file of {manifest.batch_id}")
     return formats.clean_line(f"{manifest.command} {shlex.join(repeating_arguments(manifest.arguments))}".strip())
 
 

@@ -48,7 +48,7 @@ def notes(
         *map(formats.clean_line, manifest.model_notes),
         *map(formats.clean_line, filter(None, [unlike_weights(manifest, ranking)])),
         *_processors_note(results),
-        *_disturbance_note(disturbed, manifest.run_id, has_figures=bool(rows or nearest)),
+        *_disturbance_note(disturbed, manifest, has_figures=bool(rows or nearest)),
         *(_winner_notes(manifest, results, analysis, rows) if rows else ()),
         *(() if nearest else _baseline_note(manifest.baseline_id, ranking)),
     )
@@ -75,14 +75,14 @@ def _winner_notes(
         yield question
 
 
-def _disturbance_note(found: Disturbances, run_id: str, *, has_figures: bool) -> Iterator[str]:
+def _disturbance_note(found: Disturbances, manifest: SweepManifest, *, has_figures: bool) -> Iterator[str]:
     if not has_figures or not found.decides:
         return
     if found.reason is None:
         what = f"Other programs kept the machine busy in {found.counted}"
     else:
         what = f"{found.counted} were disturbed (most often: {found.reason})"
-    yield f"{what}. Do not trust these figures. {found.advice(run_id)}"
+    yield f"{what}. Do not trust these figures. {found.advice(manifest)}"
 
 
 def _code_note(check: CodeCheck | None) -> Iterator[str]:

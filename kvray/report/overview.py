@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvray.jobs.sent_model import is_a_job
 from kvray.ratios import MISSING, amount_interval_text, amount_sign, speed_sign, speed_sign_interval_text
 from kvray.record import short_model_name
 from kvray.report import formats
@@ -107,9 +108,12 @@ def _sentence(rows: Sequence[BatchRow]) -> str:
 def _advice(batch_id: str, rows: Sequence[BatchRow]) -> str:
     if not any(row.is_disturbed for row in rows):
         return ""
+    options = f"--resume {batch_id} --retry disturbed"
+    if is_a_job():
+        return f"When the machines are quiet, repeat the kvray submit batch command with {options}."
     return (
-        f"When the machine is quiet, kvray batch --resume {batch_id} --retry disturbed, with the same --output and "
-        "other options, measures them again."
+        f"When the machine is quiet, kvray batch {options}, with the same --output and other options, measures them "
+        "again."
     )
 
 

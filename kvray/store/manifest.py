@@ -12,6 +12,7 @@ from kvray.candidate import DeviceType
 from kvray.judgement import Judging
 from kvray.record import RANDOM_PREFIX
 from kvray.store.fingerprint import SweepFingerprint
+from kvray.store.paths import batch_of_run
 from kvray.workload import WorkloadProfile, override_profile
 
 MANIFEST_VERSION = 2
@@ -147,7 +148,7 @@ class SweepManifest(BaseModel):
         exclusive: whether each trial had its machine to itself, as far as the sweep's other trials go.
         seed: of the search and of the confidence's draws.
         arguments: the `kvray tune` arguments that repeat this sweep, without `--resume` and without secrets.
-        command: what they follow, e.g. `kvray submit tune`.
+        command: what they follow, e.g. `kvray submit tune`; `kvray batch` for a sweep of a batch, which has none.
         sent_models: of models that were sent with a job, by the path of their temporary copy how the user named them.
         code_check: of the code of the candidate that won by the sweep's own limits; `None` where it was not tried.
         attempts: all of them, the last one last; empty in sweeps of version 1.
@@ -192,6 +193,16 @@ class SweepManifest(BaseModel):
     sent_models: dict[str, str] = Field(default_factory=dict)
     code_check: CodeCheck | None = None
     attempts: tuple[SweepAttempt, ...] = ()
+
+    @property
+    def batch_id(self) -> str | None:
+        """The batch whose last attempt measured it; `None` where `kvray tune` did."""
+        return batch_of_run(self.run_id) if self.command.endswith(" batch") else None
+
+    @property
+    def was_submitted(self) -> bool:
+        """Whether its last attempt was a job of a cluster, which `kvray submit` had sent."""
+        return self.command.startswith("kvray submit ")
 
     def code_check_of(self, candidate_id: str) -> CodeCheck | None:
         """What came of running the code of that candidate, held against the trials that are ranked."""

@@ -21,6 +21,7 @@ BESIDE = "+"
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _RESERVED = re.compile(rf"part-\d+|{NOT_LAUNCHED}(-\d+)?")
+_BATCH_ID = "batch-"
 _PART_FILE = re.compile(r"part-(\d{1,9})\.parquet")
 
 
@@ -38,6 +39,16 @@ def check_id(value: str, *, what: str = "run id") -> str:
             hint="Use up to 80 letters, digits, '.', '_' or '-', starting with a letter or digit, not digits alone.",
         )
     return value
+
+
+def run_id_in_batch(batch_id: str, number: int) -> str:
+    """Run id of the sweep of that number, from 1 on."""
+    return f"{batch_id.removeprefix(_BATCH_ID)}-{number:02d}"
+
+
+def batch_of_run(run_id: str) -> str:
+    """Id of the batch that has given a sweep its `run_id`."""
+    return f"{_BATCH_ID}{run_id.rpartition('-')[0]}"
 
 
 def part_number(path: Path) -> int | None:

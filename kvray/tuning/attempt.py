@@ -79,12 +79,14 @@ def prepare_attempt(
     *,
     run_id: str,
     arguments: Iterable[str] = (),
+    of_batch: bool = False,
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
 ) -> Attempt:
     """Compare what is to be measured with what was, where `config` resumes a sweep.
 
     Args:
         shares: the manifest tells of the first one, and what differs on the others.
+        of_batch: whether `kvray batch` asks for it, which goes on with it by its own id.
         pythons: by engine, where trials run that do not run in kvray's own Python.
 
     Raises:
@@ -92,7 +94,8 @@ def prepare_attempt(
     """
     first = shares[0]
     new = _manifest(config, first.preview, first.adapters, run_id=run_id, arguments=tuple(arguments), pythons=pythons)
-    new = new.model_copy(update={"gpu_types": _gpu_types(shares)})
+    command = repeating_command("batch" if of_batch else "tune", sends_model=bool(new.sent_models))
+    new = new.model_copy(update={"gpu_types": _gpu_types(shares), "command": command})
     fingerprint = fingerprint_of(config, first, pythons)
     candidates = len(first.preview.space.candidates)
     if config.resume is None:
@@ -223,8 +226,7 @@ def _manifest(
         exclusive=config.exclusive,
         seed=config.seed,
         arguments=tuple(redact(argument) for argument in typed_arguments(arguments)),
-        command=repeating_command(sends_model=bool(sent := _sent_models(config, preview))),
-        sent_models=sent,
+        sent_models=_sent_models(config, preview),
     )
 
 

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-from kvray.candidate import DeviceType
 from kvray.config import TuneConfig
 from kvray.engines.offline import offline_environment
-from kvray.environment import changed_environment
 from kvray.errors import KvrayError, OutputError, ResultsError, SweepInterruptedError
 from kvray.jobs.sent_model import as_typed, is_sent
 from kvray.probes.environment import kvray_version
 from kvray.record import TrialStatus
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
-from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
 from kvray.store.batch_store import BatchStore
 from kvray.store.batch_table import BatchRow
 from kvray.store.claim import claimed_sweep
 from kvray.store.parquet import ResultsStore
+from kvray.store.paths import run_id_in_batch
 from kvray.tuning.batch_budget import BatchBudget, excess_of
 from kvray.tuning.batch_file import AskedSweep
+from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.batch_pool import BatchPool
-from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_rows import batch_row
-from kvray.tuning.batch_words import in_file_words, interruption_of, reason_of, unlike_sweeps
+from kvray.tuning.batch_words import in_file_words, interruption_of, models_of, reason_of, unlike_sweeps
 from kvray.tuning.begun_sweep import SweepView
 from kvray.tuning.code_run import CodeRunner
 from kvray.tuning.engines import SweepEngines
@@ -42,43 +38,6 @@ from kvray.tuning.search import TuningSearch
 
 _LAST_WRITE_S = 5.0
 """So long a process that leaves at once waits for another thread that writes the overview."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchOptions:
-    """What all sweeps of a batch have in common.
-
-    Attributes:
-        budget_s: seconds for all sweeps together, shared equally by those that have not ended.
-        retry: what of a batch that goes on is measured again.
-    """
-
-    output_dir: str
-    device: DeviceType | None = None
-    address: str | None = None
-    gpu_type: str | None = None
-    slots: int | None = None
-    exclusive: bool = False
-    offline: bool = False
-    budget_s: float | None = None
-    retry: BatchRetry = field(default_factory=BatchRetry)
-
-    @property
-    def of_a_sweep(self) -> dict[str, Any]:
-        """The fields of a sweep's `TuneConfig`."""
-        names = ("output_dir", "device", "address", "gpu_type", "slots", "exclusive", "offline")
-        return {name: getattr(self, name) for name in names}
-
-    def command(self, batch_id: str) -> str:
-        """What measures the rest of a batch in the same way; it may take as long as it needs."""
-        parts = ["kvray", "batch", "--resume", batch_id, "--output", ResultsStore(self.output_dir).display_name]
-        if retry := str(self.retry):
-            parts += ["--retry", retry]
-        for name in ("device", "address", "gpu_type", "slots"):
-            if (value := getattr(self, name)) is not None:
-                parts += [f"--{name.replace('_', '-')}", str(value)]
-        flags = [f"--{name}" for name in ("exclusive", "offline") if getattr(self, name)]
-        return shlex.join([*parts, *flags])
 
 
 class BatchSearch:
@@ -148,8 +107,7 @@ class BatchSearch:
             OutputError: all has been measured, and how it ended cannot be written.
         """
         manifest = self._begun()
-        is_of_this_batch = changed_environment({BATCH: manifest.batch_id})
-        with ExitStack() as claims, offline_environment(enabled=self._options.offline), is_of_this_batch:
+        with ExitStack() as claims, offline_environment(enabled=self._options.offline):
             try:
                 self._measure_all(manifest, claims)
                 self._check_codes()
@@ -167,9 +125,7 @@ class BatchSearch:
         if self._manifest is None:
             return SweepInterruptedError("Interrupted before anything was measured.")
         overview = self._batches.shown(self._batches.paths(self._manifest.batch_id).overview_html)
-        return interruption_of(
-            self._manifest, overview=overview, resume=self._options.command(self._manifest.batch_id)
-        )
+        return interruption_of(self._manifest, overview=overview, resume=self.command_to_go_on)
 
     def left_at_once(self) -> SweepInterruptedError:
         """`interrupted`, for a process that ends without writing up what measures: the overview says so. A signal's
@@ -183,13 +139,19 @@ class BatchSearch:
 
     def _keep_broken_off(self, manifest: BatchManifest) -> None:
         """The records of what measures are not read for it: that would take a moment for each sweep."""
-        update = {"status": BatchStatus.INTERRUPTED}
+        status = BatchStatus.INTERRUPTED
         for sweep in (one for one in manifest.sweeps if one.status is BatchStatus.MEASURING):
             if (row := self._rows.get(sweep.run_id)) is not None:
-                self._rows[sweep.run_id] = replace(row, **update)
-            manifest = manifest.having(sweep.model_copy(update=update))
+                self._rows[sweep.run_id] = replace(row, status=status)
+            manifest = manifest.having(sweep.model_copy(update={"status": status}))
         if manifest is not self._manifest:
             self._keep(manifest)
+
+    @property
+    def command_to_go_on(self) -> str:
+        """What measures the rest of the batch, which has begun."""
+        sends_models = any(is_sent(name) for one in self._asked for name in models_of(one))
+        return self._options.command(self._now.batch_id, sends_models=sends_models)
 
     @property
     def _now(self) -> BatchManifest:
@@ -207,7 +169,7 @@ class BatchSearch:
         batch_id = f"batch-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         sweeps = tuple(
             BatchSweep(
-                run_id=f"{batch_id.removeprefix('batch-')}-{number:02d}",
+                run_id=run_id_in_batch(batch_id, number),
                 sent_from=as_typed(one.model_id) if is_sent(one.model_id) else None,
                 **dict(one),
             )
@@ -321,7 +283,7 @@ class BatchSearch:
     def _without_overview(self, error: OutputError) -> OutputError:
         return OutputError(
             f"{error.message} The batch was measured to its end, and its overview does not tell so.",
-            hint=f"Where it can be written again, that is done by: {self._options.command(self._now.batch_id)}",
+            hint=f"Where it can be written again, that is done by: {self.command_to_go_on}",
         )
 
     def _keep_log(self, text: str) -> None:

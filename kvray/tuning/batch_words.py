@@ -89,6 +89,11 @@ def interruption_of(manifest: BatchManifest, *, overview: str, resume: str) -> S
     return SweepInterruptedError(f"{what}, and {overview} tells of it.", hint=f"{rest} with: {resume}")
 
 
+def models_of(sweep: AskedLike) -> tuple[str, ...]:
+    """Its model, and the files that single engines take in place of it."""
+    return (sweep.model_id, *map(str, sweep.settings.get("models_for", {}).values()))
+
+
 def unlike_sweeps(known: Sequence[AskedLike], asked: Sequence[AskedLike]) -> str:
     """What a batch file asks for otherwise than the batch `known`, e.g. `new: b · rag; org/m · chat: caches`."""
     before, now = _by_name(known), _by_name(asked)

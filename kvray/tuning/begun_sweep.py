@@ -91,6 +91,7 @@ def begin_sweep(
             shares,
             claim=claims.enter_context(claimed_sweep(store, run_id)),
             run_id=run_id,
+            of_batch=True,
             scratch=scratch,
             started_s=0.0,
             clock=lambda: (share_s or 0.0) - (budget.left_s(run_id, own_s) or 0.0),

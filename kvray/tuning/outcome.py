@@ -125,7 +125,7 @@ def warn_of_disturbance(result: TuneResult, *, name: str = "") -> None:
     Args:
         name: of the sweep, where others run beside it.
     """
-    if warning := disturbances(result.results).warning(result.manifest.run_id):
+    if warning := disturbances(result.results).warning(result.manifest):
         _logger.warning("%s%s", f"{name}: " if name else "", warning)
 
 

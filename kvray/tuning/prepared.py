@@ -114,6 +114,7 @@ def prepare_sweep(
     scratch: Path,
     started_s: float,
     arguments: Iterable[str] = (),
+    of_batch: bool = False,
     pythons: Mapping[str, EnginePython] = MappingProxyType({}),
     clock: Callable[[], float] = time.monotonic,
 ) -> PreparedSweep:
@@ -121,6 +122,7 @@ def prepare_sweep(
 
     Args:
         shares: what is measured on each type of GPU. Each is searched for itself.
+        of_batch: as for `prepare_attempt`.
         started_s: by `clock`: the budget runs from then.
         pythons: by engine, in which its trials run, where that is not kvray's own.
 
@@ -134,6 +136,7 @@ def prepare_sweep(
         [share.conditions for share in shares],
         run_id=run_id,
         arguments=arguments,
+        of_batch=of_batch,
         pythons=pythons,
     )
     store.write_manifest(attempt.manifest)

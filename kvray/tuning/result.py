@@ -16,6 +16,7 @@ from kvray.record import TrialResult
 from kvray.report.attempts import lost_runs_text
 from kvray.report.info import ReportInfo, report_info
 from kvray.report.other_hardware import hardware_note, with_notes
+from kvray.report.repeating import going_on_with, sentence
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore, records_sha256
 from kvray.store.paths import ResultsPaths
@@ -133,14 +134,24 @@ def read_measured(store: ResultsStore, run_id: str, judging: Judging | None = No
     """
     result = read_result(store, run_id, judging)
     if not any(one.record.status.was_launched for one in (*result.results, *result.set_aside)):
-        raise ResultsError(
-            f"Sweep {run_id!r} in {store.display_name!r} has no record of a trial that was launched: it was "
-            "interrupted before the first had finished, or its files are damaged or gone.",
-            hint=f"Repeat its command with --resume {run_id} to measure it.",
-        )
+        raise _nothing_measured(store, result.manifest)
     if lost := lost_runs_text(result.manifest, result.results, store.display_name):
         _logger.warning("%s", lost)
     return result
+
+
+def _nothing_measured(store: ResultsStore, manifest: SweepManifest) -> ResultsError:
+    what = f"Sweep {manifest.run_id!r} in {store.display_name!r} has no record of a trial that was launched"
+    go_on = going_on_with(manifest)
+    if manifest.is_complete:
+        return ResultsError(f"{what}: its files are damaged or gone.", hint=f"{sentence(go_on)} to measure it.")
+    if manifest.was_submitted:
+        why = "no trial had finished when its results were fetched, or files are damaged or gone"
+        hint = f"While its job runs, repeat kvray jobs fetch later. If it was interrupted, {go_on} to measure the rest."
+    else:
+        why = "it still runs or was interrupted before the first trial had finished, or files are damaged or gone"
+        hint = f"If it does not run any more, {go_on} to measure it."
+    return ResultsError(f"{what}: {why}.", hint=hint)
 
 
 def info_of(result: TuneResult) -> ReportInfo:

@@ -222,9 +222,9 @@ def test_where_nothing_can_be_read_that_is_said_and_good_reports_stay(
         *skipped, last = capsys.readouterr().err.splitlines()
         assert len(skipped) == 4
         assert last == (
-            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it was "
-            "interrupted before the first had finished, or its files are damaged or gone. Repeat its command with "
-            f"--resume {RUN_ID} to measure it."
+            f"kvray: Sweep {RUN_ID!r} in {str(folder)!r} has no record of a trial that was launched: it still "
+            "runs or was interrupted before the first trial had finished, or files are damaged or gone. If it does not "
+            f"run any more, repeat the kvray tune command with --resume {RUN_ID} to measure it."
         )
     assert good.read_text() == "good"
 

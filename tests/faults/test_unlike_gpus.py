@@ -26,8 +26,9 @@ from kvray.sweep.joining import prepare_to_join
 from kvray.sweep.loopback import forget_token, recall_auth_mode
 from kvray.sweep.remote_device import ask_nodes
 from kvray.testing.fake import FakeAdapter
-from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch import BatchSearch
 from kvray.tuning.batch_file import AskedSweep
+from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
 

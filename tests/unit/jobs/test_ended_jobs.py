@@ -116,6 +116,7 @@ def test_of_a_job_that_still_runs_it_is_said_what_is_missing(names: list[str], s
     [
         ("tune 'a b' --repeats 3", JobLog(output="/r", run_id="r1"), "tune 'a b' --repeats 3 --resume r1"),
         ("tune m --resume r1", JobLog(output="/r", run_id="r1"), "tune m --resume r1"),
+        ("tune m --resume=r1", JobLog(output="/r", run_id="r1"), "tune m --resume r1"),
         (
             "batch m.yaml",
             JobLog(output="/r", batch=BatchState(batch_id="b1", statuses={}, now="")),

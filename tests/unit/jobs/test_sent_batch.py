@@ -60,7 +60,8 @@ def test_a_batch_file_takes_along_what_it_names_and_names_it_by_its_place_there(
     assert last == {"model": "b", "space": "full"}
     job = json.loads((sent / "job.json").read_text(encoding="utf-8"))
     told = json.loads(driver_environment(job, "/there")[SENT_MODELS])
-    assert told == {second["model"]: "random:tiny", third: "./tiny"}
+    there = f"/there/{written[1]['file']}"
+    assert told == {second["model"]: "random:tiny", third: "./tiny", there: str(folder / "models.yaml")}
 
 
 def test_a_model_that_was_sent_is_told_with_its_path_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +193,7 @@ def test_a_command_of_a_job_is_repeated_as_the_user_typed_it(folder: Path, monke
         "--dtype=float32",
     }
     assert repeating_command(sends_model=True) == "kvray submit --upload-model tune"
+    assert repeating_command("batch", sends_model=False) == "kvray submit batch"
 
 
 def test_messages_name_the_paths_that_the_user_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

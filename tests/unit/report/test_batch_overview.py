@@ -9,9 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pytest
 from report_sweeps import BASELINE, STARTED, WINNER, manifest, measured
 
 from kvray.analysis import analyse
+from kvray.jobs.doorman import JOB
 from kvray.record import TrialResult
 from kvray.report.info import report_info
 from kvray.report.overview import overview_info, render_overview_html, render_overview_markdown
@@ -83,6 +85,12 @@ def test_a_sweep_whose_every_cell_has_an_undisturbed_run_is_not_marked() -> None
         return replace(result, runs=tuple(replace(run, disturbed=run.repeat > 0) for run in result.runs))
 
     assert row(BatchStatus.OK, [mostly_disturbed(one) for one in TWO]).is_disturbed is False
+
+
+def test_a_disturbed_batch_is_measured_again_by_the_command_that_sent_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(JOB, "1")
+    _, markdown, _ = pages(row(BatchStatus.OK, [disturbed(one) for one in TWO]))
+    assert "repeat the kvray submit batch command with --resume b --retry disturbed." in markdown
 
 
 def test_a_baseline_that_wins_says_that_nothing_is_gained() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from manifests import plain_manifest
 from report_sweeps import (
     BASELINE,
     PROFILE,
@@ -512,12 +513,13 @@ def test_one_line_says_how_much_was_disturbed_and_how_to_measure_it_again() -> N
     base, other = measured(BASELINE, role=Role.BASELINE), measured(WINNER)
     reasons = ["the CPU quota stopped a thread for 48 % of the run"]
     found = disturbances([because(base, reasons * len(base.runs)), other])
-    assert found.warning("run-1") == (
+    manifest = plain_manifest()
+    assert found.warning(manifest) == (
         f"{len(base.runs)} of {2 * len(base.runs)} runs were disturbed (most often: {reasons[0]}), and figures of 1 "
         "candidate rest on disturbed runs alone. To measure again when the machine is quiet, repeat the kvray tune "
-        "command with --resume run-1 --retry disturbed --wait-quiet."
+        f"command with --resume {manifest.run_id} --retry disturbed --wait-quiet."
     )
-    assert disturbances([because(base, reasons), other]).warning("run-1") is None, "every cell has better runs"
+    assert disturbances([because(base, reasons), other]).warning(manifest) is None, "every cell has better runs"
 
 
 def test_runs_that_undisturbed_ones_have_replaced_are_counted_like_those_in_the_records() -> None:

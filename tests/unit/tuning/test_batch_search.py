@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -24,17 +24,18 @@ from kvray.errors import (
     SweepError,
     SweepInterruptedError,
 )
+from kvray.jobs.doorman import JOB, SENT_MODELS
 from kvray.judgement import Limits
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
-from kvray.report.repeating import BATCH
 from kvray.store.batch_manifest import BatchManifest, BatchStatus
 from kvray.store.batch_store import BatchStore
 from kvray.store.claim import claimed_sweep
 from kvray.store.manifest import SweepManifest
 from kvray.store.parquet import ResultsStore
 from kvray.tuning import batch_pool, batch_queue
-from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch import BatchSearch
 from kvray.tuning.batch_file import AskedSweep, SweepSettings
+from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.batch_retry import BatchRetry
 from kvray.tuning.batch_words import KEYS
 from kvray.workload import get_profile
@@ -226,7 +227,6 @@ def test_a_resume_measures_again_what_is_to_be_retried_and_leaves_what_is_done(
     configs: dict[str, TuneConfig] = {}
 
     def noting(config: TuneConfig, *_: object, **__: object) -> None:
-        assert os.environ[BATCH] == batch_id, "so that what it says of going on is meant for the batch"
         configs[config.model_id] = config
         raise ModelError("Enough.")
 
@@ -249,6 +249,24 @@ def test_to_resume_a_batch_that_is_not_there_makes_no_folder(tmp_path: Path) -> 
     with pytest.raises(ResultsError, match="holds no batch"):
         BatchSearch((), options(tmp_path / "none"), resume="batch-1").run()
     assert not (tmp_path / "none").exists()
+
+
+def test_a_submitted_batch_goes_on_by_another_job_with_the_file_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job has an address and a copy of the file, which mean nothing where the user is."""
+    typed = {"/job/files/1/m.yaml": "/home/me/m.yaml", "/job/sent/0/tiny": "./tiny"}
+    monkeypatch.setenv(JOB, "1")
+    monkeypatch.setenv(SENT_MODELS, json.dumps(typed))
+    common = BatchOptions(output_dir=str(tmp_path), file="/job/files/1/m.yaml", address="head:6379", slots=2)
+    rest = rf"--resume batch-\S+ --output {tmp_path} --slots 2$"
+    ENDS["/job/sent/0/tiny"] = KeyboardInterrupt()
+    for model, command in (("stopped", "batch"), ("/job/sent/0/tiny", "--upload-model batch")):
+        search = BatchSearch(asked(model), replace(common, address=None))
+        with pytest.raises(SweepInterruptedError):
+            search.run()
+        assert re.search(rf"with: kvray submit {command} /home/me/m.yaml {rest}", str(search.interrupted()))
+    assert "--address" not in common.command("batch-1")
 
 
 def test_what_measures_the_rest_has_the_options_of_the_batch() -> None:

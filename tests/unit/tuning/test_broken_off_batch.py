@@ -23,8 +23,9 @@ from kvray.store.parquet import ResultsStore
 from kvray.sweep.batch import QueuedSweep
 from kvray.trial.position import PositionBoard
 from kvray.tuning import batch_pool
-from kvray.tuning.batch import BatchOptions, BatchSearch
+from kvray.tuning.batch import BatchSearch
 from kvray.tuning.batch_file import AskedSweep
+from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.begun_sweep import SweepView
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.preview import Preview
@@ -100,6 +101,13 @@ def test_ctrl_c_while_a_sweep_begins_leaves_it_interrupted_and_not_measuring(
     with pytest.raises(SweepInterruptedError):
         batch(view=viewed_by(Pressed(NO_CONSOLE))).run()
     assert [one.status.value for one in manifest_in(tmp_path).sweeps] == ["interrupted"]
+
+
+def test_a_sweep_of_a_batch_knows_its_batch(batch: Callable[..., BatchSearch], tmp_path: Path) -> None:
+    """A later `kvray rank` says by it how to go on."""
+    manifest = batch().run()
+    sweep = ResultsStore(tmp_path / "out").read_manifest(manifest.sweeps[0].run_id)
+    assert (sweep.command, sweep.batch_id) == ("kvray batch", manifest.batch_id)
 
 
 def test_a_process_that_leaves_at_once_leaves_no_sweep_that_seems_to_measure(

@@ -9,11 +9,12 @@ import pytest
 from manifests import RUN_ID, plain_manifest
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DType
-from kvray.errors import OutputError, SweepError
+from kvray.errors import OutputError, ResultsError, SweepError
 from kvray.record import Role, TrialRecord, TrialResult, TrialStatus
 from kvray.store.keeper import RecordKeeper
 from kvray.store.parquet import ResultsStore
 from kvray.tuning.outcome import broken_off, write_up
+from kvray.tuning.result import read_measured
 
 
 class HeadLostError(SweepError):
@@ -85,3 +86,22 @@ def test_records_that_cannot_be_merged_are_kept_where_they_are(
     assert result.paths.report_markdown.is_relative_to(tmp_path / "out")
     assert not keeper.has_moved
     assert f"The records of sweep {RUN_ID} stay in several files." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("kvray tune", "it still runs or was interrupted .*If it does not run any more, repeat the kvray tune command"),
+        ("kvray batch", "it still runs or was .*, run kvray batch --resume batch-20260101-120000 with the same"),
+        (
+            "kvray submit tune",
+            "no trial had finished when its results were fetched.* repeat kvray jobs fetch later. If it was "
+            f"interrupted, repeat the kvray submit tune command with --resume {RUN_ID}",
+        ),
+    ],
+)
+def test_where_no_trial_has_ended_yet_the_sweep_may_still_run(command: str, told: str, tmp_path: Path) -> None:
+    store = ResultsStore(tmp_path)
+    store.write_manifest(plain_manifest().model_copy(update={"command": command}))
+    with pytest.raises(ResultsError, match=told):
+        read_measured(store, RUN_ID)
