@@ -20,8 +20,8 @@ from kvray.record import TrialRecord
 from kvray.store.parquet import ResultsStore
 from kvray.testing.misbehaviour import SLOW_S
 from kvray.tuning.batch import BatchSearch
-from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.batch_file import AskedSweep, read_batch_file
+from kvray.tuning.batch_options import BatchOptions
 
 SLOTS = 4
 MODELS = 12

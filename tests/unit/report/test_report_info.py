@@ -528,7 +528,7 @@ def test_runs_that_undisturbed_ones_have_replaced_are_counted_like_those_in_the_
     found = disturbances(results)
     assert found.runs == sum(len(one.runs) for one in results)
     assert found.disturbed == len(first.runs)
-    assert (found.decides, found.warning("run-1")) == (False, None)
+    assert (found.decides, found.warning(plain_manifest())) == (False, None)
 
 
 def test_where_nothing_keeps_the_limits_the_verdict_says_that_it_was_disturbed() -> None:
