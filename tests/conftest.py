@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,12 @@ def _logger() -> Iterator[None]:
 def second_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Python of another virtual environment, in which all that is here can be imported."""
     return make_environment(tmp_path_factory.mktemp("second") / "env", *sys.path)
+
+
+def pytest_configure() -> None:
+    """Tests press Ctrl-C. A shell lets what it starts in the background ignore that, and so do all their processes."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -89,7 +89,7 @@ def test_a_trial_that_the_kernel_killed_for_want_of_memory_is_oom_and_the_next_o
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.stdout.splitlines() == ["oom; warmup; killed by the kernel's out-of-memory killer"] * 2, done.stderr

@@ -184,7 +184,7 @@ def test_a_reaper_that_was_killed_is_replaced_before_the_next_trial(
         assert owner.stdout.readline() == b"one has ended\n"
         (reaper,) = reapers()
         reaper.kill()
-        psutil.wait_procs([reaper], timeout=30)  # until then its pipe takes what it is told
+        psutil.wait_procs([reaper], timeout=240)  # until then its pipe takes what it is told
         owner.stdin.write(b"\n")
         owner.stdin.flush()
         deadline = time.monotonic() + 30

@@ -149,7 +149,7 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
     assert following.stdout is not None
     assert any(line.startswith("start   static") for line in following.stdout)
     following.send_signal(signal.SIGINT)
-    _, said = following.communicate(timeout=30)
+    _, said = following.communicate(timeout=240)
     last = said.splitlines()[-1]
     assert following.returncode == 130
     assert "goes on. Follow it again with kvray jobs logs --follow --address" in last
@@ -225,7 +225,7 @@ def test_a_head_that_is_started_anew_has_lost_its_jobs_and_their_rest_is_measure
         assert following.stdout is not None
         assert any(line.startswith("start   static") for line in following.stdout)
         cluster.kill_and_start_anew()
-        _, said = following.communicate(timeout=60)
+        _, said = following.communicate(timeout=240)
         last = said.splitlines()[-1]
         assert following.returncode == 11, said
         assert "was started anew and does not know job raysubmit_" in last
@@ -249,13 +249,13 @@ def test_a_fetch_that_was_cut_goes_on_and_what_comes_is_whole(cluster: RayCluste
     assert cut.stdout is not None
     assert cut.stdout.readline() == "100000 of 200000\n"
     proxy.cut_after(20_000)
-    rest, said = cut.communicate(timeout=60)
+    rest, said = cut.communicate(timeout=240)
     assert (cut.returncode, rest, said.count("\n")) == (11, "", 1)
     assert "What has come is kept: repeat the command to go on from there." in said
     assert not (tmp_path / "home" / "reports").exists(), "nothing takes its place before it is checked"
 
     proxy.mend()
-    again = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=240, check=False)
     proxy.stop()
     assert again.stdout == "200000 of 200000\n", again.stderr
     names = sorted(path.relative_to(tmp_path / "home").as_posix() for path in (tmp_path / "home").rglob("*.*"))

@@ -232,7 +232,7 @@ second.close()
 
 def test_a_slot_outlives_its_fork_server(tmp_path: Path) -> None:
     code = SERVER_KILLED.format(path=[str(Path(__file__).parent)], log=str(tmp_path / "log"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     told = "killed together with the process that forked it, which is dead"
     assert done.stdout.splitlines() == [f"crashed {told}", "0"]
 
@@ -333,7 +333,7 @@ def test_a_library_that_cannot_be_imported_beforehand_ends_no_fork_server(tmp_pa
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, timeout=240
     )
     assert done.stdout == "0\n"
     assert "OSError: read-only" in done.stderr

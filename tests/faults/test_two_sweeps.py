@@ -84,13 +84,13 @@ def test_a_sweep_that_is_being_measured_cannot_be_resumed_and_one_that_was_kille
     resume = ("fake:bfloat16=hang", *SMALL, *TWO, "--timeout", "1", "--resume", run_id)
 
     second = kvray(*resume)
-    out, err = second.communicate(timeout=100)
+    out, err = second.communicate(timeout=240)
     assert (second.returncode, out) == (10, "")
     (said,) = err.splitlines()
     assert said.startswith(f"kvray: Sweep '{run_id}' is being measured already, by process {first.pid} on ")
 
     first.send_signal(signal.SIGKILL)
-    first.wait(timeout=30)
+    first.wait(timeout=240)
     third = kvray(*resume)
     out, err = third.communicate(timeout=200)
     assert third.returncode == 0, err
@@ -109,7 +109,7 @@ def test_a_sweep_whose_folder_vanished_and_was_written_anew_cannot_be_resumed_be
     (tmp_path / "results").rename(tmp_path / "gone")
     wait_for(first, "start   dynamic/sdpa/bfloat16")
     second = kvray("fake:bfloat16=hang", *SMALL, *TWO, "--timeout", "1", "--resume", run_id)
-    _, err = second.communicate(timeout=100)
+    _, err = second.communicate(timeout=240)
     assert second.returncode == 10, err
     assert f"Sweep '{run_id}' is being measured already, by process {first.pid} on " in err
 

@@ -121,7 +121,7 @@ def test_a_sweep_measures_and_is_written_up_on_the_slot_that_another_ones_last_t
     assert statuses(tmp_path) == ["measuring", "ok"]
     (report,) = (tmp_path / "results").glob("reports/*/report.html")
     batch.send_signal(signal.SIGINT)
-    _, told = batch.communicate(timeout=100)
+    _, told = batch.communicate(timeout=240)
     assert (batch.returncode, statuses(tmp_path)) == (130, ["interrupted", "ok"]), told
     store = ResultsStore(tmp_path / "results")
     hanging, others = (store.read(run) for run in store.run_ids())
@@ -137,7 +137,7 @@ def test_a_batch_interrupted_twice_leaves_no_sweep_that_seems_to_measure(tmp_pat
     wait_until(lambda: any((tmp_path / "results").glob("batches/*.json")) and "measuring" in statuses(tmp_path))
     batch.send_signal(signal.SIGINT)
     batch.send_signal(signal.SIGTERM)  # two of one kind may come as one
-    _, told = batch.communicate(timeout=60)
+    _, told = batch.communicate(timeout=240)
     assert batch.returncode == 130
     assert "with: kvray batch --resume" in told.splitlines()[-1], told
     (overview,) = (tmp_path / "results" / "batches").glob("*/overview.md")
@@ -170,7 +170,7 @@ def test_a_batch_killed_at_random_moments_measures_nothing_twice(batch: Path) ->
 
 
 def test_a_dry_run_says_what_each_model_would_measure_and_writes_nothing(batch: Path) -> None:
-    told, _ = start(batch, "models.yaml", "--dry-run").communicate(timeout=60)
+    told, _ = start(batch, "models.yaml", "--dry-run").communicate(timeout=240)
     assert "fake:ok · ci-micro, changed: 2 candidates" in told
     assert "fake:=nonsense · ci-micro, changed: cannot be measured: The fake engine cannot 'nonsense'" in told
     assert not (batch / "results").exists()

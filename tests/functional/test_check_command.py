@@ -223,8 +223,8 @@ def test_a_check_that_is_interrupted_or_killed_leaves_whole_files(
             assert any("1 round," in told for told in process.stderr)
             time.sleep(0.1)  # in the middle of a trial
             process.send_signal(number)
-            process.stderr.read()
-        assert process.returncode == ends[number]
+            rest = process.stderr.read()
+        assert process.returncode == ends[number], rest
         found = read_check(tmp_path / number.name / "check.json")
         assert found.is_interrupted
         assert found.verdict == "inconclusive"

@@ -99,7 +99,7 @@ def test_shellcheck_accepts_every_script(tmp_path: Path) -> None:
     for number, (name, script) in enumerate(scripts()):
         files.append(tmp_path / f"{number}.sh")
         files[-1].write_text(f"#!/bin/{'sh' if name == 'gitlab' else 'bash'}\n# {name}\n{script}\n")
-    done = subprocess.run([program, *files], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([program, *files], capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stdout
 
 
@@ -361,7 +361,7 @@ def test_gitlabs_job_passes_its_variables_on_and_ends_as_the_check_does(runner: 
         env={**runner.variables, "EXIT": "14", **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 14, done.stderr

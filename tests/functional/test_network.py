@@ -45,7 +45,7 @@ def without_network(command: list[str]) -> list[str] | None:
     if unshare is None or ip is None:
         return None
     inside = [unshare, "--net", "sh", "-c", f'{ip} link set lo up && exec "$@"', "sh"]
-    works = subprocess.run([*inside, "true"], capture_output=True, check=False, timeout=30).returncode == 0
+    works = subprocess.run([*inside, "true"], capture_output=True, check=False, timeout=240).returncode == 0
     return [*inside, *command] if works else None
 
 
@@ -55,7 +55,7 @@ def traced(command: list[str], log: Path) -> list[str]:
     if strace is None:
         return command
     traced = [strace, "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto,sendmsg", "-o", str(log)]
-    works = subprocess.run([*traced, "true"], capture_output=True, check=False, timeout=30).returncode == 0
+    works = subprocess.run([*traced, "true"], capture_output=True, check=False, timeout=240).returncode == 0
     return [*traced, *command] if works else command
 
 
@@ -181,6 +181,6 @@ def test_the_guard_sees_what_it_is_there_for(tmp_path: Path) -> None:
         "except OSError: pass\n"
         "one.connect(('127.0.0.1', 9))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30, env=environment_of(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240, env=environment_of(tmp_path))
     assert len(notes_in(tmp_path, "elsewhere")) == 1
     assert "('192.0.2.1', 9)" in notes_in(tmp_path, "elsewhere")[0]

@@ -188,7 +188,7 @@ def test_a_user_runs_it_as_a_script_without_kvray(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
         cwd=tmp_path / "elsewhere",
         env={**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
     )

@@ -108,9 +108,9 @@ def server(request_: ModelRequest, candidate: Candidate, tmp_path: Path) -> Iter
     finally:
         tree = [psutil.Process(pid) for pid in descendants(process.pid)]
         process.terminate()
-        for one in psutil.wait_procs(tree, timeout=20)[1]:
+        for one in psutil.wait_procs(tree, timeout=240)[1]:
             one.kill()
-        process.wait(timeout=20)
+        process.wait(timeout=240)
 
 
 def await_health(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

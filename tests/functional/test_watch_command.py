@@ -63,7 +63,7 @@ def test_a_watch_is_ended_and_killed_and_tells_of_a_slow_down_and_of_recovery(
     with started(plan, environment, "--every", "6h") as process:
         wait_for(process, folder, "told.json")
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "ms to the first token" in said
     assert "kvray: The watch has ended." in said
@@ -75,7 +75,7 @@ def test_a_watch_is_ended_and_killed_and_tells_of_a_slow_down_and_of_recovery(
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-    psutil.wait_procs(children, timeout=30)
+    psutil.wait_procs(children, timeout=240)
     assert not [one for one in children if one.is_running()]
 
     cause = {SLOWER_VARIABLE: str(SLOWER), "MALLOC_TRIM_THRESHOLD_": "262144"}

@@ -41,7 +41,7 @@ def dies(folder: Path, word: str = "") -> str:
     (folder / "sweep.log").write_text(LOG)
     command = [sys.executable, "-c", DIES.format(word=word), str(folder)]
     marked = {**os.environ, "TEST_DRIVER": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=marked)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=marked)
     return done.stderr
 
 
