@@ -228,9 +228,9 @@ def _sweeps_summary(sweeps: SweepComparison) -> dict[str, Any]:
                 "label": row.label,
                 "rank_a": row.a.rank,
                 "rank_b": row.b.rank,
-                "ttft_factor": row.ttft_factor,
-                "throughput_factor": row.throughput_factor,
-                "memory_factor": row.memory_factor,
+                "ttft_speedup": row.ttft_factor,
+                "decode_speedup": row.throughput_factor,
+                "peak_ratio": row.memory_factor,
             }
             for row in sweeps.rows
         ],

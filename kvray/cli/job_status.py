@@ -116,7 +116,7 @@ def _sweep_json(log: JobLog) -> dict[str, Any]:
         "tried": state.finished,
         "best": _figures(so_far.best()),
         "baseline": _figures(so_far.baseline()),
-        "gain": None if gain is None else {"ttft": gain.ttft, "throughput": gain.throughput},
+        "gain": None if gain is None else {"ttft_speedup": 1 + gain.ttft, "decode_speedup": 1 + gain.throughput},
         "left_s": None if left_s is None else list(left_s),
         "as_of": _iso(log.told_at),
         "verdicts": list(log.verdicts),

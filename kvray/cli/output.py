@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +9,9 @@ from rich.text import Text
 
 from kvray.analysis.aggregate import Metrics
 from kvray.analysis.engine_best import EngineBest, unlike_weights
-from kvray.analysis.intervals import Interval
 from kvray.analysis.misses import NearMiss, nearest_misses
 from kvray.analysis.ranking import RankedCandidate
+from kvray.report.ranking_file import ratios_of
 from kvray.report.terminal import render_terminal
 from kvray.tuning.result import TuneResult, info_of, on_each_hardware
 
@@ -47,7 +46,7 @@ def print_paths(result: TuneResult, console: Console) -> None:
 
 def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any]:
     """What `--json` prints: ids, winner or nearest misses, baseline, confidence, trials by status, files. Units are in
-    the names."""
+    the names; a `gain` has those of the ranking's columns (docs/columns.md)."""
     analysis, paths, profile = result.analysis, result.paths, result.manifest.profile
     ranking = analysis.ranking
     baseline = next((e for e in ranking.entries if e.record.candidate_id == result.manifest.baseline_id), None)
@@ -76,8 +75,6 @@ def summary(result: TuneResult, *, wall_s: float | None = None) -> dict[str, Any
             "is_disturbed": confidence.is_disturbed,
             "reason": confidence.choice.reason.value,
             "confirm_rounds": gain.pairs if gain else 0,
-            "ttft_gain": _interval(gain.ttft_interval if gain else None),
-            "throughput_gain": _interval(gain.throughput_interval if gain else None),
             "processes": confidence.processes,
             "runs": confidence.runs,
             "ties": list(confidence.ties),
@@ -112,10 +109,6 @@ def _code_check(result: TuneResult) -> dict[str, str] | None:
     return None if check is None else {"outcome": check.outcome.value, "text": check.text}
 
 
-def _interval(interval: Interval | None) -> dict[str, float] | None:
-    return None if interval is None else vars(interval)
-
-
 def _entry(entry: RankedCandidate) -> dict[str, Any]:
     metrics: Metrics = entry.metrics
     return {
@@ -123,7 +116,7 @@ def _entry(entry: RankedCandidate) -> dict[str, Any]:
         "label": entry.record.candidate.label,
         "score": entry.score,
         **vars(metrics),
-        "gain": None if entry.gain is None else dataclasses.asdict(entry.gain),
+        "gain": None if entry.gain is None else ratios_of(entry.gain),
         "break_even_tokens": entry.break_even_tokens,
     }
 
@@ -134,7 +127,7 @@ def _engine(one: EngineBest) -> dict[str, Any]:
         "engine": one.engine,
         "best": _entry(one.best),
         "own_default": None if one.default is None else one.default.record.candidate_id,
-        "own_gain": None if one.gain is None else dataclasses.asdict(one.gain),
+        "own_gain": None if one.gain is None else ratios_of(one.gain),
     }
 
 

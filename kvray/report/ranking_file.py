@@ -30,6 +30,19 @@ def ranking_file_rows(
     return tuple(table.row(one) for one in _one_each(analysis))
 
 
+def ratios_of(gain: Gain | None) -> dict[str, Any]:
+    """A gain as multiples of the baseline's speed and memory, by the names of the ranking's columns: 1 is no change, 2
+    is twice as fast or twice the memory."""
+    if gain is None:
+        return {**_speedup("ttft", None, None), **_speedup("decode", None, None), "peak_ratio": None, "pairs": 0}
+    return {
+        **_speedup("ttft", gain.ttft, gain.ttft_interval),
+        **_speedup("decode", gain.throughput, gain.throughput_interval),
+        "peak_ratio": gain.memory_factor,
+        "pairs": gain.pairs,
+    }
+
+
 def _one_each(analysis: Analysis) -> Sequence[_Listed]:
     """The ranked one of a candidate's trials, else the one that came furthest."""
     order = sorted(analysis.ranking.unranked, key=lambda one: (one.metrics is None, one.record.rung is None))
@@ -66,7 +79,7 @@ class _Table:
             status=record.status,
             **(self._ranked(one) if isinstance(one, RankedCandidate) else _unranked(one)),
             **_figures(one.metrics),
-            **_ratios(self._gain(one)),
+            **ratios_of(self._gain(one)),
             kl_mean=record.kl_mean,
             kl_upper=record.kl_upper,
             top1_agreement=record.top1_agreement,
@@ -116,18 +129,6 @@ def _unranked(one: UnrankedTrial) -> dict[str, Any]:
         "break_even_tokens": None,
         "on_pareto_front": None,
         "confidence": None,
-    }
-
-
-def _ratios(gain: Gain | None) -> dict[str, Any]:
-    """A gain as multiples of the baseline's speed and memory: 1 is no change."""
-    if gain is None:
-        return {**_speedup("ttft", None, None), **_speedup("decode", None, None), "peak_ratio": None, "pairs": 0}
-    return {
-        **_speedup("ttft", gain.ttft, gain.ttft_interval),
-        **_speedup("decode", gain.throughput, gain.throughput_interval),
-        "peak_ratio": gain.memory_factor,
-        "pairs": gain.pairs,
     }
 
 

@@ -161,9 +161,10 @@ def check_what_is_told_of_each_engine(result: TuneResult, plan: Plan, report: st
         assert one.default is not None
         assert one.default.candidate.candidate_id == result.manifest.defaults[engine]
         assert one.gain is not None
+        assert one.gain.memory is not None
         assert one.default.metrics.peak_mib is not None
         assert one.metrics.peak_mib is not None
-        assert told[engine]["own_gain"]["memory"] == one.gain.memory
+        assert told[engine]["own_gain"]["peak_ratio"] == pytest.approx(1 / (1 + one.gain.memory))
         assert one.gain.memory == pytest.approx(one.default.metrics.peak_mib / one.metrics.peak_mib - 1)
 
 

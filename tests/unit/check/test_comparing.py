@@ -182,6 +182,12 @@ def test_two_sweeps_keep_the_table_of_their_candidates() -> None:
     assert places == sorted(places)
 
 
+def test_the_table_in_json_names_directions_and_units() -> None:
+    found = json.loads(compare(str(RESULTS), f"{RESULTS}#{FAKE}", "--format", "json").stdout)
+    for row in found["sweeps"]["candidates"]:
+        assert row.keys() == {"label", "rank_a", "rank_b", "ttft_speedup", "decode_speedup", "peak_ratio"}
+
+
 def test_winners_that_differ_are_compared_with_each_other() -> None:
     found = compare_places(
         read_place(f"{RESULTS}#{TINY}"), read_place(f"{RESULTS}#{FAKE}"), margins=MARGINS, force=False

@@ -68,7 +68,7 @@ def test_the_json_of_a_running_sweep_tells_what_a_program_wants_to_know() -> Non
     found = json.loads(json.dumps(status_json(running(), log, address=ADDRESS)))
     left = found["sweep"].pop("left_s")
     assert 0 < left[0] <= left[1] <= 90
-    assert found["sweep"].pop("gain") == {"ttft": 1.0, "throughput": 0.0}
+    assert found["sweep"].pop("gain") == {"ttft_speedup": 2.0, "decode_speedup": 1.0}
     assert found == {
         "job_id": "raysubmit_1",
         "state": "running",

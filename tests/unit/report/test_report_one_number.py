@@ -62,10 +62,12 @@ def test_every_place_has_the_gain_of_the_pairs(result: TuneResult) -> None:
     info, plan = info_of(result), PlanBuilder(result).build()
     assert plan.winner.gain is not None
     assert (plan.winner.gain.ttft, plan.winner.gain.throughput) == (gain.ttft, gain.throughput)
-    assert summary(result)["winner"]["gain"]["ttft"] == gain.ttft
+    told = summary(result)["winner"]["gain"]
     row = next(one for one in ranking_file_rows(result.manifest, result.results, result.analysis) if one.rank == 1)
     assert row.ttft_speedup == pytest.approx(1 + gain.ttft)
     assert row.decode_speedup == pytest.approx(1 + gain.throughput)
+    assert told == {name: getattr(row, name) for name in told}, "by the names of the columns, with their meaning"
+    assert {"ttft_speedup", "decode_speedup_low", "peak_ratio", "pairs"} <= told.keys()
 
     faster, more = speed_text(1 + gain.ttft), tok_s_text(1 + gain.throughput)
     assert f"first token {faster} and {more} compared with" in info.headline.sentence
