@@ -93,7 +93,7 @@ def _code_note(check: CodeCheck | None) -> Iterator[str]:
 def _limits_note(winner: RankedCandidate, limits: Limits) -> Iterator[str]:
     """The table shows means over the cells, and a limit must hold in every one."""
     if kept := kept_limits(winner.record, winner.cells, limits):
-        yield f"It keeps the limits in every cell. The worst: {'; '.join(kept)}."
+        yield f"{label_of(winner.record)} keeps the limits in every cell. The worst: {'; '.join(kept)}."
 
 
 def _processors_note(results: Sequence[TrialResult]) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _uncompared_note(manifest: SweepManifest, record: TrialRecord) -> Iterator[s
     if record.candidate.engine == manifest.engine or record.kl_mean is not None:
         return
     why = formats.clean_line(record.quality_note or "its engine tells nothing").rstrip(".")
-    yield f"Its output was not compared with that of {manifest.engine}: {why}."
+    yield f"The output of {label_of(record)} was not compared with that of {manifest.engine}: {why}."
 
 
 def _loss_note(record: TrialRecord) -> Iterator[str]:
@@ -122,7 +122,8 @@ def _loss_note(record: TrialRecord) -> Iterator[str]:
     how = None
     if record.cache.is_lossy:
         forgets = record.cache is CacheStrategy.SLIDING_WINDOW
-        how = f"Its cache {'forgets the middle of a long text' if forgets else 'rounds what it keeps'}"
+        does = "forgets the middle of a long text" if forgets else "rounds what it keeps"
+        how = f"The cache of {label_of(record)} {does}"
     if record.kl_mean is None or record.top1_agreement is None:
         if how is not None:
             yield f"{how}; what that does to the output was not measured."
@@ -130,10 +131,10 @@ def _loss_note(record: TrialRecord) -> Iterator[str]:
     if how is None and record.kl_mean < LOSS_WORTH_A_NOTE:
         return
     hint = " To leave it out, name other caches with --cache." if record.cache.is_lossy else ""
+    loss = formats.bounded(record.kl_mean, record.kl_upper)
     yield (
-        f"{how or 'Its output differs from the baseline'}: KL {formats.bounded(record.kl_mean, record.kl_upper)} nats "
-        "per token against the baseline, the same first choice at "
-        f"{formats.precise_share(record.top1_agreement)} of tokens.{hint}"
+        f"{how or f'The output of {label_of(record)} differs from the baseline'}: KL {loss} nats per token against the "
+        f"baseline, the same first choice at {formats.precise_share(record.top1_agreement)} of tokens.{hint}"
     )
 
 
@@ -141,9 +142,9 @@ def _doubtful_loss_note(record: TrialRecord, limits: Limits) -> Iterator[str]:
     if limits.max_quality_loss is None or not is_loss_in_doubt(record, limits):
         return
     yield (
-        f"It is not shown to keep the limit of quality: its engine tells the most probable tokens only, so the loss is "
-        f"between {formats.small(record.kl_mean)} and {formats.small(record.kl_upper)} nats per token. The limit is "
-        f"{formats.small(limits.max_quality_loss)}."
+        f"{label_of(record)} is not shown to keep the limit of quality: its engine tells the most probable tokens "
+        f"only, so the loss is between {formats.small(record.kl_mean)} and {formats.small(record.kl_upper)} nats per "
+        f"token. The limit is {formats.small(limits.max_quality_loss)}."
     )
 
 
@@ -242,16 +243,16 @@ def _break_even_note(winner: Row) -> Iterator[str]:
     if winner.is_baseline or tokens in (NEVER, MISSING):
         return
     yield (
-        f"It takes longer to load and warm up than the baseline; that is made up for after {tokens} generated "
-        f"{'token' if tokens == '1' else 'tokens'}."
+        f"{winner.label} takes longer to load and warm up than the baseline; that is made up for after {tokens} "
+        f"generated {'token' if tokens == '1' else 'tokens'}."
     )
 
 
 def _warm_up_note(winner: RankedCandidate) -> Iterator[str]:
     if winner.record.warmed_up is False:
         yield (
-            "It was still becoming faster or slower when its warm-up ended: no two runs in succession took the same "
-            "time. In long use its speed may be another one."
+            f"{label_of(winner.record)} was still becoming faster or slower when its warm-up ended: no two runs in "
+            "succession took the same time. In long use its speed may be another one."
         )
 
 

@@ -94,7 +94,8 @@ def test_a_winner_of_another_engine_whose_output_was_not_compared_is_marked(two:
         "top1_agreement": None,
         "quality_note": "its tokenizer has another vocabulary",
     }
-    told = "Its output was not compared with that of transformers: its tokenizer has another vocabulary."
+    why = "its tokenizer has another vocabulary"
+    told = f"The output of {OWN_BEST.label} was not compared with that of transformers: {why}."
     assert told in info_of_two(**unlike).headline.notes
     assert not any("not compared" in one for one in two.headline.notes)
 

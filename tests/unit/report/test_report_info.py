@@ -138,7 +138,7 @@ def test_a_baseline_beyond_a_limit_is_compared_with_all_the_same() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.9)], profile=profile)
     assert "compared with the baseline dynamic/sdpa/float32" in info.headline.sentence
     assert info.headline.notes[0].startswith(
-        "It keeps the limits in every cell. The worst: decode throughput 46 tok/s at "
+        f"{WINNER.label} keeps the limits in every cell. The worst: decode throughput 46 tok/s at "
     )
     assert "is not ranked (decode throughput" in info.headline.notes[-1]
     assert info.headline.notes[-1].endswith("but gains are still against it.")
@@ -209,7 +209,9 @@ def test_break_even_is_told_for_a_slow_starter() -> None:
     compiled = measured(WINNER, speed=1.5, load_s=0.2, warmup_s=60.0)
     info = info_of([baseline(), compiled])
     (note,) = info.headline.notes
-    assert note.startswith("It takes longer to load and warm up than the baseline; that is made up for after ")
+    assert note.startswith(
+        f"{WINNER.label} takes longer to load and warm up than the baseline; that is made up for after "
+    )
     assert info.rows[0].break_even in note
 
 
@@ -236,20 +238,20 @@ def test_a_winner_that_forgets_or_rounds_says_what_that_costs() -> None:
     window = candidate("sliding_window", "sdpa", "bfloat16", cache_params=(("window", 64), ("sinks", 4)))
     told = info_of([baseline(), measured(window, speed=1.5, kl_mean=0.0054, top1_agreement=0.94)]).headline.notes
     assert told[0] == (
-        "Its cache forgets the middle of a long text: KL 0.0054 nats per token against the baseline, the same first "
-        "choice at 94.0 % of tokens. To leave it out, name other caches with --cache."
+        f"The cache of {window.label} forgets the middle of a long text: KL 0.0054 nats per token against the "
+        "baseline, the same first choice at 94.0 % of tokens. To leave it out, name other caches with --cache."
     )
     untold = info_of([baseline(), measured(window, speed=1.5, kl_mean=None)]).headline.notes
     assert untold[0].endswith("was not measured.")
     exact = info_of([baseline(), measured(WINNER, speed=1.5, kl_mean=0.0015, top1_agreement=0.97)]).headline.notes
-    assert not any("Its cache" in note for note in exact)
+    assert not any("The cache" in note for note in exact)
 
 
 def test_a_loss_that_no_cache_explains_is_told_as_well() -> None:
     told = info_of([baseline(), measured(WINNER, speed=1.5, kl_mean=0.03, top1_agreement=0.9)]).headline.notes
     assert (
-        "Its output differs from the baseline: KL 0.03 nats per token against the baseline, the same first choice at "
-        "90.0 % of tokens."
+        f"The output of {WINNER.label} differs from the baseline: KL 0.03 nats per token against the baseline, the "
+        "same first choice at 90.0 % of tokens."
     ) in told
 
 
@@ -257,8 +259,8 @@ def test_a_loss_that_is_known_within_bounds_is_told_as_bounds_and_what_they_leav
     bounds: dict[str, Any] = {"kl_mean": 0.002, "kl_upper": 0.4, "nll_delta": 0.01, "nll_delta_upper": 0.3}
     info = info_of([baseline(), measured(WINNER, speed=1.5, **bounds)])
     assert info.headline.notes[0] == (
-        "It is not shown to keep the limit of quality: its engine tells the most probable tokens only, so the loss is "
-        "between 0.002 and 0.4 nats per token. The limit is 0.1."
+        f"{WINNER.label} is not shown to keep the limit of quality: its engine tells the most probable tokens only, so "
+        "the loss is between 0.002 and 0.4 nats per token. The limit is 0.1."
     )
     assert facts_of(info)["Quality"].endswith(f"neither kept nor missed for certain: {WINNER.label}.")
     page = render_markdown(info)
@@ -272,7 +274,7 @@ def test_a_loss_that_is_known_within_bounds_is_told_as_bounds_and_what_they_leav
 def test_a_candidate_that_never_became_steady_is_named() -> None:
     info = info_of([baseline(), measured(WINNER, speed=1.5, warmed_up=False)])
     assert any(
-        note.startswith("It was still becoming faster or slower when its warm-up ended: ")
+        note.startswith(f"{WINNER.label} was still becoming faster or slower when its warm-up ended: ")
         for note in info.headline.notes
     )
     assert facts_of(info)["Warm-up"].endswith(f"Not steady within the calls allowed: {WINNER.label}.")
