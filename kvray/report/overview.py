@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ class OverviewRow:
     Attributes:
         model: its short name, where no other model of the batch has the same.
         apart: what tells it from other sweeps of the same model and profile; empty where there are none.
+        device: what measured it, where the batch's sweeps were measured on several; else empty.
         report: the link to its own report, `None` where there is none.
     """
 
     row: BatchRow
     model: str
     apart: str
+    device: str
     reason: str
     report: str | None
     ttft_gain: str
@@ -59,17 +62,23 @@ class OverviewInfo:
     rows: tuple[OverviewRow, ...]
 
 
-def overview_info(manifest: BatchManifest, rows: Sequence[BatchRow]) -> OverviewInfo:
-    """The overview of a batch whose sweeps came to `rows` so far."""
+def overview_info(manifest: BatchManifest, rows: Sequence[BatchRow], *, written_at: dt.datetime) -> OverviewInfo:
+    """The overview of a batch whose sweeps came to `rows` by `written_at`."""
     sweeps = {one.run_id: one for one in manifest.sweeps}
+    devices = list(dict.fromkeys(formats.clean_line(row.device_name) for row in rows if row.device_name))
     return OverviewInfo(
         title=manifest.batch_id,
-        subtitle=f"{formats.plural(len(rows), 'sweep')}, begun {formats.timestamp(manifest.created_at)}",
+        subtitle=_subtitle(manifest, len(rows), devices, written_at),
         sentence=_sentence(rows),
         advice=_advice(manifest.batch_id, rows),
         tone=_tone(rows),
         rows=tuple(
-            _shown(row, model=_name(row.model_id, rows), apart=_apart(sweeps[row.run_id], manifest.sweeps))
+            _shown(
+                row,
+                model=_name(row.model_id, rows),
+                apart=_apart(sweeps[row.run_id], manifest.sweeps),
+                device=formats.clean_line(row.device_name or "") if len(devices) > 1 else "",
+            )
             for row in rows
         ),
     )
@@ -83,6 +92,13 @@ def render_overview_html(info: OverviewInfo) -> str:
 def render_overview_markdown(info: OverviewInfo) -> str:
     """The whole overview as Markdown."""
     return render_template("overview.md.j2", info=info)
+
+
+def _subtitle(manifest: BatchManifest, sweeps: int, devices: Sequence[str], written_at: dt.datetime) -> str:
+    """E.g. `3 sweeps on AMD EPYC, 2 cores; begun 2026-11-24 21:30 UTC, this page written 2026-11-25 06:12 UTC`."""
+    where = f" on {formats.listed(devices)}" if devices else ""
+    begun, written = formats.timestamp(manifest.created_at), formats.timestamp(written_at)
+    return f"{formats.plural(sweeps, 'sweep')}{where}; begun {begun}, this page written {written}"
 
 
 def _sentence(rows: Sequence[BatchRow]) -> str:
@@ -143,12 +159,13 @@ def _setting(value: object) -> str:
     return formats.clean_line(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
 
 
-def _shown(row: BatchRow, *, model: str, apart: str) -> OverviewRow:
+def _shown(row: BatchRow, *, model: str, apart: str, device: str) -> OverviewRow:
     has_report = row.status.is_measured
     return OverviewRow(
         row=row,
         model=formats.clean_line(model),
         apart=apart,
+        device=device,
         reason=formats.clean_line(row.reason or ""),
         report=f"../../reports/{row.run_id}/report" if has_report else None,
         ttft_gain=_gain(row, row.ttft_speedup, row.ttft_speedup_low, row.ttft_speedup_high),

@@ -301,7 +301,7 @@ class BatchSearch:
             if sweep.run_id not in self._rows or sweep.status is not self._rows[sweep.run_id].status:
                 self._rows[sweep.run_id] = batch_row(self._store, self._now.batch_id, sweep)
         rows = [self._rows[sweep.run_id] for sweep in manifest.sweeps]
-        info = overview_info(manifest, rows)
+        info = overview_info(manifest, rows, written_at=dt.datetime.now(dt.UTC))
         try:
             self._batches.write_overview(
                 manifest.batch_id, html=render_overview_html(info), markdown=render_overview_markdown(info), rows=rows

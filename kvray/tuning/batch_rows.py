@@ -56,7 +56,7 @@ def result_columns(result: TuneResult, *, is_measured: bool, reason: str | None 
 def _counted(result: TuneResult) -> dict[str, Any]:
     launched = [one.record for one in result.results if one.record.status.was_launched]
     return {
-        "device_name": result.manifest.device_name,
+        "device_name": result.device_name,
         "trials": len(launched),
         "seconds": sum(record.wall_s or 0.0 for record in launched),
     }

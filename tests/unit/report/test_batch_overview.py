@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +45,7 @@ def pages(*rows: BatchRow) -> tuple[str, str, str]:
     sweep = BatchSweep(run_id="r", model_id="org/name", profile=manifest().profile)
     attempt = BatchAttempt(started_at=STARTED, kvray_version="0")
     batch = BatchManifest(batch_id="b", created_at=STARTED, sweeps=(sweep,), attempts=(attempt,))
-    info = overview_info(batch, rows)
+    info = overview_info(batch, rows, written_at=STARTED + dt.timedelta(hours=9))
     return info.sentence, render_overview_markdown(info), render_overview_html(info)
 
 
@@ -93,6 +94,23 @@ def test_a_disturbed_batch_is_measured_again_by_the_command_that_sent_it(monkeyp
     assert "repeat the kvray submit batch command with --resume b --retry disturbed." in markdown
 
 
+def test_the_pages_say_what_was_measured_on_and_when_they_were_written() -> None:
+    one = row(BatchStatus.OK, TWO)
+    assert one.device_name is not None
+    _, *both = pages(one, replace(row(BatchStatus.WAITING), status=BatchStatus.WAITING, device_name=None))
+    told = f"2 sweeps on {one.device_name}; begun 2026-11-24 21:30 UTC, this page written 2026-11-25 06:30 UTC"
+    assert all(told in page for page in both)
+    assert all(f"on {one.device_name}" not in page.replace(told, "") for page in both), "one device is told once"
+
+
+def test_where_a_batch_measured_on_several_devices_each_sweep_names_its_own() -> None:
+    one, other = row(BatchStatus.OK, TWO), replace(row(BatchStatus.OK, TWO), device_name="NVIDIA H100")
+    _, markdown, html = pages(one, other)
+    assert f"2 sweeps on {one.device_name} and NVIDIA H100; begun" in markdown
+    assert "ci-micro on NVIDIA H100 |" in markdown
+    assert "<small>on NVIDIA H100</small>" in html
+
+
 def test_a_baseline_that_wins_says_that_nothing_is_gained() -> None:
     _, markdown, html = pages(row(BatchStatus.OK, TWO[:1]))
     assert markdown.count("none: the baseline wins") == html.count("none: the baseline wins") == 3
@@ -118,7 +136,7 @@ def test_models_have_short_names_and_sweeps_of_one_model_say_what_tells_them_apa
     attempt = BatchAttempt(started_at=STARTED, kvray_version="0")
     batch = BatchManifest(batch_id="b", created_at=STARTED, sweeps=sweeps, attempts=(attempt,))
     rows = [replace(row(BatchStatus.WAITING, model=one.model_id), run_id=one.run_id) for one in sweeps]
-    info = overview_info(batch, rows)
+    info = overview_info(batch, rows, written_at=STARTED)
     assert [(one.model, one.apart) for one in info.rows] == [
         ("tiny.gguf", "caches: dynamic"),
         ("tiny.gguf", "caches: dynamic, static"),
