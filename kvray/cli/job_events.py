@@ -30,7 +30,7 @@ from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.preview import Preview
 from kvray.tuning.result import TuneResult, info_of, on_each_hardware
-from kvray.tuning.standing import BROKEN_OFF, SweepState, TrialState
+from kvray.tuning.standing import SweepState, TrialState
 
 _SAID = "kvray: "
 _WARNED = "kvray: warning: "
@@ -154,15 +154,14 @@ class BatchState:
     @property
     def progress(self) -> str:
         """E.g. `1 of 2 sweeps ended`."""
-        open_ones = (BatchStatus.WAITING, BatchStatus.MEASURING, BatchStatus.INTERRUPTED, BROKEN_OFF)
+        open_ones = (BatchStatus.WAITING, BatchStatus.MEASURING, BatchStatus.INTERRUPTED)
         ended = sum(count for status, count in self.statuses.items() if status not in open_ones)
         return f"{ended} of {sum(self.statuses.values())} sweeps ended"
 
     @property
     def by_status(self) -> str:
         """E.g. `1 ok, 1 measuring`."""
-        order = [*BatchStatus, BROKEN_OFF]
-        return ", ".join(f"{self.statuses[one]} {one}" for one in order if self.statuses.get(one))
+        return ", ".join(f"{self.statuses[one]} {one}" for one in BatchStatus if self.statuses.get(one))
 
     @property
     def doubt(self) -> str:
@@ -170,9 +169,10 @@ class BatchState:
         return f"{plural(self.disturbed, 'sweep')} disturbed too much to be trusted" if self.disturbed else ""
 
     def frozen(self) -> BatchState:
-        """As it stays when the job has ended."""
-        statuses = {BROKEN_OFF if one == BatchStatus.MEASURING else one: n for one, n in self.statuses.items()}
-        return dataclasses.replace(self, statuses=statuses, now="")
+        """As it stays when the job has ended: what was measuring is interrupted."""
+        statuses = Counter(self.statuses)
+        statuses[BatchStatus.INTERRUPTED] += statuses.pop(BatchStatus.MEASURING, 0)
+        return dataclasses.replace(self, statuses={one: n for one, n in statuses.items() if n}, now="")
 
 
 @dataclasses.dataclass

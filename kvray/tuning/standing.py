@@ -33,13 +33,11 @@ _DOING = {
     Phase.REFERENCE: "making the reference for quality",
     Phase.QUALITY: "measuring quality",
 }
-BROKEN_OFF = "broken off"
-"""State of a trial that ran when its sweep ended."""
 DISTURBED = " · measured while other programs disturbed it"
 DISTURBED_BASELINE = ", which was measured while other programs disturbed it"
 OVERDUE = "takes longer than expected"
-STATES = (RUNNING, LOST, *(one.value for one in TrialStatus if one.was_launched), BROKEN_OFF)
-"""In which a launched trial can be."""
+STATES = (RUNNING, LOST, *(one.value for one in TrialStatus if one.was_launched))
+"""In which a launched trial can be. What ran when its sweep ended is `interrupted`, as in the records."""
 
 
 @dataclass
@@ -205,7 +203,7 @@ class SweepState:
             self.foresee(replace(outlook, left_s=None))
         for one in self.standings.values():
             if one.state in (RUNNING, LOST):
-                one.state = BROKEN_OFF
+                one.state = TrialStatus.INTERRUPTED.value
 
     def foresee(self, outlook: Outlook) -> None:
         """Take what is still to come, as it is now, on all GPUs or on those of one type."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
-from kvray.record import TrialResult
+from kvray.record import TrialResult, TrialStatus
 from kvray.store.manifest import SweepManifest
 from kvray.sweep.metrics import Metric, Sample, SweepMetrics
 from kvray.sweep.outlook import Outlook
@@ -17,7 +17,7 @@ from kvray.trial.position import PositionBoard
 from kvray.trial.spec import TrialSpec
 from kvray.tuning.observer import SearchObserver
 from kvray.tuning.preview import Preview
-from kvray.tuning.standing import BROKEN_OFF, LOST, RUNNING, STATES, SweepState, TrialState
+from kvray.tuning.standing import LOST, RUNNING, STATES, SweepState, TrialState
 
 _EVERY_S = 5.0
 """In which metrics are written though nothing has happened: time passes."""
@@ -168,7 +168,7 @@ def _trial_samples(trials: Sequence[TrialState], engines: Sequence[str], gpus_pe
         counts, labels = Counter(one.state for one in of_engine[engine]), {"engine": engine}
         for state in STATES:
             yield Sample(metric=Metric.TRIALS, value=counts[state], labels={**labels, "status": state})
-        ended = [one for one in of_engine[engine] if one.state not in (RUNNING, LOST, BROKEN_OFF)]
+        ended = [one for one in of_engine[engine] if one.state not in (RUNNING, LOST, TrialStatus.INTERRUPTED)]
         gpu_s = math.fsum(one.wall_s * one.parallelism * gpus_per_slot for one in ended)
         yield Sample(metric=Metric.GPU_SECONDS, value=gpu_s, labels=labels)
         yield Sample(metric=Metric.TRIAL_SECONDS, value=math.fsum(one.wall_s for one in ended), labels=labels)

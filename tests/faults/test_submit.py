@@ -169,7 +169,7 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
     stopped = kvray(cluster, "jobs", "stop", job_id)
     assert stopped.stdout == f"Job {job_id}: stopped.\n", stopped.stderr
     ended = figures_once(cluster, lambda found: found.get(("kvray_sweep_running", None)) == 0)
-    assert (ended[("kvray_trials", "running")], ended[("kvray_trials", "broken off")]) == (0, 1)
+    assert (ended[("kvray_trials", "running")], ended[("kvray_trials", "interrupted")]) == (0, 1)
     assert "Interrupted; finished trials" in kvray(cluster, "jobs", "logs", job_id).stdout
     to_go_on = "Measure the rest with: kvray submit --address"
     assert re.search(rf"^go on: .*{to_go_on}", kvray(cluster, "jobs", "status", job_id).stdout, re.MULTILINE)

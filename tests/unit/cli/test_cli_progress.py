@@ -421,6 +421,14 @@ def test_trials_are_counted_by_state_and_the_best_is_told_beside_the_baseline(pr
     assert state.counts() == {"running": 1, "ok": 2}
 
 
+def test_what_ran_when_the_sweep_ended_has_the_word_of_the_records(preview: Preview) -> None:
+    state, (baseline, other, *_) = state_of(preview), specs_of(preview)
+    finish(state, preview, baseline)
+    state.begin(other)
+    state.break_off()
+    assert state.counts() == {"ok": 1, TrialStatus.INTERRUPTED.value: 1}
+
+
 def rendered(state: SweepState, width: int = 80) -> list[str]:
     console = Console(record=True, width=width, file=io.StringIO())
     console.print(render_state(state))

@@ -149,7 +149,7 @@ def test_a_log_tells_how_its_batch_stands() -> None:
     assert (log.results_id, log.batch.progress) == ("batch-1", "1 of 4 sweeps ended")
     assert log.batch.by_status == "2 waiting, 1 measuring, 1 ok"
     log.freeze()
-    assert log.batch.by_status == "2 waiting, 1 ok, 1 broken off"
+    assert log.batch.by_status == "2 waiting, 1 interrupted, 1 ok"
     assert log.batch.progress == "1 of 4 sweeps ended"
 
 
