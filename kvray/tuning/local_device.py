@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -89,17 +90,24 @@ def measured_hardware(
     return hardware
 
 
-def warn_of_disturbed_rates(measured: Iterable[Hardware | None], *, clock: Callable[[], float] = time.time) -> None:
+def warn_of_disturbed_rates(
+    measured: Iterable[tuple[HardwareKey, Hardware | None]], *, clock: Callable[[], float] = time.time
+) -> None:
     """Say once that rates were disturbed while they were measured, whichever engine did it."""
-    disturbed = next((one for one in measured if one is not None and one.disturbance), None)
-    if disturbed is not None:
-        _logger.warning("%s", _disturbed_line(disturbed, clock()))
+    for key, hardware in measured:
+        if hardware is not None and hardware.disturbance:
+            _logger.warning("%s", _disturbed_line(key, hardware, clock()))
+            return
 
 
-def _disturbed_line(hardware: Hardware, now: float) -> str:
+def _disturbed_line(key: HardwareKey, hardware: Hardware, now: float) -> str:
+    """When they are measured again, and how that is done at once."""
+    why = f"While this device's rates were measured, {hardware.disturbance}, so forecast times are too long."
     hours = math.ceil(hardware.again_in_s(now) / 3600)
-    again = f"in {hours} {'hour' if hours == 1 else 'hours'}" if hours > 0 else "next time"
+    if hours <= 0:
+        return f"{why} The rates are measured again next time."
+    file, unit = shlex.quote(str(key.path)), "hour" if hours == 1 else "hours"
     return (
-        f"While this device's rates were measured, {hardware.disturbance}, so forecast times are too long. The rates "
-        f"are measured again {again}."
+        f"{why} The rates are measured again in {hours} {unit}; to measure them now, delete {file} and repeat the "
+        "command."
     )

@@ -119,7 +119,7 @@ def with_rates(
         return with_measured_rates(one, before_measuring=before_measuring, warns=False)
 
     found = engines.each(resolved, measured)
-    warn_of_disturbed_rates(one.hardware for one in found if one.rates_key is not None)
+    warn_of_disturbed_rates((one.rates_key, one.hardware) for one in found if one.rates_key is not None)
     return found
 
 

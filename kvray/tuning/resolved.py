@@ -201,7 +201,7 @@ def with_measured_rates(
         clock=clock,
     )
     if warns:
-        warn_of_disturbed_rates([hardware], clock=clock)
+        warn_of_disturbed_rates([(resolved.rates_key, hardware)], clock=clock)
     return replace(resolved, hardware=hardware)
 
 

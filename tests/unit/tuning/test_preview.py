@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,10 @@ import kvray.probes.cpu
 import kvray.tuning.local_device
 import kvray.tuning.preview
 from kvray.candidate import AttentionBackend, CacheStrategy, CompileMode, DeviceType, DType
-from kvray.config import TuneConfig
+from kvray.config import TuneConfig, cache_dir
 from kvray.engines.base import DeviceFacts, EngineAdapter, ModelInfo, ModelRequest
 from kvray.errors import ModelError, NoCandidatesError, ProfileError, SweepError
-from kvray.forecast.hardware import Hardware
+from kvray.forecast.hardware import Hardware, HardwareKey
 from kvray.forecast.shape import LayerShape, ModelShape
 from kvray.probes.gpu import GpuInfo, select_visible
 from kvray.space.axis import Axis, AxisValue
@@ -373,14 +374,15 @@ def test_rates_measured_while_others_computed_are_measured_again_after_hours_and
     engine.disturbance = "other programs used 1.0 of 2 CPUs"
     disturbed = known_hardware(config(), engine, clock=lambda: now[0])
     assert disturbed is not None
+    (kept,) = (cache_dir() / "hardware").iterdir()
     assert caplog.messages == [
         "While this device's rates were measured, other programs used 1.0 of 2 CPUs, so forecast times are too long. "
-        "The rates are measured again in 6 hours."
+        f"The rates are measured again in 6 hours; to measure them now, delete {kept} and repeat the command."
     ]
     assert preview_sweep(config(), engine).hardware == disturbed
     now[0] += 2.5 * hour
     assert known_hardware(config(), engine, clock=lambda: now[0]) == disturbed
-    assert caplog.messages[-1].endswith("The rates are measured again in 4 hours.")
+    assert "The rates are measured again in 4 hours; " in caplog.messages[-1]
     assert len(engine.measured) == 1
     now[0] += 4 * hour
     engine.disturbance = None
@@ -391,12 +393,25 @@ def test_rates_measured_while_others_computed_are_measured_again_after_hours_and
     assert len(engine.measured) == 2
 
 
+def test_disturbed_rates_are_measured_at_once_where_their_file_was_deleted(
+    engine: MeasuringAdapter, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.disturbance = "other programs used 1.0 of 2 CPUs"
+    known_hardware(config(), engine, clock=lambda: 1e9)
+    told = re.search(r"delete (\S+) and repeat the command", caplog.messages[-1])
+    assert told is not None
+    Path(told[1]).unlink()
+    known_hardware(config(), engine, clock=lambda: 1e9)
+    assert len(engine.measured) == 2
+
+
 def test_rates_that_were_disturbed_are_told_once_for_all_engines(caplog: pytest.LogCaptureFixture) -> None:
     calm = Hardware(
         device=DeviceType.CPU, copy_bytes_s=1.0, matmul_flops_s={}, stream_bytes_s={}, layer_s=0.0, step_s=0.0
     )
     first, second = (replace(calm, disturbance=f"other programs used {cpus} CPUs") for cpus in (1, 2))
-    warn_of_disturbed_rates([None, calm, first, second])
+    key = HardwareKey.here("fake", DeviceType.CPU, 1)
+    warn_of_disturbed_rates([(key, one) for one in (None, calm, first, second)])
     (told,) = caplog.messages
     assert "other programs used 1 CPUs" in told
 
