@@ -234,7 +234,7 @@ def report_info(
         subtitle=f"{profile} on {formats.clean_line(manifest.device_name)}, {since}",
         run_id=formats.clean_line(manifest.run_id),
         headline=headline(manifest, results, analysis, rows, near, set_aside),
-        counts=_counts(results, ranked=len(rows)),
+        counts=_counts(results, analysis.ranking),
         rows=rows,
         engines=engine_rows(analysis.engines),
         gains_note=_gains_note(rows),
@@ -253,15 +253,16 @@ def report_info(
     )
 
 
-def _counts(results: Sequence[TrialResult], *, ranked: int) -> Counts:
+def _counts(results: Sequence[TrialResult], ranking: Ranking) -> Counts:
+    """A trial that was stopped is not told of a candidate that another process ranked."""
     statuses = Counter(result.record.status for result in results)
     return Counts(
         trials=len(results),
         launched=sum(number for status, number in statuses.items() if status.was_launched),
         confirming=sum(result.record.role is Role.CONFIRM for result in results),
-        ranked=ranked,
+        ranked=len(ranking.entries),
         failed=sum(number for status, number in statuses.items() if status.is_failure),
-        stopped=statuses[TrialStatus.STOPPED],
+        stopped=sum(one.record.status is TrialStatus.STOPPED for one in ranking.unranked),
         rejected=statuses[TrialStatus.REJECTED],
         skipped=statuses[TrialStatus.SKIPPED],
     )

@@ -172,9 +172,13 @@ def test_ctrl_c_stops_following_only_and_a_stopped_job_is_written_up(cluster: Ra
     assert (ended[("kvray_trials", "running")], ended[("kvray_trials", "interrupted")]) == (0, 1)
     assert "Interrupted; finished trials" in kvray(cluster, "jobs", "logs", job_id).stdout
     to_go_on = "Measure the rest with: kvray submit --address"
-    assert re.search(rf"^go on: .*{to_go_on}", kvray(cluster, "jobs", "status", job_id).stdout, re.MULTILINE)
+    status = kvray(cluster, "jobs", "status", job_id).stdout
+    assert re.search(rf"^go on: .*{to_go_on}", status, re.MULTILINE)
     store = ResultsStore(cluster.home / "kvray_results")
-    assert store.paths(store.latest_run_id()).report_html.is_file()
+    report = store.paths(store.latest_run_id()).report_markdown.read_text(encoding="utf-8")
+    told = re.search(r"^result: +(Incomplete \(.*)$", status, re.MULTILINE)
+    assert told is not None, status
+    assert told[1] in report.replace("\\", ""), "the verdict of the report"
 
 
 @pytest.mark.slow

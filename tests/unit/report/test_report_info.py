@@ -446,6 +446,13 @@ def because(result: TrialResult, reasons: list[str]) -> TrialResult:
     return replace(result, runs=tuple(runs))
 
 
+def test_a_candidate_that_was_ranked_after_all_is_not_counted_as_stopped() -> None:
+    stopped, left_out = (ended(one, TrialStatus.STOPPED, "too slow") for one in (WINNER, candidate("static")))
+    info = info_of([baseline(), stopped, measured(WINNER, role=Role.CONFIRM, speed=1.5), left_out])
+    assert ", 2 candidates ranked, 1 stopped early." in info.counts.sentence
+    assert "The 1 stopped early is not included." in info.headline.confidence
+
+
 def test_the_most_frequent_disturbance_is_named_whatever_its_figures() -> None:
     reasons = ["thermal throttling", *(f"other programs used 1.{n} of 2 CPUs; thermal throttling" for n in range(5))]
     reasons += [f"other programs used 0.{n} of 2 CPUs" for n in range(5, 9)]
