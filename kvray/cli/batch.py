@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -61,21 +61,18 @@ def batch(
     if init:
         _write_example(Path(file or "models.yaml"))
         return
-    if retry is not None and resume is None:
-        raise InvalidValueError("--retry can only be used with --resume.")
-    if file is None and resume is None:
-        raise InvalidValueError("No batch file is given.", hint="kvray batch --init writes an example.")
-    common = BatchOptions(
-        output_dir=output,
+    common = batch_options(
         file=file,
-        device=None if device is None else DeviceType.parse(device),
+        output=output,
+        resume=resume,
+        retry=retry,
+        budget=budget,
+        device=device,
         address=address,
         gpu_type=gpu_type,
         slots=slots,
         exclusive=exclusive,
         offline=offline,
-        budget_s=parse_duration(budget, option="--budget"),
-        retry=_retry(retry),
     )
     asked = () if file is None else read_batch_file(file)
     if dry_run:
@@ -97,6 +94,35 @@ def batch(
     typer.echo(f"batch {manifest.batch_id}: {store.shown(paths.overview_html)}")
     if any(one.status is not BatchStatus.OK for one in manifest.sweeps):
         raise _without_winners(manifest, overview=store.shown(paths.overview_markdown), resume=search.command_to_go_on)
+
+
+def batch_options(
+    *,
+    file: str | None,
+    output: str,
+    resume: str | None,
+    retry: str | None,
+    budget: str | None,
+    device: str | None,
+    **others: Any,
+) -> BatchOptions:
+    """What the options of `kvray batch` come to; what is no field of `BatchOptions` is left out.
+
+    Raises:
+        InvalidValueError: one has a value that is not allowed, or lacks another.
+    """
+    if retry is not None and resume is None:
+        raise InvalidValueError("--retry can only be used with --resume.")
+    if file is None and resume is None:
+        raise InvalidValueError("No batch file is given.", hint="kvray batch --init writes an example.")
+    return BatchOptions(
+        output_dir=output,
+        file=file,
+        device=None if device is None else DeviceType.parse(device),
+        budget_s=parse_duration(budget, option="--budget"),
+        retry=_retry(retry),
+        **{name: others[name] for name in ("address", "gpu_type", "slots", "exclusive", "offline")},
+    )
 
 
 def _retry(text: str | None) -> BatchRetry:

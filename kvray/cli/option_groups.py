@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from typer.models import OptionInfo
+
+T = TypeVar("T")
 
 
 def grouped(panels: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -48,6 +50,12 @@ def _options_of(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
         yield from _options_of(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[field.name])
         )
+
+
+def group_of(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The group of type `kind` with what was given for its options; `values` may have further ones."""
+    group: T = _value_of("", kind, values)
+    return group
 
 
 def _value_of(name: str, kind: Any, values: Mapping[str, Any]) -> Any:

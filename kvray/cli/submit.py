@@ -14,6 +14,7 @@ from rich.console import Console
 
 from kvray.cli.following import end_of, follow_job, submit_command, wait_until_accepted
 from kvray.cli.parsing import parse_assignments
+from kvray.cli.submit_checks import check_extras, check_file, check_model, check_options, check_sent_model
 from kvray.errors import InvalidValueError
 from kvray.extras import Extra
 from kvray.files.redaction import redact
@@ -23,7 +24,6 @@ from kvray.jobs.client import JobServer, job_server_address
 from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
 from kvray.models.source import is_absent_path
 from kvray.tuning.batch_file import read_batch_file
-from kvray.workload import get_profile
 
 app = typer.Typer(add_completion=False)
 
@@ -52,8 +52,9 @@ def submit(
         bool, typer.Option("--pip", help="Have the nodes install this very kvray for the job, with pip.")
     ] = False,
     extras: Annotated[
-        str, typer.Option("--extras", metavar="LIST", help="With --pip: extras of kvray to install.")
-    ] = Extra.TRANSFORMERS.value,
+        str | None,
+        typer.Option("--extras", metavar="LIST", help="With --pip: extras of kvray to install, else transformers."),
+    ] = None,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Print the job's id once the cluster has accepted it, and leave.")
     ] = False,
@@ -63,6 +64,10 @@ def submit(
     Results stay on the cluster's head, in ~/kvray_results unless --output says otherwise; kvray jobs fetch brings them
     here. Options of kvray submit stand before the command.
     """
+    if extras is not None and not pip:
+        raise InvalidValueError("--extras can only be used with --pip.")
+    extras = extras or Extra.TRANSFORMERS.value
+    check_extras(extras)
     url = job_server_address(address)
     arguments, output = prepare_arguments(command, upload_model=upload_model)
     server = JobServer(url)
@@ -100,7 +105,9 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
     """The command for the cluster, its files as `Argument.local`, and its results folder.
 
     Raises:
-        InvalidValueError: it is not a command to submit, or names a model of this machine that is not to be sent.
+        InvalidValueError: it is not a command to submit, has an option that is refused here as it would be there, or
+            names a model of this machine that is not to be sent.
+        KvrayError: a file of this machine that it names cannot be used.
     """
     name = typed[0]
     if name not in _COMMANDS:
@@ -120,6 +127,7 @@ def prepare_arguments(typed: Sequence[str], *, upload_model: bool) -> tuple[list
         )
     if "init" in given:
         raise InvalidValueError("--init writes an example on this machine.", hint="Run kvray batch --init.")
+    check_options(name, context.params)
     arguments, output = [Argument(text=name)], Argument(home=RESULTS)
     for parameter in command.params:
         if parameter.name not in given:
@@ -151,23 +159,6 @@ def _check_places(command: Any, name: str, typed: Sequence[str]) -> None:
             )
 
 
-def _check_is_here(name: str, value: str) -> None:
-    """Refuse what neither this machine has nor, by an absolute path or a URI, the cluster may have."""
-    if is_uri(value):
-        return
-    path = Path(value)
-    is_file_name = path.suffix in (".json", ".yaml", ".yml")
-    if path.is_absolute() and is_file_name and not path.exists():
-        return
-    if name == "profile":
-        get_profile(value)
-    elif is_file_name and not path.is_file():
-        raise InvalidValueError(
-            f"--{name}: {value!r} is not on this machine.",
-            hint="Give a file of this machine, or an absolute path or a URI that the cluster has.",
-        )
-
-
 def _option(parameter: Any, value: Any) -> list[Argument]:
     flag = max(parameter.opts, key=len)
     if isinstance(value, bool):
@@ -175,7 +166,7 @@ def _option(parameter: Any, value: Any) -> list[Argument]:
     if isinstance(value, list | tuple):
         return [Argument(text=f"{flag}={one}") for one in value]
     if parameter.name in _FILES:
-        _check_is_here(parameter.name, str(value))
+        check_file(parameter.name, str(value))
     if parameter.name in _FILES and Path(str(value)).is_file():
         return [Argument(text=f"{flag}=", local=Path(str(value)).absolute())]
     return [Argument(text=f"{flag}={value}")]
@@ -216,6 +207,7 @@ def _model(value: str, *, upload: bool) -> Argument:
                 f"--upload-model: {str(path)!r} is neither a folder nor a file of this machine.",
                 hint="A hub id needs no upload: the cluster downloads it.",
             )
+        check_sent_model(value)
         local = path.resolve() if path.name == ".." else path.absolute()
         return Argument(text=prefix, local=local, models={"": value})
     if path.exists() and not path.is_absolute():
@@ -223,4 +215,5 @@ def _model(value: str, *, upload: bool) -> Argument:
             f"{value!r} is on this machine ({mib(size_of(path))}), and the cluster would look for it on its own.",
             hint="Send it with --upload-model, or give the absolute path that it has on every node.",
         )
+    check_model(value)
     return Argument(text=value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from kvray.cli.app import run
 from kvray.cli.submit import _OWN_OPTIONS, app, prepare_arguments
-from kvray.errors import InvalidValueError, KvrayError, ProfileError
+from kvray.errors import InvalidValueError, KvrayError, ModelError, ProfileError
 from kvray.jobs.doorman import command_line, mismatch, without_secrets
 from kvray.jobs.package import Argument
 from kvray.jobs.sender import files_of, stream
@@ -54,10 +56,12 @@ def test_the_log_names_the_results_folder_without_credentials(output: str, shown
 def test_what_a_command_names_here_is_sent_with_it(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("blocks: []")
-    typed = ["tune", "org/name", "--space", str(space), "--cache", "static", "--output", "./mine", "--set", "tile=1"]
-    arguments, output = prepare_arguments(typed, upload_model=False)
+    arguments, output = prepare_arguments(
+        ["tune", "org/name", "--space", str(space), "--output", "./mine"], upload_model=False
+    )
     assert Argument(text="--space=", local=space) in arguments
-    assert {"tune", "org/name", "--cache=static", "--set=tile=1"} <= {one.text for one in arguments}
+    narrowed, _ = prepare_arguments(["tune", "org/name", "--cache", "static", "--set", "tile=1"], upload_model=False)
+    assert {"tune", "org/name", "--cache=static", "--set=tile=1"} <= {one.text for one in narrowed}
     assert output == Argument(home="mine")
 
 
@@ -91,12 +95,65 @@ def test_every_option_of_submit_is_known_to_stand_before_the_command() -> None:
         ("--profile", "nope", ProfileError),
         ("--profile", "nope.json", ProfileError),
         ("--space", "nope.yaml", InvalidValueError),
+        ("--space", "nope", InvalidValueError),
+        ("--budget", "0nope", InvalidValueError),
+        ("--dtype", "nope", InvalidValueError),
+        ("--cache", "nope", InvalidValueError),
+        ("--search", "nope", InvalidValueError),
+        ("--model-for", "transformers=./nope", InvalidValueError),
         ("--candidates", "nope.json", InvalidValueError),
     ],
 )
 def test_what_is_not_here_is_not_sent(option: str, value: str, error: type[KvrayError], tmp_path: Path) -> None:
     with pytest.raises(error, match="nope"):
         prepare_arguments(["tune", "m", option, value], upload_model=False)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["tune", "m", "--budget", "0"], "--budget"),
+        (["tune", "m", "--max-trials", "2", "--retry", "oom"], "--retry can only be used with --resume"),
+        (["tune", "m", "--max-ttft", "soon"], "--max-ttft"),
+        (["tune", "m", "--wait-quiet", "1m"], "--wait-quiet watches this machine"),
+        (["tune", "m.yaml"], "is for kvray batch"),
+        (["batch", "s3://b/m.yaml", "--budget", "0"], "--budget"),
+        (["batch", "s3://b/m.yaml", "--device", "nope"], "nope"),
+        (["batch", "--retry", "failed"], "only be used with --resume"),
+        (["batch"], "No batch file is given"),
+    ],
+)
+def test_what_the_cluster_would_refuse_is_refused_before_anything_is_sent(command: list[str], told: str) -> None:
+    with pytest.raises(InvalidValueError, match=told):
+        prepare_arguments(command, upload_model=False)
+
+
+@pytest.mark.parametrize("model", ["./nope", "../nope", "nope.gguf", "random:nope"])
+def test_a_relative_path_that_is_not_here_is_not_left_to_the_cluster(model: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"{re.escape(model)}' is not on this machine.*absolute path"):
+        prepare_arguments(["tune", model], upload_model=False)
+    for there in ("/there/m", "~/m", "org/name", "random:/there/m", "/there/m.gguf"):
+        arguments, _ = prepare_arguments(["tune", there, "--gpu-type", "A100"], upload_model=False)
+        assert arguments[1] == Argument(text=there)
+
+
+def test_a_folder_that_is_no_model_is_not_sent(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        prepare_arguments(["tune", str(tmp_path)], upload_model=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--pip", "--extras", "transformer"], "Did you mean 'transformers'"),
+        (["--extras", "full"], "only .* with --pip"),
+    ],
+)
+def test_extras_that_kvray_does_not_have_are_refused(
+    options: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["submit", "--address", "http://127.0.0.1:1", *options, "tune", "m"], verbose=False) == 2
+    assert re.search(told, capsys.readouterr().err)
 
 
 def test_a_file_that_the_cluster_may_have_is_sent_by_its_path() -> None:

@@ -168,8 +168,10 @@ def test_what_lies_behind_a_uri_is_left_to_the_cluster_to_read() -> None:
     told = [one.text for one in arguments]
     assert told == ["tune", "m", "--profile=s3://b/mine.yaml", "--space=s3://b/space.yaml"]
     assert output.text == "s3://b/kv"
-    batch, _ = prepare_arguments(["batch", "s3://b/models.yaml", "--retry", "failed"], upload_model=False)
-    assert [one.text for one in batch] == ["batch", "s3://b/models.yaml", "--retry=failed"]
+    batch, _ = prepare_arguments(
+        ["batch", "s3://b/models.yaml", "--resume", "b", "--retry", "failed"], upload_model=False
+    )
+    assert [one.text for one in batch] == ["batch", "s3://b/models.yaml", "--resume=b", "--retry=failed"]
 
 
 def test_a_command_of_a_job_is_repeated_as_the_user_typed_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
