@@ -120,9 +120,11 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
         RepositoryNotFoundError,
     )
 
+    absent = f"There is no folder {repo_id!r} here. "
+    likely_meant = absent if _may_mean_a_folder(repo_id) else ""
     match error:
         case HFValidationError():
-            return ModelError(f"{repo_id!r} is not a valid hub id.", hint="Use the form org/name.")
+            return ModelError(f"{likely_meant}{repo_id!r} is not a valid hub id.", hint="Use the form org/name.")
         case GatedRepoError():
             return ModelError(
                 f"Model {repo_id!r} is gated: the hub wants you to accept its terms first.",
@@ -130,28 +132,28 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
             )
         case RepositoryNotFoundError():
             return ModelError(
-                f"Model {repo_id!r} does not exist on the hub, or is private.",
+                f"{likely_meant}Model {repo_id!r} does not exist on the hub, or is private.",
                 hint="Check the spelling, or log in with `hf auth login`.",
             )
         case OfflineModeIsEnabled():
             return ModelError(
-                f"Model {repo_id!r} is not in the local hub cache, and --offline or HF_HUB_OFFLINE forbids to download "
-                "it.",
+                f"{absent}Model {repo_id!r} is not in the local hub cache, and --offline or HF_HUB_OFFLINE forbids "
+                "to download it.",
                 hint="Unset HF_HUB_OFFLINE and leave --offline out, or give a local folder.",
             )
         case HfHubHTTPError() if error.response.status_code in (401, 403):
             return ModelError(
-                f"The hub refuses model {repo_id!r} ({sentence_of(error)}).",
+                f"{likely_meant}The hub refuses model {repo_id!r} ({sentence_of(error)}).",
                 hint="Log in with `hf auth login`.",
             )
         case HfHubHTTPError():
             return ModelError(
-                f"Model {repo_id!r} is not in the local hub cache, and the hub fails ({sentence_of(error)}).",
+                f"{absent}Model {repo_id!r} is not in the local hub cache, and the hub fails ({sentence_of(error)}).",
                 hint="Try again later, or give a local folder.",
             )
         case ValueError():
             return ModelError(
-                f"Model {repo_id!r} cannot be looked up: what answers is not a hub ({sentence_of(error)}).",
+                f"{absent}Model {repo_id!r} cannot be looked up: what answers is not a hub ({sentence_of(error)}).",
                 hint="Check HF_ENDPOINT, and whether a proxy or a login page stands between.",
             )
         case OSError() if not isinstance(error, ConnectionError):
@@ -160,6 +162,13 @@ def _explained(repo_id: str, error: BaseException) -> ModelError:
                 hint="Make room, or set HF_HOME to a folder with more.",
             )
     return ModelError(
-        f"Model {repo_id!r} is not in the local hub cache and the hub cannot be reached ({sentence_of(error)}).",
+        f"{absent}Model {repo_id!r} is not in the local hub cache and the hub cannot be reached "
+        f"({sentence_of(error)}).",
         hint="Download it where there is a network, or give a local folder.",
     )
+
+
+def _may_mean_a_folder(repo_id: str) -> bool:
+    """Whether the folder that would hold it is here: `models/llama` where there is a folder `models`."""
+    parent, _, _ = repo_id.rpartition("/")
+    return bool(parent) and Path(parent).is_dir()

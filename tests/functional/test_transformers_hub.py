@@ -231,8 +231,19 @@ def test_a_hub_that_is_down_is_named_as_the_cause(tmp_path: Path) -> None:
     with running(Hub(lambda path: (200, {}, b""))) as hub:
         pass
     message = refusal(hub, tmp_path)
-    assert "not in the local hub cache and the hub cannot be reached" in message
+    assert "There is no folder 'org/model' here. Model 'org/model' is not in the local hub cache and the hub" in message
+    assert "the hub cannot be reached" in message
     assert "give a local folder" in message
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_folder_that_was_misspelt_is_told_as_one(is_here: bool, tmp_path: Path) -> None:
+    if is_here:
+        (tmp_path / "org").mkdir()
+    with running(Hub(lambda path: (404, {"X-Error-Code": "RepoNotFound"}, b"{}"))) as hub:
+        message = run(DESCRIBE, hub.url, tmp_path / "home", cwd=tmp_path).stdout
+    assert "Model 'org/model' does not exist on the hub, or is private." in message
+    assert ("There is no folder 'org/model' here." in message) is is_here
 
 
 def test_offline_mode_is_named_as_the_cause(tmp_path: Path) -> None:
