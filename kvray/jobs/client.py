@@ -9,12 +9,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kvray.environment import changed_environment
 from kvray.errors import InvalidValueError, SweepError, sentence_of
 from kvray.extras import Extra, pip_command
+from kvray.jobs.troubles import NO_AGENT, NoAgentError, lost_connection, once_there_is_an_agent, unreachable
 from kvray.sweep.joining import token_problem
 from kvray.sweep.quiet import mute_handlers_of_ray
 
@@ -82,15 +84,6 @@ def job_server_address(given: str | None) -> str:
     return address
 
 
-def lost_connection(address: str, job_id: str, error: BaseException) -> SweepError:
-    """The error for a job that can no longer be followed."""
-    reason = _known_reason(error)
-    return SweepError(
-        f"The connection to {address} was lost{f': {reason}' if reason else ''}. Job {job_id} may go on.",
-        hint=f"Follow it again with kvray jobs logs --follow --address {address} {job_id}.",
-    )
-
-
 def upload_limit() -> int:
     """Bytes that Ray takes in one package."""
     return int(os.environ.get(_LIMIT_VARIABLE) or _UPLOAD_LIMIT)
@@ -142,15 +135,15 @@ class JobServer:
         }
         if pip:
             environment["pip"] = list(pip)
-        return str(
-            self._ask(
-                self._client.submit_job,
-                entrypoint=entrypoint,
-                runtime_env=environment,
-                metadata={_OWN: "1", _COMMAND: command, _OPTIONS: options} if command else {},
-                entrypoint_resources={f"node:{node}": 0.001} if node else None,
-            )
+        start = partial(
+            self._ask,
+            self._client.submit_job,
+            entrypoint=entrypoint,
+            runtime_env=environment,
+            metadata={_OWN: "1", _COMMAND: command, _OPTIONS: options} if command else {},
+            entrypoint_resources={f"node:{node}": 0.001} if node else None,
         )
+        return str(once_there_is_an_agent(start))
 
     def job(self, job_id: str) -> Job:
         """The job as it stands now."""
@@ -218,7 +211,7 @@ class JobServer:
                     _send_token()
                     answer = self._version_answer()
         except requests.exceptions.RequestException as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self.address, error) from error
         if answer.status_code in (401, 403):
             raise self._token_problem()
         try:
@@ -250,14 +243,6 @@ class JobServer:
     def _token_problem(self) -> SweepError:
         return token_problem(f"The job server at {self.address} cannot be used")
 
-    def _unreachable(self, error: BaseException) -> SweepError:
-        return SweepError(
-            f"No job server answers at {self.address}: {_reason(error)}.",
-            hint="Check the address (http://HEAD:8265), and that the head was started with its dashboard: ray start "
-            "--head --dashboard-host 127.0.0.1, with ray[default] installed. From another machine reach it through a "
-            "tunnel: ssh -N -L 8265:127.0.0.1:8265 HEAD, and --address http://127.0.0.1:8265.",
-        )
-
     def _make_client(self) -> Any:
         import requests
         from ray.job_submission import JobSubmissionClient
@@ -271,7 +256,7 @@ class JobServer:
             with self._token_told(), changed_environment(dict.fromkeys(_ADDRESSES)):
                 return Client(self.address)
         except (requests.exceptions.RequestException, OSError, RuntimeError) as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self.address, error) from error
 
     def _ask(self, method: Any, *arguments: Any, **options: Any) -> Any:
         import requests
@@ -281,12 +266,14 @@ class JobServer:
             with self._token_told():
                 return method(*arguments, **options)
         except (requests.exceptions.RequestException, ConnectionError) as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self.address, error) from error
         except (RuntimeError, ValueError) as error:
             if about is not None and "does not exist" in str(error):
                 raise InvalidValueError(
                     f"The cluster at {self.address} has no job {about!r}.", hint="kvray jobs list shows those it has."
                 ) from None
+            if NO_AGENT in str(error):
+                raise NoAgentError(self.address) from error
             raise SweepError(f"The job server at {self.address} refuses: {sentence_of(error)}") from error
 
 
@@ -308,23 +295,6 @@ async def _next(pieces: Any) -> str | None:
         return str(await anext(pieces))
     except StopAsyncIteration:
         return None
-
-
-def _reason(error: BaseException) -> str:
-    return _known_reason(error) or sentence_of(error).rstrip(".")
-
-
-def _known_reason(error: BaseException) -> str | None:
-    """In plain words, where the libraries' text is known."""
-    known = {
-        "Connection refused": "Connection refused",
-        "Connect call failed": "Connection refused",
-        "timed out": "timed out",
-        "Name or service not known": "Name or service not known",
-        "No route to host": "No route to host",
-        "is unreachable": "is unreachable",
-    }
-    return next((reason for text, reason in known.items() if text in str(error)), None)
 
 
 def _job(details: Any) -> Job:

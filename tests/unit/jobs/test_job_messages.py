@@ -6,8 +6,9 @@ import pytest
 from test_ended_jobs import failed
 
 from kvray.cli import jobs
-from kvray.jobs.client import Job, lost_connection
+from kvray.jobs.client import Job
 from kvray.jobs.doorman import MARK
+from kvray.jobs.troubles import lost_connection
 
 
 class Quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import logging
@@ -12,11 +13,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from ray import __version__ as ray_version
 
 from kvray.cli.app import run
 from kvray.errors import SweepError
+from kvray.jobs import troubles
+from kvray.jobs.client import JobServer
 
 pytestmark = pytest.mark.spawns
 COMMANDS = [
@@ -114,3 +119,76 @@ def test_what_a_program_collects_of_rays_log_is_left_alone(
         assert collecting.level == logging.WARNING
     finally:
         logging.getLogger("ray").removeHandler(collecting)
+
+
+class Starting(http.server.BaseHTTPRequestHandler):
+    """A job server that has no agent for the first `refusals` jobs."""
+
+    refusals = 0
+
+    def do_GET(self) -> None:
+        self._answer(
+            200, json.dumps({"version": "4", "ray_version": ray_version, "ray_commit": "", "session_name": ""})
+        )
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if Starting.refusals:
+            Starting.refusals -= 1
+            self._answer(500, "No available agent to submit job, please try again later.")
+        else:
+            self._answer(200, json.dumps({"job_id": "1", "submission_id": "raysubmit_1"}))
+
+    def _answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def starting() -> Iterator[JobServer]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Starting)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield JobServer(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_cluster_that_has_just_started_is_asked_again_and_that_is_said_once(
+    starting: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(troubles, "_AGENT_PAUSE_S", 0.0)
+    monkeypatch.setattr(Starting, "refusals", 3)
+    with caplog.at_level(logging.INFO, logger="kvray.jobs"):
+        assert starting.submit(entrypoint="x", folder=tmp_path) == "raysubmit_1"
+    assert [one.getMessage() for one in caplog.records if one.name == "kvray.jobs"] == [
+        "the cluster was just started and takes no jobs yet; trying again for half a minute"
+    ]
+    monkeypatch.setattr(troubles, "_AGENT_WAIT_S", 0.0)
+    monkeypatch.setattr(Starting, "refusals", 3)
+    with pytest.raises(SweepError, match=r"starts no jobs.*needs some seconds more"):
+        starting.submit(entrypoint="x", folder=tmp_path)
+
+
+def test_rays_own_port_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    """It speaks gRPC, and greets with a frame of HTTP/2."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(b"\x00\x00\x18\x04\x00\x00\x00\x00\x00\x00\x04\x00\x40\x00\x00")
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        for command in COMMANDS:
+            said = only_line(command, address, capsys)
+            assert f"What answers at {address} does not speak HTTP." in said
+            assert "the dashboard's port, 8265 by default: --address http://127.0.0.1:8265." in said
+        server.shutdown(socket.SHUT_RDWR)
