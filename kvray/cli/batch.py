@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from rich.console import Console
 
 from kvray.candidate import DeviceType
 from kvray.cli import options
-from kvray.cli.batch_preview import sweep_lines
+from kvray.cli.batch_preview import each_said_once, sweep_lines
 from kvray.cli.batch_progress import batch_progress
 from kvray.cli.interrupts import patient_interrupts
 from kvray.cli.job_events import tell_of_batch
@@ -161,16 +163,28 @@ def _without_winners(manifest: BatchManifest, *, overview: str, resume: str) -> 
 
 def _write_example(path: Path) -> None:
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with path.open("x", encoding="utf-8") as file, _removed_unless_whole(path):
             file.write(EXAMPLE)
+            file.flush()
     except OSError as error:
         raise OutputError(f"Cannot write {str(path)!r}: {error.strerror}.", hint="Name another file.") from error
     typer.echo(f"Wrote {path}. Edit it, then run: kvray batch {path}")
 
 
+@contextmanager
+def _removed_unless_whole(path: Path) -> Iterator[None]:
+    """A file that was made for what turns out not to fit would be taken for the user's own."""
+    try:
+        yield
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def _print_previews(search: BatchSearch) -> None:
     """Raises `BatchFailedError` if some cannot be measured."""
-    failed, previews = 0, search.previews()
+    with each_said_once():  # each sweep looks at the same machine or cluster
+        failed, previews = 0, search.previews()
     for asked, preview in previews:
         if isinstance(preview, KvrayError):
             failed += 1

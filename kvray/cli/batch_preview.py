@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kvray.cli.preview import expected_time
 from kvray.config import TuneConfig
@@ -23,6 +25,26 @@ def sweep_lines(preview: Preview, config: TuneConfig) -> Iterator[str]:
     yield from _rejected(preview)
     for note in preview.model.notes:
         yield f"note: {clean_line(note)}"
+
+
+@contextmanager
+def each_said_once() -> Iterator[None]:
+    """What kvray's modules log meanwhile is shown the first time only."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        before = len(said)
+        said.add(record.getMessage())
+        return len(said) > before
+
+    handlers = tuple(logging.getLogger("kvray").handlers)
+    for one in handlers:
+        one.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for one in handlers:
+            one.removeFilter(is_new)
 
 
 def _to_measure(preview: Preview, max_trials: int | None = None) -> str:

@@ -20,7 +20,7 @@ from kvray.files.remote import is_uri, within
 from kvray.jobs.client import Job, JobServer, JobState, job_server_address
 from kvray.jobs.destination import destination
 from kvray.jobs.fetching import fetch_results
-from kvray.jobs.package import mib
+from kvray.jobs.package import shown_size
 from kvray.report.formats import listed, plural
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="List, follow, stop and fetch what was submitted.")
@@ -101,12 +101,12 @@ def fetch(
     results, results_id = results_of(found, log)
 
     def tell(come: int, total: int) -> None:
-        typer.echo(f"kvray: {mib(come)} of {mib(total)}", err=True)
+        typer.echo(f"kvray: {shown_size(come)} of {shown_size(total)}", err=True)
 
     with destination(output) as (folder, put):
         files = fetch_results(server, folder, results=results, run_id=results_id, node=found.node, tell=tell)
         put(files)
-    size, place = mib(sum(one.size for one in files)), shown_document(output).rstrip("/")
+    size, place = shown_size(sum(one.size for one in files)), shown_document(output).rstrip("/")
     typer.echo(f"{plural(len(files), 'file')}, {size}, checked, in {place}.")
     if not found.state.is_over:
         typer.echo(f"kvray: {still_runs(found, [one.name for one in files])}", err=True)

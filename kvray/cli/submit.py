@@ -21,7 +21,7 @@ from kvray.files.redaction import redact
 from kvray.files.remote import is_uri
 from kvray.jobs.batch import batch_argument
 from kvray.jobs.client import JobServer, job_server_address
-from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, mib, size_of, write_package
+from kvray.jobs.package import ENTRYPOINT, RESULTS, Argument, shown_size, size_of, write_package
 from kvray.models.source import is_absent_path
 from kvray.tuning.batch_file import read_batch_file
 
@@ -75,7 +75,7 @@ def submit(
         folder = Path(name)
         wheels = write_package(folder, arguments, output=output, columns=Console().width, with_wheel=pip)
         if upload_model:
-            typer.echo(f"kvray: sending {mib(size_of(folder))}", err=True)
+            typer.echo(f"kvray: sending {shown_size(size_of(folder))}", err=True)
         job_id = server.submit(
             entrypoint=ENTRYPOINT,
             folder=folder,
@@ -212,7 +212,8 @@ def _model(value: str, *, upload: bool) -> Argument:
         return Argument(text=prefix, local=local, models={"": value})
     if path.exists() and not path.is_absolute():
         raise InvalidValueError(
-            f"{value!r} is on this machine ({mib(size_of(path))}), and the cluster would look for it on its own.",
+            f"{value!r} is on this machine ({shown_size(size_of(path))}), and the cluster would look for it on its own "
+            "machines.",
             hint="Send it with --upload-model, or give the absolute path that it has on every node.",
         )
     check_model(value)

@@ -20,7 +20,7 @@ from kvray.errors import OutputError, ResultsError, SweepError
 from kvray.jobs.client import JobServer, JobState
 from kvray.jobs.package import write_request
 from kvray.jobs.sender import sha256_of
-from kvray.store.files import reason
+from kvray.store.files import reason, way_out
 
 PART_BYTES = 16 * 2**20
 _WAIT_S = 120.0
@@ -75,9 +75,9 @@ def fetch_results(
         shutil.rmtree(partial)
         _remove_merged(folder, folder / ".partial" / f"fetched-{name}.json", files)
     except OSError as error:
-        hint = "What has come is kept: repeat the command to go on from there."
+        kept = " What has come is kept: repeat the command to go on from there." if (partial / _STREAM).exists() else ""
         raise OutputError(
-            f"Cannot write to {str(folder)!r}: {reason(error)}.", hint=hint if (partial / _STREAM).exists() else None
+            f"Cannot write to {str(folder)!r}: {reason(error)}.", hint=f"{way_out(error)}{kept}"
         ) from error
     return files
 

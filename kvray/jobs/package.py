@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -77,7 +78,7 @@ def write_package(
     size = size_of(folder)
     if size >= upload_limit():
         raise InvalidValueError(
-            f"The job's files have {mib(size)}, and Ray takes less than {mib(upload_limit())}.",
+            f"The job's files have {shown_size(size)}, and Ray takes less than {shown_size(upload_limit())}.",
             hint="Put the model where every node of the cluster sees it and give that path, or its hub id.",
         )
     return (f"${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{wheel}",) if wheel else ()
@@ -98,9 +99,9 @@ def size_of(path: Path) -> int:
     return sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
 
 
-def mib(size: int) -> str:
-    """E.g. `1.5 MiB`."""
-    return f"{size / 2**20:,.1f} MiB"
+def shown_size(size: int) -> str:
+    """E.g. `1.5 MiB`, or `12 KiB` of what is less than one."""
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{math.ceil(size / 1024)} KiB"
 
 
 def _packed(argument: Argument, folder: Path, place: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from kvray.errors import OutputError, ResultsError
 from kvray.probes.holds import HeldError, Hold, hold
-from kvray.store.files import reason
+from kvray.store.files import reason, way_out
 from kvray.store.lease import LASTS_S, Lease
 from kvray.store.parquet import ResultsStore
 
@@ -91,7 +91,7 @@ def _claiming(path: Path, what: str) -> Iterator[None]:
     except HeldError as error:
         raise _claimed_by(what, error.holder) from error
     except OSError as error:
-        raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.") from error
+        raise OutputError(f"Cannot write {path.as_posix()!r}: {reason(error)}.", hint=way_out(error)) from error
 
 
 def _claimed_by(what: str, holder: Mapping[str, Any]) -> ResultsError:

@@ -99,7 +99,7 @@ class ResultsFiles:
         except _FAILURES as error:
             raise OutputError(
                 f"Cannot write to results folder {self.display_name!r}: {reason(error)}.",
-                hint="Choose another one with --output.",
+                hint=way_out(error),
             ) from error
 
     def write(self, path: Path, data: bytes) -> None:
@@ -107,7 +107,7 @@ class ResultsFiles:
         try:
             self._put(path, data)
         except _FAILURES as error:
-            raise OutputError(f"Cannot write {self.shown(path)!r}: {reason(error)}.") from error
+            raise OutputError(f"Cannot write {self.shown(path)!r}: {reason(error)}.", hint=way_out(error)) from error
 
     def delete(self, path: Path) -> None:
         """Remove the file at `path`; nothing happens where there is none."""
@@ -252,6 +252,12 @@ def reason(error: BaseException) -> str:
     if told := service_reason(text):
         return told
     return text.splitlines()[0].rstrip(".")
+
+
+def way_out(error: BaseException) -> str:
+    """What to do where a results folder cannot be written because of `error`, as a sentence."""
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{'Make room there, or choose' if is_full else 'Choose'} another folder with --output."
 
 
 def _open_local(root: str) -> tuple[FileSystem, Path]:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from drivers import FAKE, Driver, recorded
 
+from kvray.cli.app import run
 from kvray.errors import OutputError
 from kvray.record import TrialResult, TrialStatus
+from kvray.store.files import ResultsFiles
 from kvray.store.history import WatchHistory
 from kvray.store.parquet import ResultsStore
 
@@ -144,6 +146,16 @@ def test_a_watch_finds_out_before_it_measures_that_an_observation_has_no_room(di
     with fill(disk).open("r+b") as ballast:
         ballast.truncate(ballast.seek(0, os.SEEK_END) - 16 * 1024)
     history.check_writable()
-    with pytest.raises(OutputError, match=r"Cannot write to results folder .*: No space left on device"):
+    full = r"No space left on device. Make room there, or choose another folder with --output\."
+    with pytest.raises(OutputError, match=rf"Cannot write to results folder .*: {full}"):
         history.check_room()
+    with pytest.raises(OutputError, match=rf"Cannot write .*x': {full}"):
+        ResultsFiles(disk).write(disk / "x", b"x" * 2**20)
     assert [path.name for path in (disk / "watch").rglob("*") if path.is_file()] == []
+
+
+def test_no_example_is_left_where_it_does_not_fit(disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(disk)
+    assert run(["batch", "--init", str(disk / "models.yaml")], verbose=False) == 7
+    assert f"Cannot write '{disk / 'models.yaml'}': No space left on device." in capsys.readouterr().err
+    assert not (disk / "models.yaml").exists()

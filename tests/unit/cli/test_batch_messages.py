@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from kvray.cli import batch as command
 from kvray.cli import batch_preview
 from kvray.cli.app import run
 from kvray.store.batch_manifest import BatchAttempt, BatchManifest, BatchStatus, BatchSweep
+from kvray.tuning.batch import BatchSearch
 from kvray.tuning.batch_budget import excess_of
 from kvray.tuning.batch_words import interruption_of
 from kvray.tuning.preview import Rest
@@ -79,6 +81,24 @@ def test_a_batch_that_took_longer_than_its_budget_says_why(took_s: float, budget
     why = excess_of(attempt(took_s=took_s, budget_s=budget_s))
     assert (why is not None) is says
     assert why is None or "30 s with a budget of 1 s: a sweep that has begun measures its baseline" in why
+
+
+def test_a_dry_run_says_once_what_each_sweep_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def previews(_: BatchSearch) -> list[Any]:
+        for _one in range(3):
+            logging.getLogger("kvray.sweep").warning("Ray at %s listens on a network.", "head:6379")
+        logging.getLogger("kvray.sweep").warning("Something else.")
+        return []
+
+    monkeypatch.setattr(BatchSearch, "previews", previews)
+    (tmp_path / "m.yaml").write_text("models: [a, b, c]", encoding="utf-8")
+    assert run(["batch", str(tmp_path / "m.yaml"), "--dry-run"], verbose=False) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "kvray: warning: Ray at head:6379 listens on a network.",
+        "kvray: warning: Something else.",
+    ]
 
 
 def test_a_dry_run_of_what_cannot_be_measured_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

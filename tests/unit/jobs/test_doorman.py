@@ -69,7 +69,7 @@ def test_a_model_of_this_machine_is_sent_only_when_asked(tmp_path: Path, monkeyp
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidValueError, match=r"on this machine \(0.0 MiB\).*--upload-model"):
+    with pytest.raises(InvalidValueError, match=r"on this machine \(1 KiB\).*--upload-model"):
         prepare_arguments(["tune", "./model"], upload_model=False)
     arguments, _ = prepare_arguments(["tune", "./model"], upload_model=True)
     assert arguments[1].local == tmp_path / "model"

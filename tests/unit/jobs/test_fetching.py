@@ -13,6 +13,7 @@ import pytest
 from kvray.errors import OutputError, ResultsError
 from kvray.jobs.client import Job, JobServer, JobState
 from kvray.jobs.fetching import RemoteFile, fetch_results
+from kvray.jobs.package import shown_size
 from kvray.jobs.sender import files_of, listing, stream
 
 RUN = "r1"
@@ -136,3 +137,10 @@ def test_trials_that_were_merged_since_the_last_fetch_are_not_there_twice(there:
     put(there, f"{trials}/part-0.parquet", "all trials")
     fetch(Cluster(there), home)
     assert {path.name for path in (home / trials).iterdir()} == {"part-0.parquet", "t1.parquet", "mine.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(0, "0 KiB"), (1, "1 KiB"), (2**20 - 1, "1024 KiB"), (2**20, "1.0 MiB"), (2**30, "1,024.0 MiB")]
+)
+def test_a_size_is_shown_so_that_little_is_not_nothing(size: int, shown: str) -> None:
+    assert shown_size(size) == shown
