@@ -250,6 +250,36 @@ def test_a_signal_that_nohup_ignores_stays_ignored(environment: dict[str, str]) 
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+PRESSED_WHILE_IMPORTING = """
+import os, signal, sys
+
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+name = sys.argv[-1]
+sys.meta_path.insert(0, Press())
+from kvray.__main__ import main
+sys.argv[1:] = ["profiles"]
+sys.argv.append(name)
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["kvray.cli.app", "typer", "kvray.cli.encoding", "kvray.cli.streams"])
+def test_ctrl_c_while_python_imports_ends_without_a_traceback(module: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PRESSED_WHILE_IMPORTING, module],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_an_interrupt_before_the_first_trial_says_that_nothing_was_measured(
     terminal: Callable[..., Terminal], tmp_path: Path
 ) -> None:
