@@ -104,6 +104,7 @@ def closed() -> Iterator[tuple[Path, tuple[str, ...]]]:
         yield Path(folder), ("unshare", "-m", "bash", "-c", CLOSED, "bash", folder)
 
 
+@pytest.mark.slow  # a whole sweep
 def test_a_sweep_works_with_decimal_commas_a_read_only_home_and_no_shared_memory(
     decimal_comma: Environment, closed: tuple[Path, tuple[str, ...]], tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ def test_ctrl_c_in_a_trial_leaves_nothing_of_it(tune: Tune, temporary: Path, pre
     assert sweep.ray_sessions() == []
 
 
+@pytest.mark.slow  # in test_killed_driver a driver is killed too
 @pytest.mark.parametrize("end", END)
 def test_a_driver_killed_in_a_trial_leaves_nothing_of_it(tune: Tune, temporary: Path, end: str) -> None:
     sweep = tune(f"fake:{LITTER},={end}", *ONE)

@@ -16,8 +16,13 @@ Kvray = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the test session's own: converted weights and compiled kernels."""
-    return tmp_path_factory.mktemp("kvray-cache")
+    """A cache of the test session's own: converted weights and compiled kernels. Processes that run tests side by side
+    (pytest-xdist) share the weights, whose conversion takes long."""
+    folder, base = tmp_path_factory.mktemp("kvray-cache"), tmp_path_factory.getbasetemp()
+    converted = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "converted"
+    converted.mkdir(exist_ok=True)
+    (folder / "gguf").symlink_to(converted)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -236,6 +236,7 @@ def test_optuna_launches_as_many_as_allowed_and_names_the_rest(tmp_path: Path) -
 # Bounds
 
 
+@pytest.mark.slow  # a whole sweep; the search's own tests hold its rules
 def test_the_most_trials_bind_the_search_and_not_the_confirming(tmp_path: Path) -> None:
     result = sweep(tmp_path, max_trials=3, confirm_rounds=1)
     assert len(searched(result)) == 3
@@ -327,6 +328,7 @@ def test_an_interrupted_confirming_ends_its_round_first(tmp_path: Path) -> None:
 # Several slots, and trouble
 
 
+@pytest.mark.slow  # a whole sweep; the queue's own tests hold its rules
 def test_two_slots_launch_nobody_twice_and_come_to_an_end(tmp_path: Path) -> None:
     result = sweep(tmp_path, slots=2)
     assert_each_is_accounted_for_once(result)
@@ -358,6 +360,7 @@ def test_where_all_but_the_baseline_fail_each_is_tried_and_the_baseline_stays(tm
     assert result.analysis.ranking.winner.record.candidate.label == BASELINE
 
 
+@pytest.mark.slow  # a whole sweep
 def test_without_a_forecast_the_search_goes_the_same_way(tmp_path: Path) -> None:
     result = sweep(tmp_path, forecast=False, max_trials=4, confirm_rounds=0)
     assert len(searched(result)) == 4

@@ -123,6 +123,7 @@ def test_covariances_are_positive_with_parameters_of_one_cache_and_missing_numbe
     assert np.linalg.eigvalsh(posterior.covariance).min() > -1e-8
 
 
+@pytest.mark.slow  # computes for long
 def test_a_space_of_400_with_two_axes_of_numbers_is_searched() -> None:
     space = [
         replace(one, batch_size=size, prefill_chunk=chunk)
