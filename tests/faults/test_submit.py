@@ -272,7 +272,7 @@ def test_a_fetch_that_was_cut_goes_on_and_what_comes_is_whole(cluster: RayCluste
     ("address", "token", "said"),
     [
         (None, "f" * 32, "it does not accept the token in RAY_AUTH_TOKEN"),
-        ("http://{head}", TOKEN, "No job server answers at http://127.0.0.1:"),
+        ("http://{head}", TOKEN, "does not speak HTTP. It may be the port at which Ray's own nodes join"),
     ],
 )
 def test_a_wrong_token_or_address_is_one_line(cluster: RayCluster, address: str | None, token: str, said: str) -> None:
