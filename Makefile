@@ -15,10 +15,10 @@ demo: $(VENV)/.demo
 	$(BIN)/kvray tune "$$($(BIN)/python examples/demo_model.py)" --engine transformers,llama_cpp --profile ci-micro \
 		--output $(DEMO_RESULTS)
 
-# Three processes run tests, on two cores too, because sweeps wait a lot: whole files, in their order, because a file's
+# Four processes run tests, on two cores too, because sweeps wait a lot: whole files, in their order, because a file's
 # tests share a sweep. The long ones come first. Threads of OpenMP that wait must leave the cores to other processes.
 test: lint
-	CI=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	CI=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest

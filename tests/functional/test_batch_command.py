@@ -145,6 +145,7 @@ def test_a_batch_interrupted_twice_leaves_no_sweep_that_seems_to_measure(tmp_pat
     assert "measuring" not in overview.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_batch_killed_at_random_moments_measures_nothing_twice(batch: Path) -> None:
     moments = random.Random(1)
     ids: list[str] = []
