@@ -308,7 +308,9 @@ def cluster() -> Iterator[str]:
 
 
 def after_the_warning(err: str, cluster: str) -> str:
-    """What follows the line about a Ray that listens on a network, as that of `cluster` does where there is one."""
+    """What follows the line about a Ray that listens on a network, as that of `cluster` does where there is one. On a
+    busy machine a further line says that its first worker is waited for."""
+    err = "".join(line for line in err.splitlines(keepends=True) if "Waiting for a node to say what it has" not in line)
     if cluster.startswith("127."):
         return err
     warning, rest = err.split("\n", 1)
