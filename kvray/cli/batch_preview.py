@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kvray.cli.preview import expected_time
@@ -29,22 +29,29 @@ def sweep_lines(preview: Preview, config: TuneConfig) -> Iterator[str]:
 
 @contextmanager
 def each_said_once() -> Iterator[None]:
-    """What kvray's modules log meanwhile is shown the first time only."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        before = len(said)
-        said.add(record.getMessage())
-        return len(said) > before
-
-    handlers = tuple(logging.getLogger("kvray").handlers)
-    for one in handlers:
-        one.addFilter(is_new)
+    """What kvray's modules log meanwhile is shown the first time only, wherever it is shown."""
+    filters = [(handler, _only_new()) for handler in logging.getLogger("kvray").handlers]
+    for handler, is_new in filters:
+        handler.addFilter(is_new)
     try:
         yield
     finally:
-        for one in handlers:
-            one.removeFilter(is_new)
+        for handler, is_new in filters:
+            handler.removeFilter(is_new)
+
+
+def _only_new() -> Callable[[logging.LogRecord], bool]:
+    """A filter of one handler: what it has shown before does not pass again."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message in said:
+            return False
+        said.add(message)
+        return True
+
+    return is_new
 
 
 def _to_measure(preview: Preview, max_trials: int | None = None) -> str:

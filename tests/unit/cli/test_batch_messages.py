@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,3 +146,19 @@ def test_a_dry_run_says_how_many_candidates_a_bound_leaves() -> None:
     preview: Any = SimpleNamespace(space=SimpleNamespace(candidates="abc"), rest=None)
     assert batch_preview._to_measure(preview, 2) == "at most 2 of 3 candidates"
     assert batch_preview._to_measure(preview, 3) == "3 candidates"
+
+
+def test_a_warning_of_every_sweep_is_shown_once_wherever_it_is_shown() -> None:
+    shown = (io.StringIO(), io.StringIO())
+    logger, handlers = logging.getLogger("kvray"), [logging.StreamHandler(one) for one in shown]
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        with batch_preview.each_said_once():
+            for word in ("one", "one", "two"):
+                logging.getLogger("kvray.sweep").warning(word)
+        logging.getLogger("kvray.sweep").warning("one")
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+    assert [one.getvalue().split() for one in shown] == [["one", "two", "one"]] * 2
