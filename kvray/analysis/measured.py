@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,8 +42,12 @@ class Measured:
     @property
     def order(self) -> tuple[float, float, str, str]:
         """Sorts the best first: by utility, then by lower memory, then by label."""
-        peak = self.metrics.peak_mib
-        return -self.utility, float("inf") if peak is None else peak, self.record.candidate.label, self.record.trial_id
+        return (*order_of(self.utility, self.metrics), self.record.candidate.label, self.record.trial_id)
+
+
+def order_of(utility: float, metrics: Metrics) -> tuple[float, float]:
+    """Sorts the best candidate first: by utility, then by lower memory."""
+    return -utility, math.inf if metrics.peak_mib is None else metrics.peak_mib
 
 
 def _representative(records: Sequence[TrialRecord], quality_of: TrialRecord | None) -> TrialRecord:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,7 +10,7 @@ from kvray.analysis.aggregate import Metrics
 from kvray.analysis.disturbed import resting_on_disturbed
 from kvray.analysis.evidence import gather_evidence
 from kvray.analysis.limits import missed_limits
-from kvray.analysis.measured import Measured
+from kvray.analysis.measured import Measured, order_of
 from kvray.analysis.pooling import pool_complete_trials, quality_records
 from kvray.analysis.ranking import Gain, gain_over, measured_gains
 from kvray.record import Role, TrialResult
@@ -64,8 +63,7 @@ class CandidateState:
     @property
     def order(self) -> tuple[float, float, str]:
         """Sorts the best first, as the ranking does."""
-        peak = self.metrics.peak_mib
-        return -self.utility, math.inf if peak is None else peak, self.label
+        return (*order_of(self.utility, self.metrics), self.label)
 
 
 @dataclass
