@@ -135,8 +135,9 @@ def _label(candidate: CheckedCandidate) -> str:
 
 
 def _bullets(texts: Iterable[str], rows: int) -> str:
-    lines = [f"- {_escaped(text)}" for text in texts]
-    return "\n".join(lines[:rows]) + _left_out(len(lines) - len(lines[:rows]), "line")
+    texts = tuple(texts)
+    lines = [f"- {_escaped(text)}" for text in texts[:rows]]
+    return "\n".join(lines) + _left_out(len(texts) - len(lines), "line")
 
 
 def _left_out(number: int, noun: str) -> str:
