@@ -38,7 +38,7 @@ def test_while_an_upload_creeps_measuring_goes_on_and_nothing_torn_is_there(
     results = [result_of(name, minute=minute) for minute, name in enumerate(("t-a", "t-b", "t-c"))]
     for one in results:
         keeper.keep(one)
-    assert illness.is_waiting.wait(20)
+    assert illness.is_waiting.wait(240)
     assert there.read(RUN_ID) == []
     assert (len(keeper.results), keeper.unwritten, keeper.has_moved) == (3, 3, False)
     assert "3 trials could not be written there yet" in interruption(keeper).message
@@ -82,7 +82,7 @@ def test_a_process_killed_in_an_upload_leaves_no_torn_object_and_another_one_tak
     illness.halts = True
     writer.stdin.write("\n")
     writer.stdin.flush()
-    assert illness.is_waiting.wait(60)
+    assert illness.is_waiting.wait(240)
     with pytest.raises(ResultsError, match="is being measured already"), claimed_sweep(ResultsStore(behind), RUN_ID):
         pass
     writer.kill()

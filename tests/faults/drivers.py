@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from command_lines import command_line
 
 from kvray.record import TrialResult
 from kvray.store.parquet import ResultsStore
@@ -70,7 +71,7 @@ class Driver:
     def wait(self, timeout_s: float | None = None) -> int:
         """Its exit code."""
         code = self.process.wait(timeout_s)
-        self._reader.join(10)
+        self._reader.join(240)
         return code
 
     def kill(self) -> None:
@@ -97,7 +98,7 @@ class Driver:
         deadline = time.monotonic() + after_s
         while (left := self.marked()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return [f"{one.pid} {' '.join(one.cmdline())[:120]}" for one in left if one.is_running()]
+        return [f"{one.pid} {' '.join(command_line(one))[:120]}" for one in left if one.is_running()]
 
     def ray_sessions(self) -> list[Path]:
         """Folders of its private Ray."""

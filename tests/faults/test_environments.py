@@ -120,6 +120,7 @@ def test_a_sweep_works_with_decimal_commas_a_read_only_home_and_no_shared_memory
     assert f"warning: The cache folder {home}/.cache/kvray cannot be written, so quality is measured only" in shown
 
 
+@pytest.mark.slow
 def test_a_log_that_nobody_reads_and_a_full_output_stop_no_measurement(tmp_path: Path) -> None:
     line = shlex.join([sys.executable, "-m", "kvray", "tune", *FAKE, "--output", str(tmp_path / "out")])
     shell = f"{{ {line} 2>&1 >/dev/full; echo $? >{tmp_path}/code; }} | head -1"
@@ -166,6 +167,7 @@ def swept_in_ascii(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done
     return folder, run_kvray("tune", *FAKE, "--output", folder / "results", environment=environment)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_shows_plain_signs_and_the_files_are_utf8(swept_in_ascii: tuple[Path, Done]) -> None:
     folder, done = swept_in_ascii
     assert done.returncode == 0, done.stderr
@@ -175,6 +177,7 @@ def test_a_terminal_without_unicode_shows_plain_signs_and_the_files_are_utf8(swe
     check_swept(folder / "results")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_ranking_can_be_shown_in_any_encoding(swept_in_ascii: tuple[Path, Done], encoding: str) -> None:
     done = run_kvray("rank", swept_in_ascii[0] / "results", environment={"PYTHONIOENCODING": encoding})

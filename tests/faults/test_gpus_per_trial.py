@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from drivers import FAKE, Driver, recorded
-from ray.cluster_utils import Cluster
+from own_ray import cluster_of
 
 from kvray.analysis.evidence import rounds_by_device
 from kvray.record import Role, TrialRecord, TrialStatus
@@ -25,7 +25,7 @@ MIXED_SIZES = """
 @pytest.fixture(scope="module")
 def four_gpus() -> Iterator[str]:
     """One machine with four logical GPUs."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4})
+    cluster = cluster_of(num_cpus=4, num_gpus=4)
     yield str(cluster.address)
     cluster.shutdown()
 

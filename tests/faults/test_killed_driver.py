@@ -16,7 +16,7 @@ from kvray.store.parquet import ResultsStore
 
 SWEEP = ("fake:static/eager=exit,sdpa_math/b=oom", *FAKE, "--search", "grid", "--confirm", "0")
 """Twelve candidates, each measured once; four of them fail."""
-ORPHANS_GONE_WITHIN_S = 5.0
+ORPHANS_GONE_WITHIN_S = 60.0
 MOST_LINES = 55
 """So many does an undisturbed sweep say, nearly."""
 
@@ -89,6 +89,7 @@ def check_kills(count: int, folder: Path, undisturbed: dict[str, TrialResult]) -
     assert ends(after) == expected
 
 
+@pytest.mark.slow
 def test_a_driver_killed_three_times_loses_nothing(tmp_path: Path, undisturbed: dict[str, TrialResult]) -> None:
     check_kills(3, tmp_path, undisturbed)
 

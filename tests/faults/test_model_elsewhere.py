@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from drivers import SMALL, recorded
 from homebound_engine import HOME, HomeboundAdapter
+from own_ray import cluster_of
 from ray.cluster_utils import Cluster
 
 from kvray.candidate import DeviceType
@@ -22,7 +23,7 @@ from kvray.tuning.search import TuningSearch
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, list[Path]]]:
     """A head without the model, and two nodes that have it."""
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    running = cluster_of(num_cpus=1, num_gpus=0)
     for folder in folders:
         (folder / "name").write_text("Homebound")
         (folder / "revision").write_text("7")
@@ -48,6 +49,7 @@ def config(cluster: Cluster, folder: Path, **values: object) -> TuneConfig:
     )
 
 
+@pytest.mark.slow
 def test_the_model_is_described_and_its_weights_are_fetched_on_every_node_before_the_first_trial(
     cluster: tuple[Cluster, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

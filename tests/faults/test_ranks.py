@@ -58,7 +58,7 @@ def start(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
             candidate=SPREAD,
             profile=PROFILE,
             device=DeviceType.CPU,
-            timeout_s=120.0,
+            timeout_s=240.0,
             reference=ReferenceSpec(candidate=BASELINE, model_revision="1"),
         )
         process = TrialProcess(launcher, spec, tmp_path / "trial.log", on_event=lambda event: on_event(process, event))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from drivers import SMALL, recorded
+from own_ray import cluster_of
 from ray.cluster_utils import Cluster
 from rich.console import Console
 from typing_extensions import override
@@ -85,7 +86,7 @@ def test_large_trials_get_a_node_each_and_run_again_when_theirs_is_lost(
 
     monkeypatch.setattr(Admission, "is_stranded", noted)
     (tmp_path / "space.yaml").write_text(SPACE)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    cluster = cluster_of(num_cpus=1, num_gpus=0)
     try:
         _, victim = (cluster.add_node(num_cpus=2, num_gpus=2) for _ in range(2))
         config = TuneConfig(

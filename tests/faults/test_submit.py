@@ -81,7 +81,7 @@ def kvray(
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -113,6 +113,7 @@ def test_a_sweep_is_sent_with_its_files_followed_and_fetched(cluster: RayCluster
     assert (store.paths(run_id).report_html).read_bytes() == (there.paths(run_id).report_html).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_batch_is_sent_with_its_files_and_fetched_whole(cluster: RayCluster, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "space.yaml").write_text("- cache: [static]\n  attention: [sdpa]\n  dtype: [float32]\n")
@@ -287,7 +288,7 @@ def figures_once(
     cluster: RayCluster, is_so: Callable[[dict[tuple[str, str | None], float]], bool]
 ) -> dict[tuple[str, str | None], float]:
     """What Prometheus reads of the sweep that is told of last, by metric and status, as soon as `is_so`."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while not is_so(found := figures(cluster)):
         assert time.monotonic() < deadline, found
         time.sleep(0.3)

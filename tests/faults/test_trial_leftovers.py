@@ -68,7 +68,7 @@ def start(launchers: dict[str, Launcher], tmp_path: Path) -> Iterator[Start]:
         commands: str,
         adapter: type[FakeAdapter] = FakeAdapter,
         *,
-        timeout_s: float = 30.0,
+        timeout_s: float = 240.0,
         memory: MemoryWatch | None = None,
     ) -> TrialProcess:
         spec = spec_of(",".join(f"dynamic={one}" for one in commands.split("+")), timeout_s=timeout_s)
@@ -100,7 +100,7 @@ def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
     start: Start, launchers: dict[str, Launcher], tmp_path: Path, adapter: type[FakeAdapter], end: str
 ) -> None:
     # Only a trial that hangs is ended by the limit; the others must not meet it on a busy machine.
-    process = start(f"daemon@load{end}", adapter, timeout_s=2.0 if "gil" in end else 30.0)
+    process = start(f"daemon@load{end}", adapter, timeout_s=2.0 if "gil" in end else 240.0)
     process.advance()
     daemon = int((tmp_path / "tmp" / "daemon.pid").read_text())
     assert is_running(daemon)
@@ -127,7 +127,7 @@ def test_a_process_that_left_its_group_and_parent_is_gone_with_the_trial(
 def test_the_server_in_which_an_engine_computes_is_gone_with_the_trial(
     start: Start, launchers: dict[str, Launcher], adapter: type[FakeAdapter], end: str, status: TrialStatus
 ) -> None:
-    process = start(f"server{end}", adapter, timeout_s=1.0 if status is TrialStatus.TIMEOUT else 30.0)
+    process = start(f"server{end}", adapter, timeout_s=1.0 if status is TrialStatus.TIMEOUT else 240.0)
     servers: set[int] = set()
     while not isinstance(event := process.advance(), TrialEnded):
         servers |= set(launchers[adapter.__name__].tree.members(process.pid)) - {process.pid}
@@ -151,7 +151,7 @@ def test_the_end_of_one_trial_leaves_another_alone(start: Start) -> None:
 
 @pytest.mark.parametrize("end", ["", "+segv", "+gil"])
 def test_temporary_files_are_gone_with_the_trial(start: Start, tmp_path: Path, end: str) -> None:
-    process = start(f"files{end}", timeout_s=1.0 if end == "+gil" else 30.0)
+    process = start(f"files{end}", timeout_s=1.0 if end == "+gil" else 240.0)
     process.advance()
     scratch = tmp_path / "tmp"
     assert len(list(scratch.rglob("*"))) >= 3

@@ -45,7 +45,7 @@ def candidate_of(cache: CacheStrategy) -> Candidate:
     return Candidate(engine="fake", cache=cache, attention=AttentionBackend.SDPA, dtype=DType.FLOAT32)
 
 
-def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
+def spec_of(commands: str, *, timeout_s: float = 240.0) -> TrialSpec:
     candidate = candidate_of(CacheStrategy.DYNAMIC)
     return TrialSpec(
         run_id="20260101-000000-test",
@@ -63,7 +63,7 @@ def spec_of(commands: str, *, timeout_s: float = 30.0) -> TrialSpec:
 def start(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
     started: list[TrialProcess] = []
 
-    def begin(commands: str, *, timeout_s: float = 30.0, memory: MemoryWatch | None = None) -> TrialProcess:
+    def begin(commands: str, *, timeout_s: float = 240.0, memory: MemoryWatch | None = None) -> TrialProcess:
         spec = spec_of(commands, timeout_s=timeout_s)
         process = TrialProcess(launcher, spec, tmp_path / "trial.log", memory=memory)
         started.append(process)
@@ -86,7 +86,7 @@ def group_members(leader: int) -> list[int]:
 
 
 def wait_until_gone(leader: int) -> list[int]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 240
     while (left := group_members(leader)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left
@@ -260,7 +260,7 @@ def test_no_process_outlives_a_killed_owner(tmp_path: Path) -> None:
         owner.kill()
         owner.wait()
     assert wait_until_gone(leader) == []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 240
     while psutil.pid_exists(server) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE
@@ -271,7 +271,7 @@ def compared(launcher: Launcher, tmp_path: Path) -> Iterator[Start]:
     """Start a trial of a static cache whose reference, a dynamic one, has yet to be made."""
     started: list[TrialProcess] = []
 
-    def begin(commands: str, *, timeout_s: float = 30.0) -> TrialProcess:
+    def begin(commands: str, *, timeout_s: float = 240.0) -> TrialProcess:
         spec = replace(
             spec_of(commands, timeout_s=timeout_s),
             run_id=tmp_path.name,  # a failure to make a reference is remembered by run
@@ -299,7 +299,7 @@ def test_a_reference_that_cannot_be_made_costs_the_trial_nothing_but_its_quality
 
 def test_a_process_that_makes_a_reference_dies_with_its_trial(compared: Start) -> None:
     process = compared("dynamic=hang@load")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 240
     while len(group_members(process.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(group_members(process.pid)) == 2

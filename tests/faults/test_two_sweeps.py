@@ -100,6 +100,7 @@ def test_a_sweep_that_is_being_measured_cannot_be_resumed_and_one_that_was_kille
     assert sorted(one.record.status.value for one in recorded) == ["ok", "timeout"]
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_folder_vanished_and_was_written_anew_cannot_be_resumed_beside_it(
     kvray: Open, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 from drivers import FAKE, SMALL, Driver, recorded
-from ray.cluster_utils import Cluster
+from own_ray import cluster_of
 
 from kvray.candidate import DeviceType
 from kvray.cli.preview import print_preview
@@ -36,7 +36,7 @@ from kvray.tuning.search import TuningSearch
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A head without a GPU, one GPU of type `H100`, two of type `A100`."""
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    running = cluster_of(num_cpus=1, num_gpus=0)
     running.add_node(num_cpus=1, num_gpus=1, resources={"accelerator_type:H100": 1})
     running.add_node(num_cpus=2, num_gpus=2, resources={"accelerator_type:A100": 1})
     yield str(running.address)
@@ -90,6 +90,7 @@ def launched(records: Mapping[str, TrialRecord], gpu_type: str) -> dict[str, Tri
     return {key: one for key, one in records.items() if one.gpu_type == gpu_type and one.status.was_launched}
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_every_candidate_on_every_type_that_is_there(sweep: Said) -> None:
     for name in ("A100", "H100"):
         own = launched(sweep.records, name)
@@ -98,6 +99,7 @@ def test_a_sweep_measures_every_candidate_on_every_type_that_is_there(sweep: Sai
         assert len(searched) == len(set(searched)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A100", "H100"])
 def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep: Said, name: str) -> None:
     """There are two A100 that are alike, and the other one is free meanwhile."""
@@ -110,6 +112,7 @@ def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_what_one_type_has_recorded_is_kept_and_not_taken_as_measured_for_another(sweep: Said) -> None:
     before = launched(sweep.before, "A100")
     assert before
@@ -119,6 +122,7 @@ def test_what_one_type_has_recorded_is_kept_and_not_taken_as_measured_for_anothe
     }
 
 
+@pytest.mark.slow
 def test_each_type_has_a_ranking_a_plan_and_a_report_of_its_own_and_no_round_mixes_them(sweep: Said) -> None:
     first = sweep.result
     (other,) = first.other_hardware
@@ -131,6 +135,7 @@ def test_each_type_has_a_ranking_a_plan_and_a_report_of_its_own_and_no_round_mix
         assert [trial for trial in one.results if trial.record.role is Role.CONFIRM]
 
 
+@pytest.mark.slow
 def test_the_lines_tell_on_which_type_a_trial_runs_and_the_best_of_each(sweep: Said) -> None:
     assert any(line.startswith("start") and line.endswith(" on H100") for line in sweep.lines), sweep.lines
     assert [line for line in sweep.lines if "A100 + H100 (cuda)" in line]
@@ -139,6 +144,7 @@ def test_the_lines_tell_on_which_type_a_trial_runs_and_the_best_of_each(sweep: S
     assert " on H100 · TTFT" in last
 
 
+@pytest.mark.slow
 def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: Said) -> None:
     store = ResultsStore(sweep.folder)
     manifest = store.read_manifest(store.latest_run_id())
@@ -147,6 +153,7 @@ def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: Said) -> N
     assert [one.gpu_type for one in manifest.gpu_types] == ["A100", "H100"]
 
 
+@pytest.mark.slow
 def test_a_record_says_on_which_hardware_it_was_measured(sweep: Said) -> None:
     digests = {(one.gpu_type, one.hardware) for one in sweep.records.values() if one.status.was_launched}
     assert len(digests) == 2

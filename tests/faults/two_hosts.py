@@ -34,7 +34,7 @@ _BECOME_SWITCH = (
     "ip link add switch type bridge; ip link set switch up; echo ready; read end",
 )
 _TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname")
-_STARTS_WITHIN_S = 60.0
+_STARTS_WITHIN_S = 240.0
 _NODE_IS_DEAD_AFTER_S = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,

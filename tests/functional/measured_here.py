@@ -42,7 +42,7 @@ def measured_here(adapter: EngineAdapter, request: ModelRequest, candidate: Cand
         candidate=candidate,
         profile=PROFILE,
         device=DeviceType.CPU,
-        timeout_s=60.0,
+        timeout_s=240.0,
     )
     runs = []
 

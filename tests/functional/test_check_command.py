@@ -93,6 +93,7 @@ def test_the_same_passes_and_leaves_every_file(check: Check, tmp_path: Path, mon
     assert read_check(tmp_path / "second.json").mode == "record"
 
 
+@pytest.mark.slow
 def test_a_slower_side_fails_with_exit_code_1(check: Check, tmp_path: Path) -> None:
     code, out, err = check("--against", variables(tmp_path, **{SLOWER_VARIABLE: "2.5"}), *NARROW)
     assert code == 1, out + err
@@ -141,6 +142,7 @@ def test_a_real_engine_says_what_ran_on_both_sides(tiny_model: str, check: Check
     assert len(found.now.cells) == len(PROFILE.cells(1, rung=2))
 
 
+@pytest.mark.slow
 def test_too_small_a_budget_ends_inconclusive(check: Check, tmp_path: Path) -> None:
     line = ("--against", variables(tmp_path, HARMLESS="1"), "--budget", "0.01s")
     code, out, err = check(*line)
@@ -202,6 +204,7 @@ def test_the_baseline_is_never_replaced(check: Check, results: Path, tmp_path: P
     assert old.read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_check_that_is_interrupted_or_killed_leaves_whole_files(
     results: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

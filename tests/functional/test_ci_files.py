@@ -299,6 +299,7 @@ def baseline_of_the_fake_engine() -> str:
     ).to_json()
 
 
+@pytest.mark.slow
 def test_the_action_fails_a_real_check_whose_other_side_runs_another_kernel(
     runner: Runner, environment: dict[str, str]
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from kvray_logger import logger_as_before
-from ray.cluster_utils import Cluster
+from own_ray import cluster_of
 
 from kvray.cli.app import run
 from kvray.store.parquet import ResultsStore, records_sha256
@@ -302,40 +302,32 @@ def test_a_cluster_that_does_not_answer_is_given_up_at_once_and_without_noise(kv
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray that several command lines share: it answers sooner than each one's own."""
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    running = cluster_of(num_cpus=2, num_gpus=0)
     yield str(running.address)
     running.shutdown()
 
 
-def after_the_warning(err: str, cluster: str) -> str:
-    """What follows the line about a Ray that listens on a network, as that of `cluster` does where there is one. On a
-    busy machine a further line says that its first worker is waited for."""
-    err = "".join(line for line in err.splitlines(keepends=True) if "Waiting for a node to say what it has" not in line)
-    if cluster.startswith("127."):
-        return err
-    warning, rest = err.split("\n", 1)
-    assert warning.startswith(
-        f"kvray: warning: Ray at {cluster} listens on a network: whoever reaches its ports can run "
-    )
-    return rest
+def error_of(err: str, cluster: str) -> str:
+    """The one line beside warnings. One says that the Ray at `cluster` listens on a network, where it does; on a busy
+    machine another says that a node is waited for."""
+    warnings = [line for line in err.splitlines() if line.startswith("kvray: warning: ")]
+    listens = f"kvray: warning: Ray at {cluster} listens on a network: whoever reaches its ports can run "
+    assert cluster.startswith("127.") or warnings[0].startswith(listens)
+    return one_line("".join(line for line in err.splitlines(keepends=True) if line.rstrip("\n") not in warnings))
 
 
 def test_more_slots_than_there_are_cpus_are_refused(kvray: Kvray, cluster: str, tmp_path: Path) -> None:
     done = kvray(*FAKE, "--output", tmp_path / "out", "--address", cluster, "--slots", "99")
     assert (done.returncode, done.stdout) == (11, "")
-    assert (
-        one_line(after_the_warning(done.stderr, cluster))
-        == "99 slots do not fit: Ray offers 2 CPUs and 0 GPUs. At most 2."
-    )
+    assert error_of(done.stderr, cluster) == "99 slots do not fit: Ray offers 2 CPUs and 0 GPUs. At most 2."
     assert not (tmp_path / "out" / "sweeps").exists()
 
 
 def test_a_cluster_without_a_gpu_is_refused_for_a_sweep_on_gpus(kvray: Kvray, cluster: str, tmp_path: Path) -> None:
     done = kvray(*FAKE, "--device", "cuda", "--output", tmp_path / "out", "--address", cluster, CUDA_VISIBLE_DEVICES="")
     assert (done.returncode, done.stdout) == (11, "")
-    assert (
-        one_line(after_the_warning(done.stderr, cluster))
-        == "The sweep needs 1 GPU, Ray offers 0. Pass --device cpu to tune on the CPU."
+    assert error_of(done.stderr, cluster) == (
+        "The sweep needs 1 GPU, Ray offers 0. Pass --device cpu to tune on the CPU."
     )
 
 
@@ -372,10 +364,10 @@ def test_a_sweep_is_not_resumed_with_other_arguments(
     model, *rest = arguments
     done = kvray("tune", model, *FAKE[2:], *rest, "--address", cluster, "--output", folder, "--resume", run_id)
     assert (done.returncode, done.stdout) == (10, "")
-    assert one_line(after_the_warning(done.stderr, cluster)) == (
+    assert error_of(done.stderr, cluster) == (
         f"Sweep {run_id!r} cannot be resumed, because new measurements could not be compared with its own. Different "
-        f"now: {what}. Undo that, start a new sweep without --resume, or pass --force to measure everything anew "
-        "beside it."
+        f"now: {what}. Undo that, start a new sweep without --resume, or pass --force to kvray tune: it measures "
+        "all anew beside it."
     )
     assert records_sha256(ResultsStore(folder).read(run_id)) == before
 

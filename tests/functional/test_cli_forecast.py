@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING
 
 Kvray = Callable[..., "subprocess.CompletedProcess[str]"]
 MEASURED = "kvray: measuring how fast this device copies and multiplies: some seconds"
+SMALL_JAMBA = {"num_hidden_layers": 8, "num_experts": 2, "hidden_size": 256, "intermediate_size": 256}
 DISTURBED = "The rates are measured again in "
 
 
@@ -79,9 +80,13 @@ def test_json_has_numbers_per_candidate_and_cell(kvray: Kvray, tiny_model: str) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "packing", "message"),
+    ("kind", "settings", "message"),
     [
-        ("jamba", {}, "Nothing can be forecast of random:model: kvray has no formulas for models of type 'jamba'."),
+        (
+            "jamba",
+            SMALL_JAMBA,
+            "Nothing can be forecast of random:model: kvray has no formulas for models of type 'jamba'.",
+        ),
         (
             "llama",
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
@@ -91,11 +96,11 @@ def test_json_has_numbers_per_candidate_and_cell(kvray: Kvray, tiny_model: str) 
     ],
 )
 def test_a_model_that_cannot_be_forecast_is_refused_with_the_reason(
-    kvray: Kvray, tmp_path: Path, kind: str, packing: dict[str, Any], message: str
+    kvray: Kvray, tmp_path: Path, kind: str, settings: dict[str, Any], message: str
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({**CONFIG_MAPPING[kind]().to_dict(), **packing}))
+    (folder / "config.json").write_text(json.dumps({**CONFIG_MAPPING[kind]().to_dict(), **settings}))
     done = kvray("forecast", f"random:{folder}", "--device", "cpu", "--context", "16", "--output-len", "4")
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.splitlines()[-1] == f"kvray: {message} kvray tune measures it."

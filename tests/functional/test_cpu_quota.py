@@ -32,7 +32,7 @@ def limited(environment: dict[str, str]) -> Iterator[Limited]:
         return subprocess.run(command, capture_output=True, text=True, check=True, env=plain)
 
     yield run
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 240
     while folder.exists() and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -20,6 +20,7 @@ def with_transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_environment(tmp_path_factory.mktemp("transformers") / "environment", "transformers")
 
 
+@pytest.mark.slow
 def test_an_engine_without_torch_is_measured_where_there_is_none(with_tune: Path, tmp_path: Path) -> None:
     absent = run_in(with_tune, tmp_path, "-c", "import importlib.util as u; print(u.find_spec('torch'))")
     assert absent.stdout == "None\n"

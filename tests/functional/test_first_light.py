@@ -35,6 +35,7 @@ def test_every_step_of_first_light_runs_on_a_cpu(environment: dict[str, str], tm
     assert (tmp_path / "first_light.txt").read_text() == done.stdout
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_a_finding_and_the_next_ones_run(environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         [SCRIPT, tmp_path, "--device", "cuda", "--only", "kernels,freed"],

@@ -214,6 +214,7 @@ def test_a_kernel_by_anybody_is_not_loaded_unless_trusted(tmp_path: Path) -> Non
         TransformersModel(ModelRequest(model_id=str(save_tiny_model(tmp_path / "m"))), kernel, DeviceType.CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kvray.plan.session.FingerprintWarning")
 def test_a_plan_that_asks_for_foreign_code_does_not_run_it(
     tmp_path: Path, marker: Path, kvray: Callable[..., Any]

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from command_lines import command_line
 
 from kvray.candidate import AttentionBackend, CacheStrategy, Candidate, DeviceType, DType
 from kvray.engines.base import ModelRequest
@@ -84,7 +85,7 @@ def test_the_process_that_is_asked_ends_by_itself_and_is_started_anew(demo_model
     assert native is not None
     settings = context_settings(asked(), Cell(300, 32, 1), device=DeviceType.CPU)
     first = native.sizes(settings)
-    (child,) = (one for one in psutil.Process().children() if "sizes_program" in " ".join(one.cmdline()))
+    (child,) = (one for one in psutil.Process().children() if "sizes_program" in " ".join(command_line(one)))
     assert child.wait(timeout=240) == 0
     second = native.sizes(replace(settings, n_ubatch=64))
     assert first is not None

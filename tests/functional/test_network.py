@@ -96,7 +96,7 @@ def unasked(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Watche
     listening: set[str] = set()
     with (folder / "stdout").open("w") as output, (folder / "stderr").open("w") as errors:
         process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment_of(folder), cwd=folder)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             listening |= listeners(process.pid)
             time.sleep(0.2)
@@ -122,6 +122,7 @@ def listeners(pid: int) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_an_offline_sweep_runs_where_there_is_no_network(offline: Watched) -> None:
     if offline.has_network:
         pytest.skip("needs unshare, ip and the right to make a network namespace")
@@ -130,6 +131,7 @@ def test_an_offline_sweep_runs_where_there_is_no_network(offline: Watched) -> No
     assert '"outcome": "checked"' in offline.output, "the winner's code was not run, or did something else"
 
 
+@pytest.mark.slow
 def test_offline_no_process_of_a_sweep_turns_to_another_machine(offline: Watched) -> None:
     assert offline.return_code == 0, offline.errors
     alive = "\n".join(notes_in(offline.folder, "alive"))
@@ -139,6 +141,7 @@ def test_offline_no_process_of_a_sweep_turns_to_another_machine(offline: Watched
     assert notes_in(offline.folder, "elsewhere") == []
 
 
+@pytest.mark.slow
 def test_a_private_ray_starts_no_process_that_a_sweep_does_not_use(offline: Watched) -> None:
     started = notes_in(offline.folder, "alive")
     for unused in ("monitor.py", "dashboard.py"):
@@ -146,6 +149,7 @@ def test_a_private_ray_starts_no_process_that_a_sweep_does_not_use(offline: Watc
     assert sum("setup_worker.py'" in line for line in started) == 1, "workers that no trial asked for"
 
 
+@pytest.mark.slow
 def test_offline_neither_does_what_is_not_python(offline: Watched) -> None:
     log = offline.folder / "strace"
     if not log.is_file():

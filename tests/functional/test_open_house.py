@@ -24,6 +24,7 @@ from kvray.tuning.result import TuneResult
 from kvray.tuning.search import TuningSearch
 from kvray.workload import create_custom_profile
 
+pytestmark = pytest.mark.slow  # test_several_engines and test_own_axes_sweep show the most of it
 PROFILE = create_custom_profile(
     "house",
     context_lengths=(200,),

@@ -33,6 +33,7 @@ def one_ray() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_a_sweep_over_own_axes_goes_through_records_ranking_plan_and_report_and_is_resumed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

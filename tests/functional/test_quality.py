@@ -215,7 +215,7 @@ def test_a_sweep_records_quality_and_ends_what_loses_too_much(tmp_path: Path, mo
         device=DeviceType.CPU,
         engine="fake",
         output_dir=tmp_path / "results",
-        timeout_s=20.0,
+        timeout_s=240.0,
         search=SearchStrategy.GRID,
         confirm_rounds=0,
     )

@@ -108,7 +108,7 @@ def sweep(folder: Path, adapter: ChangingAdapter, *, observer: Listener | None =
         "device": DeviceType.CPU,
         "engine": "fake",
         "output_dir": folder / "results",
-        "timeout_s": 20.0,
+        "timeout_s": 240.0,
         "confirm_rounds": 0,
         **FOUR,
     }
@@ -157,6 +157,7 @@ def test_failures_are_not_paid_for_twice_unless_asked_and_then_replaced_in_their
     assert [attempt.max_trials for attempt in again.manifest.attempts] == [None] * 6
 
 
+@pytest.mark.slow
 def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, broken: ChangingAdapter) -> None:
     first = sweep(tmp_path, broken)
     (tmp_path / "mended").touch()
@@ -167,6 +168,7 @@ def test_a_failure_stays_recorded_until_its_retry_has_ended(tmp_path: Path, brok
     assert tuple(ResultsStore(tmp_path / "results").read(first.manifest.run_id)) == first.results
 
 
+@pytest.mark.slow
 def test_disturbed_candidates_are_measured_again_in_their_place_where_that_is_asked_for(
     tmp_path: Path, broken: ChangingAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -190,6 +192,7 @@ def test_disturbed_candidates_are_measured_again_in_their_place_where_that_is_as
     assert len(told) == (1 if left else 0)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_marked(
     tmp_path: Path, broken: ChangingAdapter
 ) -> None:
@@ -211,6 +214,7 @@ def test_an_interrupted_sweep_reports_itself_as_incomplete_and_its_records_are_m
     assert "from an earlier session on" in store.read_text(result.paths.report_markdown)
 
 
+@pytest.mark.slow
 def test_the_finished_rungs_of_an_interrupted_trial_are_kept_and_it_is_measured_again(
     tmp_path: Path, broken: ChangingAdapter
 ) -> None:
@@ -233,6 +237,7 @@ def test_the_finished_rungs_of_an_interrupted_trial_are_kept_and_it_is_measured_
     assert TrialStatus.INTERRUPTED not in {one.record.status for one in result.results}
 
 
+@pytest.mark.slow
 def test_a_trial_without_its_row_or_without_its_runs_is_measured_again(tmp_path: Path, broken: ChangingAdapter) -> None:
     listener = Listener(patience=3)
     with pytest.raises(SweepInterruptedError):
@@ -257,6 +262,7 @@ def test_a_trial_without_its_row_or_without_its_runs_is_measured_again(tmp_path:
     assert all(one.runs for one in result.results if one.record.status is TrialStatus.OK)
 
 
+@pytest.mark.slow
 def test_another_model_file_is_refused_forced_beside_it_and_never_ranked_with_it(
     tmp_path: Path, broken: ChangingAdapter
 ) -> None:
@@ -291,6 +297,7 @@ def test_another_model_file_is_refused_forced_beside_it_and_never_ranked_with_it
     assert len(first_again.set_aside) == len(forced.results)
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_under_other_weights_and_limits_and_measures_only_what_they_allow_now(
     tmp_path: Path, broken: ChangingAdapter, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -71,7 +71,7 @@ def sweep(
         "engine": "fake",
         "space": "full",
         "output_dir": folder,
-        "timeout_s": 60.0,
+        "timeout_s": 240.0,
     }
     config = TuneConfig(**{**values, **changes})
     return TuningSearch(config=config, adapter=adapter, observer=observer).run()
@@ -226,6 +226,7 @@ def test_halving_launches_all_and_stops_the_poor(tmp_path: Path) -> None:
     assert BASELINE not in {record.candidate.label for record in stopped}
 
 
+@pytest.mark.slow
 def test_optuna_launches_as_many_as_allowed_and_names_the_rest(tmp_path: Path) -> None:
     result = sweep(tmp_path, search=SearchStrategy.OPTUNA, max_trials=5, confirm_rounds=0)
     assert len(searched(result)) == 5
@@ -244,6 +245,7 @@ def test_the_most_trials_bind_the_search_and_not_the_confirming(tmp_path: Path) 
     assert {confirm_round(record) for record in confirmed(result)} <= {1}
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_spent_before_the_first_trial_still_measures_the_baseline(tmp_path: Path) -> None:
     result = sweep(tmp_path, budget_s=0.001)
     (only,) = searched(result)
@@ -280,13 +282,13 @@ def ended_trials(folder: Path, listener: Listener) -> dict[str, TrialResult]:
 def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     listener = Listener(patience=4)
     with pytest.raises(SweepInterruptedError, match="--resume"):
-        sweep(tmp_path, observer=listener)
+        sweep(tmp_path, observer=listener, confirm_rounds=1)
     before = ended_trials(tmp_path, listener)
     assert len(listener.ended) == 4
     assert {one.record.status for one in before.values()} <= {TrialStatus.OK, TrialStatus.STOPPED}
 
     again = Listener()
-    result = sweep(tmp_path, observer=again, resume=listener.manifest.run_id)
+    result = sweep(tmp_path, observer=again, resume=listener.manifest.run_id, confirm_rounds=1)
     assert {spec.trial_id for spec in again.started}.isdisjoint(before)
     assert {spec.role for spec in again.started} >= {Role.CONFIRM}
     assert {one.record.trial_id: one for one in result.results if one.record.trial_id in before} == before
@@ -294,6 +296,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert result.analysis.ranking.winner.record.candidate.label in FAST
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_further_lists_nobody_as_launched_and_skipped(tmp_path: Path) -> None:
     few = sweep(tmp_path, max_trials=2, confirm_rounds=0)
     assert len(skipped(few)) == 22
@@ -305,6 +308,7 @@ def test_a_search_that_goes_on_further_lists_nobody_as_launched_and_skipped(tmp_
     ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_confirming_ends_its_round_first(tmp_path: Path) -> None:
     listener = Listener(patience=4)
     few: dict[str, Any] = {
@@ -339,6 +343,7 @@ def test_two_slots_launch_nobody_twice_and_come_to_an_end(tmp_path: Path) -> Non
     assert confirmed(result) or winner == result.manifest.baseline_id
 
 
+@pytest.mark.slow
 def test_a_candidate_whose_confirming_process_crashes_is_listed_and_ends_nothing(tmp_path: Path) -> None:
     memory = tmp_path / "memory"
     memory.mkdir()
@@ -353,6 +358,7 @@ def test_a_candidate_whose_confirming_process_crashes_is_listed_and_ends_nothing
     assert {record.trial_id for record in crashed} <= listed
 
 
+@pytest.mark.slow
 def test_where_all_but_the_baseline_fail_each_is_tried_and_the_baseline_stays(tmp_path: Path) -> None:
     result = sweep(tmp_path, "fake:eager=oom,sdpa_math=oom,static=oom,bfloat16=oom,compile=oom")
     assert_each_is_accounted_for_once(result)

@@ -68,7 +68,7 @@ class SlurmJob:
 
     def left_behind(self) -> list[psutil.Process]:
         """Processes of this job's Ray, which ends its own within seconds."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 240
         while found := [one for one in psutil.process_iter(["cmdline"]) if self._is_ours(one)]:
             if time.monotonic() > deadline:
                 break
@@ -98,7 +98,7 @@ def test_a_sweep_runs_on_ray_nodes_that_the_script_starts_and_ends(tmp_path: Pat
 def test_a_job_whose_time_is_over_writes_its_report(tmp_path: Path) -> None:
     results = tmp_path / "results"
     job = SlurmJob(tmp_path, *SWEEP, "--repeats", "3000", "--output", str(results))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not list(results.glob("runs/*/*.parquet")) and time.monotonic() < deadline:
         assert job.process.poll() is None, job.said
         time.sleep(0.3)

@@ -198,7 +198,8 @@ def test_a_user_runs_it_as_a_script_without_kvray(
     assert len(done.stdout) > len(expected) + 1
 
 
-@pytest.mark.parametrize("cache", [pytest.param("paged", marks=pytest.mark.slow), "sliding_window(window=24,sinks=4)"])
+@pytest.mark.slow  # an interpreter of its own
+@pytest.mark.parametrize("cache", ["paged", "sliding_window(window=24,sinks=4)"])
 def test_what_no_argument_of_generate_gives_is_in_the_script_too(
     cache: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:

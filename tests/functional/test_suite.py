@@ -73,6 +73,7 @@ def test_the_recorded_outputs_hold_and_what_differs_is_named(suite: Suite, tmp_p
     assert LOST in (tmp_path / "found.xml").read_text()
 
 
+@pytest.mark.slow
 def test_the_last_bit_counts_only_where_variables_are_those_of_the_record(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

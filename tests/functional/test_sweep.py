@@ -9,7 +9,7 @@ import duckdb
 import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
+from own_ray import cluster_of
 
 from kvray.candidate import DeviceType
 from kvray.config import SearchStrategy, TuneConfig
@@ -35,7 +35,7 @@ def config_of(model_id: str, folder: Path, **changes: object) -> TuneConfig:
         "device": DeviceType.CPU,
         "engine": "fake",
         "output_dir": folder,
-        "timeout_s": 3.0,
+        "timeout_s": 10.0,
     }
     return TuneConfig(**{**values, **changes})
 
@@ -154,6 +154,7 @@ def test_resuming_measures_exactly_what_is_missing(tmp_path: Path) -> None:
     assert all(kept[one.record.trial_id] == one.record.pid for one in keep)
 
 
+@pytest.mark.slow
 def test_when_every_trial_fails_the_error_says_why_and_the_records_stay(tmp_path: Path) -> None:
     with pytest.raises(AllTrialsFailedError, match=r"No candidate was measured completely: oom \(12\): told to run"):
         TuningSearch(config=config_of("fake:/=oom", tmp_path)).run()
@@ -164,6 +165,7 @@ def test_when_every_trial_fails_the_error_says_why_and_the_records_stay(tmp_path
     assert not result.paths.best_plan.exists()
 
 
+@pytest.mark.slow
 def test_an_error_that_is_no_candidates_is_paid_for_twice_and_told_once(tmp_path: Path) -> None:
     with pytest.raises(AllTrialsFailedError) as raised:
         TuningSearch(config=config_of("fake:/=raise@load", tmp_path)).run()
@@ -184,7 +186,7 @@ def test_an_error_that_is_no_candidates_is_paid_for_twice_and_told_once(tmp_path
 @pytest.fixture
 def two_gpu_cluster() -> Iterator[str]:
     """Two nodes with one logical GPU each: Ray schedules and pins as with real ones."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
+    cluster = cluster_of(num_cpus=1, num_gpus=1)
     cluster.add_node(num_cpus=1, num_gpus=1)
     yield str(cluster.address)
     cluster.shutdown()

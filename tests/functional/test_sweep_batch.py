@@ -32,6 +32,7 @@ from kvray.tuning.search import TuningSearch
 from kvray.tuning.share import Share
 from kvray.workload import create_custom_profile
 
+pytestmark = pytest.mark.slow  # test_batch_command shows it by the command line
 PROFILE = create_custom_profile(
     "batch", context_lengths=(64,), output_lengths=(4,), weight_ttft=0.4, weight_throughput=0.4, weight_memory=0.2
 )

@@ -348,6 +348,7 @@ except ModelError as error:
 """
 
 
+@pytest.mark.slow
 def test_foreign_code_on_the_hub_is_refused_unless_trusted(tmp_path: Path) -> None:
     config: dict[str, Any] = {"model_type": "of_its_own", "auto_map": {"AutoConfig": "configuration.Config"}}
     (tmp_path / "model").mkdir()

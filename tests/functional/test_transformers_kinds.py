@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_transformers_shapes import KNOWN, SETTINGS, every_third
+from test_transformers_shapes import KNOWN, SETTINGS, every_sixth
 from transformers import CONFIG_MAPPING
 from transformers_samples import change_config, give_own_code, load, make_candidate, save_tiny_model
 
@@ -85,12 +85,12 @@ def described(folder: Path, model_type: str, settings: dict[str, Any]) -> ModelI
     return TransformersAdapter().describe_model(ModelRequest(model_id=f"random:{folder}"))
 
 
-@pytest.mark.parametrize("model_type", every_third(KNOWN))
+@pytest.mark.parametrize("model_type", every_sixth(KNOWN))
 def test_every_known_type_does_what_is_taken_for_granted_of_it(model_type: str) -> None:
     assert found(model_type, SETTINGS.get(model_type, {})) == Finding(was_tried=True)
 
 
-@pytest.mark.parametrize("model_type", every_third(KNOWN))
+@pytest.mark.parametrize("model_type", every_sixth(KNOWN))
 def test_the_source_of_a_known_type_tells_its_attentions_as_the_class_does(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type](**SETTINGS.get(model_type, {}))
     found = model_class(config, Path(), trust_remote_code=False)

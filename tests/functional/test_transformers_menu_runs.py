@@ -86,6 +86,7 @@ def held_mib(cache: str, folder: Path, cell: Cell) -> float:
     return held / 2**20
 
 
+@pytest.mark.slow  # Quanto compiles its kernels where it has not yet
 def test_the_cache_that_is_held_follows_the_formula(folder: Path) -> None:
     cell, rows = Cell(300, 5, 2), 2
     full = PER_TOKEN * 4 * rows / 2**20

@@ -96,6 +96,7 @@ def test_a_packing_whose_package_is_missing_is_one_error_before_the_sweep(
         preview(folder)
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_the_same_is_told_by_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine with a GPU."""
     monkeypatch.setattr("kvray.engines.transformers.packed.visible_gpus", lambda visible: ("a GPU",))

@@ -58,9 +58,9 @@ def tiny(tiny_folder: Path) -> Iterator[TransformersModel]:
     [
         ("dynamic", "sdpa", "float32"),
         ("static", "sdpa", "float32"),
-        ("static", "sdpa_math", "bfloat16"),
-        ("dynamic", "eager", "bfloat16"),
-        ("dynamic", "sdpa_flash", "float32"),
+        pytest.param("static", "sdpa_math", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("dynamic", "eager", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("dynamic", "sdpa_flash", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_the_tokens_are_those_of_a_plain_generate(cache: str, attention: str, dtype: str, demo_folder: Path) -> None:
@@ -193,6 +193,7 @@ model.observe()
 """
 
 
+@pytest.mark.slow  # an interpreter of its own
 def test_a_failure_while_the_profiler_runs_does_not_crash_the_process(tiny_folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FAIL_WHILE_OBSERVED, str(tiny_folder)],

@@ -54,6 +54,7 @@ def wait_for(process: subprocess.Popen[str], path: Path, pattern: str) -> None:
     assert any(path.glob(pattern)), process.communicate()
 
 
+@pytest.mark.slow
 def test_a_watch_is_ended_and_killed_and_tells_of_a_slow_down_and_of_recovery(
     plan: Path, environment: dict[str, str]
 ) -> None:

@@ -38,7 +38,7 @@ def spec_of(
         candidate=candidate,
         profile=profile,
         device=DeviceType.CPU,
-        timeout_s=60.0,
+        timeout_s=240.0,
         reference=reference,
     )
 

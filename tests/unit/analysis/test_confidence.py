@@ -163,7 +163,7 @@ def test_the_answer_depends_on_the_seed_and_not_on_the_order() -> None:
     assert estimate(*results, seed=1) != estimate(*results, seed=2)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("processes", [1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 4))])
 def test_the_share_is_right_as_often_as_it_says(processes: int) -> None:
     """Simulated sweeps of four close candidates: mean stated share ≈ how often the true best is named."""
     generator = np.random.default_rng(processes)

@@ -58,6 +58,7 @@ def launches(effects: Sequence[float], numbers: Sequence[NumberAxis]) -> list[Ca
     return found
 
 
+@pytest.mark.slow
 def test_the_best_of_two_smooth_axes_takes_fewer_launches_than_with_names() -> None:
     best = NUMBERED[int(np.argmax(SMOOTH))]
     ordered, named = launches(SMOOTH, number_axes(NUMBERED)), launches(SMOOTH, ())
@@ -66,6 +67,7 @@ def test_the_best_of_two_smooth_axes_takes_fewer_launches_than_with_names() -> N
     assert len(ordered) < 0.8 * len(named)
 
 
+@pytest.mark.slow
 def test_an_order_that_means_nothing_costs_next_to_nothing() -> None:
     generator = np.random.default_rng(4)
     threads, tiles = generator.normal(0, 0.3, len(THREADS)), generator.normal(0, 0.3, len(TILES))

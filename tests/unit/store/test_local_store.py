@@ -555,15 +555,17 @@ def test_a_bad_manifest_is_refused_and_not_listed(
 # Readers that are not kvray: the partition column `run_id` is also a column of the files
 
 
-@pytest.fixture
-def two_runs(store: ResultsStore, tmp_path: Path) -> Path:
-    """One compacted run, one not, and what a killed writer left."""
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One compacted run, one not, and what a killed writer left. Tests read it only."""
+    folder = tmp_path_factory.mktemp("two-runs")
+    store = ResultsStore(folder)
     for run_id in ("20260101-120000-abcd", "2026-01-02"):
         store.append(result_of("t-1", run_id=run_id))
         store.append(result_of("t-2", run_id=run_id))
     store.compact("2026-01-02")
-    run_killed(tmp_path, at="Path.replace", action="store.append(result_of('t-3'))")
-    return tmp_path
+    run_killed(folder, at="Path.replace", action="store.append(result_of('t-3'))")
+    return folder
 
 
 EXPECTED = [("2026-01-02", "static", 2), ("20260101-120000-abcd", "static", 2)]

@@ -133,6 +133,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, operation: int, act: Callable[[],
     return False
 
 
+@pytest.mark.slow
 def test_whenever_it_is_killed_every_trial_that_was_kept_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ def test_instants_are_microseconds_in_utc() -> None:
     assert TRIALS_SCHEMA.field("started_at").type == RUNS_SCHEMA.field("started_at").type == pa.timestamp("us", "UTC")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(records, max_size=3))
 def test_records_come_back_equal(items: list[TrialRecord]) -> None:
     table = through_a_file(to_table(items, TrialRecord))

@@ -60,6 +60,7 @@ def test_what_optuna_proposes_is_launched_once_each_and_in_the_same_order_for_th
     assert task(1) == task(1)
 
 
+@pytest.mark.slow
 def test_a_number_axis_that_the_engine_declares_is_searched_by_its_order() -> None:
     """The fake engine's tile: 64 is best, and it gets slower by the ratio to that."""
     declared = FakeAdapter().axes(DeviceFacts(device=DeviceType.CPU, device_name="the CPU of a test"))
