@@ -256,5 +256,6 @@ def _differs(run_id: str, differences: Sequence[str]) -> ResultsError:
     return ResultsError(
         f"Sweep {run_id!r} cannot be resumed, because new measurements could not be compared with its own. "
         f"Different now: {'; '.join(differences)}.",
-        hint="Undo that, start a new sweep without --resume, or pass --force to kvray tune: it measures all anew beside it.",
+        hint="Undo that, start a new sweep without --resume, or pass --force to kvray tune: it measures all anew "
+        "beside it.",
     )
