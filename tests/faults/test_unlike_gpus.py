@@ -32,6 +32,8 @@ from kvray.tuning.batch_options import BatchOptions
 from kvray.tuning.result import TuneResult, read_result
 from kvray.tuning.search import TuningSearch
 
+pytestmark = pytest.mark.slow  # tests/unit/sweep/test_lanes.py holds whose trial is next on which type
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
@@ -90,7 +92,6 @@ def launched(records: Mapping[str, TrialRecord], gpu_type: str) -> dict[str, Tri
     return {key: one for key, one in records.items() if one.gpu_type == gpu_type and one.status.was_launched}
 
 
-@pytest.mark.slow
 def test_a_sweep_measures_every_candidate_on_every_type_that_is_there(sweep: Said) -> None:
     for name in ("A100", "H100"):
         own = launched(sweep.records, name)
@@ -99,7 +100,6 @@ def test_a_sweep_measures_every_candidate_on_every_type_that_is_there(sweep: Sai
         assert len(searched) == len(set(searched)) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A100", "H100"])
 def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep: Said, name: str) -> None:
     """There are two A100 that are alike, and the other one is free meanwhile."""
@@ -112,7 +112,6 @@ def test_the_trials_of_a_confirming_round_run_one_after_another_on_one_gpu(sweep
     assert all(later[0] >= earlier[1] for earlier, later in itertools.pairwise(spans))  # type: ignore[operator]
 
 
-@pytest.mark.slow
 def test_what_one_type_has_recorded_is_kept_and_not_taken_as_measured_for_another(sweep: Said) -> None:
     before = launched(sweep.before, "A100")
     assert before
@@ -122,7 +121,6 @@ def test_what_one_type_has_recorded_is_kept_and_not_taken_as_measured_for_anothe
     }
 
 
-@pytest.mark.slow
 def test_each_type_has_a_ranking_a_plan_and_a_report_of_its_own_and_no_round_mixes_them(sweep: Said) -> None:
     first = sweep.result
     (other,) = first.other_hardware
@@ -135,7 +133,6 @@ def test_each_type_has_a_ranking_a_plan_and_a_report_of_its_own_and_no_round_mix
         assert [trial for trial in one.results if trial.record.role is Role.CONFIRM]
 
 
-@pytest.mark.slow
 def test_the_lines_tell_on_which_type_a_trial_runs_and_the_best_of_each(sweep: Said) -> None:
     assert any(line.startswith("start") and line.endswith(" on H100") for line in sweep.lines), sweep.lines
     assert [line for line in sweep.lines if "A100 + H100 (cuda)" in line]
@@ -144,7 +141,6 @@ def test_the_lines_tell_on_which_type_a_trial_runs_and_the_best_of_each(sweep: S
     assert " on H100 · TTFT" in last
 
 
-@pytest.mark.slow
 def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: Said) -> None:
     store = ResultsStore(sweep.folder)
     manifest = store.read_manifest(store.latest_run_id())
@@ -153,7 +149,6 @@ def test_the_device_of_a_sweep_is_that_of_a_node_that_measures(sweep: Said) -> N
     assert [one.gpu_type for one in manifest.gpu_types] == ["A100", "H100"]
 
 
-@pytest.mark.slow
 def test_a_record_says_on_which_hardware_it_was_measured(sweep: Said) -> None:
     digests = {(one.gpu_type, one.hardware) for one in sweep.records.values() if one.status.was_launched}
     assert len(digests) == 2
@@ -201,7 +196,6 @@ def test_no_token_is_sent_to_a_cluster_that_asks_for_none(cluster: str, monkeypa
         forget_token()
 
 
-@pytest.mark.slow  # whose trial is next on which type is in tests/unit/sweep/test_lanes.py
 def test_each_model_of_a_batch_is_measured_on_every_type(cluster: str, tmp_path: Path) -> None:
     settings = {"engine": "fake", "search": "grid", "confirm_rounds": 0, "dtypes": ["float32"], "caches": ["dynamic"]}
     asked = [AskedSweep(model_id=name, profile=SMALL, settings=settings) for name in ("fake:ok", "fake:eager=oom")]

@@ -82,10 +82,11 @@ def test_json_has_numbers_per_candidate_and_cell(kvray: Kvray, tiny_model: str) 
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (
+        pytest.param(
             "jamba",
             SMALL_JAMBA,
             "Nothing can be forecast of random:model: kvray has no formulas for models of type 'jamba'.",
+            marks=pytest.mark.slow,
         ),
         (
             "llama",

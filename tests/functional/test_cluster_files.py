@@ -62,12 +62,18 @@ def test_rays_launcher_accepts_the_file_and_asks_for_the_token(path: Path) -> No
     assert sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values()) == 2
 
 
+def definition_of(name: str) -> Any:
+    """KubeRay's definition of the resource in a manifest: megabytes of YAML. Python's own loader takes 10 s for it."""
+    content = lzma.decompress((DEFINITIONS / MANIFESTS[name]).read_bytes())
+    return yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 @pytest.mark.skipif(not DEFINITIONS.is_dir(), reason="KubeRay's resource definitions are not beside the project")
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_kuberay_knows_every_field_of_the_manifest(name: str) -> None:
     from jsonschema import Draft202012Validator
 
-    definition = yaml.safe_load(lzma.decompress((DEFINITIONS / MANIFESTS[name]).read_bytes()))
+    definition = definition_of(name)
     manifest = load(CLUSTER / "kubernetes" / name)
     group, version = manifest["apiVersion"].split("/")
     assert (group, manifest["kind"]) == (definition["spec"]["group"], definition["spec"]["names"]["kind"])
@@ -187,7 +193,7 @@ def test_the_cron_job_has_known_fields_and_watches_one_node_never_twice_at_once(
 def test_kubernetes_knows_every_field_of_the_cron_jobs_pod() -> None:
     from jsonschema import Draft202012Validator
 
-    definition = yaml.safe_load(lzma.decompress((DEFINITIONS / MANIFESTS["raycluster.yaml"]).read_bytes()))
+    definition = definition_of("raycluster.yaml")
     (served,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
     cluster = served["schema"]["openAPIV3Schema"]["properties"]["spec"]
     schema = cluster["properties"]["headGroupSpec"]["properties"]["template"]["properties"]["spec"]

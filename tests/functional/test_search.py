@@ -209,6 +209,7 @@ def test_what_the_sweep_was_asked_is_in_the_manifest(modelled: TuneResult) -> No
 # The other ways
 
 
+@pytest.mark.slow
 def test_the_grid_measures_all_to_the_last_rung_and_confirms_nothing_when_told_so(tmp_path: Path) -> None:
     result = sweep(tmp_path, search=SearchStrategy.GRID, confirm_rounds=0, caches=("static",), space="default")
     assert_each_is_accounted_for_once(result, candidates=7)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,72 +52,6 @@ def write_snippet(path: Path, request: ModelRequest | str, candidate: Candidate,
     return path
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    tmp_path_factory: pytest.TempPathFactory,
-    demo_model: Path,
-    tiny_model: str,
-    cache_folder: Path,
-    environment: dict[str, str],
-) -> dict[str, dict[str, Any]]:
-    """What each snippet did and what kvray measured, all in one process."""
-    folder = tmp_path_factory.mktemp("snippets")
-    with pytest.MonkeyPatch.context() as variables:
-        variables.setenv("KVRAY_CACHE", str(cache_folder))
-        demo_folder = converted_gguf(demo_model)
-    samples = save_tiny_model(folder / "model", do_sample=True, num_return_sequences=2, repetition_penalty=1.5)
-    pickled = pickle_weights(save_tiny_model(folder / "pickled"))
-    own = give_own_code(save_tiny_model(folder / "own"))
-    typed = save_tiny_model(folder / "typed")
-    given = ["input_ids", "token_type_ids", "attention_mask"]
-    change_config(typed, name="tokenizer_config.json", model_input_names=given)
-    bare = save_tiny_model(folder / "bare", has_special_tokens=False)
-    smaller = change_config(save_tiny_model(folder / "smaller"), vocab_size=96)
-    images = save_image_text_config(folder / "images")
-    requests = {
-        "gguf": ModelRequest(model_id=str(write_tiny_gguf(folder / "tiny.gguf"))),
-        "folder": ModelRequest(model_id=str(demo_folder)),
-        "random": ModelRequest(model_id=tiny_model),
-        "compiled": ModelRequest(model_id=tiny_model),
-        "quantized": ModelRequest(model_id=tiny_model),
-        "pickled": ModelRequest(model_id=str(pickled), allow_pickle=True),
-        "own code": ModelRequest(model_id=str(own), trust_remote_code=True),
-        "token types": ModelRequest(model_id=str(typed)),
-        "no special tokens": ModelRequest(model_id=str(bare)),
-        "other tokenizer": ModelRequest(model_id=f"random:{smaller}"),
-        "images": ModelRequest(model_id=f"random:{images}"),
-    }
-    cases = []
-    for name, candidate in CANDIDATES.items():
-        request = requests.get(name, ModelRequest(model_id=str(samples)))
-        loader = "AutoModelForImageTextToText" if name == "images" else None
-        cases.append(
-            {
-                "path": str(write_snippet(folder / f"{name}.py", request, candidate, loader=loader)),
-                "request": asdict(request),
-                "candidate": candidate.to_dict(),
-                "cell": measured_cell(candidate),
-                "prompt": [PROMPT, PROMPT[::-1]] if candidate.batch_size > 1 else PROMPT,
-                "tokens": TOKENS,
-            }
-        )
-    (folder / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, str(RUNNER), str(folder / "cases.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **environment,
-            **TransformersAdapter().process_environment(),
-            "KVRAY_CACHE": str(cache_folder),
-            "OMP_NUM_THREADS": "1",
-        },
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(CANDIDATES, json.loads(done.stdout), strict=True))
-
-
 CANDIDATES = {
     "gguf": make_candidate("static", "sdpa_math", "bfloat16"),
     "folder": make_candidate("dynamic", "sdpa_flash", "float32"),
@@ -132,28 +68,106 @@ CANDIDATES = {
     "other tokenizer": make_candidate(),
     "images": make_candidate("static"),
 }
-KEPT = {name for name, candidate in CANDIDATES.items() if candidate.cache.has_fixed_size}
+SLOW = {"compiled"}
+"""Compiling takes as long as all others together."""
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CANDIDATES]
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_the_snippet_generates_exactly_the_measured_tokens(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
-    seen = outcomes[name]
+@pytest.fixture(scope="module")
+def requests(
+    tmp_path_factory: pytest.TempPathFactory, demo_model: Path, tiny_model: str, cache_folder: Path
+) -> dict[str, ModelRequest]:
+    """The model of each snippet."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("KVRAY_CACHE", str(cache_folder))
+        demo_folder = converted_gguf(demo_model)
+    samples = save_tiny_model(folder / "model", do_sample=True, num_return_sequences=2, repetition_penalty=1.5)
+    pickled = pickle_weights(save_tiny_model(folder / "pickled"))
+    own = give_own_code(save_tiny_model(folder / "own"))
+    typed = save_tiny_model(folder / "typed")
+    given = ["input_ids", "token_type_ids", "attention_mask"]
+    change_config(typed, name="tokenizer_config.json", model_input_names=given)
+    bare = save_tiny_model(folder / "bare", has_special_tokens=False)
+    smaller = change_config(save_tiny_model(folder / "smaller"), vocab_size=96)
+    images = save_image_text_config(folder / "images")
+    of_their_own = {
+        "gguf": ModelRequest(model_id=str(write_tiny_gguf(folder / "tiny.gguf"))),
+        "folder": ModelRequest(model_id=str(demo_folder)),
+        "random": ModelRequest(model_id=tiny_model),
+        "compiled": ModelRequest(model_id=tiny_model),
+        "quantized": ModelRequest(model_id=tiny_model),
+        "pickled": ModelRequest(model_id=str(pickled), allow_pickle=True),
+        "own code": ModelRequest(model_id=str(own), trust_remote_code=True),
+        "token types": ModelRequest(model_id=str(typed)),
+        "no special tokens": ModelRequest(model_id=str(bare)),
+        "other tokenizer": ModelRequest(model_id=f"random:{smaller}"),
+        "images": ModelRequest(model_id=f"random:{images}"),
+    }
+    return {name: of_their_own.get(name, ModelRequest(model_id=str(samples))) for name in CANDIDATES}
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    tmp_path_factory: pytest.TempPathFactory,
+    requests: dict[str, ModelRequest],
+    cache_folder: Path,
+    environment: dict[str, str],
+) -> Callable[[str], dict[str, Any]]:
+    """What a snippet did and what kvray measured: all quick ones in one process, the slow ones in another."""
+
+    @functools.cache
+    def outcomes(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("snippets")
+        cases = [case_of(name, requests[name], folder) for name in names]
+        (folder / "cases.json").write_text(json.dumps(cases))
+        done = subprocess.run(
+            [sys.executable, str(RUNNER), str(folder / "cases.json")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **environment,
+                **TransformersAdapter().process_environment(),
+                "KVRAY_CACHE": str(cache_folder),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(zip(names, json.loads(done.stdout), strict=True))
+
+    return lambda name: outcomes(tuple(one for one in CANDIDATES if (one in SLOW) == (name in SLOW)))[name]
+
+
+def case_of(name: str, request: ModelRequest, folder: Path) -> dict[str, Any]:
+    candidate, loader = CANDIDATES[name], "AutoModelForImageTextToText" if name == "images" else None
+    return {
+        "path": str(write_snippet(folder / f"{name}.py", request, candidate, loader=loader)),
+        "request": asdict(request),
+        "candidate": candidate.to_dict(),
+        "cell": measured_cell(candidate),
+        "prompt": [PROMPT, PROMPT[::-1]] if candidate.batch_size > 1 else PROMPT,
+        "tokens": TOKENS,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_snippet_generates_exactly_the_measured_tokens(name: str, outcome: Callable[[str], dict[str, Any]]) -> None:
+    seen = outcome(name)
     assert [len(row) for row in seen["tokens"]] == [TOKENS] * CANDIDATES[name].batch_size
     assert seen["tokens"] == seen["measured"]
     assert seen["repeats"], "the second call answers as the first"
+    said = seen["said"]
+    assert said is None or said[0] == said[1], "a plan's session says what was measured"
+    silent = ("random", "compiled", "quantized", "other tokenizer", "images")
+    assert (said is None) == (name in silent or CANDIDATES[name].batch_size > 1), "no tokenizer there writes for it"
 
 
-@pytest.mark.parametrize("name", [name for name, one in CANDIDATES.items() if one.batch_size == 1])
-def test_a_plans_session_says_what_was_measured(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
-    said = outcomes[name]["said"]
-    assert said is None or said[0] == said[1]
-    random = ("random", "compiled", "quantized", "other tokenizer", "images")
-    assert (said is None) == (name in random), "those have no tokenizer that writes for them"
-
-
-@pytest.mark.parametrize("name", CANDIDATES)
-def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
-    seen, candidate = outcomes[name], CANDIDATES[name]
+@pytest.mark.parametrize("name", NAMES)
+def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(
+    name: str, outcome: Callable[[str], dict[str, Any]]
+) -> None:
+    seen, candidate = outcome(name), CANDIDATES[name]
     arguments = call_arguments(candidate)
     assert seen["cache_class"] == arguments.cache_class
     assert seen["attn_implementation"] == arguments.attn_implementation
@@ -162,14 +176,8 @@ def test_the_snippet_runs_the_measured_cache_kernel_and_dtype(name: str, outcome
     assert seen["dtype"] == candidate.dtype
     expected = {"own code": "OwnForCausalLM", "images": "Mistral3ForConditionalGeneration"}
     assert seen["class"] == expected.get(name, "LlamaForCausalLM")
-
-
-def test_only_the_compiled_snippet_compiles(outcomes: dict[str, dict[str, Any]]) -> None:
-    assert {name for name in CANDIDATES if outcomes[name]["compiled"]} == {"compiled"}
-
-
-def test_static_caches_are_kept_between_calls(outcomes: dict[str, dict[str, Any]]) -> None:
-    assert {name for name in CANDIDATES if outcomes[name]["same_cache"]} == KEPT
+    assert seen["compiled"] == (name == "compiled")
+    assert seen["same_cache"] == candidate.cache.has_fixed_size, "a static cache is kept between calls"
 
 
 WITHOUT_KVRAY = "import runpy, sys; sys.modules['kvray'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
