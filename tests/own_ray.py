@@ -17,6 +17,8 @@ from ray.cluster_utils import Cluster
 from kvray.sweep.lean_ray import NO_WORKERS_AHEAD, lean_ray
 from kvray.sweep.loopback import forget_token, recall_auth_mode
 
+NOT_NICE = {"worker_niceness": 0}
+"""For Ray's `_system_config`. Its workers are at 15 otherwise, and starve while other tests keep all CPUs busy."""
 _MODE = "RAY_AUTH_MODE"
 
 
@@ -56,7 +58,7 @@ def _small() -> Iterator[dict[str, Any]]:
     """While a Ray starts, which takes what this yields as further options."""
     with lean_ray(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Node, "start_api_server", _start_nothing)  # it starts without a dashboard too
-        yield {"include_dashboard": False, "_system_config": dict(NO_WORKERS_AHEAD)}
+        yield {"include_dashboard": False, "_system_config": dict(NO_WORKERS_AHEAD) | NOT_NICE}
 
 
 def _start_nothing(self: Node, **options: object) -> None:

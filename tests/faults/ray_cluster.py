@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from own_ray import NOT_NICE
+
 TOKEN = "0123456789abcdef0123456789abcdef"
 _STARTS_WITHIN_S = 240.0
 _PORTS = range(20_000, 32_000)
@@ -93,7 +95,7 @@ class RayCluster:
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._dashboard_port or _free_port())),
             *("--dashboard-agent-listen-port", str(_free_port())),
             *("--min-worker-port", "0", "--max-worker-port", "0"),  # by default 10002 to 19999, where ours may lie too
-            *("--system-config", json.dumps({"metrics_report_interval_ms": 1000})),
+            *("--system-config", json.dumps({"metrics_report_interval_ms": 1000, **NOT_NICE})),
         )
         with self._said.open("wb") as said:
             process = subprocess.Popen(
