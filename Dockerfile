@@ -52,7 +52,8 @@ RUN python3 -m venv /opt/kvray \
 ENV PATH=/opt/kvray/bin:$PATH \
     HF_HOME=/cache/huggingface \
     KVRAY_CACHE=/cache/kvray \
-    RAY_USAGE_STATS_ENABLED=0
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_worker_niceness=0
 VOLUME ["/cache", "/results"]
 WORKDIR /results
 ENTRYPOINT ["kvray"]
