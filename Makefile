@@ -16,9 +16,10 @@ demo: $(VENV)/.demo
 		--output $(DEMO_RESULTS)
 
 # Four processes run tests, on two cores too, because sweeps wait a lot: whole files, in their order, because a file's
-# tests share a sweep. The long ones come first. Threads of OpenMP that wait must leave the cores to other processes.
+# tests share a sweep. The long ones come first. Threads of OpenMP that wait must leave the cores to other processes; and each of
+# hundreds of processes would compile kvray where an environment forbids Python to keep what it has compiled.
 test: lint
-	CI=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -m "not slow" --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	CI=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not slow" --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: lint $(VENV)/.slow
 	$(BIN)/pytest

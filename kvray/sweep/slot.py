@@ -16,6 +16,7 @@ from kvray.candidate import DeviceType
 from kvray.measuring.recording import rung_cells, rung_metrics
 from kvray.measuring.runner import MeasuredTrial, TrialRunner
 from kvray.measuring.surroundings import hardware_here, set_process_environment, trial_environment
+from kvray.probes.cpu import set_normal_priority
 from kvray.probes.environment import Environment, device_uuid
 from kvray.record import TrialStatus
 from kvray.search_paths import leave_out_working_folder
@@ -49,6 +50,7 @@ class Slot(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the environment of all processes to come, and start the fork server."""
         task: TrialTask = config[TASK]
+        set_normal_priority()  # a busy machine would let the next process wait for minutes
         leave_out_working_folder()  # a cluster may have been started with other paths than ours
         self._trial: MeasuredTrial | None = None
         set_process_environment(threads=task.threads, offline=task.spec.request.offline)

@@ -46,7 +46,11 @@ def tune(tmp_path: Path) -> Iterator[Tune]:
 
 
 def slots_of(driver: Driver) -> list[psutil.Process]:
-    below = psutil.Process(driver.process.pid).children(recursive=True)
+    return slots_below(psutil.Process(driver.process.pid))
+
+
+def slots_below(process: psutil.Process) -> list[psutil.Process]:
+    below = process.children(recursive=True)
     return [one for one in below if " ".join(command_line(one)).startswith(SLOT_TITLES)]
 
 
@@ -168,6 +172,20 @@ def test_the_only_node_with_room_may_leave_and_another_come(tune: Tune, tmp_path
     finally:
         cluster.shutdown()
     assert list(statuses(recorded(tmp_path / "out")).values()) == [TrialStatus.OK] * 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="takes root")
+def test_a_slot_gives_way_to_nobody_on_a_cluster_whose_workers_do(tune: Tune) -> None:
+    cluster = cluster_of(num_cpus=2, _system_config={})  # Ray's own is niceness 15
+    try:
+        sweep = tune("fake:eager=hang", *GRID, "--address", str(cluster.address))
+        sweep.wait_for("start   dynamic/eager/float32")
+        slots = slots_below(psutil.Process())
+        assert slots
+        assert {one.nice() for one in slots} == {0}
+    finally:
+        cluster.shutdown()
 
 
 def check_broken_off(sweep: Driver, folder: Path) -> None:
