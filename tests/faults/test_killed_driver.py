@@ -16,7 +16,7 @@ from kvray.store.parquet import ResultsStore
 
 SWEEP = ("fake:static/eager=exit,sdpa_math/b=oom", *FAKE, "--search", "grid", "--confirm", "0")
 """Twelve candidates, each measured once; four of them fail."""
-ORPHANS_GONE_WITHIN_S = 60.0
+ORPHANS_GONE_WITHIN_S = 5.0
 MOST_LINES = 55
 """So many does an undisturbed sweep say, nearly."""
 

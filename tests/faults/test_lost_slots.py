@@ -219,7 +219,7 @@ def test_a_ray_that_breaks_down_ends_the_sweep_with_what_to_do(server: str, tune
     (process,) = (one for one in psutil.Process(sweep.process.pid).children() if one.name() == server)
     process.kill()
     check_broken_off(sweep, tmp_path / "out")
-    assert sweep.orphans(60.0) == []
+    assert sweep.orphans(5.0) == []
     (kept,) = sweep.ray_sessions()
     assert f"Ray's logs are kept in {kept}." in sweep.lines[-1]
     shutil.rmtree(kept)

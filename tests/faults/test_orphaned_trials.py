@@ -21,7 +21,7 @@ from test_lost_slots import kill_slots, slots_of
 from kvray.record import TrialStatus
 from kvray.trial.trial_reaper import used_inodes
 
-GONE_WITHIN_S = 60.0
+GONE_WITHIN_S = 5.0
 ONE = (*FAKE, "--confirm", "0", "--cache", "dynamic", "--attention", "sdpa", "--dtype", "float32")
 SHARED_MEMORY = Path("/dev/shm")
 LITTER = "=server,=children,=daemon,=files,=shm"

@@ -41,7 +41,7 @@ PROFILE = create_custom_profile(
     weight_throughput=0.4,
     weight_memory=0.2,
 )
-GONE_WITHIN_S = 60.0
+GONE_WITHIN_S = 15.0
 OpenSide = Callable[..., Side]
 
 

@@ -68,7 +68,7 @@ class SlurmJob:
 
     def left_behind(self) -> list[psutil.Process]:
         """Processes of this job's Ray, which ends its own within seconds."""
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 10
         while found := [one for one in psutil.process_iter(["cmdline"]) if self._is_ours(one)]:
             if time.monotonic() > deadline:
                 break
