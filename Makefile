@@ -16,8 +16,8 @@ demo: $(VENV)/.demo
 		--output $(DEMO_RESULTS)
 
 # Four processes run tests, on two cores too, because sweeps wait a lot: whole files, in their order, because a file's
-# tests share a sweep. The long ones come first. Threads of OpenMP that wait must leave the cores to other processes; and each of
-# hundreds of processes would compile kvray where an environment forbids Python to keep what it has compiled.
+# tests share a sweep. The long ones come first. Threads of OpenMP that wait must leave the cores to other processes. Python
+# keeps what it has compiled, also where the environment forbids it: hundreds of processes import kvray.
 test: lint
 	CI=1 OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not slow" --numprocesses 4 --dist loadfile --no-loadscope-reorder
 

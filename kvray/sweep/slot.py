@@ -50,7 +50,7 @@ class Slot(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Prepare the environment of all processes to come, and start the fork server."""
         task: TrialTask = config[TASK]
-        set_normal_priority()  # a busy machine would let the next process wait for minutes
+        set_normal_priority()  # Ray starts it at niceness 15, which all below it would inherit
         leave_out_working_folder()  # a cluster may have been started with other paths than ours
         self._trial: MeasuredTrial | None = None
         set_process_environment(threads=task.threads, offline=task.spec.request.offline)
