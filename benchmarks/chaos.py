@@ -9,10 +9,9 @@ one right after the other on the same machine; most of them are Ray's starts. Ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -172,9 +171,10 @@ def attempt(
 def kill_slot(driver: Driver) -> int:
     """Kill the process that holds a trial; returns how many there were to kill."""
     for one in psutil.Process(driver.process.pid).children(recursive=True):
-        if (one.cmdline() or [""])[0].startswith(SLOT_TITLES):
-            os.kill(one.pid, signal.SIGKILL)
-            return 1
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may end meanwhile
+            if (one.cmdline() or [""])[0].startswith(SLOT_TITLES):
+                one.kill()
+                return 1
     return 0
 
 
